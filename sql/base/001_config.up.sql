@@ -1,0 +1,39 @@
+-- The configuration table that holds every gate, and the master gate.
+--
+-- Belongs to IU Core. In production it is there already; this copy serves the embedded server and the tests.
+-- needs: nothing
+-- locks: nothing that exists
+
+create table public.dot_config (
+    key          text         not null,
+    value        text,
+    description  text,
+    updated_at   timestamptz  not null default now(),
+
+    constraint dot_config_key_unique unique (key)
+);
+
+comment on table public.dot_config is
+    'Configuration by key. All gates live here; a missing key means closed.';
+comment on column public.dot_config.key is 'Dotted name of the setting.';
+comment on column public.dot_config.value is 'The value as text; a gate is open only when it is exactly ''true''.';
+comment on column public.dot_config.description is 'What the setting does, for the person who finds it.';
+comment on column public.dot_config.updated_at is 'When the value was last changed; for a gate: open or closed since.';
+comment on constraint dot_config_key_unique on public.dot_config is 'One value a key.';
+
+insert into public.dot_config (key, value, description) values
+    ('iu_core.routes_master_enabled', 'true',
+     'Master gate: while it is not ''true'' no unit event is emitted and no route is worked.');
+
+create function public.fn_iu_core_routes_enabled()
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+    select coalesce((select d.value = 'true'
+                       from public.dot_config d
+                      where d.key = 'iu_core.routes_master_enabled'), false)
+$$;
+comment on function public.fn_iu_core_routes_enabled() is
+    'The master gate: true only while iu_core.routes_master_enabled is exactly ''true''.';

@@ -1,0 +1,6 @@
+-- Nothing to take back: 070 only reads.
+--
+-- kind: command
+-- loses: nothing
+
+select 'verification changes nothing' as note;

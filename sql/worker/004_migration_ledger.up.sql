@@ -1,0 +1,25 @@
+-- Which files of this package were applied here, and from which text.
+--
+-- needs: nothing
+-- locks: nothing that exists
+
+create table public.iu_migration (
+    name         text         not null,
+    checksum     text         not null,
+    applied_at   timestamptz  not null default now(),
+    applied_by   text         not null default session_user,
+    duration_ms  integer      not null default 0,
+    evidence     jsonb        not null default '{}',
+
+    constraint iu_migration_pkey primary key (name),
+    constraint iu_migration_checksum_chk check (checksum ~ '^[0-9a-f]{64}$')
+);
+comment on table public.iu_migration is 'The files of iu-listen that are applied to this database.';
+comment on column public.iu_migration.name is 'Folder and name of the file, without .up.sql.';
+comment on column public.iu_migration.checksum is 'SHA-256 of the applied .up.sql; an edited applied file is an error.';
+comment on column public.iu_migration.applied_at is 'When it was applied.';
+comment on column public.iu_migration.applied_by is 'By which role.';
+comment on column public.iu_migration.duration_ms is 'How long it took.';
+comment on column public.iu_migration.evidence is 'What the gates showed when it was applied, the backup among it.';
+comment on constraint iu_migration_pkey on public.iu_migration is 'A file is applied once.';
+comment on constraint iu_migration_checksum_chk on public.iu_migration is 'SHA-256 in hexadecimal.';

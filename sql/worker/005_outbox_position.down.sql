@@ -1,0 +1,25 @@
+-- Takes the position of events away.
+--
+-- loses: the transaction and order of every event; a cursor cannot be built on the log again without 005
+-- refuses: while the package that reads it is installed
+-- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only
+
+do $$
+begin
+    if pg_catalog.to_regclass('public.iu_route_worker_cursor') is not null then
+        raise exception 'iu_route_worker_cursor exists: its cursor reads what 005 would drop'
+            using errcode = 'object_not_in_prerequisite_state', hint = 'Roll back 008 first.';
+    end if;
+end
+$$;
+
+drop function public.fn_iu_outbox_refusal(uuid, pg_snapshot);
+drop function public.fn_iu_outbox_tick();
+drop table public.iu_outbox_anchor;
+drop trigger zz_event_outbox_restamp on public.event_outbox;
+drop trigger zz_event_outbox_stamp on public.event_outbox;
+drop function public.fn_iu_outbox_stamp();
+alter table public.event_outbox
+    drop column traceparent,
+    drop column event_seq,
+    drop column xact_id;

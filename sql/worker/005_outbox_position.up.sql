@@ -1,0 +1,151 @@
+-- What a cursor needs to know of every event: which transaction wrote it, and in which order.
+--
+-- An event's position is (xact_id, event_seq): the transaction that wrote it and a number drawn while it was
+-- written. Neither created_at nor the number alone is an order of commits (docs/why/cursor.md); together with
+-- snapshots they give each event to a cursor exactly once, whenever it commits.
+--
+-- needs: base (event_outbox)
+-- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only: no table rewrite, no scan
+
+-- Position -----------------------------------------------------------------------------------------------
+
+-- CACHE must stay 1: with a larger cache a session could draw a low number late, and the numbers of two writers
+-- of one subject would no longer follow the order in which they held its row lock.
+create sequence public.event_outbox_event_seq as bigint cache 1;
+comment on sequence public.event_outbox_event_seq is
+    'Numbers events as they are written. Gaps and late arrivals are normal; CACHE must stay 1.';
+
+-- Whoever may insert into event_outbox must not need a new privilege because of us.
+grant usage on sequence public.event_outbox_event_seq to public;
+
+-- Both defaults are constant for the rows that exist (pg_current_xact_id is STABLE): the table is not rewritten,
+-- and to a cursor everything older than this migration looks like one transaction, this one.
+-- xact_id comes first: columns are filled in this order, so the number is drawn after the xid is assigned.
+alter table public.event_outbox
+    add column xact_id      xid8    not null default pg_current_xact_id(),
+    add column event_seq    bigint  not null default 0,
+    add column traceparent  text    default nullif(current_setting('iu.traceparent', true), '');
+
+alter table public.event_outbox
+    alter column event_seq set default nextval('public.event_outbox_event_seq');
+
+alter sequence public.event_outbox_event_seq owned by public.event_outbox.event_seq;
+
+comment on column public.event_outbox.xact_id is
+    'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
+comment on column public.event_outbox.event_seq is
+    'Order of writing, which is commit order for events of one subject. Set by the stamp.';
+comment on column public.event_outbox.traceparent is
+    'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
+
+-- Stamp --------------------------------------------------------------------------------------------------
+
+-- Unconditional: nothing that a client sends in these two columns is believed, whether by an explicit value,
+-- COPY, a logical replication worker or a data-only restore. An invented xact_id would lie in the past of every
+-- cursor and the event would be lost; an invented event_seq would break the order of its subject.
+create function public.fn_iu_outbox_stamp()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+    new.xact_id   := pg_catalog.pg_current_xact_id();
+    new.event_seq := pg_catalog.nextval('public.event_outbox_event_seq');
+    return new;
+end
+$$;
+comment on function public.fn_iu_outbox_stamp() is
+    'Sets xact_id and event_seq of an event to what they really are.';
+
+-- "zz": triggers fire in order of their names, and nobody shall change the stamp after us.
+create trigger zz_event_outbox_stamp
+    before insert on public.event_outbox
+    for each row execute function public.fn_iu_outbox_stamp();
+comment on trigger zz_event_outbox_stamp on public.event_outbox is
+    'Nothing enters the log unstamped, not even under session_replication_role = replica.';
+
+create trigger zz_event_outbox_restamp
+    before update of event_domain on public.event_outbox
+    for each row
+    when (new.event_domain is distinct from old.event_domain)
+    execute function public.fn_iu_outbox_stamp();
+comment on trigger zz_event_outbox_restamp on public.event_outbox is
+    'An event that moves to another domain is new there: without a new stamp its cursor would have passed it.';
+
+alter table public.event_outbox enable always trigger zz_event_outbox_stamp;
+alter table public.event_outbox enable always trigger zz_event_outbox_restamp;
+
+-- Anchor -------------------------------------------------------------------------------------------------
+
+-- Transaction ids mean nothing in another cluster. A dump carries the stored xact_id along, but the row's own
+-- xmin is that of the restoring transaction: where the two differ, history is foreign and cursors must not be
+-- believed. VACUUM (FULL, FREEZE) and pg_upgrade keep xmin, so they do not alarm. The row is therefore inserted
+-- at the top level of a transaction, never inside a savepoint, and never updated.
+create table public.iu_outbox_anchor (
+    one         boolean      not null default true,
+    lineage     uuid         not null default gen_random_uuid(),
+    xact_id     xid8         not null default pg_current_xact_id(),
+    created_at  timestamptz  not null default now(),
+
+    constraint iu_outbox_anchor_pkey primary key (one),
+    constraint iu_outbox_anchor_one check (one)
+);
+comment on table public.iu_outbox_anchor is
+    'One row that tells whether this is the history in which the cursors were written. Never update it.';
+comment on column public.iu_outbox_anchor.one is 'Always true: there is one row.';
+comment on column public.iu_outbox_anchor.lineage is 'Name of this history; every cursor carries it.';
+comment on column public.iu_outbox_anchor.xact_id is 'The transaction that inserted this row; equals its xmin in its own history.';
+comment on column public.iu_outbox_anchor.created_at is 'Since when this history counts.';
+comment on constraint iu_outbox_anchor_pkey on public.iu_outbox_anchor is 'There is one row.';
+comment on constraint iu_outbox_anchor_one on public.iu_outbox_anchor is 'There is one row.';
+
+insert into public.iu_outbox_anchor default values;
+
+-- Tick ---------------------------------------------------------------------------------------------------
+
+-- GetSnapshotData leaves the caller's own xid out of the in-progress list, so that the caller sees its own rows.
+-- In a tick that would be a lie: rows which this transaction writes after the tick was taken would count as
+-- consumed. So the own xid is put back, as in progress. xmin needs no change: a snapshot's xmin never lies
+-- above the xid of the backend that took it.
+create function public.fn_iu_outbox_tick()
+returns pg_snapshot
+language sql
+stable
+set search_path = ''
+as $$
+    select case
+             when z.own is null or z.own >= pg_catalog.pg_snapshot_xmax(z.now) then z.now
+             else (pg_catalog.pg_snapshot_xmin(z.now)::text || ':' || pg_catalog.pg_snapshot_xmax(z.now)::text || ':'
+                   || (select pg_catalog.string_agg(x.xid::text, ',' order by x.xid)
+                         from (select pg_catalog.pg_snapshot_xip(z.now) union select z.own) x(xid)))::pg_snapshot
+           end
+      from (select pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id_if_assigned()) z(now, own)
+$$;
+comment on function public.fn_iu_outbox_tick() is
+    'The present snapshot with the own transaction marked as in progress. Take it in a statement after the one '
+    'that locked the cursor.';
+
+create function public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot)
+returns text
+language sql
+stable
+set search_path = ''
+as $$
+    select case
+             -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
+             when pg_catalog.pg_is_in_recovery() then 'standby'
+             when a.lineage is null then 'anchor_missing'
+             when a.here is distinct from a.there then 'foreign_history'
+             when p_lineage is distinct from a.lineage then 'foreign_cursor'
+             when pg_catalog.pg_snapshot_xmax(p_prev)
+                  > pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'cursor_ahead'
+           end
+      from (select 1) one
+      left join (select x.lineage,
+                        x.xmin::text as here,
+                        (x.xact_id::text::numeric % 4294967296)::text as there
+                   from public.iu_outbox_anchor x) a on true
+$$;
+comment on function public.fn_iu_outbox_refusal(uuid, pg_snapshot) is
+    'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, '
+    'foreign_history, foreign_cursor or cursor_ahead.';

@@ -1,0 +1,613 @@
+-- The worker itself: five functions and three views.
+--
+-- needs: 005, 006, 008
+-- locks: nothing that exists
+
+-- Gate ---------------------------------------------------------------------------------------------------
+
+create function public.fn_iu_route_worker_enabled()
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+    select coalesce((select d.value = 'true'
+                       from public.dot_config d
+                      where d.key = 'iu_core.route_worker_enabled'), false)
+$$;
+comment on function public.fn_iu_route_worker_enabled() is
+    'The worker gate: true only while iu_core.route_worker_enabled is exactly ''true''.';
+
+-- Delivery seam ------------------------------------------------------------------------------------------
+
+create function public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+begin
+    raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
+        using errcode = 'feature_not_supported',
+              hint = 'Set the route back to dry run: iu-listen route disable, or dry_run = true.';
+end
+$$;
+comment on function public.fn_iu_route_deliver(text, uuid, jsonb) is
+    'The delivery seam. It fails closed: it always raises, so nothing can leave by mistake.';
+
+-- The batch ----------------------------------------------------------------------------------------------
+--
+-- One transaction: claim, route, audit, cursor. The cursor is a pair of snapshots; the algebra is PGQ's, proof and
+-- measurements are in docs/why/cursor.md. prev: everything visible in it is consumed. tick: the snapshot that is
+-- being consumed now. The rows of a tick are those visible in tick and not in prev, which are
+--
+--   a) the rows of transactions that prev lists as in progress and tick does not (they ended in between), and
+--   b) the rows of transactions from xmax(prev) on that are visible in tick,
+--
+-- a set that never changes once prev and tick are fixed, so it can be paged by (event_seq, id) across batches and
+-- crashes. Nothing ever waits for a transaction that stays open: it simply stays listed.
+--
+--   * The tick is taken in a statement after the one that locked the cursor. One statement doing both would, after
+--     a wait, pair the new prev with an older snapshot (EvalPlanQual), and events would be delivered twice.
+--   * (a) goes by transaction, each through event_outbox_tick_idx; there are as many as were open, mostly none.
+--   * (b) goes by event_seq from the lowest one in the tick (tick_floor) through event_outbox_order_idx. By
+--     transaction it would have to sort the whole tick again for each page: after an hour's absence that is most
+--     of the work. The floor is read from the rows, not derived from the sequence, so a sequence that was set
+--     back costs time, not events.
+--   * Generic plans without sequential, bitmap or parallel scans: the shapes above are the only good ones, and a
+--     plan that depends on the statistics of the day is a latency that depends on the day.
+--   * The run's own transaction counts as in progress in its tick. Only where it had written events before it
+--     called us (the probe; somebody in psql) are these read, in a second pass, and remembered as (own_xid,
+--     own_seq), because after the commit they are part of a tick like all others.
+--   * Sorting is discouraged too, or else (b) would be read through the wrong index, whole, and sorted.
+--   * UNION ALL, not OR: OR gives a BitmapOr over both, or a sequential scan.
+
+create function public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer default 1000)
+returns jsonb
+language plpgsql
+set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set max_parallel_workers_per_gather = 0
+set jit = off
+as $$
+declare
+    c               public.iu_route_worker_cursor;
+    v_refusal       text;
+    v_own           xid8;
+    v_pass          integer := 0;
+    v_page          integer;
+    -- where this pass reads
+    v_resolved      xid8[];
+    v_from_xid      xid8;
+    v_to_xid        xid8;
+    v_open          xid8[];
+    v_after_seq     bigint;
+    v_after_id      uuid;
+    -- the page
+    v_ids           uuid[];
+    v_types         text[];
+    v_streams       text[];
+    v_last_seq      bigint;
+    v_last_id       uuid;
+    v_last_created  timestamptz;
+    -- the parts of the page that are still to be routed, as [from, to]; the last one is next
+    v_parts         integer[];
+    v_lo            integer;
+    v_hi            integer;
+    v_lives         boolean;
+    v_live          record;
+    -- what failed
+    v_bad           record;
+    v_event         jsonb;
+    v_failed_id     uuid[];
+    v_failed_route  text[];
+    v_failed_why    text[];
+    v_state         text;
+    v_message       text;
+    -- the answer
+    v_count         bigint;
+    v_skip          bigint;
+    v_seen          bigint := 0;
+    v_attempts      bigint := 0;
+    v_skipped       bigint := 0;
+    v_dead          bigint := 0;
+    v_done          boolean;
+    v_more          boolean := false;
+    v_answer        jsonb;
+begin
+    if p_batch_limit is null or p_batch_limit < 1 then
+        raise exception 'batch limit must be 1 or more, not %', coalesce(p_batch_limit::text, 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if not public.fn_iu_core_routes_enabled() then
+        return jsonb_build_object('status', 'master_gate_closed', 'worker_name', p_worker_name, 'seen', 0);
+    end if;
+    if not public.fn_iu_route_worker_enabled() then
+        return jsonb_build_object('status', 'worker_gate_closed', 'worker_name', p_worker_name, 'seen', 0);
+    end if;
+
+    v_own := pg_current_xact_id_if_assigned();
+
+    -- Look before locking: locking takes an xid and writes WAL, and most looks of a waiting worker find nothing.
+    select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
+    if not found then
+        raise exception 'worker % is not registered', p_worker_name
+            using errcode = 'no_data_found', hint = 'Registered workers: iu-listen cursor show';
+    end if;
+    v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
+    if v_refusal is not null then
+        return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
+                                  'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
+    end if;
+    if c.tick is null and v_own is null and c.last_run_at > clock_timestamp() - interval '2 seconds' then
+        v_resolved := array(select pg_snapshot_xip(c.prev));
+        v_from_xid := pg_snapshot_xmax(c.prev);
+        if not exists (select from public.event_outbox o
+                        where o.event_domain = c.event_domain and o.xact_id >= v_from_xid)
+           and not exists (select from unnest(v_resolved) x(xid)
+                             join public.event_outbox o on o.event_domain = c.event_domain and o.xact_id = x.xid
+                            where (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true) then
+            return jsonb_build_object(
+                'status', 'ran', 'worker_name', p_worker_name, 'seen', 0, 'attempts_written', 0, 'skipped', 0,
+                'dead_lettered', 0, 'more', false,
+                'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at);
+        end if;
+    end if;
+
+    select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
+
+    v_lives := exists (select from public.iu_outbound_route r where r.enabled and not r.dry_run);
+
+    loop
+        v_pass := v_pass + 1;
+        if v_pass = 1 then
+            if c.tick is null then
+                -- hi_seq first: whatever is visible in the tick drew its number before the tick was taken.
+                select s.last_value into c.hi_seq from public.event_outbox_event_seq s;
+                select public.fn_iu_outbox_tick() into c.tick;
+                if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
+                   or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
+                    raise exception 'the tick % lies before the cursor %', c.tick, c.prev
+                        using errcode = 'serialization_failure',
+                              hint = 'Run the worker in READ COMMITTED.';
+                end if;
+                v_open := array(select pg_snapshot_xip(c.tick));
+                v_from_xid := pg_snapshot_xmax(c.prev);
+                v_to_xid := pg_snapshot_xmax(c.tick);
+                -- "+ 0": without it min() would be planned as a walk along event_outbox_order_idx from its start.
+                select min(o.event_seq + 0) into c.tick_floor
+                  from public.event_outbox o
+                 where o.event_domain = c.event_domain
+                   and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
+                   and o.xact_id <> all (v_open);
+            else
+                v_open := array(select pg_snapshot_xip(c.tick));
+                v_from_xid := pg_snapshot_xmax(c.prev);
+                v_to_xid := pg_snapshot_xmax(c.tick);
+            end if;
+            v_resolved := array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
+                                 where pg_visible_in_snapshot(x.xid, c.tick));
+            v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
+            v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
+        else
+            -- One memory of own events: an earlier transaction's must be covered by a tick first.
+            v_more := coalesce(c.own_xid <> v_own, false);
+            exit when not v_done or v_own is null or v_more or v_seen >= p_batch_limit;
+            v_resolved := array[v_own];
+            v_from_xid := null;
+            v_to_xid := null;
+            v_after_seq := coalesce(c.own_seq, -9223372036854775808);
+            v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+        end if;
+
+        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), count(*)
+          into v_ids, v_types, v_streams, v_page
+          from (select u.id, u.event_type, u.event_stream, u.event_seq
+                  from (select r.id, r.event_type, r.event_stream, r.event_seq
+                          from unnest(v_resolved) x(xid)
+                         cross join lateral (
+                               select o.id, o.event_type, o.event_stream, o.event_seq
+                                 from public.event_outbox o
+                                where o.event_domain = c.event_domain and o.xact_id = x.xid
+                                  and (o.event_seq, o.id) > (v_after_seq, v_after_id)
+                                  and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
+                                order by o.event_seq, o.id
+                                limit p_batch_limit - v_seen) r
+                        union all
+                        (select o.id, o.event_type, o.event_stream, o.event_seq
+                           from public.event_outbox o
+                          where o.event_domain = c.event_domain
+                            and o.event_seq >= c.tick_floor
+                            and (o.event_seq, o.id) > (v_after_seq, v_after_id)
+                            and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
+                            and o.xact_id <> all (v_open)
+                            and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
+                          order by o.event_seq, o.id
+                          limit p_batch_limit - v_seen)) u
+                 order by u.event_seq, u.id
+                 limit p_batch_limit - v_seen) q;
+
+        -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
+        v_parts := case when v_page > 0 then array[1, v_page] else '{}' end;
+        v_failed_id := '{}';
+        v_failed_route := '{}';
+        v_failed_why := '{}';
+        while cardinality(v_parts) > 0 loop
+            v_lo := v_parts[cardinality(v_parts) - 1];
+            v_hi := v_parts[cardinality(v_parts)];
+            v_parts := trim_array(v_parts, 2);
+            begin
+                with written as (
+                    insert into public.iu_route_attempt
+                        (event_ref, route_kind, route_code, status, decision, delivered,
+                         idempotency_key, attempt_no, finished_at)
+                    select k.id, 'outbound', coalesce(r.route_code, '(none)'),
+                           case when r.route_code is null then 'skipped' else 'dry_run' end,
+                           case when r.route_code is not null then 'dry_run'
+                                when exists (select from public.iu_outbound_route d
+                                              where d.event_domain = c.event_domain and d.event_type = k.event_type
+                                                and d.event_stream = k.event_stream) then 'route_disabled'
+                                else 'no_route' end,
+                           false,
+                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1, clock_timestamp()
+                      from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
+                           with ordinality k(id, event_type, event_stream, n)
+                      left join public.iu_outbound_route r
+                        on r.event_domain = c.event_domain and r.event_type = k.event_type
+                       and r.event_stream = k.event_stream and r.enabled
+                     where r.route_code is null or r.dry_run
+                     order by k.n
+                    on conflict (idempotency_key, attempt_no) do nothing
+                    returning status)
+                select count(*), count(*) filter (where w.status = 'skipped') into v_count, v_skip from written w;
+                v_attempts := v_attempts + v_count;
+                v_skipped := v_skipped + v_skip;
+            exception when others then
+                get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                -- Only what an event can cause is the event's fault: bad data, a broken rule, a raise, a size.
+                -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
+                if left(v_state, 2) not in ('22', '23', '44', '54', 'P0') then
+                    raise;
+                end if;
+                if v_lo < v_hi then
+                    v_parts := v_parts || array[(v_lo + v_hi) / 2 + 1, v_hi, v_lo, (v_lo + v_hi) / 2];
+                else
+                    for v_bad in
+                        select coalesce(r.route_code, '(none)') as route_code
+                          from (select 1) one
+                          left join public.iu_outbound_route r
+                            on r.event_domain = c.event_domain and r.event_type = v_types[v_lo]
+                           and r.event_stream = v_streams[v_lo] and r.enabled and r.dry_run
+                    loop
+                        v_failed_id := v_failed_id || v_ids[v_lo];
+                        v_failed_route := v_failed_route || v_bad.route_code;
+                        v_failed_why := v_failed_why || (v_state || ': ' || v_message);
+                    end loop;
+                end if;
+            end;
+        end loop;
+
+        -- Enabled routes that are not dry runs go through the seam, event by event.
+        if v_lives and v_page > 0 then
+            for v_live in
+                select k.id, r.route_code
+                  from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
+                  join public.iu_outbound_route r
+                    on r.event_domain = c.event_domain and r.event_type = k.event_type
+                   and r.event_stream = k.event_stream and r.enabled and not r.dry_run
+                 order by k.n, r.route_code
+            loop
+                begin
+                    select to_jsonb(o) into v_event from public.event_outbox o where o.id = v_live.id;
+                    perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
+                    insert into public.iu_route_attempt
+                        (event_ref, route_kind, route_code, status, decision, delivered,
+                         idempotency_key, attempt_no, finished_at)
+                    values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
+                            'outbound:' || v_live.route_code || ':' || v_live.id, 1, clock_timestamp())
+                    on conflict (idempotency_key, attempt_no) do nothing;
+                    get diagnostics v_count = row_count;
+                    v_attempts := v_attempts + v_count;
+                exception when others then
+                    get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                    v_failed_id := v_failed_id || v_live.id;
+                    v_failed_route := v_failed_route || v_live.route_code;
+                    v_failed_why := v_failed_why || (v_state || ': ' || v_message);
+                end;
+            end loop;
+        end if;
+
+        -- What failed is audited as failed, and kept whole.
+        for v_bad in
+            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key
+              from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
+             order by f.n
+        loop
+            begin
+                insert into public.iu_route_attempt
+                    (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
+                     idempotency_key, attempt_no, finished_at)
+                values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
+                        v_bad.key, 1, clock_timestamp())
+                on conflict (idempotency_key, attempt_no) do nothing;
+                get diagnostics v_count = row_count;
+                v_attempts := v_attempts + v_count;
+            exception when integrity_constraint_violation or data_exception or raise_exception then
+                -- Even its failure cannot be audited. The dead letter below still says all there is to say.
+                get stacked diagnostics v_message = message_text;
+                v_bad.why := v_bad.why || '; audit: ' || v_message;
+            end;
+            insert into public.iu_route_dead_letter
+                (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
+                 failure_code, failure_detail)
+            select p_worker_name, o.id, v_bad.route_code, v_bad.key, 1, to_jsonb(o), 'worker_process_error', v_bad.why
+              from public.event_outbox o
+             where o.id = v_bad.id
+            on conflict (idempotency_key) do update
+               set resolved_at = null, resolution = null,
+                   failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
+            v_dead := v_dead + 1;
+        end loop;
+
+        if v_page > 0 then
+            select o.event_seq, o.id, o.created_at into v_last_seq, v_last_id, v_last_created
+              from public.event_outbox o where o.id = v_ids[v_page];
+            if c.last_created_at is null or (v_last_created, v_last_id) > (c.last_created_at, c.last_event_id) then
+                c.last_created_at := v_last_created;
+                c.last_event_id := v_last_id;
+            end if;
+        end if;
+
+        if v_pass = 1 then
+            v_done := v_page < p_batch_limit;
+            if v_done then
+                -- The tick is consumed, and with it what was remembered of own events that it covers.
+                c.prev := c.tick;
+                c.tick := null;
+                c.tick_floor := null;
+                c.pos_seq := null;
+                c.pos_id := null;
+                if pg_visible_in_snapshot(c.own_xid, c.prev) then
+                    c.own_xid := null;
+                    c.own_seq := null;
+                end if;
+            else
+                c.pos_seq := v_last_seq;
+                c.pos_id := v_last_id;
+            end if;
+        elsif v_page > 0 then
+            c.own_xid := v_own;
+            c.own_seq := v_last_seq;
+        end if;
+        v_seen := v_seen + v_page;
+        exit when v_pass = 2;
+    end loop;
+
+    v_answer := jsonb_build_object(
+        'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
+        'skipped', v_skipped, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
+        'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at);
+
+    update public.iu_route_worker_cursor w
+       set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
+           prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
+           own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
+           total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
+           total_skipped = w.total_skipped + v_skipped, total_dead_lettered = w.total_dead_lettered + v_dead,
+           last_run_at = clock_timestamp(), last_run_summary = v_answer
+     where w.worker_name = p_worker_name;
+    return v_answer;
+end
+$$;
+comment on function public.fn_iu_route_worker_run(text, integer) is
+    'Routes the next page of events: claim, route, audit and cursor in one transaction. Answers what it did, or why '
+    'not: master_gate_closed, worker_gate_closed, standby, foreign_history.';
+
+-- Replay -------------------------------------------------------------------------------------------------
+
+create function public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text default session_user)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+    d          public.iu_route_dead_letter;
+    r          public.iu_outbound_route;
+    v_no       integer;
+    v_status   text;
+    v_decision text;
+    v_resolved boolean := false;
+    v_state    text;
+    v_message  text;
+begin
+    if not public.fn_iu_core_routes_enabled() then
+        return jsonb_build_object('status', 'master_gate_closed', 'dead_letter_id', p_dead_letter_id, 'resolved', false);
+    end if;
+    if not public.fn_iu_route_worker_enabled() then
+        return jsonb_build_object('status', 'worker_gate_closed', 'dead_letter_id', p_dead_letter_id, 'resolved', false);
+    end if;
+
+    select x.* into d from public.iu_route_dead_letter x where x.id = p_dead_letter_id for update;
+    if not found then
+        raise exception 'dead letter % does not exist', p_dead_letter_id
+            using errcode = 'no_data_found', hint = 'Open ones: iu-listen dead-letter list';
+    end if;
+    if d.resolved_at is not null then
+        return jsonb_build_object('status', 'already_resolved', 'dead_letter_id', d.id, 'resolved', true,
+                                  'resolution', d.resolution, 'attempt_no', d.attempt_no);
+    end if;
+
+    select coalesce(max(a.attempt_no), 0) + 1 into v_no
+      from public.iu_route_attempt a where a.idempotency_key = d.idempotency_key;
+    select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
+
+    -- The same decision as in the batch, for one event, from its snapshot.
+    begin
+        if r.enabled is not true then
+            v_status := 'skipped';
+            v_decision := case when r.route_code is null then 'no_route' else 'route_disabled' end;
+        elsif r.dry_run then
+            v_status := 'dry_run';
+            v_decision := 'dry_run';
+        else
+            perform public.fn_iu_route_deliver(d.route_code, d.event_ref, d.event_snapshot);
+            v_status := 'sent';
+            v_decision := 'delivered';
+        end if;
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, finished_at)
+        values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, v_status = 'sent',
+                d.idempotency_key, v_no, clock_timestamp());
+        -- A disabled route is an open question; an event that never had a route is answered.
+        v_resolved := v_decision <> 'route_disabled';
+    exception when others then
+        get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+        if left(v_state, 2) not in ('0A', '22', '23', '44', '54', 'P0') then
+            raise;
+        end if;
+        v_status := 'failed';
+        v_decision := 'dead_letter';
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
+             idempotency_key, attempt_no, finished_at)
+        values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
+                d.idempotency_key, v_no, clock_timestamp());
+    end;
+
+    update public.iu_route_dead_letter x
+       set attempt_no = v_no, replay_count = x.replay_count + 1, last_replay_at = clock_timestamp(),
+           failure_detail = case when v_status = 'failed' then v_state || ': ' || v_message else x.failure_detail end,
+           resolved_at = case when v_resolved then clock_timestamp() end,
+           resolution = case when v_resolved then 'replayed by ' || p_actor || ': ' || v_decision end
+     where x.id = d.id;
+
+    return jsonb_build_object('status', case when v_resolved then 'replayed' else 'not_replayed' end,
+                              'dead_letter_id', d.id, 'event_id', d.event_ref, 'route_code', d.route_code,
+                              'decision', v_decision, 'attempt_no', v_no, 'resolved', v_resolved);
+end
+$$;
+comment on function public.fn_iu_route_dead_letter_replay(uuid, text) is
+    'Decides one dead letter again, from its snapshot, as attempt n + 1 under the same idempotency key. Resolves it '
+    'unless it fails again or its route is disabled.';
+
+-- Observability ------------------------------------------------------------------------------------------
+
+create view public.v_iu_route_attempt_summary as
+select a.route_kind, a.route_code, a.status, count(*) as attempts, max(a.created_at) as last_at
+  from public.iu_route_attempt a
+ group by a.route_kind, a.route_code, a.status;
+comment on view public.v_iu_route_attempt_summary is 'How many attempts of each route ended in which status.';
+
+create view public.v_iu_event_backlog as
+select c.worker_name, c.event_domain, count(u.id) as backlog, min(u.created_at) as oldest_created_at
+  from public.iu_route_worker_cursor c
+  left join lateral (
+       select o.id, o.event_seq, o.xact_id, o.created_at
+         from public.event_outbox o
+        where o.event_domain = c.event_domain and o.xact_id >= pg_snapshot_xmax(c.prev)
+       union all
+       select o.id, o.event_seq, o.xact_id, o.created_at
+         from pg_snapshot_xip(c.prev) x(xid)
+         join public.event_outbox o on o.event_domain = c.event_domain and o.xact_id = x.xid) u
+    on (pg_visible_in_snapshot(u.xact_id, c.tick) and (u.event_seq, u.id) <= (c.pos_seq, c.pos_id)) is not true
+   and (u.xact_id = c.own_xid and u.event_seq <= c.own_seq) is not true
+ group by c.worker_name, c.event_domain;
+comment on view public.v_iu_event_backlog is
+    'How many committed events each worker has not read yet, and since when the oldest waits.';
+
+create view public.v_iu_route_dead_letter_open as
+select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
+       d.replay_count, d.created_at, now() - d.created_at as age
+  from public.iu_route_dead_letter d
+ where d.resolved_at is null;
+comment on view public.v_iu_route_dead_letter_open is 'Dead letters that nobody has resolved.';
+
+-- Health -------------------------------------------------------------------------------------------------
+
+-- healthy answers one question: could this worker do its work? Registered, its history believed, the master gate
+-- open, and not silent beyond three cadences while it is meant to run. Everything else that a person would want
+-- to know stands beside it as a warning, with its figure.
+create function public.fn_iu_route_worker_health(p_worker_name text)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    c          public.iu_route_worker_cursor;
+    v_master   boolean := public.fn_iu_core_routes_enabled();
+    v_gate     boolean := public.fn_iu_route_worker_enabled();
+    v_opened   timestamptz;
+    v_beat     timestamptz;
+    v_cadence  double precision := 5;
+    v_active   text;
+    v_silent   double precision;
+    v_backlog  bigint;
+    v_oldest   timestamptz;
+    v_dead     bigint;
+    v_refusal  text;
+    v_reasons  text[] := '{}';
+    v_warnings jsonb := '[]';
+begin
+    select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
+    if not found then
+        return jsonb_build_object('healthy', false, 'worker_name', p_worker_name, 'registered', false,
+                                  'master_gate_open', v_master, 'worker_gate_open', v_gate,
+                                  'reasons', jsonb_build_array('worker is not registered'), 'warnings', v_warnings);
+    end if;
+
+    -- 010 may be absent; then the cursor alone tells when somebody last ran.
+    if to_regclass('public.iu_consumer_heartbeat') is not null then
+        select h.beat_at, h.cadence_seconds, h.state
+          into v_beat, v_cadence, v_active
+          from public.iu_consumer_heartbeat h
+         where h.worker_name = p_worker_name and h.state not in ('stopped', 'standing_by')
+         order by h.beat_at desc
+         limit 1;
+        v_cadence := coalesce(v_cadence, 5);
+    end if;
+
+    select d.updated_at into v_opened from public.dot_config d where d.key = 'iu_core.route_worker_enabled';
+    v_silent := extract(epoch from clock_timestamp() - greatest(v_opened, v_beat, c.last_run_at));
+    v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
+    select b.backlog, b.oldest_created_at into v_backlog, v_oldest
+      from public.v_iu_event_backlog b where b.worker_name = p_worker_name;
+    select count(*) into v_dead
+      from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
+
+    if not v_master then
+        v_reasons := v_reasons || 'master gate is closed'::text;
+    end if;
+    if v_refusal is not null then
+        v_reasons := v_reasons || ('worker refuses: ' || v_refusal);
+    end if;
+    if v_active = 'refusing' then
+        v_reasons := v_reasons || 'consumer refuses to work'::text;
+    end if;
+    if v_gate and v_silent > 3 * v_cadence then
+        v_reasons := v_reasons || ('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s');
+    end if;
+
+    if not v_gate then
+        v_warnings := v_warnings || jsonb_build_object('code', 'worker_gate_closed', 'figure', 1);
+    end if;
+    if v_backlog > 0 then
+        v_warnings := v_warnings || jsonb_build_object('code', 'backlog', 'figure', v_backlog);
+    end if;
+    if v_dead > 0 then
+        v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
+    end if;
+
+    return jsonb_build_object(
+        'healthy', cardinality(v_reasons) = 0, 'worker_name', p_worker_name, 'registered', true,
+        'master_gate_open', v_master, 'worker_gate_open', v_gate,
+        'state', coalesce(v_active, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
+        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence,
+        'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
+        'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
+end
+$$;
+comment on function public.fn_iu_route_worker_health(text) is
+    'Could this worker do its work (healthy, with reasons when not), and what else should be known (warnings).';

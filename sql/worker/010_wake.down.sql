@@ -1,0 +1,19 @@
+-- Takes the bell and the heartbeat away. Consumers fall back to polling.
+--
+-- loses: who is running, until they are started again with 010
+-- refuses: while the worker gate is open
+-- locks: ACCESS EXCLUSIVE on event_outbox and dot_config, for the catalogue change only
+
+do $$
+begin
+    if exists (select from public.dot_config d where d.key = 'iu_core.route_worker_enabled' and d.value = 'true') then
+        raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Close it first: iu-listen gate close worker';
+    end if;
+end
+$$;
+
+drop table public.iu_consumer_heartbeat;
+drop trigger zz_dot_config_bell on public.dot_config;
+drop trigger zz_event_outbox_bell on public.event_outbox;
+drop function public.fn_iu_ring_bell();

@@ -1,0 +1,120 @@
+-- The bell, which wakes a sleeping consumer and costs nothing under load; and the heartbeat, which makes its
+-- silence visible.
+--
+-- needs: 005
+-- locks: SHARE ROW EXCLUSIVE on event_outbox and dot_config, for the catalogue change only
+
+-- Bell ---------------------------------------------------------------------------------------------------
+--
+-- NOTIFY takes a lock over the whole cluster until the commit is flushed, so notifying commits go one by one.
+-- Hence writers notify only while a consumer sleeps. A consumer that sleeps holds advisory lock (726001, slot)
+-- EXCLUSIVE in its bell session; a writer may stay silent only if it gets every slot SHARED for its transaction.
+-- Transaction locks are let go after the commit is visible. So "a consumer sleeps" and "a writer stayed silent and
+-- is not visible yet" exclude each other: a consumer that gets its lock and then looks once more has missed
+-- nothing. The proof with all interleavings is in docs/why/bell.md. Only try-locks: nobody ever waits.
+--
+--   * Deferred: the locks are asked for at commit and not held through the writer's whole transaction.
+--   * A row trigger, because a statement trigger does not fire for a direct insert into a partition.
+--   * PREPARE TRANSACTION refuses after NOTIFY, and would park the locks in the prepared transaction. Such a
+--     writer stays silent; its events are found by the catch-up timer.
+--   * A NOTIFY queue that is full fails the writer. From half full on we stay silent, and the timer works.
+--   * One sleeper is reason enough to notify, so the first refused slot decides.
+
+create function public.fn_iu_ring_bell()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+    if current_setting('max_prepared_transactions') <> '0'
+       and current_query() ~* '\mprepare\s+transaction\M' then
+        return null;
+    end if;
+    if pg_try_advisory_xact_lock_shared(726001, 1) and pg_try_advisory_xact_lock_shared(726001, 2) then
+        return null;
+    end if;
+    if pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('iu_event_outbox', '');
+    end if;
+    return null;
+end
+$$;
+comment on function public.fn_iu_ring_bell() is
+    'Notifies channel iu_event_outbox, empty payload, if a consumer sleeps. Never fails and never waits.';
+
+-- WHEN is evaluated for each row; the setting remembers that this transaction has queued the trigger already,
+-- so a bulk insert queues it once. CASE, because its order of evaluation is certain.
+create constraint trigger zz_event_outbox_bell
+    after insert or update of event_domain on public.event_outbox
+    deferrable initially deferred
+    for each row
+    when (new.event_domain = 'iu'
+          and case when current_setting('iu.bell', true) is distinct from pg_current_xact_id()::text
+                   then set_config('iu.bell', pg_current_xact_id()::text, true) is not null
+                   else false end)
+    execute function public.fn_iu_ring_bell();
+comment on trigger zz_event_outbox_bell on public.event_outbox is
+    'Wakes the consumer at commit, once a transaction, and only if it sleeps.';
+
+create constraint trigger zz_dot_config_bell
+    after insert or update of value on public.dot_config
+    deferrable initially deferred
+    for each row
+    when (new.key in ('iu_core.routes_master_enabled', 'iu_core.route_worker_enabled'))
+    execute function public.fn_iu_ring_bell();
+comment on trigger zz_dot_config_bell on public.dot_config is
+    'A gate that opens or closes wakes the consumer, so that it obeys at once.';
+
+alter table public.event_outbox enable always trigger zz_event_outbox_bell;
+alter table public.dot_config enable always trigger zz_dot_config_bell;
+
+-- Heartbeat ----------------------------------------------------------------------------------------------
+
+create table public.iu_consumer_heartbeat (
+    consumer_id      uuid              not null,
+    worker_name      text              not null,
+    host             text              not null,
+    pid              integer           not null,
+    version          text              not null,
+    state            text              not null,
+    state_detail     text,
+    listening        boolean           not null default false,
+    cadence_seconds  double precision  not null,
+    started_at       timestamptz       not null default now(),
+    beat_at          timestamptz       not null default now(),
+    last_wake        text,
+    last_wake_at     timestamptz,
+    wakes            jsonb             not null default '{}',
+    events           bigint            not null default 0,
+    lag_seconds      double precision,
+
+    constraint iu_consumer_heartbeat_pkey primary key (consumer_id, worker_name),
+    constraint iu_consumer_heartbeat_state_chk check (
+        state in ('starting', 'standing_by', 'gate_closed', 'refusing', 'idle', 'busy', 'stopped')),
+    constraint iu_consumer_heartbeat_cadence_positive check (cadence_seconds > 0)
+)
+with (fillfactor = 50);
+
+comment on table public.iu_consumer_heartbeat is
+    'One row for each worker that a consumer process serves: who it is, what it does, when it last said so.';
+comment on column public.iu_consumer_heartbeat.consumer_id is 'Identity of the process, new at every start.';
+comment on column public.iu_consumer_heartbeat.worker_name is 'The worker that it serves.';
+comment on column public.iu_consumer_heartbeat.host is 'Host that it runs on.';
+comment on column public.iu_consumer_heartbeat.pid is 'Its process id there.';
+comment on column public.iu_consumer_heartbeat.version is 'Version of iu-listen.';
+comment on column public.iu_consumer_heartbeat.state is
+    'starting, standing_by (another one is active), gate_closed, refusing, idle, busy or stopped.';
+comment on column public.iu_consumer_heartbeat.state_detail is 'Why, when the state needs a reason.';
+comment on column public.iu_consumer_heartbeat.listening is 'True: woken by the bell. False: it polls.';
+comment on column public.iu_consumer_heartbeat.cadence_seconds is 'How often it promises to beat.';
+comment on column public.iu_consumer_heartbeat.started_at is 'When the process started.';
+comment on column public.iu_consumer_heartbeat.beat_at is 'When it last beat.';
+comment on column public.iu_consumer_heartbeat.last_wake is 'Why it last woke: notify, catch_up, start_up, reconnect or linger.';
+comment on column public.iu_consumer_heartbeat.last_wake_at is 'When it last woke.';
+comment on column public.iu_consumer_heartbeat.wakes is 'Number of wakes of each kind, and of lost ones, since the start.';
+comment on column public.iu_consumer_heartbeat.events is 'Events routed since the start.';
+comment on column public.iu_consumer_heartbeat.lag_seconds is 'Age of the oldest unread event at the last beat; null: none.';
+comment on constraint iu_consumer_heartbeat_pkey on public.iu_consumer_heartbeat is 'One row a process and worker.';
+comment on constraint iu_consumer_heartbeat_state_chk on public.iu_consumer_heartbeat is 'The states that exist.';
+comment on constraint iu_consumer_heartbeat_cadence_positive on public.iu_consumer_heartbeat is
+    'A promise to beat never is no promise.';
