@@ -1,0 +1,6 @@
+-- Route the next page of events.
+--
+-- $1 text  worker
+-- $2 int   how many at most
+
+select public.fn_iu_route_worker_run($1, $2)::text

@@ -1,0 +1,15 @@
+"""iu-listen: listens to a PostgreSQL outbox, routes what it finds, and can be seen doing it.
+
+The map of the house, in the order of an event's way:
+
+    model/      what things are                        flow/       what happens, in order
+    postgres/   where it is kept                       telemetry/  how it is seen
+    app.py      where the rooms meet                   cli/        how people come in
+    embedded.py a real PostgreSQL without installing one
+
+SQL lives in sql/, not in strings. docs/map.md walks through it in five minutes.
+"""
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__"]

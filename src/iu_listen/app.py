@@ -1,0 +1,98 @@
+"""The hall: settings in, a running service out. The only place where the rooms meet."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import anyio
+import anyio.abc
+
+from iu_listen import __version__
+from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.ports import Bell, Outbox, Watcher
+from iu_listen.model.observation import Observation
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.bell import bell_session
+from iu_listen.postgres.worker import worker_session
+
+
+class PostgresSessions:
+    """Satisfies flow.ports.Sessions with real sessions, all of one consumer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer = uuid4()
+
+    def outbox(self) -> AbstractAsyncContextManager[Outbox]:
+        """Open the worker session."""
+        return worker_session(self._settings, self._consumer, __version__)
+
+    def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
+        """Open the bell session."""
+        return bell_session(self._settings, ring)
+
+
+class Watchers:
+    """One Watcher that tells many. A broken one is told no more and stops nothing.
+
+    Args:
+        watchers: Whom to tell, in this order.
+    """
+
+    def __init__(self, watchers: Iterable[Watcher]) -> None:
+        self._watchers = list(watchers)
+
+    def note(self, observation: Observation, /) -> None:
+        """Tell everybody."""
+        for watcher in list(self._watchers):
+            try:
+                watcher.note(observation)
+            except Exception as error:
+                self._watchers.remove(watcher)
+                print(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}", file=sys.stderr)
+
+
+def database_name(dsn: str | None, environ: Mapping[str, str]) -> str:
+    """What to call the database of a connection string: its name and host, never more."""
+    parts = urlsplit(dsn or "")
+    name = parts.path.lstrip("/") or environ.get("PGDATABASE", "")
+    host = parts.hostname or environ.get("PGHOST", "")
+    return f"{name}@{host}" if host else name
+
+
+async def serve(settings: Settings, watchers: Iterable[Watcher], database: str = "") -> None:
+    """Run a consumer until SIGTERM or SIGINT; then end the running batch, at most ``settings.grace`` seconds long.
+
+    A second signal leaves at once.
+    """
+    consumer = Consumer(settings, PostgresSessions(settings), Watchers(watchers))
+    async with anyio.create_task_group() as tasks:
+        async with stopped_by_signals(tasks, consumer.stop, settings.grace):
+            await consumer.run(database)
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def stopped_by_signals(
+    tasks: anyio.abc.TaskGroup, stop: Callable[[str], None], grace: float
+) -> AsyncIterator[None]:
+    """While inside: the first SIGTERM or SIGINT calls ``stop``; the second, or ``grace`` seconds later, cancels."""
+
+    async def obey(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for received in signals:
+                stop(signal.Signals(received).name)
+                break
+            with anyio.move_on_after(grace):
+                async for _ in signals:
+                    break
+        tasks.cancel_scope.cancel()
+
+    await tasks.start(obey)
+    yield

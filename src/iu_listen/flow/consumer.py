@@ -1,0 +1,253 @@
+"""The consumer: wake, batch, pause, for ever, through every loss of a session.
+
+One task works, in the session that holds the lease; while it does, a second one keeps the bell. A lost worker
+session ends both (losing one is losing the lease); a lost bell only means polling until there is a new one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import anyio
+
+from iu_listen.flow.backoff import backoff
+from iu_listen.flow.ports import Bell, NoBell, Outbox, Sessions, Watcher
+from iu_listen.flow.rhythm import Act, Rhythm
+from iu_listen.flow.ring import Ring
+from iu_listen.model.errors import Refused, SessionLost
+from iu_listen.model.facts import STATE_OF_STATUS, Batch, State, Tally, Wake, WorkerName
+from iu_listen.model.observation import (
+    BatchRan,
+    LeaseTaken,
+    Listening,
+    Polling,
+    SessionFailed,
+    StandingBy,
+    Started,
+    StateChanged,
+    Stopped,
+    Stopping,
+    WakeLost,
+)
+from iu_listen.model.settings import Settings
+
+#: Longest pause of a standby between two tries to take the lease, in seconds.
+STANDBY_PAUSE = 0.5
+#: How long a notification may be on its way behind the catch-up that found its event, in seconds.
+LATE_RING = 0.25
+#: Pause before trying again to LISTEN where it cannot work, in seconds.
+NO_BELL_PAUSE = 60.0
+
+
+class Consumer:
+    """Runs one worker until it is asked to stop.
+
+    Args:
+        settings: Durations, limits and the worker's name.
+        sessions: Where sessions come from.
+        watcher: Who sees what happens.
+        clock: Monotonic clock, in seconds.
+        jitter: Source of randomness for backoff and timers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        watcher: Watcher,
+        *,
+        clock: Callable[[], float] = anyio.current_time,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._watcher = watcher
+        self._clock = clock
+        self._jitter = jitter or random.Random()
+        self._worker = WorkerName(settings.worker)
+        self._ring = Ring()
+        self._rhythm = Rhythm(settings.linger, settings.busy_interval, settings.poll_interval)
+        self._bell: Bell | None = None
+        self._tally = Tally()
+        self._state = State.STARTING
+        self._why = ""
+        self._beat_at = float("-inf")
+        self._losses = 0
+        self._stopping = ""
+
+    def stop(self, why: str) -> None:
+        """Ask the consumer to leave after the running batch. Returns at once."""
+        if not self._stopping:
+            self._stopping = why
+            self._watcher.note(Stopping(why))
+        self._ring.set()
+
+    async def run(self, database: str = "") -> None:
+        """Work until stop() is called. ``database`` is what to call it in the log."""
+        self._watcher.note(Started(self._worker, database))
+        wake = Wake.START_UP
+        while not self._stopping:
+            try:
+                async with self._sessions.outbox() as outbox:
+                    if await self._wait_for_lease(outbox):
+                        await self._serve(outbox, wake)
+                    await self._say(outbox, State.STOPPED, self._stopping)
+            except (SessionLost, Refused) as lost:
+                wake = Wake.RECONNECT
+                self._losses += 1
+                await self._pause_after("worker", lost.message, self._losses)
+        self._watcher.note(Stopped(self._worker, self._tally.events))
+
+    # -- lease ---------------------------------------------------------------------------------------------------
+
+    async def _wait_for_lease(self, outbox: Outbox) -> bool:
+        """Stand by until this is the worker's one active consumer. False: asked to stop before that."""
+        told = ""
+        while not self._stopping:
+            holder = await outbox.take_lease()
+            if holder is None:
+                self._watcher.note(LeaseTaken(self._worker))
+                return True
+            if holder != told:
+                told = holder
+                self._watcher.note(StandingBy(self._worker, holder))
+            await self._say(outbox, State.STANDING_BY, holder)
+            self._ring.clear()
+            await self._ring.wait_rung(STANDBY_PAUSE * self._jitter.uniform(0.5, 1))
+        return False
+
+    async def _serve(self, outbox: Outbox, wake: Wake) -> None:
+        lost: SessionLost | Refused | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_bell)
+            # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
+            try:
+                await self._work(outbox, wake)
+            except (SessionLost, Refused) as error:
+                lost = error
+            tasks.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    async def _work(self, outbox: Outbox, wake: Wake) -> None:
+        """Wake, batch, pause. Returns when asked to stop."""
+        while not self._stopping:
+            # Before the look: what rings from here on is about something that the look may not see.
+            self._ring.clear()
+            batch = await outbox.run_batch(self._settings.batch_limit)
+            self._losses = 0
+            self._count(wake, batch)
+            self._rhythm.looked(batch.seen, self._clock())
+            await self._say_state(outbox, batch)
+            if wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
+                await self._suspect_lost_wake(batch)
+            if not batch.more:
+                wake = await self._rest(wake)
+
+    async def _rest(self, wake: Wake) -> Wake:
+        """Pause or sleep as the rhythm says; the answer is why to look next."""
+        while not self._stopping:
+            act, seconds = self._rhythm.next(self._clock())
+            if act is Act.PAUSE:
+                await self._ring.wait_rung(seconds)
+                return Wake.LINGER if self._rhythm.bell else Wake.POLL
+            if act is Act.SLEEP:
+                rung = await self._ring.wait_rung(self._settings.catch_up * self._jitter.uniform(0.8, 1))
+                return Wake.NOTIFY if rung else Wake.CATCH_UP
+            if await self._turn_bell(act):
+                # Armed. What was committed before that did not ring: look once more, then sleep.
+                return wake
+        return wake
+
+    async def _turn_bell(self, act: Act) -> bool:
+        """Arm or disarm. True: armed. A bell that is lost over it is no bell any more."""
+        bell = self._bell
+        try:
+            if bell is None:
+                self._rhythm.bell_changed(False)
+            elif act is Act.DISARM:
+                await bell.disarm()
+                self._rhythm.disarmed()
+            else:
+                self._rhythm.arm_tried(await bell.arm())
+        except SessionLost:
+            # _keep_bell finds out by itself, says so and opens another one.
+            self._rhythm.bell_changed(False)
+        return self._rhythm.armed
+
+    async def _suspect_lost_wake(self, batch: Batch) -> None:
+        """A catch-up found events while writers were told to ring. The ring may still be on its way."""
+        if not await self._ring.wait_rung(LATE_RING) and not self._stopping:
+            self._tally.count("lost")
+            self._watcher.note(WakeLost(self._worker, batch.seen))
+
+    def _count(self, wake: Wake, batch: Batch) -> None:
+        self._tally.count(wake)
+        self._tally.last_wake, self._tally.last_wake_at = wake, datetime.now(UTC)
+        self._tally.events += batch.seen
+        self._watcher.note(BatchRan(self._worker, wake, batch))
+
+    # -- bell ----------------------------------------------------------------------------------------------------
+
+    async def _keep_bell(self) -> None:
+        """Open bell sessions one after the other, and poll while there is none."""
+        tries, told = 0, ""
+        while True:
+            try:
+                async with self._sessions.bell(self._ring.set) as bell:
+                    tries, told = 0, ""
+                    await self._live_by(bell)
+            except NoBell as no_bell:
+                if told != str(no_bell):
+                    told = str(no_bell)
+                    self._watcher.note(Polling(told))
+                await anyio.sleep(NO_BELL_PAUSE)
+            except SessionLost as lost:
+                tries += 1
+                retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
+                self._watcher.note(SessionFailed("bell", lost.message, retry_in))
+                await anyio.sleep(retry_in)
+
+    async def _live_by(self, bell: Bell) -> None:
+        self._bell = bell
+        self._rhythm.bell_changed(True)
+        self._watcher.note(Listening(bell.slot))
+        # Whatever happened while nobody listened is found by a look that comes after LISTEN.
+        self._ring.set()
+        try:
+            await bell.watch()
+        finally:
+            self._bell = None
+            self._rhythm.bell_changed(False)
+
+    # -- what it says of itself ----------------------------------------------------------------------------------
+
+    async def _say_state(self, outbox: Outbox, batch: Batch) -> None:
+        state = STATE_OF_STATUS.get(batch.status, State.REFUSING)
+        why = "" if state is State.IDLE else batch.reason or batch.status
+        if (state, why) != (self._state, self._why):
+            self._watcher.note(StateChanged(self._worker, state, why))
+            self._beat_at = float("-inf")
+        self._state, self._why = state, why
+        await self._say(outbox, State.BUSY if batch.more else state, why)
+
+    async def _say(self, outbox: Outbox, state: State, why: str) -> None:
+        """Beat, if it is time to or the last one was about something else."""
+        now = self._clock()
+        if now - self._beat_at < self._settings.catch_up / 2 and state is not State.STOPPED:
+            return
+        self._beat_at = now
+        await outbox.beat(state, why, self._rhythm.bell, self._tally)
+
+    async def _pause_after(self, session: str, why: str, tries: int) -> None:
+        if self._stopping:
+            return
+        retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
+        self._watcher.note(SessionFailed(session, why, retry_in))
+        self._state, self._beat_at = State.STARTING, float("-inf")
+        self._ring.clear()
+        await self._ring.wait_rung(retry_in)

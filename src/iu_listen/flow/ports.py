@@ -1,0 +1,69 @@
+"""What the flow needs from outside. Each port is as small as that need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from iu_listen.model.facts import Batch, State, Tally
+from iu_listen.model.observation import Observation
+
+
+class Watcher(Protocol):
+    """Somebody who sees what happens. It must neither raise nor wait."""
+
+    def note(self, observation: Observation, /) -> None:
+        """Take notice of what just happened."""
+
+
+class Outbox(Protocol):
+    """The worker session: the lease, and the batches that run under it.
+
+    Every method raises SessionLost when the session ended or did not answer within its deadline, and Refused when
+    the database answered with an error: a missing table, a full disk, a missing privilege.
+    """
+
+    async def take_lease(self) -> str | None:
+        """Become the worker's one active consumer. None: done. Else: who is it already."""
+
+    async def run_batch(self, limit: int) -> Batch:
+        """Route at most ``limit`` events in one transaction."""
+
+    async def beat(self, state: State, why: str, listening: bool, tally: Tally) -> None:
+        """Write the heartbeat."""
+
+
+class Bell(Protocol):
+    """The bell session: LISTEN, and the lock that says "asleep".
+
+    Every method raises SessionLost when the session ended or did not answer within its deadline.
+    """
+
+    slot: int | None
+
+    async def arm(self) -> bool:
+        """Say "asleep" to all writers. False: a writer is about to become visible without ringing; look again."""
+
+    async def disarm(self) -> None:
+        """Say "awake": writers need not notify."""
+
+    async def watch(self) -> None:
+        """Prove again and again that the session is alive and listening. Ends only by raising."""
+
+
+class Sessions(Protocol):
+    """Where sessions come from. Each is a context manager that ends its session in bounded time, come what may.
+
+    Entering raises SessionLost when no session can be had, and NoBell when LISTEN cannot work there.
+    """
+
+    def outbox(self) -> AbstractAsyncContextManager[Outbox]:
+        """Open the worker session."""
+
+    def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
+        """Open the bell session; ``ring`` is called for every notification and when the session ends."""
+
+
+class NoBell(Exception):
+    """LISTEN cannot work here (a transaction pooler, or switched off): poll, and say why."""

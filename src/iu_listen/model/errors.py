@@ -1,0 +1,48 @@
+"""What can go wrong, by situation. Foreign exceptions become one of these at the border of a room, nowhere else.
+
+    IuListenError
+    ├── ConfigurationError      exit 2: what was typed or set cannot work
+    ├── DatabaseUnreachable     exit 3: there is no session to be had
+    ├── Refused                 exit 1: the answer is no, and nothing was changed
+    └── SessionLost             never leaves the consumer: a session ended, another one is tried
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class IuListenError(Exception):
+    """Base of everything that we raise on purpose: what is wrong, and what to do about it.
+
+    Args:
+        message: What is wrong, one sentence, without secrets.
+        hint: What to do about it; empty when there is nothing to say.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigurationError(IuListenError):
+    """What was typed, set or installed cannot work; trying again will not help."""
+
+    exit_code = 2
+
+
+class DatabaseUnreachable(IuListenError):
+    """No session to the database: host, port, name, password or network."""
+
+    exit_code = 3
+
+
+class Refused(IuListenError):
+    """The answer is no: a check failed, a gate is closed, a rule forbids it. Nothing was changed."""
+
+
+class SessionLost(IuListenError):
+    """A session of the running consumer ended or stopped answering. Another one is tried."""

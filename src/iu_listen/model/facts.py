@@ -1,0 +1,112 @@
+"""What the consumer deals in: worker names, wakes, batches, states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+WorkerName = NewType("WorkerName", str)
+
+#: The worker that runtime/060 registers.
+DEFAULT_WORKER = WorkerName("iu_outbound_default")
+
+#: The channel that the bell trigger notifies, always with an empty payload.
+CHANNEL = "iu_event_outbox"
+
+#: Gates by the short name that people type.
+GATES = {
+    "master": "iu_core.routes_master_enabled",
+    "worker": "iu_core.route_worker_enabled",
+}
+
+
+class Wake(StrEnum):
+    """Why the consumer looked at the outbox."""
+
+    START_UP = "start_up"
+    RECONNECT = "reconnect"
+    NOTIFY = "notify"
+    CATCH_UP = "catch_up"
+    LINGER = "linger"
+    POLL = "poll"
+
+
+class State(StrEnum):
+    """What a consumer says of itself in its heartbeat."""
+
+    STARTING = "starting"
+    STANDING_BY = "standing_by"
+    GATE_CLOSED = "gate_closed"
+    REFUSING = "refusing"
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPED = "stopped"
+
+
+#: What a status that fn_iu_route_worker_run answers means for the consumer.
+STATE_OF_STATUS = {
+    "ran": State.IDLE,
+    "master_gate_closed": State.GATE_CLOSED,
+    "worker_gate_closed": State.GATE_CLOSED,
+    "foreign_history": State.REFUSING,
+    "standby": State.REFUSING,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The answer of fn_iu_route_worker_run.
+
+    Attributes:
+        status: ``ran``, ``master_gate_closed``, ``worker_gate_closed``, ``foreign_history`` or ``standby``.
+        seen: Events read.
+        attempts: Attempts written; suppressed duplicates do not count.
+        skipped: Of these, skipped.
+        dead_lettered: Dead letters written.
+        more: True when the page was full: run again at once.
+        reason: Why a worker refuses; empty otherwise.
+        newest_at: ``created_at`` of the youngest event routed so far; None while fresh.
+        seconds: How long the call took.
+    """
+
+    status: str
+    seen: int = 0
+    attempts: int = 0
+    skipped: int = 0
+    dead_lettered: int = 0
+    more: bool = False
+    reason: str = ""
+    newest_at: datetime | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def from_answer(cls, answer: dict[str, Any], seconds: float) -> Batch:
+        """Read the JSON answer of the function; ``seconds`` is how long it took."""
+        newest = answer.get("cursor_created_at")
+        return cls(
+            status=answer["status"],
+            seen=answer.get("seen", 0),
+            attempts=answer.get("attempts_written", 0),
+            skipped=answer.get("skipped", 0),
+            dead_lettered=answer.get("dead_lettered", 0),
+            more=answer.get("more", False),
+            reason=answer.get("reason", ""),
+            newest_at=datetime.fromisoformat(newest) if newest else None,
+            seconds=seconds,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What one consumer has done since it started; part of its heartbeat."""
+
+    events: int = 0
+    wakes: dict[str, int] = field(default_factory=dict)
+    last_wake: Wake | None = None
+    last_wake_at: datetime | None = None
+
+    def count(self, name: str) -> None:
+        """Add one to the wakes of this name."""
+        self.wakes[name] = self.wakes.get(name, 0) + 1

@@ -1,0 +1,109 @@
+"""The closed list of everything that can be seen happening. Logs, metrics, spans and systemd are readers of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iu_listen.model.facts import Batch, State, Wake, WorkerName
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The consumer process is up and has not looked yet."""
+
+    worker: WorkerName
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class StandingBy:
+    """Another consumer holds the worker's lease. Said once an episode."""
+
+    worker: WorkerName
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTaken:
+    """This consumer is the one that works."""
+
+    worker: WorkerName
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The bell works: a notification sent from another session arrived."""
+
+    slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """There is no bell; the consumer polls, and this is why. Said once an episode."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRan:
+    """A batch was run, whatever it found."""
+
+    worker: WorkerName
+    wake: Wake
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The worker went from one state to another: a gate opened, a refusal began. IDLE and BUSY count as one."""
+
+    worker: WorkerName
+    state: State
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeLost:
+    """A catch-up found events that were committed while the consumer slept, and nobody had rung."""
+
+    worker: WorkerName
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFailed:
+    """A session was lost or could not be had; another one is tried in ``retry_in`` seconds."""
+
+    session: str
+    why: str
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The consumer was asked to stop; the running batch ends, then it leaves."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The consumer has left."""
+
+    worker: WorkerName
+    events: int
+
+
+Observation = (
+    Started
+    | StandingBy
+    | LeaseTaken
+    | Listening
+    | Polling
+    | BatchRan
+    | StateChanged
+    | WakeLost
+    | SessionFailed
+    | Stopping
+    | Stopped
+)

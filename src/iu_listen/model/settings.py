@@ -1,0 +1,112 @@
+"""Every setting, in one table: its name, its default, its range and what it means.
+
+A setting comes from the command line, else from its environment variable ``IU_LISTEN_<NAME>``, else from its
+default. The reference in docs/reference/settings.md is checked against this table by a test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.facts import DEFAULT_WORKER
+
+PREFIX: Final = "IU_LISTEN_"
+
+#: Any of these means that libpq's own variables name the database.
+LIBPQ_VARIABLES: Final = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
+
+
+def mask(text: str) -> str:
+    """Hide the password in every connection string inside ``text``."""
+    text = re.sub(r"(\w+://[^\s:/@]*:)[^\s@]+(@)", r"\1***\2", text)
+    return re.sub(r"(?i)(password=)('[^']*'|[^\s&']+)", r"\1***", text)
+
+
+def _setting(default: Any, doc: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Settings:
+    """How one process is run. Frozen; its ``repr`` shows no secret. Durations are in seconds."""
+
+    dsn: str | None = _setting(None, "Connection string. Without it the PG* variables count, else the embedded server.")
+    listen_dsn: str | None = _setting(None, "Connection string of the bell session, where `dsn` goes through a pooler.")
+    worker: str = _setting(DEFAULT_WORKER, "Name of the worker to run or to look at.")
+    batch_limit: int = _setting(5000, "Most events that one batch (one transaction) takes.", 1, 100_000)
+    catch_up: float = _setting(5.0, "Longest sleep before a look without any bell; also the cadence of the heartbeat.", 0.1, 300)
+    linger: float = _setting(0.05, "Silence after a busy spell before the consumer sleeps again.", 0.001, 10)
+    busy_interval: float = _setting(0.002, "Pause between looks while events keep coming.", 0.0001, 1)
+    poll_interval: float = _setting(0.05, "Pause between looks where there is no bell.", 0.001, 60)
+    listen: bool = _setting(True, "False: never LISTEN, always poll.")
+    lease: float = _setting(15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600)
+    deadline: float = _setting(10.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
+    batch_deadline: float = _setting(60.0, "Longest wait for a batch.", 1, 3600)
+    grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
+    reconnect_max: float = _setting(10.0, "Longest pause between two tries to connect.", 0.1, 300)
+    log_format: str = _setting("auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json"))
+    data_dir: str = _setting(".iu-listen", "Where the embedded server keeps its data.")
+    embedded_major: int = _setting(18, "Major version of the embedded server: 16 or 18.", 16, 18)
+
+    def __repr__(self) -> str:
+        shown = (f"{f.name}={mask(repr(getattr(self, f.name)))}" for f in fields(self))
+        return f"Settings({', '.join(shown)})"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Settings:
+        """Build settings from the environment, with what was typed on top.
+
+        Args:
+            environ: Environment variables; those that do not begin with ``IU_LISTEN_`` are ignored.
+            overrides: Values by field name; None counts as not given.
+
+        Raises:
+            ConfigurationError: naming every mistake, not only the first.
+        """
+        typed = {name: value for name, value in (overrides or {}).items() if value is not None}
+        mistakes: list[str] = []
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            source, raw = f"--{f.name.replace('_', '-')}", typed.get(f.name)
+            if raw is None:
+                source = PREFIX + f.name.upper()
+                raw = environ.get(source) or None
+            if raw is None:
+                continue
+            try:
+                value = _PARSERS[str(f.type).removesuffix(" | None")](raw)
+            except ValueError:
+                mistakes.append(f"{source} must be {_KINDS[str(f.type).removesuffix(' | None')]}, not {mask(str(raw))!r}")
+                continue
+            if mistake := _out_of_range(value, f.metadata):
+                mistakes.append(f"{source} must be {mistake}, not {value!r}")
+            values[f.name] = value
+        if mistakes:
+            raise ConfigurationError("; ".join(mistakes), "docs/reference/settings.md lists every setting.")
+        return cls(**values)
+
+
+def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str:
+    if metadata["choices"] and value not in metadata["choices"]:
+        return "one of " + ", ".join(metadata["choices"])
+    low, high = metadata["low"], metadata["high"]
+    # Written so that nan fails too.
+    if low is not None and not low <= value <= high:
+        return f"from {low:g} to {high:g}"
+    return ""
+
+
+def _boolean(raw: Any) -> bool:
+    words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+    try:
+        return words[str(raw).lower()]
+    except KeyError:
+        raise ValueError(raw) from None
+
+
+_PARSERS: Final[dict[str, Callable[[Any], Any]]] = {"str": str, "int": int, "float": float, "bool": _boolean}
+_KINDS: Final = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}

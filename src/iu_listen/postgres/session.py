@@ -1,0 +1,163 @@
+"""How a session to the database begins, fails and ends. Everything asyncpg raises becomes ours here.
+
+Two rules, learnt from the drivers' issue trackers (docs/why/sessions.md):
+
+* Every wait has a deadline of our own. A path that swallows packets raises nothing by itself.
+* A session is ended by terminate(), never by close(): close() and cancellation wait for a server that may be gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import asyncpg
+
+from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
+from iu_listen.model.settings import mask
+
+# Generic in the stubs, not in the driver.
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection
+
+#: Errors that say: this session is over, or this server cannot take writes any more.
+_LOST: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+@contextmanager
+def errors_become_ours() -> Iterator[None]:
+    """Turn what the driver raises into SessionLost or Refused."""
+    try:
+        yield
+    except _LOST as error:
+        raise SessionLost(_one_line(error)) from error
+    except asyncpg.PostgresError as error:
+        raise refused(error) from error
+
+
+def refused(error: asyncpg.PostgresError) -> Refused:
+    """The server's own words, its hint included."""
+    return Refused(f"{_one_line(error)} (SQLSTATE {error.sqlstate})", getattr(error, "hint", None) or "")
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).partition("\n")[0] or type(error).__name__
+    return "no answer in time" if isinstance(error, TimeoutError) and not str(error) else mask(text)
+
+
+async def connect(
+    dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0, statement_cache: int = 100
+) -> Connection:
+    """Open a session.
+
+    Args:
+        dsn: Connection string; None or empty means the PG* variables.
+        name: application_name, for whoever looks into pg_stat_activity.
+        deadline: Longest wait, in seconds.
+        idle_timeout: After how many idle seconds the server ends the session; 0 means never.
+        statement_cache: How many prepared statements the driver keeps; 0 behind a pooler.
+
+    Raises:
+        DatabaseUnreachable: there is no session to be had.
+        ConfigurationError: the connection string is no connection string.
+    """
+    settings = {
+        "application_name": name,
+        "client_min_messages": "warning",
+        # A dead host must not hold a lease or the bell for longer than this.
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "3",
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "10000",
+        "idle_session_timeout": str(round(idle_timeout * 1000)),
+    }
+    try:
+        with anyio.fail_after(deadline):
+            connection = await asyncpg.connect(
+                dsn or None, server_settings=settings, statement_cache_size=statement_cache, timeout=deadline
+            )
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        raise ConfigurationError(f"the connection string does not parse: {_one_line(error)}", _DSN_HINT) from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise DatabaseUnreachable(_one_line(error), "Create it, or name another one in the connection string.") from error
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
+        raise DatabaseUnreachable(_one_line(error), "Check user and password; pg_hba.conf decides on the server.") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
+    _watch_the_path(connection)
+    return connection
+
+
+_DSN_HINT: Final = "It looks like postgresql://user:password@host:5432/database; give it with --dsn or IU_LISTEN_DSN."
+_REACH_HINT: Final = "Is the server running, and are host and port right? Give them with --dsn or IU_LISTEN_DSN."
+
+
+def _watch_the_path(connection: Connection) -> None:
+    """Let the kernel find a dead peer: asyncpg leaves keepalive off (MagicStack/asyncpg#606)."""
+    sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    if sock is None or sock.family == socket.AF_UNIX:
+        return
+    options = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in options.items():
+        # TCP_USER_TIMEOUT is Linux only.
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+@asynccontextmanager
+async def session(dsn: str | None, *, name: str, deadline: float = 10, **options: Any) -> AsyncIterator[Connection]:
+    """A session for the length of a command. Same arguments and errors as connect()."""
+    connection = await connect(dsn, name=name, deadline=deadline, **options)
+    try:
+        with _commands_errors():
+            yield connection
+    finally:
+        connection.terminate()
+
+
+@contextmanager
+def _commands_errors() -> Iterator[None]:
+    """As errors_become_ours(), for a command that does not try again."""
+    try:
+        with errors_become_ours():
+            yield
+    except SessionLost as lost:
+        raise DatabaseUnreachable(f"the session was lost: {lost.message}", "Is the server still there? Try again.") from lost
+
+
+async def through_pooler(connection: Connection) -> bool:
+    """Whether something stands between us and the server: then the pid that it told is not the backend's."""
+    return bool(await connection.fetchval("select pg_backend_pid()") != connection.get_server_pid())
+
+
+async def ask(connection: Connection, deadline: float, statement: str, *args: Any) -> Any:
+    """One value from the database, within ``deadline`` seconds.
+
+    Raises:
+        SessionLost: no answer in time (the session is ended then), or no session any more.
+        Refused: the server answered with an error.
+    """
+    with errors_become_ours():
+        with contextlib.suppress(TimeoutError), anyio.fail_after(deadline):
+            return await connection.fetchval(statement, *args)
+        connection.terminate()
+        raise SessionLost(f"no answer within {deadline:g} s")
+

@@ -1,0 +1,1 @@
+"""How it is seen: observations become log lines and notes to the service manager. Readers only; never in the way."""
