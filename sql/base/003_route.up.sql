@@ -55,7 +55,7 @@ create table public.iu_route_attempt (
     idempotency_key  text         not null,
     attempt_no       integer      not null default 1,
     created_at       timestamptz  not null default now(),
-    finished_at      timestamptz,
+    finished_at      timestamptz  not null default clock_timestamp(),
 
     constraint iu_route_attempt_pkey primary key (id),
     constraint iu_route_attempt_key_unique unique (idempotency_key, attempt_no),

@@ -242,7 +242,7 @@ begin
                 with written as (
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no, finished_at)
+                         idempotency_key, attempt_no)
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
@@ -251,7 +251,7 @@ begin
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
                            false,
-                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1, clock_timestamp()
+                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, n)
                       left join public.iu_outbound_route r
@@ -304,9 +304,9 @@ begin
                     perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no, finished_at)
+                         idempotency_key, attempt_no)
                     values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
-                            'outbound:' || v_live.route_code || ':' || v_live.id, 1, clock_timestamp())
+                            'outbound:' || v_live.route_code || ':' || v_live.id, 1)
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
@@ -328,9 +328,9 @@ begin
             begin
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no, finished_at)
+                     idempotency_key, attempt_no)
                 values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1, clock_timestamp())
+                        v_bad.key, 1)
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
@@ -457,9 +457,9 @@ begin
             v_decision := 'delivered';
         end if;
         insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, finished_at)
+            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no)
         values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, v_status = 'sent',
-                d.idempotency_key, v_no, clock_timestamp());
+                d.idempotency_key, v_no);
         -- A disabled route is an open question; an event that never had a route is answered.
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
@@ -471,9 +471,9 @@ begin
         v_decision := 'dead_letter';
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-             idempotency_key, attempt_no, finished_at)
+             idempotency_key, attempt_no)
         values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
-                d.idempotency_key, v_no, clock_timestamp());
+                d.idempotency_key, v_no);
     end;
 
     update public.iu_route_dead_letter x

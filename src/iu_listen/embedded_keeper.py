@@ -90,10 +90,7 @@ class Server:
         return pid if str(self.data) in command_line(pid) else None
 
     def start(self) -> None:
-        """Start with the settings written last and wait until it accepts connections. No-op when running.
-
-        Raises EmbeddedError with the end of the log.
-        """
+        """Start, unless it runs, with the settings of last time. Raises EmbeddedError with the log's end."""
         if self.pid() is not None:
             return
         self._forget_reused_pid()
@@ -107,10 +104,7 @@ class Server:
             raise EmbeddedError(f"PostgreSQL {self.major} did not start:\n{_end(heard or done.stdout)}")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop and wait; mode is `smart`, `fast` or `immediate`. No-op when not running.
-
-        Raises EmbeddedError when it still runs after a minute.
-        """
+        """Stop and wait; mode is `smart`, `fast` or `immediate`. Raises EmbeddedError when it cannot."""
         if self.pid() is not None:
             done = self._ctl("stop", "-t", str(STOP_TIMEOUT), "-m", mode)
             if done.returncode and self.pid() is not None:
@@ -325,14 +319,13 @@ def finish(server: Server) -> None:
         server.socket_dir.rmdir()
 
 
-def keep(data: Path, locks: tuple[int, int], bin: str, account: list[int] | None, **how: Any) -> None:
+def keep(data: Path, locks: tuple[int, int], bin: str, **how: Any) -> None:
     """Bring the server up, say so on standard output as a JSON text, wait until nobody uses it, and stop it.
 
     `locks` are the inherited descriptors which hold `pg18.start` and `pg18.keeper`.
     """
     try:
-        whom = None if account is None else (account[0], account[1])
-        server, failure = bring_up(data, Path(bin), account=whom, **how), None
+        server, failure = bring_up(data, Path(bin), **how), None
     except OSError as error:
         failure = plain(error)
     except EmbeddedError as error:

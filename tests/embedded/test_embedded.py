@@ -292,10 +292,11 @@ def test_stale_pid(root: Path) -> None:
     command = Command(root)
     pid, server = command.server()
     postmaster = psutil.Process(pid)
-    for process in (psutil.Process(keeper(server)), command.process, *postmaster.children(), postmaster):
-        process.kill()
+    backends = postmaster.children()
+    for victim in (keeper(server), command.process.pid, pid):
+        os.kill(victim, signal.SIGKILL)
     command.end()
-    until(lambda: not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE)
+    psutil.wait_procs([postmaster, *backends], timeout=20)
     account = embedded_keeper.owner(server.data)
     uid, gid = account or (None, None)
     with subprocess.Popen(["sleep", "60"], user=uid, group=gid) as innocent:

@@ -1,0 +1,54 @@
+-- Every object of the package: which file makes it, and whether it is here. A test compares this list with what
+-- the files really make.
+
+with objects (file, kind, name) as (
+    values
+        ('worker/004_migration_ledger', 'table', 'iu_migration'),
+        ('worker/005_outbox_position', 'sequence', 'event_outbox_event_seq'),
+        ('worker/005_outbox_position', 'column', 'event_outbox.xact_id'),
+        ('worker/005_outbox_position', 'column', 'event_outbox.event_seq'),
+        ('worker/005_outbox_position', 'column', 'event_outbox.traceparent'),
+        ('worker/005_outbox_position', 'function', 'fn_iu_outbox_stamp()'),
+        ('worker/005_outbox_position', 'trigger', 'event_outbox.zz_event_outbox_stamp'),
+        ('worker/005_outbox_position', 'trigger', 'event_outbox.zz_event_outbox_restamp'),
+        ('worker/005_outbox_position', 'table', 'iu_outbox_anchor'),
+        ('worker/005_outbox_position', 'function', 'fn_iu_outbox_tick()'),
+        ('worker/005_outbox_position', 'function', 'fn_iu_outbox_refusal(uuid,pg_snapshot)'),
+        ('worker/006_outbox_position_index', 'index', 'event_outbox_tick_idx'),
+        ('worker/006_outbox_position_index', 'index', 'event_outbox_order_idx'),
+        ('worker/008_route_worker_substrate', 'table', 'iu_route_worker_cursor'),
+        ('worker/008_route_worker_substrate', 'table', 'iu_route_dead_letter'),
+        ('worker/009_route_worker_functions', 'function', 'fn_iu_route_worker_enabled()'),
+        ('worker/009_route_worker_functions', 'function', 'fn_iu_route_deliver(text,uuid,jsonb)'),
+        ('worker/009_route_worker_functions', 'function', 'fn_iu_route_worker_run(text,integer)'),
+        ('worker/009_route_worker_functions', 'function', 'fn_iu_route_dead_letter_replay(uuid,text)'),
+        ('worker/009_route_worker_functions', 'function', 'fn_iu_route_worker_health(text)'),
+        ('worker/009_route_worker_functions', 'view', 'v_iu_route_attempt_summary'),
+        ('worker/009_route_worker_functions', 'view', 'v_iu_event_backlog'),
+        ('worker/009_route_worker_functions', 'view', 'v_iu_route_dead_letter_open'),
+        ('worker/010_wake', 'function', 'fn_iu_ring_bell()'),
+        ('worker/010_wake', 'trigger', 'event_outbox.zz_event_outbox_bell'),
+        ('worker/010_wake', 'trigger', 'dot_config.zz_dot_config_bell'),
+        ('worker/010_wake', 'table', 'iu_consumer_heartbeat'),
+        ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
+        ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))
+select o.file, o.kind, o.name,
+       case o.kind
+           when 'table' then (to_regclass('public.' || o.name) is not null)
+           when 'view' then (to_regclass('public.' || o.name) is not null)
+           when 'sequence' then (to_regclass('public.' || o.name) is not null)
+           when 'index' then (to_regclass('public.' || o.name) is not null)
+           when 'function' then (to_regprocedure('public.' || o.name) is not null)
+           when 'column' then exists (
+               select from pg_attribute a
+                where a.attrelid = to_regclass('public.' || split_part(o.name, '.', 1))
+                  and a.attname = split_part(o.name, '.', 2) and not a.attisdropped)
+           when 'trigger' then exists (
+               select from pg_trigger t
+                where t.tgrelid = to_regclass('public.' || split_part(o.name, '.', 1))
+                  and t.tgname = split_part(o.name, '.', 2))
+           when 'key' then exists (select from public.dot_config d where d.key = o.name)
+           -- Rows cannot be looked for in a table that may be missing; cursor_exists.sql does it.
+           when 'row' then false
+       end as present
+  from objects o

@@ -1,0 +1,5 @@
+-- How many of the probe's events are in the outbox.
+--
+-- $1 uuid[]  their ids
+
+select count(*) from public.event_outbox o where o.id = any ($1)

@@ -1,0 +1,5 @@
+-- The probe's open dead letters, as the view shows them.
+--
+-- $1 uuid[]  events
+
+select v.id from public.v_iu_route_dead_letter_open v where v.event_ref = any ($1) order by v.created_at, v.id

@@ -1,0 +1,5 @@
+-- How many of the probe's dead letters are resolved.
+--
+-- $1 uuid[]  events
+
+select count(*) from public.iu_route_dead_letter d where d.event_ref = any ($1) and d.resolved_at is not null

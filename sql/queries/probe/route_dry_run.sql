@@ -1,0 +1,5 @@
+-- Set the seed's route dry or not.
+--
+-- $1 bool  dry_run
+
+update public.iu_outbound_route set dry_run = $1 where route_code = 'iu.version_applied.workflow'

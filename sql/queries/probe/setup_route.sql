@@ -1,0 +1,10 @@
+-- The seed's route, enabled and dry, and no other one for its events: for this transaction only.
+
+with others as (
+    update public.iu_outbound_route r set enabled = false
+     where r.event_domain = 'iu' and r.event_type = 'version_applied' and r.enabled
+       and r.route_code <> 'iu.version_applied.workflow')
+insert into public.iu_outbound_route
+    (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+values ('iu.version_applied.workflow', 'iu', 'version_applied', 'update', 'workflow', 'event_outbox', true, true)
+on conflict (route_code) do update set enabled = true, dry_run = true

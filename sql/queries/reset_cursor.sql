@@ -1,0 +1,10 @@
+-- Put a cursor somewhere: its position is forgotten, its totals are not.
+--
+-- $1 text  worker     $2 text  snapshot that counts as consumed; 3:3: is the beginning, null is now
+
+update public.iu_route_worker_cursor w
+   set prev = coalesce($2::text::pg_snapshot, public.fn_iu_outbox_tick()),
+       tick = null, tick_floor = null, pos_seq = null, pos_id = null, own_xid = null, own_seq = null,
+       last_created_at = null, last_event_id = null
+ where w.worker_name = $1
+returning w.prev::text

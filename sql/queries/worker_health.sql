@@ -1,0 +1,5 @@
+-- Could this worker do its work?
+--
+-- $1 text  worker
+
+select public.fn_iu_route_worker_health($1)::text

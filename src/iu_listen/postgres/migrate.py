@@ -1,0 +1,239 @@
+"""Applies the package, file by file, records what it applied, and takes it back.
+
+Files between two ``transaction: none`` files are applied in one transaction, each such file by itself. All of it
+happens under one advisory lock, with a short lock_timeout and retries, so that a busy table is never queued on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+
+import anyio
+import asyncpg
+
+from iu_listen.model.errors import Refused
+from iu_listen.model.facts import DEFAULT_WORKER
+from iu_listen.postgres.session import Connection, errors_become_ours
+from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, query
+
+#: Advisory lock that serialises migrators.
+MIGRATOR_KEY: Final = (726004, 1)
+#: How long a file may wait for a lock, in milliseconds, and how often it is tried.
+LOCK_TIMEOUT_MS: Final = 2000
+TRIES: Final = 10
+#: The files whose objects are counted as the seed counts them: 2 tables, 5 functions, 3 views, 1 key, 1 row.
+SEED_FILES: Final = (
+    "worker/008_route_worker_substrate",
+    "worker/009_route_worker_functions",
+    "runtime/060_activate_inert",
+)
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PackageObject:
+    """One object of the package: which file makes it, and whether it is here."""
+
+    file: str
+    kind: str
+    name: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What of the package is in a database.
+
+    Attributes:
+        objects: Every object that the package would make.
+        recorded: Checksum by file, from the ledger; empty without one.
+    """
+
+    objects: tuple[PackageObject, ...]
+    recorded: Mapping[str, str]
+
+    @property
+    def present(self) -> tuple[PackageObject, ...]:
+        """The objects that are here."""
+        return tuple(o for o in self.objects if o.present)
+
+    @property
+    def pending(self) -> tuple[Migration, ...]:
+        """The files that are not recorded, in order."""
+        return tuple(m for m in package_files() if m.name not in self.recorded)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is recorded and here."""
+        return not self.pending and len(self.present) == len(self.objects)
+
+    def drift(self) -> list[str]:
+        """What contradicts the ledger or the files; empty when the package is absent, whole, or cleanly begun."""
+        found = []
+        known = {m.name: m.checksum for m in package_files()}
+        for name, checksum in self.recorded.items():
+            if name not in known:
+                found.append(f"{name} is recorded, but this version of iu-listen does not know it")
+            elif checksum != known[name]:
+                found.append(f"{name} was edited after it was applied (checksum {checksum[:8]} recorded, {known[name][:8]} now)")
+        names = [m.name for m in package_files()]
+        applied = [n for n in names if n in self.recorded]
+        if applied != names[: len(applied)]:
+            missing = next(n for n in names if n not in self.recorded)
+            found.append(f"half applied: {applied[-1]} is recorded, {missing} before it is not")
+        for o in self.objects:
+            if o.file in self.recorded and not o.present:
+                found.append(f"half applied: {o.kind} {o.name} of {o.file} is missing")
+            if o.file not in self.recorded and o.present:
+                found.append(f"half applied: {o.kind} {o.name} exists, but {o.file} is not recorded")
+        return found
+
+
+async def package_state(connection: Connection) -> Package:
+    """Look at what of the package is here. Needs the substrate."""
+    with errors_become_ours():
+        rows = await connection.fetch(query("package_objects"))
+        objects = [PackageObject(**row) for row in rows]
+        if any(o.present for o in objects if o.name == "iu_route_worker_cursor"):
+            registered = await connection.fetchval(query("cursor_exists"), DEFAULT_WORKER)
+            objects = [PackageObject(o.file, o.kind, o.name, registered) if o.kind == "row" else o for o in objects]
+        recorded = {}
+        if await connection.fetchval(query("ledger_exists")):
+            recorded = {row["name"]: row["checksum"] for row in await connection.fetch(query("ledger"))}
+    return Package(tuple(objects), recorded)
+
+
+async def substrate_missing(connection: Connection) -> list[str]:
+    """What of IU Core is missing here; empty when the package can be applied."""
+    with errors_become_ours():
+        return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("substrate_missing"))]
+
+
+async def apply_base(connection: Connection) -> None:
+    """Create the substrate, in one transaction. For the embedded server and for tests."""
+    with errors_become_ours():
+        async with connection.transaction():
+            for migration in base_files():
+                await connection.execute(migration.text())
+
+
+def in_one_transaction(migration: Migration) -> str:
+    """The text of a file as it runs inside a transaction: there an index cannot be built concurrently."""
+    text = migration.text()
+    return re.sub(r"\bconcurrently\b", "", text) if migration.header("transaction") == "none" else text
+
+
+@asynccontextmanager
+async def only_migrator(connection: Connection) -> AsyncIterator[None]:
+    """Be the only one who migrates this database.
+
+    Raises:
+        Refused: somebody else is at it.
+    """
+    if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", *MIGRATOR_KEY):
+        raise Refused("another iu-listen is migrating this database", "Wait for it to end, then look again with --plan.")
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute("select pg_advisory_unlock($1, $2)", *MIGRATOR_KEY)
+
+
+async def apply_files(
+    connection: Connection, pending: Iterable[Migration], evidence: Mapping[str, Any], report: Report, before_commit: Any = None
+) -> None:
+    """Apply and record files, in order.
+
+    Args:
+        connection: A session outside a transaction.
+        pending: What to apply.
+        evidence: What the gates showed; recorded with every file.
+        report: Called with the name of each file before it runs.
+        before_commit: Awaited inside the last transaction; raises to undo it.
+
+    Raises:
+        Refused: the server's error, or what ``before_commit`` raised. Earlier groups of files stay applied then.
+    """
+    groups = [list(group) for _, group in groupby(pending, key=lambda m: m.header("transaction") == "none" and m.name)]
+    for group in groups:
+        last = group is groups[-1]
+        if group[0].header("transaction") == "none":
+            await _patiently(connection, lambda group=group: _apply_alone(connection, group[0], evidence, report))
+        else:
+            check = before_commit if last else None
+            await _patiently(connection, lambda group=group, check=check: _apply_together(connection, group, evidence, report, check))
+
+
+async def roll_back_files(connection: Connection, applied: Iterable[Migration], report: Report) -> None:
+    """Run the down files in reverse order, in one transaction; one refusal and everything stays."""
+
+    async def down() -> None:
+        async with connection.transaction():
+            for migration in sorted(applied, key=package_files().index, reverse=True):
+                report(migration.name)
+                await connection.execute(migration.text("down"))
+                if await connection.fetchval(query("ledger_exists")):
+                    await connection.execute(query("forget_migration"), migration.name)
+
+    await _patiently(connection, down)
+
+
+async def _patiently(connection: Connection, work: Callable[[], Any]) -> None:
+    """Do it under a short lock_timeout, again and again: whoever queues for a lock holds up all that come after."""
+    with errors_become_ours():
+        await connection.execute(f"set lock_timeout = {LOCK_TIMEOUT_MS}")
+        for left in reversed(range(TRIES)):
+            try:
+                await work()
+                return
+            except asyncpg.LockNotAvailableError:
+                if not left:
+                    raise
+                await anyio.sleep(0.2)
+
+
+async def _apply_together(
+    connection: Connection, group: list[Migration], evidence: Mapping[str, Any], report: Report, check: Any
+) -> None:
+    async with connection.transaction():
+        for migration in group:
+            report(migration.name)
+            began = time.perf_counter()
+            await connection.execute(migration.text())
+            await _record(connection, migration, began, evidence)
+        if check is not None:
+            await check()
+
+
+async def _apply_alone(connection: Connection, migration: Migration, evidence: Mapping[str, Any], report: Report) -> None:
+    report(migration.name)
+    began = time.perf_counter()
+    for statement in migration.statements:
+        await connection.execute(statement)
+    await _record(connection, migration, began, evidence)
+
+
+async def _record(connection: Connection, migration: Migration, began: float, evidence: Mapping[str, Any]) -> None:
+    milliseconds = round((time.perf_counter() - began) * 1000)
+    await connection.execute(
+        query("record_migration"), migration.name, migration.checksum, milliseconds, json.dumps(evidence)
+    )
+
+
+def added(before: Package, after: Package) -> dict[str, dict[str, int]]:
+    """How many objects of each kind came: those that the seed counts, and those listed apart."""
+    there = {(o.kind, o.name) for o in before.present}
+    counts: dict[str, dict[str, int]] = {"seed": {}, "apart": {}}
+    for o in after.present:
+        if (o.kind, o.name) not in there:
+            of = counts["seed" if o.file in SEED_FILES else "apart"]
+            of[o.kind] = of.get(o.kind, 0) + 1
+    return counts

@@ -1,0 +1,333 @@
+"""The proof, A to H: the package is created, exercised and rolled back in one transaction, and has left nothing.
+
+The transaction is REPEATABLE READ. Its snapshot stands still, so the probe's cursor, which starts at «now», sees the
+events that the probe itself writes and no others, however busy the database is. Where the package is installed, the
+installed objects are what is exercised: they are what has to be proven there.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import anyio
+import asyncpg
+
+from iu_listen.model.errors import Refused
+from iu_listen.model.facts import GATES
+from iu_listen.postgres.migrate import Package, in_one_transaction, package_state, substrate_missing
+from iu_listen.postgres.session import Connection, errors_become_ours
+from iu_listen.postgres.sqlfiles import package_files, query
+
+#: How long a probe waits for a lock, and how long it may hold one that readers wait for, in seconds.
+LOCK_TIMEOUT: Final = 2.0
+BATCH_LIMIT: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table: what should be seen, and what was."""
+
+    id: str
+    scenario: str
+    expected: str
+    observed: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two are the same."""
+        return self.expected == self.observed
+
+
+@dataclass(slots=True)
+class Proof:
+    """What a probe found.
+
+    Attributes:
+        probes: SETUP and A to H.
+        footprint: What was there before the probe (expected) and is there after it (observed).
+        installed: Whether the package was installed, so that the installed objects were exercised.
+    """
+
+    probes: list[Finding] = field(default_factory=list)
+    footprint: list[Finding] = field(default_factory=list)
+    installed: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether every figure is the expected one and nothing was left behind."""
+        return len(self.probes) == len(SCENARIOS) and all(f.passed for f in [*self.probes, *self.footprint])
+
+    def as_json(self) -> dict[str, Any]:
+        """The machine-readable form; its shape is a promise (docs/reference/json.md)."""
+
+        def rows(findings: list[Finding]) -> list[dict[str, Any]]:
+            names = ("id", "scenario", "expected", "observed")
+            return [{**{n: getattr(f, n) for n in names}, "pass": f.passed} for f in findings]
+
+        footprint = {f.scenario: {"expected": f.expected, "observed": f.observed, "pass": f.passed} for f in self.footprint}
+        return {"pass": self.passed, "installed": self.installed, "probes": rows(self.probes), "footprint": footprint}
+
+
+async def run_probe(
+    connection: Connection,
+    fresh: Callable[[], Any],
+    *,
+    lock_timeout: float = LOCK_TIMEOUT,
+    found: Callable[[Finding], None] = lambda _: None,
+) -> Proof:
+    """Prove the package on the database of ``connection``.
+
+    Args:
+        connection: A session outside a transaction.
+        fresh: Opens another session (an async context manager), for the post-check.
+        lock_timeout: Longest wait for a lock, and longest hold of one that readers wait for, in seconds.
+        found: Called with each finding as it is made.
+
+    Raises:
+        Refused: no substrate, a half-applied package, or a lock that could not be had.
+    """
+    if missing := await substrate_missing(connection):
+        raise Refused(f"the substrate is not here: {missing[0]} is missing", "Apply to a database that has IU Core, or use --base.")
+    package = await package_state(connection)
+    if package.present and not package.complete:
+        raise Refused("; ".join(package.drift()) or "half applied", "Finish with iu-listen apply, or take it back with iu-listen rollback.")
+    proof = Proof(installed=package.complete)
+    with errors_become_ours():
+        before = await connection.fetch(query("probe/footprint"), [])
+        walk = _Walk(connection, package, lock_timeout, proof, found)
+        try:
+            await walk.run()
+        except asyncpg.LockNotAvailableError as error:
+            raise Refused(f"a lock could not be had within {lock_timeout:g} s: {error}", "Try again when the database is quieter, or give --lock-timeout.") from error
+        except asyncpg.SerializationError as error:
+            raise Refused(f"somebody changed a gate or a route during the probe: {error}", "Try again.") from error
+        async with fresh() as other:
+            after = {row["item"]: row["value"] for row in await other.fetch(query("probe/footprint"), walk.events)}
+    for row in before:
+        finding = Finding("footprint", row["item"], str(row["value"]), str(after.get(row["item"])))
+        proof.footprint.append(finding)
+    return proof
+
+
+class _Walk:
+    """The scenarios in their order. Each returns what should be seen and what was."""
+
+    def __init__(
+        self, connection: Connection, package: Package, lock_timeout: float, proof: Proof, found: Callable[[Finding], None]
+    ) -> None:
+        self._connection = connection
+        self._installed = package.complete
+        self._lock_timeout = lock_timeout
+        self._proof = proof
+        self._found = found
+        self._worker = f"iu_probe_{secrets.token_hex(4)}"
+        self._start = ""
+        self._first: list[UUID] = []
+        self._second: list[UUID] = []
+        self._base = {"dry_run": 0, "failed": 0}
+
+    @property
+    def events(self) -> list[UUID]:
+        """The ids of all events that the probe wrote."""
+        return self._first + self._second
+
+    async def run(self) -> None:
+        """Create, exercise, roll back."""
+        transaction = self._connection.transaction(isolation="repeatable_read")
+        await transaction.start()
+        try:
+            await self._connection.fetch(query("probe/limits"), f"{round(self._lock_timeout * 1000)}ms")
+            if not self._installed:
+                for migration in package_files():
+                    await self._connection.execute(in_one_transaction(migration))
+            quiet = [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
+            for scenario in quiet:
+                await self._try(scenario)
+            # From E on the route table is locked against readers, a live consumer among them.
+            with anyio.move_on_after(self._lock_timeout) as held:
+                for scenario in SCENARIOS[len(quiet) :]:
+                    await self._try(scenario)
+            if held.cancelled_caught:
+                raise Refused(f"E to H took longer than {self._lock_timeout:g} s; given up so as not to hold up others", "Try again.")
+        finally:
+            with anyio.CancelScope(shield=True):
+                if not self._connection.is_closed():
+                    await transaction.rollback()
+
+    async def _try(self, scenario: Scenario) -> None:
+        """Run one scenario under a savepoint: an error is its finding, and the next one still runs."""
+        try:
+            async with self._connection.transaction():
+                expected, observed = await scenario.run(self)
+        except (asyncpg.LockNotAvailableError, asyncpg.SerializationError):
+            raise
+        except asyncpg.PostgresError as error:
+            expected, observed = scenario.expected, f"error {error.sqlstate}: {error}"
+        finding = Finding(scenario.id, scenario.title, expected, observed)
+        self._proof.probes.append(finding)
+        self._found(finding)
+
+    # -- scenarios -----------------------------------------------------------------------------------------------
+
+    async def setup(self) -> tuple[str, str]:
+        await self._connection.execute(query("probe/setup_gates"))
+        await self._connection.execute(query("probe/setup_route"))
+        self._start = await self._connection.fetchval(query("probe/setup_cursor"), self._worker)
+        self._base = {status: await self._value("probe/summary", status) for status in self._base}
+        gates = await self._connection.fetchrow(query("probe/gates"))
+        assert gates is not None
+        return SCENARIOS[0].expected, f"master {_tf(gates['master'])}, worker {_tf(gates['worker'])}"
+
+    async def a_emit(self) -> tuple[str, str]:
+        self._first = await self._emit()
+        return SCENARIOS[1].expected, f"event_outbox iu rows = {await self._value('probe/events', self._first)}"
+
+    async def b_run(self) -> tuple[str, str]:
+        ran = await self._run()
+        total, fitting = await self._attempts(self._first, "dry_run")
+        cursor = await self._connection.fetchrow(query("probe/cursor"), self._worker)
+        advanced = cursor is not None and cursor["last_event_id"] in self._first and total == fitting
+        return SCENARIOS[2].expected, (
+            f"seen={ran['seen']}, attempts_written={ran['attempts_written']}, skipped={ran['skipped']}, "
+            f"dead_lettered={ran['dead_lettered']}; {fitting} rows outbound/dry_run/iu.version_applied.workflow; "
+            f"cursor {'advanced' if advanced else 'not advanced'}"
+        )
+
+    async def c_again(self) -> tuple[str, str]:
+        ran = await self._run()
+        total, _ = await self._attempts(self._first, "dry_run")
+        return SCENARIOS[3].expected, f"seen={ran['seen']}; attempts still {total}"
+
+    async def d_reset(self) -> tuple[str, str]:
+        await self._connection.fetchval(query("reset_cursor"), self._worker, self._start)
+        ran = await self._run()
+        total, _ = await self._attempts(self._first, "dry_run")
+        return SCENARIOS[4].expected, f"seen={ran['seen']} but table still {total}"
+
+    async def e_fail(self) -> tuple[str, str]:
+        self._second = await self._emit()
+        await self._connection.execute(query("probe/drop_safety_check"))
+        await self._connection.execute(query("probe/route_dry_run"), False)
+        ran = await self._run()
+        _, failed = await self._attempts(self._second, "failed", "worker_process_error")
+        letters = await self._connection.fetch(query("probe/open_dead_letters"), self._second)
+        return SCENARIOS[5].expected, (
+            f"dead_lettered={ran['dead_lettered']}; {failed} failed attempts; "
+            f"failure_code={'worker_process_error' if failed == 3 else 'other'}; "
+            f"seam_failclosed={_tf(await self._seam_raises())}; v_iu_route_dead_letter_open = {len(letters)}"
+        )
+
+    async def f_replay(self) -> tuple[str, str]:
+        await self._connection.execute(query("probe/route_dry_run"), True)
+        letters = await self._connection.fetch(query("probe/open_dead_letters"), self._second)
+        if not letters:
+            return SCENARIOS[6].expected, "there is no dead letter to replay"
+        answer = json.loads(await self._value("replay_dead_letter", letters[0]["id"], "iu-listen probe"))
+        resolved = await self._value("probe/resolved_dead_letters", self._second)
+        left = await self._connection.fetch(query("probe/open_dead_letters"), self._second)
+        return SCENARIOS[6].expected, (
+            f"status={answer['status']}, decision={answer.get('decision')}, resolved={str(answer['resolved']).lower()}, "
+            f"attempt_no={answer.get('attempt_no')}; dlq resolved={resolved} / open={len(left)}"
+        )
+
+    async def g_look(self) -> tuple[str, str]:
+        health = json.loads(await self._value("worker_health", self._worker))
+        now = {status: await self._value("probe/summary", status) - base for status, base in self._base.items()}
+        backlog = await self._value("probe/backlog", self._worker)
+        return SCENARIOS[7].expected, (
+            f"health.healthy={str(health['healthy']).lower()}; v_iu_route_attempt_summary = "
+            f"dry_run {now['dry_run']} / failed {now['failed']}; backlog {backlog}"
+        )
+
+    async def h_gates(self) -> tuple[str, str]:
+        seen = []
+        for gate in ("worker", "master"):
+            await self._connection.execute(query("probe/close_gate"), GATES[gate])
+            seen.append(f"{gate} gate off → {(await self._run())['status']}")
+        return SCENARIOS[8].expected, "; ".join(seen)
+
+    # -- what they have in common --------------------------------------------------------------------------------
+
+    async def _value(self, name: str, *args: Any) -> Any:
+        return await self._connection.fetchval(query(name), *args)
+
+    async def _emit(self) -> list[UUID]:
+        ids = [await self._value("probe/emit", n) for n in (1, 2, 3)]
+        return [i for i in ids if i is not None]
+
+    async def _run(self) -> dict[str, Any]:
+        answer: dict[str, Any] = {"seen": None, "attempts_written": None, "skipped": None, "dead_lettered": None}
+        return answer | json.loads(await self._value("run_batch", self._worker, BATCH_LIMIT))
+
+    async def _attempts(self, events: list[UUID], status: str, code: str | None = None) -> tuple[int, int]:
+        row = await self._connection.fetchrow(query("probe/attempts"), events, status, code)
+        assert row is not None
+        return row["total"], row["fitting"]
+
+    async def _seam_raises(self) -> bool:
+        try:
+            async with self._connection.transaction():
+                await self._connection.fetchval(query("probe/deliver"))
+        except asyncpg.FeatureNotSupportedError:
+            return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One row of the seed's table."""
+
+    id: str
+    title: str
+    expected: str
+    run: Callable[[_Walk], Awaitable[tuple[str, str]]]
+
+
+#: The seed's table, with its exact figures.
+SCENARIOS: Final = (
+    Scenario("SETUP", "open worker gate", "master t, worker t", _Walk.setup),
+    Scenario("A", "emit 3 synthetic iu events via fn_iu_emit_event", "event_outbox iu rows = 3", _Walk.a_emit),
+    Scenario(
+        "B",
+        "fn_iu_route_worker_run dry-run pass",
+        "seen=3, attempts_written=3, skipped=0, dead_lettered=0; "
+        "3 rows outbound/dry_run/iu.version_applied.workflow; cursor advanced",
+        _Walk.b_run,
+    ),
+    Scenario("C", "re-run (cursor idempotency)", "seen=0; attempts still 3", _Walk.c_again),
+    Scenario("D", "reset cursor, re-run (key idempotency)", "seen=3 but table still 3", _Walk.d_reset),
+    Scenario(
+        "E",
+        "dead-letter + fail-closed delivery (dry_run=false)",
+        "dead_lettered=3; 3 failed attempts; failure_code=worker_process_error; "
+        "seam_failclosed=t; v_iu_route_dead_letter_open = 3",
+        _Walk.e_fail,
+    ),
+    Scenario(
+        "F",
+        "fn_iu_route_dead_letter_replay",
+        "status=replayed, decision=dry_run, resolved=true, attempt_no=2; dlq resolved=1 / open=2",
+        _Walk.f_replay,
+    ),
+    Scenario(
+        "G",
+        "healthcheck + 3 observability views",
+        "health.healthy=true; v_iu_route_attempt_summary = dry_run 4 / failed 3; backlog 0",
+        _Walk.g_look,
+    ),
+    Scenario(
+        "H",
+        "gate fail-closed",
+        "worker gate off → worker_gate_closed; master gate off → master_gate_closed",
+        _Walk.h_gates,
+    ),
+)
+
+
+def _tf(value: bool) -> str:
+    return "t" if value else "f"
