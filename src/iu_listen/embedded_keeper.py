@@ -231,15 +231,18 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
         done = run([bin / "initdb", "-D", new, *options], account)
         if done.returncode:
             raise EmbeddedError(f"initdb failed:\n{_end(done.stdout)}")
-        configuration = os.open(new / "postgresql.conf", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-        with os.fdopen(configuration, "w") as file:
+        append = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+        with os.fdopen(os.open(new / "postgresql.conf", append), "w") as file:
             file.write(f"\ninclude '../{data.name}.conf'\n")
         os.rename(new, data)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     if durable:
         # Otherwise a crash could take back the rename after transactions were promised to be kept.
-        os.sync()
+        for path in (data / "postgresql.conf", data.parent):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
 
 
 def _socket_directory(data: Path, account: Account | None) -> Path:
@@ -272,10 +275,7 @@ def _prepare(server: Server, tcp: bool) -> None:
 def bring_up(
     data: Path, bin: Path, major: int, account: Account | None, durable: bool, settings: dict[str, str]
 ) -> Server:
-    """The running server of this data directory: adopted when it runs already, else made and started.
-
-    Raises EmbeddedError and OSError.
-    """
+    """The running server of this data: adopted, or made and started. Raises EmbeddedError and OSError."""
     record = Record.load(data)
     if record is not None and record.server.pid() is not None:
         record = replace(record, server=replace(record.server, bin=bin), keeper=os.getpid())

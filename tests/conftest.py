@@ -1,0 +1,122 @@
+"""One PostgreSQL a session and major version, template databases, a database of its own for every test.
+
+A test that takes ``substrate``, ``applied`` or ``live`` runs on embedded PostgreSQL 16 and 18, and on the server that
+IU_LISTEN_TEST_DSN names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from support import open_gate
+
+from iu_listen import embedded
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+
+SERVERS = ("pg16", "pg18", "dsn")
+
+
+@dataclass
+class Database:
+    """Where a test works. ``dsn`` is the database's own; ``server`` is None for a server that is not ours."""
+
+    dsn: str
+    server: embedded.Server | None
+
+
+@dataclass
+class TestServer:
+    """A server with template databases, made when first asked for."""
+
+    __test__ = False
+    admin: str
+    embedded: embedded.Server | None
+    templates: dict[str, str] = field(default_factory=dict)
+
+    def dsn(self, database: str) -> str:
+        parts = urlsplit(self.admin)
+        return urlunsplit(parts._replace(path=f"/{database}"))
+
+    def execute(self, *statements: str) -> None:
+        async def run() -> None:
+            async with session(self.admin, name="tests") as connection:
+                for statement in statements:
+                    await connection.execute(statement)
+
+        asyncio.run(run())
+
+    def template(self, kind: str) -> str:
+        """Name of the template database with the substrate (``base``) or the whole package (``applied``)."""
+        if kind not in self.templates:
+            name = f"iu_template_{kind}_{secrets.token_hex(4)}"
+            self.execute(f"create database {name}")
+
+            async def fill() -> None:
+                async with session(self.dsn(name), name="tests") as connection:
+                    await migrate.apply_base(connection)
+                    if kind == "applied":
+                        state = await migrate.package_state(connection)
+                        await migrate.apply_files(connection, state.pending, {}, lambda _: None)
+
+            asyncio.run(fill())
+            self.templates[kind] = name
+        return self.templates[kind]
+
+    def create(self, kind: str | None) -> Iterator[Database]:
+        """A database made from a template (None: an empty one), dropped afterwards."""
+        name = f"iu_test_{secrets.token_hex(6)}"
+        source = f" template {self.template(kind)}" if kind else ""
+        self.execute(f"create database {name}{source}")
+        try:
+            yield Database(self.dsn(name), self.embedded)
+        finally:
+            self.execute(f"drop database if exists {name} with (force)")
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+    """A running server; embedded ones do not flush to disk, and allow prepared transactions."""
+    if request.param == "dsn":
+        dsn = os.environ.get("IU_LISTEN_TEST_DSN")
+        if not dsn:
+            pytest.skip("IU_LISTEN_TEST_DSN is not set")
+        ours = TestServer(dsn, None)
+        yield ours
+        ours.execute(*(f"drop database if exists {name} with (force)" for name in ours.templates.values()))
+        return
+    root = tmp_path_factory.mktemp("server")
+    options = {"max_prepared_transactions": "10", "track_commit_timestamp": "on"}
+    with embedded.running(root, int(request.param[2:]), durable=False, options=options) as running:
+        yield TestServer(running.dsn("postgres"), running)
+
+
+@pytest.fixture
+def empty(server: TestServer) -> Iterator[Database]:
+    """A database without anything in it."""
+    yield from server.create(None)
+
+
+@pytest.fixture
+def substrate(server: TestServer) -> Iterator[Database]:
+    """A database with IU Core and without the package."""
+    yield from server.create("base")
+
+
+@pytest.fixture
+def applied(server: TestServer) -> Iterator[Database]:
+    """A database with the package applied, inert."""
+    yield from server.create("applied")
+
+
+@pytest.fixture
+def live(applied: Database) -> Database:
+    """A database with the package applied and the worker gate open."""
+    asyncio.run(open_gate(applied.dsn))
+    return applied

@@ -1,0 +1,136 @@
+"""What tests share: a consumer in the test's own process, events, and waiting for an observation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+
+from iu_listen.app import PostgresSessions
+from iu_listen.flow.consumer import Consumer
+from iu_listen.model.observation import BatchRan, Listening, Observation, Stopped
+from iu_listen.model.settings import Settings
+
+WORKER = "iu_outbound_default"
+
+
+async def connect(dsn: str) -> asyncpg.Connection:
+    """A plain session, the caller's to close."""
+    return await asyncpg.connect(dsn)
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A plain session for the length of a block."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def open_gate(dsn: str, value: str = "true") -> None:
+    """Set the worker gate."""
+    async with connected(dsn) as connection:
+        await connection.execute(
+            "update dot_config set value = $1, updated_at = now() where key = 'iu_core.route_worker_enabled'", value
+        )
+
+
+async def insert_event(connection: asyncpg.Connection, subject: UUID | None = None, note: str = "") -> UUID:
+    """Append one event to the outbox with plain SQL, in whatever transaction the connection is in."""
+    event: UUID = await connection.fetchval(
+        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
+           values ('iu', 'version_applied', 'update', 'immediate', $1, jsonb_build_object('note', $2::text))
+           returning id""",
+        subject or uuid4(),
+        note,
+    )
+    return event
+
+
+async def run_batch(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> dict[str, Any]:
+    """Run the worker once, by hand."""
+    answer: dict[str, Any] = json.loads(
+        await connection.fetchval("select fn_iu_route_worker_run($1, $2)::text", worker, limit)
+    )
+    return answer
+
+
+async def drain(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> int:
+    """Run the worker by hand until there is no more; the number of events seen."""
+    seen = 0
+    while True:
+        answer = await run_batch(connection, limit, worker)
+        assert answer["status"] == "ran", answer
+        seen += answer["seen"]
+        if not answer["more"]:
+            return seen
+
+
+async def attempted(connection: asyncpg.Connection) -> list[UUID]:
+    """The events of all attempts, in the order of the audit."""
+    return [row["event_ref"] for row in await connection.fetch("select event_ref from iu_route_attempt order by id")]
+
+
+class Recorder:
+    """A Watcher that remembers, and can be waited for."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+        self._changed = asyncio.Event()
+
+    def note(self, observation: Observation, /) -> None:
+        self.seen.append(observation)
+        self._changed.set()
+
+    def of(self, kind: type) -> list[Any]:
+        """All observations of a kind so far."""
+        return [o for o in self.seen if isinstance(o, kind)]
+
+    async def wait_for(self, kind: type, fits: Callable[[Any], bool] = lambda _: True, timeout: float = 15) -> Any:
+        """Wait until an observation of this kind fits, and return it."""
+        with anyio.fail_after(timeout):
+            while True:
+                for observation in self.of(kind):
+                    if fits(observation):
+                        return observation
+                self._changed.clear()
+                await self._changed.wait()
+
+
+async def wait_until(condition: Callable[[], Awaitable[Any]], what: str, timeout: float = 15) -> Any:
+    """Ask again and again, 5 ms apart, until the answer is true; the answer."""
+    try:
+        with anyio.fail_after(timeout):
+            while not (answer := await condition()):
+                await anyio.sleep(0.005)
+            return answer
+    except TimeoutError:
+        raise AssertionError(f"waited {timeout} s in vain until {what}") from None
+
+
+@asynccontextmanager
+async def consuming(dsn: str, *, listening: bool = True, **settings: Any) -> AsyncIterator[Recorder]:
+    """A consumer in this process, for the length of a block; yields who watches it, once it listens."""
+    recorder = Recorder()
+    loaded = Settings.load({}, {"dsn": dsn, **settings})
+    consumer = Consumer(loaded, PostgresSessions(loaded), recorder)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        try:
+            await recorder.wait_for(Listening if listening else BatchRan)
+            yield recorder
+        finally:
+            consumer.stop("end of test")
+            with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+                while not recorder.of(Stopped):
+                    await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+
