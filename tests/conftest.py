@@ -11,6 +11,8 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -81,7 +83,7 @@ class TestServer:
 
 
 @pytest.fixture(scope="session", params=SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
     """A running server; embedded ones do not flush to disk, and allow prepared transactions."""
     if request.param == "dsn":
         dsn = os.environ.get("IU_LISTEN_TEST_DSN")
@@ -91,10 +93,12 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield ours
         ours.execute(*(f"drop database if exists {name} with (force)" for name in ours.templates.values()))
         return
-    root = tmp_path_factory.mktemp("server")
     options = {"max_prepared_transactions": "10", "track_commit_timestamp": "on"}
-    with embedded.running(root, int(request.param[2:]), durable=False, options=options) as running:
-        yield TestServer(running.dsn("postgres"), running)
+    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
+        # As root, the server's own account must get in; pytest's tmp_path would be closed to it.
+        Path(root).chmod(0o755)
+        with embedded.running(Path(root), int(request.param[2:]), durable=False, options=options) as running:
+            yield TestServer(running.dsn("postgres"), running)
 
 
 @pytest.fixture
