@@ -156,7 +156,9 @@ class Consumer:
                 await self._ring.wait_rung(seconds)
                 return Wake.LINGER if self._rhythm.bell else Wake.POLL
             if act is Act.SLEEP:
-                rung = await self._ring.wait_rung(self._settings.catch_up * self._jitter.uniform(0.8, 1))
+                # Not beyond the next beat: it may be due earlier, when the last look came too soon for one.
+                due = max(0.0, self._beat_at + self._settings.catch_up - self._clock())
+                rung = await self._ring.wait_rung(min(due, self._settings.catch_up * self._jitter.uniform(0.8, 1)))
                 return Wake.NOTIFY if rung else Wake.CATCH_UP
             if await self._turn_bell(act):
                 # Armed. What was committed before that did not ring: look once more, then sleep.
@@ -206,7 +208,7 @@ class Consumer:
                     told = str(no_bell)
                     self._watcher.note(Polling(told))
                 await anyio.sleep(NO_BELL_PAUSE)
-            except SessionLost as lost:
+            except (SessionLost, Refused) as lost:
                 tries += 1
                 retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
                 self._watcher.note(SessionFailed("bell", lost.message, retry_in))

@@ -1,0 +1,3 @@
+-- Every gate, and since when it has its value.
+
+select d.key, d.value, d.updated_at from public.dot_config d where d.key like 'iu\_core.%' order by d.key

@@ -1,0 +1,348 @@
+"""Commands with a reading and a changing half: gate, route, cursor, dead-letter."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import anyio
+from cyclopts import App, Parameter
+
+from iu_listen.cli import show
+from iu_listen.cli.door import Where, looking
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.facts import DEFAULT_WORKER
+from iu_listen.postgres import census
+from iu_listen.postgres.session import Connection
+
+Plan = Annotated[bool, Parameter(help="Show what would happen, and change nothing.", negative=())]
+GateName = Literal["master", "worker"]
+
+gate = App(name="gate", help="Show, open and close the gates. A gate that is missing is closed.")
+route = App(name="route", help="List, show, enable and disable routes.")
+cursor = App(name="cursor", help="Show where workers are, and put them somewhere else.")
+dead_letter = App(name="dead-letter", help="List, show and replay what could not be routed.")
+
+
+def register(app: App) -> None:
+    """Add these groups."""
+    for group in (gate, route, cursor, dead_letter):
+        app.command(group)
+
+
+# -- gate --------------------------------------------------------------------------------------------------------
+
+
+@gate.command(name="show")
+def gate_show(*, where: Where | None = None) -> int:
+    """Show every gate and since when it has its value."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            _print_gates(await census.gates(connection), where)
+        return 0
+
+    return anyio.run(run)
+
+
+@gate.command(name="open")
+def gate_open(name: GateName, /, *, where: Where | None = None) -> int:
+    """Open a gate. A waiting consumer starts within a second."""
+    return _set_gate(name, where, opened=True)
+
+
+@gate.command(name="close")
+def gate_close(name: GateName, /, *, where: Where | None = None) -> int:
+    """Close a gate. The running batch ends, the next one does not begin."""
+    return _set_gate(name, where, opened=False)
+
+
+def _set_gate(name: GateName, where: Where | None, *, opened: bool) -> int:
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            await census.require_primary(connection)
+            await census.set_gate(connection, name, opened=opened)
+            _print_gates(await census.gates(connection), where)
+        return 0
+
+    return anyio.run(run)
+
+
+def _print_gates(found: list[dict[str, Any]], where: Where | None) -> None:
+    if where and where.json:
+        show.as_json(found)
+    else:
+        show.table(
+            ("gate", "", "since", "key"),
+            ((g["gate"], show.mark(g["open"], "open", "closed"), show.ago(g["since"]), g["key"]) for g in found),
+        )
+
+
+# -- route -------------------------------------------------------------------------------------------------------
+
+
+@route.command(name="list")
+def route_list(*, where: Where | None = None) -> int:
+    """List all routes."""
+    return _print_routes(None, where)
+
+
+@route.command(name="show")
+def route_show(code: str, /, *, where: Where | None = None) -> int:
+    """Show one route."""
+    return _print_routes(code, where)
+
+
+@route.command(name="enable")
+def route_enable(code: str, /, *, where: Where | None = None) -> int:
+    """Enable a route. It stays a dry run: nothing is delivered."""
+    return _set_route(code, where, enabled=True)
+
+
+@route.command(name="disable")
+def route_disable(code: str, /, *, where: Where | None = None) -> int:
+    """Disable a route. Its events are audited as skipped."""
+    return _set_route(code, where, enabled=False)
+
+
+def _print_routes(code: str | None, where: Where | None) -> int:
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            found = await census.rows(connection, "list_routes", code)
+            if code and not found:
+                raise await _no_such_route(connection, code)
+        if where and where.json:
+            show.as_json(found[0] if code else found)
+        else:
+            show.table(
+                ("route", "events", "target", "enabled", "dry run"),
+                (
+                    (r["route_code"], f"{r['event_domain']}.{r['event_type']} on {r['event_stream']}",
+                     f"{r['target_kind']} {r['target_ref']}", r["enabled"], r["dry_run"])
+                    for r in found
+                ),
+            )  # fmt: skip
+        return 0
+
+    return anyio.run(run)
+
+
+def _set_route(code: str, where: Where | None, *, enabled: bool) -> int:
+    async def run() -> None:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            await census.require_primary(connection)
+            if not await census.rows(connection, "set_route", code, enabled):
+                raise await _no_such_route(connection, code)
+
+    anyio.run(run)
+    return _print_routes(code, where)
+
+
+async def _no_such_route(connection: Connection, code: str) -> ConfigurationError:
+    known = ", ".join(r["route_code"] for r in await census.rows(connection, "list_routes", None))
+    return ConfigurationError(f"there is no route {code}", f"Routes: {known or 'none'}.")
+
+
+# -- cursor ------------------------------------------------------------------------------------------------------
+
+
+@cursor.command(name="show")
+def cursor_show(*, where: Where | None = None) -> int:
+    """Show where every worker is."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            found = await census.rows(connection, "workers")
+        if where and where.json:
+            show.as_json(found)
+        else:
+            show.table(
+                ("worker", "domain", "youngest event routed", "of", "backlog", "consumed", "in a tick"),
+                (
+                    (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"], w["backlog"],
+                     w["prev"], w["tick"])
+                    for w in found
+                ),
+            )  # fmt: skip
+        return 0
+
+    return anyio.run(run)
+
+
+@cursor.command(name="reset")
+def cursor_reset(
+    *,
+    to: Annotated[Literal["beginning", "now"], Parameter(help="Where to.")],
+    worker: str = DEFAULT_WORKER,
+    plan: Plan = False,
+    yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Put a worker somewhere else.
+
+    To the beginning: everything is read again; idempotency keys suppress second decisions. To now: what waits is
+    never routed by this worker. The worker gate must be closed.
+    """
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            await census.require_worker(connection, worker)
+            mine = next(w for w in await census.rows(connection, "workers") if w["worker_name"] == worker)
+            if to == "beginning":
+                total = await census.value(connection, "count_events", mine["event_domain"])
+                effect = f"{show.text(total)} events of domain {mine['event_domain']} are read again; decided ones stay as they are"
+            else:
+                effect = f"{show.text(mine['backlog'])} waiting events are never routed by {worker}"
+            if plan or not yes:
+                show.line(f"Plan: {effect}.")
+                if not plan:
+                    raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                return 0
+            if any(g["open"] for g in await census.gates(connection) if g["gate"] == "worker"):
+                raise Refused("the worker gate is open", "Close it first: iu-listen gate close worker")
+            await census.value(connection, "reset_cursor", worker, "3:3:" if to == "beginning" else None)
+            show.line(f"Done: {effect}.")
+        return 0
+
+    return anyio.run(run)
+
+
+# -- dead-letter -------------------------------------------------------------------------------------------------
+
+
+@dead_letter.command(name="list")
+def dead_letter_list(
+    *,
+    resolved: Annotated[bool, Parameter(help="Resolved ones too.", negative=())] = False,
+    route: Annotated[str | None, Parameter(help="Only of this route.")] = None,
+    limit: Annotated[int, Parameter(help="How many at most.")] = 50,
+    where: Where | None = None,
+) -> int:
+    """List dead letters, the oldest first."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            found = await census.rows(connection, "list_dead_letters", resolved, route, limit)
+        if where and where.json:
+            show.as_json(found)
+        else:
+            _print_dead_letters(found)
+        return 0
+
+    return anyio.run(run)
+
+
+def _print_dead_letters(found: list[dict[str, Any]]) -> None:
+    show.table(
+        ("dead letter", "event", "route", "age", "failure", "replays", "resolved"),
+        (
+            (d["id"], d["event_ref"], d["route_code"], show.ago(d["created_at"]), d["failure_detail"] or d["failure_code"],
+             d["replay_count"], d["resolution"])
+            for d in found
+        ),
+    )  # fmt: skip
+
+
+@dead_letter.command(name="show")
+def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:  # noqa: A002 what people call it
+    """Show one dead letter, the whole event with it."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            found = await census.rows(connection, "show_dead_letter", id)
+        if not found:
+            raise ConfigurationError(f"there is no dead letter {id}", "iu-listen dead-letter list --resolved")
+        letter = {**found[0], "event_snapshot": json.loads(found[0]["event_snapshot"])}
+        if where and where.json:
+            show.as_json(letter)
+        else:
+            for name, value in letter.items():
+                words = json.dumps(value, indent=2, ensure_ascii=False) if name == "event_snapshot" else show.text(value)
+                show.line(f"{name:16}  {words}")
+        return 0
+
+    return anyio.run(run)
+
+
+@dead_letter.command(name="replay")
+def dead_letter_replay(
+    ids: Annotated[list[UUID] | None, Parameter(help="Which ones.")] = None,
+    /,
+    *,
+    all: Annotated[bool, Parameter(help="All open ones.", negative=())] = False,  # noqa: A002 the option's name
+    route: Annotated[str | None, Parameter(help="With --all: only of this route.")] = None,
+    actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
+    plan: Plan = False,
+    where: Where | None = None,
+) -> int:
+    """Decide dead letters again, under their own idempotency keys. Exit 1 when one is still open afterwards."""
+    if bool(ids) == all:
+        raise ConfigurationError("say which dead letters: their ids, or --all", "iu-listen dead-letter list")
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            letters = [
+                letter
+                for one in ids or [d["id"] for d in await census.rows(connection, "list_dead_letters", False, route, 100_000)]
+                for letter in await census.rows(connection, "show_dead_letter", one) or [{"id": one, "event_ref": None}]
+            ]
+            if missing := [str(d["id"]) for d in letters if d["event_ref"] is None]:
+                raise ConfigurationError(f"there is no dead letter {missing[0]}", "iu-listen dead-letter list --resolved")
+            if plan:
+                _print_replay_plan(letters, where)
+                return 0
+            answers = [await census.replay(connection, d["id"], actor) for d in letters]
+        if where and where.json:
+            show.as_json(answers)
+        else:
+            show.table(
+                ("dead letter", "answer", "decision", "attempt", "resolved"),
+                ((a["dead_letter_id"], a["status"], a.get("decision"), a.get("attempt_no"), a["resolved"]) for a in answers),
+            )
+        return 0 if all_resolved(answers) else 1
+
+    return anyio.run(run)
+
+
+def all_resolved(answers: list[dict[str, Any]]) -> bool:
+    """Whether every replay ended its dead letter."""
+    return not [a for a in answers if not a["resolved"]]
+
+
+def _would(letter: dict[str, Any]) -> str:
+    """What a replay would decide now."""
+    if letter["resolved_at"]:
+        return "nothing: it is resolved"
+    if letter["route_enabled"] is None:
+        return "skipped: there is no route"
+    if not letter["route_enabled"]:
+        return "skipped: the route is disabled; it would stay open"
+    return "dry_run" if letter["route_dry_run"] else "deliver"
+
+
+def _print_replay_plan(letters: list[dict[str, Any]], where: Where | None) -> None:
+    rows = [
+        {"id": d["id"], "event": d["event_ref"], "route": d["route_code"], "created_at": d["created_at"],
+         "attempt_no": d["attempt_no"] + 1, "newer_of_subject": d["newer_of_subject"], "would": _would(d)}
+        for d in letters
+    ]  # fmt: skip
+    if where and where.json:
+        show.as_json(rows)
+        return
+    show.table(
+        ("dead letter", "route", "age", "attempt", "newer events of its subject", "would be"),
+        ((r["id"], r["route"], show.ago(r["created_at"]), r["attempt_no"], r["newer_of_subject"], r["would"]) for r in rows),
+    )
+    show.note(f"Plan: {len(rows)} dead letter(s); nothing was changed.")

@@ -1,0 +1,56 @@
+"""emit: write events through the governed emitter."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+from uuid import UUID
+
+import anyio
+from cyclopts import App, Parameter
+
+from iu_listen.cli import show
+from iu_listen.cli.door import Where, looking
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.postgres import census
+
+
+def register(app: App) -> None:
+    """Add this command."""
+    app.command(emit)
+
+
+def emit(
+    *,
+    type: Annotated[str, Parameter(help="Event type, registered and active.")] = "version_applied",  # noqa: A002 the option's name
+    address: Annotated[str, Parameter(help="Canonical address of the subject.")] = "iu-listen/emit",
+    subject: Annotated[UUID | None, Parameter(help="Id of the subject; a new one each without it.")] = None,
+    actor: Annotated[str, Parameter(help="Who does it.")] = "iu-listen emit",
+    payload: Annotated[str, Parameter(help="JSON object of metadata.")] = "{}",
+    count: Annotated[int, Parameter(help="How many events, in one transaction.")] = 1,
+    where: Where | None = None,
+) -> int:
+    """Write events to the outbox, through fn_iu_emit_event like everybody else."""
+    try:
+        parsed = json.loads(payload)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"the payload is not JSON: {error}", """Quote it: --payload '{"key": "value"}'""") from error
+    if not isinstance(parsed, dict):
+        raise ConfigurationError("the payload must be a JSON object", """For example: --payload '{"key": "value"}'""")
+    if count < 1:
+        raise ConfigurationError(f"--count must be 1 or more, not {count}")
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            await census.require_primary(connection)
+            ids = await census.emit(connection, type, address, subject, actor, payload, count)
+        if where and where.json:
+            show.as_json({"events": ids})
+        elif count == 1:
+            show.line(str(ids[0]))
+        else:
+            show.line(f"{show.text(len(ids))} events, the first is {ids[0]}")
+        return 0
+
+    return anyio.run(run)

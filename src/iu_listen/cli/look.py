@@ -1,0 +1,163 @@
+"""Commands that only look: status, health, attempts, doctor, and the reading halves of gate, route and cursor."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import anyio
+from cyclopts import App, Parameter
+
+from iu_listen.cli import show
+from iu_listen.cli.door import Where, looking
+from iu_listen.model.facts import DEFAULT_WORKER
+from iu_listen.postgres import census, doctor
+
+Limit = Annotated[int, Parameter(help="How many rows at most.")]
+Worker = Annotated[str, Parameter(help="Name of the worker.")]
+
+
+def register(app: App) -> None:
+    """Add these commands."""
+    for command in (status, health, attempts):
+        app.command(command)
+    app.command(examine, name="doctor")
+
+
+def status(*, where: Where | None = None) -> int:
+    """Show gates, workers, consumers and what waits, at a glance."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            answer: dict[str, Any] = {
+                "gates": await census.gates(connection),
+                "workers": await census.rows(connection, "workers"),
+                "consumers": await census.rows(connection, "consumers"),
+                "attempts": await census.rows(connection, "attempt_summary"),
+            }
+        for consumer in answer["consumers"]:
+            consumer["wakes"] = json.loads(consumer["wakes"])
+        if where and where.json:
+            show.as_json(answer)
+        else:
+            _print_status(answer)
+        return 0
+
+    return anyio.run(run)
+
+
+def _print_status(answer: dict[str, Any]) -> None:
+    show.table(
+        ("gate", "", "since", "key"),
+        ((g["gate"], show.mark(g["open"], "open", "closed"), show.ago(g["since"]), g["key"]) for g in answer["gates"]),
+    )
+    show.table(
+        ("worker", "domain", "backlog", "oldest waits", "routed", "dead letters", "last run", "reads"),
+        (
+            (w["worker_name"], w["event_domain"], w["backlog"], show.ago(w["oldest_created_at"]) if w["backlog"] else "–",
+             w["total_seen"], w["open_dead_letters"], show.ago(w["last_run_at"]),
+             show.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"))
+            for w in answer["workers"]
+        ),
+    )  # fmt: skip
+    show.table(
+        ("consumer", "worker", "state", "last beat", "wakes by", "last wake", "events", "lost wakes"),
+        (
+            (f"{c['host']}:{c['pid']}", c["worker_name"],
+             show.mark(not c["silent"], f"{c['state']}", f"{c['state']}, silent"), show.ago(c["beat_at"]),
+             "bell" if c["listening"] else "polling", c["last_wake"], c["events"], c["wakes"].get("lost", 0))
+            for c in answer["consumers"]
+        ),
+    )  # fmt: skip
+    if not answer["consumers"]:
+        show.note("No consumer has been seen within a day. Start one: iu-listen run")
+    show.table(
+        ("route", "status", "attempts", "last"),
+        ((a["route_code"], a["status"], a["attempts"], show.ago(a["last_at"])) for a in answer["attempts"]),
+    )
+
+
+def health(
+    *,
+    worker: Worker = DEFAULT_WORKER,
+    here: Annotated[bool, Parameter(help="Ask only whether a consumer on this host makes progress.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Answer whether the worker could do its work: exit 0 yes, 1 no, 3 nobody to ask.
+
+    Healthy means: registered, its history believed, the master gate open, and not silent beyond three cadences
+    while the worker gate is open. Backlog, dead letters and a closed worker gate are warnings beside it.
+    """
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            answer = await census.worker_health(connection, worker)
+            if here:
+                beating = await census.value(connection, "host_beats", platform.node(), worker)
+                answer["here"] = beating
+                answer["healthy"] = beating
+                answer["reasons"] = [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
+        if where and where.json:
+            show.as_json(answer)
+            return 0 if answer["healthy"] else 1
+        show.line(f"{show.mark(answer['healthy'], 'healthy', 'NOT HEALTHY')}  {worker}", markup=True)
+        for reason in answer["reasons"]:
+            show.line(f"  because {reason}")
+        for warning in answer["warnings"]:
+            show.line(f"  warning: {warning['code'].replace('_', ' ')}: {show.text(warning['figure'])}")
+        return 0 if answer["healthy"] else 1
+
+    return anyio.run(run)
+
+
+def attempts(
+    *,
+    event: Annotated[UUID | None, Parameter(help="Only of this event.")] = None,
+    route: Annotated[str | None, Parameter(help="Only of this route.")] = None,
+    status: Annotated[
+        Literal["dry_run", "pending", "sent", "failed", "skipped"] | None, Parameter(help="Only with this status.")
+    ] = None,
+    limit: Limit = 20,
+    where: Where | None = None,
+) -> int:
+    """List attempts from the audit, the youngest first. Exit 1 when an event was named and has none."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            found = await census.rows(connection, "list_attempts", event, route, status, limit)
+        if where and where.json:
+            show.as_json(found)
+        else:
+            show.table(
+                ("event", "route", "status", "decision", "no", "when", "failure"),
+                (
+                    (a["event_ref"], a["route_code"], a["status"], a["decision"], a["attempt_no"], a["created_at"],
+                     a["failure_code"])
+                    for a in found
+                ),
+            )  # fmt: skip
+        return 1 if event and not found else 0
+
+    return anyio.run(run)
+
+
+def examine(*, worker: Worker = DEFAULT_WORKER, where: Where | None = None) -> int:
+    """Look for everything that could be wrong, and say what to do about it. Exit 1 when something is."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            found = await doctor.examine(connection, worker)
+        bad = any(f.level == "fail" for f in found)
+        if where and where.json:
+            show.as_json({"pass": not bad, "findings": [f.as_json() for f in found]})
+            return 1 if bad else 0
+        words = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]"}
+        show.table(("", "what", "found", "what to do"), ((show.Markup(words[f.level]), f.what, f.found, f.hint) for f in found))
+        return 1 if bad else 0
+
+    return anyio.run(run)

@@ -1,0 +1,333 @@
+"""The proofs: probe, apply, verify, rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from cyclopts import App, Parameter
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from iu_listen.cli import show
+from iu_listen.cli.door import Door, Where, looking
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.postgres import census
+from iu_listen.postgres.gates import Gate, Gates, Terms, inspect
+from iu_listen.postgres.migrate import (
+    Package,
+    added,
+    apply_base,
+    apply_files,
+    only_migrator,
+    package_files,
+    package_state,
+    roll_back_files,
+    substrate_missing,
+)
+from iu_listen.postgres.probe import SCENARIOS, Finding, Proof, run_probe
+from iu_listen.postgres.session import Connection
+from iu_listen.postgres.verify import Check, verify
+
+LockTimeout = Annotated[float, Parameter(help="Longest wait for a lock, and longest hold of one, in seconds.")]
+Plan = Annotated[bool, Parameter(help="Show everything, and change nothing.", negative=())]
+
+
+def register(app: App) -> None:
+    """Add these commands."""
+    app.command(probe)
+    app.command(apply)
+    app.command(check, name="verify")
+    app.command(rollback)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Any]:
+    """A progress bar on a terminal; yields a function that is called with the name of each step."""
+    console = show.err()
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(what, total=total)
+
+        def step(name: str) -> None:
+            bar.update(task, description=f"{what}: {name}", advance=1)
+
+        yield step
+
+
+# -- probe -------------------------------------------------------------------------------------------------------
+
+
+def probe(*, lock_timeout: LockTimeout = 2.0, where: Where | None = None) -> int:
+    """Prove the worker on this database, in one transaction that is rolled back.
+
+    The package is created, exercised (SETUP, A to H) and rolled back; a fresh connection then shows that nothing
+    was left behind. Where it is installed, the installed objects are exercised. Exit 1 when one figure differs.
+    """
+
+    async def run() -> int:
+        async with looking(where) as (door, connection):
+            await census.require_substrate(connection)
+            await census.require_primary(connection)
+            with progress("probe", len(SCENARIOS)) as step:
+                proof = await run_probe(
+                    connection, door.session, lock_timeout=lock_timeout, found=lambda finding: step(finding.id)
+                )
+        if where and where.json:
+            show.as_json(proof.as_json())
+        else:
+            print_proof(proof)
+        return 0 if proof.passed else 1
+
+    return anyio.run(run)
+
+
+def print_proof(proof: Proof) -> None:
+    """The seed's table, expected beside observed, and the footprint."""
+
+    def rows(findings: list[Finding]) -> Iterator[tuple[Any, ...]]:
+        return ((f.id, f.scenario, f.expected, f.observed if not f.passed else "the same", show.mark(f.passed)) for f in findings)
+
+    exercised = "the installed package" if proof.installed else "the package, created for the probe"
+    show.table(("probe", "scenario", "expected", "observed", ""), rows(proof.probes), f"Probe of {exercised}; rolled back")
+    show.table(
+        ("what", "before", "after", ""),
+        ((f.scenario, f.expected, f.observed, show.mark(f.passed)) for f in proof.footprint),
+        "Footprint, seen from a fresh connection",
+    )
+    wrong = [f.id if f.id != "footprint" else f"footprint: {f.scenario}" for f in [*proof.probes, *proof.footprint] if not f.passed]
+    show.line(f"{show.mark(proof.passed, 'PASS', 'FAIL')} {', '.join(wrong)}", markup=True)
+
+
+# -- apply -------------------------------------------------------------------------------------------------------
+
+
+def apply(
+    *,
+    expect_database: Annotated[str | None, Parameter(help="The database that it must be.")] = None,
+    backup_dir: Annotated[Path | None, Parameter(help="Take a backup into this directory first (pg_dump -Fc).")] = None,
+    no_backup: Annotated[str, Parameter(help="Why there need be no backup; recorded.")] = "",
+    base: Annotated[bool, Parameter(help="Create the substrate first, where it is absent. A step of its own.", negative=())] = False,
+    plan: Plan = False,
+    lock_timeout: LockTimeout = 2.0,
+    where: Where | None = None,
+) -> int:
+    """Apply the package durably, behind eight gates, and verify it. It is inert afterwards.
+
+    Every gate is shown with its evidence. One that is closed, and nothing is changed (exit 1).
+    """
+
+    async def run() -> int:
+        async with looking(where) as (door, connection):
+            terms = Terms(
+                dsn=door.settings.dsn, expect_database=expect_database, backup_dir=backup_dir, no_backup=no_backup,
+                plan=plan, programs=door.programs, lock_timeout=lock_timeout,
+            )  # fmt: skip
+            return await apply_on(door, connection, terms, base=base, machine=bool(where and where.json))
+
+    return anyio.run(run)
+
+
+async def apply_on(door: Door, connection: Connection, terms: Terms, *, base: bool, machine: bool) -> int:
+    """The whole of apply, on an open session; the exit code."""
+    answer: dict[str, Any] = {"plan": terms.plan, "applied": []}
+    if base and await _base_is_absent(connection):
+        answer["base"] = "would be created" if terms.plan else "created"
+        if terms.plan:
+            show.note("--base: the substrate is absent and would be created; the gates below speak of the database as it is.")
+        else:
+            await census.require_primary(connection)
+            await apply_base(connection)
+            if not machine:
+                show.line("substrate created (--base)")
+    async with only_migrator(connection):
+        gates = await _show_gates(connection, door, terms, machine=machine)
+        answer["gates"] = [
+            {"number": g.number, "name": g.name, "pass": g.passed, "evidence": g.evidence, "hint": g.hint} for g in gates.found
+        ]
+        before = gates.package
+        pending = before.pending if before else ()
+        answer["pending"] = [m.name for m in pending]
+        code = 0 if gates.passed else 1
+        if not machine:
+            _show_plan(gates, terms)
+        if gates.passed and not terms.plan and before is not None:
+            answer |= await _apply_durably(connection, before, gates, machine=machine)
+            code = 0 if all(c["pass"] for c in answer["verify"]) else 1
+    if machine:
+        show.as_json(answer | {"pass": code == 0})
+    return code
+
+
+async def _base_is_absent(connection: Connection) -> bool:
+    missing = await substrate_missing(connection)
+    if missing and "column event_outbox.id" not in missing:
+        raise Refused(
+            f"the substrate is here but incomplete: {missing[0]} is missing", "--base creates it only where it is absent."
+        )
+    return bool(missing)
+
+
+async def _show_gates(connection: Connection, door: Door, terms: Terms, *, machine: bool) -> Gates:
+    def found(gate: Gate) -> None:
+        if machine:
+            return
+        show.line(f"{show.mark(gate.passed, 'PASS', 'FAIL')}  gate {gate.number}  {gate.name}", markup=True)
+        show.line(f"      {gate.evidence}")
+        if gate.hint:
+            show.line(f"      → {gate.hint}")
+
+    return await inspect(connection, terms, door.session, found)
+
+
+def _show_plan(gates: Gates, terms: Terms) -> None:
+    if not gates.passed:
+        shut = ", ".join(f"{g.number} {g.name}" for g in gates.found if not g.passed)
+        show.line(f"Closed: {shut}. Nothing was changed.")
+    elif terms.plan:
+        pending = gates.package.pending if gates.package else ()
+        for migration in pending:
+            locks = migration.header("locks")
+            show.line(f"would apply {migration.name}: {migration.title}" + (f" (locks: {locks})" if locks else ""))
+        show.line(f"Plan: {len(pending)} file(s) would be applied; nothing was changed.")
+
+
+async def _apply_durably(connection: Connection, before: Package, gates: Gates, *, machine: bool) -> dict[str, Any]:
+    counts_before = (await census.rows(connection, "row_counts"))[0]
+    # A worker that has run is not fresh any more: then verification asks only what a running one can fulfil.
+    first = any(m.number == "060" for m in before.pending)
+
+    async def must_verify() -> None:
+        wrong = [c for c in await verify(connection, live=not first) if not c.passed]
+        if wrong:
+            raise Refused(
+                f"{wrong[0].id} {wrong[0].label}: expected {wrong[0].expected}, observed {wrong[0].observed}",
+                "The last transaction was rolled back. If the master gate is closed, W8 cannot pass: iu-listen gate open master",
+            )
+
+    with progress("apply", len(before.pending)) as step:
+        try:
+            await apply_files(connection, before.pending, gates.evidence(), step, must_verify)
+        except Refused:
+            await _take_back(connection, before)
+            raise
+    after = await package_state(connection)
+    checks = await verify(connection, live=not first)
+    counts_after = (await census.rows(connection, "row_counts"))[0]
+    report = {
+        "applied": [m.name for m in before.pending],
+        "added": added(before, after),
+        "gates_after": [{"gate": g["gate"], "open": g["open"]} for g in await census.gates(connection)],
+        "row_counts": {name: {"before": counts_before[name], "after": counts_after[name]} for name in counts_before},
+        "verify": checks_as_json(checks),
+    }
+    if not machine:
+        _print_end_state(report)
+        print_checks(checks)
+    return report
+
+
+async def _take_back(connection: Connection, before: Package) -> None:
+    """A later group of files failed: take back the groups that were applied in this run."""
+    now = await package_state(connection)
+    ours = [m for m in package_files() if m.name in now.recorded and m.name not in before.recorded]
+    if ours:
+        await roll_back_files(connection, ours, lambda _: None)
+
+
+def _print_end_state(report: dict[str, Any]) -> None:
+    def words(counts: dict[str, int]) -> str:
+        return ", ".join(f"{n} {kind if n == 1 else kind.replace('index', 'indexe') + 's'}" for kind, n in counts.items()) or "nothing"
+
+    show.line("")
+    show.line("Durable end state")
+    show.line(f"  added by 008 + 009 + 060      {words(report['added']['seed'])}")
+    show.line(f"  added beside them (004–006, 010)  {words(report['added']['apart'])}")
+    for gate in report["gates_after"]:
+        show.line(f"  {gate['gate']} gate  {'open' if gate['open'] else 'closed'}")
+    for name, counts in report["row_counts"].items():
+        same = "unchanged" if counts["before"] == counts["after"] else "CHANGED"
+        show.line(f"  {name}  {counts['before']} → {counts['after']}  {same}")
+    show.line("")
+
+
+# -- verify ------------------------------------------------------------------------------------------------------
+
+
+def check(
+    *,
+    live: Annotated[bool, Parameter(help="The worker has been switched on: do not expect it inert and fresh.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Verify the applied package: W1 to W9 of the seed, and what came after. Reads only. Exit 1 on a failure.
+
+    W4, W5 and W8 expect the inert state right after the apply; --live accepts what a worker looks like that runs.
+    """
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            checks = await verify(connection, live=live)
+        passed = all(c.passed for c in checks)
+        if where and where.json:
+            show.as_json({"pass": passed, "checks": checks_as_json(checks)})
+        else:
+            print_checks(checks)
+            if not live and not passed and {c.id for c in checks if not c.passed} <= {"W4", "W5", "W8", "W9"}:
+                show.note("The worker has been switched on since the apply. To verify a running one: iu-listen verify --live")
+        return 0 if passed else 1
+
+    return anyio.run(run)
+
+
+def print_checks(checks: list[Check]) -> None:
+    """The checks as a table."""
+    show.table(("check", "what", "expected", "observed", ""), ((c.id, c.label, c.expected, c.observed, show.mark(c.passed)) for c in checks))
+
+
+def checks_as_json(checks: list[Check]) -> list[dict[str, Any]]:
+    """The machine-readable form."""
+    return [{"id": c.id, "check": c.label, "expected": c.expected, "observed": c.observed, "pass": c.passed} for c in checks]
+
+
+# -- rollback ----------------------------------------------------------------------------------------------------
+
+
+def rollback(
+    *,
+    plan: Plan = False,
+    yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Take the package back, file by file, in one transaction. One refusal, and everything stays (exit 1).
+
+    The down files refuse while the worker gate is open or dead letters are open.
+    """
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_substrate(connection)
+            await census.require_primary(connection)
+            package = await package_state(connection)
+            applied = [m for m in reversed(package_files()) if m.name in package.recorded]
+            if not applied:
+                raise ConfigurationError("nothing is recorded as applied here", "iu-listen apply --plan shows what is here.")
+            if plan or not yes:
+                for migration in applied:
+                    show.line(f"would take back {migration.name}")
+                if not plan:
+                    raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                return 0
+            async with only_migrator(connection):
+                with progress("rollback", len(applied)) as step:
+                    await roll_back_files(connection, applied, step)
+        if where and where.json:
+            show.as_json({"rolled_back": [m.name for m in applied]})
+        else:
+            show.line(f"{len(applied)} files taken back; the package is gone.")
+        return 0
+
+    return anyio.run(run)

@@ -1,0 +1,113 @@
+"""run and up: the service itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from cyclopts import App, Parameter
+
+from iu_listen.app import serve
+from iu_listen.cli import show
+from iu_listen.cli.door import Door, Where, opened
+from iu_listen.cli.prove import apply_on
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.postgres import census
+from iu_listen.postgres.gates import Terms
+from iu_listen.postgres.migrate import package_state, substrate_missing
+from iu_listen.telemetry.logs import LogWatcher, configure
+from iu_listen.telemetry.systemd import SystemdWatcher
+
+
+def register(app: App) -> None:
+    """Add these commands."""
+    app.command(run)
+    app.command(up)
+
+
+def run(
+    *,
+    worker: Annotated[str | None, Parameter(help="Which worker to run.")] = None,
+    batch_limit: Annotated[int | None, Parameter(help="Most events in one transaction.")] = None,
+    catch_up: Annotated[float | None, Parameter(help="Longest sleep without any bell, and cadence of the heartbeat, s.")] = None,
+    linger: Annotated[float | None, Parameter(help="Silence that ends a busy spell, s.")] = None,
+    poll_interval: Annotated[float | None, Parameter(help="Pause between looks where there is no bell, s.")] = None,
+    listen: Annotated[bool | None, Parameter(help="LISTEN, or only poll.")] = None,
+    listen_dsn: Annotated[str | None, Parameter(help="Direct connection for the bell, past a pooler.")] = None,
+    lease: Annotated[float | None, Parameter(help="After how much silence a standby takes over, s.")] = None,
+    grace: Annotated[float | None, Parameter(help="Longest wait for the running batch when asked to stop, s.")] = None,
+    log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None,
+    where: Where | None = None,
+) -> int:
+    """Run the consumer until SIGTERM or SIGINT. The running batch ends first; a second signal leaves at once.
+
+    It starts against a closed gate, says so once, and works as soon as the gate opens. A lost connection is a log
+    line and a retry. Every other setting is an environment variable: docs/reference/settings.md.
+    """
+    overrides = {
+        "worker": worker, "batch_limit": batch_limit, "catch_up": catch_up, "linger": linger,
+        "poll_interval": poll_interval, "listen": listen, "listen_dsn": listen_dsn, "lease": lease, "grace": grace,
+        "log_format": "json" if where and where.json else log_format,
+    }  # fmt: skip
+    with opened(where, **overrides) as door:
+        configure(door.settings.log_format)
+        anyio.run(_check_then_serve, door)
+    return 0
+
+
+async def _check_then_serve(door: Door) -> None:
+    """What is wrong at the start is told at once; what goes wrong later is tried again."""
+    if door.settings.lease <= door.settings.catch_up:
+        raise ConfigurationError(
+            f"lease ({door.settings.lease:g} s) must be longer than catch_up ({door.settings.catch_up:g} s)",
+            "An idle consumer speaks once in catch_up seconds; the server would end its session in between.",
+        )
+    async with door.session() as connection:
+        await census.require_primary(connection)
+        await census.require_package(connection)
+        await census.require_worker(connection, door.settings.worker)
+        target = (await census.rows(connection, "target"))[0]
+    await serve(door.settings, [LogWatcher(), SystemdWatcher()], f"{target['database']}, PostgreSQL {target['server_version']}")
+
+
+def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:
+    """Start everything on the embedded server: database, package, open gate, consumer. Ctrl-C ends it.
+
+    The data stays in .iu-listen/. Other commands use the same server meanwhile.
+    """
+    with opened(None, log_format=log_format) as door:
+        if door.server is None:
+            raise ConfigurationError(
+                "`up` is for the embedded server, and a database is named by the environment",
+                "On your own database: iu-listen apply, iu-listen gate open worker, iu-listen run",
+            )
+        configure(door.settings.log_format)
+        anyio.run(_prepare, door)
+        show.note(_next_steps(door))
+        anyio.run(_check_then_serve, door)
+    return 0
+
+
+async def _prepare(door: Door) -> None:
+    """Substrate, package through its gates, worker gate: whatever of it is not there yet."""
+    async with door.session() as connection:
+        fresh = bool(await substrate_missing(connection)) or not (await package_state(connection)).complete
+        if fresh:
+            terms = Terms(dsn=door.settings.dsn, no_backup="embedded database, new", programs=door.programs)
+            if await apply_on(door, connection, terms, base=True, machine=False):
+                raise ConfigurationError("the embedded database could not be set up", f"Start afresh: remove {Path(door.settings.data_dir).resolve()}")
+            await census.set_gate(connection, "worker", opened=True)
+
+
+def _next_steps(door: Door) -> str:
+    assert door.server is not None
+    return f"""
+Everything runs. In another terminal, in this directory:
+  iu-listen emit              write an event
+  iu-listen status            gates, backlog, consumers
+  iu-listen attempts          what was decided
+  iu-listen doctor            anything wrong?
+  {door.server.bin}/psql '{door.settings.dsn}'
+Ctrl-C stops the consumer and the database; the data stays in {door.settings.data_dir}/.
+"""

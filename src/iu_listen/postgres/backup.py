@@ -1,0 +1,81 @@
+"""A fresh backup before anything durable: pg_dump, and pg_restore -l to see that it can be read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+
+from iu_listen.model.errors import Refused
+from iu_listen.model.settings import mask
+
+
+def client_programs(major: int, directories: Iterable[Path]) -> Path | None:
+    """The first directory, PATH's own first, whose pg_dump is at least as new as the server; None: there is none."""
+    on_path = shutil.which("pg_dump")
+    for directory in [*([Path(on_path).parent] if on_path else []), *directories]:
+        if (_version(directory / "pg_dump") or 0) >= major and (directory / "pg_restore").exists():
+            return directory
+    return None
+
+
+def _version(program: Path) -> int | None:
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 a path of ours
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"(\d+)\.", done.stdout)
+    return int(found[1]) if found else None
+
+
+def environment(dsn: str | None) -> tuple[str, dict[str, str]]:
+    """A connection string without its password, and the environment that carries it: ps shows arguments to everybody."""
+    environ = dict(os.environ)
+    parts = urlsplit(dsn or "")
+    if parts.password:
+        environ["PGPASSWORD"] = unquote(parts.password)
+        user = f"{parts.username}@" if parts.username else ""
+        parts = parts._replace(netloc=user + parts.netloc.rpartition("@")[2])
+    password = dict(parse_qsl(parts.query)).get("password")
+    if password:
+        environ["PGPASSWORD"] = password
+        parts = parts._replace(query=re.sub(r"(^|&)password=[^&]*", "", parts.query))
+    return urlunsplit(parts) if dsn else "", environ
+
+
+def take_backup(dsn: str | None, database: str, programs: Path, directory: Path) -> dict[str, str | int]:
+    """Dump the database into ``directory`` and read the dump's table of contents.
+
+    Returns:
+        The file, its size in bytes and the number of entries in it.
+
+    Raises:
+        Refused: the dump failed or cannot be read; an unusable file is removed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    file = directory / f"{database}-{stamp}.dump"
+    plain, environ = environment(dsn)
+    # The file may hold everything that the database holds.
+    file.touch(mode=0o600)
+    try:
+        _run([programs / "pg_dump", "-Fc", "-f", file, *(["-d", plain] if plain else [])], environ)
+        listing = _run([programs / "pg_restore", "-l", file], environ)
+    except Refused:
+        file.unlink(missing_ok=True)
+        raise
+    entries = sum(1 for line in listing.splitlines() if line and not line.startswith(";"))
+    return {"file": str(file), "bytes": file.stat().st_size, "entries": entries}
+
+
+def _run(command: list[str | Path], environ: dict[str, str]) -> str:
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 our own arguments
+    if done.returncode:
+        why = mask(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
+        raise Refused(f"{Path(command[0]).name} failed: {why}", "Is there room, and may this role read everything?")
+    return done.stdout

@@ -1,0 +1,143 @@
+"""Questions for people and their tools: how many, how old, what failed. And the few things that they may change."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.facts import GATES
+from iu_listen.postgres.migrate import package_state, substrate_missing
+from iu_listen.postgres.session import Connection, errors_become_ours
+from iu_listen.postgres.sqlfiles import query
+
+Row = dict[str, Any]
+
+
+async def rows(connection: Connection, name: str, *args: Any) -> list[Row]:
+    """The rows of sql/queries/<name>.sql."""
+    with errors_become_ours():
+        return [dict(row) for row in await connection.fetch(query(name), *args)]
+
+
+async def value(connection: Connection, name: str, *args: Any) -> Any:
+    """The one value of sql/queries/<name>.sql."""
+    with errors_become_ours():
+        return await connection.fetchval(query(name), *args)
+
+
+async def require_substrate(connection: Connection) -> None:
+    """Make sure that this is a database of IU Core.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if missing := await substrate_missing(connection):
+        database = await connection.fetchval("select current_database()")
+        raise ConfigurationError(
+            f"database {database} is not one of IU Core: {missing[0]} is missing",
+            "Is the connection string right? For an empty database: iu-listen apply --base",
+        )
+
+
+async def require_package(connection: Connection) -> None:
+    """Make sure that the package is applied, whole.
+
+    Raises:
+        ConfigurationError: it is absent or half applied.
+    """
+    await require_substrate(connection)
+    package = await package_state(connection)
+    if package.complete:
+        return
+    if not package.present:
+        raise ConfigurationError("the package is not applied to this database", "iu-listen apply --plan, then iu-listen apply")
+    what = "; ".join(package.drift()) or f"half applied: {package.pending[0].name} is pending"
+    raise ConfigurationError(what, "Finish with iu-listen apply, or take it back with iu-listen rollback.")
+
+
+async def require_worker(connection: Connection, worker: str) -> None:
+    """Make sure that a worker of this name is registered.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    names = [row["worker_name"] for row in await rows(connection, "workers")]
+    if worker not in names:
+        raise ConfigurationError(f"worker {worker} is not registered", f"Registered: {', '.join(names) or 'none'}.")
+
+
+async def require_primary(connection: Connection) -> None:
+    """Make sure that this server takes writes.
+
+    Raises:
+        ConfigurationError: it is a standby or read-only.
+    """
+    if await value(connection, "takes_no_writes"):
+        raise ConfigurationError("the server takes no writes: it is a standby or read-only", "Connect to the primary.")
+
+
+async def gates(connection: Connection) -> list[Row]:
+    """Every gate: name, key, whether it is open, its raw value, since when. A missing key is a closed gate."""
+    stored = {row["key"]: row for row in await rows(connection, "gate_values")}
+    return [
+        {
+            "gate": name,
+            "key": key,
+            "open": key in stored and stored[key]["value"] == "true",
+            "value": stored[key]["value"] if key in stored else None,
+            "since": stored[key]["updated_at"] if key in stored else None,
+        }
+        for name, key in GATES.items()
+    ]
+
+
+async def set_gate(connection: Connection, gate: str, *, opened: bool) -> None:
+    """Open or close a gate.
+
+    Raises:
+        Refused: the gate's key is missing.
+    """
+    changed = await rows(connection, "set_gate", GATES[gate], "true" if opened else "false")
+    if not changed:
+        raise Refused(f"{GATES[gate]} is missing from dot_config, so the gate is closed", "iu-listen apply creates it.")
+
+
+async def worker_health(connection: Connection, worker: str) -> Row:
+    """The answer of fn_iu_route_worker_health."""
+    health: Row = json.loads(await value(connection, "worker_health", worker))
+    return health
+
+
+async def emit(
+    connection: Connection, event_type: str, address: str, subject: UUID | None, actor: str, payload: str, count: int
+) -> list[UUID]:
+    """Emit events through the governed emitter.
+
+    Raises:
+        ConfigurationError: the payload carries a forbidden key, or the type is not registered.
+        Refused: the master gate is closed.
+    """
+    try:
+        found = await connection.fetch(query("emit_event"), event_type, address, subject, actor, payload, count)
+    except asyncpg.CheckViolationError as error:
+        if error.constraint_name != "event_outbox_safe_payload_chk":
+            raise
+        hint = "Events carry metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
+        raise ConfigurationError("the payload has a key that must not enter the log", hint) from error
+    ids = [row["id"] for row in found if row["id"] is not None]
+    if ids:
+        return ids
+    known = [row["event_type"] for row in await rows(connection, "registered_types")]
+    if event_type not in known:
+        raise ConfigurationError(f"event type {event_type} is not registered and active", f"Registered: {', '.join(known)}.")
+    raise Refused("the master gate is closed: nothing is emitted", "iu-listen gate open master")
+
+
+async def replay(connection: Connection, dead_letter: UUID, actor: str | None) -> Row:
+    """Decide a dead letter again; the answer of fn_iu_route_dead_letter_replay."""
+    answer: Row = json.loads(await value(connection, "replay_dead_letter", dead_letter, actor))
+    return answer

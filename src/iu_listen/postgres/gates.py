@@ -1,0 +1,218 @@
+"""The eight gates before anything durable. Each is shown with its evidence; one that fails, and nothing is changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import anyio.to_thread
+
+from iu_listen.model.errors import IuListenError
+from iu_listen.postgres.backup import client_programs, take_backup
+from iu_listen.postgres.migrate import Package, package_state, substrate_missing
+from iu_listen.postgres.probe import Proof, run_probe
+from iu_listen.postgres.session import Connection, errors_become_ours
+from iu_listen.postgres.sqlfiles import all_files, package_files, query
+
+#: Major versions that are tested.
+SUPPORTED: Final = range(15, 19)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the operator said.
+
+    Attributes:
+        dsn: Connection string, for pg_dump.
+        expect_database: The database that it must be; None: whichever it is.
+        backup_dir: Where to take a backup.
+        no_backup: Why there is none; recorded.
+        plan: Change nothing: no backup is taken either.
+        programs: Directories to look for pg_dump in, besides PATH.
+        lock_timeout: For the probe, in seconds.
+    """
+
+    dsn: str | None
+    expect_database: str | None = None
+    backup_dir: Path | None = None
+    no_backup: str = ""
+    plan: bool = False
+    programs: tuple[Path, ...] = ()
+    lock_timeout: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What one gate found."""
+
+    number: int
+    name: str
+    passed: bool
+    evidence: str
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class Gates:
+    """The gates that were looked at, in order, and what they learnt on the way."""
+
+    found: list[Gate] = field(default_factory=list)
+    target: Mapping[str, Any] = field(default_factory=dict)
+    package: Package | None = None
+    proof: Proof | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all eight are open."""
+        return len(self.found) == len(GATES) and all(gate.passed for gate in self.found)
+
+    def evidence(self) -> dict[str, str]:
+        """What is recorded with every applied file."""
+        return {gate.name: gate.evidence for gate in self.found}
+
+
+Answer = tuple[bool, str, str]
+_NOT_LOOKED: Final = (False, "not looked at: the substrate is not here", "")
+
+
+class _Inspector:
+    """One method a gate; each answers (passed, evidence, hint)."""
+
+    def __init__(self, connection: Connection, terms: Terms, fresh: Callable[[], Any], gates: Gates) -> None:
+        self._connection = connection
+        self._terms = terms
+        self._fresh = fresh
+        self._gates = gates
+
+    async def target(self) -> Answer:
+        row = dict(await self._connection.fetchrow(query("target")) or {})
+        self._gates.target = row
+        evidence = (
+            f"database {row['database']}, PostgreSQL {row['server_version']}, system identifier {row['system_identifier']}"
+        )
+        expected = self._terms.expect_database
+        if expected and expected != row["database"]:
+            return False, f"{evidence}; expected database {expected}", "Check the connection string, or --expect-database."
+        if row["version_num"] // 10000 not in SUPPORTED:
+            return False, evidence, f"PostgreSQL {SUPPORTED[0]} to {SUPPORTED[-1]} are supported."
+        return True, evidence, ""
+
+    async def primary(self) -> Answer:
+        row = self._gates.target
+        if row["standby"]:
+            return False, "the server is a standby", "Connect to the primary."
+        if row["read_only"]:
+            return False, "the server takes no writes (default_transaction_read_only)", "Connect to the primary."
+        if not row["may_create"]:
+            return False, f"{row['user']} may not create objects in schema public", "Connect as the owner of IU Core."
+        return True, f"writable primary, as {row['user']}", ""
+
+    async def backup(self) -> Answer:
+        terms, row = self._terms, self._gates.target
+        if terms.no_backup:
+            return True, f"none, because: {terms.no_backup}", ""
+        if terms.backup_dir is None:
+            hint = 'Give --backup-dir DIR to take one now, or --no-backup "why there need be none".'
+            return False, "no backup", hint
+        major = row["version_num"] // 10000
+        programs = client_programs(major, terms.programs)
+        if programs is None:
+            return False, f"there is no pg_dump {major} or newer here", "Install postgresql-client, or use --no-backup."
+        if terms.plan:
+            where = terms.backup_dir if terms.backup_dir.exists() else terms.backup_dir.parent
+            writable = os.access(where, os.W_OK)
+            return writable, f"would be taken with {programs}/pg_dump into {terms.backup_dir}", "Not writable."
+        if not all(gate.passed for gate in self._gates.found):
+            return False, "not taken: a gate before this one is closed", ""
+        taken = await anyio.to_thread.run_sync(take_backup, terms.dsn, row["database"], programs, terms.backup_dir)
+        return True, f"{taken['file']}, {taken['bytes']} bytes, {taken['entries']} entries by pg_restore -l", ""
+
+    async def drift(self) -> Answer:
+        if missing := await substrate_missing(self._connection):
+            return False, f"the substrate is not here: {', '.join(missing[:3])} missing", "Is this the database of IU Core? On an empty one, use --base."
+        self._gates.package = package = await package_state(self._connection)
+        if found := package.drift():
+            return False, "; ".join(found[:3]), "iu-listen rollback takes a half-applied package back; docs/how-to/repair.md has the rest."
+        done, of = len(package.recorded), len(package_files())
+        state = "absent" if not done else "present with the recorded checksums" if done == of else f"begun: {done} of {of} files"
+        return True, f"substrate in the expected shape; package {state}", ""
+
+    async def integrity(self) -> Answer:
+        files = all_files()
+        lonely = [m.name for m in files if not m.path("down").exists()]
+        if lonely:
+            return False, f"no rollback for {', '.join(lonely)}", "Install iu-listen again."
+        return True, f"{len(files)} files, each with its rollback; " + ", ".join(f"{m.number} {m.checksum[:8]}" for m in files), ""
+
+    async def disable_boundary(self) -> Answer:
+        if self._gates.package is None:
+            return _NOT_LOOKED
+        by_number = {m.number: m for m in all_files()}
+        if "080" not in by_number or "060" not in by_number:
+            return False, "runtime/060 or runtime/080 is missing", "Install iu-listen again."
+        rows = await self._connection.fetch(query("gate_values"))
+        value = {row["key"]: row["value"] for row in rows}.get("iu_core.route_worker_enabled")
+        if value == "true":
+            return False, "the worker gate is open", "Close it first: iu-listen gate close worker"
+        if value is None and "'iu_core.route_worker_enabled', 'false'" not in by_number["060"].text():
+            return False, "runtime/060 would not leave the worker gate closed", "Install iu-listen again."
+        return True, f"worker gate {'is' if value else 'will be'} false; 060 has its rollback, 080 is present", ""
+
+    async def delivery_safety(self) -> Answer:
+        if self._gates.package is None:
+            return _NOT_LOOKED
+        unsafe = [row["route_code"] for row in await self._connection.fetch(query("unsafe_routes"))]
+        if unsafe:
+            return False, f"enabled and no dry run: {', '.join(unsafe)}", "Set dry_run, or disable the route."
+        if not await self._connection.fetchval(query("safety_check_exists")):
+            return False, "iu_outbound_route_safe_chk is missing", "Without it a route could be switched to deliver."
+        return True, "no route is enabled without dry_run; the safety check is in place", ""
+
+    async def probe(self) -> Answer:
+        if not all(gate.passed for gate in self._gates.found):
+            return False, "not run: a gate before this one is closed", ""
+        self._gates.proof = proof = await run_probe(self._connection, self._fresh, lock_timeout=self._terms.lock_timeout)
+        wrong = [f"{f.id}: {f.observed}" for f in [*proof.probes, *proof.footprint] if not f.passed]
+        if wrong:
+            return False, "; ".join(wrong), "iu-listen probe shows the whole table."
+        return True, f"SETUP and A to H as expected, footprint zero, on {self._gates.target['database']}", ""
+
+
+GATES: Final[tuple[tuple[str, Callable[[_Inspector], Awaitable[Answer]]], ...]] = (
+    ("target identity", _Inspector.target),
+    ("writable primary", _Inspector.primary),
+    ("fresh backup", _Inspector.backup),
+    ("no drift", _Inspector.drift),
+    ("package integrity", _Inspector.integrity),
+    ("disable boundary", _Inspector.disable_boundary),
+    ("delivery safety", _Inspector.delivery_safety),
+    ("probe passed", _Inspector.probe),
+)
+
+
+async def inspect(
+    connection: Connection, terms: Terms, fresh: Callable[[], Any], found: Callable[[Gate], None] = lambda _: None
+) -> Gates:
+    """Look at the eight gates, one after the other, all of them even when one is closed.
+
+    Args:
+        connection: A session outside a transaction.
+        terms: What the operator said.
+        fresh: Opens another session, for the probe's post-check.
+        found: Called with each gate as it is known.
+    """
+    gates = Gates()
+    inspector = _Inspector(connection, terms, fresh, gates)
+    for number, (name, look) in enumerate(GATES, start=1):
+        try:
+            with errors_become_ours():
+                passed, evidence, hint = await look(inspector)
+        except IuListenError as error:
+            passed, evidence, hint = False, error.message, error.hint
+        gate = Gate(number, name, passed, evidence, "" if passed else hint)
+        gates.found.append(gate)
+        found(gate)
+    return gates
