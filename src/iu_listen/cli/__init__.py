@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,8 @@ for group in (service, demo, prove, look, change, emit):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
+    # As Ctrl-C: whatever was begun is ended in order. `run` and `up` replace it while they serve.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(
             list(sys.argv[1:] if argv is None else argv),
@@ -39,13 +42,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except CycloptsError:
         return 2
-    except IuListenError as error:
+    except (IuListenError, BaseExceptionGroup) as raised:
+        error = _ours(raised)
         show.problem(error.message, error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 143 if interrupt.args == (signal.SIGTERM,) else 130
     except BrokenPipeError:
         # Whoever read us has read enough.
         sys.stderr.close()
         return 0
     return code if isinstance(code, int) else 0
+
+
+def _ours(raised: BaseException) -> IuListenError:
+    """The first error of ours, out of the group that it may come in; anything else is a bug and stays loud."""
+    while isinstance(raised, BaseExceptionGroup):
+        raised = next((e for e in raised.exceptions if isinstance(e, (IuListenError, BaseExceptionGroup))), raised.exceptions[0])
+    if not isinstance(raised, IuListenError):
+        raise raised
+    return raised
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)

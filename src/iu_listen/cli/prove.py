@@ -90,7 +90,7 @@ def print_proof(proof: Proof) -> None:
     """The seed's table, expected beside observed, and the footprint."""
 
     def rows(findings: list[Finding]) -> Iterator[tuple[Any, ...]]:
-        return ((f.id, f.scenario, f.expected, f.observed if not f.passed else "the same", show.mark(f.passed)) for f in findings)
+        return ((f.id, f.scenario, f.expected, f.observed, show.mark(f.passed)) for f in findings)
 
     exercised = "the installed package" if proof.installed else "the package, created for the probe"
     show.table(("probe", "scenario", "expected", "observed", ""), rows(proof.probes), f"Probe of {exercised}; rolled back")

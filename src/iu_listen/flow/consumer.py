@@ -218,6 +218,8 @@ class Consumer:
         self._bell = bell
         self._rhythm.bell_changed(True)
         self._watcher.note(Listening(bell.slot))
+        # The heartbeat says whether we listen; the look that follows writes it.
+        self._beat_at = float("-inf")
         # Whatever happened while nobody listened is found by a look that comes after LISTEN.
         self._ring.set()
         try:

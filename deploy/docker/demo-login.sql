@@ -1,0 +1,12 @@
+-- The login role of the demo's consumer, with the password in CONSUMER_PASSWORD. Run by psql, after roles.sql.
+--
+-- needs: deploy/postgres/roles.sql
+-- locks: nothing that anybody else uses
+
+\getenv password CONSUMER_PASSWORD
+
+select 'create role iu_demo_consumer login in role iu_listen_consumer'
+ where not exists (select from pg_catalog.pg_roles r where r.rolname = 'iu_demo_consumer')
+\gexec
+
+alter role iu_demo_consumer password :'password';

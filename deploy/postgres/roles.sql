@@ -1,0 +1,163 @@
+-- Three group roles: who consumes, who looks, who operates. None can log in, none owns anything.
+--
+-- Run it after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE; and again after every
+-- upgrade. It may be run any number of times: it takes everything from the three roles in the objects named here and
+-- gives what is written below, so this file is what they may do. People and services log in as roles of their own:
+--
+--     create role consumer_a login in role iu_listen_consumer;      -- then \password consumer_a
+--     create role alice      login in role iu_listen_operator;
+--
+-- Functions of the package run with the rights of whoever calls them, so these grants are the whole truth: there is no
+-- SECURITY DEFINER to reason about. The views run with the rights of their owner.
+--
+-- Writers of event_outbox need nothing: the triggers of the package fire without EXECUTE, and 005 grants the one
+-- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
+-- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
+--
+-- needs: worker/004 to 010, runtime/060
+-- locks: none that readers or writers wait for
+
+begin;
+
+-- Roles --------------------------------------------------------------------------------------------------
+
+-- Roles belong to the whole cluster: another database may have made them, even this very moment.
+do $$
+declare
+    v_role text;
+begin
+    foreach v_role in array array['iu_listen_consumer', 'iu_listen_reader', 'iu_listen_operator'] loop
+        begin
+            if not exists (select from pg_catalog.pg_roles r where r.rolname = v_role) then
+                execute format('create role %I nologin', v_role);
+            end if;
+        exception when duplicate_object or unique_violation then
+            null;
+        end;
+        execute format('grant connect on database %I to %I', current_database(), v_role);
+    end loop;
+end
+$$;
+
+comment on role iu_listen_consumer is 'What a running iu-listen consumer may do, and nothing more.';
+comment on role iu_listen_reader is 'Sees the state of the routing; sees no payload; changes nothing.';
+comment on role iu_listen_operator is 'A reader who also opens and closes gates and routes, replays dead letters and moves cursors.';
+
+-- Start from nothing -------------------------------------------------------------------------------------
+
+-- Taking a privilege from a table takes it from its columns too.
+revoke all on
+    public.dot_config, public.event_type_registry, public.event_outbox, public.event_outbox_event_seq,
+    public.iu_outbound_route, public.iu_route_attempt,
+    public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_route_dead_letter,
+    public.iu_consumer_heartbeat,
+    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
+    from iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+
+-- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
+revoke execute on function
+    public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot),
+    public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
+    public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
+    public.fn_iu_route_worker_health(text)
+    from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+
+grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+
+-- Consumer -----------------------------------------------------------------------------------------------
+--
+-- LISTEN, NOTIFY and advisory locks need no privilege. Whoever can be given less is given less: columns, not tables.
+
+grant execute on function
+    public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
+    public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb)
+    to iu_listen_consumer;
+
+-- Gates are read, never set: what opens them is a person.
+grant select (key, value) on public.dot_config to iu_listen_consumer;
+
+-- Whole events: a dead letter keeps the row as it is, whatever columns it has by then.
+grant select on public.event_outbox, public.event_outbox_event_seq, public.iu_outbox_anchor to iu_listen_consumer;
+
+grant select (route_code, event_domain, event_type, event_stream, enabled, dry_run)
+    on public.iu_outbound_route to iu_listen_consumer;
+
+-- The position of a cursor, not its name, domain or history.
+grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
+                      total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary)
+    on public.iu_route_worker_cursor to iu_listen_consumer;
+
+-- The audit grows. It is neither changed nor pruned by the one who is audited; created_at is the database's.
+-- What may be read of it is what ON CONFLICT and RETURNING need.
+grant select (status, idempotency_key, attempt_no),
+      insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no)
+    on public.iu_route_attempt to iu_listen_consumer;
+
+-- A dead letter is written, and reopened when its event fails once more. Resolving and replaying are for operators.
+grant select (idempotency_key, failure_detail, event_snapshot),
+      insert (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+              failure_detail),
+      update (resolved_at, resolution, failure_detail, event_snapshot)
+    on public.iu_route_dead_letter to iu_listen_consumer;
+
+-- Before it starts it looks whether the package is whole.
+grant select on public.iu_migration to iu_listen_consumer;
+
+-- Its own heartbeat, and the rows of processes that are gone. `iu-listen health --here` reads it.
+grant select, delete,
+      insert (consumer_id, worker_name, host, pid, version, state, state_detail, listening, cadence_seconds,
+              last_wake, last_wake_at, wakes, events, lag_seconds),
+      update (state, state_detail, listening, beat_at, last_wake, last_wake_at, wakes, events, lag_seconds)
+    on public.iu_consumer_heartbeat to iu_listen_consumer;
+
+-- Reader -------------------------------------------------------------------------------------------------
+--
+-- status, health, doctor, attempts, and the lists of everything. No payload: neither safe_payload nor event_snapshot.
+
+grant execute on function
+    public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text)
+    to iu_listen_reader;
+
+grant select on
+    public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
+    public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
+    public.event_outbox_event_seq,
+    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
+    to iu_listen_reader;
+
+grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,
+              event_subject_ref, canonical_address, actor_ref, source_system, correlation_id, payload_classification,
+              occurred_at, created_at, xact_id, event_seq, traceparent)
+    on public.event_outbox to iu_listen_reader;
+
+grant select (id, worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, failure_code,
+              failure_detail, created_at, replay_count, last_replay_at, resolved_at, resolution)
+    on public.iu_route_dead_letter to iu_listen_reader;
+
+-- Operator -----------------------------------------------------------------------------------------------
+
+grant iu_listen_reader to iu_listen_operator;
+
+-- A gate is a value in dot_config. Privileges know columns, not rows: an operator could change any other setting in
+-- there. So it is for people, not for services; and no key can be added or removed.
+grant update (value, updated_at) on public.dot_config to iu_listen_operator;
+
+grant update (enabled, dry_run) on public.iu_outbound_route to iu_listen_operator;
+
+-- A replay decides from the snapshot, so it reads whole dead letters, and it writes its attempt.
+grant execute on function
+    public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb)
+    to iu_listen_operator;
+grant select, update (attempt_no, replay_count, last_replay_at, failure_detail, resolved_at, resolution)
+    on public.iu_route_dead_letter to iu_listen_operator;
+grant insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no)
+    on public.iu_route_attempt to iu_listen_operator;
+
+-- cursor reset. What it sets back are positions; totals and the lineage stay. reanchor is for the owner.
+grant execute on function public.fn_iu_outbox_tick() to iu_listen_operator;
+grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, last_created_at, last_event_id)
+    on public.iu_route_worker_cursor to iu_listen_operator;
+
+commit;

@@ -1,0 +1,72 @@
+"""A path to a database that can be broken: a TCP proxy that forwards, stalls, resets or refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
+
+
+class Proxy:
+    """Forwards to a server until told otherwise.
+
+    Attributes:
+        stalled: Accepts everything and forwards nothing, like a network that swallows packets.
+        refusing: Closes every new connection.
+        reset_on: Resets a connection whose client sends these bytes; once.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._to = urlsplit(dsn)
+        self.stalled = self.refusing = False
+        self.reset_on = b""
+        self.accepted = 0
+        self._open: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.dsn = ""
+
+    def reset(self) -> None:
+        """Cut every connection without a goodbye."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        if self.refusing:
+            writer.transport.abort()
+            return
+        back, on = await asyncio.open_connection(self._to.hostname, self._to.port)
+        self._open |= {writer, on}
+        pumps = [asyncio.create_task(self._pump(reader, on, True)), asyncio.create_task(self._pump(back, writer, False))]
+        self._tasks |= set(pumps)
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for end in (writer, on):
+            end.transport.abort()
+            self._open.discard(end)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, client: bool) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if client and self.reset_on and self.reset_on in data:
+                    self.reset_on = b""
+                    return
+                # What came during a stall is gone for good, as the session is that loses it.
+                if not self.stalled:
+                    sink.write(data)
+                    await sink.drain()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        user = f"{self._to.username}:{self._to.password}@" if self._to.password else f"{self._to.username}@"
+        self.dsn = urlunsplit(self._to._replace(netloc=f"{user}127.0.0.1:{port}"))
+        try:
+            yield self
+        finally:
+            server.close()
+            self.reset()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)

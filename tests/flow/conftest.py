@@ -1,0 +1,11 @@
+"""The flow is tested on trio's clock, which jumps to the next timer when everybody waits: an hour takes no time."""
+
+from __future__ import annotations
+
+import pytest
+from trio.testing import MockClock
+
+
+@pytest.fixture
+def anyio_backend():
+    return "trio", {"clock": MockClock(autojump_threshold=0)}

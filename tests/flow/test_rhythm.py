@@ -1,0 +1,174 @@
+"""When to look, pause and sleep: pure decisions, so every state of the diagram in rhythm.py is reached by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iu_listen.flow.rhythm import ARM_WAIT_MAX, BUSY_BATCH, BUSY_GAP, Act, Rhythm
+
+LINGER, BUSY, POLL = 0.05, 0.002, 0.5
+NEAR = BUSY_GAP / 2
+FAR = BUSY_GAP * 2
+
+
+def rhythm(*, bell: bool = True, armed: bool = False) -> Rhythm:
+    made = Rhythm(LINGER, BUSY, POLL)
+    made.bell_changed(bell)
+    if armed:
+        made.arm_tried(True)
+    return made
+
+
+def test_idle_with_a_bell_it_arms_then_sleeps():
+    """After a look that found nothing it arms, and once armed it sleeps."""
+    idle = rhythm()
+    assert idle.next(0.0)[0] is Act.ARM
+    idle.arm_tried(True)
+    assert idle.next(0.0)[0] is Act.SLEEP
+
+
+def test_without_a_bell_it_polls():
+    """Where there is no bell it neither arms nor sleeps, and looks once a poll interval."""
+    deaf = rhythm(bell=False)
+    deaf.looked(0, 1.0)
+    assert deaf.next(1.0) == (Act.PAUSE, POLL)
+
+
+def test_without_a_bell_a_busy_spell_is_polled_faster():
+    """Where there is no bell, a busy spell shortens the pause to the busy interval, and silence ends that."""
+    deaf = rhythm(bell=False)
+    deaf.looked(BUSY_BATCH, 1.0)
+    assert deaf.next(1.0) == (Act.PAUSE, BUSY)
+    assert deaf.next(1.0 + LINGER) == (Act.PAUSE, POLL)
+
+
+def test_single_events_far_apart_keep_it_armed():
+    """Events with gaps above BUSY_GAP are answered by the bell, however many there are.
+    Fails when: every event disarms, which costs a slow stream its millisecond.
+    """
+    slow = rhythm(armed=True)
+    for n in range(100):
+        slow.looked(1, n * FAR)
+        assert slow.next(n * FAR)[0] is Act.SLEEP
+
+
+def test_two_close_events_in_a_row_disarm():
+    """The second event in a row that follows closely on the one before begins a busy spell.
+    Fails when: a busy spell does not disarm, so that under load every commit notifies.
+    """
+    busy = rhythm(armed=True)
+    busy.looked(1, 0.0)
+    busy.looked(1, NEAR)
+    assert busy.next(NEAR)[0] is Act.SLEEP
+    busy.looked(1, 2 * NEAR)
+    assert busy.next(2 * NEAR)[0] is Act.DISARM
+    busy.disarmed()
+    assert busy.next(2 * NEAR) == (Act.PAUSE, BUSY)
+
+
+def test_a_gap_begins_the_count_anew():
+    """Two close pairs with a gap between them are no busy spell."""
+    broken = rhythm(armed=True)
+    for at in (0.0, NEAR, NEAR + FAR, 2 * NEAR + FAR):
+        broken.looked(1, at)
+    assert broken.next(2 * NEAR + FAR)[0] is Act.SLEEP
+
+
+@pytest.mark.parametrize(("seen", "act"), [(BUSY_BATCH - 1, Act.SLEEP), (BUSY_BATCH, Act.DISARM)])
+def test_a_big_batch_is_a_busy_spell_by_itself(seen, act):
+    """A batch of BUSY_BATCH events disarms at once, one event fewer does not."""
+    burst = rhythm(armed=True)
+    burst.looked(seen, 3.0)
+    assert burst.next(3.0)[0] is act
+
+
+def test_it_lingers_as_long_as_events_come_and_then_arms():
+    """A busy spell lasts until nothing came for the linger, and then it arms again.
+    Fails when: the linger is taken out.
+    """
+    busy = rhythm()
+    busy.looked(BUSY_BATCH, 0.0)
+    assert busy.next(LINGER * 0.9) == (Act.PAUSE, BUSY)
+    busy.looked(0, LINGER * 0.9)
+    assert busy.next(LINGER * 0.9) == (Act.PAUSE, BUSY)
+    assert busy.next(LINGER)[0] is Act.ARM
+
+
+def test_an_empty_look_is_no_event():
+    """Looks that find nothing neither prolong a busy spell nor count towards one."""
+    quiet = rhythm(armed=True)
+    for n in range(10):
+        quiet.looked(0, n * NEAR)
+    assert quiet.next(10 * NEAR)[0] is Act.SLEEP
+
+
+def test_refused_arming_waits_longer_each_time_and_never_longer_than_the_limit():
+    """Each refusal lengthens the pause before the next look, from the busy interval to ARM_WAIT_MAX.
+    Fails when: the pause does not grow (a spinning consumer) or grows for ever (late events).
+    """
+    refused, pauses = rhythm(), []
+    for _ in range(30):
+        assert refused.next(0.0)[0] is Act.ARM
+        refused.arm_tried(False)
+        act, pause = refused.next(0.0)
+        assert act is Act.PAUSE
+        pauses.append(pause)
+    assert pauses[0] == BUSY
+    assert pauses[-1] == ARM_WAIT_MAX
+    assert all(a < b or b == ARM_WAIT_MAX for a, b in pairwise(pauses))
+
+
+def test_a_granted_arming_forgets_earlier_refusals():
+    """After one success the next refusal starts with the shortest pause again."""
+    again = rhythm()
+    for _ in range(30):
+        again.arm_tried(False)
+    again.arm_tried(True)
+    again.disarmed()
+    again.arm_tried(False)
+    assert again.next(0.0) == (Act.PAUSE, BUSY)
+
+
+def test_a_new_bell_is_not_armed():
+    """A bell session that ends takes its lock along, and the next one begins unarmed.
+    Fails when: bell_changed() keeps ``armed``, and it sleeps by a bell that nobody rings.
+    """
+    lost = rhythm(armed=True)
+    lost.bell_changed(False)
+    assert lost.next(0.0) == (Act.PAUSE, POLL)
+    lost.bell_changed(True)
+    assert lost.next(0.0)[0] is Act.ARM
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("looked"), st.integers(0, 100), st.floats(0, 0.1)),
+            st.tuples(st.just("arm_tried"), st.booleans()),
+            st.tuples(st.just("bell_changed"), st.booleans()),
+            st.tuples(st.just("disarmed")),
+        )
+    )
+)
+def test_it_sleeps_only_by_an_armed_bell(steps):
+    """Whatever happened before, it sleeps only where writers are told to ring, and arms only where there is a bell."""
+    any_history, now = rhythm(bell=False), 0.0
+    for step in steps:
+        match step:
+            case "looked", seen, later:
+                now += later
+                any_history.looked(seen, now)
+            case "arm_tried", granted:
+                any_history.arm_tried(granted and any_history.bell)
+            case "bell_changed", bell:
+                any_history.bell_changed(bell)
+            case _:
+                any_history.disarmed()
+    act, seconds = any_history.next(now)
+    assert act is not Act.SLEEP or (any_history.bell and any_history.armed)
+    assert act not in (Act.ARM, Act.DISARM) or any_history.bell
+    assert (act is Act.PAUSE) == (seconds > 0)

@@ -1,0 +1,81 @@
+"""The flag that everybody waits for."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from iu_listen.flow.ring import Ring
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_silence_ends_with_the_timeout():
+    """A wait in silence takes exactly the timeout and says that nothing rang."""
+    began = anyio.current_time()
+    assert not await Ring().wait_rung(300)
+    assert anyio.current_time() - began == pytest.approx(300)
+
+
+async def test_a_ring_before_the_wait_counts():
+    """A ring that came before the wait ends the wait at once.
+    Fails when: the ring is an edge (a condition variable) and not a level.
+    """
+    ring, began = Ring(), anyio.current_time()
+    ring.set()
+    assert await ring.wait_rung(300)
+    assert anyio.current_time() == began
+
+
+async def test_a_ring_during_the_wait_ends_it():
+    """A ring wakes everybody who waits, at once."""
+    ring, woken = Ring(), []
+
+    async def wait():
+        assert await ring.wait_rung(300)
+        woken.append(anyio.current_time() - began)
+
+    began = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        tasks.start_soon(wait)
+        await anyio.sleep(7)
+        ring.set()
+    assert woken == pytest.approx([7, 7])
+
+
+async def test_ringing_twice_is_ringing_once():
+    """Rings do not add up: one clear forgets all of them."""
+    ring = Ring()
+    ring.set()
+    ring.set()
+    ring.clear()
+    assert not await ring.wait_rung(1)
+
+
+async def test_a_ring_stays_until_it_is_cleared():
+    """Waiting does not use a ring up; only clear() does."""
+    ring = Ring()
+    ring.set()
+    assert await ring.wait_rung(1)
+    assert await ring.wait_rung(1)
+    ring.clear()
+    assert not await ring.wait_rung(1)
+
+
+async def test_clearing_a_silent_ring_leaves_its_waiters_waiting_for_the_same_flag():
+    """A clear in silence does not cut off who waits already.
+    Fails when: clear() makes a new flag whether or not the old one was set.
+    """
+    ring = Ring()
+    async with anyio.create_task_group() as tasks:
+        answers = []
+
+        async def wait():
+            answers.append(await ring.wait_rung(300))
+
+        tasks.start_soon(wait)
+        await anyio.sleep(1)
+        ring.clear()
+        ring.set()
+    assert answers == [True]

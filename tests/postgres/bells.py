@@ -1,0 +1,73 @@
+"""What the tests of the bell share: who sleeps, who listens, what was heard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import asyncpg
+from support import connected, wait_until
+
+from iu_listen.model.facts import CHANNEL
+
+#: Settings under which only the bell can wake: the timer is out of reach.
+ONLY_THE_BELL = {"catch_up": 300, "lease": 1000}
+
+_HOLDERS = """
+    select count(*) from pg_locks l join pg_database d on d.oid = l.database
+     where d.datname = current_database() and l.locktype = 'advisory' and l.granted
+       and l.classid = 726001 and l.objsubid = 2 and l.mode = $1"""
+
+
+async def sleepers(connection: asyncpg.Connection) -> int:
+    """How many bell locks are held exclusively."""
+    return await connection.fetchval(_HOLDERS, "ExclusiveLock")
+
+
+async def silent_writers(connection: asyncpg.Connection) -> int:
+    """How many bell locks are held shared, by living or prepared transactions."""
+    return await connection.fetchval(_HOLDERS, "ShareLock")
+
+
+async def sleep_sets_in(connection: asyncpg.Connection, how_many: int = 1) -> None:
+    async def asleep() -> bool:
+        return await sleepers(connection) == how_many
+
+    await wait_until(asleep, f"{how_many} consumers sleep")
+
+
+@asynccontextmanager
+async def listening(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Yields a function: how many times the bell was heard since it was last asked."""
+    async with connected(dsn) as ear, connected(dsn) as mouth:
+        heard: list[str] = []
+        changed = anyio.Event()
+
+        def on_notification(_connection, _pid, _channel, payload) -> None:
+            heard.append(payload)
+            changed.set()
+
+        await ear.add_listener(CHANNEL, on_notification)
+
+        async def count() -> int:
+            nonlocal changed
+            # Notifications arrive in the order of commits: what is not here before the last one was never sent.
+            await mouth.fetchval("select pg_notify($1, 'last')", CHANNEL)
+            with anyio.fail_after(10):
+                while "last" not in heard:
+                    changed = anyio.Event()
+                    await changed.wait()
+            bells = heard.count("")
+            heard.clear()
+            return bells
+
+        yield count
+
+
+@asynccontextmanager
+async def somebody_asleep(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Connection]:
+    """A session that holds a bell lock as a sleeping consumer does."""
+    async with connected(dsn) as sleeper:
+        await sleeper.fetchval("select pg_advisory_lock(726001, $1)", slot)
+        yield sleeper

@@ -1,0 +1,201 @@
+"""The trigger of the bell, by itself: when a writer notifies, when it stays silent, and that it never fails."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+from postgres.bells import listening, silent_writers, sleepers, somebody_asleep
+from support import connected, drain, insert_event
+
+pytestmark = pytest.mark.asyncio
+
+MANY = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
+    select 'iu', 'version_applied', 'update', 'immediate', gen_random_uuid() from generate_series(1, $1)"""
+
+
+@pytest.mark.parametrize("slot", [1, 2])
+async def test_a_writer_notifies_only_while_somebody_sleeps(applied, slot):
+    """A commit notifies once while a bell lock is held, in either slot, and not at all while none is.
+    Fails when: the try-lock is taken out (it always notifies), or a slot is not asked for.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard:
+        for _ in range(20):
+            await insert_event(writer)
+        assert await heard() == 0
+        async with somebody_asleep(applied.dsn, slot):
+            await insert_event(writer)
+            assert await heard() == 1
+        await writer.fetchval("select pg_advisory_lock(726001, $1), pg_advisory_unlock(726001, $1)", slot)
+        await insert_event(writer)
+        assert await heard() == 0
+
+
+async def test_writers_do_not_make_each_other_notify(applied):
+    """Two transactions that stay silent side by side do not take each other for a sleeper.
+    Fails when: the writer's try-lock is exclusive instead of shared.
+    """
+    async with connected(applied.dsn) as first, connected(applied.dsn) as second, listening(applied.dsn) as heard:
+        transaction = first.transaction()
+        await transaction.start()
+        await insert_event(first)
+        await first.execute("set constraints all immediate")
+        await insert_event(second)
+        await transaction.commit()
+        assert await heard() == 0
+
+
+async def test_the_decision_falls_at_commit(applied):
+    """A writer asks whether anybody sleeps when it commits, and holds no lock before that.
+    Fails when: the trigger is not deferred.
+    """
+    async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, listening(applied.dsn) as heard:
+        async with writer.transaction():
+            await insert_event(writer)
+            assert await silent_writers(admin) == 0
+            sleeper = somebody_asleep(applied.dsn)
+            await asyncio.wait_for(sleeper.__aenter__(), 5)
+        assert await heard() == 1
+        async with writer.transaction():
+            await insert_event(writer)
+            await sleeper.__aexit__(None, None, None)
+            while await sleepers(admin):
+                pass
+        assert await heard() == 0
+
+
+async def test_a_bulk_insert_asks_once(applied):
+    """Ten thousand rows in one transaction queue the trigger once and notify once.
+    Fails when: the memory in iu.bell is taken out of WHEN.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        async with writer.transaction():
+            await writer.execute("set local track_functions = 'all'")
+            await writer.execute(MANY, 10_000)
+            await insert_event(writer)
+            await writer.execute("set constraints all immediate")
+            calls = await writer.fetchval(
+                "select calls from pg_stat_xact_user_functions where funcname = 'fn_iu_ring_bell'"
+            )
+        assert calls == 1
+        assert await heard() == 1
+
+
+async def test_every_transaction_of_a_session_asks(applied):
+    """The memory of one transaction does not silence the next one of the same session.
+    Fails when: iu.bell is set for the session.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        for _ in range(5):
+            await insert_event(writer)
+            assert await heard() == 1
+
+
+async def test_what_is_rolled_back_notifies_nobody(applied):
+    """A transaction that rolls back is not heard, asleep or awake, and leaves no lock."""
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        transaction = writer.transaction()
+        await transaction.start()
+        await insert_event(writer)
+        await writer.execute("set constraints all immediate")
+        await transaction.rollback()
+        assert await heard() == 0
+        assert await silent_writers(writer) == 0
+
+
+async def test_an_insert_after_a_rolled_back_one_notifies(applied):
+    """A savepoint that takes the first insert back takes the memory of it back too.
+    Fails when: the memory in iu.bell outlives its savepoint.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        async with writer.transaction():
+            inner = writer.transaction()
+            await inner.start()
+            await insert_event(writer)
+            await inner.rollback()
+            await insert_event(writer)
+        assert await heard() == 1
+
+
+async def test_a_trigger_that_fired_in_a_rolled_back_savepoint_fires_again(applied):
+    """SET CONSTRAINTS IMMEDIATE in a savepoint that is rolled back gives the lock back and asks again at commit.
+    Fails when: the lock, the memory or the fired flag is not undone with the savepoint.
+    """
+    async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, listening(applied.dsn) as heard:
+        transaction = writer.transaction()
+        await transaction.start()
+        inner = writer.transaction()
+        await inner.start()
+        await insert_event(writer)
+        await writer.execute("set constraints all immediate")
+        assert await silent_writers(admin) > 0
+        await inner.rollback()
+        assert await silent_writers(admin) == 0
+        await insert_event(writer)
+        async with somebody_asleep(applied.dsn):
+            await transaction.commit()
+            assert await heard() == 1
+
+
+async def test_a_replica_session_rings_too(applied):
+    """Under session_replication_role = replica, as logical replication works, the bell rings.
+    Fails when: ENABLE ALWAYS is taken out.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        await writer.execute("set session_replication_role = replica")
+        await insert_event(writer)
+        assert await heard() == 1
+
+
+async def test_only_events_of_iu_ring(applied):
+    """Events of another domain and statements that insert nothing are silent; an event that becomes iu's rings.
+    Fails when: the domain is taken out of WHEN.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        other = await writer.fetchval(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               values ('system', 'alert', 'alert', 'immediate') returning id"""
+        )
+        await writer.execute(MANY, 0)
+        assert await heard() == 0
+        await writer.execute(
+            """update event_outbox set event_domain = 'iu', event_type = 'version_applied', event_stream = 'update'
+                where id = $1""",
+            other,
+        )
+        assert await heard() == 1
+
+
+async def test_only_gates_ring_among_the_settings(applied):
+    """A change of a gate rings, a change of any other key does not."""
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        await writer.execute("insert into dot_config (key, value, description) values ('other', 'true', 'a test')")
+        assert await heard() == 0
+        await writer.execute("update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
+        assert await heard() == 1
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
+@pytest.mark.parametrize("spelling", ["prepare transaction '{}'", "PREPARE\n\t TRANSACTION '{}'"])
+async def test_prepare_transaction_never_fails_and_parks_no_lock(live, asleep, spelling):
+    """A two-phase writer can prepare whether or not somebody sleeps, and its lock is not parked with it.
+    Fails when: the PREPARE guard is taken out of the trigger.
+    """
+    async with connected(live.dsn) as writer, connected(live.dsn) as admin:
+        if await admin.fetchval("show max_prepared_transactions") == "0":
+            pytest.skip("max_prepared_transactions is 0")
+        sleeper = somebody_asleep(live.dsn) if asleep else connected(live.dsn)
+        async with sleeper:
+            name = uuid4().hex
+            await writer.execute("begin")
+            event = await insert_event(writer)
+            await writer.execute("update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
+            await writer.execute(spelling.format(name))
+            try:
+                assert await silent_writers(admin) == 0
+            finally:
+                await admin.execute(f"commit prepared '{name}'")
+            assert await drain(admin) == 1
+            assert await admin.fetchval("select event_ref from iu_route_attempt") == event

@@ -1,0 +1,318 @@
+"""The snapshot tick: every committed event is read once, whatever the order of commits and however it is paged."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from support import WORKER, attempted, connected, drain, insert_event, run_batch
+
+pytestmark = pytest.mark.asyncio
+
+
+async def cursor_of(connection: asyncpg.Connection) -> asyncpg.Record:
+    """Where the worker is."""
+    return await connection.fetchrow(
+        """select prev::text, tick::text, pos_seq, own_xid::text, total_seen from iu_route_worker_cursor
+            where worker_name = $1""",
+        WORKER,
+    )
+
+
+async def test_late_commit_is_routed_when_it_commits(live):
+    """An event that commits after a younger one was read is read by the next run, once.
+
+    Fails when: transactions that the previous tick listed as in progress are not looked up (branch a).
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as early:
+        transaction = late.transaction()
+        await transaction.start()
+        first = await insert_event(late)
+        second = await insert_event(early)
+        assert await drain(worker) == 1
+        await transaction.commit()
+        assert await drain(worker) == 1
+        assert await drain(worker) == 0
+        assert await attempted(worker) == [second, first]
+
+
+async def test_xid_taken_long_before_the_insert(live):
+    """An event is read although its transaction is older than a tick that was consumed before the insert.
+
+    Fails when: transactions that the previous tick listed as in progress are not looked up (branch a).
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as early:
+        transaction = late.transaction()
+        await transaction.start()
+        await late.fetchval("select pg_current_xact_id()::text")
+        second = await insert_event(early)
+        assert await drain(worker) == 1
+        first = await insert_event(late)
+        await transaction.commit()
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [second, first]
+
+
+async def test_number_drawn_long_before_the_xid(live):
+    """An event whose number was drawn before an event that is read already, and its xid after it, is not lost.
+
+    Fails when: the position of a cursor is a number, or the stamp believes a number that the writer drew.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as early:
+        await late.fetchval("select nextval('event_outbox_event_seq')")
+        transaction = late.transaction()
+        await transaction.start()
+        drawn = await late.fetchval("select nextval('event_outbox_event_seq')")
+        assert await late.fetchval("select pg_current_xact_id_if_assigned() is null")
+        second = await insert_event(early)
+        assert await drain(worker) == 1
+        first = await late.fetchval(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_seq)
+               values ('iu', 'version_applied', 'update', 'immediate', $1) returning id""",
+            drawn,
+        )
+        await transaction.commit()
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [second, first]
+
+
+async def test_open_writer_holds_nobody_up(live):
+    """While one writer stays open, the events of all others are read as they commit.
+
+    Fails when: the tick ends at the oldest transaction that is in progress.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as other:
+        transaction = late.transaction()
+        await transaction.start()
+        waiting = await insert_event(late)
+        for _ in range(20):
+            event = await insert_event(other)
+            assert await drain(worker) == 1
+            assert (await attempted(worker))[-1] == event
+        await transaction.commit()
+        assert await drain(worker) == 1
+        assert (await attempted(worker))[-1] == waiting
+
+
+@pytest.mark.parametrize("savepoints", [2, 70])
+async def test_savepoints(live, savepoints):
+    """What a savepoint released is read with its transaction, what it rolled back never; more than 64 overflow nothing.
+
+    Fails when: the stamp holds the xid of the subtransaction instead of the transaction's.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as other:
+        transaction = writer.transaction()
+        await transaction.start()
+        kept = []
+        for _ in range(savepoints):
+            async with writer.transaction():
+                kept.append(await insert_event(writer))
+            undone = writer.transaction()
+            await undone.start()
+            await insert_event(writer)
+            await undone.rollback()
+        early = await insert_event(other)
+        assert await drain(worker) == 1
+        kept.append(await insert_event(writer))
+        await transaction.commit()
+        assert await drain(worker, 50) == len(kept)
+        assert await attempted(worker) == [early, *kept]
+
+
+async def test_rolled_back_event_is_never_read(live):
+    """A rolled back transaction leaves nothing to read and nothing to wait for."""
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer:
+        transaction = writer.transaction()
+        await transaction.start()
+        await insert_event(writer)
+        assert await drain(worker) == 0
+        await transaction.rollback()
+        assert await drain(worker) == 0
+        event = await insert_event(writer)
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [event]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_writer_with_an_old_snapshot(live, isolation):
+    """The isolation level of a writer does not matter: its position is its transaction, not its snapshot."""
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as other:
+        transaction = writer.transaction(isolation=isolation)
+        await transaction.start()
+        await writer.fetchval("select count(*) from event_outbox")
+        early = await insert_event(other)
+        assert await drain(worker) == 1
+        late = await insert_event(writer)
+        assert await drain(worker) == 0
+        await transaction.commit()
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [early, late]
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+async def test_prepared_transaction(live, ending):
+    """An abandoned prepared transaction holds nobody up; its event is read if and when it is committed.
+
+    Fails when: the tick ends at the oldest transaction in progress, or branch a is missing.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer:
+        if await worker.fetchval("select current_setting('max_prepared_transactions')") == "0":
+            pytest.skip("this server has max_prepared_transactions = 0")
+        name = await worker.fetchval("select current_database()")
+        await writer.execute("begin")
+        prepared = await insert_event(writer)
+        await writer.execute(f"prepare transaction '{name}'")
+        try:
+            others = []
+            for _ in range(3):
+                others.append(await insert_event(writer))
+                assert await drain(worker) == 1
+        finally:
+            await writer.execute(f"{ending} prepared '{name}'")
+        assert await drain(worker) == (ending == "commit")
+        assert await attempted(worker) == [*others, prepared][: 3 + (ending == "commit")]
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+@pytest.mark.parametrize("known", [True, False], ids=["listed-by-prev", "new"])
+async def test_events_of_a_subject_follow_its_row_lock(live, known, limit):
+    """Events of one subject are read in the order in which their writers held its row lock, not in order of xids.
+
+    Fails when: a tick is ordered by xact_id, or its two branches follow each other instead of being merged.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as old, connected(live.dsn) as young:
+        subject = await worker.fetchval(
+            "insert into information_unit (canonical_address, title) values ('a', 'A') returning id"
+        )
+        lock = "select from information_unit where id = $1 for update"
+        transaction = old.transaction()
+        await transaction.start()
+        assert await old.fetchval("select pg_current_xact_id()::text")
+        if known:
+            assert await drain(worker) == 0
+        async with young.transaction():
+            await young.execute(lock, subject)
+            first = await insert_event(young, subject)
+        await old.execute(lock, subject)
+        second = await insert_event(old, subject)
+        await transaction.commit()
+        assert await drain(worker, limit) == 2
+        assert await attempted(worker) == [first, second]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+async def test_big_tick_is_read_page_by_page(live, ties):
+    """A tick larger than the limit is read in pages, in order, none twice, while newer events wait for the next tick.
+
+    Fails when: the position inside a tick is the number without the id, or a page takes a new tick.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as old, connected(live.dsn) as young:
+        transaction = old.transaction()
+        await transaction.start()
+        mixed = [await insert_event(old)]
+        assert await drain(worker) == 0
+        for _ in range(4):
+            mixed.append(await insert_event(young))
+            mixed.append(await insert_event(old))
+        await transaction.commit()
+        if ties:
+            await young.execute("update event_outbox set event_seq = 7")
+            mixed.sort()
+        later, seen = [], 0
+        while seen < len(mixed):
+            answer = await run_batch(worker, 2)
+            seen += answer["seen"]
+            if answer["more"] and seen < len(mixed):
+                assert (await cursor_of(worker))["tick"]
+                later.append(await insert_event(young))
+        assert (await attempted(worker)) == mixed
+        assert await drain(worker, 2) == len(later)
+        assert await attempted(worker) == mixed + later
+
+
+async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):
+    """A run that reads the rest of an older tick says that there may be more: it has not looked past that tick.
+
+    Fails when: a run answers "no more" although it took no tick itself.
+    """
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker) for _ in range(3)]
+        assert (await run_batch(worker, 2))["more"]
+        events.append(await insert_event(worker))
+        answer = await run_batch(worker, 2)
+        assert (answer["seen"], answer["more"]) == (1, True)
+        answer = await run_batch(worker, 2)
+        assert (answer["seen"], answer["more"]) == (1, False)
+        assert await attempted(worker) == events
+
+
+async def test_tick_of_exactly_one_page_ends(live):
+    """A tick of exactly as many events as the limit says that there may be more, and ends with an empty page."""
+    async with connected(live.dsn) as worker:
+        for _ in range(3):
+            await insert_event(worker)
+        answer = await run_batch(worker, 3)
+        assert (answer["seen"], answer["more"]) == (3, True)
+        assert await drain(worker, 3) == 0
+        assert (await cursor_of(worker))["tick"] is None
+
+
+@pytest.mark.parametrize("death", ["rollback", "terminated"])
+async def test_crash_between_pages(live, death):
+    """A run that dies before its commit has neither read nor decided anything; the next one resumes at the same page."""
+    async with connected(live.dsn) as worker, connected(live.dsn) as dying, connected(live.dsn) as writer:
+        events = [await insert_event(writer) for _ in range(7)]
+        assert (await run_batch(worker, 3))["seen"] == 3
+        before = await cursor_of(worker)
+        await dying.execute("begin")
+        assert (await run_batch(dying, 3))["seen"] == 3
+        if death == "rollback":
+            await dying.execute("rollback")
+        else:
+            await worker.fetchval("select pg_terminate_backend($1, 10000)", dying.get_server_pid())
+        assert await cursor_of(worker) == before
+        events.append(await insert_event(writer))
+        assert await drain(worker, 3) == 5
+        assert await attempted(worker) == events
+        assert (await cursor_of(worker))["total_seen"] == 8
+
+
+async def test_reading_a_backlog_is_linear(live):
+    """Reading a tick of 20 000 events in 40 pages reads each event a bounded number of times, not once a page.
+
+    Fails when: a page is found through the transaction (and sorts the tick again) instead of through the order index.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer:
+        await writer.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, 20000)"""
+        )
+        reads = """select sum(idx_tup_read)::bigint + (select seq_tup_read from pg_stat_user_tables
+                                                        where relname = 'event_outbox')
+                     from pg_stat_user_indexes where relname = 'event_outbox'"""
+        await writer.execute("select pg_stat_force_next_flush()")
+        before = await writer.fetchval(reads)
+        assert await drain(worker, 500) == 20_000
+        await worker.execute("select pg_stat_force_next_flush()")
+        assert 20_000 <= await writer.fetchval(reads) - before <= 3 * 20_000
+        assert await worker.fetchval("select count(distinct event_ref) from iu_route_attempt") == 20_000
+
+
+async def test_many_transactions_in_progress(live):
+    """Events are found when many transactions, some with events and most without, were in progress at the last tick."""
+    writers = []
+    async with connected(live.dsn) as worker:
+        try:
+            for _ in range(25):
+                writers.append(await asyncpg.connect(live.dsn))
+                await writers[-1].execute("begin; select pg_current_xact_id()")
+            early = await insert_event(worker)
+            assert await drain(worker) == 1
+            assert len((await cursor_of(worker))["prev"].split(":")[2].split(",")) >= 25
+            events = [await insert_event(writer) for writer in writers[::5]]
+            for writer in writers:
+                await writer.execute("commit")
+            assert await drain(worker, 2) == 5
+            assert await attempted(worker) == [early, *events]
+        finally:
+            for writer in writers:
+                writer.terminate()

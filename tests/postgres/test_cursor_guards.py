@@ -1,0 +1,261 @@
+"""What the cursor relies on: the stamp of every event, the history that it was written in, and its arguments."""
+
+from __future__ import annotations
+
+import io
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch
+
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+
+pytestmark = pytest.mark.asyncio
+
+#: Columns and values of an event that claims to be as old as the first transaction and before all others.
+CLAIM = """(event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
+           values ('iu', 'version_applied', 'update', 'immediate', '3', -9000000000000000000)"""
+
+
+async def invented(connection: asyncpg.Connection) -> None:
+    """An INSERT with values of its own for the position."""
+    await connection.execute(f"insert into event_outbox {CLAIM}")
+
+
+async def copied(connection: asyncpg.Connection) -> None:
+    """COPY with values of its own for the position."""
+    await connection.copy_to_table(
+        "event_outbox",
+        source=io.BytesIO(b"iu\tversion_applied\tupdate\timmediate\t3\t-9000000000000000000\n"),
+        columns=["event_domain", "event_type", "event_stream", "delivery_lane", "xact_id", "event_seq"],
+    )
+
+
+async def replicated(connection: asyncpg.Connection) -> None:
+    """An INSERT as a replication worker or a restore does it, ordinary triggers being silent."""
+    async with connection.transaction():
+        await connection.execute("set local session_replication_role = replica")
+        await invented(connection)
+
+
+async def overwritten(connection: asyncpg.Connection) -> None:
+    """An upsert that moves an event of another domain into this one, and claims an old position for it."""
+    event = await connection.fetchval(
+        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+           values ('system', 'alert', 'alert', 'immediate') returning id"""
+    )
+    await connection.execute(
+        """update event_outbox set event_domain = 'iu', event_type = 'version_applied', event_stream = 'update',
+                  xact_id = '3', event_seq = -9000000000000000000 where id = $1""",
+        event,
+    )
+
+
+@pytest.mark.parametrize("write", [invented, copied, replicated, overwritten])
+async def test_position_is_never_believed(live, write):
+    """An event is read once, after its elders, whatever position its writer claims and by whatever way it came.
+
+    Fails when: the stamp is missing or conditional, does not fire for replicas, or an UPDATE of the domain skips it.
+    """
+    async with connected(live.dsn) as worker:
+        for _ in range(2):
+            await insert_event(worker)
+        assert await drain(worker) == 2
+        await insert_event(worker)
+        await write(worker)
+        await insert_event(worker)
+        assert await drain(worker, 1) == 3
+        order = [row["id"] for row in await worker.fetch("select id from event_outbox order by xact_id")]
+        assert await attempted(worker) == order
+        assert await drain(worker) == 0
+
+
+async def test_claimed_future_is_not_believed(live):
+    """An event that claims to come after all others is read in its place, and does not hold up its successors.
+
+    Fails when: the stamp believes an explicit event_seq or xact_id.
+    """
+    async with connected(live.dsn) as worker:
+        first = await worker.fetchval(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
+               values ('iu', 'version_applied', 'update', 'immediate', '9000000000', 9000000000) returning id"""
+        )
+        second = await insert_event(worker)
+        assert await drain(worker, 1) == 2
+        assert await attempted(worker) == [first, second]
+
+
+async def test_event_that_moves_into_the_domain(live):
+    """An event that moves from another domain into the worker's is read, although a tick has passed it by.
+
+    Fails when: an UPDATE of event_domain does not stamp the event again.
+    """
+    async with connected(live.dsn) as worker:
+        moved = await worker.fetchval(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               values ('system', 'alert', 'alert', 'immediate') returning id"""
+        )
+        event = await insert_event(worker)
+        assert await drain(worker) == 1
+        await worker.execute("update event_outbox set event_domain = 'iu' where id = $1", moved)
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [event, moved]
+
+
+async def test_other_updates_do_not_stamp(live):
+    """An UPDATE that leaves the domain as it is does not make an event new."""
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        assert await drain(worker) == 1
+        await worker.execute("update event_outbox set event_domain = 'iu', actor_ref = 'somebody'")
+        assert await drain(worker) == 0
+
+
+async def test_other_domains_are_not_read(live):
+    """A worker reads events of its own domain only, also where they lie between those of others."""
+    async with connected(live.dsn) as worker:
+        events = []
+        for _ in range(3):
+            await worker.execute(
+                """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+                   values ('system', 'alert', 'alert', 'immediate')"""
+            )
+            events.append(await insert_event(worker))
+        assert await drain(worker, 2) == 3
+        assert await attempted(worker) == events
+
+
+async def test_events_older_than_the_package(substrate):
+    """Events that were written before the package came are read from the beginning, in order of created_at.
+
+    Fails when: 006 does not number them, or the position of the first page excludes numbers below zero.
+    """
+    async with connected(substrate.dsn) as writer:
+        events = [await insert_event(writer) for _ in range(7)]
+        for age, event in enumerate(events):
+            await writer.execute(
+                "update event_outbox set created_at = now() - make_interval(days => $2) where id = $1", event, age
+            )
+    async with session(substrate.dsn, name="tests") as connection:
+        state = await migrate.package_state(connection)
+        await migrate.apply_files(connection, state.pending, {}, lambda _: None)
+    await open_gate(substrate.dsn)
+    async with connected(substrate.dsn) as worker:
+        young = await insert_event(worker)
+        assert await drain(worker, 3) == 8
+        assert await attempted(worker) == [*reversed(events), young]
+        assert await drain(worker) == 0
+
+
+async def test_sequence_set_back(live):
+    """A sequence that was set back loses and repeats nothing, not even in the middle of a tick.
+
+    Fails when: the lower end of a tick is derived from the sequence instead of from its rows.
+    """
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker) for _ in range(5)]
+        assert (await run_batch(worker, 2))["seen"] == 2
+        for _ in range(2):
+            await worker.fetchval("select setval('event_outbox_event_seq', 1, false)")
+            events += [await insert_event(worker) for _ in range(4)]
+            assert (await run_batch(worker, 2))["seen"] == 2
+        await drain(worker, 2)
+        routed = await attempted(worker)
+        assert len(routed) == len(events)
+        assert set(routed) == set(events)
+        assert await worker.fetchval("select total_seen from iu_route_worker_cursor") == len(events)
+
+
+# History ------------------------------------------------------------------------------------------------
+
+
+async def restored(connection: asyncpg.Connection) -> None:
+    """The anchor as a dump restores it: same contents, written by another transaction."""
+    await connection.execute(
+        """with old as (delete from iu_outbox_anchor returning *) select * into temp kept from old;
+           insert into iu_outbox_anchor (lineage, xact_id) select lineage, xact_id from kept"""
+    )
+
+
+async def anchored_elsewhere(connection: asyncpg.Connection) -> None:
+    """A cursor that was copied from another history."""
+    await connection.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
+
+
+async def without_anchor(connection: asyncpg.Connection) -> None:
+    """No anchor at all."""
+    await connection.execute("delete from iu_outbox_anchor")
+
+
+async def ahead(connection: asyncpg.Connection) -> None:
+    """A cursor that has read what this server has not written yet."""
+    await connection.execute("update iu_route_worker_cursor set prev = '9000000000:9000000000:'")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (restored, "foreign_history"),
+        (anchored_elsewhere, "foreign_cursor"),
+        (without_anchor, "anchor_missing"),
+        (ahead, "cursor_ahead"),
+    ],
+)
+async def test_foreign_history_is_refused(live, damage, reason):
+    """Where the cursor and the history do not belong together, the worker says so and consumes nothing.
+
+    Fails when: the anchor's xmin, its lineage, its presence or the future of the cursor is not looked at.
+    """
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        await damage(worker)
+        before = await worker.fetchrow("select w::text from iu_route_worker_cursor w")
+        answer = await run_batch(worker)
+        assert (answer["status"], answer["reason"], answer["seen"]) == ("foreign_history", reason, 0)
+        assert await attempted(worker) == []
+        assert await worker.fetchrow("select w::text from iu_route_worker_cursor w") == before
+
+
+@pytest.mark.parametrize("command", ["vacuum full iu_outbox_anchor", "vacuum (full, freeze) iu_outbox_anchor"])
+async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
+    """The anchor keeps its xmin through VACUUM, FULL and FREEZE included: the history stays our own."""
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        await worker.execute(command)
+        assert await drain(worker) == 1
+
+
+# Arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, -1, None])
+async def test_limit_below_one(live, limit):
+    """A batch limit below 1, or none, is an error that names the limit."""
+    async with connected(live.dsn) as worker:
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="batch limit must be 1 or more"):
+            await run_batch(worker, limit)
+
+
+async def test_unknown_worker(live):
+    """A worker that nobody registered is an error that names it."""
+    async with connected(live.dsn) as worker:
+        with pytest.raises(asyncpg.PostgresError, match="worker nobody is not registered") as error:
+            await run_batch(worker, worker="nobody")
+        assert error.value.sqlstate == "P0002"
+
+
+async def test_workers_do_not_share_a_position(live):
+    """Each worker reads every event of its domain; a decision that another one has made already is not made again."""
+    async with connected(live.dsn) as worker:
+        await worker.execute(
+            """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+               select 'second', event_domain, lineage from iu_route_worker_cursor where worker_name = $1""",
+            WORKER,
+        )
+        events = [await insert_event(worker) for _ in range(3)]
+        assert await drain(worker) == 3
+        answer = await run_batch(worker, worker="second")
+        assert (answer["seen"], answer["attempts_written"]) == (3, 0)
+        assert await attempted(worker) == events

@@ -1,0 +1,206 @@
+"""The transaction of the run itself: what it wrote before and after, what it waited for, what it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from support import WORKER, attempted, connected, drain, insert_event, run_batch, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+LIMITS = pytest.mark.parametrize("limit", [1, 2, 3, 1000])
+
+
+@LIMITS
+async def test_emit_and_run_in_one_transaction(live, limit):
+    """A transaction that emits and runs sees its own events once, later ones in its next run, and none after its commit.
+
+    Fails when: own events are not read apart, or what was read of them is not remembered past the commit.
+    """
+    async with connected(live.dsn) as probe, connected(live.dsn) as other:
+        before = [await insert_event(other) for _ in range(2)]
+        async with probe.transaction():
+            own = [await insert_event(probe) for _ in range(3)]
+            assert await drain(probe, limit) == 5
+            assert await attempted(probe) == before + own
+            own += [await insert_event(probe) for _ in range(2)]
+            assert await drain(probe, limit) == 2
+            own.append(await insert_event(probe))
+        assert await drain(other, limit) == 1
+        assert await drain(other, limit) == 0
+        assert await attempted(other) == before + own
+
+
+@LIMITS
+async def test_emit_and_run_with_a_tick_half_read(live, limit):
+    """Own events are read once as well when the transaction found a tick half read, and leaves one half read.
+
+    Fails when: what was read of own events is forgotten while a tick does not cover them yet.
+    """
+    async with connected(live.dsn) as probe, connected(live.dsn) as other:
+        events = {await insert_event(other) for _ in range(5)}
+        assert (await run_batch(other, 2))["seen"] == 2
+        async with probe.transaction():
+            events |= {await insert_event(probe) for _ in range(3)}
+            assert await drain(probe, limit) == 6
+            events |= {await insert_event(other) for _ in range(4)}
+            assert (await run_batch(probe, 2))["seen"] == 2
+            events.add(await insert_event(probe))
+        events |= {await insert_event(other) for _ in range(2)}
+        assert await drain(other, limit) == 5
+        assert await drain(other, limit) == 0
+        routed = await attempted(other)
+        assert len(routed) == len(set(routed)) == 15
+        assert set(routed) == events
+
+
+@LIMITS
+async def test_two_transactions_that_emit_and_run(live, limit):
+    """A second transaction that emits and runs does not forget what the first one read of its own events.
+
+    Fails when: the memory of own events is overwritten before a tick covers them.
+    """
+    async with connected(live.dsn) as first, connected(live.dsn) as second:
+        async with first.transaction():
+            events = [await insert_event(first) for _ in range(3)]
+            assert await drain(first) == 3
+            events += [await insert_event(second) for _ in range(3)]
+            assert (await run_batch(first, 2))["seen"] == 2
+        async with second.transaction():
+            events.append(await insert_event(second))
+            assert await drain(second, limit) == 2
+        assert await drain(first, limit) == 0
+        assert await attempted(first) == events
+
+
+@LIMITS
+async def test_own_events_do_not_overtake(live, limit):
+    """Own events wait for a tick that was taken after them: an older event of the same subject goes first.
+
+    Fails when: own events are read after a tick that was taken in an earlier run.
+    """
+    subject = uuid4()
+    async with connected(live.dsn) as probe, connected(live.dsn) as other:
+        events = [await insert_event(other) for _ in range(3)]
+        assert (await run_batch(other, 2))["seen"] == 2
+        events.append(await insert_event(other, subject))
+        async with probe.transaction():
+            events.append(await insert_event(probe, subject))
+            assert await drain(probe, limit) == 3
+        assert await attempted(other) == events
+
+
+async def test_event_written_after_the_tick_of_its_own_transaction(live):
+    """An event that a transaction writes after it ran the worker is read by a run after its commit.
+
+    Fails when: the own transaction is not put back among those in progress in the tick.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as other:
+        async with worker.transaction():
+            await worker.fetchval("select pg_current_xact_id()::text")
+            first = await insert_event(other)
+            assert await drain(worker) == 1
+            second = await insert_event(worker)
+        assert await drain(other) == 1
+        assert await attempted(other) == [first, second]
+
+
+async def test_own_xid_is_in_progress_in_the_tick(live):
+    """The tick lists the transaction that takes it as in progress as soon as a younger one has ended.
+
+    Fails when: the own transaction is not put back among those in progress.
+    """
+    async with connected(live.dsn) as own, connected(live.dsn) as other:
+        async with own.transaction():
+            assert await own.fetchval("select pg_current_xact_id()::text")
+            await other.fetchval("select pg_current_xact_id()::text")
+            raw, masked = await own.fetchrow(
+                """select pg_visible_in_snapshot(pg_current_xact_id(), pg_current_snapshot()),
+                          pg_visible_in_snapshot(pg_current_xact_id(), fn_iu_outbox_tick())"""
+            )
+            assert (raw, masked) == (True, False)
+        assert await own.fetchval("select fn_iu_outbox_tick()::text = pg_current_snapshot()::text")
+
+
+async def test_rolled_back_run_forgets_its_own_events(live):
+    """A transaction that emitted, ran and rolled back leaves neither events nor attempts nor a position."""
+    async with connected(live.dsn) as probe:
+        with pytest.raises(ZeroDivisionError):
+            async with probe.transaction():
+                await insert_event(probe)
+                assert await drain(probe) == 1
+                raise ZeroDivisionError
+        event = await insert_event(probe)
+        assert await drain(probe) == 1
+        assert await attempted(probe) == [event]
+
+
+async def test_run_that_waited_for_another(live):
+    """A run that waits for the cursor's row lock takes its tick afterwards, and reads nothing twice.
+
+    Fails when: the tick is taken before or in the statement that locks the cursor (EvalPlanQual).
+    """
+    async with connected(live.dsn) as holder, connected(live.dsn) as waiter, connected(live.dsn) as other:
+        await drain(holder)
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("select from iu_route_worker_cursor for update")
+        events = [await insert_event(other)]
+        waiting = asyncio.create_task(run_batch(waiter))
+        await wait_until(
+            lambda: other.fetchval(
+                "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1", waiter.get_server_pid()
+            ),
+            "the second run waits for the row lock",
+        )
+        events.append(await insert_event(other))
+        assert (await run_batch(holder))["seen"] == 2
+        await transaction.commit()
+        answer = await waiting
+        assert (answer["status"], answer["seen"], answer["attempts_written"]) == ("ran", 0, 0)
+        events.append(await insert_event(other))
+        assert await drain(waiter) == 1
+        assert await attempted(other) == events
+        assert await other.fetchval("select total_seen from iu_route_worker_cursor") == 3
+
+
+async def test_worker_in_an_old_snapshot_fails_safely(live):
+    """A run under REPEATABLE READ whose snapshot is older than the cursor fails and may be tried again; nothing is lost."""
+    async with connected(live.dsn) as stale, connected(live.dsn) as other:
+        transaction = stale.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await stale.fetchval("select count(*) from event_outbox")
+        event = await insert_event(other)
+        assert await drain(other) == 1
+        with pytest.raises(asyncpg.SerializationError):
+            await run_batch(stale)
+        await transaction.rollback()
+        assert await drain(stale) == 0
+        assert await attempted(other) == [event]
+
+
+async def test_looking_in_vain_takes_no_xid(live):
+    """A run shortly after another one that finds nothing takes no lock and no xid, and writes nothing.
+
+    Fails when: the cursor is locked before it is known that there is something to read.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as other:
+        await insert_event(worker)
+        assert await drain(worker) == 1
+        await worker.execute(
+            "update iu_route_worker_cursor set last_run_at = now() + interval '1 hour' where worker_name = $1", WORKER
+        )
+        async with worker.transaction():
+            assert (await run_batch(worker))["seen"] == 0
+            assert await worker.fetchval("select pg_current_xact_id_if_assigned() is null")
+            async with other.transaction():
+                await other.execute("select from iu_route_worker_cursor for update nowait")
+        transaction = other.transaction()
+        await transaction.start()
+        await insert_event(other)
+        assert (await run_batch(worker))["seen"] == 0
+        await transaction.commit()
+        assert (await run_batch(worker))["seen"] == 1
