@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from support import open_gate
 
 from iu_listen import embedded
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
+from support import open_gate
 
 SERVERS = ("pg16", "pg18", "dsn")
 

@@ -133,4 +133,3 @@ async def consuming(dsn: str, *, listening: bool = True, **settings: Any) -> Asy
                 while not recorder.of(Stopped):
                     await anyio.sleep(0.005)
             tasks.cancel_scope.cancel()
-

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
@@ -52,17 +51,9 @@ class Watchers:
         for watcher in list(self._watchers):
             try:
                 watcher.note(observation)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 watching must never stop the work
                 self._watchers.remove(watcher)
-                print(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}", file=sys.stderr)
-
-
-def database_name(dsn: str | None, environ: Mapping[str, str]) -> str:
-    """What to call the database of a connection string: its name and host, never more."""
-    parts = urlsplit(dsn or "")
-    name = parts.path.lstrip("/") or environ.get("PGDATABASE", "")
-    host = parts.hostname or environ.get("PGHOST", "")
-    return f"{name}@{host}" if host else name
+                sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}\n")
 
 
 async def serve(settings: Settings, watchers: Iterable[Watcher], database: str = "") -> None:

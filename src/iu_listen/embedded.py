@@ -69,7 +69,7 @@ DEFAULT_MAJOR = 18
 
 SYSTEM_DIRECTORIES = (
     Path("/usr/local/var/iu-listen" if sys.platform == "darwin" else "/var/lib/iu-listen"),
-    Path("/var/tmp/iu-listen"),
+    Path("/var/tmp/iu-listen"),  # noqa: S108 ours, and its owner is verified
 )
 DEFAULTS = {
     "max_connections": "100",

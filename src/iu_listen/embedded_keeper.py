@@ -248,7 +248,7 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
 def _socket_directory(data: Path, account: Account | None) -> Path:
     # In /tmp because a socket's path may have 107 bytes and a clone's path has any length. Somebody else may
     # have taken the name there, so it is used only when it is ours alone.
-    path = Path(f"/tmp/iu-listen-{sha256(os.fsencode(data)).hexdigest()[:12]}")
+    path = Path(f"/tmp/iu-listen-{sha256(os.fsencode(data)).hexdigest()[:12]}")  # noqa: S108 ours alone, see above
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:

@@ -1,6 +1,7 @@
-"""How people come in. Parses, calls, prints; no SQL, no decisions. Errors become exit codes here:
+"""How people come in. Parses, calls, prints; no SQL, no decisions.
 
-0 fine · 1 the answer is no · 2 usage or configuration · 3 cannot reach the database
+Errors become exit codes here:
+0 fine · 1 the answer is no · 2 usage or configuration · 3 cannot reach the database.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ours(raised: BaseException) -> IuListenError:
     """The first error of ours, out of the group that it may come in; anything else is a bug and stays loud."""
     while isinstance(raised, BaseExceptionGroup):
-        raised = next((e for e in raised.exceptions if isinstance(e, (IuListenError, BaseExceptionGroup))), raised.exceptions[0])
+        raised = next(
+            (e for e in raised.exceptions if isinstance(e, (IuListenError, BaseExceptionGroup))), raised.exceptions[0]
+        )
     if not isinstance(raised, IuListenError):
         raise raised
     return raised

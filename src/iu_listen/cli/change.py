@@ -165,8 +165,8 @@ def cursor_show(*, where: Where | None = None) -> int:
             show.table(
                 ("worker", "domain", "youngest event routed", "of", "backlog", "consumed", "in a tick"),
                 (
-                    (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"], w["backlog"],
-                     w["prev"], w["tick"])
+                    (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"],
+                     w["backlog"], w["prev"], w["tick"])
                     for w in found
                 ),
             )  # fmt: skip
@@ -198,7 +198,8 @@ def cursor_reset(
             mine = next(w for w in await census.rows(connection, "workers") if w["worker_name"] == worker)
             if to == "beginning":
                 total = await census.value(connection, "count_events", mine["event_domain"])
-                effect = f"{show.text(total)} events of domain {mine['event_domain']} are read again; decided ones stay as they are"
+                domain = mine["event_domain"]
+                effect = f"{show.text(total)} events of domain {domain} are read again; decided ones stay as they are"
             else:
                 effect = f"{show.text(mine['backlog'])} waiting events are never routed by {worker}"
             if plan or not yes:
@@ -245,15 +246,15 @@ def _print_dead_letters(found: list[dict[str, Any]]) -> None:
     show.table(
         ("dead letter", "event", "route", "age", "failure", "replays", "resolved"),
         (
-            (d["id"], d["event_ref"], d["route_code"], show.ago(d["created_at"]), d["failure_detail"] or d["failure_code"],
-             d["replay_count"], d["resolution"])
+            (d["id"], d["event_ref"], d["route_code"], show.ago(d["created_at"]),
+             d["failure_detail"] or d["failure_code"], d["replay_count"], d["resolution"])
             for d in found
         ),
     )  # fmt: skip
 
 
 @dead_letter.command(name="show")
-def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:  # noqa: A002 what people call it
+def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:
     """Show one dead letter, the whole event with it."""
 
     async def run() -> int:
@@ -267,7 +268,9 @@ def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:  # noqa
             show.as_json(letter)
         else:
             for name, value in letter.items():
-                words = json.dumps(value, indent=2, ensure_ascii=False) if name == "event_snapshot" else show.text(value)
+                words = (
+                    json.dumps(value, indent=2, ensure_ascii=False) if name == "event_snapshot" else show.text(value)
+                )
                 show.line(f"{name:16}  {words}")
         return 0
 
@@ -279,7 +282,7 @@ def dead_letter_replay(
     ids: Annotated[list[UUID] | None, Parameter(help="Which ones.")] = None,
     /,
     *,
-    all: Annotated[bool, Parameter(help="All open ones.", negative=())] = False,  # noqa: A002 the option's name
+    all: Annotated[bool, Parameter(help="All open ones.", negative=())] = False,
     route: Annotated[str | None, Parameter(help="With --all: only of this route.")] = None,
     actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
     plan: Plan = False,
@@ -295,11 +298,14 @@ def dead_letter_replay(
             await census.require_primary(connection)
             letters = [
                 letter
-                for one in ids or [d["id"] for d in await census.rows(connection, "list_dead_letters", False, route, 100_000)]
+                for one in ids
+                or [d["id"] for d in await census.rows(connection, "list_dead_letters", False, route, 100_000)]
                 for letter in await census.rows(connection, "show_dead_letter", one) or [{"id": one, "event_ref": None}]
             ]
             if missing := [str(d["id"]) for d in letters if d["event_ref"] is None]:
-                raise ConfigurationError(f"there is no dead letter {missing[0]}", "iu-listen dead-letter list --resolved")
+                raise ConfigurationError(
+                    f"there is no dead letter {missing[0]}", "iu-listen dead-letter list --resolved"
+                )
             if plan:
                 _print_replay_plan(letters, where)
                 return 0
@@ -309,7 +315,10 @@ def dead_letter_replay(
         else:
             show.table(
                 ("dead letter", "answer", "decision", "attempt", "resolved"),
-                ((a["dead_letter_id"], a["status"], a.get("decision"), a.get("attempt_no"), a["resolved"]) for a in answers),
+                (
+                    (a["dead_letter_id"], a["status"], a.get("decision"), a.get("attempt_no"), a["resolved"])
+                    for a in answers
+                ),
             )
         return 0 if all_resolved(answers) else 1
 
@@ -343,6 +352,9 @@ def _print_replay_plan(letters: list[dict[str, Any]], where: Where | None) -> No
         return
     show.table(
         ("dead letter", "route", "age", "attempt", "newer events of its subject", "would be"),
-        ((r["id"], r["route"], show.ago(r["created_at"]), r["attempt_no"], r["newer_of_subject"], r["would"]) for r in rows),
+        (
+            (r["id"], r["route"], show.ago(r["created_at"]), r["attempt_no"], r["newer_of_subject"], r["would"])
+            for r in rows
+        ),
     )
     show.note(f"Plan: {len(rows)} dead letter(s); nothing was changed.")

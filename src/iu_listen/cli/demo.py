@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -113,7 +114,7 @@ class _Demo:
             began = time.perf_counter()
             version = await connection.fetchval(query("demo/new_version"), unit)
             written = time.perf_counter()
-            way = await self._wait(lambda version=version: connection.fetchrow(query("demo/way_of_version"), version), "the event is routed")
+            way = await self._wait(partial(connection.fetchrow, query("demo/way_of_version"), version), "it is routed")
             done = time.perf_counter()
             total.append(1000 * (done - began))
             if number <= 5:
@@ -154,13 +155,17 @@ class _Demo:
         await connection.execute(query("demo/break_audit"))
         for unit in (good, broken, good):
             await connection.execute(query("demo/new_versions"), [unit], 1)
-        letters = await self._wait(lambda: census.rows(connection, "list_dead_letters", False, None, 10), "there is a dead letter")
+        letters = await self._wait(
+            lambda: census.rows(connection, "list_dead_letters", False, None, 10), "there is a dead letter"
+        )
         await self._drained(connection, (await self._count(connection))["events"])
         show.line(f"dead letter {letters[0]['id']}: {letters[0]['failure_detail']}")
         show.line("the good events around it were routed; the stream never stopped")
         await connection.execute(query("demo/mend_audit"))
         answer = await census.replay(connection, letters[0]["id"], "demo")
-        show.line(f"mended, replayed: {answer['status']}, decision {answer['decision']}, attempt {answer['attempt_no']}")
+        show.line(
+            f"mended, replayed: {answer['status']}, decision {answer['decision']}, attempt {answer['attempt_no']}"
+        )
         if not answer["resolved"]:
             raise Refused("the replay did not resolve the dead letter")
         self._figure("dead letters: open / resolved", "0 / 1")
@@ -184,12 +189,16 @@ class _Demo:
 
     async def _end(self, connection: Connection) -> None:
         counts = await self._count(connection)
-        self._figure("events written / events decided", f"{show.text(counts['events'])} / {show.text(counts['attempted'])}")
+        self._figure(
+            "events written / events decided", f"{show.text(counts['events'])} / {show.text(counts['attempted'])}"
+        )
         if counts["events"] != counts["attempted"]:
             raise Refused("an event has no decision")
         show.line("")
         show.table(("measured", ""), self.figures, "Summary")
-        show.note("Next: iu-listen up, then iu-listen emit and iu-listen status in another terminal. docs/tutorial/ goes on from here.")
+        show.note(
+            "Next: iu-listen up, then iu-listen emit and iu-listen status in another terminal. docs/tutorial/ goes on."
+        )
 
     # -- what they have in common --------------------------------------------------------------------------------
 
@@ -206,7 +215,9 @@ class _Demo:
     async def _listens(self, connection: Connection) -> bool:
         return any(c["listening"] for c in await census.rows(connection, "consumers"))
 
-    async def _drained(self, connection: Connection, expected: int, tell: Callable[[int], None] = lambda _: None) -> None:
+    async def _drained(
+        self, connection: Connection, expected: int, tell: Callable[[int], None] = lambda _: None
+    ) -> None:
         async def all_there() -> bool:
             attempted = (await self._count(connection))["attempted"]
             tell(attempted)
@@ -216,7 +227,7 @@ class _Demo:
 
     async def _wait(self, ask: Callable[[], Awaitable[Any]], until: str, pause: float = 0.0) -> Any:
         with anyio.move_on_after(PATIENCE):
-            while not (answer := await ask()):
+            while not (answer := await ask()):  # noqa: ASYNC110 the database rings no bell for us here
                 await anyio.sleep(pause)
             return answer
         raise Refused(f"waited {PATIENCE:g} s in vain until {until}", "iu-listen doctor")
@@ -225,7 +236,7 @@ class _Demo:
     def _consumer(self) -> Iterator[subprocess.Popen[bytes]]:
         """iu-listen run, in a process of its own that can be killed; stopped at the end of the block at the latest."""
         # A session of its own: Ctrl-C reaches us alone, and we stop it in order.
-        process = subprocess.Popen(  # noqa: S603 ourselves
+        process = subprocess.Popen(
             [sys.executable, "-m", "iu_listen", "run", "--log-format", "json"],
             env=os.environ | {"IU_LISTEN_DSN": self.door.settings.dsn or ""},
             start_new_session=True,
@@ -255,5 +266,3 @@ async def _bar(what: str, total: int) -> AsyncIterator[Callable[[int], None]]:
             progress.update(task, completed=done)
 
         yield advance
-
-

@@ -25,7 +25,10 @@ EMBEDDED_DATABASE = "iu"
 class Where:
     """Options that every command has."""
 
-    dsn: Annotated[str | None, Parameter(help="Connection string, also IU_LISTEN_DSN. Default: PG* variables, else the embedded server.")] = None
+    dsn: Annotated[
+        str | None,
+        Parameter(help="Connection string, also IU_LISTEN_DSN. Default: PG* variables, else the embedded server."),
+    ] = None
     json: Annotated[bool, Parameter(help="Answer for machines.", negative=())] = False
 
 

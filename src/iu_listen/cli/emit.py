@@ -22,7 +22,7 @@ def register(app: App) -> None:
 
 def emit(
     *,
-    type: Annotated[str, Parameter(help="Event type, registered and active.")] = "version_applied",  # noqa: A002 the option's name
+    type: Annotated[str, Parameter(help="Event type, registered and active.")] = "version_applied",
     address: Annotated[str, Parameter(help="Canonical address of the subject.")] = "iu-listen/emit",
     subject: Annotated[UUID | None, Parameter(help="Id of the subject; a new one each without it.")] = None,
     actor: Annotated[str, Parameter(help="Who does it.")] = "iu-listen emit",
@@ -34,7 +34,9 @@ def emit(
     try:
         parsed = json.loads(payload)
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"the payload is not JSON: {error}", """Quote it: --payload '{"key": "value"}'""") from error
+        raise ConfigurationError(
+            f"the payload is not JSON: {error}", """Quote it: --payload '{"key": "value"}'"""
+        ) from error
     if not isinstance(parsed, dict):
         raise ConfigurationError("the payload must be a JSON object", """For example: --payload '{"key": "value"}'""")
     if count < 1:

@@ -57,8 +57,9 @@ def _print_status(answer: dict[str, Any]) -> None:
     show.table(
         ("worker", "domain", "backlog", "oldest waits", "routed", "dead letters", "last run", "reads"),
         (
-            (w["worker_name"], w["event_domain"], w["backlog"], show.ago(w["oldest_created_at"]) if w["backlog"] else "–",
-             w["total_seen"], w["open_dead_letters"], show.ago(w["last_run_at"]),
+            (w["worker_name"], w["event_domain"], w["backlog"],
+             show.ago(w["oldest_created_at"]) if w["backlog"] else "–", w["total_seen"],
+             w["open_dead_letters"], show.ago(w["last_run_at"]),
              show.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"))
             for w in answer["workers"]
         ),
@@ -83,7 +84,9 @@ def _print_status(answer: dict[str, Any]) -> None:
 def health(
     *,
     worker: Worker = DEFAULT_WORKER,
-    here: Annotated[bool, Parameter(help="Ask only whether a consumer on this host makes progress.", negative=())] = False,
+    here: Annotated[
+        bool, Parameter(help="Ask only whether a consumer on this host makes progress.", negative=())
+    ] = False,
     where: Where | None = None,
 ) -> int:
     """Answer whether the worker could do its work: exit 0 yes, 1 no, 3 nobody to ask.
@@ -100,7 +103,9 @@ def health(
                 beating = await census.value(connection, "host_beats", platform.node(), worker)
                 answer["here"] = beating
                 answer["healthy"] = beating
-                answer["reasons"] = [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
+                answer["reasons"] = (
+                    [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
+                )
         if where and where.json:
             show.as_json(answer)
             return 0 if answer["healthy"] else 1
@@ -157,7 +162,9 @@ def examine(*, worker: Worker = DEFAULT_WORKER, where: Where | None = None) -> i
             show.as_json({"pass": not bad, "findings": [f.as_json() for f in found]})
             return 1 if bad else 0
         words = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]"}
-        show.table(("", "what", "found", "what to do"), ((show.Markup(words[f.level]), f.what, f.found, f.hint) for f in found))
+        show.table(
+            ("", "what", "found", "what to do"), ((show.Markup(words[f.level]), f.what, f.found, f.hint) for f in found)
+        )
         return 1 if bad else 0
 
     return anyio.run(run)

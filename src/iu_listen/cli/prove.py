@@ -22,13 +22,13 @@ from iu_listen.postgres.migrate import (
     apply_base,
     apply_files,
     only_migrator,
-    package_files,
     package_state,
     roll_back_files,
     substrate_missing,
 )
 from iu_listen.postgres.probe import SCENARIOS, Finding, Proof, run_probe
 from iu_listen.postgres.session import Connection
+from iu_listen.postgres.sqlfiles import package_files
 from iu_listen.postgres.verify import Check, verify
 
 LockTimeout = Annotated[float, Parameter(help="Longest wait for a lock, and longest hold of one, in seconds.")]
@@ -48,8 +48,8 @@ def progress(what: str, total: int) -> Iterator[Any]:
     """A progress bar on a terminal; yields a function that is called with the name of each step."""
     console = show.err()
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=total)
 
@@ -93,13 +93,19 @@ def print_proof(proof: Proof) -> None:
         return ((f.id, f.scenario, f.expected, f.observed, show.mark(f.passed)) for f in findings)
 
     exercised = "the installed package" if proof.installed else "the package, created for the probe"
-    show.table(("probe", "scenario", "expected", "observed", ""), rows(proof.probes), f"Probe of {exercised}; rolled back")
+    show.table(
+        ("probe", "scenario", "expected", "observed", ""), rows(proof.probes), f"Probe of {exercised}; rolled back"
+    )
     show.table(
         ("what", "before", "after", ""),
         ((f.scenario, f.expected, f.observed, show.mark(f.passed)) for f in proof.footprint),
         "Footprint, seen from a fresh connection",
     )
-    wrong = [f.id if f.id != "footprint" else f"footprint: {f.scenario}" for f in [*proof.probes, *proof.footprint] if not f.passed]
+    wrong = [
+        f.id if f.id != "footprint" else f"footprint: {f.scenario}"
+        for f in [*proof.probes, *proof.footprint]
+        if not f.passed
+    ]
     show.line(f"{show.mark(proof.passed, 'PASS', 'FAIL')} {', '.join(wrong)}", markup=True)
 
 
@@ -111,7 +117,9 @@ def apply(
     expect_database: Annotated[str | None, Parameter(help="The database that it must be.")] = None,
     backup_dir: Annotated[Path | None, Parameter(help="Take a backup into this directory first (pg_dump -Fc).")] = None,
     no_backup: Annotated[str, Parameter(help="Why there need be no backup; recorded.")] = "",
-    base: Annotated[bool, Parameter(help="Create the substrate first, where it is absent. A step of its own.", negative=())] = False,
+    base: Annotated[
+        bool, Parameter(help="Create the substrate first, where it is absent. A step of its own.", negative=())
+    ] = False,
     plan: Plan = False,
     lock_timeout: LockTimeout = 2.0,
     where: Where | None = None,
@@ -138,7 +146,9 @@ async def apply_on(door: Door, connection: Connection, terms: Terms, *, base: bo
     if base and await _base_is_absent(connection):
         answer["base"] = "would be created" if terms.plan else "created"
         if terms.plan:
-            show.note("--base: the substrate is absent and would be created; the gates below speak of the database as it is.")
+            show.note(
+                "--base: the substrate is absent and would be created; the gates below speak of the database as it is."
+            )
         else:
             await census.require_primary(connection)
             await apply_base(connection)
@@ -147,7 +157,8 @@ async def apply_on(door: Door, connection: Connection, terms: Terms, *, base: bo
     async with only_migrator(connection):
         gates = await _show_gates(connection, door, terms, machine=machine)
         answer["gates"] = [
-            {"number": g.number, "name": g.name, "pass": g.passed, "evidence": g.evidence, "hint": g.hint} for g in gates.found
+            {"number": g.number, "name": g.name, "pass": g.passed, "evidence": g.evidence, "hint": g.hint}
+            for g in gates.found
         ]
         before = gates.package
         pending = before.pending if before else ()
@@ -167,7 +178,8 @@ async def _base_is_absent(connection: Connection) -> bool:
     missing = await substrate_missing(connection)
     if missing and "column event_outbox.id" not in missing:
         raise Refused(
-            f"the substrate is here but incomplete: {missing[0]} is missing", "--base creates it only where it is absent."
+            f"the substrate is here but incomplete: {missing[0]} is missing",
+            "--base creates it only where it is absent.",
         )
     return bool(missing)
 
@@ -206,7 +218,7 @@ async def _apply_durably(connection: Connection, before: Package, gates: Gates, 
         if wrong:
             raise Refused(
                 f"{wrong[0].id} {wrong[0].label}: expected {wrong[0].expected}, observed {wrong[0].observed}",
-                "The last transaction was rolled back. If the master gate is closed, W8 cannot pass: iu-listen gate open master",
+                "Everything was taken back. While the master gate is closed W8 cannot pass: iu-listen gate open master",
             )
 
     with progress("apply", len(before.pending)) as step:
@@ -241,7 +253,10 @@ async def _take_back(connection: Connection, before: Package) -> None:
 
 def _print_end_state(report: dict[str, Any]) -> None:
     def words(counts: dict[str, int]) -> str:
-        return ", ".join(f"{n} {kind if n == 1 else kind.replace('index', 'indexe') + 's'}" for kind, n in counts.items()) or "nothing"
+        return (
+            ", ".join(f"{n} {kind if n == 1 else kind.replace('index', 'indexe') + 's'}" for kind, n in counts.items())
+            or "nothing"
+        )
 
     show.line("")
     show.line("Durable end state")
@@ -260,7 +275,9 @@ def _print_end_state(report: dict[str, Any]) -> None:
 
 def check(
     *,
-    live: Annotated[bool, Parameter(help="The worker has been switched on: do not expect it inert and fresh.", negative=())] = False,
+    live: Annotated[
+        bool, Parameter(help="The worker has been switched on: do not expect it inert and fresh.", negative=())
+    ] = False,
     where: Where | None = None,
 ) -> int:
     """Verify the applied package: W1 to W9 of the seed, and what came after. Reads only. Exit 1 on a failure.
@@ -277,7 +294,9 @@ def check(
         else:
             print_checks(checks)
             if not live and not passed and {c.id for c in checks if not c.passed} <= {"W4", "W5", "W8", "W9"}:
-                show.note("The worker has been switched on since the apply. To verify a running one: iu-listen verify --live")
+                show.note(
+                    "The worker has been switched on since the apply. To verify a running one: iu-listen verify --live"
+                )
         return 0 if passed else 1
 
     return anyio.run(run)
@@ -285,12 +304,17 @@ def check(
 
 def print_checks(checks: list[Check]) -> None:
     """The checks as a table."""
-    show.table(("check", "what", "expected", "observed", ""), ((c.id, c.label, c.expected, c.observed, show.mark(c.passed)) for c in checks))
+    show.table(
+        ("check", "what", "expected", "observed", ""),
+        ((c.id, c.label, c.expected, c.observed, show.mark(c.passed)) for c in checks),
+    )
 
 
 def checks_as_json(checks: list[Check]) -> list[dict[str, Any]]:
     """The machine-readable form."""
-    return [{"id": c.id, "check": c.label, "expected": c.expected, "observed": c.observed, "pass": c.passed} for c in checks]
+    return [
+        {"id": c.id, "check": c.label, "expected": c.expected, "observed": c.observed, "pass": c.passed} for c in checks
+    ]
 
 
 # -- rollback ----------------------------------------------------------------------------------------------------
@@ -314,7 +338,9 @@ def rollback(
             package = await package_state(connection)
             applied = [m for m in reversed(package_files()) if m.name in package.recorded]
             if not applied:
-                raise ConfigurationError("nothing is recorded as applied here", "iu-listen apply --plan shows what is here.")
+                raise ConfigurationError(
+                    "nothing is recorded as applied here", "iu-listen apply --plan shows what is here."
+                )
             if plan or not yes:
                 for migration in applied:
                     show.line(f"would take back {migration.name}")

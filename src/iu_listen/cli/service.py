@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import anyio
@@ -30,7 +29,9 @@ def run(
     *,
     worker: Annotated[str | None, Parameter(help="Which worker to run.")] = None,
     batch_limit: Annotated[int | None, Parameter(help="Most events in one transaction.")] = None,
-    catch_up: Annotated[float | None, Parameter(help="Longest sleep without any bell, and cadence of the heartbeat, s.")] = None,
+    catch_up: Annotated[
+        float | None, Parameter(help="Longest sleep without any bell, and cadence of the heartbeat, s.")
+    ] = None,
     linger: Annotated[float | None, Parameter(help="Silence that ends a busy spell, s.")] = None,
     poll_interval: Annotated[float | None, Parameter(help="Pause between looks where there is no bell, s.")] = None,
     listen: Annotated[bool | None, Parameter(help="LISTEN, or only poll.")] = None,
@@ -68,7 +69,9 @@ async def _check_then_serve(door: Door) -> None:
         await census.require_package(connection)
         await census.require_worker(connection, door.settings.worker)
         target = (await census.rows(connection, "target"))[0]
-    await serve(door.settings, [LogWatcher(), SystemdWatcher()], f"{target['database']}, PostgreSQL {target['server_version']}")
+    await serve(
+        door.settings, [LogWatcher(), SystemdWatcher()], f"{target['database']}, PostgreSQL {target['server_version']}"
+    )
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:
@@ -96,7 +99,10 @@ async def _prepare(door: Door) -> None:
         if fresh:
             terms = Terms(dsn=door.settings.dsn, no_backup="embedded database, new", programs=door.programs)
             if await apply_on(door, connection, terms, base=True, machine=False):
-                raise ConfigurationError("the embedded database could not be set up", f"Start afresh: remove {Path(door.settings.data_dir).resolve()}")
+                raise ConfigurationError(
+                    "the embedded database could not be set up",
+                    f"Start afresh: remove {door.settings.data_dir}",
+                )
             await census.set_gate(connection, "worker", opened=True)
 
 

@@ -1,1 +1,4 @@
-"""What things are: facts, settings, observations, errors. Standard library only; nothing here waits or reads a clock."""
+"""What things are: facts, settings, observations, errors.
+
+Standard library only; nothing here waits or reads a clock.
+"""

@@ -1,10 +1,10 @@
 """What can go wrong, by situation. Foreign exceptions become one of these at the border of a room, nowhere else.
 
-    IuListenError
-    ├── ConfigurationError      exit 2: what was typed or set cannot work
-    ├── DatabaseUnreachable     exit 3: there is no session to be had
-    ├── Refused                 exit 1: the answer is no, and nothing was changed
-    └── SessionLost             never leaves the consumer: a session ended, another one is tried
+IuListenError
+├── ConfigurationError      exit 2: what was typed or set cannot work
+├── DatabaseUnreachable     exit 3: there is no session to be had
+├── Refused                 exit 1: the answer is no, and nothing was changed
+└── SessionLost             never leaves the consumer: a session ended, another one is tried
 """
 
 from __future__ import annotations

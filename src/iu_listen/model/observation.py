@@ -25,7 +25,7 @@ class StandingBy:
 
 @dataclass(frozen=True, slots=True)
 class LeaseTaken:
-    """This consumer is the one that works."""
+    """We are the consumer that works."""
 
     worker: WorkerName
 

@@ -26,7 +26,9 @@ def mask(text: str) -> str:
     return re.sub(r"(?i)(password=)('[^']*'|[^\s&']+)", r"\1***", text)
 
 
-def _setting(default: Any, doc: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any, doc: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
     return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
 
 
@@ -38,17 +40,23 @@ class Settings:
     listen_dsn: str | None = _setting(None, "Connection string of the bell session, where `dsn` goes through a pooler.")
     worker: str = _setting(DEFAULT_WORKER, "Name of the worker to run or to look at.")
     batch_limit: int = _setting(5000, "Most events that one batch (one transaction) takes.", 1, 100_000)
-    catch_up: float = _setting(5.0, "Longest sleep before a look without any bell; also the cadence of the heartbeat.", 0.1, 300)
+    catch_up: float = _setting(
+        5.0, "Longest sleep before a look without any bell; also the cadence of the heartbeat.", 0.1, 300
+    )
     linger: float = _setting(0.05, "Silence after a busy spell before the consumer sleeps again.", 0.001, 10)
     busy_interval: float = _setting(0.002, "Pause between looks while events keep coming.", 0.0001, 1)
     poll_interval: float = _setting(0.05, "Pause between looks where there is no bell.", 0.001, 60)
     listen: bool = _setting(True, "False: never LISTEN, always poll.")
-    lease: float = _setting(15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600)
+    lease: float = _setting(
+        15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600
+    )
     deadline: float = _setting(10.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
     batch_deadline: float = _setting(60.0, "Longest wait for a batch.", 1, 3600)
     grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
     reconnect_max: float = _setting(10.0, "Longest pause between two tries to connect.", 0.1, 300)
-    log_format: str = _setting("auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json"))
+    log_format: str = _setting(
+        "auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json")
+    )
     data_dir: str = _setting(".iu-listen", "Where the embedded server keeps its data.")
     embedded_major: int = _setting(18, "Major version of the embedded server: 16 or 18.", 16, 18)
 
@@ -80,7 +88,9 @@ class Settings:
             try:
                 value = _PARSERS[str(f.type).removesuffix(" | None")](raw)
             except ValueError:
-                mistakes.append(f"{source} must be {_KINDS[str(f.type).removesuffix(' | None')]}, not {mask(str(raw))!r}")
+                mistakes.append(
+                    f"{source} must be {_KINDS[str(f.type).removesuffix(' | None')]}, not {mask(str(raw))!r}"
+                )
                 continue
             if mistake := _out_of_range(value, f.metadata):
                 mistakes.append(f"{source} must be {mistake}, not {value!r}")

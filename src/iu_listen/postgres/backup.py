@@ -26,7 +26,7 @@ def client_programs(major: int, directories: Iterable[Path]) -> Path | None:
 
 def _version(program: Path) -> int | None:
     try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 a path of ours
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r"(\d+)\.", done.stdout)
@@ -34,7 +34,7 @@ def _version(program: Path) -> int | None:
 
 
 def environment(dsn: str | None) -> tuple[str, dict[str, str]]:
-    """A connection string without its password, and the environment that carries it: ps shows arguments to everybody."""
+    """A connection string without its password, and the environment that carries it: ps shows arguments to all."""
     environ = dict(os.environ)
     parts = urlsplit(dsn or "")
     if parts.password:
@@ -74,7 +74,7 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
 
 
 def _run(command: list[str | Path], environ: dict[str, str]) -> str:
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 our own arguments
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         why = mask(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
         raise Refused(f"{Path(command[0]).name} failed: {why}", "Is there room, and may this role read everything?")

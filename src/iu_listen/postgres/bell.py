@@ -87,7 +87,9 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
     # Longer than the pause between the checks of watch(); a frozen process lets go of the bell after it.
     idle = max(settings.lease, 3 * settings.catch_up)
     try:
-        connection = await connect(dsn, name=f"iu-listen bell {settings.worker}", deadline=settings.deadline, idle_timeout=idle)
+        connection = await connect(
+            dsn, name=f"iu-listen bell {settings.worker}", deadline=settings.deadline, idle_timeout=idle
+        )
     except (DatabaseUnreachable, ConfigurationError) as error:
         raise SessionLost(error.message, error.hint) from error
     ended, token, heard = Ring(), secrets.token_hex(8), Ring()

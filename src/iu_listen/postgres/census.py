@@ -54,7 +54,9 @@ async def require_package(connection: Connection) -> None:
     if package.complete:
         return
     if not package.present:
-        raise ConfigurationError("the package is not applied to this database", "iu-listen apply --plan, then iu-listen apply")
+        raise ConfigurationError(
+            "the package is not applied to this database", "iu-listen apply --plan, then iu-listen apply"
+        )
     what = "; ".join(package.drift()) or f"half applied: {package.pending[0].name} is pending"
     raise ConfigurationError(what, "Finish with iu-listen apply, or take it back with iu-listen rollback.")
 
@@ -133,7 +135,9 @@ async def emit(
         return ids
     known = [row["event_type"] for row in await rows(connection, "registered_types")]
     if event_type not in known:
-        raise ConfigurationError(f"event type {event_type} is not registered and active", f"Registered: {', '.join(known)}.")
+        raise ConfigurationError(
+            f"event type {event_type} is not registered and active", f"Registered: {', '.join(known)}."
+        )
     raise Refused("the master gate is closed: nothing is emitted", "iu-listen gate open master")
 
 

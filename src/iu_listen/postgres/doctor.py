@@ -54,7 +54,9 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
     else:
         yield Finding("ok", "server", f"{name}: writable primary")
     if missing := await substrate_missing(connection):
-        yield Finding("fail", "substrate", f"{len(missing)} missing, {missing[0]} first", "Is this the database of IU Core?")
+        yield Finding(
+            "fail", "substrate", f"{len(missing)} missing, {missing[0]} first", "Is this the database of IU Core?"
+        )
         return
     yield Finding("ok", "substrate", "in the expected shape")
     package = await package_state(connection)
@@ -77,7 +79,9 @@ async def _history(connection: Connection, worker: str) -> Finding:
     for row in await census.rows(connection, "workers"):
         if row["worker_name"] == worker:
             if row["refusal"]:
-                return Finding("fail", "history", row["refusal"], "The cursor was not written here. docs/how-to/repair.md")
+                return Finding(
+                    "fail", "history", row["refusal"], "The cursor was not written here. docs/how-to/repair.md"
+                )
             return Finding("ok", "history", "our own")
     return Finding("fail", "worker", f"{worker} is not registered", "iu-listen cursor show")
 
@@ -125,5 +129,7 @@ async def _late(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     rows = await census.rows(connection, "old_transactions")
     if rows:
         who = "; ".join(f"{row['who']} for {row['seconds']:.0f} s" for row in rows)
-        return Finding("warn", "open transactions", who, "Their events are routed when they commit; nothing else waits.")
+        return Finding(
+            "warn", "open transactions", who, "Their events are routed when they commit; nothing else waits."
+        )
     return Finding("ok", "open transactions", "none older than a minute")

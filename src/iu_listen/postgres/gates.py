@@ -91,11 +91,16 @@ class _Inspector:
         row = dict(await self._connection.fetchrow(query("target")) or {})
         self._gates.target = row
         evidence = (
-            f"database {row['database']}, PostgreSQL {row['server_version']}, system identifier {row['system_identifier']}"
+            f"database {row['database']}, PostgreSQL {row['server_version']}, "
+            f"system identifier {row['system_identifier']}"
         )
         expected = self._terms.expect_database
         if expected and expected != row["database"]:
-            return False, f"{evidence}; expected database {expected}", "Check the connection string, or --expect-database."
+            return (
+                False,
+                f"{evidence}; expected database {expected}",
+                "Check the connection string, or --expect-database.",
+            )
         if row["version_num"] // 10000 not in SUPPORTED:
             return False, evidence, f"PostgreSQL {SUPPORTED[0]} to {SUPPORTED[-1]} are supported."
         return True, evidence, ""
@@ -132,12 +137,26 @@ class _Inspector:
 
     async def drift(self) -> Answer:
         if missing := await substrate_missing(self._connection):
-            return False, f"the substrate is not here: {', '.join(missing[:3])} missing", "Is this the database of IU Core? On an empty one, use --base."
+            return (
+                False,
+                f"the substrate is not here: {', '.join(missing[:3])} missing",
+                "Is this the database of IU Core? On an empty one, use --base.",
+            )
         self._gates.package = package = await package_state(self._connection)
         if found := package.drift():
-            return False, "; ".join(found[:3]), "iu-listen rollback takes a half-applied package back; docs/how-to/repair.md has the rest."
+            return (
+                False,
+                "; ".join(found[:3]),
+                "iu-listen rollback takes a half-applied package back; docs/how-to/repair.md has the rest.",
+            )
         done, of = len(package.recorded), len(package_files())
-        state = "absent" if not done else "present with the recorded checksums" if done == of else f"begun: {done} of {of} files"
+        state = (
+            "absent"
+            if not done
+            else "present with the recorded checksums"
+            if done == of
+            else f"begun: {done} of {of} files"
+        )
         return True, f"substrate in the expected shape; package {state}", ""
 
     async def integrity(self) -> Answer:
@@ -145,7 +164,11 @@ class _Inspector:
         lonely = [m.name for m in files if not m.path("down").exists()]
         if lonely:
             return False, f"no rollback for {', '.join(lonely)}", "Install iu-listen again."
-        return True, f"{len(files)} files, each with its rollback; " + ", ".join(f"{m.number} {m.checksum[:8]}" for m in files), ""
+        return (
+            True,
+            f"{len(files)} files, each with its rollback; " + ", ".join(f"{m.number} {m.checksum[:8]}" for m in files),
+            "",
+        )
 
     async def disable_boundary(self) -> Answer:
         if self._gates.package is None:
@@ -174,7 +197,9 @@ class _Inspector:
     async def probe(self) -> Answer:
         if not all(gate.passed for gate in self._gates.found):
             return False, "not run: a gate before this one is closed", ""
-        self._gates.proof = proof = await run_probe(self._connection, self._fresh, lock_timeout=self._terms.lock_timeout)
+        self._gates.proof = proof = await run_probe(
+            self._connection, self._fresh, lock_timeout=self._terms.lock_timeout
+        )
         wrong = [f"{f.id}: {f.observed}" for f in [*proof.probes, *proof.footprint] if not f.passed]
         if wrong:
             return False, "; ".join(wrong), "iu-listen probe shows the whole table."

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -83,7 +84,9 @@ class Package:
             if name not in known:
                 found.append(f"{name} is recorded, but this version of iu-listen does not know it")
             elif checksum != known[name]:
-                found.append(f"{name} was edited after it was applied (checksum {checksum[:8]} recorded, {known[name][:8]} now)")
+                found.append(
+                    f"{name} was edited after it was applied (checksum {checksum[:8]} recorded, {known[name][:8]} now)"
+                )
         names = [m.name for m in package_files()]
         applied = [n for n in names if n in self.recorded]
         if applied != names[: len(applied)]:
@@ -141,7 +144,9 @@ async def only_migrator(connection: Connection) -> AsyncIterator[None]:
         Refused: somebody else is at it.
     """
     if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", *MIGRATOR_KEY):
-        raise Refused("another iu-listen is migrating this database", "Wait for it to end, then look again with --plan.")
+        raise Refused(
+            "another iu-listen is migrating this database", "Wait for it to end, then look again with --plan."
+        )
     try:
         yield
     finally:
@@ -150,7 +155,11 @@ async def only_migrator(connection: Connection) -> AsyncIterator[None]:
 
 
 async def apply_files(
-    connection: Connection, pending: Iterable[Migration], evidence: Mapping[str, Any], report: Report, before_commit: Any = None
+    connection: Connection,
+    pending: Iterable[Migration],
+    evidence: Mapping[str, Any],
+    report: Report,
+    before_commit: Any = None,
 ) -> None:
     """Apply and record files, in order.
 
@@ -166,12 +175,11 @@ async def apply_files(
     """
     groups = [list(group) for _, group in groupby(pending, key=lambda m: m.header("transaction") == "none" and m.name)]
     for group in groups:
-        last = group is groups[-1]
         if group[0].header("transaction") == "none":
-            await _patiently(connection, lambda group=group: _apply_alone(connection, group[0], evidence, report))
+            await _patiently(connection, partial(_apply_alone, connection, group[0], evidence, report))
         else:
-            check = before_commit if last else None
-            await _patiently(connection, lambda group=group, check=check: _apply_together(connection, group, evidence, report, check))
+            check = before_commit if group is groups[-1] else None
+            await _patiently(connection, partial(_apply_together, connection, group, evidence, report, check))
 
 
 async def roll_back_files(connection: Connection, applied: Iterable[Migration], report: Report) -> None:
@@ -215,7 +223,9 @@ async def _apply_together(
             await check()
 
 
-async def _apply_alone(connection: Connection, migration: Migration, evidence: Mapping[str, Any], report: Report) -> None:
+async def _apply_alone(
+    connection: Connection, migration: Migration, evidence: Mapping[str, Any], report: Report
+) -> None:
     report(migration.name)
     began = time.perf_counter()
     for statement in migration.statements:

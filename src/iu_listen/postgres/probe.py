@@ -69,7 +69,9 @@ class Proof:
             names = ("id", "scenario", "expected", "observed")
             return [{**{n: getattr(f, n) for n in names}, "pass": f.passed} for f in findings]
 
-        footprint = {f.scenario: {"expected": f.expected, "observed": f.observed, "pass": f.passed} for f in self.footprint}
+        footprint = {
+            f.scenario: {"expected": f.expected, "observed": f.observed, "pass": f.passed} for f in self.footprint
+        }
         return {"pass": self.passed, "installed": self.installed, "probes": rows(self.probes), "footprint": footprint}
 
 
@@ -92,7 +94,10 @@ async def run_probe(
         Refused: no substrate, a half-applied package, or a lock that could not be had.
     """
     if missing := await substrate_missing(connection):
-        raise Refused(f"the substrate is not here: {missing[0]} is missing", "Apply to a database that has IU Core, or use --base.")
+        raise Refused(
+            f"the substrate is not here: {missing[0]} is missing",
+            "Apply to a database that has IU Core, or use --base.",
+        )
     package = await package_state(connection)
     if drift := package.drift():
         raise Refused("; ".join(drift[:3]), "Take it back with iu-listen rollback; docs/how-to/repair.md has the rest.")
@@ -103,7 +108,10 @@ async def run_probe(
         try:
             await walk.run()
         except asyncpg.LockNotAvailableError as error:
-            raise Refused(f"a lock could not be had within {lock_timeout:g} s: {error}", "Try again when the database is quieter, or give --lock-timeout.") from error
+            raise Refused(
+                f"a lock could not be had within {lock_timeout:g} s: {error}",
+                "Try again when the database is quieter, or give --lock-timeout.",
+            ) from error
         except asyncpg.SerializationError as error:
             raise Refused(f"somebody changed a gate or a route during the probe: {error}", "Try again.") from error
         async with fresh() as other:
@@ -118,7 +126,12 @@ class _Walk:
     """The scenarios in their order. Each returns what should be seen and what was."""
 
     def __init__(
-        self, connection: Connection, package: Package, lock_timeout: float, proof: Proof, found: Callable[[Finding], None]
+        self,
+        connection: Connection,
+        package: Package,
+        lock_timeout: float,
+        proof: Proof,
+        found: Callable[[Finding], None],
     ) -> None:
         self._connection = connection
         self._pending = package.pending
@@ -152,7 +165,10 @@ class _Walk:
                 for scenario in SCENARIOS[len(quiet) :]:
                     await self._try(scenario)
             if held.cancelled_caught:
-                raise Refused(f"E to H took longer than {self._lock_timeout:g} s; given up so as not to hold up others", "Try again.")
+                raise Refused(
+                    f"E to H took longer than {self._lock_timeout:g} s; given up so as not to hold up others",
+                    "Try again.",
+                )
         finally:
             with anyio.CancelScope(shield=True):
                 if not self._connection.is_closed():
@@ -230,8 +246,9 @@ class _Walk:
         resolved = await self._value("probe/resolved_dead_letters", self._second)
         left = await self._connection.fetch(query("probe/open_dead_letters"), self._second)
         return SCENARIOS[6].expected, (
-            f"status={answer['status']}, decision={answer.get('decision')}, resolved={str(answer['resolved']).lower()}, "
-            f"attempt_no={answer.get('attempt_no')}; dlq resolved={resolved} / open={len(left)}"
+            f"status={answer['status']}, decision={answer.get('decision')}, "
+            f"resolved={str(answer['resolved']).lower()}, attempt_no={answer.get('attempt_no')}; "
+            f"dlq resolved={resolved} / open={len(left)}"
         )
 
     async def g_look(self) -> tuple[str, str]:
@@ -261,7 +278,8 @@ class _Walk:
 
     async def _run(self) -> dict[str, Any]:
         answer: dict[str, Any] = {"seen": None, "attempts_written": None, "skipped": None, "dead_lettered": None}
-        return answer | json.loads(await self._value("run_batch", self._worker, BATCH_LIMIT))
+        answer.update(json.loads(await self._value("run_batch", self._worker, BATCH_LIMIT)))
+        return answer
 
     async def _attempts(self, events: list[UUID], status: str, code: str | None = None) -> tuple[int, int]:
         row = await self._connection.fetchrow(query("probe/attempts"), events, status, code)

@@ -96,9 +96,13 @@ async def connect(
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         raise ConfigurationError(f"the connection string does not parse: {_one_line(error)}", _DSN_HINT) from error
     except asyncpg.InvalidCatalogNameError as error:
-        raise DatabaseUnreachable(_one_line(error), "Create it, or name another one in the connection string.") from error
+        raise DatabaseUnreachable(
+            _one_line(error), "Create it, or name another one in the connection string."
+        ) from error
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
-        raise DatabaseUnreachable(_one_line(error), "Check user and password; pg_hba.conf decides on the server.") from error
+        raise DatabaseUnreachable(
+            _one_line(error), "Check user and password; pg_hba.conf decides on the server."
+        ) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
     _watch_the_path(connection)
@@ -111,7 +115,7 @@ _REACH_HINT: Final = "Is the server running, and are host and port right? Give t
 
 def _watch_the_path(connection: Connection) -> None:
     """Let the kernel find a dead peer: asyncpg leaves keepalive off (MagicStack/asyncpg#606)."""
-    sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001 there is no public way
     if sock is None or sock.family == socket.AF_UNIX:
         return
     options = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
@@ -140,7 +144,9 @@ def _commands_errors() -> Iterator[None]:
         with errors_become_ours():
             yield
     except SessionLost as lost:
-        raise DatabaseUnreachable(f"the session was lost: {lost.message}", "Is the server still there? Try again.") from lost
+        raise DatabaseUnreachable(
+            f"the session was lost: {lost.message}", "Is the server still there? Try again."
+        ) from lost
 
 
 async def through_pooler(connection: Connection) -> bool:
@@ -160,4 +166,3 @@ async def ask(connection: Connection, deadline: float, statement: str, *args: An
             return await connection.fetchval(statement, *args)
         connection.terminate()
         raise SessionLost(f"no answer within {deadline:g} s")
-

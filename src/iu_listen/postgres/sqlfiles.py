@@ -1,7 +1,7 @@
 """Finds sql/ in a wheel or in a checkout, and reads it. Knows files, no database.
 
-    base/ worker/ runtime/     NNN_name.up.sql, .down.sql, .verify.sql: the package, applied in order of the numbers
-    queries/                   one statement a file, named for the method that runs it
+base/ worker/ runtime/     NNN_name.up.sql, .down.sql, .verify.sql: the package, applied in order of the numbers
+queries/                   one statement a file, named for the method that runs it
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
     package = await package_state(connection)
     if not package.complete:
         what = "; ".join(package.drift()) or (
-            "half applied: " + package.pending[0].name + " is pending" if package.present else "the package is not applied"
+            "half applied: " + package.pending[0].name + " is pending"
+            if package.present
+            else "the package is not applied"
         )
         raise Refused(what, "iu-listen apply --plan shows what is missing.")
     checks: list[Check] = []

@@ -56,11 +56,12 @@ class WorkerSession:
         return Batch.from_answer(json.loads(answer), time.perf_counter() - began)
 
     async def beat(self, state: State, why: str, listening: bool, tally: Tally) -> None:
-        """Write the heartbeat. A package without 010 has none to write to."""
+        """Write the heartbeat."""
         await ask(
             self._connection, self._settings.deadline, query("beat"),
-            self._consumer, self._settings.worker, platform.node(), os.getpid(), self._version, state.value, why or None,
-            listening, self._settings.catch_up, tally.last_wake, tally.last_wake_at, json.dumps(tally.wakes), tally.events,
+            self._consumer, self._settings.worker, platform.node(), os.getpid(), self._version,
+            state.value, why or None, listening, self._settings.catch_up,
+            tally.last_wake, tally.last_wake_at, json.dumps(tally.wakes), tally.events,
         )  # fmt: skip
 
 
@@ -95,4 +96,3 @@ async def _is_pooled(connection: Connection, settings: Settings) -> bool:
     except TimeoutError:
         connection.terminate()
         raise SessionLost("no answer in time") from None
-

@@ -51,7 +51,7 @@ class LogWatcher:
     def __init__(self) -> None:
         self._log = structlog.get_logger()
 
-    def note(self, observation: Observation, /) -> None:
+    def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912 a table, a line for each
         """Write the line for an observation, if it deserves one."""
         log = self._log
         match observation:
@@ -74,7 +74,13 @@ class LogWatcher:
             case StateChanged(worker, state, why):
                 log.error("not working", worker=worker, state=str(state), why=why)
             case BatchRan(worker, wake, batch) if batch.dead_lettered:
-                log.error("dead letters", worker=worker, count=batch.dead_lettered, wake=str(wake), hint="iu-listen dead-letter list")
+                log.error(
+                    "dead letters",
+                    worker=worker,
+                    count=batch.dead_lettered,
+                    wake=str(wake),
+                    hint="iu-listen dead-letter list",
+                )
             case BatchRan(worker, wake, batch) if batch.seen >= BIG_BATCH:
                 log.info("batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake))
             case BatchRan():
