@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import anyio
@@ -11,11 +12,13 @@ from iu_listen.app import serve
 from iu_listen.cli import show
 from iu_listen.cli.door import Door, Where, opened
 from iu_listen.cli.prove import apply_on
+from iu_listen.flow.ports import Watcher
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import census
 from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.telemetry.logs import LogWatcher, configure
+from iu_listen.telemetry.spans import span_watcher
 from iu_listen.telemetry.systemd import SystemdWatcher
 
 
@@ -69,9 +72,13 @@ async def _check_then_serve(door: Door) -> None:
         await census.require_package(connection)
         await census.require_worker(connection, door.settings.worker)
         target = (await census.rows(connection, "target"))[0]
-    await serve(
-        door.settings, [LogWatcher(), SystemdWatcher()], f"{target['database']}, PostgreSQL {target['server_version']}"
-    )
+    spans = span_watcher(os.environ)
+    watchers: list[Watcher] = [LogWatcher(), SystemdWatcher(), *([spans] if spans else [])]
+    try:
+        await serve(door.settings, watchers, f"{target['database']}, PostgreSQL {target['server_version']}")
+    finally:
+        if spans:
+            spans.close()
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:

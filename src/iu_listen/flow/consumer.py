@@ -139,10 +139,10 @@ class Consumer:
             # Before the look: what rings from here on is about something that the look may not see.
             self._ring.clear()
             batch = await outbox.run_batch(self._settings.batch_limit)
-            self._losses = 0
             self._count(wake, batch)
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)
+            self._losses = 0
             if wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
                 await self._suspect_lost_wake(batch)
             if not batch.more:

@@ -128,7 +128,10 @@ async def _prove_that_it_hears(dsn: str | None, settings: Settings, token: str, 
     except (DatabaseUnreachable, ConfigurationError) as error:
         raise SessionLost(error.message, error.hint) from error
     try:
-        await ask(other, settings.deadline, "select pg_notify($1, $2)", CHANNEL, token)
+        # The usage is asked for what it does first: it frees what nobody needs any more. A queue that was full stays
+        # full otherwise, even after the listener that blocked it is gone.
+        room = "select pg_notification_queue_usage(), pg_notify($1, $2)"
+        await ask(other, settings.deadline, room, CHANNEL, token)
         if not await heard.wait_rung(TOKEN_WAIT):
             raise NoBell(
                 "a notification sent from another session did not arrive: a pooler in transaction mode is in between; "

@@ -16,7 +16,7 @@ import anyio
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect, through_pooler
+from iu_listen.postgres.session import Connection, ask, connect, errors_become_ours, through_pooler
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
@@ -91,8 +91,8 @@ async def worker_session(settings: Settings, consumer: UUID, version: str) -> As
 
 async def _is_pooled(connection: Connection, settings: Settings) -> bool:
     try:
-        with anyio.fail_after(settings.deadline):
+        with errors_become_ours(), anyio.fail_after(settings.deadline):
             return await through_pooler(connection)
-    except TimeoutError:
+    except BaseException:
         connection.terminate()
-        raise SessionLost("no answer in time") from None
+        raise

@@ -1,1 +1,4 @@
-"""How it is seen: observations become log lines and notes to the service manager. Readers only; never in the way."""
+"""How it is seen: observations become log lines, spans and notes to the service manager.
+
+Readers only; never in the way.
+"""

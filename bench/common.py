@@ -1,0 +1,67 @@
+"""What the benchmarks share: a durable embedded server of their own, the package, the consumer's own command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+
+from iu_listen import embedded
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+
+
+@contextmanager
+def database(major: int = embedded.DEFAULT_MAJOR) -> Iterator[embedded.Server]:
+    """A server that flushes to disk, with the package applied and the worker gate open."""
+    with TemporaryDirectory(prefix="iu-listen-bench-") as root:
+        Path(root).chmod(0o755)
+        with embedded.running(Path(root), major, options={"track_commit_timestamp": "on"}) as server:
+            asyncio.run(_prepare(server.dsn("iu")))
+            yield server
+
+
+async def _prepare(dsn: str) -> None:
+    async with session(dsn, name="bench") as connection:
+        await migrate.apply_base(connection)
+        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+        await connection.execute("update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
+
+
+@contextmanager
+def consumer(dsn: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`iu-listen run`, as an operator starts it."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iu_listen", "run", "--dsn", dsn], stderr=subprocess.DEVNULL, env=environ
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+async def listening(connection: asyncpg.Connection) -> None:
+    """Wait until the consumer listens."""
+    while not await connection.fetchval("select bool_or(listening and state = 'idle') from iu_consumer_heartbeat"):
+        await asyncio.sleep(0.02)
+
+
+def percentile(values: list[float], part: float) -> float:
+    """The value below which this part of them lies."""
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"median {statistics.median(values):,.0f} (from {min(values):,.0f} to {max(values):,.0f})"

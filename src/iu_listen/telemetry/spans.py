@@ -1,0 +1,84 @@
+"""Observations as live spans: one for each batch that found something. Off, and free, unless OTEL_TRACES_EXPORTER is set.
+
+Names and attributes are OpenTelemetry's messaging conventions (process, CONSUMER), with iu.* beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.observation import BatchRan, Observation
+
+
+class SpanWatcher:
+    """A Watcher that makes a span of every batch that found events.
+
+    Args:
+        provider: Where spans go.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("iu_listen")
+
+    def note(self, observation: Observation, /) -> None:
+        """Make the span of a batch, with the times that it had."""
+        if not isinstance(observation, BatchRan) or not observation.batch.seen:
+            return
+        batch, ended = observation.batch, time.time_ns()
+        span = self._tracer.start_span(
+            "process event_outbox",
+            kind=SpanKind.CONSUMER,
+            start_time=ended - round(batch.seconds * 1e9),
+            attributes={
+                "messaging.system": "postgresql",
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": "event_outbox",
+                "messaging.consumer.group.name": observation.worker,
+                "messaging.batch.message_count": batch.seen,
+                "iu.wake": observation.wake.value,
+                "iu.attempts": batch.attempts,
+                "iu.skipped": batch.skipped,
+                "iu.dead_lettered": batch.dead_lettered,
+            },
+        )
+        if batch.dead_lettered:
+            span.set_status(Status(StatusCode.ERROR, f"{batch.dead_lettered} dead letter(s)"))
+        span.end(ended)
+
+    def close(self) -> None:
+        """Send what is left, in bounded time."""
+        self._provider.shutdown()
+
+
+def span_watcher(environ: Mapping[str, str]) -> SpanWatcher | None:
+    """The watcher that the standard OTEL_* variables ask for; None when they ask for none.
+
+    Args:
+        environ: OTEL_TRACES_EXPORTER names an installed exporter: console, otlp, ...; the exporter reads its own
+            variables.
+
+    Raises:
+        ConfigurationError: no exporter of that name is installed.
+    """
+    name = environ.get("OTEL_TRACES_EXPORTER", "none")
+    if name == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
+    if not found:
+        raise ConfigurationError(
+            f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed", "For otlp: pip install 'iu-listen[otlp]'"
+        )
+    resource = Resource.create({SERVICE_NAME: environ.get("OTEL_SERVICE_NAME", "iu-listen")})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+    return SpanWatcher(provider)

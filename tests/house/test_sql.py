@@ -1,0 +1,160 @@
+"""The SQL of the repository: complete, commented, paired, and equal to what it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+from iu_listen.postgres.sqlfiles import all_files, package_files, sql_root
+from support import connected
+
+sys.path.insert(0, str(Path(__file__).parent))
+import schema
+
+UNCOMMENTED = """
+select 'relation ' || c.relname from pg_class c
+ where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'S')
+   and obj_description(c.oid, 'pg_class') is null
+   -- an identity column's sequence is the column's business
+   and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'i' and c.relkind = 'S')
+union all
+select 'index ' || c.relname from pg_class c join pg_index i on i.indexrelid = c.oid
+ where c.relnamespace = 'public'::regnamespace and obj_description(c.oid, 'pg_class') is null
+   and not exists (select from pg_constraint k where k.conindid = c.oid)
+union all
+select 'column ' || c.relname || '.' || a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid
+ where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped
+   and col_description(c.oid, a.attnum) is null
+union all
+select 'constraint ' || k.conname from pg_constraint k
+ where k.connamespace = 'public'::regnamespace and k.contype in ('c', 'p', 'u', 'f')
+   and obj_description(k.oid, 'pg_constraint') is null
+union all
+select 'function ' || p.proname from pg_proc p
+ where p.pronamespace = 'public'::regnamespace and obj_description(p.oid, 'pg_proc') is null
+union all
+select 'trigger ' || t.tgname from pg_trigger t where not t.tgisinternal and obj_description(t.oid, 'pg_trigger') is null
+"""
+
+CATALOG = """
+select 'table' as kind, c.relname::text as name from pg_class c
+ where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+union all select 'view', c.relname from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'v'
+union all select 'sequence', c.relname from pg_class c
+ where c.relnamespace = 'public'::regnamespace and c.relkind = 'S' and c.relname like 'event_outbox%'
+union all select 'index', c.relname from pg_class c
+ where c.relnamespace = 'public'::regnamespace and c.relkind = 'i'
+   and not exists (select from pg_constraint k where k.conindid = c.oid)
+union all select 'function', p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace
+union all select 'trigger', t.tgrelid::regclass || '.' || t.tgname from pg_trigger t where not t.tgisinternal
+union all select 'column', c.relname || '.' || a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid
+ where c.relname = 'event_outbox' and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped
+union all select 'key', d.key from dot_config d
+"""
+
+
+async def _catalog(dsn: str) -> set[tuple[str, str]]:
+    async with connected(dsn) as connection:
+        return {(row["kind"], row["name"]) for row in await connection.fetch(CATALOG)}
+
+
+def test_every_object_has_a_comment(applied):
+    """Every table, column, constraint, index, view, function, trigger and sequence says what it is for."""
+
+    async def missing() -> list[str]:
+        async with connected(applied.dsn) as connection:
+            return [row[0] for row in await connection.fetch(UNCOMMENTED)]
+
+    assert asyncio.run(missing()) == []
+
+
+def test_the_list_of_objects_is_what_the_files_make(substrate):
+    """sql/queries/package_objects.sql names exactly the objects that applying the package adds."""
+
+    async def both() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        before = await _catalog(substrate.dsn)
+        async with session(substrate.dsn, name="test") as connection:
+            state = await migrate.package_state(connection)
+            await migrate.apply_files(connection, state.pending, {}, lambda _: None)
+            state = await migrate.package_state(connection)
+        listed = {(o.kind, o.name) for o in state.present if o.kind != "row"}
+        return await _catalog(substrate.dsn) - before, listed
+
+    made, listed = asyncio.run(both())
+
+    assert made == listed
+
+
+def test_schema_sql_is_the_migrated_database(applied):
+    """sql/schema.sql equals the dump of a database to which everything was applied."""
+    if applied.server is None or applied.server.major != schema.MAJOR:
+        pytest.skip(f"dumps differ between versions; the file is that of {schema.MAJOR}")
+
+    assert (sql_root() / "schema.sql").read_text() == schema.dump(applied.dsn, applied.server.bin), "run: make schema"
+
+
+def test_every_forward_file_has_its_rollback():
+    """Each NNN_name.up.sql has a .down.sql that says what is lost, and the numbers are unique."""
+    files = all_files()
+
+    assert [m.name for m in files if not m.path("down").exists()] == []
+    assert [m.name for m in files if "-- loses:" not in m.text("down")] == []
+    assert len({m.number for m in files}) == len(files)
+
+
+def test_every_forward_file_says_what_it_needs_and_locks():
+    """The header of each forward file of the package names its needs and its locks."""
+    assert [m.name for m in package_files() if not (m.header("needs") and m.header("locks"))] == []
+
+
+def test_every_function_pins_its_search_path(applied):
+    """No function of the package can be led astray by the caller's search_path."""
+
+    async def loose() -> list[str]:
+        async with connected(applied.dsn) as connection:
+            rows = await connection.fetch(
+                """select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace
+                    and (p.proconfig is null or not 'search_path=""' = any (p.proconfig))"""
+            )
+            return [row[0] for row in rows]
+
+    assert asyncio.run(loose()) == []
+
+
+def _queries() -> list[Path]:
+    return sorted((sql_root() / "queries").rglob("*.sql"))
+
+
+@pytest.mark.parametrize("file", _queries(), ids=lambda f: f.stem)
+def test_every_query_explains_itself(file):
+    """A query file opens with what it answers, and names each of its parameters."""
+    text = file.read_text()
+    parameters = {int(n) for n in re.findall(r"\$(\d+)", re.sub(r"--.*|\$\$", "", text))}
+
+    assert text.startswith("-- ")
+    assert {n for n in parameters if f"${n}" not in re.sub(r"^(?!--).*$", "", text, flags=re.MULTILINE)} == set()
+
+
+def test_every_query_can_be_prepared(applied):
+    """Each file in sql/queries is one statement that the migrated database accepts."""
+    several = {"fresh_database", "break_audit", "mend_audit"}
+
+    async def refused() -> list[str]:
+        found = []
+        async with connected(applied.dsn) as connection:
+            for file in _queries():
+                if file.stem in several:
+                    continue
+                try:
+                    await connection.prepare(file.read_text())
+                except Exception as error:
+                    found.append(f"{file.stem}: {error}")
+        return found
+
+    assert asyncio.run(refused()) == []
