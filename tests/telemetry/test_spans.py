@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -74,11 +77,16 @@ def test_an_exporter_that_is_not_installed_is_named():
         span_watcher({"OTEL_TRACES_EXPORTER": "nowhere"})
 
 
-def test_the_console_exporter_works_as_asked(capfd):
+def test_the_console_exporter_works_as_asked():
     """OTEL_TRACES_EXPORTER=console prints the span of a batch."""
-    watcher = span_watcher({"OTEL_TRACES_EXPORTER": "console"})
-    assert watcher is not None
-    watcher.note(ran(seen=1, attempts=1))
-    watcher.close()
+    program = """
+from iu_listen.model.facts import Batch, Wake
+from iu_listen.model.observation import BatchRan
+from iu_listen.telemetry.spans import span_watcher
+watcher = span_watcher({"OTEL_TRACES_EXPORTER": "console"})
+watcher.note(BatchRan("worker", Wake.NOTIFY, Batch(status="ran", seen=1)))
+watcher.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert "process event_outbox" in capfd.readouterr().out
+    assert '"name": "process event_outbox"' in done.stdout

@@ -1,4 +1,4 @@
-"""Observations as live spans: one for each batch that found something. Off, and free, unless OTEL_TRACES_EXPORTER is set.
+"""Observations as live spans: one for each batch that found something. Off and free unless OTEL_TRACES_EXPORTER is set.
 
 Names and attributes are OpenTelemetry's messaging conventions (process, CONSUMER), with iu.* beside them.
 """
