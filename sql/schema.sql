@@ -36,12 +36,14 @@ COMMENT ON FUNCTION public.fn_event_type_validate() IS 'Rejects an event whose t
 -- Name: fn_iu_core_routes_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_core_routes_enabled() RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-    select coalesce((select d.value = 'true'
+begin
+    return coalesce((select d.value = 'true'
                        from public.dot_config d
-                      where d.key = 'iu_core.routes_master_enabled'), false)
+                      where d.key = 'iu_core.routes_master_enabled'), false);
+end
 $$;
 
 -- Name: FUNCTION fn_iu_core_routes_enabled(); Type: COMMENT; Schema: public; Owner: -
@@ -112,23 +114,28 @@ COMMENT ON FUNCTION public.fn_iu_outbound_on_version() IS 'Emits version_applied
 -- Name: fn_iu_outbox_refusal(uuid, pg_snapshot); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) RETURNS text
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-    select case
-             -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
-             when pg_catalog.pg_is_in_recovery() then 'standby'
-             when a.lineage is null then 'anchor_missing'
-             when a.here is distinct from a.there then 'foreign_history'
-             when p_lineage is distinct from a.lineage then 'foreign_cursor'
-             when pg_catalog.pg_snapshot_xmax(p_prev)
-                  > pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'cursor_ahead'
-           end
-      from (select 1) one
-      left join (select x.lineage,
-                        x.xmin::text as here,
-                        (x.xact_id::text::numeric % 4294967296)::text as there
-                   from public.iu_outbox_anchor x) a on true
+declare
+    v_lineage uuid;
+    v_here    text;
+    v_there   text;
+begin
+    -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
+    if pg_is_in_recovery() then
+        return 'standby';
+    end if;
+    select x.lineage, x.xmin::text, (x.xact_id::text::numeric % 4294967296)::text
+      into v_lineage, v_here, v_there
+      from public.iu_outbox_anchor x;
+    return case
+               when v_lineage is null then 'anchor_missing'
+               when v_here <> v_there then 'foreign_history'
+               when p_lineage is distinct from v_lineage then 'foreign_cursor'
+               when pg_snapshot_xmax(p_prev) > pg_snapshot_xmax(pg_current_snapshot()) then 'cursor_ahead'
+           end;
+end
 $$;
 
 -- Name: FUNCTION fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot); Type: COMMENT; Schema: public; Owner: -
@@ -142,8 +149,8 @@ CREATE FUNCTION public.fn_iu_outbox_stamp() RETURNS trigger
     SET search_path TO ''
     AS $$
 begin
-    new.xact_id   := pg_catalog.pg_current_xact_id();
-    new.event_seq := pg_catalog.nextval('public.event_outbox_event_seq');
+    new.xact_id   := pg_current_xact_id();
+    new.event_seq := nextval('public.event_outbox_event_seq');
     return new;
 end
 $$;
@@ -155,16 +162,20 @@ COMMENT ON FUNCTION public.fn_iu_outbox_stamp() IS 'Sets xact_id and event_seq o
 -- Name: fn_iu_outbox_tick(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_outbox_tick() RETURNS pg_snapshot
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-    select case
-             when z.own is null or z.own >= pg_catalog.pg_snapshot_xmax(z.now) then z.now
-             else (pg_catalog.pg_snapshot_xmin(z.now)::text || ':' || pg_catalog.pg_snapshot_xmax(z.now)::text || ':'
-                   || (select pg_catalog.string_agg(x.xid::text, ',' order by x.xid)
-                         from (select pg_catalog.pg_snapshot_xip(z.now) union select z.own) x(xid)))::pg_snapshot
-           end
-      from (select pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id_if_assigned()) z(now, own)
+declare
+    v_now pg_snapshot := pg_current_snapshot();
+    v_own xid8 := pg_current_xact_id_if_assigned();
+begin
+    if v_own is null or v_own >= pg_snapshot_xmax(v_now) then
+        return v_now;
+    end if;
+    return (pg_snapshot_xmin(v_now)::text || ':' || pg_snapshot_xmax(v_now)::text || ':'
+            || (select string_agg(x.xid::text, ',' order by x.xid)
+                  from (select pg_snapshot_xip(v_now) union select v_own) x(xid)))::pg_snapshot;
+end
 $$;
 
 -- Name: FUNCTION fn_iu_outbox_tick(); Type: COMMENT; Schema: public; Owner: -
@@ -178,6 +189,9 @@ CREATE FUNCTION public.fn_iu_ring_bell() RETURNS trigger
     SET search_path TO ''
     AS $$
 begin
+    if current_setting('iu.no_bell', true) = 'on' then
+        return null;
+    end if;
     if current_setting('max_prepared_transactions') <> '0'
        and current_query() ~* '\mprepare\s+transaction\M' then
         return null;
@@ -211,6 +225,8 @@ declare
     v_resolved boolean := false;
     v_state    text;
     v_message  text;
+    v_audit    text;
+    v_faults   constant text[] := array['22', '23', '44', '54', 'P0'];  -- as in the batch
 begin
     if not public.fn_iu_core_routes_enabled() then
         return jsonb_build_object('status', 'master_gate_closed', 'dead_letter_id', p_dead_letter_id, 'resolved', false);
@@ -254,21 +270,31 @@ begin
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        if left(v_state, 2) not in ('0A', '22', '23', '44', '54', 'P0') then
+        if left(v_state, 2) <> all (v_faults || '0A'::text) then
             raise;
         end if;
         v_status := 'failed';
         v_decision := 'dead_letter';
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-             idempotency_key, attempt_no)
-        values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
-                d.idempotency_key, v_no);
+        v_message := v_state || ': ' || v_message;
+        begin
+            insert into public.iu_route_attempt
+                (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
+                 idempotency_key, attempt_no)
+            values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
+                    d.idempotency_key, v_no);
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_audit = message_text;
+            if left(v_state, 2) <> all (v_faults) then
+                raise;
+            end if;
+            v_no := d.attempt_no;
+            v_message := v_message || '; audit: ' || v_audit;
+        end;
     end;
 
     update public.iu_route_dead_letter x
        set attempt_no = v_no, replay_count = x.replay_count + 1, last_replay_at = clock_timestamp(),
-           failure_detail = case when v_status = 'failed' then v_state || ': ' || v_message else x.failure_detail end,
+           failure_detail = case when v_status = 'failed' then v_message else x.failure_detail end,
            resolved_at = case when v_resolved then clock_timestamp() end,
            resolution = case when v_resolved then 'replayed by ' || p_actor || ': ' || v_decision end
      where x.id = d.id;
@@ -303,12 +329,14 @@ COMMENT ON FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uui
 -- Name: fn_iu_route_worker_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_route_worker_enabled() RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-    select coalesce((select d.value = 'true'
+begin
+    return coalesce((select d.value = 'true'
                        from public.dot_config d
-                      where d.key = 'iu_core.route_worker_enabled'), false)
+                      where d.key = 'iu_core.route_worker_enabled'), false);
+end
 $$;
 
 -- Name: FUNCTION fn_iu_route_worker_enabled(); Type: COMMENT; Schema: public; Owner: -
@@ -417,6 +445,7 @@ declare
     v_refusal       text;
     v_own           xid8;
     v_pass          integer := 0;
+    v_fresh         boolean;
     v_page          integer;
     -- where this pass reads
     v_resolved      xid8[];
@@ -429,16 +458,18 @@ declare
     v_ids           uuid[];
     v_types         text[];
     v_streams       text[];
-    v_last_seq      bigint;
-    v_last_id       uuid;
+    v_seqs          bigint[];
     v_last_created  timestamptz;
     -- the parts of the page that are still to be routed, as [from, to]; the last one is next
     v_parts         integer[];
     v_lo            integer;
     v_hi            integer;
+    v_routes        public.iu_outbound_route[];
     v_lives         boolean;
     v_live          record;
-    -- what failed
+    -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
+    -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
+    v_faults        constant text[] := array['22', '23', '44', '54', 'P0'];
     v_bad           record;
     v_event         jsonb;
     v_failed_id     uuid[];
@@ -498,12 +529,15 @@ begin
 
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
 
-    v_lives := exists (select from public.iu_outbound_route r where r.enabled and not r.dry_run);
+    -- Read once: a route that changes meanwhile must not take an event twice, or not at all.
+    v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
+    v_lives := exists (select from unnest(v_routes) r where r.enabled and not r.dry_run);
 
     loop
         v_pass := v_pass + 1;
         if v_pass = 1 then
-            if c.tick is null then
+            v_fresh := c.tick is null;
+            if v_fresh then
                 -- hi_seq first: whatever is visible in the tick drew its number before the tick was taken.
                 select s.last_value into c.hi_seq from public.event_outbox_event_seq s;
                 select public.fn_iu_outbox_tick() into c.tick;
@@ -532,8 +566,10 @@ begin
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
         else
-            -- One memory of own events: an earlier transaction's must be covered by a tick first.
-            v_more := coalesce(c.own_xid <> v_own, false);
+            -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
+            -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That
+            -- tick also covers whatever transaction left its own events in our memory, which holds one at a time.
+            v_more := not v_fresh;
             exit when not v_done or v_own is null or v_more or v_seen >= p_batch_limit;
             v_resolved := array[v_own];
             v_from_xid := null;
@@ -542,8 +578,8 @@ begin
             v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
         end if;
 
-        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), count(*)
-          into v_ids, v_types, v_streams, v_page
+        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq), count(*)
+          into v_ids, v_types, v_streams, v_seqs, v_page
           from (select u.id, u.event_type, u.event_stream, u.event_seq
                   from (select r.id, r.event_type, r.event_stream, r.event_seq
                           from unnest(v_resolved) x(xid)
@@ -586,7 +622,7 @@ begin
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
-                                when exists (select from public.iu_outbound_route d
+                                when exists (select from unnest(v_routes) d
                                               where d.event_domain = c.event_domain and d.event_type = k.event_type
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
@@ -594,7 +630,7 @@ begin
                            'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, n)
-                      left join public.iu_outbound_route r
+                      left join unnest(v_routes) r
                         on r.event_domain = c.event_domain and r.event_type = k.event_type
                        and r.event_stream = k.event_stream and r.enabled
                      where r.route_code is null or r.dry_run
@@ -606,9 +642,7 @@ begin
                 v_skipped := v_skipped + v_skip;
             exception when others then
                 get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                -- Only what an event can cause is the event's fault: bad data, a broken rule, a raise, a size.
-                -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
-                if left(v_state, 2) not in ('22', '23', '44', '54', 'P0') then
+                if left(v_state, 2) <> all (v_faults) then
                     raise;
                 end if;
                 if v_lo < v_hi then
@@ -617,7 +651,7 @@ begin
                     for v_bad in
                         select coalesce(r.route_code, '(none)') as route_code
                           from (select 1) one
-                          left join public.iu_outbound_route r
+                          left join unnest(v_routes) r
                             on r.event_domain = c.event_domain and r.event_type = v_types[v_lo]
                            and r.event_stream = v_streams[v_lo] and r.enabled and r.dry_run
                     loop
@@ -634,7 +668,7 @@ begin
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
-                  join public.iu_outbound_route r
+                  join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
                  order by k.n, r.route_code
@@ -652,6 +686,9 @@ begin
                     v_attempts := v_attempts + v_count;
                 exception when others then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                    if left(v_state, 2) <> all (v_faults || '0A'::text) then
+                        raise;
+                    end if;
                     v_failed_id := v_failed_id || v_live.id;
                     v_failed_route := v_failed_route || v_live.route_code;
                     v_failed_why := v_failed_why || (v_state || ': ' || v_message);
@@ -674,9 +711,12 @@ begin
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
-            exception when integrity_constraint_violation or data_exception or raise_exception then
+            exception when others then
                 -- Even its failure cannot be audited. The dead letter below still says all there is to say.
-                get stacked diagnostics v_message = message_text;
+                get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                if left(v_state, 2) <> all (v_faults) then
+                    raise;
+                end if;
                 v_bad.why := v_bad.why || '; audit: ' || v_message;
             end;
             insert into public.iu_route_dead_letter
@@ -692,11 +732,10 @@ begin
         end loop;
 
         if v_page > 0 then
-            select o.event_seq, o.id, o.created_at into v_last_seq, v_last_id, v_last_created
-              from public.event_outbox o where o.id = v_ids[v_page];
-            if c.last_created_at is null or (v_last_created, v_last_id) > (c.last_created_at, c.last_event_id) then
+            select o.created_at into v_last_created from public.event_outbox o where o.id = v_ids[v_page];
+            if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
-                c.last_event_id := v_last_id;
+                c.last_event_id := v_ids[v_page];
             end if;
         end if;
 
@@ -714,12 +753,12 @@ begin
                     c.own_seq := null;
                 end if;
             else
-                c.pos_seq := v_last_seq;
-                c.pos_id := v_last_id;
+                c.pos_seq := v_seqs[v_page];
+                c.pos_id := v_ids[v_page];
             end if;
         elsif v_page > 0 then
             c.own_xid := v_own;
-            c.own_seq := v_last_seq;
+            c.own_seq := v_seqs[v_page];
         end if;
         v_seen := v_seen + v_page;
         exit when v_pass = 2;
@@ -1053,7 +1092,7 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.beat_at IS 'When it last beat.';
 
 -- Name: COLUMN iu_consumer_heartbeat.last_wake; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.last_wake IS 'Why it last woke: notify, catch_up, start_up, reconnect or linger.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.last_wake IS 'Why it last woke: notify, catch_up, start_up, reconnect, linger or poll.';
 
 -- Name: COLUMN iu_consumer_heartbeat.last_wake_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -1069,7 +1108,7 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.events IS 'Events routed since th
 
 -- Name: COLUMN iu_consumer_heartbeat.lag_seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.lag_seconds IS 'Age of the oldest unread event at the last beat; null: none.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.lag_seconds IS 'While busy, age of the youngest event routed; null: nothing waits.';
 
 -- Name: CONSTRAINT iu_consumer_heartbeat_cadence_positive ON iu_consumer_heartbeat; Type: COMMENT; Schema: public; Owner: -
 

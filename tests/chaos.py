@@ -38,7 +38,10 @@ class Proxy:
             return
         back, on = await asyncio.open_connection(self._to.hostname, self._to.port)
         self._open |= {writer, on}
-        pumps = [asyncio.create_task(self._pump(reader, on, True)), asyncio.create_task(self._pump(back, writer, False))]
+        pumps = [
+            asyncio.create_task(self._pump(reader, on, True)),
+            asyncio.create_task(self._pump(back, writer, False)),
+        ]
         self._tasks |= set(pumps)
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for end in (writer, on):

@@ -66,12 +66,13 @@ async def run_batch(connection: asyncpg.Connection, limit: int = 1000, worker: s
 async def drain(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> int:
     """Run the worker by hand until there is no more; the number of events seen."""
     seen = 0
-    while True:
+    for _ in range(10_000):
         answer = await run_batch(connection, limit, worker)
         assert answer["status"] == "ran", answer
         seen += answer["seen"]
         if not answer["more"]:
             return seen
+    raise AssertionError(f"after 10 000 runs and {seen} events there is still more")
 
 
 async def attempted(connection: asyncpg.Connection) -> list[UUID]:

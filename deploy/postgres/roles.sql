@@ -71,11 +71,12 @@ grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
-    public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb)
+    public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
+    public.fn_iu_route_worker_health(text)
     to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.
-grant select (key, value) on public.dot_config to iu_listen_consumer;
+grant select (key, value, updated_at) on public.dot_config to iu_listen_consumer;
 
 -- Whole events: a dead letter keeps the row as it is, whatever columns it has by then.
 grant select on public.event_outbox, public.event_outbox_event_seq, public.iu_outbox_anchor to iu_listen_consumer;
@@ -101,10 +102,12 @@ grant select (idempotency_key, failure_detail, event_snapshot),
       update (resolved_at, resolution, failure_detail, event_snapshot)
     on public.iu_route_dead_letter to iu_listen_consumer;
 
--- Before it starts it looks whether the package is whole.
-grant select on public.iu_migration to iu_listen_consumer;
+-- Before it starts it looks whether the package is whole and the worker is there; and where it runs, `iu-listen health`
+-- answers with the same credentials. Counts of dead letters, not what is in them.
+grant select on public.iu_migration, public.v_iu_event_backlog to iu_listen_consumer;
+grant select (worker_name, resolved_at) on public.iu_route_dead_letter to iu_listen_consumer;
 
--- Its own heartbeat, and the rows of processes that are gone. `iu-listen health --here` reads it.
+-- Its own heartbeat, and the rows of processes that are gone.
 grant select, delete,
       insert (consumer_id, worker_name, host, pid, version, state, state_detail, listening, cadence_seconds,
               last_wake, last_wake_at, wakes, events, lag_seconds),

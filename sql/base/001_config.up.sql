@@ -27,13 +27,15 @@ insert into public.dot_config (key, value, description) values
 
 create function public.fn_iu_core_routes_enabled()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select coalesce((select d.value = 'true'
+begin
+    return coalesce((select d.value = 'true'
                        from public.dot_config d
-                      where d.key = 'iu_core.routes_master_enabled'), false)
+                      where d.key = 'iu_core.routes_master_enabled'), false);
+end
 $$;
 comment on function public.fn_iu_core_routes_enabled() is
     'The master gate: true only while iu_core.routes_master_enabled is exactly ''true''.';

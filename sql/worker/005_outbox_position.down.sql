@@ -13,13 +13,14 @@ begin
 end
 $$;
 
-drop function public.fn_iu_outbox_refusal(uuid, pg_snapshot);
-drop function public.fn_iu_outbox_tick();
-drop table public.iu_outbox_anchor;
-drop trigger zz_event_outbox_restamp on public.event_outbox;
-drop trigger zz_event_outbox_stamp on public.event_outbox;
-drop function public.fn_iu_outbox_stamp();
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop function if exists public.fn_iu_outbox_refusal(uuid, pg_snapshot);
+drop function if exists public.fn_iu_outbox_tick();
+drop table if exists public.iu_outbox_anchor;
+drop trigger if exists zz_event_outbox_restamp on public.event_outbox;
+drop trigger if exists zz_event_outbox_stamp on public.event_outbox;
+drop function if exists public.fn_iu_outbox_stamp();
 alter table public.event_outbox
-    drop column traceparent,
-    drop column event_seq,
-    drop column xact_id;
+    drop column if exists traceparent,
+    drop column if exists event_seq,
+    drop column if exists xact_id;

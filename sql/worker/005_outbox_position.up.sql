@@ -49,8 +49,8 @@ language plpgsql
 set search_path = ''
 as $$
 begin
-    new.xact_id   := pg_catalog.pg_current_xact_id();
-    new.event_seq := pg_catalog.nextval('public.event_outbox_event_seq');
+    new.xact_id   := pg_current_xact_id();
+    new.event_seq := nextval('public.event_outbox_event_seq');
     return new;
 end
 $$;
@@ -109,17 +109,22 @@ insert into public.iu_outbox_anchor default values;
 -- above the xid of the backend that took it.
 create function public.fn_iu_outbox_tick()
 returns pg_snapshot
-language sql
+language plpgsql
+-- Stable: it sees the snapshot of the statement that calls it.
 stable
 set search_path = ''
 as $$
-    select case
-             when z.own is null or z.own >= pg_catalog.pg_snapshot_xmax(z.now) then z.now
-             else (pg_catalog.pg_snapshot_xmin(z.now)::text || ':' || pg_catalog.pg_snapshot_xmax(z.now)::text || ':'
-                   || (select pg_catalog.string_agg(x.xid::text, ',' order by x.xid)
-                         from (select pg_catalog.pg_snapshot_xip(z.now) union select z.own) x(xid)))::pg_snapshot
-           end
-      from (select pg_catalog.pg_current_snapshot(), pg_catalog.pg_current_xact_id_if_assigned()) z(now, own)
+declare
+    v_now pg_snapshot := pg_current_snapshot();
+    v_own xid8 := pg_current_xact_id_if_assigned();
+begin
+    if v_own is null or v_own >= pg_snapshot_xmax(v_now) then
+        return v_now;
+    end if;
+    return (pg_snapshot_xmin(v_now)::text || ':' || pg_snapshot_xmax(v_now)::text || ':'
+            || (select string_agg(x.xid::text, ',' order by x.xid)
+                  from (select pg_snapshot_xip(v_now) union select v_own) x(xid)))::pg_snapshot;
+end
 $$;
 comment on function public.fn_iu_outbox_tick() is
     'The present snapshot with the own transaction marked as in progress. Take it in a statement after the one '
@@ -127,24 +132,29 @@ comment on function public.fn_iu_outbox_tick() is
 
 create function public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot)
 returns text
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select case
-             -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
-             when pg_catalog.pg_is_in_recovery() then 'standby'
-             when a.lineage is null then 'anchor_missing'
-             when a.here is distinct from a.there then 'foreign_history'
-             when p_lineage is distinct from a.lineage then 'foreign_cursor'
-             when pg_catalog.pg_snapshot_xmax(p_prev)
-                  > pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'cursor_ahead'
-           end
-      from (select 1) one
-      left join (select x.lineage,
-                        x.xmin::text as here,
-                        (x.xact_id::text::numeric % 4294967296)::text as there
-                   from public.iu_outbox_anchor x) a on true
+declare
+    v_lineage uuid;
+    v_here    text;
+    v_there   text;
+begin
+    -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
+    if pg_is_in_recovery() then
+        return 'standby';
+    end if;
+    select x.lineage, x.xmin::text, (x.xact_id::text::numeric % 4294967296)::text
+      into v_lineage, v_here, v_there
+      from public.iu_outbox_anchor x;
+    return case
+               when v_lineage is null then 'anchor_missing'
+               when v_here <> v_there then 'foreign_history'
+               when p_lineage is distinct from v_lineage then 'foreign_cursor'
+               when pg_snapshot_xmax(p_prev) > pg_snapshot_xmax(pg_current_snapshot()) then 'cursor_ahead'
+           end;
+end
 $$;
 comment on function public.fn_iu_outbox_refusal(uuid, pg_snapshot) is
     'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, '

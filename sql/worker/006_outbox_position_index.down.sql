@@ -13,5 +13,6 @@ begin
 end
 $$;
 
-drop index public.event_outbox_order_idx;
-drop index public.event_outbox_tick_idx;
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop index if exists public.event_outbox_order_idx;
+drop index if exists public.event_outbox_tick_idx;

@@ -12,17 +12,22 @@ begin
         raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
             hint = 'Close it first: iu-listen gate close worker';
     end if;
-    select count(*) into v_open from public.iu_route_dead_letter d where d.resolved_at is null;
-    if v_open > 0 then
-        raise exception '% dead letter(s) are open', v_open using errcode = 'object_not_in_prerequisite_state',
-            hint = 'Replay or resolve them first: iu-listen dead-letter list';
+    if to_regclass('public.iu_route_dead_letter') is not null then
+        select count(*) into v_open from public.iu_route_dead_letter d where d.resolved_at is null;
+        if v_open > 0 then
+            raise exception '% dead letter(s) are open', v_open using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Replay or resolve them first: iu-listen dead-letter list';
+        end if;
     end if;
-    if exists (select from public.iu_route_worker_cursor) then
-        raise exception 'workers are still registered' using errcode = 'object_not_in_prerequisite_state',
-            hint = 'Roll back runtime/060 first.';
+    if to_regclass('public.iu_route_worker_cursor') is not null then
+        if exists (select from public.iu_route_worker_cursor) then
+            raise exception 'workers are still registered' using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Roll back runtime/060 first.';
+        end if;
     end if;
 end
 $$;
 
-drop table public.iu_route_dead_letter;
-drop table public.iu_route_worker_cursor;
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop table if exists public.iu_route_dead_letter;
+drop table if exists public.iu_route_worker_cursor;

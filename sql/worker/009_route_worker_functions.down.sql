@@ -13,11 +13,12 @@ begin
 end
 $$;
 
-drop function public.fn_iu_route_worker_health(text);
-drop view public.v_iu_route_dead_letter_open;
-drop view public.v_iu_event_backlog;
-drop view public.v_iu_route_attempt_summary;
-drop function public.fn_iu_route_dead_letter_replay(uuid, text);
-drop function public.fn_iu_route_worker_run(text, integer);
-drop function public.fn_iu_route_deliver(text, uuid, jsonb);
-drop function public.fn_iu_route_worker_enabled();
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop function if exists public.fn_iu_route_worker_health(text);
+drop view if exists public.v_iu_route_dead_letter_open;
+drop view if exists public.v_iu_event_backlog;
+drop view if exists public.v_iu_route_attempt_summary;
+drop function if exists public.fn_iu_route_dead_letter_replay(uuid, text);
+drop function if exists public.fn_iu_route_worker_run(text, integer);
+drop function if exists public.fn_iu_route_deliver(text, uuid, jsonb);
+drop function if exists public.fn_iu_route_worker_enabled();

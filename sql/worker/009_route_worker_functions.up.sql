@@ -5,15 +5,19 @@
 
 -- Gate ---------------------------------------------------------------------------------------------------
 
+-- What every batch calls is plpgsql: its plans are kept for the session. A SQL function that cannot be inlined,
+-- because it sets its search_path, is planned anew at every call: four of them were a third of a small batch.
 create function public.fn_iu_route_worker_enabled()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select coalesce((select d.value = 'true'
+begin
+    return coalesce((select d.value = 'true'
                        from public.dot_config d
-                      where d.key = 'iu_core.route_worker_enabled'), false)
+                      where d.key = 'iu_core.route_worker_enabled'), false);
+end
 $$;
 comment on function public.fn_iu_route_worker_enabled() is
     'The worker gate: true only while iu_core.route_worker_enabled is exactly ''true''.';
@@ -77,6 +81,7 @@ declare
     v_refusal       text;
     v_own           xid8;
     v_pass          integer := 0;
+    v_fresh         boolean;
     v_page          integer;
     -- where this pass reads
     v_resolved      xid8[];
@@ -89,16 +94,18 @@ declare
     v_ids           uuid[];
     v_types         text[];
     v_streams       text[];
-    v_last_seq      bigint;
-    v_last_id       uuid;
+    v_seqs          bigint[];
     v_last_created  timestamptz;
     -- the parts of the page that are still to be routed, as [from, to]; the last one is next
     v_parts         integer[];
     v_lo            integer;
     v_hi            integer;
+    v_routes        public.iu_outbound_route[];
     v_lives         boolean;
     v_live          record;
-    -- what failed
+    -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
+    -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
+    v_faults        constant text[] := array['22', '23', '44', '54', 'P0'];
     v_bad           record;
     v_event         jsonb;
     v_failed_id     uuid[];
@@ -158,12 +165,15 @@ begin
 
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
 
-    v_lives := exists (select from public.iu_outbound_route r where r.enabled and not r.dry_run);
+    -- Read once: a route that changes meanwhile must not take an event twice, or not at all.
+    v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
+    v_lives := exists (select from unnest(v_routes) r where r.enabled and not r.dry_run);
 
     loop
         v_pass := v_pass + 1;
         if v_pass = 1 then
-            if c.tick is null then
+            v_fresh := c.tick is null;
+            if v_fresh then
                 -- hi_seq first: whatever is visible in the tick drew its number before the tick was taken.
                 select s.last_value into c.hi_seq from public.event_outbox_event_seq s;
                 select public.fn_iu_outbox_tick() into c.tick;
@@ -192,8 +202,10 @@ begin
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
         else
-            -- One memory of own events: an earlier transaction's must be covered by a tick first.
-            v_more := coalesce(c.own_xid <> v_own, false);
+            -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
+            -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That
+            -- tick also covers whatever transaction left its own events in our memory, which holds one at a time.
+            v_more := not v_fresh;
             exit when not v_done or v_own is null or v_more or v_seen >= p_batch_limit;
             v_resolved := array[v_own];
             v_from_xid := null;
@@ -202,8 +214,8 @@ begin
             v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
         end if;
 
-        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), count(*)
-          into v_ids, v_types, v_streams, v_page
+        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq), count(*)
+          into v_ids, v_types, v_streams, v_seqs, v_page
           from (select u.id, u.event_type, u.event_stream, u.event_seq
                   from (select r.id, r.event_type, r.event_stream, r.event_seq
                           from unnest(v_resolved) x(xid)
@@ -246,7 +258,7 @@ begin
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
-                                when exists (select from public.iu_outbound_route d
+                                when exists (select from unnest(v_routes) d
                                               where d.event_domain = c.event_domain and d.event_type = k.event_type
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
@@ -254,7 +266,7 @@ begin
                            'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, n)
-                      left join public.iu_outbound_route r
+                      left join unnest(v_routes) r
                         on r.event_domain = c.event_domain and r.event_type = k.event_type
                        and r.event_stream = k.event_stream and r.enabled
                      where r.route_code is null or r.dry_run
@@ -266,9 +278,7 @@ begin
                 v_skipped := v_skipped + v_skip;
             exception when others then
                 get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                -- Only what an event can cause is the event's fault: bad data, a broken rule, a raise, a size.
-                -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
-                if left(v_state, 2) not in ('22', '23', '44', '54', 'P0') then
+                if left(v_state, 2) <> all (v_faults) then
                     raise;
                 end if;
                 if v_lo < v_hi then
@@ -277,7 +287,7 @@ begin
                     for v_bad in
                         select coalesce(r.route_code, '(none)') as route_code
                           from (select 1) one
-                          left join public.iu_outbound_route r
+                          left join unnest(v_routes) r
                             on r.event_domain = c.event_domain and r.event_type = v_types[v_lo]
                            and r.event_stream = v_streams[v_lo] and r.enabled and r.dry_run
                     loop
@@ -294,7 +304,7 @@ begin
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
-                  join public.iu_outbound_route r
+                  join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
                  order by k.n, r.route_code
@@ -312,6 +322,9 @@ begin
                     v_attempts := v_attempts + v_count;
                 exception when others then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                    if left(v_state, 2) <> all (v_faults || '0A'::text) then
+                        raise;
+                    end if;
                     v_failed_id := v_failed_id || v_live.id;
                     v_failed_route := v_failed_route || v_live.route_code;
                     v_failed_why := v_failed_why || (v_state || ': ' || v_message);
@@ -334,9 +347,12 @@ begin
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
-            exception when integrity_constraint_violation or data_exception or raise_exception then
+            exception when others then
                 -- Even its failure cannot be audited. The dead letter below still says all there is to say.
-                get stacked diagnostics v_message = message_text;
+                get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                if left(v_state, 2) <> all (v_faults) then
+                    raise;
+                end if;
                 v_bad.why := v_bad.why || '; audit: ' || v_message;
             end;
             insert into public.iu_route_dead_letter
@@ -352,11 +368,10 @@ begin
         end loop;
 
         if v_page > 0 then
-            select o.event_seq, o.id, o.created_at into v_last_seq, v_last_id, v_last_created
-              from public.event_outbox o where o.id = v_ids[v_page];
-            if c.last_created_at is null or (v_last_created, v_last_id) > (c.last_created_at, c.last_event_id) then
+            select o.created_at into v_last_created from public.event_outbox o where o.id = v_ids[v_page];
+            if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
-                c.last_event_id := v_last_id;
+                c.last_event_id := v_ids[v_page];
             end if;
         end if;
 
@@ -374,12 +389,12 @@ begin
                     c.own_seq := null;
                 end if;
             else
-                c.pos_seq := v_last_seq;
-                c.pos_id := v_last_id;
+                c.pos_seq := v_seqs[v_page];
+                c.pos_id := v_ids[v_page];
             end if;
         elsif v_page > 0 then
             c.own_xid := v_own;
-            c.own_seq := v_last_seq;
+            c.own_seq := v_seqs[v_page];
         end if;
         v_seen := v_seen + v_page;
         exit when v_pass = 2;
@@ -421,6 +436,8 @@ declare
     v_resolved boolean := false;
     v_state    text;
     v_message  text;
+    v_audit    text;
+    v_faults   constant text[] := array['22', '23', '44', '54', 'P0'];  -- as in the batch
 begin
     if not public.fn_iu_core_routes_enabled() then
         return jsonb_build_object('status', 'master_gate_closed', 'dead_letter_id', p_dead_letter_id, 'resolved', false);
@@ -464,21 +481,31 @@ begin
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        if left(v_state, 2) not in ('0A', '22', '23', '44', '54', 'P0') then
+        if left(v_state, 2) <> all (v_faults || '0A'::text) then
             raise;
         end if;
         v_status := 'failed';
         v_decision := 'dead_letter';
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-             idempotency_key, attempt_no)
-        values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
-                d.idempotency_key, v_no);
+        v_message := v_state || ': ' || v_message;
+        begin
+            insert into public.iu_route_attempt
+                (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
+                 idempotency_key, attempt_no)
+            values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
+                    d.idempotency_key, v_no);
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_audit = message_text;
+            if left(v_state, 2) <> all (v_faults) then
+                raise;
+            end if;
+            v_no := d.attempt_no;
+            v_message := v_message || '; audit: ' || v_audit;
+        end;
     end;
 
     update public.iu_route_dead_letter x
        set attempt_no = v_no, replay_count = x.replay_count + 1, last_replay_at = clock_timestamp(),
-           failure_detail = case when v_status = 'failed' then v_state || ': ' || v_message else x.failure_detail end,
+           failure_detail = case when v_status = 'failed' then v_message else x.failure_detail end,
            resolved_at = case when v_resolved then clock_timestamp() end,
            resolution = case when v_resolved then 'replayed by ' || p_actor || ': ' || v_decision end
      where x.id = d.id;

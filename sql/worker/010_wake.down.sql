@@ -13,7 +13,8 @@ begin
 end
 $$;
 
-drop table public.iu_consumer_heartbeat;
-drop trigger zz_dot_config_bell on public.dot_config;
-drop trigger zz_event_outbox_bell on public.event_outbox;
-drop function public.fn_iu_ring_bell();
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop table if exists public.iu_consumer_heartbeat;
+drop trigger if exists zz_dot_config_bell on public.dot_config;
+drop trigger if exists zz_event_outbox_bell on public.event_outbox;
+drop function if exists public.fn_iu_ring_bell();

@@ -16,7 +16,8 @@
 --   * Deferred: the locks are asked for at commit and not held through the writer's whole transaction.
 --   * A row trigger, because a statement trigger does not fire for a direct insert into a partition.
 --   * PREPARE TRANSACTION refuses after NOTIFY, and would park the locks in the prepared transaction. Such a
---     writer stays silent; its events are found by the catch-up timer.
+--     writer stays silent; its events are found by the catch-up timer. Only the text of the statement tells, so a
+--     role that says SET CONSTRAINTS IMMEDIATE before PREPARE must opt out: ALTER ROLE ... SET iu.no_bell = on.
 --   * A NOTIFY queue that is full fails the writer. From half full on we stay silent, and the timer works.
 --   * One sleeper is reason enough to notify, so the first refused slot decides.
 
@@ -26,6 +27,9 @@ language plpgsql
 set search_path = ''
 as $$
 begin
+    if current_setting('iu.no_bell', true) = 'on' then
+        return null;
+    end if;
     if current_setting('max_prepared_transactions') <> '0'
        and current_query() ~* '\mprepare\s+transaction\M' then
         return null;
@@ -109,11 +113,11 @@ comment on column public.iu_consumer_heartbeat.listening is 'True: woken by the 
 comment on column public.iu_consumer_heartbeat.cadence_seconds is 'How often it promises to beat.';
 comment on column public.iu_consumer_heartbeat.started_at is 'When the process started.';
 comment on column public.iu_consumer_heartbeat.beat_at is 'When it last beat.';
-comment on column public.iu_consumer_heartbeat.last_wake is 'Why it last woke: notify, catch_up, start_up, reconnect or linger.';
+comment on column public.iu_consumer_heartbeat.last_wake is 'Why it last woke: notify, catch_up, start_up, reconnect, linger or poll.';
 comment on column public.iu_consumer_heartbeat.last_wake_at is 'When it last woke.';
 comment on column public.iu_consumer_heartbeat.wakes is 'Number of wakes of each kind, and of lost ones, since the start.';
 comment on column public.iu_consumer_heartbeat.events is 'Events routed since the start.';
-comment on column public.iu_consumer_heartbeat.lag_seconds is 'Age of the oldest unread event at the last beat; null: none.';
+comment on column public.iu_consumer_heartbeat.lag_seconds is 'While busy, age of the youngest event routed; null: nothing waits.';
 comment on constraint iu_consumer_heartbeat_pkey on public.iu_consumer_heartbeat is 'One row a process and worker.';
 comment on constraint iu_consumer_heartbeat_state_chk on public.iu_consumer_heartbeat is 'The states that exist.';
 comment on constraint iu_consumer_heartbeat_cadence_positive on public.iu_consumer_heartbeat is

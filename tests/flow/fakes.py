@@ -42,6 +42,9 @@ class World:
     on_arm: Callable[[], Any] = lambda: None
     """Called before every try to arm."""
 
+    on_listen: Callable[[], Any] = lambda: None
+    """Called when a bell session begins."""
+
     armed: bool = False
     rings: Callable[[], None] = lambda: None
     bell_broke: anyio.Event = field(default_factory=anyio.Event)
@@ -77,6 +80,7 @@ class World:
         if self.bell_lost:
             raise self.bell_lost
         self.rings, self.bell_broke = ring, anyio.Event()
+        self.on_listen()
         try:
             yield FakeBell(self)
         finally:
@@ -173,7 +177,9 @@ async def until(condition: Callable[[], Any], within: float = 10_000) -> None:
 
 
 @asynccontextmanager
-async def consuming(world: World, recorder: Recorder | None = None, seed: int = 1, **settings: Any) -> AsyncIterator[Any]:
+async def consuming(
+    world: World, recorder: Recorder | None = None, seed: int = 1, **settings: Any
+) -> AsyncIterator[Any]:
     """A consumer at work for the length of a block: yields it and its recorder."""
     recorder = recorder or Recorder()
     consumer = Consumer(Settings.load({}, settings), world, recorder, jitter=random.Random(seed))

@@ -6,8 +6,8 @@ import time
 
 import anyio
 import pytest
-from flow.fakes import World, consuming, until
 
+from flow.fakes import World, consuming, until
 from iu_listen.flow.backoff import BASE
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.facts import Wake

@@ -86,6 +86,16 @@ def test_a_big_batch_is_a_busy_spell_by_itself(seen, act):
     assert burst.next(3.0)[0] is act
 
 
+def test_slow_looks_that_find_several_events_are_a_busy_spell():
+    """Where a look takes longer than BUSY_GAP, the events that it finds count by their mean distance.
+    Fails when: only the time between looks counts, so that a slow database is notified by every commit.
+    """
+    slow = rhythm(armed=True)
+    for n in range(3):
+        slow.looked(5, n * FAR)
+    assert slow.next(2 * FAR)[0] is Act.DISARM
+
+
 def test_it_lingers_as_long_as_events_come_and_then_arms():
     """A busy spell lasts until nothing came for the linger, and then it arms again.
     Fails when: the linger is taken out.

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import anyio
 import asyncpg
-from support import connected, wait_until
 
 from iu_listen.model.facts import CHANNEL
+from support import connected, wait_until
 
 #: Settings under which only the bell can wake: the timer is out of reach.
 ONLY_THE_BELL = {"catch_up": 300, "lease": 1000}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from uuid import uuid4
 
 import pytest
-from postgres.bells import listening, silent_writers, sleepers, somebody_asleep
+
+from postgres.bells import listening, silent_writers, somebody_asleep
 from support import connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -51,18 +51,15 @@ async def test_the_decision_falls_at_commit(applied):
     """A writer asks whether anybody sleeps when it commits, and holds no lock before that.
     Fails when: the trigger is not deferred.
     """
-    async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, listening(applied.dsn) as heard:
+    async with connected(applied.dsn) as writer, connected(applied.dsn) as sleeper, listening(applied.dsn) as heard:
         async with writer.transaction():
             await insert_event(writer)
-            assert await silent_writers(admin) == 0
-            sleeper = somebody_asleep(applied.dsn)
-            await asyncio.wait_for(sleeper.__aenter__(), 5)
+            assert await silent_writers(sleeper) == 0
+            assert await sleeper.fetchval("select pg_try_advisory_lock(726001, 1)")
         assert await heard() == 1
         async with writer.transaction():
             await insert_event(writer)
-            await sleeper.__aexit__(None, None, None)
-            while await sleepers(admin):
-                pass
+            await sleeper.fetchval("select pg_advisory_unlock(726001, 1)")
         assert await heard() == 0
 
 

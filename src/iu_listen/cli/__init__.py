@@ -24,7 +24,8 @@ On your database: `apply --plan`, `apply`, `gate open worker`, `run`; then `stat
 The database is --dsn, else IU_LISTEN_DSN, else the PG* variables, else an embedded server in .iu-listen/.
 Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach the database."""
 
-app = App(name="iu-listen", help=HELP, version=__version__, help_format="markdown")
+# Interrupts are ours to answer, below: cyclopts would make every signal a 130.
+app = App(name="iu-listen", help=HELP, version=__version__, help_format="markdown", suppress_keyboard_interrupt=False)
 for group in (service, demo, prove, look, change, emit):
     group.register(app)
 

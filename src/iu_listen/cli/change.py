@@ -10,9 +10,8 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.cli import show
-from iu_listen.cli.door import Where, looking
+from iu_listen.cli.door import Where, between, looking
 from iu_listen.model.errors import ConfigurationError, Refused
-from iu_listen.model.facts import DEFAULT_WORKER
 from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
 
@@ -179,7 +178,9 @@ def cursor_show(*, where: Where | None = None) -> int:
 def cursor_reset(
     *,
     to: Annotated[Literal["beginning", "now"], Parameter(help="Where to.")],
-    worker: str = DEFAULT_WORKER,
+    worker: Annotated[
+        str | None, Parameter(help="Which worker. Default: IU_LISTEN_WORKER, else the one of 060.")
+    ] = None,
     plan: Plan = False,
     yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
     where: Where | None = None,
@@ -189,28 +190,36 @@ def cursor_reset(
     To the beginning: everything is read again; idempotency keys suppress second decisions. To now: what waits is
     never routed by this worker. The worker gate must be closed.
     """
+    machine = bool(where and where.json)
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with looking(where, worker=worker) as (door, connection):
+            name = door.settings.worker
             await census.require_package(connection)
             await census.require_primary(connection)
-            await census.require_worker(connection, worker)
-            mine = next(w for w in await census.rows(connection, "workers") if w["worker_name"] == worker)
+            await census.require_worker(connection, name)
+            mine = next(w for w in await census.rows(connection, "workers") if w["worker_name"] == name)
             if to == "beginning":
                 total = await census.value(connection, "count_events", mine["event_domain"])
                 domain = mine["event_domain"]
                 effect = f"{show.text(total)} events of domain {domain} are read again; decided ones stay as they are"
             else:
-                effect = f"{show.text(mine['backlog'])} waiting events are never routed by {worker}"
+                effect = f"{show.text(mine['backlog'])} waiting events are never routed by {name}"
             if plan or not yes:
-                show.line(f"Plan: {effect}.")
+                if machine:
+                    show.as_json({"worker": name, "to": to, "effect": effect, "done": False})
+                else:
+                    show.line(f"Plan: {effect}.")
                 if not plan:
                     raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
                 return 0
             if any(g["open"] for g in await census.gates(connection) if g["gate"] == "worker"):
                 raise Refused("the worker gate is open", "Close it first: iu-listen gate close worker")
-            await census.value(connection, "reset_cursor", worker, "3:3:" if to == "beginning" else None)
-            show.line(f"Done: {effect}.")
+            await census.value(connection, "reset_cursor", name, "3:3:" if to == "beginning" else None)
+            if machine:
+                show.as_json({"worker": name, "to": to, "effect": effect, "done": True})
+            else:
+                show.line(f"Done: {effect}.")
         return 0
 
     return anyio.run(run)
@@ -224,7 +233,7 @@ def dead_letter_list(
     *,
     resolved: Annotated[bool, Parameter(help="Resolved ones too.", negative=())] = False,
     route: Annotated[str | None, Parameter(help="Only of this route.")] = None,
-    limit: Annotated[int, Parameter(help="How many at most.")] = 50,
+    limit: Annotated[int, Parameter(help="How many at most.", validator=between(1, 1_000_000))] = 50,
     where: Where | None = None,
 ) -> int:
     """List dead letters, the oldest first."""

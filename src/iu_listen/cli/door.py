@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from cyclopts import Parameter
 
@@ -18,6 +19,17 @@ from iu_listen.postgres.session import Connection, session
 
 #: Name of the database that the embedded server makes.
 EMBEDDED_DATABASE = "iu"
+
+
+def between(low: float, high: float) -> Callable[[Any, Any], None]:
+    """A validator of an option that is a number."""
+
+    def check(_: Any, value: float) -> None:
+        # Written so that nan fails too.
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}")
+
+    return check
 
 
 @Parameter(name="*")
@@ -60,6 +72,9 @@ def opened(where: Where | None, **overrides: Any) -> Iterator[Door]:
         DatabaseUnreachable: the embedded server does not start.
     """
     settings = Settings.load(os.environ, {"dsn": where.dsn if where else None, **overrides})
+    # The driver looks at a service only where a connection string names one.
+    if not settings.dsn and (service := os.environ.get("PGSERVICE")):
+        settings = with_dsn(settings, f"postgresql://?service={quote(service)}")
     if settings.dsn or any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         yield Door(settings, tuple(_programs()), None)
         return

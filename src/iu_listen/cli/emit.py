@@ -10,7 +10,7 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.cli import show
-from iu_listen.cli.door import Where, looking
+from iu_listen.cli.door import Where, between, looking
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import census
 
@@ -27,7 +27,7 @@ def emit(
     subject: Annotated[UUID | None, Parameter(help="Id of the subject; a new one each without it.")] = None,
     actor: Annotated[str, Parameter(help="Who does it.")] = "iu-listen emit",
     payload: Annotated[str, Parameter(help="JSON object of metadata.")] = "{}",
-    count: Annotated[int, Parameter(help="How many events, in one transaction.")] = 1,
+    count: Annotated[int, Parameter(help="How many events, in one transaction.", validator=between(1, 1_000_000))] = 1,
     where: Where | None = None,
 ) -> int:
     """Write events to the outbox, through fn_iu_emit_event like everybody else."""
@@ -39,8 +39,6 @@ def emit(
         ) from error
     if not isinstance(parsed, dict):
         raise ConfigurationError("the payload must be a JSON object", """For example: --payload '{"key": "value"}'""")
-    if count < 1:
-        raise ConfigurationError(f"--count must be 1 or more, not {count}")
 
     async def run() -> int:
         async with looking(where) as (_, connection):

@@ -11,12 +11,11 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.cli import show
-from iu_listen.cli.door import Where, looking
-from iu_listen.model.facts import DEFAULT_WORKER
+from iu_listen.cli.door import Where, between, looking
 from iu_listen.postgres import census, doctor
 
-Limit = Annotated[int, Parameter(help="How many rows at most.")]
-Worker = Annotated[str, Parameter(help="Name of the worker.")]
+Limit = Annotated[int, Parameter(help="How many rows at most.", validator=between(1, 1_000_000))]
+Worker = Annotated[str | None, Parameter(help="Name of the worker. Default: IU_LISTEN_WORKER, else the one of 060.")]
 
 
 def register(app: App) -> None:
@@ -83,7 +82,7 @@ def _print_status(answer: dict[str, Any]) -> None:
 
 def health(
     *,
-    worker: Worker = DEFAULT_WORKER,
+    worker: Worker = None,
     here: Annotated[
         bool, Parameter(help="Ask only whether a consumer on this host makes progress.", negative=())
     ] = False,
@@ -96,20 +95,20 @@ def health(
     """
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            answer = await census.worker_health(connection, worker)
+        async with looking(where, worker=worker) as (door, connection):
+            name = door.settings.worker
             if here:
-                beating = await census.value(connection, "host_beats", platform.node(), worker)
-                answer["here"] = beating
-                answer["healthy"] = beating
-                answer["reasons"] = (
-                    [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
-                )
+                # Probes ask this every few seconds: one row, and neither a count of the backlog nor the whole package.
+                beating = await census.value(connection, "host_beats", platform.node(), name)
+                reasons = [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
+                answer = {"healthy": beating, "worker_name": name, "reasons": reasons, "warnings": []}
+            else:
+                await census.require_package(connection)
+                answer = await census.worker_health(connection, name)
         if where and where.json:
             show.as_json(answer)
             return 0 if answer["healthy"] else 1
-        show.line(f"{show.mark(answer['healthy'], 'healthy', 'NOT HEALTHY')}  {worker}", markup=True)
+        show.line(f"{show.mark(answer['healthy'], 'healthy', 'NOT HEALTHY')}  {answer['worker_name']}", markup=True)
         for reason in answer["reasons"]:
             show.line(f"  because {reason}")
         for warning in answer["warnings"]:
@@ -151,12 +150,12 @@ def attempts(
     return anyio.run(run)
 
 
-def examine(*, worker: Worker = DEFAULT_WORKER, where: Where | None = None) -> int:
+def examine(*, worker: Worker = None, where: Where | None = None) -> int:
     """Look for everything that could be wrong, and say what to do about it. Exit 1 when something is."""
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
-            found = await doctor.examine(connection, worker)
+        async with looking(where, worker=worker) as (door, connection):
+            found = await doctor.examine(connection, door.settings.worker)
         bad = any(f.level == "fail" for f in found)
         if where and where.json:
             show.as_json({"pass": not bad, "findings": [f.as_json() for f in found]})

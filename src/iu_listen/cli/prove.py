@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from iu_listen.cli import show
-from iu_listen.cli.door import Door, Where, looking
+from iu_listen.cli.door import Door, Where, between, looking
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import census
 from iu_listen.postgres.gates import Gate, Gates, Terms, inspect
@@ -31,7 +31,10 @@ from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import package_files
 from iu_listen.postgres.verify import Check, verify
 
-LockTimeout = Annotated[float, Parameter(help="Longest wait for a lock, and longest hold of one, in seconds.")]
+LockTimeout = Annotated[
+    float,
+    Parameter(help="Longest wait for a lock, and longest hold of one, in seconds.", validator=between(0.01, 3600)),
+]
 Plan = Annotated[bool, Parameter(help="Show everything, and change nothing.", negative=())]
 
 
@@ -336,14 +339,15 @@ def rollback(
             await census.require_substrate(connection)
             await census.require_primary(connection)
             package = await package_state(connection)
-            applied = [m for m in reversed(package_files()) if m.name in package.recorded]
+            applied = list(reversed(package.begun))
             if not applied:
-                raise ConfigurationError(
-                    "nothing is recorded as applied here", "iu-listen apply --plan shows what is here."
-                )
+                raise ConfigurationError("nothing of the package is here", "iu-listen apply --plan shows what is here.")
             if plan or not yes:
-                for migration in applied:
-                    show.line(f"would take back {migration.name}")
+                if where and where.json:
+                    show.as_json({"would_roll_back": [m.name for m in applied]})
+                else:
+                    for migration in applied:
+                        show.line(f"would take back {migration.name}")
                 if not plan:
                     raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
                 return 0

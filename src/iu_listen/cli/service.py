@@ -62,11 +62,6 @@ def run(
 
 async def _check_then_serve(door: Door) -> None:
     """What is wrong at the start is told at once; what goes wrong later is tried again."""
-    if door.settings.lease <= door.settings.catch_up:
-        raise ConfigurationError(
-            f"lease ({door.settings.lease:g} s) must be longer than catch_up ({door.settings.catch_up:g} s)",
-            "An idle consumer speaks once in catch_up seconds; the server would end its session in between.",
-        )
     async with door.session() as connection:
         await census.require_primary(connection)
         await census.require_package(connection)

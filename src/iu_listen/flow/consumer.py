@@ -20,6 +20,7 @@ from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.facts import STATE_OF_STATUS, Batch, State, Tally, Wake, WorkerName
 from iu_listen.model.observation import (
     BatchRan,
+    Beaten,
     LeaseTaken,
     Listening,
     Polling,
@@ -106,6 +107,7 @@ class Consumer:
         """Stand by until this is the worker's one active consumer. False: asked to stop before that."""
         told = ""
         while not self._stopping:
+            self._ring.clear()
             holder = await outbox.take_lease()
             if holder is None:
                 self._watcher.note(LeaseTaken(self._worker))
@@ -114,7 +116,6 @@ class Consumer:
                 told = holder
                 self._watcher.note(StandingBy(self._worker, holder))
             await self._say(outbox, State.STANDING_BY, holder)
-            self._ring.clear()
             await self._ring.wait_rung(STANDBY_PAUSE * self._jitter.uniform(0.5, 1))
         return False
 
@@ -246,6 +247,7 @@ class Consumer:
             return
         self._beat_at = now
         await outbox.beat(state, why, self._rhythm.bell, self._tally)
+        self._watcher.note(Beaten(self._worker, state))
 
     async def _pause_after(self, session: str, why: str, tries: int) -> None:
         if self._stopping:

@@ -61,17 +61,18 @@ class Rhythm:
         """A batch found ``seen`` events."""
         if not seen:
             return
-        close = now - self._last_event < BUSY_GAP
+        # Their mean distance: where looks are slow, several come with each of them.
+        close = now - self._last_event < BUSY_GAP * seen
         self._streak = 2 if seen >= BUSY_BATCH else self._streak + 1 if close else 0
         self._last_event = now
 
     def arm_tried(self, granted: bool) -> None:
         """The bell was armed, or a silent writer was in the way."""
-        self.armed = granted
+        self.armed, self._refused = granted, not granted
         if granted:
             self._streak, self._arm_wait = 0, 0.0
         else:
-            self._arm_wait, self._refused = min(max(self.busy_interval, 1.5 * self._arm_wait), ARM_WAIT_MAX), True
+            self._arm_wait = min(max(self.busy_interval, 1.5 * self._arm_wait), ARM_WAIT_MAX)
 
     def bell_changed(self, bell: bool) -> None:
         """A bell session began or ended; a new one is not armed."""

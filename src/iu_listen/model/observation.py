@@ -54,6 +54,14 @@ class BatchRan:
 
 
 @dataclass(frozen=True, slots=True)
+class Beaten:
+    """The heartbeat was written, at least once a cadence: the worker session works, active or standing by."""
+
+    worker: WorkerName
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     """The worker went from one state to another: a gate opened, a refusal began. IDLE and BUSY count as one."""
 
@@ -101,6 +109,7 @@ Observation = (
     | Listening
     | Polling
     | BatchRan
+    | Beaten
     | StateChanged
     | WakeLost
     | SessionFailed

@@ -27,7 +27,7 @@ def mask(text: str) -> str:
 
 
 def _setting(
-    default: Any, doc: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any, doc: str, low: float | None = None, high: float | None = None, choices: tuple[str | int, ...] = ()
 ) -> Any:
     return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
 
@@ -58,7 +58,7 @@ class Settings:
         "auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json")
     )
     data_dir: str = _setting(".iu-listen", "Where the embedded server keeps its data.")
-    embedded_major: int = _setting(18, "Major version of the embedded server: 16 or 18.", 16, 18)
+    embedded_major: int = _setting(18, "Major version of the embedded server.", choices=(16, 18))
 
     def __repr__(self) -> str:
         shown = (f"{f.name}={mask(repr(getattr(self, f.name)))}" for f in fields(self))
@@ -95,14 +95,18 @@ class Settings:
             if mistake := _out_of_range(value, f.metadata):
                 mistakes.append(f"{source} must be {mistake}, not {value!r}")
             values[f.name] = value
+        settings = cls(**values)
+        # An idle consumer speaks once in catch_up seconds; the server would end its session in between.
+        if not settings.lease > settings.catch_up:
+            mistakes.append(f"lease ({settings.lease} s) must be longer than catch_up ({settings.catch_up} s)")
         if mistakes:
             raise ConfigurationError("; ".join(mistakes), "docs/reference/settings.md lists every setting.")
-        return cls(**values)
+        return settings
 
 
 def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str:
     if metadata["choices"] and value not in metadata["choices"]:
-        return "one of " + ", ".join(metadata["choices"])
+        return "one of " + ", ".join(map(str, metadata["choices"]))
     low, high = metadata["low"], metadata["high"]
     # Written so that nan fails too.
     if low is not None and not low <= value <= high:

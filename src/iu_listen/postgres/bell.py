@@ -44,7 +44,12 @@ class BellSession:
 
     async def _ask(self, statement: str, *args: Any) -> Any:
         async with self._turn:
-            return await ask(self._connection, self._settings.deadline, statement, *args)
+            try:
+                return await ask(self._connection, self._settings.deadline, statement, *args)
+            except Refused as no:
+                # An exhausted lock table, a statement_timeout: the bell is lost then, not the work.
+                self._connection.terminate()
+                raise SessionLost(no.message, no.hint) from no
 
     async def claim_slot(self) -> None:
         """Take a slot that nobody has. Without one the consumer cannot arm: it polls, and loses nothing."""
@@ -124,7 +129,7 @@ async def _prove_that_it_hears(dsn: str | None, settings: Settings, token: str, 
     pg_listening_channels() does not: behind a quiet pooler it names the channel, and notifications are lost.
     """
     try:
-        other = await connect(dsn, name="iu-listen token", deadline=settings.deadline, statement_cache=0)
+        other = await connect(dsn, name="iu-listen token", deadline=settings.deadline)
     except (DatabaseUnreachable, ConfigurationError) as error:
         raise SessionLost(error.message, error.hint) from error
     try:

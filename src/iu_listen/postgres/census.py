@@ -120,7 +120,7 @@ async def emit(
     """Emit events through the governed emitter.
 
     Raises:
-        ConfigurationError: the payload carries a forbidden key, or the type is not registered.
+        ConfigurationError: the payload carries a forbidden key or is no JSON, or the type is not registered.
         Refused: the master gate is closed.
     """
     try:
@@ -130,6 +130,9 @@ async def emit(
             raise
         hint = "Events carry metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
         raise ConfigurationError("the payload has a key that must not enter the log", hint) from error
+    except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError) as error:
+        # Python reads NaN and U+0000 in JSON, PostgreSQL does not.
+        raise ConfigurationError(f"the payload is not JSON that PostgreSQL takes: {error}") from error
     ids = [row["id"] for row in found if row["id"] is not None]
     if ids:
         return ids

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 from iu_listen.model.errors import IuListenError
 from iu_listen.postgres import census
 from iu_listen.postgres.migrate import package_state, substrate_missing
-from iu_listen.postgres.session import Connection, through_pooler
+from iu_listen.postgres.session import Connection
+from iu_listen.postgres.verify import verify
 from iu_listen.postgres.worker import LEASE_KEY
 
 #: From here on the NOTIFY queue is worth a look; at half full the bell stays silent.
@@ -36,7 +37,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _history, _health, _triggers, _path, _lease, _queue, _late,
+        _gates, _history, _health, _triggers, _verification, _path, _lease, _queue, _late,
     )  # fmt: skip
     for look in looks:
         try:
@@ -105,8 +106,16 @@ async def _triggers(connection: Connection, worker: str) -> Finding:  # noqa: AR
     return Finding("ok", "triggers", "stamps and bells fire always")
 
 
+async def _verification(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    wrong = [c for c in await verify(connection, live=True) if not c.passed]
+    if wrong:
+        words = "; ".join(f"{c.id} {c.label}: expected {c.expected}, observed {c.observed}" for c in wrong)
+        return Finding("fail", "verification", words, "docs/how-to/repair.md")
+    return Finding("ok", "verification", "W1 to W16 as a running worker's must be")
+
+
 async def _path(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    if await through_pooler(connection):
+    if connection.pooled:
         hint = "In transaction mode LISTEN does not work through it: give --listen-dsn a direct connection."
         return Finding("warn", "path", "a pooler stands between us and the server", hint)
     return Finding("ok", "path", "direct")

@@ -127,8 +127,8 @@ class _Inspector:
         if programs is None:
             return False, f"there is no pg_dump {major} or newer here", "Install postgresql-client, or use --no-backup."
         if terms.plan:
-            where = terms.backup_dir if terms.backup_dir.exists() else terms.backup_dir.parent
-            writable = os.access(where, os.W_OK)
+            where = next(p for p in (terms.backup_dir, *terms.backup_dir.parents) if p.exists())
+            writable = where.is_dir() and os.access(where, os.W_OK)
             return writable, f"would be taken with {programs}/pg_dump into {terms.backup_dir}", "Not writable."
         if not all(gate.passed for gate in self._gates.found):
             return False, "not taken: a gate before this one is closed", ""

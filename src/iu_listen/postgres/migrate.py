@@ -72,6 +72,12 @@ class Package:
         return tuple(m for m in package_files() if m.name not in self.recorded)
 
     @property
+    def begun(self) -> tuple[Migration, ...]:
+        """The files that are recorded, or of which something is here, in order: what a rollback takes back."""
+        files = {o.file for o in self.present} | set(self.recorded)
+        return tuple(m for m in package_files() if m.name in files)
+
+    @property
     def complete(self) -> bool:
         """Whether everything is recorded and here."""
         return not self.pending and len(self.present) == len(self.objects)

@@ -103,9 +103,9 @@ async def run_probe(
         raise Refused("; ".join(drift[:3]), "Take it back with iu-listen rollback; docs/how-to/repair.md has the rest.")
     proof = Proof(installed=package.complete)
     with errors_become_ours():
-        before = await connection.fetch(query("probe/footprint"), [])
         walk = _Walk(connection, package, lock_timeout, proof, found)
         try:
+            before = await _footprint(connection, [], lock_timeout)
             await walk.run()
         except asyncpg.LockNotAvailableError as error:
             raise Refused(
@@ -115,11 +115,22 @@ async def run_probe(
         except asyncpg.SerializationError as error:
             raise Refused(f"somebody changed a gate or a route during the probe: {error}", "Try again.") from error
         async with fresh() as other:
-            after = {row["item"]: row["value"] for row in await other.fetch(query("probe/footprint"), walk.events)}
-    for row in before:
-        finding = Finding("footprint", row["item"], str(row["value"]), str(after.get(row["item"])))
-        proof.footprint.append(finding)
+            after = await _footprint(other, walk.events, lock_timeout)
+    for item, value in before.items():
+        proof.footprint.append(Finding("footprint", item, value, str(after.get(item))))
     return proof
+
+
+async def _footprint(connection: Connection, events: list[UUID], lock_timeout: float) -> dict[str, str]:
+    """What is here now, by item. Looking waits for a lock no longer than the probe does."""
+    async with connection.transaction():
+        await _limit(connection, lock_timeout)
+        return {row["item"]: str(row["value"]) for row in await connection.fetch(query("probe/footprint"), events)}
+
+
+async def _limit(connection: Connection, lock_timeout: float) -> None:
+    """Limits on the transaction that the connection is in."""
+    await connection.fetch(query("probe/limits"), f"{round(lock_timeout * 1000)}ms")
 
 
 class _Walk:
@@ -139,7 +150,6 @@ class _Walk:
         self._proof = proof
         self._found = found
         self._worker = f"iu_probe_{secrets.token_hex(4)}"
-        self._start = ""
         self._first: list[UUID] = []
         self._second: list[UUID] = []
         self._base = {"dry_run": 0, "failed": 0}
@@ -154,20 +164,21 @@ class _Walk:
         transaction = self._connection.transaction(isolation="repeatable_read")
         await transaction.start()
         try:
-            await self._connection.fetch(query("probe/limits"), f"{round(self._lock_timeout * 1000)}ms")
-            for migration in self._pending:
-                await self._connection.execute(in_one_transaction(migration))
-            quiet = [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
+            await _limit(self._connection, self._lock_timeout)
+            # Where the package is installed, nobody waits for us before E, which locks the route table against
+            # readers, a live consumer among them. Where 005 is pending, the log itself is locked from the start.
+            quiet = [] if self._pending else [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
             for scenario in quiet:
                 await self._try(scenario)
-            # From E on the route table is locked against readers, a live consumer among them.
             with anyio.move_on_after(self._lock_timeout) as held:
+                for migration in self._pending:
+                    await self._connection.execute(in_one_transaction(migration))
                 for scenario in SCENARIOS[len(quiet) :]:
                     await self._try(scenario)
             if held.cancelled_caught:
                 raise Refused(
-                    f"E to H took longer than {self._lock_timeout:g} s; given up so as not to hold up others",
-                    "Try again.",
+                    f"the probe held locks for longer than {self._lock_timeout:g} s; given up so as not to hold up others",
+                    "Try again when the database is quieter, or give --lock-timeout.",
                 )
         finally:
             with anyio.CancelScope(shield=True):
@@ -192,7 +203,7 @@ class _Walk:
     async def setup(self) -> tuple[str, str]:
         await self._connection.execute(query("probe/setup_gates"))
         await self._connection.execute(query("probe/setup_route"))
-        self._start = await self._connection.fetchval(query("probe/setup_cursor"), self._worker)
+        await self._connection.execute(query("probe/setup_cursor"), self._worker)
         self._base = {status: await self._value("probe/summary", status) for status in self._base}
         gates = await self._connection.fetchrow(query("probe/gates"))
         assert gates is not None
@@ -219,7 +230,7 @@ class _Walk:
         return SCENARIOS[3].expected, f"seen={ran['seen']}; attempts still {total}"
 
     async def d_reset(self) -> tuple[str, str]:
-        await self._connection.fetchval(query("reset_cursor"), self._worker, self._start)
+        await self._connection.execute(query("probe/setup_cursor"), self._worker)
         ran = await self._run()
         total, _ = await self._attempts(self._first, "dry_run")
         return SCENARIOS[4].expected, f"seen={ran['seen']} but table still {total}"

@@ -19,12 +19,24 @@ import asyncpg
 
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
 from iu_listen.model.settings import mask
+from iu_listen.postgres.sqlfiles import query
 
 # Generic in the stubs, not in the driver.
 if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record]
+    _Driver = asyncpg.Connection[asyncpg.Record]
 else:
-    Connection = asyncpg.Connection
+    _Driver = asyncpg.Connection
+
+
+class Connection(_Driver):
+    """A session.
+
+    Attributes:
+        pooled: True: something stands between us and the server, and it told us another pid than the server's own.
+    """
+
+    pooled = False
+
 
 #: Errors that say: this session is over, or this server cannot take writes any more.
 _LOST: Final = (
@@ -62,37 +74,39 @@ def _one_line(error: BaseException) -> str:
     return "no answer in time" if isinstance(error, TimeoutError) and not str(error) else mask(text)
 
 
-async def connect(
-    dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0, statement_cache: int = 100
-) -> Connection:
+async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0) -> Connection:
     """Open a session.
+
+    Behind a pooler the session is another one in every transaction: nothing is set there, because it would leak to
+    whoever gets the server's session next, and no statement is prepared. ``pooled`` tells.
 
     Args:
         dsn: Connection string; None or empty means the PG* variables.
         name: application_name, for whoever looks into pg_stat_activity.
         deadline: Longest wait, in seconds.
         idle_timeout: After how many idle seconds the server ends the session; 0 means never.
-        statement_cache: How many prepared statements the driver keeps; 0 behind a pooler.
 
     Raises:
         DatabaseUnreachable: there is no session to be had.
         ConfigurationError: the connection string is no connection string.
     """
-    settings = {
-        "application_name": name,
-        "client_min_messages": "warning",
-        # A dead host must not hold a lease or the bell for longer than this.
-        "tcp_keepalives_idle": "5",
-        "tcp_keepalives_interval": "3",
-        "tcp_keepalives_count": "3",
-        "tcp_user_timeout": "10000",
-        "idle_session_timeout": str(round(idle_timeout * 1000)),
-    }
     try:
         with anyio.fail_after(deadline):
-            connection = await asyncpg.connect(
-                dsn or None, server_settings=settings, statement_cache_size=statement_cache, timeout=deadline
-            )
+            connection = await _open(dsn, name, deadline, statement_cache=100)
+            try:
+                # In one transaction, so that a pooler in transaction mode answers from one session.
+                async with connection.transaction():
+                    pid = await connection.fetchval(query("backend_pid"))
+                if pid == connection.get_server_pid():
+                    await connection.fetchrow(query("session_settings"), f"{round(idle_timeout * 1000)}ms")
+                    return connection
+            except BaseException:
+                connection.terminate()
+                raise
+            connection.terminate()
+            connection = await _open(dsn, name, deadline, statement_cache=0)
+            connection.pooled = True
+            return connection
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         raise ConfigurationError(f"the connection string does not parse: {_one_line(error)}", _DSN_HINT) from error
     except asyncpg.InvalidCatalogNameError as error:
@@ -105,6 +119,17 @@ async def connect(
         ) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
+
+
+async def _open(dsn: str | None, name: str, deadline: float, *, statement_cache: int) -> Connection:
+    # A pooler refuses start-up parameters that it does not know; this one they all do.
+    connection: Connection = await asyncpg.connect(
+        dsn or None,
+        server_settings={"application_name": name},
+        statement_cache_size=statement_cache,
+        timeout=deadline,
+        connection_class=Connection,
+    )
     _watch_the_path(connection)
     return connection
 
@@ -147,11 +172,6 @@ def _commands_errors() -> Iterator[None]:
         raise DatabaseUnreachable(
             f"the session was lost: {lost.message}", "Is the server still there? Try again."
         ) from lost
-
-
-async def through_pooler(connection: Connection) -> bool:
-    """Whether something stands between us and the server: then the pid that it told is not the backend's."""
-    return bool(await connection.fetchval("select pg_backend_pid()") != connection.get_server_pid())
 
 
 async def ask(connection: Connection, deadline: float, statement: str, *args: Any) -> Any:

@@ -11,12 +11,10 @@ from contextlib import asynccontextmanager
 from typing import Final
 from uuid import UUID
 
-import anyio
-
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect, errors_become_ours, through_pooler
+from iu_listen.postgres.session import Connection, ask, connect
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
@@ -26,12 +24,11 @@ LEASE_KEY: Final = 726003
 class WorkerSession:
     """Satisfies flow.ports.Outbox. Made by worker_session()."""
 
-    def __init__(self, connection: Connection, settings: Settings, consumer: UUID, version: str, leased: bool) -> None:
+    def __init__(self, connection: Connection, settings: Settings, consumer: UUID, version: str) -> None:
         self._connection = connection
         self._settings = settings
         self._consumer = consumer
         self._version = version
-        self._leased = leased
 
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already.
@@ -39,7 +36,7 @@ class WorkerSession:
         Behind a transaction pooler there are no session locks to take; there the row lock that every batch takes on
         the cursor keeps events single, and consumers of one worker merely take turns.
         """
-        if not self._leased:
+        if self._connection.pooled:
             return None
         deadline, worker = self._settings.deadline, self._settings.worker
         if await ask(self._connection, deadline, query("take_lease"), LEASE_KEY, worker):
@@ -47,12 +44,11 @@ class WorkerSession:
         return str(await ask(self._connection, deadline, query("lease_holder"), LEASE_KEY, worker))
 
     async def run_batch(self, limit: int) -> Batch:
-        """Route at most ``limit`` events in one transaction. Not cancelled midway: a batch ends or is lost."""
+        """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session."""
         began = time.perf_counter()
-        with anyio.CancelScope(shield=True):
-            answer = await ask(
-                self._connection, self._settings.batch_deadline, query("run_batch"), self._settings.worker, limit
-            )
+        answer = await ask(
+            self._connection, self._settings.batch_deadline, query("run_batch"), self._settings.worker, limit
+        )
         return Batch.from_answer(json.loads(answer), time.perf_counter() - began)
 
     async def beat(self, state: State, why: str, listening: bool, tally: Tally) -> None:
@@ -75,24 +71,11 @@ async def worker_session(settings: Settings, consumer: UUID, version: str) -> As
     name = f"iu-listen worker {settings.worker}"
     try:
         connection = await connect(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
-        pooled = await _is_pooled(connection, settings)
-        if pooled:
-            connection.terminate()
-            connection = await connect(settings.dsn, name=name, deadline=settings.deadline, statement_cache=0)
     except (DatabaseUnreachable, ConfigurationError) as error:
         raise SessionLost(error.message, error.hint) from error
     try:
         if await ask(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost("the server takes no writes: it is a standby or read-only")
-        yield WorkerSession(connection, settings, consumer, version, leased=not pooled)
+        yield WorkerSession(connection, settings, consumer, version)
     finally:
         connection.terminate()
-
-
-async def _is_pooled(connection: Connection, settings: Settings) -> bool:
-    try:
-        with errors_become_ours(), anyio.fail_after(settings.deadline):
-            return await through_pooler(connection)
-    except BaseException:
-        connection.terminate()
-        raise

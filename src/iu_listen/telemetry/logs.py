@@ -11,6 +11,7 @@ import structlog
 from iu_listen.model.facts import State
 from iu_listen.model.observation import (
     BatchRan,
+    Beaten,
     LeaseTaken,
     Listening,
     Observation,
@@ -83,7 +84,7 @@ class LogWatcher:
                 )
             case BatchRan(worker, wake, batch) if batch.seen >= BIG_BATCH:
                 log.info("batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake))
-            case BatchRan():
+            case BatchRan() | Beaten():
                 pass
             case WakeLost(worker, events):
                 log.error(

@@ -73,7 +73,9 @@ def span_watcher(environ: Mapping[str, str]) -> SpanWatcher | None:
     name = environ.get("OTEL_TRACES_EXPORTER", "none")
     if name == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
+    # The specification's word; the package registers a longer one.
+    registered = "otlp_proto_http" if name == "otlp" else name
+    found = list(entry_points(group="opentelemetry_traces_exporter", name=registered))
     if not found:
         raise ConfigurationError(
             f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed", "For otlp: pip install 'iu-listen[otlp]'"

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from iu_listen.model.observation import BatchRan, Observation, StandingBy, StateChanged, Stopping
+from iu_listen.model.observation import BatchRan, Beaten, Observation, StandingBy, StateChanged, Stopping
 
 
 class SystemdWatcher:
@@ -33,6 +33,9 @@ class SystemdWatcher:
             case StandingBy(_, holder):
                 self._send(f"READY=1\nWATCHDOG=1\nSTATUS=standing by: {holder}")
                 self._ready = True
+            case Beaten():
+                # StandingBy is said once an episode; the heartbeat goes on.
+                self._send("WATCHDOG=1")
             case StateChanged(_, state, why):
                 self._send(f"STATUS={state} {why}")
             case Stopping(why):

@@ -1,0 +1,58 @@
+"""Servers that only the tests of the command line need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from conftest import Database
+from iu_listen import embedded
+from iu_listen.embedded_keeper import owner
+from iu_listen.embedded_keeper import run as run_as
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[embedded.Server]:
+    """A server that a test may stop, with TCP and a password; iu-listen is applied to its database iu, gate open."""
+    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
+        Path(root).chmod(0o755)
+        with embedded.running(Path(root), 18, durable=False, tcp=True) as server:
+            yield server
+
+
+@pytest.fixture
+def standby(applied: Database) -> Iterator[str]:
+    """The DSN of ``applied`` on a real standby, made by pg_basebackup and following."""
+    primary = applied.server
+    if primary is None:
+        pytest.skip("a standby can only be made of a server of ours")
+    account = owner(primary.data)
+    with TemporaryDirectory(prefix="iu-listen-standby-") as root:
+        Path(root).chmod(0o755)
+        data, socket = Path(root) / "data", Path(root) / "socket"
+        data.mkdir(mode=0o700)
+        socket.mkdir(mode=0o755)
+        if account is not None:
+            os.chown(data, *account)
+            os.chown(socket, *account)
+        made = run_as(
+            [primary.bin / "pg_basebackup", "-D", data, "-d", primary.dsn("postgres"), "-R", "-c", "fast", "--no-sync"],
+            account,
+        )
+        assert made.returncode == 0, made.stdout
+        # postgresql.conf ends with an include of the file beside the data directory.
+        settings = primary.data.with_name(primary.data.name + ".conf").read_text()
+        conf = data.with_name(primary.data.name + ".conf")
+        conf.write_text(f"{settings}\nunix_socket_directories = '{socket}'\nunix_socket_permissions = 0777\n")
+        conf.chmod(0o644)
+        control = [primary.bin / "pg_ctl", "-s", "-w", "-D", data]
+        started = run_as([*control, "-l", socket / "log", "start"], account)
+        assert started.returncode == 0, started.stdout + (socket / "log").read_text()
+        try:
+            yield applied.dsn.replace(str(primary.socket_dir), str(socket))
+        finally:
+            run_as([*control, "-m", "immediate", "stop"], account)

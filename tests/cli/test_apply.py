@@ -1,0 +1,327 @@
+"""apply: what it adds, what it refuses to begin on, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import subprocess
+
+import pytest
+
+from cli.command import (
+    Done,
+    catalogue,
+    execute,
+    holding,
+    kinds,
+    on_one_server,
+    portrait,
+    refused,
+    rows,
+    run,
+    value,
+)
+from iu_listen import embedded
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+from iu_listen.postgres.sqlfiles import package_files
+
+WAIVED = ("--no-backup", "a test database")
+LEDGER = "select name from iu_migration"
+#: What 008, 009 and 060 add, by name; what the seed says of it is their numbers: 2, 5, 3.
+SEED = {
+    "table": {"iu_route_worker_cursor", "iu_route_dead_letter"},
+    "function": {
+        "fn_iu_route_worker_enabled()",
+        "fn_iu_route_worker_run(text,integer)",
+        "fn_iu_route_deliver(text,uuid,jsonb)",
+        "fn_iu_route_dead_letter_replay(uuid,text)",
+        "fn_iu_route_worker_health(text)",
+    },
+    "view": {"v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open"},
+}
+#: What stands beside it: 004, 005, 006, 010.
+APART = {
+    "table": {"iu_migration", "iu_outbox_anchor", "iu_consumer_heartbeat"},
+    "function": {
+        "fn_iu_outbox_stamp()",
+        "fn_iu_outbox_tick()",
+        "fn_iu_outbox_refusal(uuid,pg_snapshot)",
+        "fn_iu_ring_bell()",
+    },
+    "view": set(),
+}
+
+
+def apply(dsn: str, *args: str, **more) -> Done:
+    return run("apply", "--json", *(args or WAIVED), dsn=dsn, **more)
+
+
+def ledger(dsn: str) -> list[str]:
+    return [row["name"] for row in rows(dsn, LEDGER)]
+
+
+def history(dsn: str) -> None:
+    """Units and versions, as IU Core has them, with no event among them."""
+    execute(
+        dsn,
+        """insert into information_unit (canonical_address, title) select 'u/' || n, 't' from generate_series(1, 5) n;
+           insert into unit_version (unit_id, version_seq) select id, 1 from information_unit;""",
+    )
+
+
+# -- what it adds ------------------------------------------------------------------------------------------------
+
+
+def test_it_adds_the_seeds_figures(substrate):
+    """apply adds 2 tables, 5 functions, 3 views, 1 key and 1 row, inert; the real catalogue and the report agree."""
+    dsn = substrate.dsn
+    history(dsn)
+    before, counts = kinds(catalogue(dsn)), rows(dsn, "select count(*) from information_unit")[0][0]
+    done = apply(dsn)
+    assert done.code == 0, done.out + done.err
+    answer, after = done.json, kinds(catalogue(dsn))
+
+    for kind, names in SEED.items():
+        assert after[kind] - before.get(kind, set()) == names | APART[kind], kind
+    assert [r["key"] for r in rows(dsn, "select key from dot_config where key like '%worker%'")] == [
+        "iu_core.route_worker_enabled"
+    ]
+    assert value(dsn, "select count(*) from iu_route_worker_cursor") == 1
+    assert answer["added"]["seed"] == {"table": 2, "function": 5, "view": 3, "key": 1, "row": 1}
+    assert answer["added"]["apart"] == {
+        "table": 3, "sequence": 1, "column": 3, "function": 4, "trigger": 4, "index": 2,
+    }  # fmt: skip
+
+    assert answer["pass"] is True
+    assert answer["plan"] is False
+    assert [g["number"] for g in answer["gates"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert all(g["pass"] for g in answer["gates"])
+    assert answer["applied"] == [m.name for m in package_files()]
+    assert sorted(answer["applied"]) == sorted(ledger(dsn))
+    assert answer["gates_after"] == [{"gate": "master", "open": True}, {"gate": "worker", "open": False}]
+    assert answer["row_counts"]["information_unit"] == {"before": counts, "after": counts}
+    assert all(c["before"] == c["after"] for c in answer["row_counts"].values())
+    assert {f"W{n}" for n in range(1, 17)} <= {c["id"] for c in answer["verify"]}
+    assert all(c["pass"] for c in answer["verify"])
+
+    assert value(dsn, "select value from dot_config where key = 'iu_core.route_worker_enabled'") == "false"
+    for table in ("event_outbox", "iu_route_attempt", "iu_route_dead_letter"):
+        assert value(dsn, f"select count(*) from {table}") == 0
+    verify = run("verify", "--json", dsn=dsn)
+    assert verify.code == 0
+    assert {c["id"]: c["observed"] for c in verify.json["checks"]} == {c["id"]: c["observed"] for c in answer["verify"]}
+
+
+@on_one_server
+def test_the_report_for_people(substrate):
+    """For people: each gate with its evidence, the durable end state with the seed's figures, then W1 to W9."""
+    done = run("apply", *WAIVED, dsn=substrate.dsn)
+    assert done.code == 0, done.err
+    for number in range(1, 9):
+        assert f"PASS  gate {number}  " in done.out
+    assert "added by 008 + 009 + 060      2 tables, 5 functions, 3 views, 1 key, 1 row" in done.out
+    assert "worker gate  closed" in done.out
+    assert "information_unit  0 → 0  unchanged" in done.out
+    assert "none, because: a test database" in done.out
+    assert "\x1b" not in done.out + done.err
+
+
+def test_again(applied):
+    """A second apply finds nothing to do, passes, and changes nothing."""
+    before = portrait(applied.dsn)
+    done = apply(applied.dsn)
+    assert done.code == 0, done.out + done.err
+    assert done.json["applied"] == done.json["pending"] == []
+    assert done.json["added"] == {"seed": {}, "apart": {}}
+    assert portrait(applied.dsn) == before
+
+
+@on_one_server
+@pytest.mark.parametrize("kind", ["substrate", "applied"])
+def test_plan(server, kind, request):
+    """--plan shows the gates and what would run, with its locks, and changes nothing: no dump is taken either."""
+    dsn = request.getfixturevalue(kind).dsn
+    before = portrait(dsn)
+    done = run("apply", "--plan", "--no-backup", "because", dsn=dsn)
+    assert done.code == 0, done.out
+    would = [m.name for m in package_files()] if kind == "substrate" else []
+    assert [line.split()[2].rstrip(":") for line in done.out.splitlines() if line.startswith("would apply")] == would
+    if would:
+        assert "locks: ACCESS EXCLUSIVE on event_outbox" in done.out
+    assert f"Plan: {len(would)} file(s) would be applied; nothing was changed." in done.out
+    assert portrait(dsn) == before
+
+
+@on_one_server
+def test_plan_with_a_backup(substrate, tmp_path):
+    """--plan says where the dump would go, and writes none."""
+    done = apply(substrate.dsn, "--plan", "--backup-dir", str(tmp_path / "dumps"))
+    assert done.code == 0, done.out
+    assert f"into {tmp_path / 'dumps'}" in done.json["gates"][2]["evidence"]
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- backup ------------------------------------------------------------------------------------------------------
+
+
+def test_backup(substrate, tmp_path):
+    """--backup-dir takes a dump first, for its owner's eyes only, which pg_restore can read and which has every table."""
+    done = apply(substrate.dsn, "--backup-dir", str(tmp_path / "dumps"))
+    assert done.code == 0, done.out
+    (dump,) = (tmp_path / "dumps").iterdir()
+    assert stat.S_IMODE(dump.stat().st_mode) == 0o600
+    evidence = done.json["gates"][2]["evidence"]
+    assert str(dump) in evidence
+    assert str(dump.stat().st_size) in evidence
+
+    listing = subprocess.run(
+        [embedded.binaries(18) / "pg_restore", "-l", dump], capture_output=True, text=True, check=True
+    ).stdout
+    for table in ("event_outbox", "iu_outbound_route", "information_unit"):
+        assert f"TABLE DATA public {table}" in listing
+    assert "iu_route_worker_cursor" not in listing
+    entries = [line for line in listing.splitlines() if line and not line.startswith(";")]
+    assert f"{len(entries)} entries" in evidence
+    recorded = value(substrate.dsn, "select evidence ->> 'fresh backup' from iu_migration limit 1")
+    assert recorded == evidence
+
+
+@on_one_server
+def test_the_reason_for_no_backup_is_kept(substrate):
+    """Why there was no backup stands beside every applied file."""
+    assert apply(substrate.dsn, "--no-backup", "restored from a snapshot an hour ago").code == 0
+    found = {row[0] for row in rows(substrate.dsn, "select evidence ->> 'fresh backup' from iu_migration")}
+    assert found == {"none, because: restored from a snapshot an hour ago"}
+    assert len(json.loads(value(substrate.dsn, "select evidence from iu_migration limit 1"))) == 8
+
+
+# -- the substrate -----------------------------------------------------------------------------------------------
+
+
+def test_base(empty, substrate):
+    """--base creates the substrate where there is none, the same as the templates', and goes on with the package."""
+    whole = set(catalogue(substrate.dsn))
+    done = apply(empty.dsn, "--base", *WAIVED)
+    assert done.code == 0, done.out + done.err
+    assert done.json["base"] == "created"
+    missing = whole - set(catalogue(empty.dsn))
+    assert {line.split(" ")[0] for line in missing} <= {"class"}, missing
+    assert run("verify", dsn=empty.dsn).code == 0
+
+
+@on_one_server
+def test_base_where_it_is(substrate):
+    """--base on a database that has the substrate leaves it alone."""
+    done = apply(substrate.dsn, "--base", *WAIVED)
+    assert done.code == 0
+    assert "base" not in done.json
+
+
+@on_one_server
+def test_base_plan(empty):
+    """--base --plan creates nothing."""
+    done = apply(empty.dsn, "--base", "--plan", *WAIVED)
+    assert done.code == 1
+    assert done.json["base"] == "would be created"
+    assert catalogue(empty.dsn) == []
+
+
+@on_one_server
+def test_base_on_half_a_substrate(substrate):
+    """--base refuses a substrate that is there in part, and names what is missing."""
+    execute(substrate.dsn, "drop function fn_iu_core_routes_enabled() cascade")
+    before = portrait(substrate.dsn)
+    refused(1, "incomplete", "fn_iu_core_routes_enabled()")("apply", "--base", *WAIVED, dsn=substrate.dsn)
+    assert portrait(substrate.dsn) == before
+
+
+@on_one_server
+def test_without_base(empty):
+    """An empty database gets nothing unless --base says so."""
+    done = apply(empty.dsn)
+    assert done.code == 1
+    assert [g["number"] for g in done.json["gates"] if not g["pass"]] == [4, 6, 7, 8]
+    assert "--base" in done.json["gates"][3]["hint"]
+    assert catalogue(empty.dsn) == []
+
+
+# -- interruptions -----------------------------------------------------------------------------------------------
+
+
+def apply_some(dsn: str, count: int) -> None:
+    """An apply that came no further than this many files."""
+
+    async def go() -> None:
+        async with session(dsn, name="tests") as connection:
+            await migrate.apply_files(connection, package_files()[:count], {}, lambda _: None)
+
+    asyncio.run(go())
+
+
+def test_it_goes_on_after_005(substrate, applied):
+    """An apply that was interrupted after 005 goes on where it was, and ends with the same objects as a whole one."""
+    apply_some(substrate.dsn, 2)
+    done = apply(substrate.dsn)
+    assert done.code == 0, done.out + done.err
+    names = [m.name for m in package_files()]
+    assert done.json["applied"] == names[2:]
+    assert done.json["added"]["seed"] == {"table": 2, "function": 5, "view": 3, "key": 1, "row": 1}
+    assert f"begun: 2 of {len(names)} files" in done.json["gates"][3]["evidence"]
+    assert catalogue(substrate.dsn) == catalogue(applied.dsn)
+
+
+def test_it_clears_away_an_invalid_index(substrate, applied):
+    """The invalid index that an interrupted CREATE INDEX CONCURRENTLY left behind is replaced by a valid one.
+
+    Fails when: 006 does not drop what it finds.
+    """
+    apply_some(substrate.dsn, 2)
+    execute(
+        substrate.dsn,
+        """create index event_outbox_tick_idx on event_outbox (event_domain);
+           update pg_index set indisvalid = false where indexrelid = 'event_outbox_tick_idx'::regclass""",
+    )
+    done = apply(substrate.dsn)
+    assert done.code == 0, done.out + done.err
+    assert catalogue(substrate.dsn) == catalogue(applied.dsn)
+
+
+@on_one_server
+def test_after_006(substrate, applied):
+    """An apply that was interrupted after 006 goes on."""
+    apply_some(substrate.dsn, 3)
+    assert apply(substrate.dsn).code == 0
+    assert catalogue(substrate.dsn) == catalogue(applied.dsn)
+
+
+@on_one_server
+def test_one_at_a_time(substrate):
+    """While somebody migrates this database a second apply is refused at once; afterwards it is not."""
+    before = portrait(substrate.dsn)
+    with holding(substrate.dsn, "select pg_advisory_lock(726004, 1)"):
+        refused(1, "another iu-listen is migrating")("apply", *WAIVED, dsn=substrate.dsn)
+        assert portrait(substrate.dsn) == before
+    assert apply(substrate.dsn).code == 0
+
+
+@on_one_server
+def test_a_failed_verification_takes_everything_back(substrate, tmp_path):
+    """An apply whose result does not verify is taken back, the files that were committed on the way included."""
+    execute(substrate.dsn, "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
+    before = portrait(substrate.dsn)
+    refused(1, "W8", "gate open master")("apply", *WAIVED, dsn=substrate.dsn)
+    assert portrait(substrate.dsn) == before
+
+
+@on_one_server
+def test_a_busy_table_is_not_queued_on(substrate):
+    """While somebody reads event_outbox in an open transaction apply does not wait: gate 8 closes, nothing changes."""
+    before = portrait(substrate.dsn)
+    with holding(substrate.dsn, "select count(*) from event_outbox"):
+        done = apply(substrate.dsn, *WAIVED, "--lock-timeout", "0.3")
+    assert done.code == 1
+    assert [g["number"] for g in done.json["gates"] if not g["pass"]] == [8]
+    assert "lock" in done.json["gates"][7]["evidence"]
+    assert portrait(substrate.dsn) == before

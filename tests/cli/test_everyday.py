@@ -1,0 +1,406 @@
+"""The commands of every day, for people and for machines, on a database with the gate open."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+from uuid import UUID, uuid4
+
+import pytest
+
+from cli.command import (
+    POISON,
+    REMEDY,
+    ROUTE,
+    environment,
+    execute,
+    holding,
+    on_one_server,
+    portrait,
+    refused,
+    rows,
+    run,
+    running,
+    seen,
+    value,
+)
+
+pytestmark = on_one_server
+
+ROUTE_ONCE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
+
+
+@pytest.fixture
+def letter(live):
+    """A dead letter of a poisoned event, which has an antidote by now."""
+    execute(live.dsn, POISON)
+    assert run("emit", "--address", "poison", dsn=live.dsn).code == 0
+    execute(live.dsn, ROUTE_ONCE)
+    execute(live.dsn, REMEDY)
+    return rows(live.dsn, "select * from iu_route_dead_letter")[0]
+
+
+def table(done) -> list[list[str]]:
+    """The cells of a printed table, header first."""
+    lines = [line for line in done.out.splitlines() if line.strip() and "──" not in line]
+    return [line.split() for line in lines]
+
+
+# -- emit and attempts -------------------------------------------------------------------------------------------
+
+
+def test_emit(live):
+    """emit writes an event through the governed emitter and answers its id, as it was asked to."""
+    subject = uuid4()
+    done = run("emit", "--address", "docs/intro", "--subject", str(subject), "--actor", "ada",
+               "--payload", '{"why": "test", "n": 1}', dsn=live.dsn)  # fmt: skip
+    assert done.code == 0, done.err
+    event = rows(live.dsn, "select * from event_outbox")[0]
+    assert UUID(done.out.strip()) == event["id"]
+    assert (event["event_domain"], event["event_type"]) == ("iu", "version_applied")
+    assert (event["event_stream"], event["source_system"]) == ("update", "iu_core")
+    assert (event["canonical_address"], event["event_subject_ref"]) == ("docs/intro", subject)
+    assert event["actor_ref"] == "ada"
+    assert json.loads(event["safe_payload"]) == {"why": "test", "n": 1}
+
+
+def test_emit_many(live):
+    """emit --count writes so many events in one transaction, each with a subject of its own."""
+    done = run("emit", "--count", "1500", dsn=live.dsn)
+    assert done.code == 0
+    assert done.out.startswith("1 500 events, the first is ")
+    assert value(live.dsn, "select count(distinct event_subject_ref) from event_outbox") == 1500
+    assert value(live.dsn, "select count(distinct xact_id) from event_outbox") == 1
+    done = run("emit", "--count", "3", "--json", dsn=live.dsn)
+    assert len({UUID(event) for event in done.json["events"]}) == 3
+
+
+def test_attempts(live):
+    """attempts shows the audit, the youngest first, by event, route and status; an event without any is a 1."""
+    event = run("emit", "--json", dsn=live.dsn).json["events"][0]
+    refused(1)("attempts", "--event", event, dsn=live.dsn)
+    execute(live.dsn, ROUTE_ONCE)
+    done = run("attempts", "--event", event, "--json", dsn=live.dsn)
+    assert done.code == 0
+    (attempt,) = done.json
+    assert attempt | {"created_at": None} == {
+        "event_ref": event, "route_kind": "outbound", "route_code": ROUTE, "status": "dry_run", "decision": "dry_run",
+        "delivered": False, "failure_code": None, "attempt_no": 1, "idempotency_key": f"outbound:{ROUTE}:{event}",
+        "created_at": None,
+    }  # fmt: skip
+    assert [event, ROUTE, "dry_run", "dry_run", "1"] == table(run("attempts", dsn=live.dsn))[1][:5]
+    assert run("attempts", "--status", "failed", "--json", dsn=live.dsn).json == []
+    assert run("attempts", "--route", "other", "--json", dsn=live.dsn).json == []
+    run("emit", "--count", "30", dsn=live.dsn)
+    execute(live.dsn, ROUTE_ONCE)
+    assert len(run("attempts", "--json", dsn=live.dsn).json) == 20
+    assert len(run("attempts", "--limit", "25", "--json", dsn=live.dsn).json) == 25
+
+
+# -- status ------------------------------------------------------------------------------------------------------
+
+
+def test_status(live):
+    """status shows gates, workers, consumers and attempts; for people it says how to start a consumer when there is none."""
+    run("emit", "--count", "2", dsn=live.dsn)
+    execute(live.dsn, ROUTE_ONCE)
+    run("emit", "--count", "3", dsn=live.dsn)
+    answer = run("status", "--json", dsn=live.dsn).json
+    assert set(answer) >= {"gates", "workers", "consumers", "attempts"}
+    assert [(g["gate"], g["open"]) for g in answer["gates"]] == [("master", True), ("worker", True)]
+    (worker,) = answer["workers"]
+    assert (worker["worker_name"], worker["backlog"], worker["total_seen"]) == ("iu_outbound_default", 3, 2)
+    assert worker["open_dead_letters"] == 0
+    assert worker["refusal"] is None
+    assert answer["consumers"] == []
+    assert [(a["route_code"], a["status"], a["attempts"]) for a in answer["attempts"]] == [(ROUTE, "dry_run", 2)]
+
+    done = run("status", dsn=live.dsn)
+    assert done.code == 0
+    assert "iu-listen run" in done.err
+    for words in ("master", "iu_core.route_worker_enabled", "iu_outbound_default", ROUTE):
+        assert words in done.out
+
+
+def test_status_of_a_consumer(live):
+    """status and doctor show the consumer that works: its state, its bell, its wakes; health --here finds it on this host."""
+    refused(1, platform.node())("health", "--here", dsn=live.dsn)
+    with running("run", "--log-format", "json", dsn=live.dsn) as consumer:
+        consumer.until_it_says('"listening"')
+        seen(live.dsn, "select exists (select from iu_consumer_heartbeat where listening and state = 'idle')")
+        (shown,) = run("status", "--json", dsn=live.dsn).json["consumers"]
+        assert (shown["state"], shown["listening"], shown["silent"]) == ("idle", True, False)
+        assert (shown["host"], shown["pid"]) == (platform.node(), consumer.process.pid)
+        assert shown["wakes"]["start_up"] >= 1
+        done = run("status", dsn=live.dsn)
+        assert f"{platform.node()}:{consumer.process.pid}" in done.out
+        assert "bell" in done.out
+
+        assert run("health", "--here", dsn=live.dsn).code == 0
+        assert run("health", "--here", "--json", dsn=live.dsn).json["healthy"] is True
+        assert run("health", dsn=live.dsn).code == 0
+        lease = [f for f in run("doctor", "--json", dsn=live.dsn).json["findings"] if f["what"] == "lease"]
+        assert "iu-listen worker iu_outbound_default" in lease[0]["found"]
+        assert consumer.end() == 0
+    refused(1, "has beaten")("health", "--here", dsn=live.dsn)
+    (shown,) = run("status", "--json", dsn=live.dsn).json["consumers"]
+    assert (shown["state"], shown["silent"]) == ("stopped", False)
+
+
+# -- health and doctor -------------------------------------------------------------------------------------------
+
+
+def test_health(live):
+    """health is 0 while the worker could work, 1 with the reason when it is silent or the master gate is closed."""
+    done = run("health", dsn=live.dsn)
+    assert done.code == 0
+    assert done.out.startswith("healthy  iu_outbound_default")
+
+    run("emit", "--count", "4", dsn=live.dsn)
+    execute(live.dsn, "update dot_config set updated_at = now() - interval '95 hours' where key like '%worker%'")
+    done = refused(1, "NOT HEALTHY", "because silent for", "warning: backlog: 4")("health", dsn=live.dsn)
+    done = run("health", "--json", dsn=live.dsn)
+    assert done.code == 1
+    assert done.json["healthy"] is False
+    assert done.json["warnings"] == [{"code": "backlog", "figure": 4}]
+    assert done.json["silent_seconds"] > 95 * 3600 - 60
+
+    run("gate", "close", "worker", dsn=live.dsn)
+    done = run("health", dsn=live.dsn)
+    assert done.code == 0
+    assert "warning: worker gate closed" in done.out
+    run("gate", "close", "master", dsn=live.dsn)
+    refused(1, "because master gate is closed")("health", dsn=live.dsn)
+
+
+def test_doctor(live):
+    """doctor finds nothing on a sound installation, and what is wrong otherwise, with what to do about it."""
+    done = run("doctor", "--json", dsn=live.dsn)
+    assert done.code == 0
+    assert done.json["pass"] is True
+    assert {f["level"] for f in done.json["findings"]} == {"ok"}
+    assert {f["what"] for f in done.json["findings"]} >= {
+        "server", "substrate", "package", "gates", "history", "health", "triggers", "path", "lease",
+        "notification queue", "open transactions",
+    }  # fmt: skip
+
+    execute(live.dsn, "alter table event_outbox disable trigger zz_event_outbox_bell")
+    refused(1, "FAIL", "event_outbox.zz_event_outbox_bell",
+            "alter table event_outbox enable always trigger zz_event_outbox_bell")("doctor", dsn=live.dsn)  # fmt: skip
+    execute(live.dsn, "alter table event_outbox enable always trigger zz_event_outbox_bell")
+    run("gate", "close", "worker", dsn=live.dsn)
+    done = run("doctor", dsn=live.dsn)
+    assert done.code == 0
+    assert "closed: worker" in done.out
+    assert "iu-listen gate open worker" in done.out
+
+
+# -- gates, routes, cursor ---------------------------------------------------------------------------------------
+
+
+def test_gate(live):
+    """gate shows, opens and closes; closing twice keeps the time of the first."""
+    done = run("gate", "close", "worker", "--json", dsn=live.dsn)
+    assert done.code == 0
+    assert {g["gate"]: (g["open"], g["value"]) for g in done.json} == {
+        "master": (True, "true"),
+        "worker": (False, "false"),
+    }
+    again = run("gate", "close", "worker", "--json", dsn=live.dsn)
+    assert again.json == done.json == run("gate", "show", "--json", dsn=live.dsn).json
+    assert table(run("gate", "show", dsn=live.dsn))[2][:2] == ["worker", "closed"]
+    assert table(run("gate", "open", "worker", dsn=live.dsn))[2][:2] == ["worker", "open"]
+
+
+def test_route(live):
+    """route lists, shows, disables and enables; an event of a disabled route is skipped for that reason."""
+    (found,) = run("route", "list", "--json", dsn=live.dsn).json
+    assert (found["route_code"], found["enabled"], found["dry_run"]) == (ROUTE, True, True)
+    assert run("route", "show", ROUTE, "--json", dsn=live.dsn).json == found
+    assert ROUTE in run("route", "list", dsn=live.dsn).out
+
+    done = run("route", "disable", ROUTE, "--json", dsn=live.dsn)
+    assert done.code == 0
+    assert done.json["enabled"] is False
+    run("emit", dsn=live.dsn)
+    execute(live.dsn, ROUTE_ONCE)
+    assert run("attempts", "--json", dsn=live.dsn).json[0]["decision"] == "route_disabled"
+    assert run("route", "enable", ROUTE, "--json", dsn=live.dsn).json["enabled"] is True
+
+
+def test_a_route_that_would_deliver(live):
+    """A route that is no dry run cannot be enabled: the safety check refuses, and its words are shown."""
+    execute(live.dsn, "update iu_outbound_route set enabled = false, dry_run = false")
+    refused(1, "iu_outbound_route_safe_chk")("route", "enable", ROUTE, dsn=live.dsn)
+    assert value(live.dsn, "select enabled from iu_outbound_route") is False
+
+
+def test_cursor(live):
+    """cursor reset asks for a yes and a closed gate; to the beginning decides nothing twice, to now skips what waits."""
+    dsn = live.dsn
+    run("emit", "--count", "3", dsn=dsn)
+    execute(dsn, ROUTE_ONCE)
+    (shown,) = run("cursor", "show", "--json", dsn=dsn).json
+    assert (shown["worker_name"], shown["backlog"], shown["total_seen"]) == ("iu_outbound_default", 0, 3)
+    assert "iu_outbound_default" in run("cursor", "show", dsn=dsn).out
+
+    before = portrait(dsn)
+    refused(1, "3 events of domain iu are read again", "--yes")("cursor", "reset", "--to", "beginning", dsn=dsn)
+    done = run("cursor", "reset", "--to", "beginning", "--plan", "--json", dsn=dsn)
+    assert done.code == 0
+    assert done.json["done"] is False
+    refused(1, "the worker gate is open", "gate close worker")("cursor", "reset", "--to", "now", "--yes", dsn=dsn)
+    assert portrait(dsn) == before
+
+    run("gate", "close", "worker", dsn=dsn)
+    done = run("cursor", "reset", "--to", "beginning", "--yes", "--json", dsn=dsn)
+    assert done.code == 0
+    assert done.json["done"] is True
+    assert run("cursor", "show", "--json", dsn=dsn).json[0]["backlog"] == 3
+    run("gate", "open", "worker", dsn=dsn)
+    execute(dsn, ROUTE_ONCE)
+    assert value(dsn, "select count(*) from iu_route_attempt") == 3
+
+    run("emit", "--count", "2", dsn=dsn)
+    run("gate", "close", "worker", dsn=dsn)
+    assert "2 waiting events are never routed" in run("cursor", "reset", "--to", "now", "--yes", dsn=dsn).out
+    run("gate", "open", "worker", dsn=dsn)
+    execute(dsn, ROUTE_ONCE)
+    assert value(dsn, "select count(*) from iu_route_attempt") == 3
+
+
+# -- dead letters ------------------------------------------------------------------------------------------------
+
+
+def test_dead_letter_list_and_show(live, letter):
+    """A dead letter is listed with its reason, and shown with its whole event."""
+    (found,) = run("dead-letter", "list", "--json", dsn=live.dsn).json
+    assert found["id"] == str(letter["id"])
+    assert (found["route_code"], found["failure_code"]) == (ROUTE, "worker_process_error")
+    assert "poisoned" in found["failure_detail"]
+    done = run("dead-letter", "list", dsn=live.dsn)
+    assert str(letter["id"]) in done.out
+    assert "poisoned" in done.out
+    assert run("dead-letter", "list", "--route", "other", "--json", dsn=live.dsn).json == []
+
+    shown = run("dead-letter", "show", str(letter["id"]), "--json", dsn=live.dsn).json
+    assert shown["event_snapshot"]["canonical_address"] == "poison"
+    assert shown["event_snapshot"]["id"] == str(letter["event_ref"])
+    done = run("dead-letter", "show", str(letter["id"]), dsn=live.dsn)
+    assert '"canonical_address": "poison"' in done.out
+    assert (
+        "1 open dead letters" in run("health", dsn=live.dsn).out
+        or "open dead letters: 1" in run("health", dsn=live.dsn).out
+    )
+
+
+def test_dead_letter_replay(live, letter):
+    """A replay is previewed with --plan, decides again under the same key, resolves, and is not done twice."""
+    dsn, id = live.dsn, str(letter["id"])
+    before = portrait(dsn)
+    (plan,) = run("dead-letter", "replay", id, "--plan", "--json", dsn=dsn).json
+    assert (plan["id"], plan["attempt_no"], plan["would"], plan["newer_of_subject"]) == (id, 2, "dry_run", 0)
+    done = run("dead-letter", "replay", "--all", "--plan", dsn=dsn)
+    assert done.code == 0
+    assert id in done.out
+    assert "nothing was changed" in done.err
+    assert portrait(dsn) == before
+
+    done = run("dead-letter", "replay", id, "--actor", "ada", "--json", dsn=dsn)
+    assert done.code == 0
+    (answer,) = done.json
+    assert (answer["status"], answer["decision"], answer["attempt_no"]) == ("replayed", "dry_run", 2)
+    assert answer["resolved"] is True
+    assert run("dead-letter", "list", "--json", dsn=dsn).json == []
+    (resolved,) = run("dead-letter", "list", "--resolved", "--json", dsn=dsn).json
+    assert resolved["resolution"] == "replayed by ada: dry_run"
+    audit = run("attempts", "--event", str(letter["event_ref"]), "--json", dsn=dsn).json
+    assert [(a["attempt_no"], a["status"]) for a in audit] == [(2, "dry_run"), (1, "failed")]
+    assert len({a["idempotency_key"] for a in audit}) == 1
+
+    done = run("dead-letter", "replay", id, dsn=dsn)
+    assert done.code == 0
+    assert "already_resolved" in done.out
+    assert run("dead-letter", "replay", "--all", "--json", dsn=dsn).json == []
+
+
+def test_a_replay_that_fails_again(live, letter):
+    """A replay that fails again, or meets a closed gate, ends with 1 and the dead letter stays open."""
+    dsn, id = live.dsn, str(letter["id"])
+    run("gate", "close", "worker", dsn=dsn)
+    refused(1, "worker_gate_closed")("dead-letter", "replay", id, dsn=dsn)
+    run("gate", "open", "worker", dsn=dsn)
+    execute(dsn, POISON)
+    refused(1, "not_replayed")("dead-letter", "replay", "--all", dsn=dsn)
+    assert run("dead-letter", "list", "--json", dsn=dsn).json[0]["replay_count"] == 1
+    execute(dsn, REMEDY)
+    assert run("dead-letter", "replay", "--all", "--route", ROUTE, dsn=dsn).code == 0
+
+
+def test_a_replay_of_a_disabled_route(live, letter):
+    """A replay whose route is disabled is foretold by --plan, ends with 1 and leaves the dead letter open."""
+    run("route", "disable", ROUTE, dsn=live.dsn)
+    plan = run("dead-letter", "replay", "--all", "--plan", "--json", dsn=live.dsn).json
+    assert plan[0]["would"] == "skipped: the route is disabled; it would stay open"
+    refused(1, "not_replayed", "route_disabled")("dead-letter", "replay", "--all", dsn=live.dsn)
+
+
+# -- how it looks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["status", "health", "doctor", "gate show", "verify --live", "probe", "--help"])
+def test_colours_only_on_a_terminal(live, command):
+    """Colours and boxes are for terminals: what goes into a pipe or a file has no escape sequence."""
+    done = run(*command.split(), dsn=live.dsn)
+    assert "\x1b" not in done.out + done.err
+
+
+def test_colours_on_a_terminal(live):
+    """On a terminal a closed gate is red."""
+    main, terminal = pty.openpty()
+    with tempfile.TemporaryDirectory() as home:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "iu_listen", "gate", "close", "worker"],
+            env=environment(home, live.dsn), cwd=home, stdout=terminal, stderr=terminal, stdin=terminal,
+        )  # fmt: skip
+        os.close(terminal)
+        said = b""
+        try:
+            while chunk := os.read(main, 4096):
+                said += chunk
+        except OSError:
+            pass  # the other end is closed
+        finally:
+            os.close(main)
+        assert process.wait(10) == 0
+    assert b"\x1b[1;31mclosed" in said
+
+
+def test_version_and_help(server):
+    """--version is one line; --help lists every command and the exit codes."""
+    done = run("--version")
+    assert (done.code, len(done.out.split())) == (0, 1)
+    done = run("--help")
+    assert done.code == 0
+    for word in ("probe", "apply", "verify", "rollback", "dead-letter", "doctor", "3 cannot reach the database"):
+        assert word in done.out
+
+
+def test_a_command_that_is_interrupted(live):
+    """SIGTERM ends a command that waits, with the shell's exit code for it and without a word about Python."""
+    with (
+        holding(live.dsn, "lock table dot_config"),
+        running("gate", "close", "worker", dsn=live.dsn) as command,
+    ):
+        seen(
+            live.dsn,
+            "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())",
+        )
+        assert command.end(signal.SIGTERM) == 143
+    assert value(live.dsn, "select value from dot_config where key like '%worker%'") == "true"

@@ -1,0 +1,422 @@
+"""probe: the seed's table on any database, and nothing left behind."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from cli.command import (
+    POISON,
+    REMEDY,
+    ROUTE,
+    Done,
+    Tree,
+    catalogue,
+    execute,
+    holding,
+    on_one_server,
+    portrait,
+    refused,
+    rows,
+    run,
+    value,
+)
+from iu_listen.model.observation import BatchRan
+from support import connected, consuming, drain, insert_event
+
+#: The seed's table, typed from seeds/, not from the module: id and figures.
+SEED = [
+    ("SETUP", "master t, worker t"),
+    ("A", "event_outbox iu rows = 3"),
+    (
+        "B",
+        (
+            "seen=3, attempts_written=3, skipped=0, dead_lettered=0; "
+            "3 rows outbound/dry_run/iu.version_applied.workflow; cursor advanced"
+        ),
+    ),
+    ("C", "seen=0; attempts still 3"),
+    ("D", "seen=3 but table still 3"),
+    (
+        "E",
+        (
+            "dead_lettered=3; 3 failed attempts; failure_code=worker_process_error; "
+            "seam_failclosed=t; v_iu_route_dead_letter_open = 3"
+        ),
+    ),
+    ("F", "status=replayed, decision=dry_run, resolved=true, attempt_no=2; dlq resolved=1 / open=2"),
+    ("G", "health.healthy=true; v_iu_route_attempt_summary = dry_run 4 / failed 3; backlog 0"),
+    ("H", "worker gate off → worker_gate_closed; master gate off → master_gate_closed"),
+]
+#: What the seed looked for after the rollback, and what it found.
+ZERO = {
+    "worker tables": "0",
+    "worker functions": "0",
+    "event_outbox iu (of the probe)": "0",
+    "iu_route_attempt (of the probe)": "0",
+    "worker config key": "0",
+    "gates": "iu_core.routes_master_enabled=true",
+    "outbound routes": f"{ROUTE} true/true",
+    "safety check": "1",
+}
+
+
+def probe(dsn: str, *args: str, **more: Any) -> Done:
+    return run("probe", "--json", *args, dsn=dsn, **more)
+
+
+def wrong(done: Done) -> set[str]:
+    """Ids of the probes and items of the footprint that are not as expected."""
+    answer = done.json
+    return {p["id"] for p in answer["probes"] if not p["pass"]} | {
+        item for item, figures in answer["footprint"].items() if not figures["pass"]
+    }
+
+
+# -- what it shows -----------------------------------------------------------------------------------------------
+
+
+def test_the_seeds_table(substrate):
+    """On a database without the package every row of the seed's table comes out to the figure, and nothing stays."""
+    before = portrait(substrate.dsn)
+    done = probe(substrate.dsn)
+
+    assert done.code == 0, done.err
+    answer = done.json
+    assert set(answer) == {"pass", "installed", "probes", "footprint"}
+    assert answer["pass"] is True
+    assert answer["installed"] is False
+    assert [(p["id"], p["expected"]) for p in answer["probes"]] == SEED
+    for row in answer["probes"]:
+        assert set(row) == {"id", "scenario", "expected", "observed", "pass"}
+        assert row["observed"] == row["expected"]
+        assert row["pass"] is True
+    for item, figures in answer["footprint"].items():
+        assert figures["pass"] is True, item
+        assert figures["expected"] == figures["observed"]
+    assert ZERO.items() <= {item: figures["observed"] for item, figures in answer["footprint"].items()}.items()
+    assert portrait(substrate.dsn) == before
+
+
+@on_one_server
+def test_the_table_for_people(substrate):
+    """Without --json the same figures stand in a table, expected beside observed, and PASS is the last word."""
+    done = run("probe", dsn=substrate.dsn)
+    assert done.code == 0
+    for id, expected in SEED:
+        line = next(line for line in done.out.splitlines() if line.lstrip().startswith(f"{id} "))
+        assert line.count(expected[:30]) == 2, line
+        assert line.rstrip().endswith("ok")
+    assert done.out.rstrip().endswith("PASS")
+    assert "the package, created for the probe" in done.out
+    assert "\x1b" not in done.out + done.err
+
+
+def test_the_installed_package(applied):
+    """Where the package is installed the installed objects are what is proven, and no row or object of them changes."""
+    before = portrait(applied.dsn)
+    done = probe(applied.dsn)
+    assert done.code == 0, done.err
+    assert done.json["installed"] is True
+    assert [(p["id"], p["observed"]) for p in done.json["probes"]] == SEED
+    assert portrait(applied.dsn) == before
+
+
+@on_one_server
+def test_a_history(live):
+    """Events, attempts and dead letters that are there already change no figure of the probe."""
+
+    async def history() -> None:
+        async with connected(live.dsn) as connection:
+            await connection.execute(POISON)
+            for _ in range(7):
+                await insert_event(connection)
+            await connection.execute(
+                "select fn_iu_emit_event('version_applied', 'poison', gen_random_uuid(), 'a', '{}')"
+            )
+            await drain(connection)
+            await connection.execute(REMEDY)
+            await insert_event(connection)
+
+    anyio.run(history)
+    before = portrait(live.dsn)
+    assert value(live.dsn, "select count(*) from v_iu_route_dead_letter_open") == 1
+    done = probe(live.dsn)
+    assert done.code == 0, done.out
+    assert portrait(live.dsn) == before
+
+
+@pytest.mark.xfail(
+    reason="005 stamps older events with the probe's own xid, and its cursor takes them for its own: "
+    "sql/queries/probe/setup_cursor.sql and the reset in D must start at (own xid, 0)"
+)
+@on_one_server
+def test_a_history_before_the_package(substrate):
+    """Events of long before the package are not in the way of its probe.
+
+    Fails when: the probe's cursor takes the events that 005 has just stamped for its own.
+    """
+    execute(
+        substrate.dsn, "select fn_iu_emit_event('version_applied', 'x', null, 'a', '{}') from generate_series(1, 50)"
+    )
+    before = portrait(substrate.dsn)
+    done = probe(substrate.dsn)
+    assert done.code == 0, done.out + done.err
+    assert portrait(substrate.dsn) == before
+
+
+@on_one_server
+@pytest.mark.parametrize("kind", ["substrate", "applied"])
+def test_other_routes(server, kind, request):
+    """Other enabled routes for the same events, or a disabled one of the seed, do not disturb the probe."""
+    dsn = request.getfixturevalue(kind).dsn
+    execute(
+        dsn,
+        f"""update iu_outbound_route set enabled = false where route_code = '{ROUTE}';
+            insert into iu_outbound_route
+                (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+            select 'other ' || n, 'iu', 'version_applied', 'update', 'report', 'x', true, true
+              from generate_series(1, 3) n""",
+    )
+    before = portrait(dsn)
+    done = probe(dsn)
+    assert done.code == 0, done.out
+    assert portrait(dsn) == before
+
+
+@on_one_server
+def test_closed_gates(applied):
+    """A closed master gate is opened for the probe only, inside its transaction."""
+    execute(applied.dsn, "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
+    before = portrait(applied.dsn)
+    done = probe(applied.dsn)
+    assert done.code == 0, done.out
+    assert portrait(applied.dsn) == before
+
+
+# -- beside a live consumer --------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+@on_one_server
+async def test_beside_a_working_consumer(live):
+    """A probe passes beside a consumer under load, which is held up no longer than the lock timeout, and misses nothing.
+
+    Fails when: E to H, which lock the route table, are not given up after the lock timeout.
+    """
+    limit = 1.0
+    stop = anyio.Event()
+    written = 0
+
+    async def load() -> None:
+        nonlocal written
+        async with connected(live.dsn) as writer:
+            while not stop.is_set():
+                await writer.execute(
+                    """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+                       select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, 20)"""
+                )
+                written += 20
+
+    async with consuming(live.dsn) as recorder, anyio.create_task_group() as tasks:
+        tasks.start_soon(load)
+        await recorder.wait_for(BatchRan, lambda b: b.batch.seen > 0)
+        for _ in range(3):
+            already = len(recorder.of(BatchRan))
+            done = await anyio.to_thread.run_sync(partial(probe, live.dsn, "--lock-timeout", str(limit)))
+            assert done.code == 0, done.out + done.err
+            assert sum(b.batch.seen for b in recorder.of(BatchRan)[already:]) > 0
+        stop.set()
+    longest = max(b.batch.seconds for b in recorder.of(BatchRan))
+    assert longest < limit + 0.5
+
+    async with connected(live.dsn) as connection:
+        await drain(connection)
+        assert await connection.fetchval("select count(*) from event_outbox") == written
+        assert await connection.fetchval("select count(distinct event_ref) from iu_route_attempt") == written
+        assert await connection.fetchval("select count(*) from iu_route_attempt") == written
+
+
+# -- locks -------------------------------------------------------------------------------------------------------
+
+
+@on_one_server
+@pytest.mark.parametrize("kind", ["substrate", "applied"])
+def test_a_lock_held_by_somebody_else(server, kind, request):
+    """A lock that somebody else holds on the routes ends the probe within the lock timeout, and nothing is left."""
+    dsn = request.getfixturevalue(kind).dsn
+    before = portrait(dsn)
+    with holding(dsn, "lock table iu_outbound_route"):
+        done = refused(1, "lock", "--lock-timeout")("probe", "--lock-timeout", "0.5", dsn=dsn)
+    assert done.seconds < 0.5 + 3
+    assert portrait(dsn) == before
+
+
+@on_one_server
+def test_a_gate_changed_by_somebody_else(applied):
+    """A gate that somebody is just changing ends the probe within the lock timeout."""
+    with holding(applied.dsn, "update dot_config set value = 'true'"):
+        done = refused(1, "lock")("probe", "--lock-timeout", "0.5", dsn=applied.dsn)
+    assert done.seconds < 0.5 + 3
+
+
+@on_one_server
+@pytest.mark.parametrize("at", ["A", "E"])
+def test_it_holds_nobody_up(substrate, tmp_path, at):
+    """A probe that takes longer than the lock timeout is given up: what it has locked others wait for.
+
+    Without the package the log itself is locked from the start, not only the routes from E on.
+    """
+    tree = Tree(tmp_path)
+    file = {"A": "probe/emit", "E": "probe/drop_safety_check"}[at]
+    text = (tree.root / "sql/queries" / f"{file}.sql").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("--")]
+    tree.edit(f"sql/queries/{file}.sql", "\n".join(lines), "do $$ begin perform pg_sleep(20); end $$")
+    if at == "A":
+        tree.edit(
+            f"sql/queries/{file}.sql",
+            "do $$ begin perform pg_sleep(20); end $$",
+            "select null::uuid from pg_sleep(20) where $1::int > 0",
+        )
+    before = portrait(substrate.dsn)
+    done = refused(1, "held locks for longer than 1 s")("probe", "--lock-timeout", "1", dsn=substrate.dsn, env=tree.env)
+    assert done.seconds < 1 + 4
+    assert portrait(substrate.dsn) == before
+
+
+# -- what is broken is found -------------------------------------------------------------------------------------
+
+FUNCTIONS = "sql/worker/009_route_worker_functions.up.sql"
+GATE = """    if not public.fn_iu_route_worker_enabled() then
+        return jsonb_build_object('status', 'worker_gate_closed', 'worker_name', p_worker_name, 'seen', 0);"""
+SEAM = """    raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
+        using errcode = 'feature_not_supported',
+              hint = 'Set the route back to dry run: iu-listen route disable, or dry_run = true.';"""
+
+#: What is broken, how, and which probes must find it.
+BREAKAGES = {
+    "seam that delivers": (SEAM, "    return '{}';", {"E"}),
+    "worker gate ignored": (GATE, GATE.replace("if not", "if false and not"), {"H"}),
+    "replay that resolves nothing": (
+        "v_resolved := v_decision <> 'route_disabled';", "v_resolved := false;", {"F"},
+    ),
+    "backlog view that counts what is read": (
+        "   and (u.xact_id = c.own_xid and u.event_seq <= c.own_seq) is not true\n group by", " group by", {"G"},
+    ),
+    "cursor that does not move": ("c.own_seq := v_last_seq;", "c.own_seq := 0;", {"C"}),
+    "health that is never good": ("'healthy', cardinality(v_reasons) = 0", "'healthy', false", {"G"}),
+    "function that does not parse": ("c.own_seq := v_last_seq;", "c.own_seq := no_such_column;", {"B"}),
+}  # fmt: skip
+
+
+def test_every_breakage_is_found_in_the_files(server, tmp_path):
+    """A broken function in the files makes the probe say no, and it names the scenario that shows it.
+
+    Fails when: a scenario's figure does not depend on the mechanism that it stands for.
+    """
+    for database in server.create("base"):
+        before = portrait(database.dsn)
+        for name, (old, new, expected) in BREAKAGES.items():
+            tree = Tree(tmp_path / name)
+            tree.edit(FUNCTIONS, old, new)
+            done = probe(database.dsn, env=tree.env)
+            assert done.code == 1, name
+            assert done.json["pass"] is False
+            assert expected <= wrong(done), name
+            assert not wrong(done) & set(ZERO), name
+        assert portrait(database.dsn) == before
+
+
+@on_one_server
+@pytest.mark.parametrize(
+    ("breakage", "expected"),
+    [
+        ("seam", "E"),
+        ("replay", "F"),
+        ("backlog", "G"),
+        ("gate", "H"),
+    ],
+)
+def test_a_broken_installed_object_is_found(applied, breakage, expected):
+    """Where the package is installed it is the installed object that is proven: one that was replaced is found."""
+    dsn = applied.dsn
+    if breakage == "gate":
+        body = value(dsn, "select pg_get_functiondef('fn_iu_route_worker_run(text,int)'::regprocedure)")
+        execute(dsn, body.replace("if not public.fn_iu_route_worker_enabled()", "if false"))
+    else:
+        execute(
+            dsn,
+            {
+                "seam": """create or replace function fn_iu_route_deliver(text, uuid, jsonb) returns jsonb
+                           language sql as $$ select '{}'::jsonb $$""",
+                "replay": """create or replace function fn_iu_route_dead_letter_replay(uuid, text default session_user)
+                             returns jsonb language sql as
+                             $$ select '{"status": "replayed", "decision": "dry_run", "resolved": true}'::jsonb $$""",
+                "backlog": """create or replace view v_iu_event_backlog as
+                              select worker_name, event_domain, 1::bigint as backlog, null::timestamptz as oldest_created_at
+                                from iu_route_worker_cursor""",
+            }[breakage].replace("fn_iu_route_deliver(text, uuid, jsonb)", "fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb)").replace("(uuid, text default", "(p_dead_letter_id uuid, p_actor text default"),
+        )  # fmt: skip
+    before = portrait(dsn)
+    done = run("probe", dsn=dsn)
+    assert done.code == 1
+    verdict = done.out.rstrip().splitlines()[-1]
+    assert verdict.startswith("FAIL ")
+    assert expected in verdict.replace("FAIL", "").replace(",", " ").split()
+    assert portrait(dsn) == before
+
+
+@on_one_server
+def test_an_error_is_a_finding(applied):
+    """A function that raises where it should answer is the finding of its scenario, and the next scenario still runs."""
+    execute(applied.dsn, "drop function fn_iu_route_dead_letter_replay")
+    refused(1, "fn_iu_route_dead_letter_replay")("probe", dsn=applied.dsn)
+    execute(
+        applied.dsn,
+        """create function fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text default session_user)
+           returns jsonb language plpgsql as $$ begin raise exception 'out of order'; end $$""",
+    )
+    done = probe(applied.dsn)
+    assert done.code == 1
+    found = {p["id"]: p for p in done.json["probes"]}
+    assert list(found) == [id for id, _ in SEED]
+    assert "out of order" in found["F"]["observed"]
+    assert found["H"]["pass"] is True
+
+
+# -- where it cannot work ----------------------------------------------------------------------------------------
+
+
+@on_one_server
+def test_half_a_package(substrate):
+    """Half a package is no basis for a proof: it is refused, by the name of what does not fit."""
+    execute(substrate.dsn, "create table iu_route_worker_cursor (worker_name text)")
+    before = catalogue(substrate.dsn)
+    refused(1, "half applied", "iu_route_worker_cursor")("probe", dsn=substrate.dsn)
+    assert catalogue(substrate.dsn) == before
+
+
+@on_one_server
+def test_two_probes_at_once(applied):
+    """A second probe waits for the first or is refused by the lock timeout; neither leaves anything."""
+    before = portrait(applied.dsn)
+
+    async def both() -> list[Done]:
+        found: list[Done] = []
+
+        async def one() -> None:
+            found.append(await anyio.to_thread.run_sync(partial(run, "probe", dsn=applied.dsn)))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one)
+            tasks.start_soon(one)
+        return found
+
+    found = anyio.run(both)
+    assert 0 in {done.code for done in found}
+    assert all(done.code == 0 or "lock" in done.err or "Try again" in done.err for done in found), found
+    assert portrait(applied.dsn) == before
+    assert rows(applied.dsn, "select from event_outbox") == []

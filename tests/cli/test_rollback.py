@@ -1,0 +1,181 @@
+"""rollback, and verify: the package goes without a trace, and what is missing is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.command import (
+    POISON,
+    REMEDY,
+    catalogue,
+    execute,
+    holding,
+    on_one_server,
+    portrait,
+    refused,
+    rows,
+    run,
+    value,
+)
+from iu_listen.postgres.sqlfiles import package_files
+
+WAIVED = ("--no-backup", "a test database")
+
+
+def test_up_down_up(substrate):
+    """Up, down, up: after the way down nothing differs from before, after the second way up nothing from the first."""
+    dsn = substrate.dsn
+    execute(dsn, "select fn_iu_emit_event('version_applied', 'before', null, 'a', '{}') where false")
+    before = portrait(dsn)
+
+    assert run("apply", *WAIVED, dsn=dsn).code == 0
+    up = catalogue(dsn)
+    done = run("rollback", "--yes", "--json", dsn=dsn)
+    assert done.code == 0, done.err
+    assert done.json == {"rolled_back": [m.name for m in reversed(package_files())]}
+    assert portrait(dsn) == before
+
+    assert run("apply", *WAIVED, dsn=dsn).code == 0
+    assert catalogue(dsn) == up
+    assert run("verify", dsn=dsn).code == 0
+
+
+@on_one_server
+def test_what_was_routed_stays(live):
+    """A rollback takes the package, and neither the log nor the audit; applied again, it decides nothing twice."""
+    dsn = live.dsn
+    assert run("emit", "--count", "5", dsn=dsn).code == 0
+    execute(dsn, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
+    audit = rows(dsn, "select * from iu_route_attempt order by id")
+    events = rows(dsn, "select id from event_outbox order by id")
+    assert run("gate", "close", "worker", dsn=dsn).code == 0
+    assert run("rollback", "--yes", dsn=dsn).code == 0
+    assert rows(dsn, "select * from iu_route_attempt order by id") == audit
+    assert rows(dsn, "select id from event_outbox order by id") == events
+
+
+@on_one_server
+def test_it_needs_a_yes(applied):
+    """Without --yes rollback only says what it would take back: exit 1, or 0 with --plan."""
+    before = portrait(applied.dsn)
+    files = [m.name for m in reversed(package_files())]
+
+    done = refused(1, "nothing was changed", "--yes")("rollback", dsn=applied.dsn)
+    assert [line.split()[-1] for line in done.out.splitlines()] == files
+    done = run("rollback", "--plan", dsn=applied.dsn)
+    assert done.code == 0
+    assert [line.split()[-1] for line in done.out.splitlines()] == files
+    done = run("rollback", "--plan", "--json", dsn=applied.dsn)
+    assert done.code == 0
+    assert done.json == {"would_roll_back": files}
+    assert portrait(applied.dsn) == before
+
+
+@on_one_server
+def test_not_while_the_gate_is_open(live):
+    """While the worker gate is open rollback refuses, says how to close it, and everything stays."""
+    before = portrait(live.dsn)
+    refused(1, "the worker gate is open", "iu-listen gate close worker")("rollback", "--yes", dsn=live.dsn)
+    assert portrait(live.dsn) == before
+
+
+@on_one_server
+def test_not_while_dead_letters_are_open(live):
+    """While a dead letter is open rollback refuses and points to the list; once it is resolved it does not."""
+    dsn = live.dsn
+    execute(dsn, POISON)
+    assert run("emit", "--address", "poison", dsn=dsn).code == 0
+    execute(dsn, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
+    execute(dsn, REMEDY)
+    assert value(dsn, "select count(*) from v_iu_route_dead_letter_open") == 1
+    assert run("gate", "close", "worker", dsn=dsn).code == 0
+    before = portrait(dsn)
+    refused(1, "1 dead letter(s) are open", "iu-listen dead-letter list")("rollback", "--yes", dsn=dsn)
+    assert portrait(dsn) == before
+
+    execute(dsn, "update iu_route_dead_letter set resolved_at = now(), resolution = 'by hand'")
+    assert run("rollback", "--yes", dsn=dsn).code == 0
+
+
+@on_one_server
+def test_not_while_other_workers_are_registered(applied):
+    """While workers of one's own are registered rollback refuses, and everything stays."""
+    execute(
+        applied.dsn,
+        """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+           select 'mine', 'iu', lineage from iu_outbox_anchor""",
+    )
+    before = portrait(applied.dsn)
+    refused(1, "other workers are registered", "cursor show")("rollback", "--yes", dsn=applied.dsn)
+    assert portrait(applied.dsn) == before
+
+
+@on_one_server
+def test_not_beside_another_migrator(applied):
+    """While somebody migrates this database rollback is refused."""
+    with holding(applied.dsn, "select pg_advisory_lock(726004, 1)"):
+        refused(1, "another iu-listen is migrating")("rollback", "--yes", dsn=applied.dsn)
+
+
+@on_one_server
+def test_nothing_to_take_back(substrate):
+    """On a database without the package there is nothing to take back: exit 2."""
+    refused(2, "nothing is recorded as applied here")("rollback", "--yes", dsn=substrate.dsn)
+
+
+# -- verify ------------------------------------------------------------------------------------------------------
+
+
+@on_one_server
+def test_verify_without_the_package(substrate):
+    """verify says no, and why, where the package is not."""
+    refused(1, "the package is not applied", "iu-listen apply --plan")("verify", dsn=substrate.dsn)
+
+
+@on_one_server
+def test_verify_without_the_substrate(empty):
+    """verify says no, and why, where not even IU Core is."""
+    refused(1, "the substrate is not here", "right database")("verify", dsn=empty.dsn)
+
+
+def test_verify_changes_nothing(applied):
+    """verify shows every check W1 to W16, all passed, and changes nothing."""
+    before = portrait(applied.dsn)
+    done = run("verify", "--json", dsn=applied.dsn)
+    assert done.code == 0
+    assert done.json["pass"] is True
+    assert [c["id"] for c in done.json["checks"]] == [f"W{n}" for n in range(1, 17)]
+    assert all(c["pass"] and c["expected"] == c["observed"] for c in done.json["checks"])
+    assert portrait(applied.dsn) == before
+
+
+@on_one_server
+def test_verify_a_worker_that_is_switched_on(live):
+    """A worker that was switched on fails W4 and W8, and the way out is named; --live accepts it."""
+    done = run("verify", "--json", dsn=live.dsn)
+    assert done.code == 1
+    assert {c["id"] for c in done.json["checks"] if not c["pass"]} == {"W4", "W8"}
+    refused(1, "iu-listen verify --live")("verify", dsn=live.dsn)
+    assert run("verify", "--live", dsn=live.dsn).code == 0
+
+
+@on_one_server
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ("alter table event_outbox enable trigger zz_event_outbox_stamp", "W11"),
+        ("alter sequence event_outbox_event_seq cache 20", "W12"),
+        ("alter table event_outbox disable trigger zz_event_outbox_bell", "W15"),
+        (
+            """create or replace function fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb)
+               returns jsonb language plpgsql as $$ begin if false then raise exception 'x'; end if; return p_event; end $$""",
+            "W6",
+        ),
+    ],
+)
+def test_verify_finds(applied, change, check):
+    """What was switched off or replaced after the apply is found by the check that is named for it."""
+    execute(applied.dsn, change)
+    done = run("verify", "--json", dsn=applied.dsn)
+    assert done.code == 1
+    assert {c["id"] for c in done.json["checks"] if not c["pass"]} == {check}

@@ -1,0 +1,218 @@
+"""run: how it starts, waits, is stopped and comes back. One server: none of this depends on its version."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from cli.command import (
+    execute,
+    holding,
+    on_one_server,
+    rows,
+    run,
+    running,
+    seen,
+    value,
+)
+
+pytestmark = on_one_server
+
+#: Most seconds between a signal and the end, when there is nothing to wait for.
+PROMPT = 3.0
+JSON = ("run", "--log-format", "json")
+#: The consumer sleeps: its bell session holds a bell lock exclusively.
+ASLEEP = """
+    select exists (select from pg_locks l join pg_stat_activity a on a.pid = l.pid
+                    where l.locktype = 'advisory' and l.mode = 'ExclusiveLock' and l.classid = 726001 and l.granted
+                      and a.datname = current_database())
+"""
+STATE = "select state from iu_consumer_heartbeat order by beat_at desc limit 1"
+BACKLOG = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, {})
+"""
+
+
+def each_once(dsn: str) -> int:
+    """No event was decided twice; how many were."""
+    decided, distinct = rows(dsn, "select count(*), count(distinct event_ref) from iu_route_attempt")[0]
+    assert decided == distinct
+    return decided
+
+
+def nothing_half_done(dsn: str) -> None:
+    """The cursor and the audit agree, and no session of ours is left."""
+    assert value(dsn, "select total_seen from iu_route_worker_cursor") == each_once(dsn)
+    seen(
+        dsn,
+        """select not exists (select from pg_stat_activity
+                               where datname = current_database() and application_name like 'iu-listen%')""",
+    )
+
+
+def stopped_at_once(consumer, number: int) -> None:
+    """It ends with 0, says that it was asked to, and does not linger."""
+    began = time.monotonic()
+    assert consumer.end(number) == 0
+    assert time.monotonic() - began < PROMPT
+    assert signal.Signals(number).name in consumer.said
+    assert '"stopped"' in consumer.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+class TestStopping:
+    """A signal ends the service in order, with exit code 0, whatever it is doing."""
+
+    def test_asleep(self, live, number):
+        """Asleep: it wakes to leave, and its last heartbeat says so."""
+        with running(*JSON, dsn=live.dsn) as consumer:
+            seen(live.dsn, ASLEEP)
+            stopped_at_once(consumer, number)
+        assert value(live.dsn, STATE) == "stopped"
+        nothing_half_done(live.dsn)
+
+    def test_gate_closed(self, applied, number):
+        """Waiting for a gate: it leaves at once."""
+        with running(*JSON, dsn=applied.dsn) as consumer:
+            consumer.until_it_says("waiting for a gate to open")
+            stopped_at_once(consumer, number)
+        assert value(applied.dsn, STATE) == "stopped"
+        nothing_half_done(applied.dsn)
+
+    def test_standing_by(self, live, number):
+        """Standing by behind another consumer: it leaves at once, and the other one does not notice."""
+        with running(*JSON, dsn=live.dsn) as active:
+            active.until_it_says('"active"')
+            with running(*JSON, dsn=live.dsn) as standby:
+                standby.until_it_says("standing by")
+                stopped_at_once(standby, number)
+            assert run("emit", dsn=live.dsn).code == 0
+            seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
+            assert '"active"' not in standby.said
+            assert active.end() == 0
+        nothing_half_done(live.dsn)
+
+    @pytest.mark.slow
+    def test_in_the_middle_of_a_backlog(self, live, number):
+        """In the middle of a backlog: the running batch ends and is kept, and the next consumer goes on from there."""
+        total = 200_000 if number == signal.SIGTERM else 50_000
+        execute(live.dsn, BACKLOG.format(total))
+        with running(*JSON, "--batch-limit", "2000", dsn=live.dsn) as consumer:
+            seen(live.dsn, "select exists (select from iu_route_attempt)")
+            stopped_at_once(consumer, number)
+        done = each_once(live.dsn)
+        assert 0 < done < total
+        assert done % 2000 == 0
+        assert value(live.dsn, STATE) == "stopped"
+        nothing_half_done(live.dsn)
+
+        with running(*JSON, dsn=live.dsn) as consumer:
+            seen(live.dsn, f"select total_seen = {total} from iu_route_worker_cursor", timeout=60)
+            assert consumer.end() == 0
+        assert each_once(live.dsn) == total
+
+
+def test_a_batch_that_does_not_end(live):
+    """Asked to stop it waits for the running batch no longer than its grace; what the batch had begun is undone."""
+    with holding(live.dsn, "lock table iu_outbound_route"):
+        run("emit", dsn=live.dsn)
+        with running(*JSON, "--grace", "1", dsn=live.dsn) as consumer:
+            seen(
+                live.dsn,
+                "select exists (select from pg_locks where not granted and relation = 'iu_outbound_route'::regclass)",
+            )
+            began = time.monotonic()
+            consumer.end()
+            assert time.monotonic() - began < 1 + PROMPT
+    nothing_half_done(live.dsn)
+    assert each_once(live.dsn) == 0
+
+
+def test_the_second_signal(live):
+    """A second signal does not wait for the running batch."""
+    with holding(live.dsn, "lock table iu_outbound_route"):
+        run("emit", dsn=live.dsn)
+        with running(*JSON, "--grace", "30", dsn=live.dsn) as consumer:
+            seen(
+                live.dsn,
+                "select exists (select from pg_locks where not granted and relation = 'iu_outbound_route'::regclass)",
+            )
+            consumer.process.send_signal(signal.SIGTERM)
+            consumer.until_it_says('"stopping"')
+            began = time.monotonic()
+            consumer.end(signal.SIGTERM)
+            assert time.monotonic() - began < PROMPT
+    nothing_half_done(live.dsn)
+
+
+# -- starting ----------------------------------------------------------------------------------------------------
+
+
+def test_it_starts_against_a_closed_gate(applied):
+    """It starts against a closed gate, says so once, and works within a second after the gate is opened."""
+    run("emit", dsn=applied.dsn)
+    with running(*JSON, "--catch-up", "0.5", "--lease", "5", dsn=applied.dsn) as consumer:
+        consumer.until_it_says("waiting for a gate to open")
+        seen(applied.dsn, "select (wakes ->> 'catch_up')::int >= 3 from iu_consumer_heartbeat")
+        assert consumer.said.count("waiting for a gate to open") == 1
+        assert each_once(applied.dsn) == 0
+        opened = run("gate", "open", "worker", "--json", dsn=applied.dsn)
+        assert opened.code == 0
+        seen(applied.dsn, "select count(*) = 1 from iu_route_attempt", timeout=5)
+        took = value(
+            applied.dsn,
+            """select extract(epoch from a.finished_at - d.updated_at)::float8
+                 from iu_route_attempt a, dot_config d where d.key = 'iu_core.route_worker_enabled'""",
+        )
+        assert 0 <= took < 1
+        consumer.until_it_says('"working"')
+        assert consumer.end() == 0
+
+
+def test_a_gate_that_is_closed_under_way(live):
+    """A gate that is closed under way stops the next batch; opened again, nothing was missed."""
+    with running(*JSON, dsn=live.dsn) as consumer:
+        seen(live.dsn, ASLEEP)
+        run("gate", "close", "worker", dsn=live.dsn)
+        consumer.until_it_says("waiting for a gate to open")
+        run("emit", "--count", "5", dsn=live.dsn)
+        assert each_once(live.dsn) == 0
+        run("gate", "open", "worker", dsn=live.dsn)
+        seen(live.dsn, "select count(*) = 5 from iu_route_attempt")
+        assert consumer.end() == 0
+
+
+def test_killed(live):
+    """Killed with kill -9 it leaves nothing half done; the next one takes over by itself and catches up with all of it."""
+    execute(live.dsn, BACKLOG.format(30_000))
+    with running(*JSON, "--batch-limit", "500", dsn=live.dsn) as consumer:
+        seen(live.dsn, "select exists (select from iu_route_attempt)")
+        assert consumer.end(signal.SIGKILL) == -signal.SIGKILL
+    run("emit", "--count", "10", dsn=live.dsn)
+    assert each_once(live.dsn) < 30_010
+    with running(*JSON, dsn=live.dsn) as consumer:
+        seen(live.dsn, "select total_seen = 30010 from iu_route_worker_cursor", timeout=30)
+        assert consumer.end() == 0
+    assert each_once(live.dsn) == 30_010
+    nothing_half_done(live.dsn)
+
+
+def test_the_standby_takes_over(live):
+    """When the active consumer is killed the one that stands by becomes active, and goes on."""
+    with running(*JSON, dsn=live.dsn) as active, running(*JSON, dsn=live.dsn) as standby:
+        # Either of them may have been first.
+        seen(
+            live.dsn,
+            "select count(distinct state) = 2 from iu_consumer_heartbeat where state in ('idle', 'standing_by')",
+        )
+        first = value(live.dsn, "select pid from iu_consumer_heartbeat where state = 'idle'")
+        first, second = (active, standby) if active.process.pid == first else (standby, active)
+        second.until_it_says("standing by")
+        assert first.end(signal.SIGKILL) == -signal.SIGKILL
+        second.until_it_says('"active"')
+        run("emit", dsn=live.dsn)
+        seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
+        assert second.end() == 0

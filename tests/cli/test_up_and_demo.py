@@ -1,0 +1,187 @@
+"""run, up and demo on servers of their own: what a signal ends, and that no process is left by it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.command import refused, run, running, seen
+from iu_listen import embedded
+
+pytestmark = pytest.mark.slow
+
+#: Most seconds between a signal and the end, when there is nothing to wait for but the server's own end.
+PROMPT = 5.0
+JSON = ("run", "--log-format", "json")
+DEMO = ("demo", "--burst", "2000")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_while_the_database_is_gone(own_server, number):
+    """While its database is gone it goes on trying and says so; asked to stop it leaves at once, and comes back as well."""
+    dsn = own_server.dsn("iu")
+    run("apply", "--base", "--no-backup", "a test", dsn=dsn)
+    run("gate", "open", "worker", dsn=dsn)
+    try:
+        with running(*JSON, dsn=dsn) as consumer:
+            consumer.until_it_says('"listening"')
+            own_server.stop()
+            consumer.until_it_says('"session failed"')
+            refused(3)("status", dsn=dsn)
+            began = time.monotonic()
+            assert consumer.end(number) == 0
+            assert time.monotonic() - began < PROMPT
+        own_server.start()
+        with running(*JSON, dsn=dsn) as consumer:
+            consumer.until_it_says('"listening"')
+            own_server.stop("immediate")
+            consumer.until_it_says('"session failed"')
+            own_server.start()
+            consumer.until_it_says('"listening"', times=2)
+            assert run("emit", dsn=dsn).code == 0
+            seen(dsn, "select not exists (select from v_iu_event_backlog where backlog > 0)")
+            assert consumer.end(number) == 0
+    finally:
+        own_server.start()
+        run("gate", "close", "worker", dsn=dsn)
+
+
+# -- up and demo -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A directory below /tmp that the server's account can enter; its cluster is made once for all tests here."""
+    path = Path(tempfile.mkdtemp(prefix="iu-demo-", dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        for process in processes(path):
+            process.kill()
+        shutil.rmtree(path)
+
+
+def processes(place: Path) -> list[psutil.Process]:
+    """Whatever runs in, on or because of a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.cwd(), *process.environ().values()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if any(str(place) in word for word in words):
+            found.append(process)
+    return found
+
+
+def nothing_runs(place: Path) -> None:
+    """No process is left; one that the kernel is tearing down may be seen for an instant."""
+    deadline = time.monotonic() + 1
+    while left := processes(place):
+        assert time.monotonic() < deadline, [p.as_dict(["pid", "cmdline"]) for p in left]
+        time.sleep(0.01)
+
+
+def there(place: Path) -> dict[str, str]:
+    return {"IU_LISTEN_DATA_DIR": str(place / "data")}
+
+
+def demo(place: Path) -> str:
+    """A whole demo; what it printed."""
+    done = run(*DEMO, env=there(place), timeout=120)
+    assert done.code == 0, done.out + done.err
+    nothing_runs(place)
+    return done.out
+
+
+def test_demo(place):
+    """demo goes from nothing to a summary in which every event is decided, ends by itself, and does so again."""
+    for _ in range(2):
+        said = demo(place)
+        for words in (
+            "PASS",
+            "events written and routed in",
+            "replayed: replayed, decision dry_run, attempt 2",
+            "Summary",
+        ):
+            assert words in said
+        last = next(line for line in said.splitlines() if "events written / events decided" in line)
+        written, _, decided = last.partition("decided")[2].partition("/")
+        assert written.strip() == decided.strip() != ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "1. A PostgreSQL of its own",
+        "gate 5",
+        "3. The probe",
+        "5. Business",
+        "6. A burst",
+        "8. The consumer is killed",
+        "9. It is started again",
+    ],
+)
+def test_demo_that_is_interrupted(place, phase, number):
+    """A signal ends demo in whatever phase it is, and no process is left: no consumer, no server."""
+    with running(*DEMO, env=there(place)) as command:
+        command.until_it_says(phase)
+        assert command.end(number, timeout=20) == 128 + number
+    nothing_runs(place)
+
+
+def test_demo_after_all_that(place):
+    """After all those interruptions demo works as ever."""
+    assert "Summary" in demo(place)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up(place, number):
+    """up makes everything ready and routes; other commands use its server meanwhile; a signal ends all of it with 0."""
+    with running("up", "--log-format", "json", env=there(place)) as command:
+        command.until_it_says("Everything runs")
+        command.until_it_says('"listening"')
+        event = run("emit", "--json", env=there(place)).json["events"][0]
+        with embedded.running(place / "data") as server:
+            seen(server.dsn("iu"), "select count(*) = 1 from iu_route_attempt where event_ref = $1", event)
+        assert run("status", "--json", env=there(place)).json["gates"][1]["open"] is True
+        assert run("doctor", env=there(place)).code == 0
+        began = time.monotonic()
+        assert command.end(number) == 0
+        assert time.monotonic() - began < PROMPT
+    nothing_runs(place)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_that_is_interrupted_early(number):
+    """A signal while up still prepares its database leaves no process, and the next up finishes the work."""
+    path = Path(tempfile.mkdtemp(prefix="iu-up-", dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        with running("up", "--log-format", "json", env=there(path)) as command:
+            command.until_it_says("gate 4")
+            assert command.end(number, timeout=20) == 128 + number
+        nothing_runs(path)
+        with running("up", "--log-format", "json", env=there(path)) as command:
+            command.until_it_says('"listening"')
+            assert command.end() == 0
+        nothing_runs(path)
+    finally:
+        for process in processes(path):
+            process.kill()
+        shutil.rmtree(path)
+
+
+def test_a_command_while_nothing_runs(place):
+    """A command that looks at the embedded database starts the server for its own length."""
+    assert run("status", env=there(place)).code == 0
+    nothing_runs(place)

@@ -1,0 +1,304 @@
+"""What somebody types or sets wrong: the exit code, what is wrong, what to do. Never a traceback, never a password.
+
+``run`` in command.py fails every test in which a traceback is printed.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import pytest
+
+from cli.command import Tree, execute, on_one_server, refused, run, running
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+#: One of every command that begins with a session.
+COMMANDS = [
+    ["probe"], ["apply", "--no-backup", "x"], ["verify"], ["rollback", "--yes"], ["run"], ["emit"], ["status"],
+    ["health"], ["health", "--here"], ["doctor"], ["gate", "show"], ["gate", "open", "worker"], ["route", "list"],
+    ["route", "disable", "x"], ["cursor", "show"], ["cursor", "reset", "--to", "now"], ["attempts"],
+    ["dead-letter", "list"], ["dead-letter", "show", NOBODY], ["dead-letter", "replay", "--all"],
+]  # fmt: skip
+READING = ["run", "status", "health", "doctor", "attempts", "verify", "probe"]
+
+
+# -- no database to be had ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_nobody_listens(command):
+    """Where nobody listens every command ends with 3, and says where to look."""
+    done = refused(3, "cannot connect", "Is the server running", "--dsn")(
+        *command, dsn="postgresql://ada:hunter2@127.0.0.1:1/iu"
+    )
+    assert done.out == ""
+    assert "hunter2" not in done.err
+
+
+def test_unknown_host():
+    """A host that nobody knows ends with 3."""
+    refused(3, "cannot connect", "not known")("status", dsn="postgresql://ada:hunter2@no-such-host.invalid/iu")
+
+
+@pytest.mark.parametrize("variable", ["IU_LISTEN_DSN", "PGHOST"])
+def test_the_environment_counts(variable):
+    """The database is named by IU_LISTEN_DSN or by libpq's own variables, too."""
+    env = {
+        "IU_LISTEN_DSN": {"IU_LISTEN_DSN": "postgresql://127.0.0.1:1/iu"},
+        "PGHOST": {"PGHOST": "127.0.0.1", "PGPORT": "1", "PGPASSWORD": "hunter2"},
+    }[variable]
+    done = refused(3, "cannot connect", "127.0.0.1")("status", env=env)
+    assert "hunter2" not in done.err
+
+
+def test_the_command_line_goes_before_the_environment():
+    """--dsn goes before IU_LISTEN_DSN."""
+    done = refused(3, "('127.0.0.1', 1)")(
+        "status", "--dsn", "postgresql://127.0.0.1:1/x", dsn="postgresql://127.0.0.1:2/x"
+    )
+    assert "('127.0.0.1', 2)" not in done.err
+
+
+@pytest.mark.parametrize("command", [["status"], ["run"], ["apply", "--no-backup", "x"]], ids=" ".join)
+def test_wrong_password(own_server, command):
+    """A wrong password ends with 3, and stands nowhere in the output: neither in clear nor as it was typed."""
+    parts = urlsplit(own_server.tcp_dsn())
+    for password in ("hunter2", "p@ss/w:rd#"):
+        typed = quote(password, safe="")
+        dsn = urlunsplit(parts._replace(netloc=f"postgres:{typed}@{parts.hostname}:{parts.port}"))
+        done = refused(3, "password authentication failed", "Check user and password")(*command, dsn=dsn)
+        assert password not in done.out + done.err
+        assert typed not in done.out + done.err
+
+
+@on_one_server
+def test_no_such_database(substrate):
+    """A database that does not exist ends with 3, by its name."""
+    dsn = re.sub(r"/iu_test_\w+", "/no_such_database", substrate.dsn)
+    for command in READING:
+        refused(3, '"no_such_database" does not exist', "Create it")(command, dsn=dsn)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "rubbish",
+        "host=127.0.0.1 password=hunter2",
+        "mysql://ada:hunter2@127.0.0.1/iu",
+        "postgresql://ada:hunter2@127.0.0.1:port/iu",
+        "postgresql://ada:hunter2@[::1/iu",
+        "postgresql://ada:hunter2@127.0.0.1/iu?sslmode=perhaps",
+    ],
+)
+def test_a_connection_string_that_is_none(dsn):
+    """A connection string that does not parse ends with 2 and with an example of one that does."""
+    done = refused(2, "the connection string does not parse", "postgresql://user:password@host:5432/database")(
+        "status", "--dsn", dsn
+    )
+    assert "hunter2" not in done.err
+
+
+# -- not the right database --------------------------------------------------------------------------------------
+
+
+@on_one_server
+def test_not_a_database_of_iu_core(empty):
+    """On a database without IU Core every command but the proofs ends with 2 and asks whether it is the right one."""
+    for command in COMMANDS:
+        if command[0] not in ("apply", "verify", "doctor") and "--here" not in command:
+            refused(2, "is not one of IU Core", "Is the connection string right?", "apply --base")(
+                *command, dsn=empty.dsn
+            )
+    refused(1, "the substrate is not here")("verify", dsn=empty.dsn)
+    refused(1, "missing")("doctor", dsn=empty.dsn)
+
+
+@on_one_server
+def test_without_the_package(substrate):
+    """On a database without the package the commands that need it end with 2 and name the one that applies it."""
+    for command in ["run", "status", "health"], ["cursor show", "dead-letter list"]:
+        for line in command:
+            refused(2, "the package is not applied", "iu-listen apply")(*line.split(), dsn=substrate.dsn)
+    refused(1, "is pending", "iu-listen apply --plan")("doctor", dsn=substrate.dsn)
+
+
+@on_one_server
+def test_half_a_package(applied):
+    """On half a package run and status end with 2, and name what is missing; doctor with 1."""
+    execute(applied.dsn, "drop function fn_iu_route_dead_letter_replay")
+    for command in ("run", "status", "health"):
+        refused(2, "half applied", "fn_iu_route_dead_letter_replay", "iu-listen rollback")(command, dsn=applied.dsn)
+    refused(1, "half applied", "repair.md")("doctor", dsn=applied.dsn)
+
+
+@on_one_server
+def test_an_edited_file(applied, tmp_path):
+    """A file that was edited after it was applied ends apply with 1, by its name; doctor says the same."""
+    tree = Tree(tmp_path)
+    path = tree.root / "sql/worker/009_route_worker_functions.up.sql"
+    path.write_text(path.read_text() + "\n")
+    said = "worker/009_route_worker_functions was edited after it was applied"
+    refused(1, said)("apply", "--no-backup", "x", dsn=applied.dsn, env=tree.env)
+    refused(1, said)("doctor", dsn=applied.dsn, env=tree.env)
+    assert run("doctor", dsn=applied.dsn).code == 0
+
+
+@pytest.mark.slow
+@on_one_server
+def test_a_standby(applied, standby):
+    """On a real standby whatever writes refuses and points to the primary, and whatever looks answers."""
+    says = ("standby", "Connect to the primary")
+    for command in (["run"], ["probe"], ["emit"], ["gate", "open", "worker"], ["rollback", "--yes"],
+                    ["route", "disable", "x"], ["cursor", "reset", "--to", "now"], ["dead-letter", "replay", "--all"]):  # fmt: skip
+        refused(2, *says)(*command, dsn=standby)
+
+    done = run("apply", "--no-backup", "x", "--json", dsn=standby)
+    assert done.code == 1
+    assert {g["number"]: g["evidence"] for g in done.json["gates"] if not g["pass"]} == {
+        2: "the server is a standby",
+        8: "not run: a gate before this one is closed",
+    }
+
+    done = run("health", "--json", dsn=standby)
+    assert done.code == 1
+    assert any("standby" in reason for reason in done.json["reasons"])
+    for command in (["status"], ["attempts"], ["gate", "show"], ["route", "list"], ["cursor", "show"],
+                    ["dead-letter", "list"]):  # fmt: skip
+        assert run(*command, dsn=standby).code == 0
+    refused(1, "takes no writes")("doctor", dsn=standby)
+
+
+@on_one_server
+def test_a_worker_that_nobody_registered(applied):
+    """run of a worker that nobody registered ends with 2 and lists those that are; health and doctor say no."""
+    says = ("worker nobodys is not registered", "Registered: iu_outbound_default")
+    refused(2, *says)("run", "--worker", "nobodys", dsn=applied.dsn)
+    refused(2, *says)("run", dsn=applied.dsn, env={"IU_LISTEN_WORKER": "nobodys"})
+    refused(2, *says)("cursor", "reset", "--to", "now", "--worker", "nobodys", dsn=applied.dsn)
+    refused(1, "not registered")("health", "--worker", "nobodys", dsn=applied.dsn)
+    refused(1, "nobodys is not registered")("doctor", "--worker", "nobodys", dsn=applied.dsn)
+
+
+# -- events ------------------------------------------------------------------------------------------------------
+
+
+@on_one_server
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--payload", "{"], ("the payload is not JSON", "Quote it")),
+        (["--payload", "[1]"], ("must be a JSON object",)),
+        (["--payload", '{"n": NaN}'], ("not JSON that PostgreSQL takes",)),
+        (["--payload", '{"n": "\\u0000"}'], ("not JSON that PostgreSQL takes",)),
+        (["--payload", '{"password": "x"}'], ("must not enter the log", "body, content, raw", "password")),
+        (["--type", "never_heard_of"], ("never_heard_of is not registered and active", "Registered: version_applied")),
+        (["--count", "0"], ("--count", "from 1")),
+        (["--count", "99999999999"], ("--count", "1000000")),
+        (["--count", "many"], ("--count", "int")),
+        (["--subject", "not-a-uuid"], ("--subject", "UUID")),
+    ],
+)
+def test_emit(substrate, args, says):
+    """An event that cannot be is refused with 2, by what is wrong with it, and nothing is written."""
+    refused(2, *says)("emit", *args, dsn=substrate.dsn)
+    assert run("attempts", "--json", dsn=substrate.dsn).json == []
+
+
+@on_one_server
+def test_emit_against_the_closed_master_gate(substrate):
+    """A closed master gate refuses an event with 1, and says how to open it; a wrong payload is still a 2."""
+    assert run("gate", "close", "master", dsn=substrate.dsn).code == 0
+    refused(1, "the master gate is closed", "iu-listen gate open master")("emit", dsn=substrate.dsn)
+    refused(2, "not JSON")("emit", "--payload", "{", dsn=substrate.dsn)
+
+
+@on_one_server
+def test_a_gate_whose_key_is_missing(substrate):
+    """A gate whose key is missing is closed, and cannot be opened before apply has made it."""
+    refused(1, "missing from dot_config", "iu-listen apply")("gate", "open", "worker", dsn=substrate.dsn)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------
+
+NOWHERE = {"dsn": "postgresql://127.0.0.1:1/x"}
+
+
+def test_a_setting_out_of_range():
+    """A setting out of its range is told before anything is connected to: from the command line and the environment."""
+    refused(2, "--batch-limit must be from 1 to 100000, not 0")("run", "--batch-limit", "0", **NOWHERE)
+    refused(2, "IU_LISTEN_BATCH_LIMIT must be from 1 to 100000, not 0")(
+        "run", env={"IU_LISTEN_BATCH_LIMIT": "0"}, **NOWHERE
+    )
+    refused(2, "--log-format must be one of auto, console, json, not 'xml'")("run", "--log-format", "xml", **NOWHERE)
+
+
+def test_all_mistakes_at_once():
+    """Several wrong settings are all named at once."""
+    env = {"IU_LISTEN_BATCH_LIMIT": "0", "IU_LISTEN_CATCH_UP": "soon", "IU_LISTEN_LISTEN": "maybe"}
+    done = refused(2, "--grace", "IU_LISTEN_BATCH_LIMIT", "IU_LISTEN_CATCH_UP", "IU_LISTEN_LISTEN")(
+        "run", "--grace", "nan", env=env, **NOWHERE
+    )
+    assert "cannot connect" not in done.err
+
+
+def test_a_lease_that_could_not_be_kept():
+    """A lease that is not longer than the catch-up ends with 2: an idle consumer would lose it again and again."""
+    for lease, catch_up in (("5", "5"), ("3", "5")):
+        refused(2, "lease (", "must be longer than catch_up (")(
+            "run", "--lease", lease, "--catch-up", catch_up, **NOWHERE
+        )
+
+
+# -- the command line itself -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["staus"], ('Unknown command "staus"', 'Did you mean "status"')),
+        (["status", "--jsn"], ("Unknown option: --jsn", "Did you mean --json")),
+        (["gate", "opn", "worker"], ('Unknown command "opn"', '"open"')),
+        (["gate", "open", "wroker"], ("wroker", '"worker"')),
+        (["gate", "open"], ("NAME",)),
+        (["dead-letter", "show", "x"], ("UUID",)),
+        (["dead-letter", "replay", "x"], ("UUID",)),
+        (["dead-letter", "replay"], ("say which dead letters", "--all")),
+        (["dead-letter", "replay", NOBODY, "--all"], ("say which dead letters",)),
+        (["cursor", "reset"], ("--to",)),
+        (["cursor", "reset", "--to", "nirvana"], ("beginning", "now")),
+        (["attempts", "--event", "x"], ("UUID",)),
+        (["attempts", "--status", "lost"], ("dry_run", "skipped")),
+        (["attempts", "--limit", "-1"], ("--limit",)),
+        (["dead-letter", "list", "--limit", "-1"], ("--limit",)),
+        (["probe", "--lock-timeout", "0"], ("--lock-timeout", "0.01")),
+        (["probe", "--lock-timeout", "nan"], ("--lock-timeout",)),
+        (["apply", "--lock-timeout", "-1"], ("--lock-timeout",)),
+    ],
+)  # fmt: skip
+def test_the_command_line(args, says):
+    """What is typed wrong ends with 2 before anything is connected to, with what was probably meant."""
+    done = refused(2, *says)(*args, **NOWHERE)
+    assert done.out == ""
+
+
+@on_one_server
+def test_what_is_not_there(applied):
+    """A route or a dead letter that is not there ends with 2, and what is there is named."""
+    refused(2, "there is no route nowhere", "iu.version_applied.workflow")("route", "show", "nowhere", dsn=applied.dsn)
+    refused(2, "there is no route nowhere")("route", "enable", "nowhere", dsn=applied.dsn)
+    refused(2, f"there is no dead letter {NOBODY}")("dead-letter", "show", NOBODY, dsn=applied.dsn)
+    refused(2, f"there is no dead letter {NOBODY}")("dead-letter", "replay", NOBODY, dsn=applied.dsn)
+
+
+def test_up_is_for_the_embedded_server():
+    """up on a database that the environment names ends with 2, and says what to do there instead."""
+    refused(2, "`up` is for the embedded server", "iu-listen apply")("up", **NOWHERE)
+
+
+def test_a_reader_that_has_read_enough():
+    """Whoever closes the pipe early, as head does, sees no error."""
+    with running("--help") as command:
+        assert command.process.stdout is not None
+        command.until_it_says("Usage")
+        assert command.ended() == 0

@@ -1,0 +1,173 @@
+"""deploy/kubernetes: the schemas of Kubernetes itself, and the rules that a schema does not know."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from iu_listen import __version__
+from iu_listen.model.settings import Settings
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+MANIFESTS: dict[str, dict[str, Any]] = {
+    path.name: yaml.safe_load(path.read_text())
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+}
+KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+DEPLOYMENT = MANIFESTS["deployment.yaml"]
+POD = DEPLOYMENT["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+LABELS = DEPLOYMENT["spec"]["selector"]["matchLabels"]
+ENVIRONMENT: dict[str, str] = {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+#: The oldest version that is still maintained when this is written, and the newest that the schemas know.
+VERSIONS = ("1.32", "1.37")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_kubernetes_knows_every_field(name: str, version: str) -> None:
+    """Each manifest fits the strict schema of its kind: no field is misspelt, none is missing, no type is wrong."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate.validate(MANIFESTS[name], version, strict=True)
+
+
+def test_the_kustomization_has_everything_but_the_secret() -> None:
+    """Every manifest is applied, except the example of the secret."""
+    assert {*KUSTOMIZATION["resources"], "secret.example.yaml"} == MANIFESTS.keys()
+
+
+def test_no_manifest_names_a_namespace() -> None:
+    """Where it runs is decided by who applies it."""
+    assert not any("namespace" in manifest["metadata"] for manifest in MANIFESTS.values())
+    assert "namespace" not in KUSTOMIZATION
+
+
+def test_manifests_need_no_features_of_yaml() -> None:
+    """No anchors, aliases or merge keys: not every tool that reads manifests knows them."""
+    for name in MANIFESTS:
+        assert not re.search(r"(: |- )[&*]\w|<<:", (FOLDER / name).read_text()), name
+
+
+def test_everything_selects_the_same_pods() -> None:
+    """Deployment, disruption budget, network policy and spread agree on the labels that the pods carry."""
+    assert DEPLOYMENT["spec"]["template"]["metadata"]["labels"] == LABELS
+    assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["selector"]["matchLabels"] == LABELS
+    assert MANIFESTS["networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"] == LABELS
+    assert [spread["labelSelector"]["matchLabels"] for spread in POD["topologySpreadConstraints"]] == [LABELS]
+
+
+def test_one_always_stands_by() -> None:
+    """Two consumers; a rollout adds one before it takes one, and a drain takes one at a time."""
+    assert DEPLOYMENT["spec"]["replicas"] == 2
+    assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["maxUnavailable"] == 1
+
+
+def test_the_container_may_do_next_to_nothing() -> None:
+    """Not root, nothing writable, no capability, no escalation, the runtime's seccomp profile, no token, no service links."""
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["runAsUser"] >= 10_000
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "privileged": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert all(mount["readOnly"] for mount in CONTAINER["volumeMounts"])
+    assert POD["automountServiceAccountToken"] is False
+    assert MANIFESTS["serviceaccount.yaml"]["automountServiceAccountToken"] is False
+    assert POD["serviceAccountName"] == MANIFESTS["serviceaccount.yaml"]["metadata"]["name"]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & POD.keys()
+
+
+def test_memory_is_bounded_and_cpu_is_not_throttled() -> None:
+    """Requests for both, a limit for memory only: a throttled consumer is a late one."""
+    resources = CONTAINER["resources"]
+    assert resources["requests"].keys() == {"cpu", "memory"}
+    assert resources["limits"].keys() == {"memory"}
+
+
+def test_a_stop_is_given_the_time_that_it_may_take() -> None:
+    """The grace period of the pod is longer than the consumer's and than the deadline of the batch that is to end first."""
+    settings = Settings.load(ENVIRONMENT)
+    assert POD["terminationGracePeriodSeconds"] > max(settings.grace, settings.batch_deadline)
+    assert CONTAINER["args"] == ["run"]
+    # The entrypoint of the image stays: it is iu-listen itself, so it gets the signal.
+    assert "command" not in CONTAINER
+
+
+def test_probes_ask_for_progress_here() -> None:
+    """All three ask the consumer's own heartbeat and give it time to answer; readiness is the strict one."""
+    settings = Settings.load(ENVIRONMENT)
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = CONTAINER[name]
+        assert "iu-listen health --here" in " ".join(probe["exec"]["command"]), name
+        assert probe["timeoutSeconds"] > settings.deadline, name
+    assert CONTAINER["readinessProbe"]["exec"]["command"] == ["iu-listen", "health", "--here"]
+    liveness, readiness = CONTAINER["livenessProbe"], CONTAINER["readinessProbe"]
+    assert liveness["failureThreshold"] > readiness["failureThreshold"]
+    patience = liveness["failureThreshold"] * liveness["periodSeconds"]
+    assert patience > settings.batch_deadline + settings.reconnect_max + 3 * settings.catch_up
+
+
+@pytest.mark.parametrize(("code", "alive"), [(0, True), (1, False), (2, True), (3, True)])
+@pytest.mark.parametrize("name", ["startupProbe", "livenessProbe"])
+def test_only_a_consumer_without_progress_is_restarted(name: str, code: int, alive: bool, tmp_path: Path) -> None:
+    """A database that cannot be reached (3) restarts nobody; a consumer that does not beat while it can be reached (1) does."""
+    fake = tmp_path / "iu-listen"
+    fake.write_text(f"#!/bin/sh\nexit {code}\n")
+    fake.chmod(0o755)
+    probe = subprocess.run(
+        CONTAINER[name]["exec"]["command"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=30, check=False
+    )
+    assert (probe.returncode == 0) is alive
+
+
+def test_an_unreachable_database_is_exit_code_3(tmp_path: Path) -> None:
+    """What the liveness probe relies on: health tells "nobody to ask" from "no"."""
+    found = subprocess.run(
+        [sys.executable, "-m", "iu_listen", "health", "--here", "--dsn", f"postgresql://nobody@/x?host={tmp_path}"],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.returncode == 3
+
+
+def test_the_image_is_ours_and_has_a_version() -> None:
+    """The tag is the version that this repository builds, and never latest."""
+    assert CONTAINER["image"] == f"iu-listen:{__version__}"
+
+
+def test_the_secret_is_an_example() -> None:
+    """The example holds no password and no certificate, and exactly the keys and the service that the pod looks for."""
+    secret = MANIFESTS["secret.example.yaml"]
+    (volume,) = POD["volumes"]
+    assert volume["secret"] == {"secretName": secret["metadata"]["name"], "defaultMode": 0o440}
+    (mount,) = CONTAINER["volumeMounts"]
+    where, _, file = ENVIRONMENT["PGSERVICEFILE"].rpartition("/")
+    assert (mount["name"], mount["mountPath"]) == (volume["name"], where)
+    assert secret["stringData"].keys() == {file, "ca.crt"}
+    assert secret["stringData"]["ca.crt"] == ""
+    service = configparser.ConfigParser()
+    service.read_string(secret["stringData"][file])
+    assert service.sections() == [ENVIRONMENT["IU_LISTEN_DSN"].rpartition("=")[2]]
+    assert service["iu_listen"]["password"] == ""
+    assert service["iu_listen"]["sslrootcert"] == f"{where}/ca.crt"
+
+
+def test_nothing_comes_in_and_little_goes_out() -> None:
+    """The network policy covers both directions; out go DNS, PostgreSQL and OTLP, and nothing to every port."""
+    policy = MANIFESTS["networkpolicy.yaml"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    assert policy["ingress"] == []
+    assert all(rule.get("ports") for rule in policy["egress"])
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5432, 4317, 4318}
+    assert "ports" not in CONTAINER

@@ -1,0 +1,569 @@
+"""deploy/postgres/roles.sql on real servers: what each role can do, and what it cannot.
+
+Roles belong to the cluster: login roles get names of their own and are dropped; the three group roles are dropped
+when they were not there before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from conftest import Database
+from iu_listen.model.facts import CHANNEL, State, Tally
+from iu_listen.model.observation import BatchRan, LeaseTaken
+from iu_listen.model.settings import Settings
+from iu_listen.postgres import census, doctor, migrate, verify
+from iu_listen.postgres.bell import BELL_KEY
+from iu_listen.postgres.sqlfiles import query
+from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
+from support import WORKER, connected, consuming, open_gate, run_batch, wait_until
+
+ROLES = (Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql").read_text()
+CONSUMER, READER, OPERATOR = GROUPS = ("iu_listen_consumer", "iu_listen_reader", "iu_listen_operator")
+
+#: Nobody has anything by default, as in a database whose administrator is strict.
+HARDEN = """
+    revoke all on schema public from public;
+    revoke execute on all functions in schema public from public;
+"""
+#: An event whose id begins like this cannot be audited as dry run: its dead letter is the worker's answer.
+POISON = """
+    create function poison() returns trigger language plpgsql as $$
+    begin raise exception 'poisoned'; end $$;
+    create trigger poison before insert on iu_route_attempt for each row
+        when (new.status = 'dry_run' and new.event_ref::text like '{prefix}%') execute function poison();
+"""
+#: Registered, and no route takes it.
+UNROUTED = """
+    insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+    values ('iu', 'noted', 'update', 'immediate')
+"""
+#: A route that may deliver, so that the seam is called.
+LIVE_ROUTE = """
+    alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
+    insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+    values ('iu', 'sent', 'update', 'immediate');
+    insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+    values ('live', 'iu', 'sent', 'update', 'workflow', 'x', true, false)
+"""
+INSERT = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
+    values ($1, 'iu', $2, 'update', 'immediate')
+"""
+PREFIX = "dead0000"
+
+
+def poisonous() -> UUID:
+    """An id that the poison knows."""
+    return UUID(PREFIX + uuid4().hex[8:])
+
+
+class Logins:
+    """Login roles of one test."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.names: list[str] = []
+
+    def add(self, *groups: str) -> str:
+        """Make a login role with these groups; the DSN with which it comes in."""
+        name, password = f"iu_test_{secrets.token_hex(6)}", secrets.token_hex(12)
+        within = f" in role {', '.join(groups)}" if groups else ""
+        execute(self._database.dsn, f"create role {name} login password '{password}'{within}")
+        self.names.append(name)
+        parts = urlsplit(self._database.dsn)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{name}:{password}@{host}"))
+
+
+def execute(dsn: str, *statements: str) -> None:
+    async def run() -> None:
+        async with connected(dsn) as connection:
+            for statement in statements:
+                await connection.execute(statement)
+
+    asyncio.run(run())
+
+
+def fetchval(dsn: str, statement: str, *args: Any) -> Any:
+    async def run() -> Any:
+        async with connected(dsn) as connection:
+            return await connection.fetchval(statement, *args)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def roles(applied: Database) -> Iterator[Logins]:
+    """A strict database with the package and the roles, and a maker of login roles."""
+    before = fetchval(applied.dsn, "select array_agg(rolname::text) from pg_roles") or []
+    execute(applied.dsn, HARDEN, ROLES)
+    logins = Logins(applied)
+    yield logins
+    for name in [*logins.names, *(group for group in GROUPS if group not in before)]:
+        execute(applied.dsn, f"drop owned by {name}")
+        # Another run on the same server may have come to need a group role meanwhile.
+        with contextlib.suppress(asyncpg.DependentObjectsStillExistError):
+            execute(applied.dsn, f"drop role {name}")
+
+
+@asynccontextmanager
+async def acting_as(connection: asyncpg.Connection, role: str) -> AsyncIterator[None]:
+    """Within a transaction: be a role for the length of a block."""
+    await connection.execute(f"set local role {role}")
+    yield
+    await connection.execute("reset role")
+
+
+async def refused(connection: asyncpg.Connection, statement: str) -> bool:
+    """Whether a statement fails for want of a privilege, and for no other reason."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(statement)
+    except asyncpg.InsufficientPrivilegeError:
+        return True
+    finally:
+        await transaction.rollback()
+    return False
+
+
+# -- consumer ------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_consumer_runs_with_nothing_but_the_consumer_role(applied: Database, roles: Logins) -> None:
+    """A login role with only iu_listen_consumer listens, routes, skips, dead-letters, beats and answers the probe."""
+    dsn = roles.add(CONSUMER)
+
+    async def run() -> None:
+        await open_gate(applied.dsn)
+        async with connected(applied.dsn) as owner:
+            await owner.execute(POISON.format(prefix=PREFIX))
+            await owner.execute(UNROUTED)
+            async with consuming(dsn, catch_up=60, lease=120) as recorder:
+                good, bad, lonely = uuid4(), poisonous(), uuid4()
+                await owner.execute(INSERT, good, "version_applied")
+                await owner.execute(INSERT, bad, "version_applied")
+                await owner.execute(INSERT, lonely, "noted")
+
+                async def decided() -> Any:
+                    found = await owner.fetch("select event_ref, status from iu_route_attempt")
+                    return len(found) == 3 and {row["event_ref"]: row["status"] for row in found}
+
+                assert await wait_until(decided, "all three are decided") == {
+                    good: "dry_run", bad: "failed", lonely: "skipped",
+                }  # fmt: skip
+                assert await owner.fetchval("select event_ref from iu_route_dead_letter") == bad
+                await recorder.wait_for(BatchRan, lambda o: o.batch.dead_lettered == 1)
+                assert (
+                    await owner.fetchval("select count(*) from iu_consumer_heartbeat where listening is not null") == 1
+                )
+                probe = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "iu_listen", "health", "--here", "--dsn", dsn, stderr=asyncio.subprocess.PIPE
+                )
+                _, errors = await probe.communicate()
+                assert probe.returncode == 0, errors.decode()
+
+    asyncio.run(run())
+
+
+def test_a_second_consumer_stands_by_with_the_consumer_role(applied: Database, roles: Logins) -> None:
+    """A standby with only iu_listen_consumer beats, and takes the lease over when the first one leaves."""
+    dsn = roles.add(CONSUMER)
+
+    async def run() -> None:
+        await open_gate(applied.dsn)
+        async with connected(applied.dsn) as owner:
+            async with consuming(dsn, catch_up=0.2):
+                second = asyncio.create_task(_stand_by(dsn))
+
+                async def standing() -> Any:
+                    return await owner.fetchval("select 1 from iu_consumer_heartbeat where state = 'standing_by'")
+
+                await wait_until(standing, "the second one stands by")
+            assert await second
+
+    asyncio.run(run())
+
+
+async def _stand_by(dsn: str) -> bool:
+    async with consuming(dsn, catch_up=0.2) as recorder:
+        return bool(recorder.of(LeaseTaken))
+
+
+async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
+    """Everything that `iu-listen run` and the probe ask of the database, in the transaction of the caller."""
+    settings = Settings.load({}, {"dsn": "postgresql://unused"})
+    await census.require_primary(connection)
+    await census.require_package(connection)
+    await census.require_worker(connection, WORKER)
+    await census.rows(connection, "target")
+    session = WorkerSession(connection, settings, uuid4(), "0", leased=True)
+    holder = await session.take_lease()
+    assert holder is None, holder
+    await connection.fetchval(query("lease_holder"), LEASE_KEY, WORKER)
+    for kind in (State.IDLE, State.BUSY):
+        await session.beat(kind, "", True, Tally())
+    answer = await run_batch(connection)
+    assert (answer["seen"], answer["skipped"], answer["dead_lettered"]) == (4, 1, 2), answer
+    # Nothing to do, in the short way: a look without any lock.
+    await run_batch(connection)
+    await connection.execute("listen iu_event_outbox")
+    await connection.fetchval("select pg_notify('iu_event_outbox', 'token')")
+    await census.worker_health(connection, WORKER)
+    await census.value(connection, "host_beats", "somewhere", WORKER)
+
+
+GRANTED = """
+    select format('%s on %s %s', a.privilege_type, 'table', c.oid::regclass) as what
+      from pg_class c cross join lateral aclexplode(c.relacl) a
+     where a.grantee = $1::regrole and c.relkind in ('r', 'v')
+    union all
+    select format('%s on sequence %s', a.privilege_type, c.oid::regclass)
+      from pg_class c cross join lateral aclexplode(c.relacl) a
+     where a.grantee = $1::regrole and c.relkind = 'S'
+    union all
+    select format('%s (%I) on table %s', a.privilege_type, t.attname, t.attrelid::regclass)
+      from pg_attribute t cross join lateral aclexplode(t.attacl) a
+     where a.grantee = $1::regrole
+    union all
+    select format('execute on function %s', p.oid::regprocedure)
+      from pg_proc p cross join lateral aclexplode(p.proacl) a
+     where a.grantee = $1::regrole
+    union all
+    select format('usage on schema %I', n.nspname)
+      from pg_namespace n cross join lateral aclexplode(n.nspacl) a
+     where a.grantee = $1::regrole
+     order by 1
+"""
+
+
+def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
+    """Take any one privilege from iu_listen_consumer, down to the column, and a consumer cannot do its work."""
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner:
+            await owner.execute(POISON.format(prefix=PREFIX))
+            await owner.execute(UNROUTED)
+            await owner.execute(LIVE_ROUTE)
+            await open_gate(applied.dsn)
+            granted = [row["what"] for row in await owner.fetch(GRANTED, CONSUMER)]
+            assert len(granted) > 50
+            spare = []
+            for taken in [None, *granted]:
+                transaction = owner.transaction()
+                await transaction.start()
+                try:
+                    if taken:
+                        await owner.execute(f"revoke {taken} from {CONSUMER}")
+                    await owner.execute(INSERT, uuid4(), "version_applied")
+                    await owner.execute(INSERT, poisonous(), "version_applied")
+                    await owner.execute(INSERT, uuid4(), "noted")
+                    await owner.execute(INSERT, uuid4(), "sent")
+                    async with acting_as(owner, CONSUMER):
+                        await what_a_consumer_does(owner)
+                    # The worker takes a failed delivery for the event's fault, and keeps the reason.
+                    reasons = await owner.fetchval("select string_agg(failure_detail, ' ') from iu_route_dead_letter")
+                    if taken and "permission denied" not in reasons:
+                        spare.append(taken)
+                except Exception as error:
+                    if taken is None or "permission denied" not in str(error):
+                        raise AssertionError(f"without {taken}") from error
+                finally:
+                    await transaction.rollback()
+                    await owner.execute("select pg_advisory_unlock_all()")
+            assert spare == []
+
+    asyncio.run(run())
+
+
+def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
+    """A consumer opens no gate, writes no event, rewrites no audit, resolves nothing, creates nothing, reads no unit."""
+    dsn = roles.add(CONSUMER)
+    statements = (
+        "update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'",
+        "insert into dot_config (key, value) values ('iu_core.more', 'true')",
+        "delete from dot_config",
+        (
+            "insert into event_outbox (event_domain, event_type, event_stream, delivery_lane) "
+            "values ('iu', 'version_applied', 'update', 'immediate')"
+        ),
+        "update event_outbox set safe_payload = '{}'",
+        "delete from event_outbox",
+        "truncate event_outbox",
+        "select nextval('event_outbox_event_seq') from iu_outbox_anchor where setval('event_outbox_event_seq', 1) = 1",
+        "update iu_route_attempt set status = 'sent'",
+        "delete from iu_route_attempt",
+        "select event_ref from iu_route_attempt",
+        "delete from iu_route_dead_letter",
+        "update iu_route_dead_letter set idempotency_key = 'x'",
+        "select fn_iu_route_dead_letter_replay(gen_random_uuid())",
+        "update iu_outbound_route set enabled = true, dry_run = false",
+        "insert into iu_route_worker_cursor (worker_name, event_domain, lineage) values ('x', 'iu', gen_random_uuid())",
+        "update iu_route_worker_cursor set event_domain = 'system'",
+        "update iu_route_worker_cursor set lineage = gen_random_uuid()",
+        "delete from iu_route_worker_cursor",
+        "update iu_outbox_anchor set one = true",
+        "delete from iu_outbox_anchor",
+        "delete from iu_migration",
+        "select * from information_unit",
+        "select * from unit_version",
+        "alter table event_outbox disable trigger zz_event_outbox_bell",
+        "alter table iu_route_attempt add column x int",
+        "drop function fn_iu_ring_bell()",
+        "create or replace function fn_iu_route_worker_enabled() returns boolean language sql as 'select true'",
+        "create table public.mine (x int)",
+        "create schema mine",
+        "create role mine",
+        "set session_replication_role = replica",
+        "set role iu_listen_operator",
+        "copy event_outbox to program 'cat'",
+    )
+
+    async def run() -> None:
+        async with connected(dsn) as consumer:
+            allowed = [statement for statement in statements if not await refused(consumer, statement)]
+            assert allowed == []
+
+    asyncio.run(run())
+
+
+# -- reader and operator -------------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: Logins) -> None:
+    """A login role with only iu_listen_reader runs every look, in a session that is read-only besides."""
+    dsn = roles.add(READER)
+
+    async def run() -> None:
+        async with connected(dsn) as reader:
+            await reader.execute("set default_transaction_read_only = on")
+            await census.require_package(reader)
+            assert (await census.worker_health(reader, WORKER))["healthy"]
+            for name in (
+                "workers",
+                "consumers",
+                "attempt_summary",
+                "ledger",
+                "unsafe_routes",
+                "triggers",
+                "registered_types",
+            ):
+                await census.rows(reader, name)
+            assert [gate["open"] for gate in await census.gates(reader)] == [True, False]
+            await census.rows(reader, "list_attempts", None, None, None, 10)
+            await census.rows(reader, "list_dead_letters", True, None, 10)
+            await census.rows(reader, "list_routes", None)
+            for view in ("v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open"):
+                await reader.fetch(f"select * from {view}")
+        async with connected(dsn) as reader:
+            findings = await doctor.examine(reader, WORKER)
+            denied = [f for f in findings if "permission denied" in f.found]
+            assert not denied
+
+    asyncio.run(run())
+
+
+def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
+    """A reader sees no payload, runs no batch, replays nothing and moves nothing."""
+    dsn = roles.add(READER)
+    statements = (
+        "select safe_payload from event_outbox",
+        "select event_snapshot from iu_route_dead_letter",
+        "select * from information_unit",
+        "select fn_iu_route_worker_run('iu_outbound_default', 1)",
+        "select fn_iu_route_dead_letter_replay(gen_random_uuid())",
+        "update dot_config set value = 'true'",
+        "update iu_outbound_route set enabled = false",
+        "update iu_route_worker_cursor set prev = '3:3:'",
+        "delete from iu_consumer_heartbeat",
+        (
+            "insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key) "
+            "values (gen_random_uuid(), 'outbound', 'x', 'sent', 'x')"
+        ),
+    )
+
+    async def run() -> None:
+        async with connected(dsn) as reader:
+            assert [statement for statement in statements if not await refused(reader, statement)] == []
+
+    asyncio.run(run())
+
+
+def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Database, roles: Logins) -> None:
+    """A login role with only iu_listen_operator does by the CLI's own statements what an operator is for."""
+    dsn = roles.add(OPERATOR)
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner, connected(dsn) as operator:
+            await owner.execute(POISON.format(prefix=PREFIX))
+            await owner.execute(INSERT, poisonous(), "version_applied")
+            await census.set_gate(operator, "worker", opened=True)
+            assert (await run_batch(owner))["dead_lettered"] == 1
+            await owner.execute("drop trigger poison on iu_route_attempt")
+            letter = (await census.rows(operator, "list_dead_letters", False, None, 10))[0]["id"]
+            assert (await census.rows(operator, "show_dead_letter", letter))[0]["event_snapshot"]
+            answer = await census.replay(operator, letter, None)
+            assert (answer["status"], answer["decision"]) == ("replayed", "dry_run")
+            assert (await census.rows(operator, "set_route", "iu.version_applied.workflow", False))[0][
+                "enabled"
+            ] is False
+            assert await census.value(operator, "reset_cursor", WORKER, "3:3:") == "3:3:"
+            assert await census.value(operator, "reset_cursor", WORKER, None)
+
+    asyncio.run(run())
+
+
+def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
+    """An operator adds no gate, retargets no route, rewrites no audit, and cannot make a route deliver."""
+    dsn = roles.add(OPERATOR)
+    statements = (
+        "insert into dot_config (key, value) values ('x', 'true')",
+        "update dot_config set key = 'x'",
+        "delete from dot_config",
+        "update iu_outbound_route set target_ref = 'elsewhere'",
+        "insert into iu_outbound_route select * from iu_outbound_route",
+        "update iu_route_attempt set status = 'sent'",
+        "delete from iu_route_attempt",
+        "delete from iu_route_dead_letter",
+        "update iu_route_dead_letter set event_snapshot = '{}'",
+        "update iu_route_worker_cursor set lineage = gen_random_uuid()",
+        (
+            "insert into event_outbox (event_domain, event_type, event_stream, delivery_lane) "
+            "values ('iu', 'version_applied', 'update', 'immediate')"
+        ),
+        "select fn_iu_route_worker_run('iu_outbound_default', 1)",
+        "alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk",
+    )
+
+    async def run() -> None:
+        async with connected(dsn) as operator:
+            assert [statement for statement in statements if not await refused(operator, statement)] == []
+            with pytest.raises(asyncpg.CheckViolationError):
+                await operator.execute("update iu_outbound_route set dry_run = false")
+
+    asyncio.run(run())
+
+
+# -- everybody else ------------------------------------------------------------------------------------------------
+
+
+def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:
+    """Who could insert events before the package can after it: stamp and bell fire without EXECUTE on them."""
+    dsn = roles.add()
+    execute(
+        applied.dsn,
+        f"grant usage on schema public to {roles.names[0]}; grant insert on event_outbox to {roles.names[0]};"
+        f"grant select on event_type_registry to {roles.names[0]}",
+    )
+
+    async def run() -> None:
+        event, heard = uuid4(), asyncio.Event()
+        async with connected(applied.dsn) as sleeper, connected(dsn) as writer:
+            # What a consumer that sleeps does: it listens, and holds the lock that says so.
+            await sleeper.add_listener(CHANNEL, lambda *_: heard.set())
+            await sleeper.execute("select pg_advisory_lock($1, 1)", BELL_KEY)
+            await writer.execute(INSERT, event, "version_applied")
+            async with asyncio.timeout(15):
+                await heard.wait()
+            assert await sleeper.fetchval(
+                "select event_seq > 0 and xact_id > '3' from event_outbox where id = $1", event
+            )
+
+    asyncio.run(run())
+
+
+def test_public_cannot_call_the_worker(applied: Database, roles: Logins) -> None:
+    """Nobody runs, replays or delivers who was not given it, not even with every right on the tables."""
+    dsn = roles.add()
+    execute(
+        applied.dsn,
+        f"grant usage on schema public to {roles.names[0]}",
+        f"grant all on all tables in schema public to {roles.names[0]}",
+        # As PostgreSQL has it by default; it is the file that takes it away.
+        "grant execute on all functions in schema public to public",
+        ROLES,
+    )
+    statements = (
+        "select fn_iu_route_worker_run('iu_outbound_default', 1)",
+        "select fn_iu_route_dead_letter_replay(gen_random_uuid())",
+        "select fn_iu_route_deliver('x', gen_random_uuid(), '{}')",
+        "select fn_iu_route_worker_health('iu_outbound_default')",
+        "select fn_iu_outbox_tick()",
+    )
+
+    async def run() -> None:
+        async with connected(dsn) as stranger:
+            assert [statement for statement in statements if not await refused(stranger, statement)] == []
+
+    asyncio.run(run())
+
+
+def test_the_file_may_be_run_again_and_takes_back_what_it_does_not_give(applied: Database, roles: Logins) -> None:
+    """A second run changes nothing, except that what somebody granted by hand is gone."""
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner:
+
+            async def grants() -> list[str]:
+                return [f"{role}: {row['what']}" for role in GROUPS for row in await owner.fetch(GRANTED, role)]
+
+            before = await grants()
+            await owner.execute(
+                f"grant delete on iu_route_attempt to {CONSUMER}; grant update (lineage) on iu_route_worker_cursor to {OPERATOR}"
+            )
+            assert await grants() != before
+            await owner.execute(ROLES)
+            assert await grants() == before
+
+    asyncio.run(run())
+
+
+def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles: Logins) -> None:
+    """The three roles are groups: no login, no attribute, no object, and every package object is under the file's control."""
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner:
+            for role in GROUPS:
+                attributes = await owner.fetchrow(
+                    "select rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolreplication "
+                    "from pg_roles where rolname = $1", role,
+                )  # fmt: skip
+                assert not any(attributes.values()), role
+                assert not await owner.fetchval(
+                    "select count(*) from pg_shdepend where refobjid = $1::regrole and deptype = 'o'", role
+                )
+            package = await migrate.package_state(owner)
+            # A new table, view or function of the package must be thought of in roles.sql.
+            unknown = [
+                o.name for o in package.objects
+                if o.kind in ("table", "view", "sequence", "function") and o.name.partition("(")[0] not in ROLES
+                and o.name not in ("fn_iu_outbox_stamp()", "fn_iu_ring_bell()")
+            ]  # fmt: skip
+            assert unknown == []
+
+    asyncio.run(run())
+
+
+def test_a_reader_may_verify(applied: Database, roles: Logins) -> None:
+    """W1 and all that follow can be checked by a reader, except the one that calls the delivery seam."""
+    dsn = roles.add(READER, OPERATOR)
+
+    async def run() -> None:
+        async with connected(dsn) as operator:
+            wrong = [check for check in await verify.verify(operator) if not check.passed]
+            assert wrong == []
+
+    asyncio.run(run())

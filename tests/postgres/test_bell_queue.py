@@ -1,0 +1,117 @@
+"""A notification queue that fills up because somebody does not read: writers must not notice. A server of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+import pytest
+
+from conftest import Database, TestServer
+from iu_listen import embedded
+from iu_listen.model.facts import CHANNEL, Wake
+from iu_listen.model.observation import BatchRan, Listening, SessionFailed
+from postgres.bells import ONLY_THE_BELL, listening, sleep_sets_in, somebody_asleep
+from support import attempted, connected, consuming, insert_event, open_gate, wait_until
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[TestServer]:
+    """A server with the smallest notification queue there is: 64 pages."""
+    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
+        Path(root).chmod(0o755)
+        with embedded.running(Path(root), 18, durable=False, options={"max_notify_queue_pages": "64"}) as server:
+            yield TestServer(server.dsn("postgres"), server)
+
+
+@pytest.fixture
+def database(small: TestServer) -> Iterator[Database]:
+    yield from small.create("applied")
+
+
+@asynccontextmanager
+async def queue_filled(dsn: str, usage: float):
+    """A listener that is idle in a transaction, so that the queue keeps everything, and so much in the queue."""
+    async with connected(dsn) as idler, connected(dsn) as filler:
+        await idler.add_listener("another", lambda *_: None)
+        await idler.execute("begin")
+        await idler.fetchval("select 1")
+        full = 0
+        while await filler.fetchval("select pg_notification_queue_usage()") < usage and full < 3:
+            try:
+                await filler.execute("select pg_notify('another', repeat('x', 7900))")
+            except asyncpg.ProgramLimitExceededError:
+                full += 1
+        yield await filler.fetchval("select pg_notification_queue_usage()")
+
+
+async def full(connection) -> bool:
+    """Whether a NOTIFY fails now, as it does in a queue that is full."""
+    try:
+        await connection.execute(f"select pg_notify('{CHANNEL}', repeat('y', 7900))")
+    except asyncpg.ProgramLimitExceededError:
+        return True
+    return False
+
+
+async def test_from_half_full_on_writers_stay_silent(database):
+    """A writer does not notify into a queue that is half full, even while somebody sleeps.
+    Fails when: the guard on the queue is taken out of the trigger.
+    """
+    async with connected(database.dsn) as writer, listening(database.dsn) as heard, somebody_asleep(database.dsn):
+        await insert_event(writer)
+        assert await heard() == 1
+        async with queue_filled(database.dsn, 0.5) as usage:
+            assert 0.5 <= usage < 0.9
+            await insert_event(writer)
+            assert await heard() == 0
+
+
+async def test_a_full_queue_fails_no_writer(database):
+    """A writer commits into the outbox while the notification queue is full and somebody sleeps.
+    Fails when: the guard on the queue is taken out of the trigger.
+    """
+    async with connected(database.dsn) as writer, somebody_asleep(database.dsn), queue_filled(database.dsn, 1.0):
+        assert await full(writer)
+        events = {await insert_event(writer) for _ in range(10)}
+        assert {row["id"] for row in await writer.fetch("select id from event_outbox")} == events
+
+
+async def test_a_consumer_that_starts_with_a_full_queue_polls(database):
+    """A consumer whose token cannot be sent works without a bell, and listens as soon as there is room.
+    Fails when: Refused from the bell session ends the consumer.
+    """
+    await open_gate(database.dsn)
+    async with connected(database.dsn) as writer:
+        settings = {**ONLY_THE_BELL, "reconnect_max": 0.2}
+        async with queue_filled(database.dsn, 1.0) as _:
+            assert await full(writer)
+            event = await insert_event(writer)
+            consumer = consuming(database.dsn, listening=False, **settings)
+            seen = await consumer.__aenter__()
+            try:
+                failed = await seen.wait_for(SessionFailed)
+                assert failed.session == "bell"
+                ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
+                assert ran.wake in (Wake.START_UP, Wake.POLL)
+                assert not seen.of(Listening)
+            except BaseException as error:
+                await consumer.__aexit__(type(error), error, error.__traceback__)
+                raise
+        try:
+            await seen.wait_for(Listening)
+            await sleep_sets_in(writer)
+            later = await insert_event(writer)
+            await wait_until(lambda: _has(writer, later), "the next event is attempted", timeout=5)
+            assert await attempted(writer) == [event, later]
+        finally:
+            await consumer.__aexit__(None, None, None)
+
+
+async def _has(connection, event) -> bool:
+    return event in await attempted(connection)

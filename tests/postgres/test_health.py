@@ -1,0 +1,206 @@
+"""What the database says about a worker: health with reasons and warnings, and the backlog."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from support import WORKER, connected, drain, insert_event, run_batch
+
+pytestmark = pytest.mark.asyncio
+
+
+async def health(connection: asyncpg.Connection, worker: str = WORKER) -> dict[str, Any]:
+    """What the health function answers."""
+    return json.loads(await connection.fetchval("select fn_iu_route_worker_health($1)::text", worker))
+
+
+async def backlog(connection: asyncpg.Connection) -> int:
+    """What the view says."""
+    return await connection.fetchval("select backlog from v_iu_event_backlog where worker_name = $1", WORKER)
+
+
+async def gate_opened(connection: asyncpg.Connection, seconds: int) -> None:
+    """Pretend that the worker gate was opened so many seconds ago."""
+    await connection.execute(
+        """update dot_config set updated_at = now() - make_interval(secs => $1)
+            where key = 'iu_core.route_worker_enabled'""",
+        seconds,
+    )
+
+
+async def beat(connection: asyncpg.Connection, seconds: int, state: str = "idle", cadence: float = 5) -> None:
+    """Pretend that a consumer beat so many seconds ago."""
+    await connection.execute(
+        """insert into iu_consumer_heartbeat (consumer_id, worker_name, host, pid, version, state, cadence_seconds, beat_at)
+           values (gen_random_uuid(), $1, 'host', 1, '0', $2, $3, now() - make_interval(secs => $4))""",
+        WORKER,
+        state,
+        cadence,
+        seconds,
+    )
+
+
+async def test_healthy(live):
+    """A registered worker behind open gates that ran a moment ago is healthy, without reasons or warnings."""
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        await drain(worker)
+        answer = await health(worker)
+        assert (answer["healthy"], answer["reasons"], answer["warnings"]) == (True, [], [])
+        assert (answer["registered"], answer["backlog"], answer["state"]) == (True, 0, "no consumer")
+
+
+async def test_unregistered_worker_is_not_healthy(live):
+    """A worker that nobody registered is not healthy, and the answer says why."""
+    async with connected(live.dsn) as worker:
+        answer = await health(worker, "nobody")
+        assert (answer["healthy"], answer["registered"]) == (False, False)
+        assert answer["reasons"] == ["worker is not registered"]
+
+
+async def test_closed_master_gate_is_not_healthy(live):
+    """Behind a closed master gate no worker is healthy."""
+    async with connected(live.dsn) as worker:
+        await worker.execute("update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
+        answer = await health(worker)
+        assert (answer["healthy"], answer["reasons"]) == (False, ["master gate is closed"])
+
+
+async def test_closed_worker_gate_is_a_warning(applied):
+    """A worker whose gate is closed could work: it is healthy, however long it has been silent, with a warning."""
+    async with connected(applied.dsn) as worker:
+        await gate_opened(worker, 3600)
+        answer = await health(worker)
+        assert (answer["healthy"], answer["reasons"]) == (True, [])
+        assert answer["warnings"] == [{"code": "worker_gate_closed", "figure": 1}]
+
+
+@pytest.mark.parametrize(("seconds", "healthy"), [(10, True), (20, False)])
+async def test_silence_since_the_gate_was_opened(live, seconds, healthy):
+    """A gate that was opened longer ago than three cadences, and no consumer ever: not healthy.
+
+    Fails when: silence is counted only from a beat or a run.
+    """
+    async with connected(live.dsn) as worker:
+        await gate_opened(worker, seconds)
+        answer = await health(worker)
+        assert answer["healthy"] is healthy
+        assert seconds <= answer["silent_seconds"] < seconds + 60
+        assert [r.split(" for ")[0] for r in answer["reasons"]] == ([] if healthy else ["silent"])
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "cadence", "healthy"),
+    [
+        ("idle", 1, 5, True),
+        ("idle", 20, 5, False),
+        ("idle", 20, 30, True),
+        ("gate_closed", 1, 5, True),
+        ("refusing", 1, 5, False),
+        ("stopped", 1, 5, False),
+        ("standing_by", 1, 5, False),
+    ],
+)
+async def test_beat_breaks_the_silence(live, state, seconds, cadence, healthy):
+    """A consumer's beat within three of its cadences is no silence; one that stopped, stands by or refuses does not work.
+
+    Fails when: the heartbeat is not read, or that of a consumer which does not serve the worker counts.
+    """
+    async with connected(live.dsn) as worker:
+        await gate_opened(worker, 3600)
+        await beat(worker, seconds, state, cadence)
+        answer = await health(worker)
+        assert answer["healthy"] is healthy, answer["reasons"]
+        assert bool(answer["reasons"]) is not healthy
+
+
+async def test_health_without_the_heartbeat(live):
+    """Where 010 is not applied, a recent run breaks the silence."""
+    async with connected(live.dsn) as worker:
+        await worker.execute("drop table iu_consumer_heartbeat")
+        await gate_opened(worker, 3600)
+        assert not (await health(worker))["healthy"]
+        await drain(worker)
+        assert (await health(worker))["healthy"]
+
+
+async def test_foreign_history_is_not_healthy(live):
+    """A worker that would refuse is not healthy, and the answer says why it would."""
+    async with connected(live.dsn) as worker:
+        await worker.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
+        answer = await health(worker)
+        assert (answer["healthy"], answer["reasons"]) == (False, ["worker refuses: foreign_cursor"])
+
+
+async def test_backlog_and_dead_letters_are_warnings(live):
+    """Unread events and open dead letters are warnings with their figures, and do not make a worker unhealthy."""
+    async with connected(live.dsn) as worker:
+        await worker.execute(
+            """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
+               update iu_outbound_route set dry_run = false"""
+        )
+        for _ in range(5):
+            await insert_event(worker)
+        await run_batch(worker, 2)
+        answer = await health(worker)
+        assert answer["healthy"]
+        assert answer["warnings"] == [{"code": "backlog", "figure": 3}, {"code": "open_dead_letters", "figure": 2}]
+        assert (answer["backlog"], answer["open_dead_letters"]) == (3, 2)
+        assert answer["backlog_oldest_at"]
+
+
+async def test_backlog_counts_what_is_unread(live):
+    """The backlog is exactly what the next runs will read: committed, of the domain, not read; also in the middle of a tick.
+
+    Fails when: the view ignores the position in a tick, the transactions that prev lists, or the domain.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as old, connected(live.dsn) as young:
+        assert await backlog(worker) == 0
+        transaction = old.transaction()
+        await transaction.start()
+        for _ in range(3):
+            await insert_event(old)
+        await insert_event(young)
+        assert await backlog(worker) == 1
+        assert await drain(worker) == 1
+        assert await backlog(worker) == 0
+        for _ in range(4):
+            await insert_event(young)
+        await young.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               values ('system', 'alert', 'alert', 'immediate')"""
+        )
+        assert await backlog(worker) == 4
+        await transaction.commit()
+        unread = 7
+        while unread:
+            assert await backlog(worker) == unread
+            unread -= (await run_batch(worker, 2))["seen"]
+            if unread == 3:
+                await insert_event(young)
+                unread += 1
+        assert await backlog(worker) == 0
+
+
+async def test_backlog_knows_own_events(live):
+    """Events that a transaction emitted and read itself are no backlog, neither before nor after its commit.
+
+    Fails when: the view ignores what was read of own events.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as other:
+        async with worker.transaction():
+            for _ in range(3):
+                await insert_event(worker)
+            assert await backlog(worker) == 3
+            assert await drain(worker) == 3
+            assert await backlog(worker) == 0
+            await insert_event(worker)
+            assert await backlog(worker) == 1
+        assert await backlog(other) == 1
+        assert await drain(other) == 1
+        assert await backlog(other) == 0

@@ -1,0 +1,230 @@
+"""A broken path between consumer and database: packets swallowed, connections reset or refused, a server restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import anyio
+import pytest
+
+from chaos import Proxy
+from conftest import Database, TestServer
+from iu_listen import embedded
+from iu_listen.app import PostgresSessions
+from iu_listen.flow.consumer import Consumer
+from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, Stopped
+from iu_listen.model.settings import Settings
+from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from support import Recorder, attempted, connected, consuming, insert_event, open_gate, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+#: Everything is found out within seconds.
+QUICK = {"catch_up": 0.5, "deadline": 1, "batch_deadline": 1, "reconnect_max": 0.3}
+#: The longest that finding a silent path may take: a sleep, a deadline, and a slow machine.
+FOUND = QUICK["catch_up"] + QUICK["deadline"] + 1
+
+
+@pytest.fixture(scope="module")
+def tcp() -> Iterator[TestServer]:
+    """A server that is reached over TCP: the one of IU_LISTEN_TEST_DSN, else one of our own."""
+    if dsn := os.environ.get("IU_LISTEN_TEST_DSN"):
+        ours = TestServer(dsn, None)
+        yield ours
+        ours.execute(*(f"drop database if exists {name} with (force)" for name in ours.templates.values()))
+        return
+    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
+        Path(root).chmod(0o755)
+        with embedded.running(Path(root), 18, durable=False, tcp=True) as server:
+            yield TestServer(server.tcp_dsn("postgres"), server)
+
+
+@pytest.fixture
+def there(tcp: TestServer) -> Iterator[Database]:
+    """A database with the package applied and the worker gate open."""
+    for database in tcp.create("applied"):
+        asyncio.run(open_gate(database.dsn))
+        yield database
+
+
+@asynccontextmanager
+async def proxied(dsn: str) -> AsyncIterator[Proxy]:
+    async with Proxy(dsn).running() as proxy:
+        yield proxy
+
+
+async def routed(connection, events, within: float = 15) -> None:
+    async def all_there() -> bool:
+        return len(await attempted(connection)) >= len(events)
+
+    await wait_until(all_there, f"{len(events)} events are attempted", within)
+    assert Counter(await attempted(connection)) == Counter(events)
+
+
+async def next_of(seen: Recorder, kind: type, before: int, timeout: float = 15) -> Observation:
+    """The first observation of a kind after the first ``before`` ones of any kind."""
+
+    async def came() -> Observation | None:
+        return next((o for o in seen.seen[before:] if isinstance(o, kind)), None)
+
+    return await wait_until(came, f"there is another {kind.__name__}", timeout)
+
+
+async def test_a_path_that_swallows_everything_is_found_by_its_deadline(there):
+    """A stalled path raises nothing by itself: the deadline finds it, and when it works again so does the consumer.
+    Fails when: a wait for the database has no deadline of its own.
+    """
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **QUICK) as seen:
+        await sleep_sets_in(admin)
+        before, began = len(seen.seen), time.monotonic()
+        proxy.stalled = True
+        failed = await next_of(seen, SessionFailed, before)
+        assert "no answer" in failed.why
+        assert time.monotonic() - began < FOUND
+        events = [await insert_event(admin) for _ in range(3)]
+        await wait_until(lambda: _failures(seen, 3), "it tries again and again")
+        before = len(seen.seen)
+        proxy.stalled = False
+        await routed(admin, events, within=5)
+        await next_of(seen, Listening, before)
+        await sleep_sets_in(admin)
+
+
+async def _failures(seen: Recorder, at_least: int) -> bool:
+    return len(seen.of(SessionFailed)) >= at_least
+
+
+async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
+    """When only the bell's path stalls, events are found by the timer until watch() finds out, then by polling.
+    Fails when: watch() does not ask anything, or the worker session depends on the bell.
+    """
+    async with (
+        proxied(there.dsn) as proxy,
+        connected(there.dsn) as admin,
+        consuming(there.dsn, listen_dsn=proxy.dsn, **QUICK) as seen,
+    ):
+        await sleep_sets_in(admin)
+        before, began = len(seen.seen), time.monotonic()
+        proxy.stalled = True
+        events = [await insert_event(admin)]
+        await routed(admin, events, within=2)
+        failed = await next_of(seen, SessionFailed, before)
+        assert failed.session == "bell"
+        assert time.monotonic() - began < FOUND
+        events.append(await insert_event(admin))
+        await routed(admin, events, within=1)
+        proxy.stalled = False
+        await next_of(seen, Listening, before)
+        assert {f.session for f in seen.of(SessionFailed)} == {"bell"}
+
+
+async def test_a_bell_that_does_not_listen_any_more_is_replaced(there):
+    """A bell session that is alive but lost its LISTEN is replaced.
+    Fails when: watch() only proves that the session answers.
+    """
+    sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn, **QUICK}))
+    async with sessions.bell(lambda: None) as bell:
+        await bell._connection.execute("unlisten *")
+        with anyio.fail_after(FOUND), pytest.raises(Exception, match="does not listen any more"):
+            await bell.watch()
+
+
+async def test_reset_connections_are_replaced_at_once(there):
+    """A path that resets every connection costs no event, however often it does."""
+    async with (
+        proxied(there.dsn) as proxy,
+        connected(there.dsn) as admin,
+        consuming(proxy.dsn, **{**QUICK, **ONLY_THE_BELL}) as seen,
+    ):
+        events = []
+        for _ in range(5):
+            await sleep_sets_in(admin)
+            before = len(seen.seen)
+            proxy.reset()
+            events.append(await insert_event(admin))
+            await next_of(seen, SessionFailed, before)
+            await routed(admin, events, within=5)
+            await next_of(seen, Listening, before)
+
+
+async def test_refused_connections_are_tried_again(there):
+    """While nobody answers it tries again and again, rarely, and works as soon as somebody does."""
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **QUICK) as seen:
+        proxy.refusing = True
+        proxy.reset()
+        await wait_until(lambda: _failures(seen, 5), "it tries again and again")
+        event = await insert_event(admin)
+        proxy.refusing = False
+        await routed(admin, [event], within=5)
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["pg_backend_pid", "pg_is_in_recovery", "pg_try_advisory_lock", "fn_iu_route_worker_run", "iu_consumer_heartbeat",
+     "LISTEN", "pg_notify"],
+)  # fmt: skip
+async def test_a_reset_at_any_step_of_the_start_is_survived(there, step):
+    """Wherever in its start the connection breaks, the consumer says so, tries again and works.
+    Fails when: an error of the driver passes unchanged through a step of opening a session.
+    """
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
+        proxy.reset_on = step.encode()
+        event = await insert_event(admin)
+        async with consuming(proxy.dsn, **QUICK) as seen:
+            await routed(admin, [event], within=5)
+            await sleep_sets_in(admin)
+            assert not proxy.reset_on
+            assert len(seen.of(SessionFailed)) == 1
+
+
+@pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "in-a-batch"])
+async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, asleep):
+    """A consumer that is stopped while its database does not answer leaves after its deadlines, and says so."""
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
+        recorder = Recorder()
+        settings = {**QUICK, **(ONLY_THE_BELL if asleep else {})}
+        consumer = Consumer(
+            loaded := Settings.load({}, {"dsn": proxy.dsn, **settings}), PostgresSessions(loaded), recorder
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            await sleep_sets_in(admin)
+            proxy.stalled = True
+            if not asleep:
+                looks = len(recorder.of(BatchRan))
+                await wait_until(lambda: _stuck(admin, recorder, looks), "a batch got no answer")
+            began = time.monotonic()
+            consumer.stop("SIGTERM")
+            await recorder.wait_for(Stopped)
+            assert time.monotonic() - began < 2 * QUICK["deadline"] + 1
+
+
+async def _stuck(admin, recorder: Recorder, looks: int) -> bool:
+    return bool(recorder.of(SessionFailed)) or len(recorder.of(BatchRan)) > looks
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_restart_of_the_server_is_survived(there, mode):
+    """After a restart, orderly or by a crash, the consumer is back by itself and every event is attempted once."""
+    if there.server is None:
+        pytest.skip("this server is not ours to restart")
+    async with consuming(there.dsn, **{**QUICK, **ONLY_THE_BELL}) as seen:
+        async with connected(there.dsn) as admin:
+            await sleep_sets_in(admin)
+            events = [await insert_event(admin)]
+            await routed(admin, events)
+        before = len(seen.seen)
+        await asyncio.to_thread(there.server.stop, mode)
+        await next_of(seen, SessionFailed, before)
+        await asyncio.to_thread(there.server.start)
+        await next_of(seen, Listening, before)
+        async with connected(there.dsn) as admin:
+            events.append(await insert_event(admin))
+            await routed(admin, events, within=5)

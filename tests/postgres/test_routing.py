@@ -1,0 +1,372 @@
+"""Routing a page in one statement: decisions, keys, events that cannot be routed, failures that are not theirs, gates."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from support import WORKER, attempted, connected, drain, insert_event, run_batch
+
+pytestmark = pytest.mark.asyncio
+
+ROUTE = "iu.version_applied.workflow"
+
+#: A trigger that fails for events whose note starts with "poison", with the SQLSTATE that follows there.
+#: It looks at the attempts whose status is like {status}.
+POISON = """
+create function test_poison() returns trigger language plpgsql as $$
+declare
+    v_note text := (select o.safe_payload ->> 'note' from public.event_outbox o where o.id = new.event_ref);
+begin
+    if v_note like 'poison %' and new.status like '{status}' then
+        raise exception 'cannot swallow this' using errcode = split_part(v_note, ' ', 2);
+    end if;
+    return new;
+end $$;
+create trigger test_poison before insert on iu_route_attempt for each row execute function test_poison();
+"""
+
+
+async def poison(connection: asyncpg.Connection, status: str = "dry_run") -> None:
+    """Let attempts with a status fail for events with a poisonous note."""
+    await connection.execute(POISON.format(status=status))
+
+
+async def route(
+    connection: asyncpg.Connection, code: str, event_type: str, *, enabled: bool = True, dry_run: bool = True
+) -> None:
+    """Register a type of event, if it is new, and a route for it."""
+    await register(connection, event_type)
+    await connection.execute(
+        """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+           values ($1, 'iu', $2, 'update', 'workflow', 'test', $3, $4)""",
+        code,
+        event_type,
+        enabled,
+        dry_run,
+    )
+
+
+async def register(connection: asyncpg.Connection, event_type: str) -> None:
+    """Register a type of event."""
+    await connection.execute(
+        "insert into event_type_registry values ('iu', $1, 'update', 'immediate') on conflict do nothing", event_type
+    )
+
+
+async def emit(connection: asyncpg.Connection, event_type: str) -> UUID:
+    """Append an event of a type."""
+    return await connection.fetchval(
+        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+           values ('iu', $1, 'update', 'immediate') returning id""",
+        event_type,
+    )
+
+
+async def open_live_route(connection: asyncpg.Connection) -> None:
+    """Make the default route live, past the CHECK that forbids it."""
+    await connection.execute(
+        """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
+           update iu_outbound_route set dry_run = false"""
+    )
+
+
+async def attempts(connection: asyncpg.Connection) -> list[tuple]:
+    """All attempts, in the order of the audit."""
+    rows = await connection.fetch(
+        "select event_ref, route_code, status, decision, delivered, failure_code, attempt_no from iu_route_attempt order by id"
+    )
+    return [tuple(row) for row in rows]
+
+
+async def dead_letters(connection: asyncpg.Connection) -> list[asyncpg.Record]:
+    """All dead letters, in the order of their events."""
+    return await connection.fetch(
+        "select d.* from iu_route_dead_letter d join event_outbox o on o.id = d.event_ref order by o.event_seq"
+    )
+
+
+async def untouched(connection: asyncpg.Connection) -> bool:
+    """Whether nothing has been consumed and nothing decided."""
+    return await connection.fetchval(
+        """select total_seen = 0 and prev::text = '3:3:' and tick is null
+                  and not exists (select from iu_route_attempt) and not exists (select from iu_route_dead_letter)
+             from iu_route_worker_cursor"""
+    )
+
+
+# Decisions ----------------------------------------------------------------------------------------------
+
+
+async def test_enabled_route_is_a_dry_run(live):
+    """An event whose route is enabled is audited as a dry run, and nothing is delivered."""
+    async with connected(live.dsn) as worker:
+        event = await insert_event(worker)
+        answer = await run_batch(worker)
+        assert {k: answer[k] for k in ("seen", "attempts_written", "skipped", "dead_lettered", "more")} == {
+            "seen": 1, "attempts_written": 1, "skipped": 0, "dead_lettered": 0, "more": False,
+        }  # fmt: skip
+        assert answer["cursor_event_id"] == str(event)
+        assert await attempts(worker) == [(event, ROUTE, "dry_run", "dry_run", False, None, 1)]
+        key = await worker.fetchval("select idempotency_key from iu_route_attempt")
+        assert key == f"outbound:{ROUTE}:{event}"
+
+
+async def test_event_without_a_route_is_skipped(live):
+    """An event that no route takes gets one skipped attempt that says so."""
+    async with connected(live.dsn) as worker:
+        await register(worker, "born")
+        event = await emit(worker, "born")
+        assert (await run_batch(worker))["skipped"] == 1
+        assert await attempts(worker) == [(event, "(none)", "skipped", "no_route", False, None, 1)]
+
+
+async def test_event_with_disabled_routes_is_skipped(live):
+    """An event whose routes are all disabled gets one skipped attempt that says so, however many they are."""
+    async with connected(live.dsn) as worker:
+        await route(worker, "a", "born", enabled=False)
+        await route(worker, "b", "born", enabled=False)
+        event = await emit(worker, "born")
+        assert (await run_batch(worker))["skipped"] == 1
+        assert await attempts(worker) == [(event, "(none)", "skipped", "route_disabled", False, None, 1)]
+
+
+async def test_each_matching_route_gets_an_attempt(live):
+    """An event that two enabled routes take gets one attempt for each; a disabled third one is not mentioned."""
+    async with connected(live.dsn) as worker:
+        await route(worker, "a", "born")
+        await route(worker, "b", "born")
+        await route(worker, "c", "born", enabled=False)
+        events = [await emit(worker, "born") for _ in range(2)]
+        answer = await run_batch(worker)
+        assert (answer["seen"], answer["attempts_written"], answer["skipped"]) == (2, 4, 0)
+        found = await attempts(worker)
+        assert sorted(a[:2] for a in found) == sorted((e, r) for e in events for r in ("a", "b"))
+        assert [a[0] for a in found] == [events[0]] * 2 + [events[1]] * 2
+
+
+async def test_reading_again_decides_nothing_again(live):
+    """A cursor that was set back reads its events again and writes no second decision.
+
+    Fails when: the idempotency key of an attempt is not unique, or not a function of event and route.
+    """
+    async with connected(live.dsn) as worker:
+        await register(worker, "born")
+        for _ in range(3):
+            await insert_event(worker)
+            await emit(worker, "born")
+        assert (await run_batch(worker))["attempts_written"] == 6
+        before = await attempts(worker)
+        await worker.execute("update iu_route_worker_cursor set prev = '3:3:'")
+        answer = await run_batch(worker)
+        assert (answer["seen"], answer["attempts_written"], answer["skipped"]) == (6, 0, 0)
+        assert await attempts(worker) == before
+
+
+async def test_totals_and_marks(live):
+    """The cursor counts what its runs saw, wrote, skipped and gave up, and names the youngest event routed."""
+    async with connected(live.dsn) as worker:
+        await poison(worker)
+        await register(worker, "born")
+        for note in ("", "poison 23514", ""):
+            await insert_event(worker, note=note)
+        last = await emit(worker, "born")
+        await drain(worker, 2)
+        row = await worker.fetchrow("select * from iu_route_worker_cursor")
+        assert row["last_event_id"] == last
+        assert row["last_created_at"] == await worker.fetchval(
+            "select created_at from event_outbox where id = $1", last
+        )
+        assert [row[f"total_{c}"] for c in ("seen", "attempts", "skipped", "dead_lettered")] == [4, 4, 1, 1]
+        assert json.loads(row["last_run_summary"])["status"] == "ran"
+
+
+# Events that cannot be routed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [[0], [999], [500], [0, 1, 499, 500, 501, 999]])
+async def test_poison_among_a_thousand(live, bad):
+    """An event that cannot be audited becomes one dead letter and one failed attempt; all others are routed, in order.
+
+    Fails when: a page that fails is given up as a whole, or stops the stream, instead of being halved.
+    """
+    async with connected(live.dsn) as worker:
+        await poison(worker)
+        events = [await insert_event(worker, note="poison P0001" if n in bad else "") for n in range(1000)]
+        answer = await run_batch(worker)
+        assert (answer["seen"], answer["attempts_written"], answer["dead_lettered"]) == (1000, 1000, len(bad))
+        found = await attempts(worker)
+        assert [a[0] for a in found if a[2] == "dry_run"] == [e for n, e in enumerate(events) if n not in bad]
+        assert [a for a in found if a[2] != "dry_run"] == [
+            (events[n], ROUTE, "failed", "dead_letter", False, "worker_process_error", 1) for n in bad
+        ]
+        letters = await dead_letters(worker)
+        assert [d["event_ref"] for d in letters] == [events[n] for n in bad]
+        assert {(d["failure_code"], d["failure_detail"], d["worker_name"], d["route_code"]) for d in letters} == {
+            ("worker_process_error", "P0001: cannot swallow this", WORKER, ROUTE)
+        }
+        assert await drain(worker) == 0
+
+
+@pytest.mark.parametrize("status", ["dry_run", "%"], ids=["decision", "and-its-failure"])
+@pytest.mark.parametrize("sqlstate", ["22012", "23514", "44000", "54000", "P0001", "P0002"])
+async def test_fault_of_an_event(live, sqlstate, status):
+    """An error that an event can cause is that event's: it is dead-lettered, even where its failure cannot be audited.
+
+    Fails when: a class of errors is missing where the page is halved, or where the failure is audited.
+    """
+    async with connected(live.dsn) as worker:
+        await poison(worker, status)
+        events = [await insert_event(worker, note=note) for note in ("", f"poison {sqlstate}", "")]
+        assert (await run_batch(worker))["dead_lettered"] == 1
+        good = [(e, ROUTE, "dry_run", "dry_run", False, None, 1) for e in (events[0], events[2])]
+        failed = (events[1], ROUTE, "failed", "dead_letter", False, "worker_process_error", 1)
+        assert await attempts(worker) == (good if status == "%" else [*good, failed])
+        (letter,) = await dead_letters(worker)
+        detail = f"{sqlstate}: cannot swallow this"
+        assert letter["failure_detail"] == (f"{detail}; audit: cannot swallow this" if status == "%" else detail)
+
+
+async def test_event_that_breaks_a_check(live):
+    """An event whose attempt breaks a CHECK of the audit is dead-lettered, the ones beside it are not."""
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker) for _ in range(5)]
+        await worker.execute(
+            f"alter table iu_route_attempt add constraint test_chk check (event_ref <> '{events[2]}' or status = 'failed')"
+        )
+        assert (await run_batch(worker))["dead_lettered"] == 1
+        assert [a[0] for a in await attempts(worker) if a[2] == "dry_run"] == events[:2] + events[3:]
+        (letter,) = await dead_letters(worker)
+        assert (letter["event_ref"], letter["failure_detail"][:6]) == (events[2], "23514:")
+
+
+async def test_event_that_is_poison_for_two_routes(live):
+    """A poisonous event that two routes take is one dead letter for each of them."""
+    async with connected(live.dsn) as worker:
+        await route(worker, "second", "version_applied")
+        await poison(worker)
+        await insert_event(worker, note="poison 22012")
+        assert (await run_batch(worker))["dead_lettered"] == 2
+        assert {d["route_code"] for d in await dead_letters(worker)} == {ROUTE, "second"}
+
+
+async def test_dead_letter_holds_the_whole_event(live):
+    """A dead letter holds every column of its event, so that a replay needs nothing else."""
+    async with connected(live.dsn) as worker:
+        await poison(worker)
+        event = await insert_event(worker, note="poison 22012")
+        await run_batch(worker)
+        (letter,) = await dead_letters(worker)
+        whole = await worker.fetchval("select to_jsonb(o)::text from event_outbox o where id = $1", event)
+        assert json.loads(letter["event_snapshot"]) == json.loads(whole)
+        assert letter["idempotency_key"] == f"outbound:{ROUTE}:{event}"
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "42501", "40001", "55P03", "57P01", "0A000", "XX000"])
+async def test_fault_of_the_surroundings(live, sqlstate):
+    """A full disk, a missing privilege, a lost lock are no event's fault: the run fails, and nothing is consumed.
+
+    Fails when: the SQLSTATE of an error is not looked at before an event is given up.
+    """
+    async with connected(live.dsn) as worker:
+        await poison(worker)
+        events = [await insert_event(worker, note=note) for note in ("", f"poison {sqlstate}", "")]
+        with pytest.raises(asyncpg.PostgresError) as error:
+            await run_batch(worker)
+        assert error.value.sqlstate == sqlstate
+        assert await untouched(worker)
+        await worker.execute("drop trigger test_poison on iu_route_attempt")
+        assert await drain(worker) == 3
+        assert await attempted(worker) == events
+
+
+# The seam -----------------------------------------------------------------------------------------------
+
+
+async def test_live_route_ends_at_the_seam(live):
+    """A route that is live in spite of the CHECK ends at the seam: a dead letter, a failed attempt, nothing delivered.
+
+    Fails when: the seam returns instead of raising.
+    """
+    async with connected(live.dsn) as worker:
+        await open_live_route(worker)
+        await route(worker, "dry", "version_applied")
+        events = [await insert_event(worker) for _ in range(2)]
+        answer = await run_batch(worker)
+        assert (answer["seen"], answer["attempts_written"], answer["dead_lettered"]) == (2, 4, 2)
+        assert await attempts(worker) == [(e, "dry", "dry_run", "dry_run", False, None, 1) for e in events] + [
+            (e, ROUTE, "failed", "dead_letter", False, "worker_process_error", 1) for e in events
+        ]
+        assert [d["failure_detail"][:31] for d in await dead_letters(worker)] == ["0A000: delivery is not built: r"] * 2
+
+
+async def test_fault_of_the_surroundings_at_the_seam(live):
+    """A delivery that fails for want of disk, memory or a lock is no event's fault either: the run fails.
+
+    Fails when: whatever the seam raises is taken for the event's fault.
+    """
+    async with connected(live.dsn) as worker:
+        await open_live_route(worker)
+        await worker.execute(
+            """create or replace function fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb)
+               returns jsonb language plpgsql as $$ begin raise exception 'full' using errcode = '53100'; end $$"""
+        )
+        await insert_event(worker)
+        with pytest.raises(asyncpg.DiskFullError):
+            await run_batch(worker)
+        assert await untouched(worker)
+
+
+async def test_route_that_changes_during_a_run(live):
+    """A run decides all its events by the routes that it found: one that changes meanwhile takes none twice or not at all.
+
+    Fails when: each statement of a run reads the routes anew.
+    """
+    async with connected(live.dsn) as worker:
+        await poison(worker)
+        await worker.execute(
+            """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
+               create function test_open() returns trigger language plpgsql as
+               $$ begin update public.iu_outbound_route set dry_run = false; return null; end $$;
+               create trigger test_open after insert on iu_route_attempt execute function test_open()"""
+        )
+        events = [await insert_event(worker, note=note) for note in ("poison 23514", "", "", "")]
+        assert (await run_batch(worker))["dead_lettered"] == 1
+        assert [a[:3] for a in await attempts(worker)] == [
+            *((event, ROUTE, "dry_run") for event in events[1:]),
+            (events[0], ROUTE, "failed"),
+        ]
+
+
+# Gates --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["false", "TRUE", "true ", " true", "t", "1", "", None])
+@pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
+async def test_closed_gate(live, gate, value):
+    """Only the exact word true opens a gate; behind a closed one nothing is read, decided or locked.
+
+    Fails when: a gate is not asked, or its value is read as a boolean.
+    """
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        await worker.execute("update dot_config set value = $2 where key = 'iu_core.' || $1", gate, value)
+        async with worker.transaction():
+            answer = await run_batch(worker)
+            assert await worker.fetchval("select pg_current_xact_id_if_assigned() is null")
+        status = "master_gate_closed" if gate == "routes_master_enabled" else "worker_gate_closed"
+        assert answer == {"status": status, "worker_name": WORKER, "seen": 0}
+        assert await untouched(worker)
+
+
+@pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
+async def test_missing_gate(live, gate):
+    """A gate that does not exist is closed."""
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        await worker.execute("delete from dot_config where key = 'iu_core.' || $1", gate)
+        assert (await run_batch(worker))["status"].endswith("_gate_closed")
+        assert await untouched(worker)

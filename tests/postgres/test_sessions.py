@@ -1,0 +1,319 @@
+"""The two sessions of a consumer: what they are called, how they are lost, who takes over, what the heartbeat says."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+
+import anyio
+import pytest
+
+from iu_listen.app import PostgresSessions
+from iu_listen.flow.consumer import Consumer
+from iu_listen.model.errors import Refused, SessionLost
+from iu_listen.model.facts import State, Tally
+from iu_listen.model.observation import (
+    BatchRan,
+    LeaseTaken,
+    Listening,
+    Polling,
+    SessionFailed,
+    StandingBy,
+    Stopped,
+)
+from iu_listen.model.settings import Settings
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from support import WORKER, Recorder, attempted, connected, consuming, drain, insert_event, open_gate, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+KILL = """
+    select count(pg_terminate_backend(pid)) from pg_stat_activity
+     where datname = current_database() and application_name = $1"""
+
+
+async def routed(connection, events, within: float = 15) -> None:
+    async def all_there() -> bool:
+        return len(await attempted(connection)) >= len(events)
+
+    await wait_until(all_there, f"{len(events)} events are attempted", within)
+    assert Counter(await attempted(connection)) == Counter(events)
+
+
+@pytest.mark.parametrize(("session_name", "kind"), [("worker", "worker"), ("bell", "bell")])
+async def test_a_killed_session_is_replaced(live, session_name, kind):
+    """A session that an administrator ends is replaced without a hand, again and again, and no event is lost or doubled.
+    Fails when: a loss of that session ends its loop, or the first look after it is taken out.
+    """
+    events, name = [], f"iu-listen {session_name} {WORKER}"
+    async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL) as seen:
+        for n in range(1, 6):
+            await sleep_sets_in(admin)
+            assert await admin.fetchval(KILL, name) == 1
+            events.append(await insert_event(admin))
+            await wait_until(lambda n=n: _count(seen, SessionFailed, n), "the loss is noticed")
+            await routed(admin, events, within=5)
+            await wait_until(lambda n=n: _count(seen, Listening, n + 1), "it listens again")
+        assert {f.session for f in seen.of(SessionFailed)} == {kind}
+        await sleep_sets_in(admin)
+        events.append(await insert_event(admin))
+        await routed(admin, events, within=5)
+
+
+async def _count(seen, kind: type, at_least: int) -> bool:
+    return len(seen.of(kind)) >= at_least
+
+
+class Standby:
+    """A second consumer, as a task of the test."""
+
+    def __init__(self, dsn: str, recorder, **settings) -> None:
+        loaded = Settings.load({}, {"dsn": dsn, **settings})
+        self.recorder = recorder
+        self.consumer = Consumer(loaded, PostgresSessions(loaded), recorder)
+
+
+async def test_a_standby_takes_over_from_one_that_stops(live):
+    """When the active consumer stops, the standby takes the lease, says so, and routes what comes.
+    Fails when: a standby does not try again.
+    """
+    standby = Standby(live.dsn, Recorder(), **ONLY_THE_BELL)
+    async with connected(live.dsn) as admin, anyio.create_task_group() as tasks:
+        async with consuming(live.dsn, **ONLY_THE_BELL):
+            tasks.start_soon(standby.consumer.run)
+            told = await standby.recorder.wait_for(StandingBy)
+            holder = """select format('pid %s, %s', pid, application_name) from pg_stat_activity
+                         where pid = (select pid from pg_locks where locktype = 'advisory' and classid = 726003
+                         and database = (select oid from pg_database where datname = current_database()))"""
+            assert told.holder.startswith(await admin.fetchval(holder))
+            assert (await _heartbeat(admin))["state_detail"] == told.holder
+            events = [await insert_event(admin)]
+            await routed(admin, events)
+            assert not standby.recorder.of(LeaseTaken)
+        left = time.monotonic()
+        await standby.recorder.wait_for(LeaseTaken)
+        assert time.monotonic() - left < 2
+        events.append(await insert_event(admin))
+        await routed(admin, events)
+        standby.consumer.stop("end of test")
+        await standby.recorder.wait_for(Stopped)
+        assert len(standby.recorder.of(StandingBy)) == 1
+
+
+async def test_a_frozen_holder_loses_the_lease(live):
+    """The server ends a session that holds the lease and says nothing for as long as the lease; another one takes it.
+    Fails when: idle_session_timeout is taken out of the worker session.
+    """
+    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 1, "catch_up": 0.5})).outbox() as frozen:
+        assert await frozen.take_lease() is None
+        async with consuming(live.dsn, **ONLY_THE_BELL) as seen:
+            assert seen.of(StandingBy)
+            assert seen.of(LeaseTaken)
+        with pytest.raises(SessionLost):
+            await frozen.run_batch(1)
+
+
+async def test_both_sessions_say_who_they_are(live):
+    """pg_stat_activity names both sessions by what they do and for which worker, and neither is in a transaction."""
+    async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL):
+        await sleep_sets_in(admin)
+        rows = await admin.fetch(
+            """select application_name, state from pg_stat_activity
+                where datname = current_database() and application_name like 'iu-listen%' order by 1"""
+        )
+        assert [tuple(row) for row in rows] == [
+            (f"iu-listen bell {WORKER}", "idle"),
+            (f"iu-listen worker {WORKER}", "idle"),
+        ]
+
+
+async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
+    """Both sessions carry an idle_session_timeout: the lease, and for the bell no less than three of its checks."""
+    sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 20, "catch_up": 10}))
+    show = "select current_setting('idle_session_timeout')"
+    async with sessions.outbox() as outbox, sessions.bell(lambda: None) as bell:
+        assert await outbox._connection.fetchval(show) == "20s"
+        assert await bell._connection.fetchval(show) == "30s"
+
+
+async def test_an_event_that_commits_late_is_routed_when_it_commits(live):
+    """An event older than the cursor, whose transaction outlived the routing of others, is routed 100 ms after its commit.
+    Fails when: the cursor goes by created_at or event_seq, or the bell does not ring for it.
+    """
+    took = []
+    async with connected(live.dsn) as late, connected(live.dsn) as others, consuming(live.dsn, **ONLY_THE_BELL) as seen:
+        events = []
+        for _ in range(5):
+            transaction = late.transaction()
+            await transaction.start()
+            old = await insert_event(late)
+            xid = await late.fetchval("select xact_id::text from event_outbox where id = $1", old)
+            events += [await insert_event(others) for _ in range(10)]
+            await routed(others, events)
+            passed = "select pg_snapshot_xmax(prev) > $1::text::xid8 from iu_route_worker_cursor"
+            assert await others.fetchval(passed, xid)
+            await sleep_sets_in(others)
+            events.append(old)
+            looks = len(seen.of(BatchRan))
+            await transaction.commit()
+            committed = time.monotonic()
+            await wait_until(lambda looks=looks: _found(seen, looks), "the late one is routed")
+            took.append(time.monotonic() - committed)
+            await routed(others, events)
+    assert statistics.median(took) < 0.1
+
+
+async def _found(seen, looks: int) -> bool:
+    return any(b.batch.seen for b in seen.of(BatchRan)[looks:])
+
+
+async def test_a_cancelled_consumer_leaves_at_once_and_loses_nothing(live):
+    """Cancelled in a batch that waits for a lock, a consumer leaves; its event is decided once, by whoever comes next.
+
+    Fails when: the batch is shielded, so that neither the grace nor a second signal could end it.
+    """
+    one = Standby(live.dsn, Recorder(), **ONLY_THE_BELL)
+    async with connected(live.dsn) as blocker, connected(live.dsn) as admin:
+        event = await insert_event(admin)
+        transaction = blocker.transaction()
+        await transaction.start()
+        await blocker.execute("lock table iu_route_attempt in exclusive mode")
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(one.consumer.run)
+                waits = """select count(*) = 1 from pg_stat_activity where datname = current_database()
+                            and application_name like 'iu-listen worker%' and wait_event_type = 'Lock'"""
+                await wait_until(lambda: admin.fetchval(waits), "the batch waits")
+                tasks.cancel_scope.cancel()
+        await transaction.commit()
+        await drain(admin)
+        assert await attempted(admin) == [event]
+
+
+async def _heartbeat(connection):
+    return await connection.fetchrow("select * from iu_consumer_heartbeat order by started_at desc limit 1")
+
+
+async def test_the_heartbeat_tells_every_state(applied):
+    """The heartbeat row tells who it is and goes through gate_closed, idle, refusing and stopped with their reasons.
+    Fails when: a change of state does not beat at once.
+    """
+    async with connected(applied.dsn) as admin:
+
+        async def says(state: str):
+            async def so() -> bool:
+                row = await _heartbeat(admin)
+                return row is not None and row["state"] == state
+
+            await wait_until(so, f"the heartbeat says {state}", timeout=5)
+            return await _heartbeat(admin)
+
+        async with consuming(applied.dsn, **ONLY_THE_BELL):
+            row = await says("gate_closed")
+            assert row["state_detail"] == "worker_gate_closed"
+            assert (row["worker_name"], row["cadence_seconds"]) == (WORKER, 300)
+            assert row["last_wake"] in ("start_up", "poll", "linger")
+            await open_gate(applied.dsn)
+            row = await says("idle")
+            assert row["state_detail"] is None
+            assert row["listening"]
+            await admin.execute("update iu_route_worker_cursor set lineage = gen_random_uuid()")
+            await open_gate(applied.dsn)
+            assert (await says("refusing"))["state_detail"] == "foreign_cursor"
+        row = await says("stopped")
+        assert row["state_detail"] == "end of test"
+        assert row["beat_at"] > row["started_at"]
+
+
+async def test_the_heartbeat_tells_a_backlog(live):
+    """A consumer that has more to do than one batch says busy, how many events it routed, and how far it lags."""
+    async with connected(live.dsn) as admin:
+        events = [await insert_event(admin) for _ in range(300)]
+
+        async def busy():
+            row = await _heartbeat(admin)
+            return row is not None and row["state"] == "busy" and row
+
+        async with consuming(live.dsn, **ONLY_THE_BELL, batch_limit=1):
+            row = await wait_until(busy, "the heartbeat says busy", timeout=5)
+            assert 1 <= row["events"] < 300
+            assert row["lag_seconds"] >= 0
+            await routed(admin, events)
+        row = await _heartbeat(admin)
+        assert (row["state"], row["events"], row["lag_seconds"]) == ("stopped", 300, None)
+
+
+async def test_without_the_package_it_waits_for_it(substrate):
+    """A consumer that starts before the package says what is missing, and works once it is applied and opened."""
+    early = Standby(substrate.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
+    async with connected(substrate.dsn) as admin, anyio.create_task_group() as tasks:
+        tasks.start_soon(early.consumer.run)
+        failed = await early.recorder.wait_for(SessionFailed, lambda f: f.session == "worker")
+        assert "fn_iu_route_worker_run" in failed.why
+        await _apply(substrate.dsn)
+        await open_gate(substrate.dsn)
+        event = await insert_event(admin)
+        await routed(admin, [event])
+        early.consumer.stop("end of test")
+
+
+async def _apply(dsn: str) -> None:
+    async with session(dsn, name="tests") as connection:
+        state = await migrate.package_state(connection)
+        await migrate.apply_files(connection, state.pending, {}, lambda _: None)
+
+
+async def test_a_heartbeat_that_cannot_be_written_is_said_ever_more_rarely(live):
+    """Where the heartbeat cannot be written events are still routed, and it is said with growing pauses.
+    Fails when: the backoff is reset before the heartbeat is written.
+    """
+    async with connected(live.dsn) as admin:
+        await admin.execute("drop table iu_consumer_heartbeat")
+        async with consuming(live.dsn, listening=False, **ONLY_THE_BELL, reconnect_max=1) as seen:
+            event = await insert_event(admin)
+            await routed(admin, [event])
+            failed = await seen.wait_for(SessionFailed, lambda f: f.session == "worker" and f.retry_in > 0.3)
+            assert "iu_consumer_heartbeat" in failed.why
+
+
+async def test_an_unknown_worker_is_said_and_waited_for(live):
+    """A worker that is not registered is said by name, and served once it is."""
+    async with connected(live.dsn) as admin:
+        outbox = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "worker": "nobody"})).outbox()
+        async with outbox as nobody:
+            with pytest.raises(Refused, match="worker nobody is not registered"):
+                await nobody.run_batch(1)
+            await nobody.beat(State.STARTING, "", False, Tally())
+            assert await drain(admin) == 0
+
+
+async def test_with_listening_switched_off_it_polls(live):
+    """With listen = off there is no bell session; it says why once, polls, and the heartbeat says that it polls."""
+    async with connected(live.dsn) as admin, consuming(live.dsn, listening=False, listen=False) as seen:
+        event = await insert_event(admin)
+        await routed(admin, [event], within=2)
+        assert ["switched off" in said.why for said in seen.of(Polling)] == [True]
+        bells = "select count(*) from pg_stat_activity where datname = current_database() and application_name like '%bell%'"
+        assert await admin.fetchval(bells) == 0
+        assert not (await _heartbeat(admin))["listening"]
+
+
+async def test_a_server_that_takes_no_writes_is_left_alone(live):
+    """A read-only server is said to be one and asked again with growing pauses, until it takes writes.
+    Fails when: the check for a standby or read-only server is taken out.
+    """
+    consumer = Standby(live.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
+    async with connected(live.dsn) as admin, anyio.create_task_group() as tasks:
+        name = await admin.fetchval("select current_database()")
+        event = await insert_event(admin)
+        await admin.execute(f"alter database {name} set default_transaction_read_only = on")
+        tasks.start_soon(consumer.consumer.run)
+        failed = await consumer.recorder.wait_for(SessionFailed, lambda f: f.retry_in > 0.1)
+        assert "takes no writes" in failed.why
+        assert not consumer.recorder.of(LeaseTaken)
+        await admin.execute(f"alter database {name} reset default_transaction_read_only")
+        await routed(admin, [event])
+        consumer.consumer.stop("end of test")

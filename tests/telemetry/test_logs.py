@@ -1,0 +1,129 @@
+"""Observations as log lines: one for each that matters, at a level that fits, none for an idle batch."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from iu_listen.model.facts import DEFAULT_WORKER, Batch, State, Wake
+from iu_listen.model.observation import (
+    BatchRan,
+    Beaten,
+    LeaseTaken,
+    Listening,
+    Observation,
+    Polling,
+    SessionFailed,
+    StandingBy,
+    Started,
+    StateChanged,
+    Stopped,
+    Stopping,
+    WakeLost,
+)
+from iu_listen.telemetry.logs import BIG_BATCH, LogWatcher, configure
+
+W = DEFAULT_WORKER
+
+LINES = [
+    (Started(W, "iu@db1"), "info", "started", {"worker": W, "database": "iu@db1"}),
+    (StandingBy(W, "pid 7"), "info", "standing by: another consumer is active", {"worker": W, "holder": "pid 7"}),
+    (LeaseTaken(W), "info", "active", {"worker": W}),
+    (Listening(2), "info", "listening", {"slot": 2}),
+    (Listening(None), "warning", "listening, but every bell slot is taken: polling between looks", {}),
+    (Polling("a pooler"), "warning", "polling: there is no bell", {"why": "a pooler"}),
+    (StateChanged(W, State.IDLE, ""), "info", "working", {"worker": W}),
+    (StateChanged(W, State.GATE_CLOSED, "worker_gate_closed"), "warning", "waiting for a gate to open",
+     {"worker": W, "gate": "worker_gate_closed"}),
+    (StateChanged(W, State.REFUSING, "foreign_cursor"), "error", "not working",
+     {"worker": W, "state": "refusing", "why": "foreign_cursor"}),
+    (BatchRan(W, Wake.NOTIFY, Batch(status="ran", seen=3, dead_lettered=2)), "error", "dead letters",
+     {"worker": W, "count": 2, "wake": "notify"}),
+    (BatchRan(W, Wake.LINGER, Batch(status="ran", seen=BIG_BATCH, seconds=0.01234)), "info", "batch",
+     {"worker": W, "events": BIG_BATCH, "ms": 12.3, "wake": "linger"}),
+    (WakeLost(W, 4), "error", "wake-up lost: the catch-up timer found events that nobody rang for",
+     {"worker": W, "events": 4}),
+    (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
+     {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
+    (Stopping("SIGTERM"), "info", "stopping", {"why": "SIGTERM"}),
+    (Stopped(W, 9), "info", "stopped", {"worker": W, "events": 9}),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def structlog_as_it_was():
+    """Leave structlog's global configuration alone."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.parametrize(("observation", "level", "text", "fields"), LINES, ids=lambda v: type(v).__name__)
+def test_an_observation_is_one_line(observation, level, text, fields):
+    """Each observation that an operator cares about is one line with its level and its facts."""
+    with capture_logs() as lines:
+        LogWatcher().note(observation)
+    assert len(lines) == 1
+    assert (lines[0]["log_level"], lines[0]["event"]) == (level, text)
+    assert {name: lines[0].get(name) for name in fields} == fields
+
+
+@pytest.mark.parametrize("seen", [0, 1, BIG_BATCH - 1])
+def test_small_batches_are_silent(seen):
+    """A batch that found nothing, or a few events without a dead letter, is no line.
+    Fails when: every batch is logged, and an idle consumer fills the disk.
+    """
+    with capture_logs() as lines:
+        for wake in Wake:
+            LogWatcher().note(BatchRan(W, wake, Batch(status="ran", seen=seen, attempts=seen)))
+    assert lines == []
+
+
+#: Seen by the service manager, and no line: it would come once a cadence for ever.
+SILENT = {Beaten}
+
+
+@pytest.mark.parametrize("kind", sorted(set(get_args(Observation)) - SILENT, key=str), ids=lambda kind: kind.__name__)
+def test_every_kind_of_observation_has_a_line(kind):
+    """The list of lines above leaves no kind of observation out but the silent ones.
+    Fails when: an observation is added and the log does not know it.
+    """
+    assert kind in {type(observation) for observation, *_ in LINES}
+
+
+def test_what_needs_a_person_says_what_to_do():
+    """Lines at which somebody has to act carry a hint with the command."""
+    acting = [o for o, level, *_ in LINES if isinstance(o, WakeLost) or (isinstance(o, BatchRan) and level == "error")]
+    acting += [StateChanged(W, State.GATE_CLOSED, "worker_gate_closed")]
+    with capture_logs() as lines:
+        for observation in acting:
+            LogWatcher().note(observation)
+    assert len(lines) == 3
+    assert all("iu-listen " in line["hint"] for line in lines)
+
+
+def test_json_is_one_object_a_line_on_stderr(capsys):
+    """With log_format json each line on stderr is one object with level, time and text, and stdout stays empty."""
+    configure("json")
+    LogWatcher().note(SessionFailed("bell", 'a "quoted"\nwhy', 0.5))
+    LogWatcher().note(LeaseTaken(W))
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = map(json.loads, err.splitlines())
+    assert (first["level"], first["event"], first["why"]) == ("warning", "session failed", 'a "quoted"\nwhy')
+    assert second["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize("log_format", ["console", "auto"])
+def test_console_lines_are_for_people_and_auto_is_json_where_nobody_looks(capsys, log_format):
+    """On the console a line begins with time and level; auto writes JSON where stderr is no terminal."""
+    configure(log_format)
+    LogWatcher().note(LeaseTaken(W))
+    line = capsys.readouterr().err
+    assert "active" in line
+    assert line.startswith("{") == (log_format == "auto")

@@ -1,0 +1,98 @@
+"""Notes to a service manager, received by a real datagram socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from iu_listen.model.facts import DEFAULT_WORKER, Batch, State, Wake
+from iu_listen.model.observation import (
+    BatchRan,
+    LeaseTaken,
+    Listening,
+    SessionFailed,
+    StandingBy,
+    Started,
+    StateChanged,
+    Stopped,
+    Stopping,
+)
+from iu_listen.telemetry.systemd import SystemdWatcher
+
+W = DEFAULT_WORKER
+BATCH = BatchRan(W, Wake.CATCH_UP, Batch(status="ran"))
+
+
+class Manager:
+    """The receiving end."""
+
+    def __init__(self, sock: socket.socket, address: str) -> None:
+        self._sock = sock
+        self.environ = {"NOTIFY_SOCKET": address}
+
+    def received(self) -> list[str]:
+        """Everything that has arrived; datagrams on one machine are there when sendto() returns."""
+        notes = []
+        while True:
+            try:
+                notes.append(self._sock.recv(4096).decode())
+            except BlockingIOError:
+                return notes
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, tmp_path) -> Iterator[Manager]:
+    """A service manager on a socket file, and on an abstract address as systemd may use."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0" + path if request.param == "abstract" else path)
+        sock.setblocking(False)
+        yield Manager(sock, "@" + path if request.param == "abstract" else path)
+
+
+def test_ready_after_the_first_batch_and_alive_after_each(manager):
+    """READY=1 comes with the first batch and not before; each batch feeds the watchdog, and says ready only once.
+    Fails when: readiness is told before a batch ran, or the watchdog is not fed by batches.
+    """
+    watcher = SystemdWatcher(manager.environ)
+    for observation in (Started(W, "db"), LeaseTaken(W), Listening(1)):
+        watcher.note(observation)
+    assert manager.received() == []
+    for _ in range(3):
+        watcher.note(BATCH)
+    assert manager.received() == ["READY=1\nWATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"]
+
+
+def test_a_standby_is_ready(manager):
+    """A consumer that stands by is ready and alive, and its status names the holder."""
+    watcher = SystemdWatcher(manager.environ)
+    watcher.note(StandingBy(W, "pid 7"))
+    watcher.note(BATCH)
+    assert manager.received() == ["READY=1\nWATCHDOG=1\nSTATUS=standing by: pid 7", "WATCHDOG=1"]
+
+
+def test_what_is_no_progress_feeds_no_watchdog(manager):
+    """Lost sessions and changes of state do not keep a consumer alive that runs no batches.
+    Fails when: the watchdog is fed by a timer or by anything that is not progress.
+    """
+    watcher = SystemdWatcher(manager.environ)
+    watcher.note(SessionFailed("worker", "gone", 1.0))
+    watcher.note(StateChanged(W, State.REFUSING, "foreign_cursor"))
+    watcher.note(Stopped(W, 0))
+    assert manager.received() == ["STATUS=refusing foreign_cursor"]
+
+
+def test_stopping_is_told(manager):
+    """STOPPING=1 comes with the reason when it was asked to stop."""
+    SystemdWatcher(manager.environ).note(Stopping("SIGTERM"))
+    assert manager.received() == ["STOPPING=1\nSTATUS=stopping: SIGTERM"]
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}])
+def test_without_a_service_manager_nothing_happens(environ):
+    """Without NOTIFY_SOCKET, or with nobody behind it, notes are dropped and nothing fails."""
+    watcher = SystemdWatcher(environ)
+    for observation in (BATCH, Stopping("SIGTERM"), StandingBy(W, "pid 7")):
+        watcher.note(observation)
