@@ -16,6 +16,7 @@ from iu_listen.app import PostgresSessions
 from iu_listen.flow.consumer import Consumer
 from iu_listen.model.observation import BatchRan, Listening, Observation, Stopped
 from iu_listen.model.settings import Settings
+from iu_listen.postgres.session import Connection
 
 WORKER = "iu_outbound_default"
 
@@ -28,7 +29,7 @@ async def connect(dsn: str) -> asyncpg.Connection:
 @asynccontextmanager
 async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A plain session for the length of a block."""
-    connection = await asyncpg.connect(dsn)
+    connection = await asyncpg.connect(dsn, connection_class=Connection)
     try:
         yield connection
     finally:

@@ -81,8 +81,8 @@ grant select (key, value, updated_at) on public.dot_config to iu_listen_consumer
 -- Whole events: a dead letter keeps the row as it is, whatever columns it has by then.
 grant select on public.event_outbox, public.event_outbox_event_seq, public.iu_outbox_anchor to iu_listen_consumer;
 
-grant select (route_code, event_domain, event_type, event_stream, enabled, dry_run)
-    on public.iu_outbound_route to iu_listen_consumer;
+-- Whole routes: a batch reads them once, as rows.
+grant select on public.iu_outbound_route to iu_listen_consumer;
 
 -- The position of a cursor, not its name, domain or history.
 grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,

@@ -210,7 +210,7 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     await census.require_package(connection)
     await census.require_worker(connection, WORKER)
     await census.rows(connection, "target")
-    session = WorkerSession(connection, settings, uuid4(), "0", leased=True)
+    session = WorkerSession(connection, settings, uuid4(), "0")
     holder = await session.take_lease()
     assert holder is None, holder
     await connection.fetchval(query("lease_holder"), LEASE_KEY, WORKER)
