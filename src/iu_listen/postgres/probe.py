@@ -177,7 +177,7 @@ class _Walk:
                     await self._try(scenario)
             if held.cancelled_caught:
                 raise Refused(
-                    f"the probe held locks for longer than {self._lock_timeout:g} s; given up so as not to hold up others",
+                    f"the probe held locks for longer than {self._lock_timeout:g} s; given up for the others' sake",
                     "Try again when the database is quieter, or give --lock-timeout.",
                 )
         finally:

@@ -24,8 +24,10 @@ from iu_listen.postgres.sqlfiles import query
 # Generic in the stubs, not in the driver.
 if TYPE_CHECKING:
     _Driver = asyncpg.Connection[asyncpg.Record]
+    Prepared = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
 else:
     _Driver = asyncpg.Connection
+    Prepared = asyncpg.prepared_stmt.PreparedStatement
 
 
 class Connection(_Driver):
@@ -77,8 +79,8 @@ def _one_line(error: BaseException) -> str:
 async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0) -> Connection:
     """Open a session.
 
-    Behind a pooler the session is another one in every transaction: nothing is set there, because it would leak to
-    whoever gets the server's session next, and no statement is prepared. ``pooled`` tells.
+    Behind a pooler the session may be another one in every transaction: nothing is set there, because it would leak
+    to whoever gets the server's session next. ``pooled`` tells.
 
     Args:
         dsn: Connection string; None or empty means the PG* variables.
@@ -92,20 +94,25 @@ async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: 
     """
     try:
         with anyio.fail_after(deadline):
-            connection = await _open(dsn, name, deadline, statement_cache=100)
+            connection: Connection = await asyncpg.connect(
+                dsn or None,
+                # A pooler refuses start-up parameters that it does not know; this one they all do.
+                server_settings={"application_name": name},
+                # Named statements behind a pooler would stay with a server session that somebody else gets.
+                statement_cache_size=0,
+                timeout=deadline,
+                connection_class=Connection,
+            )
             try:
+                _watch_the_path(connection)
                 # In one transaction, so that a pooler in transaction mode answers from one session.
                 async with connection.transaction():
-                    pid = await connection.fetchval(query("backend_pid"))
-                if pid == connection.get_server_pid():
+                    connection.pooled = await connection.fetchval(query("backend_pid")) != connection.get_server_pid()
+                if not connection.pooled:
                     await connection.fetchrow(query("session_settings"), f"{round(idle_timeout * 1000)}ms")
-                    return connection
             except BaseException:
                 connection.terminate()
                 raise
-            connection.terminate()
-            connection = await _open(dsn, name, deadline, statement_cache=0)
-            connection.pooled = True
             return connection
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         raise ConfigurationError(f"the connection string does not parse: {_one_line(error)}", _DSN_HINT) from error
@@ -119,19 +126,6 @@ async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: 
         ) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
-
-
-async def _open(dsn: str | None, name: str, deadline: float, *, statement_cache: int) -> Connection:
-    # A pooler refuses start-up parameters that it does not know; this one they all do.
-    connection: Connection = await asyncpg.connect(
-        dsn or None,
-        server_settings={"application_name": name},
-        statement_cache_size=statement_cache,
-        timeout=deadline,
-        connection_class=Connection,
-    )
-    _watch_the_path(connection)
-    return connection
 
 
 _DSN_HINT: Final = "It looks like postgresql://user:password@host:5432/database; give it with --dsn or IU_LISTEN_DSN."
@@ -174,8 +168,14 @@ def _commands_errors() -> Iterator[None]:
         ) from lost
 
 
-async def ask(connection: Connection, deadline: float, statement: str, *args: Any) -> Any:
+async def ask(connection: Connection, deadline: float, statement: str | Prepared, *args: Any) -> Any:
     """One value from the database, within ``deadline`` seconds.
+
+    Args:
+        connection: The session.
+        deadline: Longest wait, in seconds.
+        statement: Its text, or one that was prepared in this session.
+        args: Its parameters.
 
     Raises:
         SessionLost: no answer in time (the session is ended then), or no session any more.
@@ -183,6 +183,12 @@ async def ask(connection: Connection, deadline: float, statement: str, *args: An
     """
     with errors_become_ours():
         with contextlib.suppress(TimeoutError), anyio.fail_after(deadline):
-            return await connection.fetchval(statement, *args)
+            if not isinstance(statement, str):
+                return await statement.fetchval(*args)
+            if not connection.pooled:
+                return await connection.fetchval(statement, *args)
+            # The driver parses and executes in two steps; only a transaction keeps both in one server session.
+            async with connection.transaction():
+                return await connection.fetchval(statement, *args)
         connection.terminate()
         raise SessionLost(f"no answer within {deadline:g} s")

@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Final
 from uuid import UUID
 
+import anyio
+
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect
+from iu_listen.postgres.session import Connection, Prepared, ask, connect, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
@@ -29,6 +31,14 @@ class WorkerSession:
         self._settings = settings
         self._consumer = consumer
         self._version = version
+        # The one statement that is asked for again and again; behind a pooler it cannot be kept.
+        self._batch: str | Prepared = query("run_batch")
+
+    async def prepare(self) -> None:
+        """Prepare what is asked for again and again, where the session is ours alone."""
+        if not self._connection.pooled:
+            with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+                self._batch = await self._connection.prepare(query("run_batch"))
 
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already.
@@ -46,9 +56,7 @@ class WorkerSession:
     async def run_batch(self, limit: int) -> Batch:
         """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session."""
         began = time.perf_counter()
-        answer = await ask(
-            self._connection, self._settings.batch_deadline, query("run_batch"), self._settings.worker, limit
-        )
+        answer = await ask(self._connection, self._settings.batch_deadline, self._batch, self._settings.worker, limit)
         return Batch.from_answer(json.loads(answer), time.perf_counter() - began)
 
     async def beat(self, state: State, why: str, listening: bool, tally: Tally) -> None:
@@ -76,6 +84,8 @@ async def worker_session(settings: Settings, consumer: UUID, version: str) -> As
     try:
         if await ask(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost("the server takes no writes: it is a standby or read-only")
-        yield WorkerSession(connection, settings, consumer, version)
+        session = WorkerSession(connection, settings, consumer, version)
+        await session.prepare()
+        yield session
     finally:
         connection.terminate()
