@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psutil
 import pytest
 
 from support import connected
@@ -157,9 +158,12 @@ class Running:
     def close(self) -> None:
         """Whatever happened: no process and no directory is left."""
         if self.process.poll() is None:
-            self.process.kill()
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                process.kill()
         self.process.wait()
-        self._reader.join()
+        # Only a process that it has left behind can keep its output open.
+        self._reader.join(10)
+        assert not self._reader.is_alive(), "its output is still open: it has left a process behind"
         assert self.process.stdout is not None
         self.process.stdout.close()
         shutil.rmtree(self._home)

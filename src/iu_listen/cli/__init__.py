@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from cyclopts import App, CycloptsError
 
@@ -32,8 +33,20 @@ for group in (service, demo, prove, look, change, emit):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
-    # As Ctrl-C: whatever was begun is ended in order. `run` and `up` replace it while they serve.
-    signal.signal(signal.SIGTERM, _interrupt)
+    terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(number, frame)
+
+    # As Ctrl-C: whatever was begun is ended in order. `run` and `up` replace it while they serve. While an event loop
+    # runs, its own handler of SIGINT cancels the command; an exception raised here would come up in the middle of the
+    # driver's C code, which loses answers over it or crashes. A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(
             list(sys.argv[1:] if argv is None else argv),
@@ -48,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         error = _ours(raised)
         show.problem(error.message, error.hint)
         return error.exit_code
-    except KeyboardInterrupt as interrupt:
-        return 143 if interrupt.args == (signal.SIGTERM,) else 130
+    except KeyboardInterrupt:
+        return 143 if terminated else 130
     except BrokenPipeError:
         # Whoever read us has read enough.
         sys.stderr.close()
@@ -66,7 +79,3 @@ def _ours(raised: BaseException) -> IuListenError:
     if not isinstance(raised, IuListenError):
         raise raised
     return raised
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(number)
