@@ -106,7 +106,9 @@ def refused(code: int, *says: str, **named: Any) -> Callable[..., Done]:
 class Running:
     """A command that goes on, and what it has said so far, both streams together."""
 
-    def __init__(self, *args: str, dsn: str | None = None, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *args: str, dsn: str | None = None, env: Mapping[str, str] | None = None, background: bool = False
+    ) -> None:
         self._home = tempfile.mkdtemp(prefix="iu-cli-")
         self._said: list[str] = []
         self._changed = threading.Condition()
@@ -114,6 +116,8 @@ class Running:
             [sys.executable, "-u", "-m", "iu_listen", *args],
             env=environment(self._home, dsn, env), cwd=self._home, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # As a shell does for a job that it starts with &.
+            preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,  # noqa: PLW1509
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -170,9 +174,9 @@ class Running:
 
 
 @contextmanager
-def running(*args: str, dsn: str | None = None, env: Mapping[str, str] | None = None) -> Iterator[Running]:
-    """A command in the background, for the length of a block."""
-    command = Running(*args, dsn=dsn, env=env)
+def running(*args: str, **how: Any) -> Iterator[Running]:
+    """A command that goes on, for the length of a block; arguments as for Running."""
+    command = Running(*args, **how)
     try:
         yield command
     finally:

@@ -392,15 +392,19 @@ def test_version_and_help(server):
         assert word in done.out
 
 
-def test_a_command_that_is_interrupted(live):
-    """SIGTERM ends a command that waits, with the shell's exit code for it and without a word about Python."""
+@pytest.mark.parametrize(
+    ("number", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_a_command_that_is_interrupted(live, number, background):
+    """A signal ends a command that waits, with the shell's exit code for it: SIGTERM also one that ignores SIGINT."""
     with (
         holding(live.dsn, "lock table dot_config"),
-        running("gate", "close", "worker", dsn=live.dsn) as command,
+        running("gate", "close", "worker", dsn=live.dsn, background=background) as command,
     ):
         seen(
             live.dsn,
-            "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())",
+            """select exists (select from pg_stat_activity
+                               where wait_event_type = 'Lock' and datname = current_database())""",
         )
-        assert command.end(signal.SIGTERM) == 143
+        assert command.end(number) == 128 + number
     assert value(live.dsn, "select value from dot_config where key like '%worker%'") == "true"

@@ -111,18 +111,21 @@ class _Demo:
         ways, total = [], []
         for number in range(1, 11):
             unit = await connection.fetchval(query("demo/new_unit"), f"demo/unit-{number:02}")
-            began = time.perf_counter()
+            began = time.time()
             version = await connection.fetchval(query("demo/new_version"), unit)
-            written = time.perf_counter()
-            way = await self._wait(partial(connection.fetchrow, query("demo/way_of_version"), version), "it is routed")
-            done = time.perf_counter()
-            total.append(1000 * (done - began))
+            written = time.time()
+            way = await self._wait(
+                partial(connection.fetchrow, query("demo/way_of_version"), version), "it is routed", pause=0.005
+            )
+            # The database says when, on the same clock: asking again and again would slow down what is measured.
+            decided = way["decided_at"] - began
+            total.append(1000 * decided)
             if number <= 5:
                 ways.append((way["canonical_address"], str(way["id"]), f"{1000 * (written - began):.2f} ms",
-                             f"{1000 * (done - began):.2f} ms", way["status"]))  # fmt: skip
+                             f"{1000 * decided:.2f} ms", way["status"]))  # fmt: skip
             await anyio.sleep(0.03)
-        show.table(("unit", "event", "version committed after", "decision seen after", "decision"), ways)
-        self._figure("insert → decision seen, median of 10", f"{sorted(total)[len(total) // 2]:.2f} ms")
+        show.table(("unit", "event", "version committed after", "decided after", "decision"), ways)
+        self._figure("insert → decision, median of 10", f"{sorted(total)[len(total) // 2]:.2f} ms")
 
     async def _burst(self, connection: Connection) -> None:
         self._title(f"A burst of {show.text(self.burst)} events from {WRITERS} writers, and the drain")
