@@ -1,0 +1,138 @@
+"""A pooler in transaction mode in between: a real PgBouncer, where one is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from iu_listen import embedded
+from iu_listen.model.facts import Wake
+from iu_listen.model.observation import BatchRan, Listening, Polling
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+from support import attempted, connected, consuming, insert_event, open_gate, wait_until
+
+PGBOUNCER = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.slow,
+    pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def dsns() -> Iterator[tuple[str, str]]:
+    """A database with the package applied, open, directly and through PgBouncer in transaction mode."""
+    with TemporaryDirectory(prefix="iu-listen-pooler-") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        with embedded.running(root, embedded.DEFAULT_MAJOR, durable=False, tcp=True) as server:
+            direct = server.tcp_dsn("iu")
+            asyncio.run(_apply(direct))
+            parts = urlsplit(direct)
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            ini = root / "pgbouncer.ini"
+            ini.write_text(
+                f"""
+[databases]
+iu = host=127.0.0.1 port={parts.port} dbname=iu user=postgres password={parts.password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+"""
+            )
+            # PgBouncer refuses to run as root, as PostgreSQL does.
+            account = pwd.getpwnam("nobody")
+            who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+            pooler = subprocess.Popen(
+                [PGBOUNCER, ini], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **who
+            )
+            try:
+                pooled = f"postgresql://postgres@127.0.0.1:{port}/iu"
+                asyncio.run(wait_until(lambda: _answers(pooled), "PgBouncer answers"))
+                yield direct, pooled
+            finally:
+                pooler.terminate()
+                pooler.wait()
+
+
+async def _apply(dsn: str) -> None:
+    async with session(dsn, name="tests") as connection:
+        await migrate.apply_base(connection)
+        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+    await open_gate(dsn)
+
+
+async def _answers(dsn: str) -> bool:
+    try:
+        connection = await asyncpg.connect(dsn, statement_cache_size=0)
+    except (OSError, asyncpg.PostgresError):
+        return False
+    connection.terminate()
+    return True
+
+
+async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
+    """Behind a pooler in transaction mode the consumer says within seconds that it polls, and routes all the same.
+
+    Fails when: nothing proves that LISTEN hears, or a session parameter or named statement is sent through the pooler.
+    """
+    direct, pooled = dsns
+    async with consuming(pooled, listening=False) as watcher, connected(direct) as connection:
+        said = await watcher.wait_for(Polling, timeout=5)
+        events = [await insert_event(connection) for _ in range(20)]
+
+        async def all_there() -> bool:
+            return set(events) <= set(await attempted(connection))
+
+        await wait_until(all_there, "everything is routed")
+
+        assert "transaction mode" in said.why
+        assert watcher.of(Listening) == []
+
+
+async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
+    """With listen_dsn past the pooler, batches go through it and the bell wakes them."""
+    direct, pooled = dsns
+    async with (
+        consuming(pooled, listen_dsn=direct, catch_up=300, lease=1000) as watcher,
+        connected(direct) as connection,
+    ):
+        event = await insert_event(connection)
+        await watcher.wait_for(BatchRan, lambda o: o.wake is Wake.NOTIFY and o.batch.seen)
+
+        assert event in await attempted(connection)
+
+
+async def test_nothing_of_ours_stays_in_the_pooled_sessions(dsns):
+    """After a consumer went through the pooler, its server sessions hold no setting, lock or statement of ours."""
+    direct, pooled = dsns
+    async with consuming(pooled, listening=False):
+        pass
+    async with connected(direct) as connection:
+        locks = await connection.fetchval(
+            "select count(*) from pg_locks l where l.locktype = 'advisory' and l.pid <> pg_backend_pid()"
+        )
+    through = await asyncpg.connect(pooled, statement_cache_size=0)
+    async with through.transaction():
+        left = await through.fetchval("select count(*) from pg_prepared_statements where name <> ''")
+        idle = await through.fetchval("show idle_session_timeout")
+    through.terminate()
+
+    assert (locks, left, idle) == (0, 0, "0")
