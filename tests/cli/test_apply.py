@@ -128,6 +128,7 @@ def test_the_report_for_people(substrate):
     assert "\x1b" not in done.out + done.err
 
 
+@on_one_server
 def test_again(applied):
     """A second apply finds nothing to do, passes, and changes nothing."""
     before = portrait(applied.dsn)
@@ -260,6 +261,7 @@ def apply_some(dsn: str, count: int) -> None:
     asyncio.run(go())
 
 
+@on_one_server
 def test_it_goes_on_after_005(substrate, applied):
     """An apply that was interrupted after 005 goes on where it was, and ends with the same objects as a whole one."""
     apply_some(substrate.dsn, 2)

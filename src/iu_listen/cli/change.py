@@ -300,6 +300,8 @@ def dead_letter_replay(
     """Decide dead letters again, under their own idempotency keys. Exit 1 when one is still open afterwards."""
     if bool(ids) == all:
         raise ConfigurationError("say which dead letters: their ids, or --all", "iu-listen dead-letter list")
+    if ids and route:
+        raise ConfigurationError("--route goes with --all", "The ids alone say which dead letters.")
 
     async def run() -> int:
         async with looking(where) as (_, connection):

@@ -94,8 +94,10 @@ class _Demo:
     async def _apply_and_prove(self, connection: Connection) -> None:
         self._title("The substrate, then the package through its eight gates, then W1 to W9")
         began = time.perf_counter()
-        terms = Terms(dsn=self.door.settings.dsn, no_backup="demo database, empty", programs=self.door.programs)
-        if await apply_on(self.door, connection, terms, base=True, machine=False):
+        terms = Terms(
+            dsn=self.door.settings.dsn, no_backup="demo database, empty", programs=self.door.programs, base=True
+        )
+        if await apply_on(self.door, connection, terms, machine=False):
             raise Refused("the demo database could not be set up")
         self._figure("applied through eight gates, verified", f"{time.perf_counter() - began:.2f} s")
         self._title("The probe, A to H, now on the installed package")

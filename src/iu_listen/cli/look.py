@@ -99,6 +99,8 @@ def health(
             name = door.settings.worker
             if here:
                 # Probes ask this every few seconds: one row, and neither a count of the backlog nor the whole package.
+                if not await census.value(connection, "ledger_exists"):
+                    await census.require_package(connection)
                 beating = await census.value(connection, "host_beats", platform.node(), name)
                 reasons = [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
                 answer = {"healthy": beating, "worker_name": name, "reasons": reasons, "warnings": []}

@@ -19,12 +19,10 @@ from iu_listen.postgres.gates import Gate, Gates, Terms, inspect
 from iu_listen.postgres.migrate import (
     Package,
     added,
-    apply_base,
     apply_files,
     only_migrator,
     package_state,
     roll_back_files,
-    substrate_missing,
 )
 from iu_listen.postgres.probe import SCENARIOS, Finding, Proof, run_probe
 from iu_listen.postgres.session import Connection
@@ -136,33 +134,24 @@ def apply(
         async with looking(where) as (door, connection):
             terms = Terms(
                 dsn=door.settings.dsn, expect_database=expect_database, backup_dir=backup_dir, no_backup=no_backup,
-                plan=plan, programs=door.programs, lock_timeout=lock_timeout,
+                plan=plan, base=base, programs=door.programs, lock_timeout=lock_timeout,
             )  # fmt: skip
-            return await apply_on(door, connection, terms, base=base, machine=bool(where and where.json))
+            return await apply_on(door, connection, terms, machine=bool(where and where.json))
 
     return anyio.run(run)
 
 
-async def apply_on(door: Door, connection: Connection, terms: Terms, *, base: bool, machine: bool) -> int:
+async def apply_on(door: Door, connection: Connection, terms: Terms, *, machine: bool) -> int:
     """The whole of apply, on an open session; the exit code."""
     answer: dict[str, Any] = {"plan": terms.plan, "applied": []}
-    if base and await _base_is_absent(connection):
-        answer["base"] = "would be created" if terms.plan else "created"
-        if terms.plan:
-            show.note(
-                "--base: the substrate is absent and would be created; the gates below speak of the database as it is."
-            )
-        else:
-            await census.require_primary(connection)
-            await apply_base(connection)
-            if not machine:
-                show.line("substrate created (--base)")
     async with only_migrator(connection):
         gates = await _show_gates(connection, door, terms, machine=machine)
         answer["gates"] = [
             {"number": g.number, "name": g.name, "pass": g.passed, "evidence": g.evidence, "hint": g.hint}
             for g in gates.found
         ]
+        if gates.base:
+            answer["base"] = gates.base
         before = gates.package
         pending = before.pending if before else ()
         answer["pending"] = [m.name for m in pending]
@@ -175,16 +164,6 @@ async def apply_on(door: Door, connection: Connection, terms: Terms, *, base: bo
     if machine:
         show.as_json(answer | {"pass": code == 0})
     return code
-
-
-async def _base_is_absent(connection: Connection) -> bool:
-    missing = await substrate_missing(connection)
-    if missing and "column event_outbox.id" not in missing:
-        raise Refused(
-            f"the substrate is here but incomplete: {missing[0]} is missing",
-            "--base creates it only where it is absent.",
-        )
-    return bool(missing)
 
 
 async def _show_gates(connection: Connection, door: Door, terms: Terms, *, machine: bool) -> Gates:

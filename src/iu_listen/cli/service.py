@@ -17,6 +17,7 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import census
 from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.migrate import package_state, substrate_missing
+from iu_listen.postgres.session import session
 from iu_listen.telemetry.logs import LogWatcher, configure
 from iu_listen.telemetry.spans import span_watcher
 from iu_listen.telemetry.systemd import SystemdWatcher
@@ -67,6 +68,9 @@ async def _check_then_serve(door: Door) -> None:
         await census.require_package(connection)
         await census.require_worker(connection, door.settings.worker)
         target = (await census.rows(connection, "target"))[0]
+    if door.settings.listen and door.settings.listen_dsn:
+        async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
+            pass
     spans = span_watcher(os.environ)
     watchers: list[Watcher] = [LogWatcher(), SystemdWatcher(), *([spans] if spans else [])]
     try:
@@ -99,8 +103,8 @@ async def _prepare(door: Door) -> None:
     async with door.session() as connection:
         fresh = bool(await substrate_missing(connection)) or not (await package_state(connection)).complete
         if fresh:
-            terms = Terms(dsn=door.settings.dsn, no_backup="embedded database, new", programs=door.programs)
-            if await apply_on(door, connection, terms, base=True, machine=False):
+            terms = Terms(dsn=door.settings.dsn, no_backup="embedded database, new", programs=door.programs, base=True)
+            if await apply_on(door, connection, terms, machine=False):
                 raise ConfigurationError(
                     "the embedded database could not be set up",
                     f"Start afresh: remove {door.settings.data_dir}",

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from iu_listen.model.errors import IuListenError
 from iu_listen.postgres.backup import client_programs, take_backup
-from iu_listen.postgres.migrate import Package, package_state, substrate_missing
+from iu_listen.postgres.migrate import Package, apply_base, package_state, substrate_missing
 from iu_listen.postgres.probe import Proof, run_probe
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import all_files, package_files, query
@@ -31,6 +31,7 @@ class Terms:
         backup_dir: Where to take a backup.
         no_backup: Why there is none; recorded.
         plan: Change nothing: no backup is taken either.
+        base: Create the substrate where it is absent, once the gates before are open.
         programs: Directories to look for pg_dump in, besides PATH.
         lock_timeout: For the probe, in seconds.
     """
@@ -40,6 +41,7 @@ class Terms:
     backup_dir: Path | None = None
     no_backup: str = ""
     plan: bool = False
+    base: bool = False
     programs: tuple[Path, ...] = ()
     lock_timeout: float = 2.0
 
@@ -63,6 +65,7 @@ class Gates:
     target: Mapping[str, Any] = field(default_factory=dict)
     package: Package | None = None
     proof: Proof | None = None
+    base: str = ""
 
     @property
     def passed(self) -> bool:
@@ -136,6 +139,8 @@ class _Inspector:
         return True, f"{taken['file']}, {taken['bytes']} bytes, {taken['entries']} entries by pg_restore -l", ""
 
     async def drift(self) -> Answer:
+        if self._terms.base and (refusal := await self._create_base()):
+            return refusal
         if missing := await substrate_missing(self._connection):
             return (
                 False,
@@ -157,7 +162,25 @@ class _Inspector:
             if done == of
             else f"begun: {done} of {of} files"
         )
-        return True, f"substrate in the expected shape; package {state}", ""
+        here = "created (--base)" if self._gates.base else "in the expected shape"
+        return True, f"substrate {here}; package {state}", ""
+
+    async def _create_base(self) -> Answer | None:
+        """Create the substrate, if it is absent altogether and nothing speaks against it. None: it is here now."""
+        missing = await substrate_missing(self._connection)
+        if not missing:
+            return None
+        if "column event_outbox.id" not in missing:
+            what = f"the substrate is here but incomplete: {missing[0]} is missing"
+            return False, what, "--base creates it only where it is absent."
+        if self._terms.plan:
+            self._gates.base = "would be created"
+            return False, "the substrate is absent and would be created (--base)", "The gates below need it."
+        if not all(gate.passed for gate in self._gates.found):
+            return False, "the substrate is absent, and not created: a gate before this one is closed", ""
+        await apply_base(self._connection)
+        self._gates.base = "created"
+        return None
 
     async def integrity(self) -> Answer:
         files = all_files()
