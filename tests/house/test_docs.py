@@ -215,3 +215,15 @@ def test_every_page_can_be_found():
     pages = [str(p.relative_to(ROOT / "docs")) for p in PAGES if p.is_relative_to(ROOT / "docs") and p.name != "map.md"]
 
     assert [p for p in pages if f"({p}" not in text] == []
+
+
+def test_every_mutation_names_tests_that_exist():
+    """Each test that mutations.md names stands in the file that it names."""
+    missing = []
+    for row in re.findall(r"^\| .* \| .* \| (`test_.*) \|$", page("docs/why/mutations.md"), flags=re.MULTILINE):
+        files = re.findall(r"`(test_\w+)`", row)
+        tests = "".join(f.read_text() for f in (ROOT / "tests").rglob("test_*.py") if f.stem in files)
+        names = [name for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", row) if not name.startswith("test_")]
+        missing += [f"{files}: {name}" for name in names if not re.search(rf"def test_\w*{name}\w*\(", tests)]
+
+    assert missing == []
