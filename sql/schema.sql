@@ -671,6 +671,9 @@ begin
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
+                 -- The key comes before the seam: what was decided once is not delivered by a second reading.
+                 where not exists (select from public.iu_route_attempt a
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
             loop
                 begin
@@ -732,7 +735,9 @@ begin
         end loop;
 
         if v_page > 0 then
-            select o.created_at into v_last_created from public.event_outbox o where o.id = v_ids[v_page];
+            -- created_at is what the writer says: infinity or the year 20000 would stay the mark for ever.
+            select greatest('epoch', least(o.created_at, clock_timestamp())) into v_last_created
+              from public.event_outbox o where o.id = v_ids[v_page];
             if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
                 c.last_event_id := v_ids[v_page];
@@ -1108,7 +1113,7 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.events IS 'Events routed since th
 
 -- Name: COLUMN iu_consumer_heartbeat.lag_seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.lag_seconds IS 'While busy, age of the youngest event routed; null: nothing waits.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.lag_seconds IS 'While busy, age of the last event routed; null: nothing waits.';
 
 -- Name: CONSTRAINT iu_consumer_heartbeat_cadence_positive ON iu_consumer_heartbeat; Type: COMMENT; Schema: public; Owner: -
 
@@ -1486,7 +1491,7 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.event_domain IS 'Domain of the e
 
 -- Name: COLUMN iu_route_worker_cursor.last_created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_created_at IS 'High-water mark for people: created_at of the youngest event routed. Null: fresh.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_created_at IS 'High-water mark for people: the highest created_at among the last events of all pages. Null: fresh.';
 
 -- Name: COLUMN iu_route_worker_cursor.last_event_id; Type: COMMENT; Schema: public; Owner: -
 

@@ -38,7 +38,7 @@ comment on table public.iu_route_worker_cursor is
 comment on column public.iu_route_worker_cursor.worker_name is 'Name of the worker.';
 comment on column public.iu_route_worker_cursor.event_domain is 'Domain of the events that it reads.';
 comment on column public.iu_route_worker_cursor.last_created_at is
-    'High-water mark for people: created_at of the youngest event routed. Null: fresh.';
+    'High-water mark for people: the highest created_at among the last events of all pages. Null: fresh.';
 comment on column public.iu_route_worker_cursor.last_event_id is 'High-water mark for people: that event''s id. Null: fresh.';
 comment on column public.iu_route_worker_cursor.lineage is 'The history in which this cursor was written (iu_outbox_anchor).';
 comment on column public.iu_route_worker_cursor.prev is 'Every event visible in this snapshot has been consumed.';

@@ -307,6 +307,9 @@ begin
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
+                 -- The key comes before the seam: what was decided once is not delivered by a second reading.
+                 where not exists (select from public.iu_route_attempt a
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
             loop
                 begin
@@ -368,7 +371,9 @@ begin
         end loop;
 
         if v_page > 0 then
-            select o.created_at into v_last_created from public.event_outbox o where o.id = v_ids[v_page];
+            -- created_at is what the writer says: infinity or the year 20000 would stay the mark for ever.
+            select greatest('epoch', least(o.created_at, clock_timestamp())) into v_last_created
+              from public.event_outbox o where o.id = v_ids[v_page];
             if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
                 c.last_event_id := v_ids[v_page];

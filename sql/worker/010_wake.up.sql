@@ -117,7 +117,7 @@ comment on column public.iu_consumer_heartbeat.last_wake is 'Why it last woke: n
 comment on column public.iu_consumer_heartbeat.last_wake_at is 'When it last woke.';
 comment on column public.iu_consumer_heartbeat.wakes is 'Number of wakes of each kind, and of lost ones, since the start.';
 comment on column public.iu_consumer_heartbeat.events is 'Events routed since the start.';
-comment on column public.iu_consumer_heartbeat.lag_seconds is 'While busy, age of the youngest event routed; null: nothing waits.';
+comment on column public.iu_consumer_heartbeat.lag_seconds is 'While busy, age of the last event routed; null: nothing waits.';
 comment on constraint iu_consumer_heartbeat_pkey on public.iu_consumer_heartbeat is 'One row a process and worker.';
 comment on constraint iu_consumer_heartbeat_state_chk on public.iu_consumer_heartbeat is 'The states that exist.';
 comment on constraint iu_consumer_heartbeat_cadence_positive on public.iu_consumer_heartbeat is

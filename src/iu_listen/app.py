@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -53,7 +54,9 @@ class Watchers:
                 watcher.note(observation)
             except Exception as error:  # noqa: BLE001 watching must never stop the work
                 self._watchers.remove(watcher)
-                sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}\n")
+                # It may have broken because stderr is gone.
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}\n")
 
 
 async def serve(settings: Settings, watchers: Iterable[Watcher], database: str = "") -> None:
@@ -62,10 +65,16 @@ async def serve(settings: Settings, watchers: Iterable[Watcher], database: str =
     A second signal leaves at once.
     """
     consumer = Consumer(settings, PostgresSessions(settings), Watchers(watchers))
-    async with anyio.create_task_group() as tasks:
-        async with stopped_by_signals(tasks, consumer.stop, settings.grace):
-            await consumer.run(database)
-        tasks.cancel_scope.cancel()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        async with anyio.create_task_group() as tasks:
+            async with stopped_by_signals(tasks, consumer.stop, settings.grace):
+                await consumer.run(database)
+            tasks.cancel_scope.cancel()
+    finally:
+        # The loop leaves the default actions behind; what comes after us is to be ended in order too.
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @asynccontextmanager

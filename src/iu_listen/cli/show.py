@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -18,8 +19,17 @@ from rich.table import Table
 PIPE_WIDTH = 200
 
 
+class _Console(Console):
+    """A console whose reader may leave: whoever read us has read enough, and the exit code stays the answer's."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more, also not at the end of the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _console(stream: Any) -> Console:
-    return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else PIPE_WIDTH)
+    return _Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def out() -> Console:

@@ -136,6 +136,7 @@ class Consumer:
 
     async def _work(self, outbox: Outbox, wake: Wake) -> None:
         """Wake, batch, pause. Returns when asked to stop."""
+        first = True
         while not self._stopping:
             # Before the look: what rings from here on is about something that the look may not see.
             self._ring.clear()
@@ -144,9 +145,11 @@ class Consumer:
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)
             self._losses = 0
-            if wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
+            # Only the first page: one ring announces all pages, and it has been waited for.
+            if first and wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
                 await self._suspect_lost_wake(batch)
-            if not batch.more:
+            first = not batch.more
+            if first:
                 wake = await self._rest(wake)
 
     async def _rest(self, wake: Wake) -> Wake:
@@ -246,7 +249,9 @@ class Consumer:
         if now - self._beat_at < self._settings.catch_up / 2 and state is not State.STOPPED:
             return
         self._beat_at = now
-        await outbox.beat(state, why, self._rhythm.bell, self._tally)
+        # Without a slot it hears, but cannot sleep: it polls.
+        woken_by_bell = self._bell is not None and self._bell.slot is not None
+        await outbox.beat(state, why, woken_by_bell, self._tally)
         self._watcher.note(Beaten(self._worker, state))
 
     async def _pause_after(self, session: str, why: str, tries: int) -> None:

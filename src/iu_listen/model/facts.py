@@ -67,7 +67,6 @@ class Batch:
         dead_lettered: Dead letters written.
         more: True when the page was full: run again at once.
         reason: Why a worker refuses; empty otherwise.
-        newest_at: ``created_at`` of the youngest event routed so far; None while fresh.
         seconds: How long the call took.
     """
 
@@ -78,13 +77,11 @@ class Batch:
     dead_lettered: int = 0
     more: bool = False
     reason: str = ""
-    newest_at: datetime | None = None
     seconds: float = 0.0
 
     @classmethod
     def from_answer(cls, answer: dict[str, Any], seconds: float) -> Batch:
         """Read the JSON answer of the function; ``seconds`` is how long it took."""
-        newest = answer.get("cursor_created_at")
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),
@@ -93,7 +90,6 @@ class Batch:
             dead_lettered=answer.get("dead_lettered", 0),
             more=answer.get("more", False),
             reason=answer.get("reason", ""),
-            newest_at=datetime.fromisoformat(newest) if newest else None,
             seconds=seconds,
         )
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import anyio.to_thread
 
-from iu_listen.model.errors import IuListenError
+from iu_listen.model.errors import IuListenError, SessionLost
 from iu_listen.postgres.backup import client_programs, take_backup
 from iu_listen.postgres.migrate import Package, apply_base, package_state, substrate_missing
 from iu_listen.postgres.probe import Proof, run_probe
@@ -78,6 +78,7 @@ class Gates:
 
 
 Answer = tuple[bool, str, str]
+_NO_TARGET: Final = (False, "not looked at: the target is not known", "")
 _NOT_LOOKED: Final = (False, "not looked at: the substrate is not here", "")
 
 
@@ -110,6 +111,8 @@ class _Inspector:
 
     async def primary(self) -> Answer:
         row = self._gates.target
+        if not row:
+            return _NO_TARGET
         if row["standby"]:
             return False, "the server is a standby", "Connect to the primary."
         if row["read_only"]:
@@ -120,6 +123,8 @@ class _Inspector:
 
     async def backup(self) -> Answer:
         terms, row = self._terms, self._gates.target
+        if not row:
+            return _NO_TARGET
         if terms.no_backup:
             return True, f"none, because: {terms.no_backup}", ""
         if terms.backup_dir is None:
@@ -258,6 +263,9 @@ async def inspect(
         try:
             with errors_become_ours():
                 passed, evidence, hint = await look(inspector)
+        except SessionLost:
+            # That is no gate's answer: there is nobody to ask any more.
+            raise
         except IuListenError as error:
             passed, evidence, hint = False, error.message, error.hint
         gate = Gate(number, name, passed, evidence, "" if passed else hint)

@@ -29,6 +29,8 @@ MIGRATOR_KEY: Final = (726004, 1)
 #: How long a file may wait for a lock, in milliseconds, and how often it is tried.
 LOCK_TIMEOUT_MS: Final = 2000
 TRIES: Final = 10
+#: The same for a "transaction: none" file: CONCURRENTLY waits for every older snapshot, and holds up nobody meanwhile.
+ALONE_TIMEOUT_MS: Final = 600_000
 #: The files whose objects are counted as the seed counts them: 2 tables, 5 functions, 3 views, 1 key, 1 row.
 SEED_FILES: Final = (
     "worker/008_route_worker_substrate",
@@ -182,7 +184,8 @@ async def apply_files(
     groups = [list(group) for _, group in groupby(pending, key=lambda m: m.header("transaction") == "none" and m.name)]
     for group in groups:
         if group[0].header("transaction") == "none":
-            await _patiently(connection, partial(_apply_alone, connection, group[0], evidence, report))
+            alone = partial(_apply_alone, connection, group[0], evidence, report)
+            await _patiently(connection, alone, ALONE_TIMEOUT_MS)
         else:
             check = before_commit if group is groups[-1] else None
             await _patiently(connection, partial(_apply_together, connection, group, evidence, report, check))
@@ -202,10 +205,10 @@ async def roll_back_files(connection: Connection, applied: Iterable[Migration], 
     await _patiently(connection, down)
 
 
-async def _patiently(connection: Connection, work: Callable[[], Any]) -> None:
+async def _patiently(connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS) -> None:
     """Do it under a short lock_timeout, again and again: whoever queues for a lock holds up all that come after."""
     with errors_become_ours():
-        await connection.execute(f"set lock_timeout = {LOCK_TIMEOUT_MS}")
+        await connection.execute(f"set lock_timeout = {timeout_ms}")
         for left in reversed(range(TRIES)):
             try:
                 await work()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -114,6 +115,9 @@ async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: 
                 connection.terminate()
                 raise
             return connection
+    except ssl.SSLError as error:
+        # Before ValueError: a certificate that does not verify is one of those too.
+        raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         raise ConfigurationError(f"the connection string does not parse: {_one_line(error)}", _DSN_HINT) from error
     except asyncpg.InvalidCatalogNameError as error:
