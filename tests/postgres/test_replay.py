@@ -181,8 +181,12 @@ async def test_event_given_up_again_reopens_its_dead_letter(live):
         event, letter = await give_up(worker)
         await worker.execute("update iu_outbound_route set dry_run = true")
         assert (await replay(worker, letter))["resolved"]
-        await worker.execute("update iu_outbound_route set dry_run = false")
-        await worker.execute("update iu_route_worker_cursor set prev = '3:3:'")
+        await worker.execute(
+            """create function broken() returns trigger language plpgsql as $$ begin raise exception 'broken'; end $$;
+               create trigger broken before insert on iu_route_attempt
+                   for each row when (new.status = 'dry_run') execute function broken();
+               update iu_route_worker_cursor set prev = '3:3:'"""
+        )
         answer = await run_batch(worker)
         assert (answer["seen"], answer["attempts_written"], answer["dead_lettered"]) == (1, 0, 1)
         row = await worker.fetchrow("select * from v_iu_route_dead_letter_open")

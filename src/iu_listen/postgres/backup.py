@@ -57,12 +57,15 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
     Raises:
         Refused: the dump failed or cannot be read; an unusable file is removed.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     file = directory / f"{database}-{stamp}.dump"
     plain, environ = environment(dsn)
-    # The file may hold everything that the database holds.
-    file.touch(mode=0o600)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # The file may hold everything that the database holds.
+        file.touch(mode=0o600)
+    except OSError as error:
+        raise Refused(f"cannot write into {directory}: {error.strerror}", "Name another --backup-dir.") from error
     try:
         _run([programs / "pg_dump", "-Fc", "-f", file, *(["-d", plain] if plain else [])], environ)
         listing = _run([programs / "pg_restore", "-l", file], environ)
