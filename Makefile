@@ -49,4 +49,6 @@ bench: $(READY) ## Latency and drain, beside their bounds
 	@$(BIN)/python bench/drain.py
 
 clean: ## Remove what make made, the embedded databases included
+	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
+	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
 	@rm -rf $(VENV) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -189,3 +189,22 @@ def test_verify_finds(applied, change, check):
     done = run("verify", "--json", dsn=applied.dsn)
     assert done.code == 1
     assert {c["id"] for c in done.json["checks"] if not c["pass"]} == {check}
+
+
+def test_what_was_routed_does_not_hinder_a_second_apply(live):
+    """A package that has routed events is taken back and applied again: W9 expects all events before the fresh worker.
+
+    Fails when: W9 expects only the events that have no attempt yet.
+    """
+    execute(
+        live.dsn,
+        "select fn_iu_emit_event('version_applied', 'a', gen_random_uuid(), 'test', '{}') from generate_series(1, 5)",
+    )
+    execute(live.dsn, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
+    execute(live.dsn, "update dot_config set value = 'false' where key = 'iu_core.route_worker_enabled'")
+    assert run("rollback", "--yes", dsn=live.dsn).code == 0
+
+    done = run("apply", "--no-backup", "a test", dsn=live.dsn)
+
+    assert done.code == 0, done.out + done.err
+    assert run("verify", dsn=live.dsn).code == 0

@@ -92,7 +92,7 @@ class _Demo:
         self._figure("database ready", f"{time.perf_counter() - began:.2f} s")
 
     async def _apply_and_prove(self, connection: Connection) -> None:
-        self._title("The substrate, then the package through its eight gates, then W1 to W9")
+        self._title("The substrate, then the package through its eight gates, then W1 to W16")
         began = time.perf_counter()
         terms = Terms(
             dsn=self.door.settings.dsn, no_backup="demo database, empty", programs=self.door.programs, base=True
@@ -126,7 +126,7 @@ class _Demo:
                 ways.append((way["canonical_address"], str(way["id"]), f"{1000 * (written - began):.2f} ms",
                              f"{1000 * decided:.2f} ms", way["status"]))  # fmt: skip
             await anyio.sleep(0.03)
-        show.table(("unit", "event", "version committed after", "decided after", "decision"), ways)
+        show.table(("unit", "event", "writer knew after", "decided after", "decision"), ways)
         self._figure("insert → decision, median of 10", f"{sorted(total)[len(total) // 2]:.2f} ms")
 
     async def _burst(self, connection: Connection) -> None:
@@ -202,7 +202,7 @@ class _Demo:
         show.line("")
         show.table(("measured", ""), self.figures, "Summary")
         show.note(
-            "Next: iu-listen up, then iu-listen emit and iu-listen status in another terminal. docs/tutorial/ goes on."
+            "Next: make up; in another terminal . .venv/bin/activate, iu-listen emit, iu-listen status. docs/tutorial/"
         )
 
     # -- what they have in common --------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def health(
     ] = False,
     where: Where | None = None,
 ) -> int:
-    """Answer whether the worker could do its work: exit 0 yes, 1 no, 3 nobody to ask.
+    """Answer whether the worker could do its work: exit 0 yes, 1 no, 2 no package, 3 nobody to ask.
 
     Healthy means: registered, its history believed, the master gate open, and not silent beyond three cadences
     while the worker gate is open. Backlog, dead letters and a closed worker gate are warnings beside it.

@@ -117,7 +117,7 @@ def apply(
     *,
     expect_database: Annotated[str | None, Parameter(help="The database that it must be.")] = None,
     backup_dir: Annotated[Path | None, Parameter(help="Take a backup into this directory first (pg_dump -Fc).")] = None,
-    no_backup: Annotated[str, Parameter(help="Why there need be no backup; recorded.")] = "",
+    no_backup: Annotated[str, Parameter(help="Why there need be no backup; recorded. Wins over --backup-dir.")] = "",
     base: Annotated[
         bool, Parameter(help="Create the substrate first, where it is absent. A step of its own.", negative=())
     ] = False,
@@ -200,7 +200,8 @@ async def _apply_durably(connection: Connection, before: Package, gates: Gates, 
         if wrong:
             raise Refused(
                 f"{wrong[0].id} {wrong[0].label}: expected {wrong[0].expected}, observed {wrong[0].observed}",
-                "Everything was taken back. While the master gate is closed W8 cannot pass: iu-listen gate open master",
+                "Everything was taken back."
+                + (" W8 needs the master gate: iu-listen gate open master" if wrong[0].id == "W8" else ""),
             )
 
     with progress("apply", len(before.pending)) as step:
@@ -262,7 +263,7 @@ def check(
     ] = False,
     where: Where | None = None,
 ) -> int:
-    """Verify the applied package: W1 to W9 of the seed, and what came after. Reads only. Exit 1 on a failure.
+    """Verify the applied package: W1 to W9 of the seed, and W10 to W16. Reads only. Exit 1 on a failure.
 
     W4, W5 and W8 expect the inert state right after the apply; --live accepts what a worker looks like that runs.
     """

@@ -115,7 +115,7 @@ async def _prepare(door: Door) -> None:
 def _next_steps(door: Door) -> str:
     assert door.server is not None
     return f"""
-Everything runs. In another terminal, in this directory:
+Everything runs. In another terminal, in this directory (first: . .venv/bin/activate):
   iu-listen emit              write an event
   iu-listen status            gates, backlog, consumers
   iu-listen attempts          what was decided

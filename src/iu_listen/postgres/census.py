@@ -57,8 +57,12 @@ async def require_package(connection: Connection) -> None:
         raise ConfigurationError(
             "the package is not applied to this database", "iu-listen apply --plan, then iu-listen apply"
         )
-    what = "; ".join(package.drift()) or f"half applied: {package.pending[0].name} is pending"
-    raise ConfigurationError(what, "Finish with iu-listen apply, or take it back with iu-listen rollback.")
+    if drift := package.drift():
+        raise ConfigurationError("; ".join(drift), "docs/how-to/repair.md, or take it back with iu-listen rollback.")
+    raise ConfigurationError(
+        f"half applied: {package.pending[0].name} is pending",
+        "Finish with iu-listen apply, or take it back with iu-listen rollback.",
+    )
 
 
 async def require_worker(connection: Connection, worker: str) -> None:

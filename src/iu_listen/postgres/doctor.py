@@ -56,7 +56,10 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
         yield Finding("ok", "server", f"{name}: writable primary")
     if missing := await substrate_missing(connection):
         yield Finding(
-            "fail", "substrate", f"{len(missing)} missing, {missing[0]} first", "Is this the database of IU Core?"
+            "fail",
+            "substrate",
+            f"{len(missing)} missing, {missing[0]} first",
+            "Is this the database of IU Core? For an empty one: iu-listen apply --base",
         )
         return
     yield Finding("ok", "substrate", "in the expected shape")
@@ -90,7 +93,8 @@ async def _history(connection: Connection, worker: str) -> Finding:
 async def _health(connection: Connection, worker: str) -> Finding:
     health = await census.worker_health(connection, worker)
     if not health["healthy"]:
-        return Finding("fail", "health", "; ".join(health["reasons"]), "Is a consumer running? iu-listen run")
+        reasons = "; ".join(health["reasons"])
+        return Finding("fail", "health", reasons, "Is a consumer running? iu-listen run" if "silent" in reasons else "")
     if health["warnings"]:
         words = ", ".join(f"{w['code'].replace('_', ' ')} {w['figure']}" for w in health["warnings"])
         return Finding("warn", "health", f"healthy, with {words}", "iu-listen status")

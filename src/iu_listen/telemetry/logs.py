@@ -71,7 +71,12 @@ class LogWatcher:
             case StateChanged(worker, State.IDLE, _):
                 log.info("working", worker=worker)
             case StateChanged(worker, State.GATE_CLOSED, why):
-                log.warning("waiting for a gate to open", worker=worker, gate=why, hint="iu-listen gate open worker")
+                log.warning(
+                    "waiting for a gate to open",
+                    worker=worker,
+                    gate=why,
+                    hint=f"iu-listen gate open {why.removesuffix('_gate_closed')}",
+                )
             case StateChanged(worker, state, why):
                 log.error("not working", worker=worker, state=str(state), why=why)
             case BatchRan(worker, wake, batch) if batch.dead_lettered:
