@@ -71,9 +71,10 @@ async def require_worker(connection: Connection, worker: str) -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    names = [row["worker_name"] for row in await rows(connection, "workers")]
-    if worker not in names:
-        raise ConfigurationError(f"worker {worker} is not registered", f"Registered: {', '.join(names) or 'none'}.")
+    # Only a refusal names the others: that query counts every backlog, too much for each start after an absence.
+    if not await value(connection, "cursor_exists", worker):
+        names = ", ".join(row["worker_name"] for row in await rows(connection, "workers"))
+        raise ConfigurationError(f"worker {worker} is not registered", f"Registered: {names or 'none'}.")
 
 
 async def require_primary(connection: Connection) -> None:
