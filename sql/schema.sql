@@ -111,6 +111,136 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_outbound_on_version() IS 'Emits version_applied for every version after birth, when the master gate is open.';
 
+-- Name: iu_route_worker_cursor; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_route_worker_cursor (
+    worker_name text NOT NULL,
+    event_domain text NOT NULL,
+    last_created_at timestamp with time zone,
+    last_event_id uuid,
+    lineage uuid NOT NULL,
+    prev pg_snapshot DEFAULT '3:3:'::pg_snapshot NOT NULL,
+    tick pg_snapshot,
+    tick_floor bigint,
+    pos_seq bigint,
+    pos_id uuid,
+    own_xid xid8,
+    own_seq bigint,
+    hi_seq bigint DEFAULT 0 NOT NULL,
+    total_seen bigint DEFAULT 0 NOT NULL,
+    total_attempts bigint DEFAULT 0 NOT NULL,
+    total_skipped bigint DEFAULT 0 NOT NULL,
+    total_dead_lettered bigint DEFAULT 0 NOT NULL,
+    last_run_at timestamp with time zone,
+    last_run_summary jsonb,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT iu_route_worker_cursor_own_chk CHECK (((own_xid IS NULL) = (own_seq IS NULL))),
+    CONSTRAINT iu_route_worker_cursor_page_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((tick IS NOT NULL) OR ((pos_seq IS NULL) AND (tick_floor IS NULL)))))
+)
+WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
+
+-- Name: TABLE iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_route_worker_cursor IS 'How far each worker has read event_outbox. One row a worker; fresh means that nothing was read yet.';
+
+-- Name: COLUMN iu_route_worker_cursor.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_route_worker_cursor.event_domain; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.event_domain IS 'Domain of the events that it reads.';
+
+-- Name: COLUMN iu_route_worker_cursor.last_created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_created_at IS 'High-water mark for people: the highest created_at among the last events of all pages. Null: fresh.';
+
+-- Name: COLUMN iu_route_worker_cursor.last_event_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_event_id IS 'High-water mark for people: that event''s id. Null: fresh.';
+
+-- Name: COLUMN iu_route_worker_cursor.lineage; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor).';
+
+-- Name: COLUMN iu_route_worker_cursor.prev; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.prev IS 'Every event visible in this snapshot has been consumed.';
+
+-- Name: COLUMN iu_route_worker_cursor.tick; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.tick IS 'While a tick is partly consumed: its snapshot.';
+
+-- Name: COLUMN iu_route_worker_cursor.tick_floor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.tick_floor IS 'While a tick is partly consumed: the lowest event_seq among its events of transactions that began after prev.';
+
+-- Name: COLUMN iu_route_worker_cursor.pos_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.pos_seq IS 'While a tick is partly consumed: event_seq of the last event done.';
+
+-- Name: COLUMN iu_route_worker_cursor.pos_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.pos_id IS 'While a tick is partly consumed: id of the last event done.';
+
+-- Name: COLUMN iu_route_worker_cursor.own_xid; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.own_xid IS 'A transaction that ran the worker and had written events itself: they were consumed before it ended.';
+
+-- Name: COLUMN iu_route_worker_cursor.own_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'Its events up to this event_seq are consumed.';
+
+-- Name: COLUMN iu_route_worker_cursor.hi_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq when the newest tick was taken; an event above it is unread in any history.';
+
+-- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_seen IS 'Events read since the row was made.';
+
+-- Name: COLUMN iu_route_worker_cursor.total_attempts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_attempts IS 'Attempts written since the row was made.';
+
+-- Name: COLUMN iu_route_worker_cursor.total_skipped; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_skipped IS 'Of these, skipped.';
+
+-- Name: COLUMN iu_route_worker_cursor.total_dead_lettered; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_dead_lettered IS 'Dead letters written since the row was made.';
+
+-- Name: COLUMN iu_route_worker_cursor.last_run_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_at IS 'End of the last run that took the row.';
+
+-- Name: COLUMN iu_route_worker_cursor.last_run_summary; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_summary IS 'What that run answered.';
+
+-- Name: COLUMN iu_route_worker_cursor.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.created_at IS 'When the worker was registered.';
+
+-- Name: CONSTRAINT iu_route_worker_cursor_own_chk ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_worker_cursor_own_chk ON public.iu_route_worker_cursor IS 'Own transaction and own position come together.';
+
+-- Name: CONSTRAINT iu_route_worker_cursor_page_chk ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_worker_cursor_page_chk ON public.iu_route_worker_cursor IS 'A position exists only inside a tick.';
+
+-- Name: fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (COALESCE(pg_visible_in_snapshot(p_xact_id, (p_cursor).prev), false) OR COALESCE((pg_visible_in_snapshot(p_xact_id, (p_cursor).tick) AND (ROW(p_event_seq, p_id) <= ROW((p_cursor).pos_seq, (p_cursor).pos_id))), false) OR COALESCE(((p_xact_id = (p_cursor).own_xid) AND (p_event_seq <= (p_cursor).own_seq)), false));
+
+-- Name: FUNCTION fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid) IS 'Whether the event with this position has been read by the worker of this cursor.';
+
 -- Name: fn_iu_outbox_refusal(uuid, pg_snapshot); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) RETURNS text
@@ -1448,126 +1578,6 @@ COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How it was resolved
 -- Name: CONSTRAINT iu_route_dead_letter_resolved_chk ON iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_route_dead_letter_resolved_chk ON public.iu_route_dead_letter IS 'Resolved means: when, and how.';
-
--- Name: iu_route_worker_cursor; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_route_worker_cursor (
-    worker_name text NOT NULL,
-    event_domain text NOT NULL,
-    last_created_at timestamp with time zone,
-    last_event_id uuid,
-    lineage uuid NOT NULL,
-    prev pg_snapshot DEFAULT '3:3:'::pg_snapshot NOT NULL,
-    tick pg_snapshot,
-    tick_floor bigint,
-    pos_seq bigint,
-    pos_id uuid,
-    own_xid xid8,
-    own_seq bigint,
-    hi_seq bigint DEFAULT 0 NOT NULL,
-    total_seen bigint DEFAULT 0 NOT NULL,
-    total_attempts bigint DEFAULT 0 NOT NULL,
-    total_skipped bigint DEFAULT 0 NOT NULL,
-    total_dead_lettered bigint DEFAULT 0 NOT NULL,
-    last_run_at timestamp with time zone,
-    last_run_summary jsonb,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT iu_route_worker_cursor_own_chk CHECK (((own_xid IS NULL) = (own_seq IS NULL))),
-    CONSTRAINT iu_route_worker_cursor_page_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((tick IS NOT NULL) OR ((pos_seq IS NULL) AND (tick_floor IS NULL)))))
-)
-WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
-
--- Name: TABLE iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_route_worker_cursor IS 'How far each worker has read event_outbox. One row a worker; fresh means that nothing was read yet.';
-
--- Name: COLUMN iu_route_worker_cursor.worker_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.worker_name IS 'Name of the worker.';
-
--- Name: COLUMN iu_route_worker_cursor.event_domain; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.event_domain IS 'Domain of the events that it reads.';
-
--- Name: COLUMN iu_route_worker_cursor.last_created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_created_at IS 'High-water mark for people: the highest created_at among the last events of all pages. Null: fresh.';
-
--- Name: COLUMN iu_route_worker_cursor.last_event_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_event_id IS 'High-water mark for people: that event''s id. Null: fresh.';
-
--- Name: COLUMN iu_route_worker_cursor.lineage; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor).';
-
--- Name: COLUMN iu_route_worker_cursor.prev; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.prev IS 'Every event visible in this snapshot has been consumed.';
-
--- Name: COLUMN iu_route_worker_cursor.tick; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.tick IS 'While a tick is partly consumed: its snapshot.';
-
--- Name: COLUMN iu_route_worker_cursor.tick_floor; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.tick_floor IS 'While a tick is partly consumed: the lowest event_seq among its events of transactions that began after prev.';
-
--- Name: COLUMN iu_route_worker_cursor.pos_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.pos_seq IS 'While a tick is partly consumed: event_seq of the last event done.';
-
--- Name: COLUMN iu_route_worker_cursor.pos_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.pos_id IS 'While a tick is partly consumed: id of the last event done.';
-
--- Name: COLUMN iu_route_worker_cursor.own_xid; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.own_xid IS 'A transaction that ran the worker and had written events itself: they were consumed before it ended.';
-
--- Name: COLUMN iu_route_worker_cursor.own_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'Its events up to this event_seq are consumed.';
-
--- Name: COLUMN iu_route_worker_cursor.hi_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq when the newest tick was taken; an event above it is unread in any history.';
-
--- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_seen IS 'Events read since the row was made.';
-
--- Name: COLUMN iu_route_worker_cursor.total_attempts; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_attempts IS 'Attempts written since the row was made.';
-
--- Name: COLUMN iu_route_worker_cursor.total_skipped; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_skipped IS 'Of these, skipped.';
-
--- Name: COLUMN iu_route_worker_cursor.total_dead_lettered; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_dead_lettered IS 'Dead letters written since the row was made.';
-
--- Name: COLUMN iu_route_worker_cursor.last_run_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_at IS 'End of the last run that took the row.';
-
--- Name: COLUMN iu_route_worker_cursor.last_run_summary; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_summary IS 'What that run answered.';
-
--- Name: COLUMN iu_route_worker_cursor.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_worker_cursor.created_at IS 'When the worker was registered.';
-
--- Name: CONSTRAINT iu_route_worker_cursor_own_chk ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_route_worker_cursor_own_chk ON public.iu_route_worker_cursor IS 'Own transaction and own position come together.';
-
--- Name: CONSTRAINT iu_route_worker_cursor_page_chk ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_route_worker_cursor_page_chk ON public.iu_route_worker_cursor IS 'A position exists only inside a tick.';
 
 -- Name: iu_tree_path; Type: TABLE; Schema: public; Owner: -
 

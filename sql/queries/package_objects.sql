@@ -30,6 +30,7 @@ with objects (file, kind, name) as (
         ('worker/010_wake', 'trigger', 'event_outbox.zz_event_outbox_bell'),
         ('worker/010_wake', 'trigger', 'dot_config.zz_dot_config_bell'),
         ('worker/010_wake', 'table', 'iu_consumer_heartbeat'),
+        ('worker/013_watch', 'function', 'fn_iu_outbox_consumed(iu_route_worker_cursor,xid8,bigint,uuid)'),
         ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
         ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))
 select o.file, o.kind, o.name,
@@ -38,7 +39,12 @@ select o.file, o.kind, o.name,
            when 'view' then (to_regclass('public.' || o.name) is not null)
            when 'sequence' then (to_regclass('public.' || o.name) is not null)
            when 'index' then (to_regclass('public.' || o.name) is not null)
-           when 'function' then (to_regprocedure('public.' || o.name) is not null)
+           -- Not to_regprocedure: until 16 it raises when the type of an argument is missing.
+           when 'function' then exists (
+               select from pg_proc p
+                where p.pronamespace = 'public'::regnamespace
+                  and o.name = p.proname || '('
+                               || replace(replace(oidvectortypes(p.proargtypes), ', ', ','), 'public.', '') || ')')
            when 'column' then exists (
                select from pg_attribute a
                 where a.attrelid = to_regclass('public.' || split_part(o.name, '.', 1))
