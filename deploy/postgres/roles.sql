@@ -14,7 +14,7 @@
 -- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
 -- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
 --
--- needs: worker/004 to 010, runtime/060
+-- needs: worker/004 to 016, runtime/060
 -- locks: none that readers or writers wait for
 
 begin;
@@ -59,7 +59,8 @@ revoke execute on function
     public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot),
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
-    public.fn_iu_route_worker_health(text)
+    public.fn_iu_route_worker_health(text),
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator;
 
 grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator;
@@ -72,7 +73,8 @@ grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_worker_health(text)
+    public.fn_iu_route_worker_health(text),
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.
@@ -120,7 +122,8 @@ grant select, delete,
 
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
-    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text)
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text),
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     to iu_listen_reader;
 
 grant select on

@@ -149,12 +149,14 @@ def test_verify_without_the_substrate(empty):
 
 @on_one_server
 def test_verify_changes_nothing(applied):
-    """verify shows every check W1 to W16, all passed, and changes nothing."""
+    """verify shows every check from W1 on, without a gap, all passed, and changes nothing."""
     before = portrait(applied.dsn)
     done = run("verify", "--json", dsn=applied.dsn)
     assert done.code == 0
     assert done.json["pass"] is True
-    assert [c["id"] for c in done.json["checks"]] == [f"W{n}" for n in range(1, 17)]
+    ids = [c["id"] for c in done.json["checks"]]
+    assert len(ids) > 16
+    assert ids == [f"W{n}" for n in range(1, len(ids) + 1)]
     assert all(c["pass"] and c["expected"] == c["observed"] for c in done.json["checks"])
     assert portrait(applied.dsn) == before
 

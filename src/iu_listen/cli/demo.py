@@ -92,7 +92,7 @@ class _Demo:
         self._figure("database ready", f"{time.perf_counter() - began:.2f} s")
 
     async def _apply_and_prove(self, connection: Connection) -> None:
-        self._title("The substrate, then the package through its eight gates, then W1 to W16")
+        self._title("The substrate, then the package through its eight gates, then the W checks")
         began = time.perf_counter()
         terms = Terms(
             dsn=self.door.settings.dsn, no_backup="demo database, empty", programs=self.door.programs, base=True

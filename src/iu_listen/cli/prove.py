@@ -244,7 +244,7 @@ def _print_end_state(report: dict[str, Any]) -> None:
     show.line("")
     show.line("Durable end state")
     show.line(f"  added by 008 + 009 + 060      {words(report['added']['seed'])}")
-    show.line(f"  added beside them (004–006, 010)  {words(report['added']['apart'])}")
+    show.line(f"  added beside them             {words(report['added']['apart'])}")
     for gate in report["gates_after"]:
         show.line(f"  {gate['gate']} gate  {'open' if gate['open'] else 'closed'}")
     for name, counts in report["row_counts"].items():
@@ -263,7 +263,7 @@ def check(
     ] = False,
     where: Where | None = None,
 ) -> int:
-    """Verify the applied package: W1 to W9 of the seed, and W10 to W16. Reads only. Exit 1 on a failure.
+    """Verify the applied package: W1 to W9 of the seed, and those that came after. Reads only. Exit 1 on a failure.
 
     W4, W5 and W8 expect the inert state right after the apply; --live accepts what a worker looks like that runs.
     """

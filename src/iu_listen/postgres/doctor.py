@@ -115,7 +115,7 @@ async def _verification(connection: Connection, worker: str) -> Finding:  # noqa
     if wrong:
         words = "; ".join(f"{c.id} {c.label}: expected {c.expected}, observed {c.observed}" for c in wrong)
         return Finding("fail", "verification", words, "docs/how-to/repair.md")
-    return Finding("ok", "verification", "W1 to W16 as a running worker's must be")
+    return Finding("ok", "verification", "W checks as a running worker's must be")
 
 
 async def _path(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
