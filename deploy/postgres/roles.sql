@@ -73,8 +73,7 @@ grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_worker_health(text),
-    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
+    public.fn_iu_route_worker_health(text)
     to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.

@@ -43,6 +43,7 @@ SEED = {
     "view": {"v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open"},
 }
 
+
 def apart() -> dict[str, set[str]]:
     """What stands beside it, by kind: everything of the package that is not the seed's (tests/house holds that list)."""
     objects: dict[str, set[str]] = {}
