@@ -480,44 +480,64 @@ CREATE FUNCTION public.fn_iu_route_worker_health(p_worker_name text) RETURNS jso
     SET search_path TO ''
     AS $$
 declare
-    c          public.iu_route_worker_cursor;
-    v_master   boolean := public.fn_iu_core_routes_enabled();
-    v_gate     boolean := public.fn_iu_route_worker_enabled();
-    v_opened   timestamptz;
-    v_beat     timestamptz;
-    v_cadence  double precision := 5;
-    v_active   text;
-    v_silent   double precision;
-    v_backlog  bigint;
-    v_oldest   timestamptz;
-    v_dead     bigint;
-    v_refusal  text;
-    v_reasons  text[] := '{}';
-    v_warnings jsonb := '[]';
+    c           public.iu_route_worker_cursor;
+    v_now       constant timestamptz := clock_timestamp();
+    v_master    boolean := public.fn_iu_core_routes_enabled();
+    v_gate      boolean := public.fn_iu_route_worker_enabled();
+    v_opened    timestamptz;
+    v_beat      timestamptz;
+    v_cadence   double precision := 5;
+    v_state     text;
+    v_detail    text;
+    v_polling   text;
+    v_standbys  bigint := 0;
+    v_holder    text;
+    v_silent    double precision;
+    v_unrun     double precision;
+    v_waiting   double precision;
+    v_backlog   bigint;
+    v_oldest    timestamptz;
+    v_dead      bigint;
+    v_refusal   text;
+    v_condition text;
+    v_why       text;
+    v_reasons   text[] := '{}';
+    v_warnings  jsonb := '[]';
 begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
     if not found then
         return jsonb_build_object('healthy', false, 'worker_name', p_worker_name, 'registered', false,
                                   'master_gate_open', v_master, 'worker_gate_open', v_gate,
+                                  'condition', 'unregistered', 'condition_why', null,
                                   'reasons', jsonb_build_array('worker is not registered'), 'warnings', v_warnings);
     end if;
 
     -- 010 may be absent; then the cursor alone tells when somebody last ran.
     if to_regclass('public.iu_consumer_heartbeat') is not null then
-        select h.beat_at, h.cadence_seconds, h.state
-          into v_beat, v_cadence, v_active
+        select h.beat_at, h.cadence_seconds, h.state, h.state_detail, h.polling_why
+          into v_beat, v_cadence, v_state, v_detail, v_polling
           from public.iu_consumer_heartbeat h
          where h.worker_name = p_worker_name and h.state not in ('stopped', 'standing_by')
+           and h.beat_at <= v_now + interval '1 second'
          order by h.beat_at desc
          limit 1;
         v_cadence := coalesce(v_cadence, 5);
+        select count(*), max(h.state_detail) into v_standbys, v_holder
+          from public.iu_consumer_heartbeat h
+         where h.worker_name = p_worker_name and h.state = 'standing_by'
+           and h.beat_at between v_now - 3 * h.cadence_seconds * interval '1 second' and v_now + interval '1 second';
     end if;
 
     select d.updated_at into v_opened from public.dot_config d where d.key = 'iu_core.route_worker_enabled';
-    v_silent := extract(epoch from clock_timestamp() - greatest(v_opened, v_beat, c.last_run_at));
+    select extract(epoch from v_now - max(t.at)), extract(epoch from v_now - max(t.at) filter (where t.run))
+      into v_silent, v_unrun
+      from (values (v_opened, true), (v_beat, false), (c.last_run_at, true)) t(at, run)
+     where t.at <= v_now + interval '1 second';
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     select b.backlog, b.oldest_created_at into v_backlog, v_oldest
       from public.v_iu_event_backlog b where b.worker_name = p_worker_name;
+    -- created_at is what the writer says; for "since when does it wait" the future is now.
+    v_waiting := extract(epoch from v_now - least(v_oldest, v_now));
     select count(*) into v_dead
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
@@ -527,11 +547,18 @@ begin
     if v_refusal is not null then
         v_reasons := v_reasons || ('worker refuses: ' || v_refusal);
     end if;
-    if v_active = 'refusing' then
+    if v_state = 'refusing' then
         v_reasons := v_reasons || 'consumer refuses to work'::text;
     end if;
-    if v_gate and v_silent > 3 * v_cadence then
-        v_reasons := v_reasons || ('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s');
+    if v_gate and coalesce(v_silent > 3 * v_cadence, true) then
+        v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
+                                           'silent, and no clock tells since when');
+    end if;
+    -- A run, even one that finds nothing, is recorded at least once a cadence. An event that commits late looks old at
+    -- once, but then there was a run a moment ago.
+    if v_gate and v_master and v_backlog > 0 and v_waiting > v_cadence and coalesce(v_unrun > 1.5 * v_cadence, true) then
+        v_reasons := v_reasons || (v_backlog || ' event(s) wait, the oldest for ' || round(v_waiting::numeric)
+                                   || ' s, and nobody routes them');
     end if;
 
     if not v_gate then
@@ -543,12 +570,35 @@ begin
     if v_dead > 0 then
         v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
     end if;
+    if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
+        v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
+    end if;
+
+    v_condition := case
+        when v_refusal is not null or v_state = 'refusing' then 'refusing'
+        when not v_master or not v_gate then 'gate_closed'
+        when v_beat is null and v_standbys > 0 then 'standing_by'
+        when coalesce(v_silent > 3 * v_cadence, true) or v_beat is null and coalesce(v_unrun > 3 * v_cadence, true)
+            then case when v_standbys > 0 then 'standing_by' else 'silent' end
+        when v_backlog > 0 and v_waiting > v_cadence then 'behind'
+        when v_polling is not null then 'polling'
+        else 'idle' end;
+    v_why := case v_condition
+        when 'refusing' then coalesce(v_refusal, v_detail)
+        when 'gate_closed' then case when v_master then 'worker gate' else 'master gate' end
+        when 'silent' then coalesce('since ' || to_char(greatest(least(v_beat, v_now), least(c.last_run_at, v_now))
+                                                         at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                                    'no consumer has ever run')
+        when 'standing_by' then v_holder
+        when 'behind' then v_backlog || ' event(s), the oldest for ' || round(v_waiting::numeric) || ' s'
+        when 'polling' then v_polling end;
 
     return jsonb_build_object(
         'healthy', cardinality(v_reasons) = 0, 'worker_name', p_worker_name, 'registered', true,
+        'condition', v_condition, 'condition_why', v_why,
         'master_gate_open', v_master, 'worker_gate_open', v_gate,
-        'state', coalesce(v_active, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
-        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence,
+        'state', coalesce(v_state, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
+        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence, 'standbys', v_standbys,
         'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
         'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
 end
@@ -556,7 +606,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_worker_health(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Could this worker do its work (healthy, with reasons when not), and what else should be known (warnings).';
+COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Could this worker do its work (healthy, with reasons when not), what it is like (condition), and what else should be known (warnings).';
 
 -- Name: fn_iu_route_worker_run(text, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1164,6 +1214,7 @@ CREATE TABLE public.iu_consumer_heartbeat (
     state text NOT NULL,
     state_detail text,
     listening boolean DEFAULT false NOT NULL,
+    polling_why text,
     cadence_seconds double precision NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     beat_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -1212,6 +1263,10 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.state_detail IS 'Why, when the st
 -- Name: COLUMN iu_consumer_heartbeat.listening; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_consumer_heartbeat.listening IS 'True: woken by the bell. False: it polls.';
+
+-- Name: COLUMN iu_consumer_heartbeat.polling_why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_consumer_heartbeat.polling_why IS 'Why it polls: no LISTEN there, a lost bell session, no free slot. Null: it need not.';
 
 -- Name: COLUMN iu_consumer_heartbeat.cadence_seconds; Type: COMMENT; Schema: public; Owner: -
 
@@ -1647,6 +1702,196 @@ COMMENT ON COLUMN public.unit_version.created_at IS 'When it was written.';
 
 COMMENT ON CONSTRAINT unit_version_seq_positive ON public.unit_version IS 'Counting starts at birth, with 1.';
 
+-- Name: v_iu_culprit; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_culprit AS
+ WITH here AS (
+         SELECT d.oid
+           FROM pg_database d
+          WHERE (d.datname = current_database())
+        ), sessions AS (
+         SELECT a.pid,
+            a.application_name,
+            a.datname,
+            a.usename,
+            a.state,
+            a.wait_event,
+            a.backend_xid,
+            a.backend_xmin,
+            a.xact_start,
+            a.backend_type,
+            (EXTRACT(epoch FROM (clock_timestamp() - a.xact_start)))::double precision AS seconds
+           FROM pg_stat_activity a
+          WHERE (a.pid <> pg_backend_pid())
+        ), writing AS (
+         SELECT l.pid,
+            l.virtualtransaction
+           FROM pg_locks l
+          WHERE ((l.locktype = 'relation'::text) AND (l.mode = 'RowExclusiveLock'::text) AND l.granted AND (l.database = ( SELECT h.oid
+                   FROM here h)) AND (l.relation = (to_regclass('public.event_outbox'::text))::oid))
+        ), prepared AS (
+         SELECT p.gid,
+            p.owner,
+            p.database,
+            p.transaction,
+            (EXTRACT(epoch FROM (clock_timestamp() - p.prepared)))::double precision AS seconds,
+            (EXISTS ( SELECT
+                   FROM (pg_locks l
+                     JOIN writing w ON ((w.virtualtransaction = l.virtualtransaction)))
+                  WHERE ((l.pid IS NULL) AND (l.locktype = 'transactionid'::text) AND (l.transactionid = p.transaction)))) AS writes
+           FROM pg_prepared_xacts p
+        ), ours AS (
+         SELECT (l.classid)::bigint AS key,
+            (l.objid)::bigint AS slot,
+            l.mode,
+            s.pid,
+            s.application_name,
+            s.datname,
+            s.usename,
+            s.state,
+            s.wait_event,
+            s.backend_xid,
+            s.backend_xmin,
+            s.xact_start,
+            s.backend_type,
+            s.seconds
+           FROM (pg_locks l
+             JOIN sessions s ON ((s.pid = l.pid)))
+          WHERE ((l.locktype = 'advisory'::text) AND l.granted AND (l.objsubid = 2) AND (l.database = ( SELECT h.oid
+                   FROM here h)) AND (((l.classid)::bigint = ANY (ARRAY[(726002)::bigint, (726003)::bigint])) OR (((l.classid)::bigint = 726001) AND (l.mode = 'ExclusiveLock'::text))))
+        ), horizon AS (
+         SELECT 'session'::text AS kind,
+            s.pid,
+            NULL::text AS name,
+            s.application_name,
+            (s.datname)::text AS datname,
+            s.state,
+            s.seconds,
+            (age(s.backend_xmin))::bigint AS xids
+           FROM sessions s
+          WHERE ((s.backend_xmin IS NOT NULL) AND (COALESCE(s.seconds, (0)::double precision) > (300)::double precision))
+        UNION ALL
+         SELECT 'prepared transaction'::text,
+            NULL::integer,
+            p.gid,
+            NULL::text,
+            (p.database)::text AS database,
+            'prepared'::text,
+            p.seconds,
+            (age(p.transaction))::bigint AS age
+           FROM prepared p
+          WHERE (p.seconds > (300)::double precision)
+        UNION ALL
+         SELECT 'replication slot'::text,
+            r.active_pid,
+            (r.slot_name)::text AS slot_name,
+            NULL::text,
+            (r.database)::text AS database,
+                CASE
+                    WHEN r.active THEN 'active'::text
+                    ELSE 'inactive'::text
+                END AS "case",
+            NULL::double precision,
+            (GREATEST(age(r.xmin), age(r.catalog_xmin)))::bigint AS "greatest"
+           FROM pg_replication_slots r
+          WHERE (GREATEST(age(r.xmin), age(r.catalog_xmin)) > 100000)
+        )
+ SELECT 'late_event'::text AS what,
+    ('pid '::text || s.pid) AS who,
+    s.pid,
+    s.application_name AS application,
+    (s.datname)::text AS database,
+    s.state,
+    s.seconds,
+    NULL::bigint AS xids,
+    'its events are routed when it commits; nothing else waits'::text AS effect
+   FROM sessions s
+  WHERE ((s.pid IN ( SELECT w.pid
+           FROM writing w)) AND (s.seconds > (10)::double precision))
+UNION ALL
+ SELECT 'late_event'::text AS what,
+    ('prepared transaction '::text || p.gid) AS who,
+    NULL::integer AS pid,
+    NULL::text AS application,
+    (p.database)::text AS database,
+    'prepared'::text AS state,
+    p.seconds,
+    NULL::bigint AS xids,
+    'its events are routed when it is committed; end it with COMMIT PREPARED or ROLLBACK PREPARED'::text AS effect
+   FROM prepared p
+  WHERE (p.writes AND (p.seconds > (10)::double precision))
+UNION ALL
+( SELECT DISTINCT ON (h.kind) 'vacuum'::text AS what,
+    (h.kind || COALESCE((' '::text || h.name), (' pid '::text || h.pid), ''::text)) AS who,
+    h.pid,
+    h.application_name AS application,
+    h.datname AS database,
+    h.state,
+    h.seconds,
+    h.xids,
+    'vacuum cannot remove what died since; tables grow and looks get slower'::text AS effect
+   FROM horizon h
+  ORDER BY h.kind, h.xids DESC)
+UNION ALL
+( SELECT 'notify_queue'::text AS what,
+    ('pid '::text || s.pid) AS who,
+    s.pid,
+    s.application_name AS application,
+    (s.datname)::text AS database,
+    s.state,
+    s.seconds,
+    NULL::bigint AS xids,
+    (('the NOTIFY queue is '::text || round(((100)::double precision * pg_notification_queue_usage()))) || ' % full; it cannot be shortened behind a listener in a transaction'::text) AS effect
+   FROM sessions s
+  WHERE ((pg_notification_queue_usage() > (0.1)::double precision) AND (s.backend_type = 'client backend'::text) AND ((s.state ~~ 'idle in transaction%'::text) OR (s.wait_event = 'ClientWrite'::text) OR (s.seconds > (60)::double precision)))
+  ORDER BY (s.wait_event IS DISTINCT FROM 'ClientWrite'::text), s.xact_start
+ LIMIT 1)
+UNION ALL
+ SELECT
+        CASE
+            WHEN (o.key = 726003) THEN 'lease'::text
+            ELSE 'bell_key'::text
+        END AS what,
+    ('pid '::text || o.pid) AS who,
+    o.pid,
+    o.application_name AS application,
+    (o.datname)::text AS database,
+    o.state,
+    o.seconds,
+    NULL::bigint AS xids,
+    (((((
+        CASE
+            WHEN (o.key = 726003) THEN 'no consumer of that worker can work'::text
+            ELSE 'a consumer cannot sleep by the bell, or writers notify nobody'::text
+        END || ': a session that is not an iu-listen holds advisory lock ('::text) || o.key) || ', '::text) || o.slot) || ')'::text) AS effect
+   FROM ours o
+  WHERE (o.application_name !~~ 'iu-listen %'::text)
+UNION ALL
+ SELECT 'trigger'::text AS what,
+    ((t.tab || '.'::text) || t.name) AS who,
+    NULL::integer AS pid,
+    NULL::text AS application,
+    (current_database())::text AS database,
+        CASE g.tgenabled
+            WHEN 'D'::"char" THEN 'disabled'::text
+            WHEN 'O'::"char" THEN 'not always'::text
+            WHEN 'R'::"char" THEN 'replica only'::text
+            ELSE 'missing'::text
+        END AS state,
+    NULL::double precision AS seconds,
+    NULL::bigint AS xids,
+        CASE
+            WHEN (t.name ~~ '%bell'::text) THEN 'nobody is woken: events wait for the timer'::text
+            ELSE 'events may enter the log unstamped, and be lost'::text
+        END AS effect
+   FROM (( VALUES ('event_outbox'::text,'zz_event_outbox_stamp'::text), ('event_outbox'::text,'zz_event_outbox_restamp'::text), ('event_outbox'::text,'zz_event_outbox_bell'::text), ('dot_config'::text,'zz_dot_config_bell'::text)) t(tab, name)
+     LEFT JOIN pg_trigger g ON (((g.tgrelid = (to_regclass(('public.'::text || t.tab)))::oid) AND (g.tgname = t.name))))
+  WHERE (g.tgenabled IS DISTINCT FROM 'A'::"char");
+
+-- Name: VIEW v_iu_culprit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_culprit IS 'Who delays or threatens us, by name: sessions, prepared transactions, slots, foreign locks, triggers.';
+
 -- Name: v_iu_event_backlog; Type: VIEW; Schema: public; Owner: -
 
 CREATE VIEW public.v_iu_event_backlog AS
@@ -1708,6 +1953,30 @@ CREATE VIEW public.v_iu_route_dead_letter_open AS
 -- Name: VIEW v_iu_route_dead_letter_open; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that nobody has resolved.';
+
+-- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_worker_health AS
+ SELECT c.worker_name,
+    ((h.j ->> 'healthy'::text))::boolean AS healthy,
+    (h.j ->> 'condition'::text) AS condition,
+    (h.j ->> 'condition_why'::text) AS condition_why,
+    (h.j ->> 'state'::text) AS state,
+    ((h.j ->> 'last_beat_at'::text))::timestamp with time zone AS last_beat_at,
+    c.last_run_at,
+    ((h.j ->> 'silent_seconds'::text))::double precision AS silent_seconds,
+    ((h.j ->> 'standbys'::text))::bigint AS standbys,
+    ((h.j ->> 'backlog'::text))::bigint AS backlog,
+    ((h.j ->> 'backlog_oldest_at'::text))::timestamp with time zone AS backlog_oldest_at,
+    ((h.j ->> 'open_dead_letters'::text))::bigint AS open_dead_letters,
+    (h.j -> 'reasons'::text) AS reasons,
+    (h.j -> 'warnings'::text) AS warnings
+   FROM (public.iu_route_worker_cursor c
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
+
+-- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
 
 -- Name: event_outbox event_seq; Type: DEFAULT; Schema: public; Owner: -
 

@@ -51,7 +51,8 @@ revoke all on
     public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_route_dead_letter,
     public.iu_consumer_heartbeat,
-    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
+    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
+    public.v_iu_worker_health, public.v_iu_culprit
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator;
 
 -- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
@@ -64,6 +65,16 @@ revoke execute on function
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator;
 
 grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+
+-- Who is in the way has a name, a state and an age only for those who may see other people's sessions. Where whoever
+-- runs this file may not give that, culprits are named by pid and application alone.
+do $$
+begin
+    grant pg_read_all_stats to iu_listen_consumer, iu_listen_reader;
+exception when insufficient_privilege then
+    raise notice 'pg_read_all_stats was not granted: a superuser may do it later';
+end
+$$;
 
 -- Consumer -----------------------------------------------------------------------------------------------
 --
@@ -105,14 +116,14 @@ grant select (idempotency_key, failure_detail, event_snapshot),
 
 -- Before it starts it looks whether the package is whole and the worker is there; and where it runs, `iu-listen health`
 -- answers with the same credentials. Counts of dead letters, not what is in them.
-grant select on public.iu_migration, public.v_iu_event_backlog to iu_listen_consumer;
+grant select on public.iu_migration, public.v_iu_event_backlog, public.v_iu_culprit to iu_listen_consumer;
 grant select (worker_name, resolved_at) on public.iu_route_dead_letter to iu_listen_consumer;
 
 -- Its own heartbeat, and the rows of processes that are gone.
 grant select, delete,
       insert (consumer_id, worker_name, host, pid, version, state, state_detail, listening, cadence_seconds,
-              last_wake, last_wake_at, wakes, events, lag_seconds),
-      update (state, state_detail, listening, beat_at, last_wake, last_wake_at, wakes, events, lag_seconds)
+              polling_why, last_wake, last_wake_at, wakes, events, lag_seconds),
+      update (state, state_detail, listening, polling_why, beat_at, last_wake, last_wake_at, wakes, events, lag_seconds)
     on public.iu_consumer_heartbeat to iu_listen_consumer;
 
 -- Reader -------------------------------------------------------------------------------------------------
@@ -129,7 +140,8 @@ grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
     public.event_outbox_event_seq,
-    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
+    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
+    public.v_iu_worker_health, public.v_iu_culprit
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,

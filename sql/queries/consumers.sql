@@ -1,6 +1,6 @@
 -- Consumers that were alive within the last day, the youngest beat first.
 
-select h.worker_name, h.host, h.pid, h.version, h.state, h.state_detail, h.listening, h.started_at, h.beat_at,
+select h.worker_name, h.host, h.pid, h.version, h.state, h.state_detail, h.listening, h.polling_why, h.started_at, h.beat_at,
        h.cadence_seconds, h.last_wake, h.last_wake_at, h.wakes::text as wakes, h.events, h.lag_seconds,
        extract(epoch from clock_timestamp() - h.beat_at)::float8 as silent_seconds,
        h.state <> 'stopped' and clock_timestamp() - h.beat_at > 3 * h.cadence_seconds * interval '1 second' as silent

@@ -31,6 +31,8 @@ with objects (file, kind, name) as (
         ('worker/010_wake', 'trigger', 'dot_config.zz_dot_config_bell'),
         ('worker/010_wake', 'table', 'iu_consumer_heartbeat'),
         ('worker/013_watch', 'function', 'fn_iu_outbox_consumed(iu_route_worker_cursor,xid8,bigint,uuid)'),
+        ('worker/013_watch', 'view', 'v_iu_worker_health'),
+        ('worker/013_watch', 'view', 'v_iu_culprit'),
         ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
         ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))
 select o.file, o.kind, o.name,

@@ -558,9 +558,22 @@ comment on view public.v_iu_route_dead_letter_open is 'Dead letters that nobody 
 
 -- Health -------------------------------------------------------------------------------------------------
 
--- healthy answers one question: could this worker do its work? Registered, its history believed, the master gate
--- open, and not silent beyond three cadences while it is meant to run. Everything else that a person would want
--- to know stands beside it as a warning, with its figure.
+-- healthy answers one question: could this worker do its work, and does it when there is some? Registered, its history
+-- believed, the master gate open; and, while the worker gate is open, neither silent beyond three cadences nor leaving
+-- events that are older than a cadence to nobody. Everything else that a person would want to know stands beside it
+-- as a warning, with its figure.
+--
+-- condition says in a word what one would see by watching it:
+--
+--   refusing      it does not believe its cursor, or its server takes no writes (condition_why says which)
+--   gate_closed   nobody may work (which gate)
+--   silent        nobody has been seen for three cadences, or ever (since when)
+--   standing_by   consumers are there, but the lease is held by somebody else (whom)
+--   behind        it works, and events wait
+--   polling       it works, without a bell (why)
+--   idle          it works, and nothing waits
+--
+-- Times that lie in the future tell nothing: a clock was set back. They are left out until it has caught up.
 create function public.fn_iu_route_worker_health(p_worker_name text)
 returns jsonb
 language plpgsql
@@ -568,44 +581,64 @@ stable
 set search_path = ''
 as $$
 declare
-    c          public.iu_route_worker_cursor;
-    v_master   boolean := public.fn_iu_core_routes_enabled();
-    v_gate     boolean := public.fn_iu_route_worker_enabled();
-    v_opened   timestamptz;
-    v_beat     timestamptz;
-    v_cadence  double precision := 5;
-    v_active   text;
-    v_silent   double precision;
-    v_backlog  bigint;
-    v_oldest   timestamptz;
-    v_dead     bigint;
-    v_refusal  text;
-    v_reasons  text[] := '{}';
-    v_warnings jsonb := '[]';
+    c           public.iu_route_worker_cursor;
+    v_now       constant timestamptz := clock_timestamp();
+    v_master    boolean := public.fn_iu_core_routes_enabled();
+    v_gate      boolean := public.fn_iu_route_worker_enabled();
+    v_opened    timestamptz;
+    v_beat      timestamptz;
+    v_cadence   double precision := 5;
+    v_state     text;
+    v_detail    text;
+    v_polling   text;
+    v_standbys  bigint := 0;
+    v_holder    text;
+    v_silent    double precision;
+    v_unrun     double precision;
+    v_waiting   double precision;
+    v_backlog   bigint;
+    v_oldest    timestamptz;
+    v_dead      bigint;
+    v_refusal   text;
+    v_condition text;
+    v_why       text;
+    v_reasons   text[] := '{}';
+    v_warnings  jsonb := '[]';
 begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
     if not found then
         return jsonb_build_object('healthy', false, 'worker_name', p_worker_name, 'registered', false,
                                   'master_gate_open', v_master, 'worker_gate_open', v_gate,
+                                  'condition', 'unregistered', 'condition_why', null,
                                   'reasons', jsonb_build_array('worker is not registered'), 'warnings', v_warnings);
     end if;
 
     -- 010 may be absent; then the cursor alone tells when somebody last ran.
     if to_regclass('public.iu_consumer_heartbeat') is not null then
-        select h.beat_at, h.cadence_seconds, h.state
-          into v_beat, v_cadence, v_active
+        select h.beat_at, h.cadence_seconds, h.state, h.state_detail, h.polling_why
+          into v_beat, v_cadence, v_state, v_detail, v_polling
           from public.iu_consumer_heartbeat h
          where h.worker_name = p_worker_name and h.state not in ('stopped', 'standing_by')
+           and h.beat_at <= v_now + interval '1 second'
          order by h.beat_at desc
          limit 1;
         v_cadence := coalesce(v_cadence, 5);
+        select count(*), max(h.state_detail) into v_standbys, v_holder
+          from public.iu_consumer_heartbeat h
+         where h.worker_name = p_worker_name and h.state = 'standing_by'
+           and h.beat_at between v_now - 3 * h.cadence_seconds * interval '1 second' and v_now + interval '1 second';
     end if;
 
     select d.updated_at into v_opened from public.dot_config d where d.key = 'iu_core.route_worker_enabled';
-    v_silent := extract(epoch from clock_timestamp() - greatest(v_opened, v_beat, c.last_run_at));
+    select extract(epoch from v_now - max(t.at)), extract(epoch from v_now - max(t.at) filter (where t.run))
+      into v_silent, v_unrun
+      from (values (v_opened, true), (v_beat, false), (c.last_run_at, true)) t(at, run)
+     where t.at <= v_now + interval '1 second';
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     select b.backlog, b.oldest_created_at into v_backlog, v_oldest
       from public.v_iu_event_backlog b where b.worker_name = p_worker_name;
+    -- created_at is what the writer says; for "since when does it wait" the future is now.
+    v_waiting := extract(epoch from v_now - least(v_oldest, v_now));
     select count(*) into v_dead
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
@@ -615,11 +648,18 @@ begin
     if v_refusal is not null then
         v_reasons := v_reasons || ('worker refuses: ' || v_refusal);
     end if;
-    if v_active = 'refusing' then
+    if v_state = 'refusing' then
         v_reasons := v_reasons || 'consumer refuses to work'::text;
     end if;
-    if v_gate and v_silent > 3 * v_cadence then
-        v_reasons := v_reasons || ('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s');
+    if v_gate and coalesce(v_silent > 3 * v_cadence, true) then
+        v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
+                                           'silent, and no clock tells since when');
+    end if;
+    -- A run, even one that finds nothing, is recorded at least once a cadence. An event that commits late looks old at
+    -- once, but then there was a run a moment ago.
+    if v_gate and v_master and v_backlog > 0 and v_waiting > v_cadence and coalesce(v_unrun > 1.5 * v_cadence, true) then
+        v_reasons := v_reasons || (v_backlog || ' event(s) wait, the oldest for ' || round(v_waiting::numeric)
+                                   || ' s, and nobody routes them');
     end if;
 
     if not v_gate then
@@ -631,15 +671,39 @@ begin
     if v_dead > 0 then
         v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
     end if;
+    if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
+        v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
+    end if;
+
+    v_condition := case
+        when v_refusal is not null or v_state = 'refusing' then 'refusing'
+        when not v_master or not v_gate then 'gate_closed'
+        when v_beat is null and v_standbys > 0 then 'standing_by'
+        when coalesce(v_silent > 3 * v_cadence, true) or v_beat is null and coalesce(v_unrun > 3 * v_cadence, true)
+            then case when v_standbys > 0 then 'standing_by' else 'silent' end
+        when v_backlog > 0 and v_waiting > v_cadence then 'behind'
+        when v_polling is not null then 'polling'
+        else 'idle' end;
+    v_why := case v_condition
+        when 'refusing' then coalesce(v_refusal, v_detail)
+        when 'gate_closed' then case when v_master then 'worker gate' else 'master gate' end
+        when 'silent' then coalesce('since ' || to_char(greatest(least(v_beat, v_now), least(c.last_run_at, v_now))
+                                                         at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                                    'no consumer has ever run')
+        when 'standing_by' then v_holder
+        when 'behind' then v_backlog || ' event(s), the oldest for ' || round(v_waiting::numeric) || ' s'
+        when 'polling' then v_polling end;
 
     return jsonb_build_object(
         'healthy', cardinality(v_reasons) = 0, 'worker_name', p_worker_name, 'registered', true,
+        'condition', v_condition, 'condition_why', v_why,
         'master_gate_open', v_master, 'worker_gate_open', v_gate,
-        'state', coalesce(v_active, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
-        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence,
+        'state', coalesce(v_state, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
+        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence, 'standbys', v_standbys,
         'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
         'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
 end
 $$;
 comment on function public.fn_iu_route_worker_health(text) is
-    'Could this worker do its work (healthy, with reasons when not), and what else should be known (warnings).';
+    'Could this worker do its work (healthy, with reasons when not), what it is like (condition), and what else should '
+    'be known (warnings).';

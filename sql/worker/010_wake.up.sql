@@ -83,6 +83,7 @@ create table public.iu_consumer_heartbeat (
     state            text              not null,
     state_detail     text,
     listening        boolean           not null default false,
+    polling_why      text,
     cadence_seconds  double precision  not null,
     started_at       timestamptz       not null default now(),
     beat_at          timestamptz       not null default now(),
@@ -110,6 +111,8 @@ comment on column public.iu_consumer_heartbeat.state is
     'starting, standing_by (another one is active), gate_closed, refusing, idle, busy or stopped.';
 comment on column public.iu_consumer_heartbeat.state_detail is 'Why, when the state needs a reason.';
 comment on column public.iu_consumer_heartbeat.listening is 'True: woken by the bell. False: it polls.';
+comment on column public.iu_consumer_heartbeat.polling_why is
+    'Why it polls: no LISTEN there, a lost bell session, no free slot. Null: it need not.';
 comment on column public.iu_consumer_heartbeat.cadence_seconds is 'How often it promises to beat.';
 comment on column public.iu_consumer_heartbeat.started_at is 'When the process started.';
 comment on column public.iu_consumer_heartbeat.beat_at is 'When it last beat.';

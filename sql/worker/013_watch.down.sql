@@ -4,8 +4,11 @@
 -- refuses: never
 -- locks: nothing that anybody else uses
 
--- "if exists": a package of which something is missing must be able to be taken back. Its argument is a row of a table
--- that may be missing too, and then the function is gone with it.
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop view if exists public.v_iu_culprit;
+drop view if exists public.v_iu_worker_health;
+
+-- Its argument is a row of a table that may be missing too, and then the function is gone with it.
 do $$
 begin
     if to_regclass('public.iu_route_worker_cursor') is not null then

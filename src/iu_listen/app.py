@@ -14,10 +14,11 @@ import anyio.abc
 
 from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
-from iu_listen.flow.ports import Bell, Outbox, Watcher
+from iu_listen.flow.ports import Bell, Lookout, Outbox, Watcher
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.bell import bell_session
+from iu_listen.postgres.patrol import lookout_session
 from iu_listen.postgres.worker import worker_session
 
 
@@ -35,6 +36,10 @@ class PostgresSessions:
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
         """Open the bell session."""
         return bell_session(self._settings, ring)
+
+    def lookout(self) -> AbstractAsyncContextManager[Lookout]:
+        """Open the patrol's session."""
+        return lookout_session(self._settings)
 
 
 class Watchers:

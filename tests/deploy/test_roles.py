@@ -215,7 +215,7 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     assert holder is None, holder
     await connection.fetchval(query("lease_holder"), LEASE_KEY, WORKER)
     for kind in (State.IDLE, State.BUSY):
-        await session.beat(kind, "", True, Tally())
+        await session.beat(kind, "", True, "", Tally())
     answer = await run_batch(connection)
     assert (answer["seen"], answer["skipped"], answer["dead_lettered"]) == (4, 1, 2), answer
     # Nothing to do, in the short way: a look without any lock.
@@ -224,6 +224,8 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     await connection.fetchval("select pg_notify('iu_event_outbox', 'token')")
     await census.worker_health(connection, WORKER)
     await census.value(connection, "host_beats", "somewhere", WORKER)
+    await census.rows(connection, "culprits")
+    await census.value(connection, "backend_works", 1)
 
 
 GRANTED = """
@@ -358,7 +360,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
                 "attempt_summary",
                 "ledger",
                 "unsafe_routes",
-                "triggers",
+                "culprits",
                 "registered_types",
             ):
                 await census.rows(reader, name)
@@ -366,7 +368,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             await census.rows(reader, "list_attempts", None, None, None, 10)
             await census.rows(reader, "list_dead_letters", True, None, 10)
             await census.rows(reader, "list_routes", None)
-            for view in ("v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open"):
+            for view in ("v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open", "v_iu_worker_health"):
                 await reader.fetch(f"select * from {view}")
         async with connected(dsn) as reader:
             findings = await doctor.examine(reader, WORKER)

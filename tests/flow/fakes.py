@@ -13,7 +13,7 @@ import anyio
 from iu_listen.flow.consumer import Consumer
 from iu_listen.flow.ports import NoBell
 from iu_listen.model.errors import SessionLost
-from iu_listen.model.facts import Batch
+from iu_listen.model.facts import Batch, Culprit
 from iu_listen.model.observation import Observation, Stopped
 from iu_listen.model.settings import Settings
 
@@ -50,7 +50,14 @@ class World:
     bell_broke: anyio.Event = field(default_factory=anyio.Event)
     calls: list[str] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)
-    beats: list[tuple[float, str, str, bool]] = field(default_factory=list)
+    beats: list[tuple[float, str, str, bool, str]] = field(default_factory=list)
+    culprits: list[Culprit] = field(default_factory=list)
+    lookout_lost: Exception | None = None
+    """What opening the patrol's session raises, and every call of it."""
+    swallowed: bool = False
+    """The answers to batches are lost on the way."""
+    works: bool = True
+    """Whether the server process of the batch is executing something."""
 
     def insert(self, events: int = 1) -> None:
         """Commit events. Writers ring if somebody sleeps."""
@@ -73,6 +80,13 @@ class World:
         yield FakeOutbox(self)
 
     @asynccontextmanager
+    async def lookout(self) -> AsyncIterator[FakeLookout]:
+        if self.lookout_lost:
+            await anyio.sleep(0)
+            raise self.lookout_lost
+        yield FakeLookout(self)
+
+    @asynccontextmanager
     async def bell(self, ring: Callable[[], None]) -> AsyncIterator[FakeBell]:
         self.calls.append("listen")
         if self.no_bell:
@@ -89,8 +103,16 @@ class World:
 
 
 class FakeOutbox:
+    backend = 4711
+
     def __init__(self, world: World) -> None:
         self._world = world
+        self._abandoned, self._why = anyio.Event(), ""
+
+    def abandon(self, why: str) -> None:
+        self._world.calls.append("abandon")
+        self._why = why
+        self._abandoned.set()
 
     async def take_lease(self) -> str | None:
         self._world.calls.append("lease")
@@ -105,6 +127,9 @@ class FakeOutbox:
         world.looks.append(anyio.current_time())
         seen = min(limit, world.events) if world.status == "ran" else 0
         world.on_look()
+        if world.swallowed:
+            await self._abandoned.wait()
+            raise SessionLost(self._why)
         with anyio.CancelScope(shield=True):
             await anyio.sleep(world.batch_seconds)
         if world.lost:
@@ -112,10 +137,28 @@ class FakeOutbox:
         world.events -= seen
         return Batch(status=world.status, seen=seen, more=seen == limit, reason=world.reason)
 
-    async def beat(self, state, why, listening, tally) -> None:
+    async def beat(self, state, why, listening, polling_why, tally) -> None:
         if self._world.lost:
             raise self._world.lost
-        self._world.beats.append((anyio.current_time(), str(state), why, listening))
+        self._world.beats.append((anyio.current_time(), str(state), why, listening, polling_why))
+
+
+class FakeLookout:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def _answer(self, answer: Any) -> Any:
+        await anyio.sleep(0)
+        if self._world.lookout_lost:
+            raise self._world.lookout_lost
+        return answer
+
+    async def culprits(self) -> list[Culprit]:
+        return await self._answer(list(self._world.culprits))
+
+    async def works(self, backend: int) -> bool:
+        self._world.calls.append(f"works {backend}")
+        return await self._answer(self._world.works)
 
 
 class FakeBell:

@@ -9,10 +9,12 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from iu_listen.model.facts import DEFAULT_WORKER, Batch, State, Wake
+from iu_listen.model.facts import DEFAULT_WORKER, Batch, Culprit, State, Wake
 from iu_listen.model.observation import (
     BatchRan,
     Beaten,
+    CulpritGone,
+    CulpritNamed,
     LeaseTaken,
     Listening,
     Observation,
@@ -28,6 +30,7 @@ from iu_listen.model.observation import (
 from iu_listen.telemetry.logs import BIG_BATCH, LogWatcher, configure
 
 W = DEFAULT_WORKER
+LATE = Culprit(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
 
 LINES = [
     (Started(W, "iu@db1"), "info", "started", {"worker": W, "database": "iu@db1"}),
@@ -47,6 +50,9 @@ LINES = [
      {"worker": W, "events": BIG_BATCH, "ms": 12.3, "wake": "linger"}),
     (WakeLost(W, 4), "error", "wake-up lost: the catch-up timer found events that nobody rang for",
      {"worker": W, "events": 4}),
+    (CulpritNamed(W, LATE), "warning", "culprit",
+     {"worker": W, "what": "late_event", "who": "pid 7", "application": "app", "seconds": 12.3, "effect": "it waits"}),
+    (CulpritGone(W, LATE), "info", "culprit gone", {"worker": W, "what": "late_event", "who": "pid 7"}),
     (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
      {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
     (Stopping("SIGTERM"), "info", "stopping", {"why": "SIGTERM"}),
@@ -71,6 +77,20 @@ def test_an_observation_is_one_line(observation, level, text, fields):
     assert len(lines) == 1
     assert (lines[0]["log_level"], lines[0]["event"]) == (level, text)
     assert {name: lines[0].get(name) for name in fields} == fields
+
+
+def test_an_outage_is_told_once_a_minute():
+    """The same failure of the same session is one line a minute, however often it is tried; another one is told at once.
+    Fails when: every try is a line, and an outage of a night fills the disk.
+    """
+    watcher = LogWatcher()
+    with capture_logs() as lines:
+        for why in ["refused"] * 100 + ["starting up"] * 100:
+            watcher.note(SessionFailed("worker", why, 1.0))
+        watcher.note(SessionFailed("bell", "refused", 1.0))
+    assert [(line["session"], line["why"]) for line in lines] == [
+        ("worker", "refused"), ("worker", "starting up"), ("bell", "refused"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seen", [0, 1, BIG_BATCH - 1])

@@ -24,9 +24,9 @@ EMBEDDED_DATABASE = "iu"
 def between(low: float, high: float) -> Callable[[Any, Any], None]:
     """A validator of an option that is a number."""
 
-    def check(_: Any, value: float) -> None:
+    def check(_: Any, value: float | None) -> None:
         # Written so that nan fails too.
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ValueError(f"must be from {low} to {high}")
 
     return check

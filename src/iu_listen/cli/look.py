@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import anyio
 from cyclopts import App, Parameter
+from rich.markup import escape
 
 from iu_listen.cli import show
 from iu_listen.cli.door import Where, between, looking
+from iu_listen.model.errors import DatabaseUnreachable
 from iu_listen.postgres import census, doctor
 
 Limit = Annotated[int, Parameter(help="How many rows at most.", validator=between(1, 1_000_000))]
@@ -35,6 +38,7 @@ def status(*, where: Where | None = None) -> int:
                 "gates": await census.gates(connection),
                 "workers": await census.rows(connection, "workers"),
                 "consumers": await census.rows(connection, "consumers"),
+                "culprits": await census.rows(connection, "culprits"),
                 "attempts": await census.rows(connection, "attempt_summary"),
             }
         for consumer in answer["consumers"]:
@@ -48,18 +52,23 @@ def status(*, where: Where | None = None) -> int:
     return anyio.run(run)
 
 
+def _condition(row: dict[str, Any]) -> str:
+    """What a worker is like, in a phrase."""
+    words = row["condition"].replace("_", " ")
+    return f"{words}: {row['condition_why']}" if row["condition_why"] else words
+
+
 def _print_status(answer: dict[str, Any]) -> None:
     show.table(
         ("gate", "", "since", "key"),
         ((g["gate"], show.mark(g["open"], "open", "closed"), show.ago(g["since"]), g["key"]) for g in answer["gates"]),
     )
     show.table(
-        ("worker", "domain", "backlog", "oldest waits", "routed", "dead letters", "last run", "reads"),
+        ("worker", "is", "domain", "backlog", "oldest waits", "routed", "dead letters", "last run"),
         (
-            (w["worker_name"], w["event_domain"], w["backlog"],
+            (w["worker_name"], show.mark(w["healthy"], _condition(w), _condition(w)), w["event_domain"], w["backlog"],
              show.ago(w["oldest_created_at"]) if w["backlog"] else "–", w["total_seen"],
-             w["open_dead_letters"], show.ago(w["last_run_at"]),
-             show.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"))
+             w["open_dead_letters"], show.ago(w["last_run_at"]))
             for w in answer["workers"]
         ),
     )  # fmt: skip
@@ -72,6 +81,11 @@ def _print_status(answer: dict[str, Any]) -> None:
             for c in answer["consumers"]
         ),
     )  # fmt: skip
+    if answer["culprits"]:
+        show.table(
+            ("in the way", "who", "what follows"),
+            ((c["what"].replace("_", " "), census.culprit_words(c), c["effect"]) for c in answer["culprits"]),
+        )
     if not answer["consumers"]:
         show.note("No consumer has been seen within a day. Start one: iu-listen run")
     show.table(
@@ -86,38 +100,70 @@ def health(
     here: Annotated[
         bool, Parameter(help="Ask only whether a consumer on this host makes progress.", negative=())
     ] = False,
+    wait: Annotated[
+        float | None,
+        Parameter(help="Ask again until it is healthy, at most so many seconds.", validator=between(0, 86400)),
+    ] = None,
     where: Where | None = None,
 ) -> int:
     """Answer whether the worker could do its work: exit 0 yes, 1 no, 2 no package, 3 nobody to ask.
 
     Healthy means: registered, its history believed, the master gate open, and not silent beyond three cadences
-    while the worker gate is open. Backlog, dead letters and a closed worker gate are warnings beside it.
+    while the worker gate is open, nor leaving old events to nobody. Backlog, dead letters, polling and a closed worker
+    gate are warnings beside it. With --wait a script can wait for a deployment: it asks again, also while there is no
+    server yet, and the last answer counts.
     """
 
-    async def run() -> int:
+    async def ask() -> dict[str, Any]:
         async with looking(where, worker=worker) as (door, connection):
             name = door.settings.worker
-            if here:
-                # Probes ask this every few seconds: one row, and neither a count of the backlog nor the whole package.
-                if not await census.value(connection, "ledger_exists"):
-                    await census.require_package(connection)
-                beating = await census.value(connection, "host_beats", platform.node(), name)
-                reasons = [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
-                answer = {"healthy": beating, "worker_name": name, "reasons": reasons, "warnings": []}
-            else:
+            if not here:
                 await census.require_package(connection)
-                answer = await census.worker_health(connection, name)
+                return await census.worker_health(connection, name)
+            # Probes ask this every few seconds: one row, and neither a count of the backlog nor the whole package.
+            if not await census.value(connection, "ledger_exists"):
+                await census.require_package(connection)
+            beating = await census.value(connection, "host_beats", platform.node(), name)
+            reasons = [] if beating else [f"no consumer on {platform.node()} has beaten within three cadences"]
+            return {"healthy": beating, "worker_name": name, "reasons": reasons, "warnings": []}
+
+    async def run() -> int:
+        answer = await _until_healthy(ask, wait or 0)
         if where and where.json:
             show.as_json(answer)
-            return 0 if answer["healthy"] else 1
-        show.line(f"{show.mark(answer['healthy'], 'healthy', 'NOT HEALTHY')}  {answer['worker_name']}", markup=True)
-        for reason in answer["reasons"]:
-            show.line(f"  because {reason}")
-        for warning in answer["warnings"]:
-            show.line(f"  warning: {warning['code'].replace('_', ' ')}: {show.text(warning['figure'])}")
+        else:
+            _print_health(answer)
         return 0 if answer["healthy"] else 1
 
     return anyio.run(run)
+
+
+async def _until_healthy(ask: Callable[[], Awaitable[dict[str, Any]]], seconds: float) -> dict[str, Any]:
+    """The first healthy answer, else the last one; a server that cannot be reached may come yet."""
+    give_up = anyio.current_time() + seconds
+    while True:
+        late = anyio.current_time() >= give_up
+        try:
+            answer = await ask()
+            if answer["healthy"] or late:
+                return answer
+        except DatabaseUnreachable:
+            if late:
+                raise
+        await anyio.sleep(min(0.5, max(0.0, give_up - anyio.current_time())))
+
+
+def _print_health(answer: dict[str, Any]) -> None:
+    words = f"  is {_condition(answer)}" if "condition" in answer else ""
+    show.line(
+        f"{show.mark(answer['healthy'], 'healthy', 'NOT HEALTHY')}  {escape(answer['worker_name'] + words)}",
+        markup=True,
+    )
+    for reason in answer["reasons"]:
+        show.line(f"  because {reason}")
+    for warning in answer["warnings"]:
+        detail = f" ({warning['detail']})" if "detail" in warning else ""
+        show.line(f"  warning: {warning['code'].replace('_', ' ')}: {show.text(warning['figure'])}{detail}")
 
 
 def attempts(

@@ -1,7 +1,8 @@
 """The consumer: wake, batch, pause, for ever, through every loss of a session.
 
-One task works, in the session that holds the lease; while it does, a second one keeps the bell. A lost worker
-session ends both (losing one is losing the lease); a lost bell only means polling until there is a new one.
+One task works, in the session that holds the lease; while it does, a second one keeps the bell and a third one patrols.
+A lost worker session ends all of them (losing it is losing the lease); a lost bell only means polling until there is a
+new one.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from datetime import UTC, datetime
 import anyio
 
 from iu_listen.flow.backoff import backoff
+from iu_listen.flow.patrol import Patrol
 from iu_listen.flow.ports import Bell, NoBell, Outbox, Sessions, Watcher
 from iu_listen.flow.rhythm import Act, Rhythm
 from iu_listen.flow.ring import Ring
 from iu_listen.model.errors import Refused, SessionLost
-from iu_listen.model.facts import STATE_OF_STATUS, Batch, State, Tally, Wake, WorkerName
+from iu_listen.model.facts import STATE_OF_STATUS, WORKING, Batch, State, Tally, Wake, WorkerName
 from iu_listen.model.observation import (
     BatchRan,
     Beaten,
@@ -71,6 +73,8 @@ class Consumer:
         self._ring = Ring()
         self._rhythm = Rhythm(settings.linger, settings.busy_interval, settings.poll_interval)
         self._bell: Bell | None = None
+        self._no_bell = "there is no bell session yet"
+        self._waiting_since: float | None = None
         self._tally = Tally()
         self._state = State.STARTING
         self._why = ""
@@ -123,6 +127,7 @@ class Consumer:
         lost: SessionLost | Refused | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_bell)
+            tasks.start_soon(self._patrol(outbox).run)
             # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
             try:
                 await self._work(outbox, wake)
@@ -140,7 +145,11 @@ class Consumer:
         while not self._stopping:
             # Before the look: what rings from here on is about something that the look may not see.
             self._ring.clear()
-            batch = await outbox.run_batch(self._settings.batch_limit)
+            self._waiting_since = self._clock()
+            try:
+                batch = await outbox.run_batch(self._settings.batch_limit)
+            finally:
+                self._waiting_since = None
             self._count(wake, batch)
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)
@@ -209,11 +218,12 @@ class Consumer:
                     await self._live_by(bell)
             except NoBell as no_bell:
                 if told != str(no_bell):
-                    told = str(no_bell)
+                    told = self._no_bell = str(no_bell)
                     self._watcher.note(Polling(told))
                 await anyio.sleep(NO_BELL_PAUSE)
             except (SessionLost, Refused) as lost:
                 tries += 1
+                self._no_bell = f"the bell session was lost: {lost.message}"
                 retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
                 self._watcher.note(SessionFailed("bell", lost.message, retry_in))
                 await anyio.sleep(retry_in)
@@ -232,6 +242,21 @@ class Consumer:
             self._bell = None
             self._rhythm.bell_changed(False)
 
+    # -- patrol --------------------------------------------------------------------------------------------------
+
+    def _patrol(self, outbox: Outbox) -> Patrol:
+        return Patrol(
+            self._sessions,
+            outbox,
+            lambda: self._waiting_since,
+            self._watcher,
+            self._worker,
+            cadence=self._settings.catch_up,
+            reconnect_max=self._settings.reconnect_max,
+            clock=self._clock,
+            jitter=self._jitter,
+        )
+
     # -- what it says of itself ----------------------------------------------------------------------------------
 
     async def _say_state(self, outbox: Outbox, batch: Batch) -> None:
@@ -249,9 +274,12 @@ class Consumer:
         if now - self._beat_at < self._settings.catch_up / 2 and state is not State.STOPPED:
             return
         self._beat_at = now
-        # Without a slot it hears, but cannot sleep: it polls.
-        woken_by_bell = self._bell is not None and self._bell.slot is not None
-        await outbox.beat(state, why, woken_by_bell, self._tally)
+        listening, polling_why = False, ""
+        if state in WORKING:
+            # Without a slot it hears, but cannot sleep: it polls.
+            listening = self._bell is not None and self._bell.slot is not None
+            polling_why = "" if listening else "every bell slot is taken" if self._bell else self._no_bell
+        await outbox.beat(state, why, listening, polling_why, self._tally)
         self._watcher.note(Beaten(self._worker, state))
 
     async def _pause_after(self, session: str, why: str, tries: int) -> None:

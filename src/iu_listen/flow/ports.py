@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from iu_listen.model.facts import Batch, State, Tally
+from iu_listen.model.facts import Batch, Culprit, State, Tally
 from iu_listen.model.observation import Observation
 
 
@@ -24,14 +24,21 @@ class Outbox(Protocol):
     the database answered with an error: a missing table, a full disk, a missing privilege.
     """
 
+    @property
+    def backend(self) -> int | None:
+        """Its server process; None where a pooler hides it."""
+
+    def abandon(self, why: str) -> None:
+        """End the session at once, without a word to the server: whoever waits for it gets SessionLost."""
+
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already."""
 
     async def run_batch(self, limit: int) -> Batch:
         """Route at most ``limit`` events in one transaction."""
 
-    async def beat(self, state: State, why: str, listening: bool, tally: Tally) -> None:
-        """Write the heartbeat."""
+    async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
+        """Write the heartbeat. ``polling_why`` is empty where it need not poll."""
 
 
 class Bell(Protocol):
@@ -52,6 +59,16 @@ class Bell(Protocol):
         """Prove again and again that the session is alive and listening. Ends only by raising."""
 
 
+class Lookout(Protocol):
+    """The patrol's session. Every method raises as those of Outbox do, and NoAnswer when nothing came back in time."""
+
+    async def culprits(self) -> list[Culprit]:
+        """Who delays or threatens us now."""
+
+    async def works(self, backend: int) -> bool:
+        """Whether this server process is executing something."""
+
+
 class Sessions(Protocol):
     """Where sessions come from. Each is a context manager that ends its session in bounded time, come what may.
 
@@ -63,6 +80,9 @@ class Sessions(Protocol):
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
         """Open the bell session; ``ring`` is called for every notification and when the session ends."""
+
+    def lookout(self) -> AbstractAsyncContextManager[Lookout]:
+        """Open the patrol's session."""
 
 
 class NoBell(Exception):

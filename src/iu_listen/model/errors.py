@@ -5,6 +5,7 @@ IuListenError
 ├── DatabaseUnreachable     exit 3: there is no session to be had
 ├── Refused                 exit 1: the answer is no, and nothing was changed
 └── SessionLost             never leaves the consumer: a session ended, another one is tried
+    └── NoAnswer            nothing came back in time: the path may be dead
 """
 
 from __future__ import annotations
@@ -46,3 +47,7 @@ class Refused(IuListenError):
 
 class SessionLost(IuListenError):
     """A session of the running consumer ended or stopped answering. Another one is tried."""
+
+
+class NoAnswer(SessionLost):
+    """Nothing came back within the deadline, neither an answer nor a refusal: the path may be dead."""

@@ -45,6 +45,9 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+#: The states in which a consumer looks for events, by the bell or by polling.
+WORKING = frozenset({State.GATE_CLOSED, State.REFUSING, State.IDLE, State.BUSY})
+
 #: What a status that fn_iu_route_worker_run answers means for the consumer.
 STATE_OF_STATUS = {
     "ran": State.IDLE,
@@ -92,6 +95,38 @@ class Batch:
             reason=answer.get("reason", ""),
             seconds=seconds,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Culprit:
+    """Somebody or something that delays or threatens us: a row of v_iu_culprit.
+
+    Attributes:
+        what: late_event, vacuum, notify_queue, lease, bell_key or trigger.
+        who: The session, prepared transaction, slot or trigger.
+        effect: What follows from it.
+        pid: Its server process, if it is a session.
+        application: Its application_name.
+        database: The database that it is connected to.
+        state: As pg_stat_activity says it; prepared, disabled, ... where that cannot.
+        seconds: Since when, as an age; None where nobody knows.
+        xids: How many transactions vacuum is held back; None elsewhere.
+    """
+
+    what: str
+    who: str
+    effect: str
+    pid: int | None = None
+    application: str | None = None
+    database: str | None = None
+    state: str | None = None
+    seconds: float | None = None
+    xids: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it the same one in the next round."""
+        return self.what, self.who
 
 
 @dataclass(slots=True, kw_only=True)

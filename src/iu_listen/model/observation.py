@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iu_listen.model.facts import Batch, State, Wake, WorkerName
+from iu_listen.model.facts import Batch, Culprit, State, Wake, WorkerName
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,22 @@ class WakeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class CulpritNamed:
+    """Somebody began to delay or threaten us. Said once an episode."""
+
+    worker: WorkerName
+    culprit: Culprit
+
+
+@dataclass(frozen=True, slots=True)
+class CulpritGone:
+    """That ended; ``culprit`` is as it was last seen."""
+
+    worker: WorkerName
+    culprit: Culprit
+
+
+@dataclass(frozen=True, slots=True)
 class SessionFailed:
     """A session was lost or could not be had; another one is tried in ``retry_in`` seconds."""
 
@@ -112,6 +128,8 @@ Observation = (
     | Beaten
     | StateChanged
     | WakeLost
+    | CulpritNamed
+    | CulpritGone
     | SessionFailed
     | Stopping
     | Stopped

@@ -50,10 +50,10 @@ class Settings:
     lease: float = _setting(
         15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600
     )
-    deadline: float = _setting(10.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
+    deadline: float = _setting(8.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
     batch_deadline: float = _setting(60.0, "Longest wait for a batch.", 1, 3600)
     grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
-    reconnect_max: float = _setting(10.0, "Longest pause between two tries to connect.", 0.1, 300)
+    reconnect_max: float = _setting(1.0, "Longest pause between two tries to connect.", 0.1, 300)
     log_format: str = _setting(
         "auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json")
     )

@@ -119,6 +119,15 @@ async def worker_health(connection: Connection, worker: str) -> Row:
     return health
 
 
+def culprit_words(row: Row) -> str:
+    """A row of v_iu_culprit in one phrase: who, what is known of the session, since when."""
+    known = [row["application"], row["database"] and f"database {row['database']}", row["state"]]
+    words = str(row["who"]) + (f" ({', '.join(k for k in known if k)})" if any(known) else "")
+    if row["seconds"] is not None:
+        words += f" for {row['seconds']:.0f} s"
+    return words + (f", {row['xids']} transactions" if row["xids"] is not None else "")
+
+
 async def emit(
     connection: Connection, event_type: str, address: str, subject: UUID | None, actor: str, payload: str, count: int
 ) -> list[UUID]:

@@ -13,9 +13,6 @@ from iu_listen.postgres.session import Connection
 from iu_listen.postgres.verify import verify
 from iu_listen.postgres.worker import LEASE_KEY
 
-#: From here on the NOTIFY queue is worth a look; at half full the bell stays silent.
-QUEUE_WARNING: Final = 0.1
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -37,14 +34,14 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _history, _health, _triggers, _verification, _path, _lease, _queue, _late,
+        _gates, _history, _health, _verification, _path, _lease, _queue,
     )  # fmt: skip
     for look in looks:
         try:
             found.append(await look(connection, worker))
         except IuListenError as error:
             found.append(Finding("warn", look.__name__.strip("_"), error.message, error.hint))
-    return found
+    return found + [f async for f in _culprits(connection)]
 
 
 async def _installation(connection: Connection) -> AsyncIterator[Finding]:
@@ -94,20 +91,12 @@ async def _health(connection: Connection, worker: str) -> Finding:
     health = await census.worker_health(connection, worker)
     if not health["healthy"]:
         reasons = "; ".join(health["reasons"])
-        return Finding("fail", "health", reasons, "Is a consumer running? iu-listen run" if "silent" in reasons else "")
+        absent = "silent" in reasons or "nobody routes" in reasons
+        return Finding("fail", "health", reasons, "Is a consumer running? iu-listen run" if absent else "")
     if health["warnings"]:
         words = ", ".join(f"{w['code'].replace('_', ' ')} {w['figure']}" for w in health["warnings"])
         return Finding("warn", "health", f"healthy, with {words}", "iu-listen status")
-    return Finding("ok", "health", f"healthy, {health['state']}")
-
-
-async def _triggers(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    wrong = [row["name"] for row in await census.rows(connection, "triggers") if not row["always"]]
-    if wrong:
-        table, _, trigger = wrong[0].partition(".")
-        hint = f"alter table {table} enable always trigger {trigger}"
-        return Finding("fail", "triggers", f"disabled, or not always firing: {', '.join(wrong)}", hint)
-    return Finding("ok", "triggers", "stamps and bells fire always")
+    return Finding("ok", "health", f"healthy, {health['condition'].replace('_', ' ')}")
 
 
 async def _verification(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
@@ -131,18 +120,32 @@ async def _lease(connection: Connection, worker: str) -> Finding:
 
 
 async def _queue(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    usage = await census.value(connection, "notification_queue")
-    if usage > QUEUE_WARNING:
-        hint = "A listening session is idle in transaction: find it in pg_stat_activity and end it."
-        return Finding("warn", "notification queue", f"{usage:.0%} full", hint)
-    return Finding("ok", "notification queue", f"{usage:.0%} full")
+    return Finding("ok", "notification queue", f"{await census.value(connection, 'notification_queue'):.0%} full")
 
 
-async def _late(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    rows = await census.rows(connection, "old_transactions")
-    if rows:
-        who = "; ".join(f"{row['who']} for {row['seconds']:.0f} s" for row in rows)
-        return Finding(
-            "warn", "open transactions", who, "Their events are routed when they commit; nothing else waits."
-        )
-    return Finding("ok", "open transactions", "none older than a minute")
+#: What each kind of culprit (v_iu_culprit) is called here, how bad it is, what to do, and what stands here without one.
+_CULPRITS: Final[dict[str, tuple[Literal["warn", "fail"], str, str, str]]] = {
+    "trigger": (
+        "fail", "triggers", "alter table {table} enable always trigger {name}", "stamps and bells fire always",
+    ),
+    "lease": ("fail", "foreign lease", "Whose session is it? End it: select pg_terminate_backend({pid})", ""),
+    "bell_key": ("warn", "bell keys", "Whose session is it? It uses our advisory locks.", "held by ours only"),
+    "notify_queue": ("warn", "notify queue held", "End that session: select pg_terminate_backend({pid})", ""),
+    "late_event": (
+        "warn", "open transactions", "Their events are routed when they commit; nothing else waits.",
+        "none that may have written events is older than 10 s",
+    ),
+    "vacuum": ("warn", "vacuum", "docs/how-to/repair.md#vacuum-is-held-back", "held back by nobody for five minutes"),
+}  # fmt: skip
+
+
+async def _culprits(connection: Connection) -> AsyncIterator[Finding]:
+    rows = await census.rows(connection, "culprits")
+    for what, (level, title, hint, fine) in _CULPRITS.items():
+        mine = [row for row in rows if row["what"] == what]
+        if mine:
+            table, _, name = mine[0]["who"].partition(".")
+            words = "; ".join(census.culprit_words(row) for row in mine[:5])
+            yield Finding(level, title, words, hint.format(table=table, name=name, pid=mine[0]["pid"]))
+        elif fine:
+            yield Finding("ok", title, fine)

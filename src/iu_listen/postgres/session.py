@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import asyncpg
 
-from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
+from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
 from iu_listen.postgres.sqlfiles import query
 
@@ -182,7 +182,8 @@ async def ask(connection: Connection, deadline: float, statement: str | Prepared
         args: Its parameters.
 
     Raises:
-        SessionLost: no answer in time (the session is ended then), or no session any more.
+        NoAnswer: nothing came back in time; the session is ended then.
+        SessionLost: there is no session any more.
         Refused: the server answered with an error.
     """
     with errors_become_ours():
@@ -195,4 +196,4 @@ async def ask(connection: Connection, deadline: float, statement: str | Prepared
             async with connection.transaction():
                 return await connection.fetchval(statement, *args)
         connection.terminate()
-        raise SessionLost(f"no answer within {deadline:g} s")
+        raise NoAnswer(f"no answer within {deadline:g} s")

@@ -33,6 +33,17 @@ class WorkerSession:
         self._version = version
         # The one statement that is asked for again and again; behind a pooler it cannot be kept.
         self._batch: str | Prepared = query("run_batch")
+        self._abandoned = ""
+
+    @property
+    def backend(self) -> int | None:
+        """Its server process; None where a pooler hides it."""
+        return None if self._connection.pooled else self._connection.get_server_pid()
+
+    def abandon(self, why: str) -> None:
+        """End the session at once: whoever waits for it gets SessionLost with this reason."""
+        self._abandoned = why
+        self._connection.terminate()
 
     async def prepare(self) -> None:
         """Prepare what is asked for again and again, where the session is ours alone."""
@@ -56,16 +67,22 @@ class WorkerSession:
     async def run_batch(self, limit: int) -> Batch:
         """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session."""
         began = time.perf_counter()
-        answer = await ask(self._connection, self._settings.batch_deadline, self._batch, self._settings.worker, limit)
+        try:
+            answer = await ask(
+                self._connection, self._settings.batch_deadline, self._batch, self._settings.worker, limit
+            )
+        except SessionLost as lost:
+            raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
         return Batch.from_answer(json.loads(answer), time.perf_counter() - began)
 
-    async def beat(self, state: State, why: str, listening: bool, tally: Tally) -> None:
+    async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat."""
         await ask(
             self._connection, self._settings.deadline, query("beat"),
             self._consumer, self._settings.worker, platform.node(), os.getpid(), self._version,
             state.value, why or None, listening, self._settings.catch_up,
             tally.last_wake, tally.last_wake_at, json.dumps(tally.wakes), tally.events,
+            polling_why or None,
         )  # fmt: skip
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 
-from iu_listen.model.facts import State
+from iu_listen.model.facts import Culprit, State
 from iu_listen.model.observation import (
     BatchRan,
     Beaten,
+    CulpritGone,
+    CulpritNamed,
     LeaseTaken,
     Listening,
     Observation,
@@ -27,6 +31,8 @@ from iu_listen.model.observation import (
 
 #: A full batch is worth a line; single events are not, they are in the audit.
 BIG_BATCH = 1000
+#: The same failure of the same session is worth a line once in so many seconds.
+SAME_FAILURE = 60.0
 
 
 def configure(log_format: str) -> None:
@@ -46,11 +52,27 @@ def configure(log_format: str) -> None:
     )
 
 
+def _named(culprit: Culprit) -> dict[str, Any]:
+    """What is known of a culprit, as fields of a line."""
+    facts = asdict(culprit)
+    return {name: round(v, 1) if isinstance(v, float) else v for name, v in facts.items() if v is not None}
+
+
 class LogWatcher:
     """A Watcher that writes to structlog."""
 
     def __init__(self) -> None:
         self._log = structlog.get_logger()
+        self._failures: dict[str, tuple[str, float]] = {}
+
+    def _is_news(self, session: str, why: str) -> bool:
+        """An outage of an hour is thousands of tries and sixty lines: a new reason, or a minute later."""
+        now = time.monotonic()
+        before, at = self._failures.get(session, ("", float("-inf")))
+        if why == before and now - at < SAME_FAILURE:
+            return False
+        self._failures[session] = why, now
+        return True
 
     def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912 a table, a line for each
         """Write the line for an observation, if it deserves one."""
@@ -96,8 +118,13 @@ class LogWatcher:
                     "wake-up lost: the catch-up timer found events that nobody rang for", worker=worker, events=events,
                     hint="is zz_event_outbox_bell enabled? iu-listen doctor",
                 )  # fmt: skip
+            case CulpritNamed(worker, culprit):
+                log.warning("culprit", worker=worker, **_named(culprit))
+            case CulpritGone(worker, culprit):
+                log.info("culprit gone", worker=worker, **_named(culprit))
             case SessionFailed(session, why, retry_in):
-                log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
+                if self._is_news(session, why):
+                    log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
             case Stopping(why):
                 log.info("stopping", why=why)
             case Stopped(worker, events):

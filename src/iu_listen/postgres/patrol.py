@@ -1,0 +1,62 @@
+"""The patrol's session: it looks at who is in the way, and at what our own sessions are doing on the server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+
+from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, SessionLost
+from iu_listen.model.facts import Culprit
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.session import Connection, ask, connect, errors_become_ours
+from iu_listen.postgres.sqlfiles import query
+
+#: Longest wait for an answer, in seconds. Short: a dead path is to be found out, and nothing is lost by asking again.
+DEADLINE: Final = 3.0
+
+
+class LookoutSession:
+    """Satisfies flow.ports.Lookout. Made by lookout_session()."""
+
+    def __init__(self, connection: Connection, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    async def culprits(self) -> list[Culprit]:
+        """Who delays or threatens us now."""
+        with errors_become_ours():
+            try:
+                with anyio.fail_after(self._deadline):
+                    return [Culprit(**row) for row in await self._connection.fetch(query("culprits"))]
+            except TimeoutError:
+                self._connection.terminate()
+                raise NoAnswer(f"no answer within {self._deadline:g} s") from None
+
+    async def works(self, backend: int) -> bool:
+        """Whether this server process is executing something."""
+        return bool(await ask(self._connection, self._deadline, query("backend_works"), backend))
+
+
+@asynccontextmanager
+async def lookout_session(settings: Settings) -> AsyncIterator[LookoutSession]:
+    """Open the patrol's session.
+
+    Raises:
+        NoAnswer: nothing came back in time.
+        SessionLost: there is no session to be had.
+    """
+    deadline = min(DEADLINE, settings.deadline)
+    idle = max(settings.lease, 3 * settings.catch_up)
+    try:
+        name = f"iu-listen patrol {settings.worker}"
+        connection = await connect(settings.dsn, name=name, deadline=deadline, idle_timeout=idle)
+    except (DatabaseUnreachable, ConfigurationError) as error:
+        kind = NoAnswer if isinstance(error.__cause__, TimeoutError) else SessionLost
+        raise kind(error.message, error.hint) from error
+    try:
+        yield LookoutSession(connection, deadline)
+    finally:
+        connection.terminate()

@@ -1,0 +1,95 @@
+"""The patrol: culprits told once an episode, and a batch whose answer was lost."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from flow.fakes import World, consuming, until
+from iu_listen.flow.patrol import ROUND, SUSPICIOUS
+from iu_listen.model.errors import NoAnswer, SessionLost
+from iu_listen.model.facts import Culprit
+from iu_listen.model.observation import BatchRan, CulpritGone, CulpritNamed, SessionFailed
+
+pytestmark = pytest.mark.anyio
+
+LATE = Culprit(what="late_event", who="pid 7", effect="it waits", seconds=11.0)
+
+
+async def test_a_culprit_is_told_once_an_episode():
+    """Each culprit is told when it begins and when it ends, and not in between; a second episode is told again.
+    Fails when: every round tells, or the end is forgotten.
+    """
+    world = World()
+    async with consuming(world) as (_, seen):
+        await seen.wait_for(BatchRan)
+        for episode in (1, 2):
+            world.culprits = [LATE]
+            await until(lambda n=episode: len(seen.of(CulpritNamed)) == n)
+            await anyio.sleep(60)
+            world.culprits = []
+            await until(lambda n=episode: len(seen.of(CulpritGone)) == n)
+            await anyio.sleep(60)
+        assert [o.culprit for o in seen.of(CulpritNamed)] == [LATE, LATE]
+        assert [o.culprit for o in seen.of(CulpritGone)] == [LATE, LATE]
+
+
+async def test_an_answer_that_was_lost_is_not_waited_for():
+    """A batch whose server process is idle again, without an answer here, is given up within seconds.
+    Fails when: nobody asks the server, and the batch is waited for until its deadline.
+    """
+    world = World()
+    async with consuming(world) as (_, seen):
+        await seen.wait_for(BatchRan)
+        world.swallowed, world.works = True, False
+        world.insert()
+        await until(lambda: "works 4711" in world.calls)
+        began = anyio.current_time()
+        await until(lambda: "abandon" in world.calls)
+        world.swallowed = False
+        failed = await seen.wait_for(SessionFailed)
+        assert anyio.current_time() - began < SUSPICIOUS + 2 * ROUND + 1
+        assert "lost on the way" in failed.why
+        await until(lambda: not world.events)
+
+
+async def test_a_long_batch_is_left_alone():
+    """A batch that the server is still working on is waited for, and so is one that ends between two looks.
+    Fails when: the patrol gives up without asking.
+    """
+    world = World(batch_seconds=40)
+    async with consuming(world) as (_, seen):
+        await seen.wait_for(BatchRan)
+        assert world.calls.count("works 4711") > 10
+        world.works = False
+        world.batch_seconds = SUSPICIOUS + 0.5
+        await anyio.sleep(100)
+        assert "abandon" not in world.calls
+
+
+async def test_a_server_that_answers_nobody_is_given_up():
+    """When neither the patrol's session nor a new one gets an answer, a batch is not waited for.
+    Fails when: only an answer of the server can end the waiting.
+    """
+    world = World()
+    async with consuming(world) as (_, seen):
+        await seen.wait_for(BatchRan)
+        world.swallowed = True
+        world.lookout_lost = NoAnswer("no answer within 3 s")
+        world.insert()
+        await until(lambda: "abandon" in world.calls, within=60)
+        world.swallowed, world.lookout_lost = False, None
+        await until(lambda: not world.events)
+
+
+async def test_a_patrol_without_a_session_harms_nobody():
+    """A patrol whose session is refused gives up no batch and says so once.
+    Fails when: any loss of the patrol's session counts as a dead path, or every try is told.
+    """
+    world = World(lookout_lost=SessionLost("too many connections"), batch_seconds=20)
+    async with consuming(world) as (_, seen):
+        world.insert(3)
+        await until(lambda: not world.events)
+        await anyio.sleep(300)
+        assert "abandon" not in world.calls
+        assert [o.session for o in seen.of(SessionFailed)] == ["patrol"]
