@@ -368,7 +368,12 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             await census.rows(reader, "list_attempts", None, None, None, 10)
             await census.rows(reader, "list_dead_letters", True, None, 10)
             await census.rows(reader, "list_routes", None)
-            for view in ("v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open", "v_iu_worker_health"):
+            for view in (
+                "v_iu_route_attempt_summary",
+                "v_iu_event_backlog",
+                "v_iu_route_dead_letter_open",
+                "v_iu_worker_health",
+            ):
                 await reader.fetch(f"select * from {view}")
         async with connected(dsn) as reader:
             findings = await doctor.examine(reader, WORKER)
