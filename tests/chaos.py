@@ -1,4 +1,4 @@
-"""A path to a database that can be broken: a TCP proxy that forwards, stalls, resets or refuses."""
+"""A path to a database that can be broken: a TCP proxy that forwards, stalls, resets, refuses or leads elsewhere."""
 
 from __future__ import annotations
 
@@ -14,39 +14,62 @@ class Proxy:
     Attributes:
         stalled: Accepts everything and forwards nothing, like a network that swallows packets.
         refusing: Closes every new connection.
+        mute: Accepts new connections and says nothing on them, ever.
         reset_on: Resets a connection whose client sends these bytes; once.
     """
 
     def __init__(self, dsn: str) -> None:
         self._to = urlsplit(dsn)
-        self.stalled = self.refusing = False
+        self.stalled = self.refusing = self.mute = False
         self.reset_on = b""
         self.accepted = 0
         self._open: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.dsn = ""
+
+    def lead_to(self, dsn: str) -> None:
+        """Forward new connections to another server; our own address stays. Open ones are left alone: reset()."""
+        self._to = urlsplit(dsn)
 
     def reset(self) -> None:
         """Cut every connection without a goodbye."""
         for writer in self._open:
             writer.transport.abort()
 
+    def swallow(self) -> None:
+        """Stall the connections that are open now, for good; new ones work, as behind a router that has restarted."""
+        self._swallowed |= self._open
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         if self.refusing:
             writer.transport.abort()
             return
-        back, on = await asyncio.open_connection(self._to.hostname, self._to.port)
-        self._open |= {writer, on}
-        pumps = [
-            asyncio.create_task(self._pump(reader, on, True)),
-            asyncio.create_task(self._pump(back, writer, False)),
-        ]
-        self._tasks |= set(pumps)
+        ends, pumps = {writer}, set()
+        if self.mute:
+            pumps.add(asyncio.create_task(self._ignore(reader)))
+        else:
+            try:
+                back, on = await asyncio.open_connection(self._to.hostname, self._to.port)
+            except OSError:
+                writer.transport.abort()
+                return
+            ends.add(on)
+            pumps.add(asyncio.create_task(self._pump(reader, on, True)))
+            pumps.add(asyncio.create_task(self._pump(back, writer, False)))
+        self._open |= ends
+        self._tasks |= pumps
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for end in (writer, on):
+        for end in ends:
             end.transport.abort()
-            self._open.discard(end)
+        self._open -= ends
+        self._swallowed -= ends
+
+    async def _ignore(self, source: asyncio.StreamReader) -> None:
+        with suppress(OSError):
+            while await source.read(65536):
+                pass
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, client: bool) -> None:
         with suppress(OSError):
@@ -55,7 +78,7 @@ class Proxy:
                     self.reset_on = b""
                     return
                 # What came during a stall is gone for good, as the session is that loses it.
-                if not self.stalled:
+                if not self.stalled and sink not in self._swallowed:
                     sink.write(data)
                     await sink.drain()
 

@@ -1,0 +1,302 @@
+"""The ground of the storm: a PostgreSQL, a breakable path to it, and consumers that are restarted when they die.
+
+    writers, checks ───────────────► server        Ground.connect(): the server that takes writes at present
+    consumer 1, 2 ──► Ground.path ──► server        a proxy with an address that stays when the server changes
+
+Consumers are real processes, `iu-listen run`, one active and one standing by. Their lease, cadence and deadlines are
+short, so that a storm turns quickly; the bounds of recovery in faults.py are made of the same figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from chaos import Proxy
+from iu_listen import embedded
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+from iu_listen.postgres.worker import LEASE_KEY
+from support import WORKER, open_gate
+
+if TYPE_CHECKING:
+    from storm.writers import Writers
+
+#: How the consumers are run, in seconds; by default they would be 15, 5, 10, 60 and 10.
+LEASE, CATCH_UP, DEADLINE, BATCH_DEADLINE, RECONNECT_MAX = 3.0, 1.0, 4.0, 15.0, 1.0
+#: How long a supervisor waits before it starts a consumer again, in seconds.
+RESTART_AFTER = 0.2
+#: How long anything may take before it is a failure, in seconds.
+PATIENCE = 60.0
+
+#: full_page_writes, because PostgreSQL is killed; no fsync, because the kernel is not.
+OPTIONS = {
+    "full_page_writes": "on",
+    "max_connections": "150",
+    "max_prepared_transactions": "50",
+    "track_commit_timestamp": "on",
+    "deadlock_timeout": "200ms",
+    "max_wal_size": "1GB",
+}
+
+#: What a storm needs besides the package. Every event that counts takes both routes that are enabled.
+ROUTES = ("iu.version_applied.workflow", "storm.second")
+SCHEMA = """
+    insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+    values ('system', 'version_applied', 'update', 'immediate');
+    insert into iu_outbound_route
+        (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+    values ('storm.second', 'iu', 'version_applied', 'update', 'report', 'storm', true, true),
+           ('storm.disabled', 'iu', 'version_applied', 'update', 'report', 'storm', false, true);
+    create schema storm;
+    -- Each row is a subject. turn counts its events: whoever holds the row lock draws the next one.
+    create table storm.subject (id int primary key, turn bigint not null default 0) with (fillfactor = 20);
+    insert into storm.subject select generate_series(0, 99);
+    -- For the naive cursor that is shown for contrast.
+    create index storm_created_at on event_outbox (event_domain, created_at, id);
+    -- n subtransactions, each third of them rolled back.
+    create function storm.subtransactions(p_key bigint, p_from int, p_to int) returns void language plpgsql as $$
+    begin
+        for n in p_from .. p_to loop
+            begin
+                insert into public.event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
+                values (storm.event(p_key, n), 'iu', 'version_applied', 'update', 'immediate');
+                if n % 3 = 0 then
+                    raise sqlstate 'SR001';
+                end if;
+            exception when sqlstate 'SR001' then
+                null;
+            end;
+        end loop;
+    end $$;
+    -- The id of an event says which transaction wrote it, and which of its rows it is.
+    create function storm.event(p_key bigint, p_row int) returns uuid language sql immutable as $$
+        select (lpad(to_hex(p_key), 16, '0') || lpad(to_hex(p_row), 16, '0'))::uuid
+    $$;
+"""
+
+
+class Consumer:
+    """An `iu-listen run` that is started again whenever it ends, as systemd would.
+
+    Args:
+        name: For its log.
+        dsn: Where it works.
+        folder: Where its log goes.
+    """
+
+    def __init__(self, name: str, dsn: str, folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._dsn = dsn
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, if it runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    def begin(self) -> None:
+        """Start it, and keep it running until end()."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it runs."""
+        if self.pid is not None:
+            os.kill(self.pid, number)
+
+    async def end(self) -> None:
+        """Stop it for good."""
+        if self._keeper:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_", "OTEL_"))}
+        settings = {
+            "LEASE": LEASE, "CATCH_UP": CATCH_UP, "DEADLINE": DEADLINE, "BATCH_DEADLINE": BATCH_DEADLINE,
+            "RECONNECT_MAX": RECONNECT_MAX, "LOG_FORMAT": "json", "DSN": self._dsn,
+        }  # fmt: skip
+        environ = clean | {f"IU_LISTEN_{name}": str(value) for name, value in settings.items()}
+        try:
+            while True:
+                with self.log.open("ab") as log:
+                    self._process = await asyncio.create_subprocess_exec(
+                        sys.executable, "-m", "iu_listen", "run", env=environ, stdout=log, stderr=log
+                    )
+                self.starts += 1
+                await self._process.wait()
+                await asyncio.sleep(RESTART_AFTER)
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        if (process := self._process) is None or process.returncode is not None:
+            return
+        # A frozen one is thawed first: it could not obey.
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            async with asyncio.timeout(15):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+@dataclass
+class Ground:
+    """What faults and writers act on.
+
+    Attributes:
+        server: The server that takes writes at present; a fault that promotes another one sets it, with
+            ``path.lead_to()``.
+        path: The consumers' way to it.
+        consumers: The processes, in the order in which they were started.
+        folder: Where logs are kept when the storm fails.
+        dice: For faults, which strike one after the other.
+        writers: Who writes; set when they start.
+        cutting: A fault that cuts writers is at work: their lost connections are no errors.
+        healed_at: End of the last such fault: older sessions may find out later.
+    """
+
+    server: embedded.Server
+    path: Proxy
+    folder: Path
+    dice: random.Random
+    consumers: list[Consumer] = field(default_factory=list)
+    writers: Writers | None = None
+    cutting: bool = False
+    healed_at: float = 0.0
+    _scout: asyncpg.Connection | None = None
+
+    @property
+    def dsn(self) -> str:
+        """The server that takes writes at present, directly."""
+        return self.server.dsn()
+
+    async def connect(self, name: str) -> asyncpg.Connection:
+        """A session with the server that takes writes at present; whoever asks for it ends it by terminate()."""
+        return await asyncpg.connect(self.dsn, server_settings={"application_name": name}, timeout=10)
+
+    async def rows(self, query: str, *args: Any) -> list[asyncpg.Record]:
+        """Ask the present server, patiently: again and again while there is none."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            scout, self._scout = self._scout, None
+            try:
+                scout = scout or await self.connect("storm scout")
+                found = await scout.fetch(query, *args)
+            except LOST:
+                if scout:
+                    scout.terminate()
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                if self._scout:
+                    scout.terminate()
+                else:
+                    self._scout = scout
+                return found
+
+    async def value(self, query: str, *args: Any) -> Any:
+        """The one value of a query."""
+        return (await self.rows(query, *args))[0][0]
+
+    async def until(self, query: str, *args: Any, within: float = PATIENCE, pause: float = 0.005) -> float:
+        """Ask until the one value is true; how long that took. Raises TimeoutError."""
+        began = time.monotonic()
+        while not await self.value(query, *args):
+            if time.monotonic() - began > within:
+                raise TimeoutError(f"not within {within} s: {query}")
+            await asyncio.sleep(pause)
+        return time.monotonic() - began
+
+    # -- the consumers -------------------------------------------------------------------------------------------
+
+    async def leader(self) -> Consumer:
+        """The consumer that is active at present."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            beats = await self.rows(
+                """select pid from iu_consumer_heartbeat
+                    where worker_name = $1 and state in ('idle', 'busy') and beat_at > clock_timestamp() - $2::interval
+                    order by beat_at desc""",
+                WORKER,
+                f"{2 * CATCH_UP} s",
+            )
+            for beat in beats:
+                for consumer in self.consumers:
+                    if consumer.pid == beat["pid"]:
+                        return consumer
+            await asyncio.sleep(0.05)
+        raise TimeoutError("no consumer became active")
+
+    async def lease_holder(self) -> int | None:
+        """The backend that holds the lease."""
+        return await self.value(
+            "select (select pid from pg_locks where locktype = 'advisory' and classid = $1 and granted)", LEASE_KEY
+        )
+
+    def logs(self) -> str:
+        """What the consumers have said so far."""
+        return "".join(c.log.read_text(errors="replace") for c in self.consumers if c.log.exists())
+
+
+#: What a session raises that is over, and a server that is not there.
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+@asynccontextmanager
+async def prepared(major: int, home: Path, folder: Path, dice: random.Random, consumers: int) -> AsyncIterator[Ground]:
+    """A ground with everything on it but the writers.
+
+    Args:
+        major: Which PostgreSQL.
+        home: Where its data goes; PostgreSQL's account must reach it.
+        folder: Where logs go.
+        dice: For the faults.
+        consumers: How many to start.
+    """
+    with embedded.running(home, major, durable=False, tcp=True, options=OPTIONS) as server:
+        async with session(server.dsn(), name="storm") as connection:
+            await migrate.apply_base(connection)
+            await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+            await connection.execute(SCHEMA)
+        await open_gate(server.dsn())
+        async with Proxy(server.tcp_dsn()).running() as path:
+            ground = Ground(server, path, folder, dice)
+            try:
+                for number in range(1, consumers + 1):
+                    ground.consumers.append(Consumer(f"consumer-{number}", path.dsn, folder))
+                    ground.consumers[-1].begin()
+                await ground.leader()
+                yield ground
+            finally:
+                for consumer in ground.consumers:
+                    await consumer.end()
+                if ground._scout:
+                    ground._scout.terminate()
