@@ -16,7 +16,8 @@ from iu_listen.app import PostgresSessions
 from iu_listen.flow.consumer import Consumer
 from iu_listen.model.observation import BatchRan, Listening, Observation, Stopped
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import Connection, session
 
 WORKER = "iu_outbound_default"
 
@@ -34,6 +35,14 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         yield connection
     finally:
         connection.terminate()
+
+
+async def apply_package(dsn: str) -> None:
+    """IU Core and the whole package, with the worker gate open."""
+    async with session(dsn, name="tests") as connection:
+        await migrate.apply_base(connection)
+        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+    await open_gate(dsn)
 
 
 async def open_gate(dsn: str, value: str = "true") -> None:
@@ -119,9 +128,11 @@ async def wait_until(condition: Callable[[], Awaitable[Any]], what: str, timeout
 
 
 @asynccontextmanager
-async def consuming(dsn: str, *, listening: bool = True, **settings: Any) -> AsyncIterator[Recorder]:
+async def consuming(
+    dsn: str, *, listening: bool = True, recorder: Recorder | None = None, **settings: Any
+) -> AsyncIterator[Recorder]:
     """A consumer in this process, for the length of a block; yields who watches it, once it listens."""
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     loaded = Settings.load({}, {"dsn": dsn, **settings})
     consumer = Consumer(loaded, PostgresSessions(loaded), recorder)
     async with anyio.create_task_group() as tasks:

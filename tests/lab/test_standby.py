@@ -1,0 +1,257 @@
+"""A streaming standby: it takes over, it is left alone until it does, it stalls the commits of its primary."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+import pytest
+
+from chaos import Proxy
+from iu_listen.model.facts import State, Wake
+from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, StateChanged
+from lab.standby import frozen, promote, psql, standby_of, synchronous
+from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in
+from support import WORKER, Recorder, attempted, connected, consuming, insert_event, wait_until
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+
+@asynccontextmanager
+async def following(primary) -> AsyncIterator:
+    """A standby of the primary, for the length of a block."""
+    with standby_of(primary, wal_retrieve_retry_interval="100ms") as standby:
+        yield standby
+
+
+@asynccontextmanager
+async def path_to(server) -> AsyncIterator[Proxy]:
+    """A path to the database that can be made to lead elsewhere, as the name of a cluster does."""
+    async with Proxy(server.tcp_dsn()).running() as proxy:
+        yield proxy
+
+
+async def fail_over(primary, standby, *paths: Proxy) -> None:
+    """The primary dies at once, the standby takes over, and every path leads to it."""
+    await asyncio.to_thread(primary.stop, "immediate")
+    await asyncio.to_thread(promote, standby)
+    for path in paths:
+        path.lead_to(standby.tcp_dsn())
+        path.reset()
+
+
+async def each_once(dsn: str, within: float = 15) -> set[UUID]:
+    """Every event in the outbox has one attempt, and no attempt is without its event; the events."""
+    async with connected(dsn) as connection:
+
+        async def all_there() -> bool:
+            return await connection.fetchval(
+                "select not exists (select id from event_outbox except select event_ref from iu_route_attempt)"
+            )
+
+        await wait_until(all_there, "every event is attempted", within)
+        events = Counter(row["id"] for row in await connection.fetch("select id from event_outbox"))
+        assert Counter(await attempted(connection)) == events
+        return set(events)
+
+
+async def write(path: Proxy, until: asyncio.Event, acknowledged: list[UUID]) -> None:
+    """Write events one after the other, through every loss of the connection; remember what was acknowledged."""
+    while not until.is_set():
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            async with connected(path.dsn) as connection:
+                while not until.is_set():
+                    acknowledged.append(await insert_event(connection))
+
+
+def refusals(seen: Recorder) -> list[Observation]:
+    """Every moment at which it said that it will not work."""
+    return [o for o in seen.of(StateChanged) if o.state is State.REFUSING]
+
+
+async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
+    """After two failovers under load nothing that was acknowledged is lost, nothing is doubled, nothing is refused.
+
+    Fails when: the cursor is kept anywhere but in the database, or the anchor tells a promoted standby for foreign.
+    """
+    acknowledged: list[UUID] = []
+    over = asyncio.Event()
+    async with path_to(primary) as path, following(primary) as second, anyio.create_task_group() as tasks:
+        async with consuming(path.dsn, reconnect_max=0.5) as seen:
+            for _ in range(4):
+                tasks.start_soon(write, path, over, acknowledged)
+            async with synchronous(primary):
+                await _go_on(acknowledged, 100)
+                await fail_over(primary, second, path)
+            await _go_on(acknowledged, 100)
+            async with following(second) as third:
+                async with synchronous(second):
+                    await _go_on(acknowledged, 100)
+                    await fail_over(second, third, path)
+                await _go_on(acknowledged, 100)
+                over.set()
+                events = await each_once(third.tcp_dsn())
+                assert set(acknowledged) <= events
+                assert refusals(seen) == []
+                assert psql(third, "select timeline_id from pg_control_checkpoint()") in "23"
+
+
+async def _go_on(acknowledged: list[UUID], more: int) -> None:
+    enough = len(acknowledged) + more
+
+    async def written() -> bool:
+        return len(acknowledged) >= enough
+
+    await wait_until(written, f"{more} more events are written", 30)
+
+
+async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
+    """A consumer that is led to a standby says so about once a second, and works by itself when it is promoted.
+
+    Fails when: nothing asks whether the server takes writes.
+    """
+    async with path_to(primary) as path, following(primary) as standby, synchronous(primary):
+        path.lead_to(standby.tcp_dsn())
+        async with connected(primary.tcp_dsn()) as writer:
+            events = {await insert_event(writer) for _ in range(20)}
+        began = time.monotonic()
+        recorder = Recorder()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_consume, path.dsn, recorder, over := anyio.Event())
+
+            async def said(times: int) -> bool:
+                return len(recorder.of(SessionFailed)) >= times
+
+            await wait_until(lambda: said(10), "it says again and again that it finds a standby", 60)
+            took = time.monotonic() - began
+            failed = recorder.of(SessionFailed)
+            assert {(f.session, f.why) for f in failed} == {
+                ("worker", "the server takes no writes: it is a standby or read-only")
+            }
+            # The first five come within a second, because most outages are short; then once a second on the average.
+            assert len(failed) <= 5 + 2 * took
+            assert recorder.of(BatchRan) == []
+
+            await fail_over(primary, standby)
+            promoted = time.monotonic()
+            await recorder.wait_for(BatchRan, lambda b: b.batch.seen)
+            assert time.monotonic() - promoted < 4
+            assert await each_once(standby.tcp_dsn()) == events
+            over.set()
+
+
+async def _consume(dsn: str, recorder: Recorder, over: anyio.Event) -> None:
+    async with consuming(dsn, recorder=recorder, reconnect_max=2):
+        await over.wait()
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["nothing-to-do", "events-wait"])
+async def test_the_run_refuses_on_a_standby(primary, idle):
+    """On a standby the run answers "standby", whether or not there is something to do, and does nothing.
+
+    Fails when: fn_iu_outbox_refusal does not ask pg_is_in_recovery().
+    """
+    async with following(primary) as standby, synchronous(primary):
+        async with connected(primary.tcp_dsn()) as writer:
+            # Within two seconds of a run it would look without taking a lock: nothing else would stop it.
+            await writer.fetchval("select fn_iu_route_worker_run($1)", WORKER)
+            if not idle:
+                await insert_event(writer)
+        async with connected(standby.tcp_dsn()) as reader:
+            answer = json.loads(await reader.fetchval("select fn_iu_route_worker_run($1)::text", WORKER))
+        assert (answer["status"], answer["reason"], answer["seen"]) == ("standby", "standby", 0)
+
+
+@pytest.mark.parametrize("fault", ["crash", "promotion"])
+async def test_a_prepared_transaction_outlives_its_server(primary, fault):
+    """A transaction prepared before a crash or a failover is routed when it commits, and its number is not lost.
+
+    Fails when: the cursor takes what is prepared for ended, as one does that reads the list of running sessions.
+    """
+    async with path_to(primary) as path, following(primary) as standby, synchronous(primary):
+        async with consuming(path.dsn, reconnect_max=0.5, catch_up=1) as seen:
+            async with connected(path.dsn) as writer:
+                transaction = "begin; {} prepare transaction '{}'"
+                prepared = {}
+                for name in ("kept", "dropped"):
+                    prepared[name] = uuid4()
+                    insert = (
+                        "insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)"
+                        f" values ('{prepared[name]}', 'iu', 'version_applied', 'update', 'immediate');"
+                    )
+                    await writer.execute(transaction.format(insert, name))
+                # The cursor has passed both.
+                before = await insert_event(writer)
+                await _routed(writer, before)
+                xids = """select bool_and(pg_visible_in_snapshot(transaction::text::xid8, c.prev) is false)
+                            from pg_prepared_xacts, iu_route_worker_cursor c"""
+                assert await writer.fetchval(xids)
+                assert await silent_writers(writer) == 0
+            if fault == "crash":
+                await asyncio.to_thread(primary.stop, "immediate")
+                await asyncio.to_thread(primary.start)
+            else:
+                await fail_over(primary, standby, path)
+            async with connected(path.dsn) as writer:
+                after = await insert_event(writer)
+                await _routed(writer, after)
+                await writer.execute("rollback prepared 'dropped'")
+                await writer.execute("commit prepared 'kept'")
+                # A prepared transaction rings nobody: the timer finds it.
+                await _routed(writer, prepared["kept"], within=5)
+            now = (primary if fault == "crash" else standby).tcp_dsn()
+            assert await each_once(now) == {before, after, prepared["kept"]}
+            assert refusals(seen) == []
+
+
+async def _routed(connection, event: UUID, within: float = 15) -> None:
+    async def there() -> bool:
+        return event in await attempted(connection)
+
+    await wait_until(there, "it is attempted", within)
+
+
+async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
+    """While a synchronous standby stands still, commits wait and events are invisible; then each is found by the bell.
+
+    Fails when: a writer lets go of the bell lock before it is visible, or the consumer sleeps without that lock.
+    """
+    visible: dict[UUID, float] = {}
+    seen_at: dict[UUID, float] = {}
+    async with following(primary) as standby, synchronous(primary), connected(primary.tcp_dsn()) as admin:
+        async with consuming(primary.tcp_dsn(), **ONLY_THE_BELL) as seen, anyio.create_task_group() as tasks:
+
+            async def one() -> None:
+                async with connected(primary.tcp_dsn()) as writer:
+                    event = await insert_event(writer)
+                    visible[event] = time.monotonic()
+
+            for _ in range(3):
+                await sleep_sets_in(admin)
+                done = len(visible)
+                with frozen(standby):
+                    for _ in range(5):
+                        tasks.start_soon(one)
+
+                    async def waiting() -> bool:
+                        return await admin.fetchval(
+                            "select count(*) >= 1 from pg_stat_activity where wait_event = 'SyncRep' and backend_type = 'client backend'"
+                        )
+
+                    await wait_until(waiting, "commits wait for the standby")
+                    assert len(visible) == done
+
+                async def all_visible(done: int = done) -> bool:
+                    return len(visible) == done + 5
+
+                await wait_until(all_visible, "the commits come through")
+            await each_once(primary.tcp_dsn())
+            assert not [b for b in seen.of(BatchRan) if b.wake is Wake.CATCH_UP]
