@@ -91,7 +91,8 @@ async def synchronous(primary: Server) -> AsyncIterator[None]:
 
             async def following(condition: str, *args: object) -> bool:
                 return await connection.fetchval(
-                    f"select count(*) = 1 from pg_stat_replication where application_name = '{NAME}' and {condition}", *args
+                    f"select count(*) = 1 from pg_stat_replication where application_name = '{NAME}' and {condition}",
+                    *args,
                 )
 
             await wait_until(lambda: following("sync_state = 'sync'"), "the standby is the synchronous one")

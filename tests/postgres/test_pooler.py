@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pwd
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -19,15 +13,13 @@ import pytest
 from iu_listen import embedded
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, Polling
-from iu_listen.postgres import migrate
-from iu_listen.postgres.session import session
-from support import attempted, connected, consuming, insert_event, open_gate, wait_until
+from lab.pooler import missing, pooling
+from support import apply_package, attempted, connected, consuming, insert_event, wait_until
 
-PGBOUNCER = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
 pytestmark = [
     pytest.mark.asyncio,
     pytest.mark.slow,
-    pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed"),
+    pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 
 
@@ -39,53 +31,10 @@ def dsns() -> Iterator[tuple[str, str]]:
         root.chmod(0o755)
         with embedded.running(root, embedded.DEFAULT_MAJOR, durable=False, tcp=True) as server:
             direct = server.tcp_dsn("iu")
-            asyncio.run(_apply(direct))
-            parts = urlsplit(direct)
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            ini = root / "pgbouncer.ini"
-            ini.write_text(
-                f"""
-[databases]
-iu = host=127.0.0.1 port={parts.port} dbname=iu user=postgres password={parts.password}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-"""
-            )
-            # PgBouncer refuses to run as root, as PostgreSQL does.
-            account = pwd.getpwnam("nobody")
-            who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-            pooler = subprocess.Popen(
-                [PGBOUNCER, ini], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **who
-            )
-            try:
-                pooled = f"postgresql://postgres@127.0.0.1:{port}/iu"
-                asyncio.run(wait_until(lambda: _answers(pooled), "PgBouncer answers"))
-                yield direct, pooled
-            finally:
-                pooler.terminate()
-                pooler.wait()
-
-
-async def _apply(dsn: str) -> None:
-    async with session(dsn, name="tests") as connection:
-        await migrate.apply_base(connection)
-        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
-    await open_gate(dsn)
-
-
-async def _answers(dsn: str) -> bool:
-    try:
-        connection = await asyncpg.connect(dsn, statement_cache_size=0)
-    except (OSError, asyncpg.PostgresError):
-        return False
-    connection.terminate()
-    return True
+            asyncio.run(apply_package(direct))
+            with pooling(direct) as pooler:
+                asyncio.run(pooler.start())
+                yield direct, pooler.dsn
 
 
 async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):

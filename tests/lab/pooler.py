@@ -1,0 +1,91 @@
+"""A PgBouncer in transaction mode in front of a server, where one is installed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from support import wait_until
+
+PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+def missing() -> str:
+    """Why there is no pooler here, or nothing."""
+    return "" if PROGRAM else "pgbouncer is not installed"
+
+
+class Pooler:
+    """A PgBouncer, to be started, killed and started again. Made by pooling().
+
+    Attributes:
+        dsn: The way through it.
+    """
+
+    def __init__(self, upstream: str, home: Path) -> None:
+        parts = urlsplit(upstream)
+        database = parts.path.removeprefix("/")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self._ini = home / "pgbouncer.ini"
+        self._ini.write_text(
+            f"""
+[databases]
+{database} = host=127.0.0.1 port={parts.port} dbname={database} user=postgres password={parts.password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+server_login_retry = 0.2
+"""
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self.dsn = f"postgresql://postgres@127.0.0.1:{port}/{database}"
+
+    async def start(self) -> None:
+        """Start it, and wait until it leads to the server."""
+        # PgBouncer refuses to run as root, as PostgreSQL does.
+        account = pwd.getpwnam("nobody")
+        who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._process = subprocess.Popen(
+            [PROGRAM, self._ini], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **who
+        )
+        await wait_until(self._answers, "PgBouncer answers")
+
+    def kill(self) -> None:
+        """End it at once, with every connection that goes through it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def _answers(self) -> bool:
+        with suppress(OSError, asyncpg.PostgresError):
+            connection = await asyncpg.connect(self.dsn, statement_cache_size=0)
+            connection.terminate()
+            return True
+        return False
+
+
+@contextmanager
+def pooling(upstream: str) -> Iterator[Pooler]:
+    """A pooler in front of a server that is reached over TCP, not started yet."""
+    with TemporaryDirectory(prefix="iu-listen-pooler-") as name:
+        home = Path(name)
+        home.chmod(0o755)
+        pooler = Pooler(upstream, home)
+        try:
+            yield pooler
+        finally:
+            pooler.kill()
