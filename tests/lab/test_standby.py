@@ -6,21 +6,20 @@ import asyncio
 import json
 import statistics
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import anyio
-import asyncpg
 import pytest
 
 from chaos import Proxy
 from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
+from lab.load import each_once, go_on, routed, write
 from lab.standby import frozen, promote, psql, standby_of, synchronous
 from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in
-from support import WORKER, Recorder, attempted, connected, consuming, insert_event, wait_until
+from support import WORKER, Recorder, connected, consuming, insert_event, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
@@ -48,30 +47,6 @@ async def fail_over(primary, standby, *paths: Proxy) -> None:
         path.reset()
 
 
-async def each_once(dsn: str, within: float = 15) -> set[UUID]:
-    """Every event in the outbox has one attempt, and no attempt is without its event; the events."""
-    async with connected(dsn) as connection:
-
-        async def all_there() -> bool:
-            return await connection.fetchval(
-                "select not exists (select id from event_outbox except select event_ref from iu_route_attempt)"
-            )
-
-        await wait_until(all_there, "every event is attempted", within)
-        events = Counter(row["id"] for row in await connection.fetch("select id from event_outbox"))
-        assert Counter(await attempted(connection)) == events
-        return set(events)
-
-
-async def write(path: Proxy, until: asyncio.Event, acknowledged: list[UUID]) -> None:
-    """Write events one after the other, through every loss of the connection; remember what was acknowledged."""
-    while not until.is_set():
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-            async with connected(path.dsn) as connection:
-                while not until.is_set():
-                    acknowledged.append(await insert_event(connection))
-
-
 def refusals(seen: Recorder) -> list[Observation]:
     """Every moment at which it said that it will not work."""
     return [o for o in seen.of(StateChanged) if o.state is State.REFUSING]
@@ -91,29 +66,20 @@ async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
         anyio.create_task_group() as tasks,
     ):
         for _ in range(4):
-            tasks.start_soon(write, path, over, acknowledged)
+            tasks.start_soon(write, path.dsn, over, acknowledged)
         async with synchronous(primary):
-            await _go_on(acknowledged, 100)
+            await go_on(acknowledged, 100)
             await fail_over(primary, second, path)
-        await _go_on(acknowledged, 100)
+        await go_on(acknowledged, 100)
         async with following(second) as third:
             async with synchronous(second):
-                await _go_on(acknowledged, 100)
+                await go_on(acknowledged, 100)
                 await fail_over(second, third, path)
-            await _go_on(acknowledged, 100)
+            await go_on(acknowledged, 100)
             over.set()
             assert set(acknowledged) <= await each_once(third.tcp_dsn())
             assert refusals(seen) == []
             assert psql(third, "select left(pg_walfile_name(pg_current_wal_lsn()), 8)") == "00000003"
-
-
-async def _go_on(acknowledged: list[UUID], more: int) -> None:
-    enough = len(acknowledged) + more
-
-    async def written() -> bool:
-        return len(acknowledged) >= enough
-
-    await wait_until(written, f"{more} more events are written", 30)
 
 
 async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
@@ -199,7 +165,7 @@ async def test_a_prepared_transaction_outlives_its_server(primary, fault):
             assert await silent_writers(writer) == 0
             # The cursor passes both.
             before = await insert_event(writer)
-            await _routed(writer, before)
+            await routed(writer, before)
             assert await writer.fetchval(in_progress)
         if fault == "crash":
             await asyncio.to_thread(primary.stop, "immediate")
@@ -208,21 +174,14 @@ async def test_a_prepared_transaction_outlives_its_server(primary, fault):
             await fail_over(primary, standby, path)
         async with connected(path.dsn) as writer:
             after = await insert_event(writer)
-            await _routed(writer, after)
+            await routed(writer, after)
             await writer.execute("rollback prepared 'dropped'")
             await writer.execute("commit prepared 'kept'")
             # A prepared transaction rings for nobody: the timer finds it.
-            await _routed(writer, kept, within=5)
+            await routed(writer, kept, within=5)
         there = primary if fault == "crash" else standby
         assert await each_once(there.tcp_dsn()) == {before, after, kept}
         assert refusals(seen) == []
-
-
-async def _routed(connection, event: UUID, within: float = 15) -> None:
-    async def there() -> bool:
-        return event in await attempted(connection)
-
-    await wait_until(there, "it is attempted", within)
 
 
 #: One commit waits for the standby, the others for that one: whoever notifies holds a lock over his commit.
@@ -242,7 +201,7 @@ async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
         async with connected(dsn) as writer:
             visible.append(event := await insert_event(writer))
             began = time.monotonic()
-            await _routed(writer, event)
+            await routed(writer, event)
             waits.append(time.monotonic() - began)
 
     async with (

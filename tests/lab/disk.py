@@ -1,0 +1,126 @@
+"""A filesystem that is small, so that it can be full: a tmpfs, where mounting is allowed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from iu_listen.embedded_keeper import Server, owner
+from iu_listen.embedded_keeper import run as run_as
+from lab.standby import psql
+
+
+@cache
+def missing() -> str:
+    """Why no small filesystem can be had here, or nothing."""
+    try:
+        with small_filesystem(1):
+            return ""
+    except OSError as error:
+        return str(error)
+
+
+@contextmanager
+def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> Iterator[Path]:
+    """A directory that holds so much and no more. Raises OSError where mounting is not allowed."""
+    with TemporaryDirectory(prefix="iu-listen-disk-") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        mounted = _run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "iu-listen", place)
+        if mounted.returncode:
+            raise OSError(f"no small filesystem can be mounted here: {mounted.stderr.strip()}")
+        try:
+            if account is not None:
+                os.chown(place, *account)
+            yield place
+        finally:
+            # Lazily: whoever still has a file open there must not keep us from leaving.
+            _run("umount", "--lazy", place)
+
+
+def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise OSError(f"no small filesystem can be mounted here: {error}") from error
+
+
+@contextmanager
+def full(place: Path) -> Iterator[None]:
+    """For the length of a block not one byte is left."""
+    ballast = place / "ballast"
+    try:
+        fill(ballast)
+        yield
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
+def fill(ballast: Path) -> None:
+    """Write until it is full, down to the last page."""
+    with ballast.open("ab", buffering=0) as file:
+        for size in (2**20, 4096):
+            try:
+                while file.write(b"\0" * size) == size:
+                    pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+@contextmanager
+def wal_in(server: Server, place: Path) -> Iterator[None]:
+    """The server's WAL lies in ``place``, as on a disk of its own; it is started anew before and after."""
+    home, there = server.data / "pg_wal", place / "pg_wal"
+    psql(server, "alter system set max_wal_size = '48MB'; alter system set min_wal_size = '32MB'")
+    try:
+        _move(server, home, there)
+        home.symlink_to(there)
+        server.start()
+        yield
+    finally:
+        if home.is_symlink():
+            server.stop("immediate")
+            home.unlink()
+            _move(server, there, home)
+        server.start()
+        psql(server, "alter system reset max_wal_size; alter system reset min_wal_size")
+
+
+def _move(server: Server, source: Path, target: Path) -> None:
+    server.stop()
+    # Owner and modes as they are.
+    done = run_as(["/bin/cp", "-a", source, target], owner(server.data))
+    assert done.returncode == 0, done.stdout
+    shutil.rmtree(source)
+
+
+@contextmanager
+def tables_in(server: Server, place: Path, *tables: str, database: str = "iu") -> Iterator[None]:
+    """These tables with their indexes lie in a tablespace in ``place``."""
+    psql(server, f"create tablespace small location '{place}'")
+    try:
+        _set_tablespace(server, database, tables, "small")
+        yield
+    finally:
+        _set_tablespace(server, database, tables, "pg_default")
+        psql(server, "drop tablespace small")
+
+
+def _set_tablespace(server: Server, database: str, tables: tuple[str, ...], tablespace: str) -> None:
+    names = ", ".join(f"'{table}'::regclass" for table in tables)
+    script = rf"""
+        select format('alter table %s set tablespace {tablespace}', t) from unnest(array[{names}]) t
+        union all
+        select format('alter index %s set tablespace {tablespace}', indexrelid::regclass)
+          from pg_index where indrelid = any (array[{names}]::oid[])
+        \gexec
+        """
+    psql(server, script, database)

@@ -1,0 +1,114 @@
+"""A disk that is full: the batch fails as a whole, is tried again, and no event is blamed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from uuid import UUID
+
+import anyio
+import asyncpg
+import pytest
+
+from iu_listen.embedded_keeper import EmbeddedError, owner
+from iu_listen.model.observation import BatchRan, SessionFailed
+from lab.disk import full, missing, small_filesystem, tables_in, wal_in
+from lab.load import each_once, go_on, write
+from support import Recorder, connected, consuming, wait_until
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+#: As large as a batch may become in a burst.
+MANY = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, 2000)"""
+
+
+async def nothing_given_up(dsn: str) -> None:
+    """No event became a dead letter."""
+    async with connected(dsn) as connection:
+        assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+
+
+async def refused(seen: Recorder, times: int) -> None:
+    """Wait until the consumer has said so often that the disk is full."""
+
+    async def said() -> bool:
+        return sum("53100" in f.why for f in seen.of(SessionFailed)) >= times
+
+    await wait_until(said, "it says that the disk is full", 30)
+
+
+async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary):
+    """With no room for attempts the batch fails whole, and says why; with room again all is routed, without a hand.
+
+    Fails when: the SQLSTATE filter is taken out of the run, so that events become dead letters; or Refused ends it.
+    """
+    dsn = primary.tcp_dsn()
+    with small_filesystem(16, owner(primary.data)) as place, tables_in(primary, place, "iu_route_attempt"):
+        async with connected(dsn) as writer, consuming(dsn, reconnect_max=0.5) as seen:
+            with full(place):
+                # Writers do not notice: the outbox has room.
+                for _ in range(3):
+                    await writer.execute(MANY)
+                await refused(seen, 3)
+                assert sum(b.batch.seen for b in seen.of(BatchRan)) < 6000
+            assert len(await each_once(dsn)) == 6000
+        await nothing_given_up(dsn)
+
+
+async def test_a_full_disk_under_everything_loses_nothing(primary):
+    """With no room for events either, writers fail; with room again they go on, and what was committed is routed."""
+    dsn = primary.tcp_dsn()
+    acknowledged: list[UUID] = []
+    over = asyncio.Event()
+    with (
+        small_filesystem(32, owner(primary.data)) as place,
+        tables_in(primary, place, "event_outbox", "iu_route_attempt", "iu_route_worker_cursor"),
+    ):
+        async with (
+            consuming(dsn, reconnect_max=0.5) as seen,
+            anyio.create_task_group() as tasks,
+            connected(dsn) as bulk,
+        ):
+            for _ in range(4):
+                tasks.start_soon(write, dsn, over, acknowledged)
+            await go_on(acknowledged, 100)
+            with full(place):
+                with pytest.raises(asyncpg.DiskFullError):
+                    for _ in range(100):
+                        await bulk.execute(MANY)
+                await refused(seen, 1)
+            await go_on(acknowledged, 100)
+            over.set()
+            assert set(acknowledged) <= await each_once(dsn)
+        await nothing_given_up(dsn)
+
+
+async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing(primary):
+    """With no room for WAL the server panics; once there is room and it is started, all that was committed is routed."""
+    dsn = primary.tcp_dsn()
+    acknowledged: list[UUID] = []
+    over = asyncio.Event()
+    with small_filesystem(96, owner(primary.data)) as place, wal_in(primary, place):
+        async with consuming(dsn, reconnect_max=0.5) as seen, anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(write, dsn, over, acknowledged)
+            await go_on(acknowledged, 100)
+            with full(place):
+                with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+                    async with connected(dsn) as bulk:
+                        for _ in range(100):
+                            await bulk.execute(MANY)
+                assert "PANIC" in primary.log.read_text()
+                print(primary.log.read_text()[-3000:], primary.pid())
+                # A supervisor tries while it is still full: it is down, or it is up for a moment.
+                with suppress(EmbeddedError):
+                    await asyncio.to_thread(primary.start)
+                print(primary.log.read_text()[-3000:], primary.pid())
+            await asyncio.to_thread(primary.start)
+            await go_on(acknowledged, 100)
+            over.set()
+            assert set(acknowledged) <= await each_once(dsn, 30)
+            assert seen.of(SessionFailed)
+        await nothing_given_up(dsn)
