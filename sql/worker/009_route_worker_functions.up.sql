@@ -148,7 +148,10 @@ begin
         return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
                                   'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
     end if;
-    if c.tick is null and v_own is null and c.last_run_at > clock_timestamp() - interval '2 seconds' then
+    -- A last run in the future was noted before the clock was set back. Were it believed, nothing would be noted, and
+    -- prev would stay as it is, until then.
+    if c.tick is null and v_own is null
+       and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
         v_resolved := array(select pg_snapshot_xip(c.prev));
         v_from_xid := pg_snapshot_xmax(c.prev);
         if not exists (select from public.event_outbox o
