@@ -1,9 +1,10 @@
--- Consumers that were alive within the last day, the youngest beat first.
+-- Consumers that were alive within the last day, the youngest beat first. A beat in the future is silence, too: the
+-- clock was set back since, and whoever lives beats again.
 
 select h.worker_name, h.host, h.pid, h.version, h.state, h.state_detail, h.listening, h.polling_why, h.started_at, h.beat_at,
        h.cadence_seconds, h.last_wake, h.last_wake_at, h.wakes::text as wakes, h.events, h.lag_seconds,
        extract(epoch from clock_timestamp() - h.beat_at)::float8 as silent_seconds,
-       h.state <> 'stopped' and clock_timestamp() - h.beat_at > 3 * h.cadence_seconds * interval '1 second' as silent
+       h.state <> 'stopped' and abs(extract(epoch from clock_timestamp() - h.beat_at)) > 3 * h.cadence_seconds as silent
   from public.iu_consumer_heartbeat h
  where h.beat_at > now() - interval '1 day'
  order by h.beat_at desc

@@ -9,6 +9,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from iu_listen.postgres import census
 from support import WORKER, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -204,3 +205,16 @@ async def test_backlog_knows_own_events(live):
         assert await backlog(other) == 1
         assert await drain(other) == 1
         assert await backlog(other) == 0
+
+
+@pytest.mark.parametrize(("seconds", "alive"), [(1, True), (20, False), (-3600, False)], ids=["young", "old", "future"])
+async def test_a_beat_of_a_future_is_no_sign_of_life(live, seconds, alive):
+    """A heartbeat that was written before the clock was set back makes no dead consumer look alive.
+
+    Fails when: a beat in the future counts as a young one.
+    """
+    async with connected(live.dsn) as worker:
+        await beat(worker, seconds)
+        (shown,) = await census.rows(worker, "consumers")
+        assert shown["silent"] is not alive
+        assert await census.value(worker, "host_beats", "host", WORKER) is alive
