@@ -87,6 +87,13 @@ SCHEMA = """
 """
 
 
+class Session(asyncpg.Connection):
+    """A session that knows its name, and since when it is open."""
+
+    name = ""
+    opened = 0.0
+
+
 class Consumer:
     """An `iu-listen run` that is started again whenever it ends, as systemd would.
 
@@ -171,6 +178,8 @@ class Ground:
         writers: Who writes; set when they start.
         cutting: A fault that cuts writers is at work: their lost connections are no errors.
         healed_at: End of the last such fault: older sessions may find out later.
+        forgiving: A fault is at work under which writers may fail: a full disk.
+        notes: What faults and actions in the background want to remember.
     """
 
     server: embedded.Server
@@ -181,16 +190,23 @@ class Ground:
     writers: Writers | None = None
     cutting: bool = False
     healed_at: float = 0.0
-    _scout: asyncpg.Connection | None = None
+    forgiving: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+    _scout: Session | None = None
 
     @property
     def dsn(self) -> str:
         """The server that takes writes at present, directly."""
         return self.server.dsn()
 
-    async def connect(self, name: str) -> asyncpg.Connection:
+    async def connect(self, name: str) -> Session:
         """A session with the server that takes writes at present; whoever asks for it ends it by terminate()."""
-        return await asyncpg.connect(self.dsn, server_settings={"application_name": name}, timeout=10)
+        opened = time.monotonic()
+        session = await asyncpg.connect(
+            self.dsn, server_settings={"application_name": name}, timeout=10, connection_class=Session
+        )
+        session.name, session.opened = name, opened
+        return session
 
     async def rows(self, query: str, *args: Any) -> list[asyncpg.Record]:
         """Ask the present server, patiently: again and again while there is none."""
@@ -234,10 +250,10 @@ class Ground:
         while time.monotonic() < until:
             beats = await self.rows(
                 """select pid from iu_consumer_heartbeat
-                    where worker_name = $1 and state in ('idle', 'busy') and beat_at > clock_timestamp() - $2::interval
+                    where worker_name = $1 and state in ('idle', 'busy') and beat_at > clock_timestamp() - make_interval(secs => $2)
                     order by beat_at desc""",
                 WORKER,
-                f"{2 * CATCH_UP} s",
+                2 * CATCH_UP,
             )
             for beat in beats:
                 for consumer in self.consumers:

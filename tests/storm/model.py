@@ -1,0 +1,234 @@
+"""The storm's own record of what was committed, and the verdict: what the audit should say, against what it says.
+
+Pure: knows no database. The id of an event is arithmetic, 64 bits that name the transaction and 64 that number the row
+in it, so the model keeps a line for each transaction and not for each event.
+
+Order is known without looking at the clock: events of a subject are written under the lock of the subject's row, and
+whoever holds it draws the subject's next turn from that row. A rollback gives the turn back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from uuid import UUID
+
+#: How many culprits of each kind are kept for the report.
+KEPT = 10
+
+
+class Fate(Enum):
+    """What became of a transaction."""
+
+    OPEN = auto()
+    COMMITTED = auto()
+    ROLLED_BACK = auto()
+    UNKNOWN = auto()
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One transaction and the events that it wrote.
+
+    Attributes:
+        key: Upper half of the ids of its events.
+        kind: How it was written.
+        rows: Events that it wrote, or tried to write.
+        undone: Those of them that do not count even if it commits: rolled back to a savepoint, of another domain.
+        turns: (row, subject, turn) of the events that have a subject.
+        gid: Its name, if it was prepared.
+    """
+
+    key: int
+    kind: str
+    rows: int = 0
+    undone: frozenset[int] = frozenset()
+    turns: tuple[tuple[int, int, int], ...] = ()
+    fate: Fate = Fate.OPEN
+    gid: str = ""
+
+    def event(self, row: int) -> UUID:
+        """The id of one of its events."""
+        return UUID(int=self.key << 64 | row)
+
+    def add(self, rows: int = 1) -> range:
+        """Numbers for the next rows."""
+        self.rows += rows
+        return range(self.rows - rows, self.rows)
+
+    def undo(self, rows: Iterable[int]) -> None:
+        """These do not count."""
+        self.undone |= frozenset(rows)
+
+    @property
+    def counting(self) -> int:
+        """Events that it commits, if it does."""
+        return self.rows - len(self.undone)
+
+    def settle(self, found: int) -> None:
+        """Its outcome was unknown, its session is gone, and so many of its events are there.
+
+        Raises:
+            AssertionError: a part of them is: the transaction was torn.
+        """
+        assert found in (0, self.counting), f"{self.kind}: {found} of {self.counting} events are there"
+        self.fate = Fate.COMMITTED if found else Fate.ROLLED_BACK
+
+
+@dataclass
+class Model:
+    """All transactions of a storm.
+
+    Attributes:
+        retried: Serialization failures and deadlocks: by SQLSTATE.
+        cut: Sessions that a fault ended under their writers.
+        errors: Everything else that writers were told; there should be none.
+    """
+
+    dice: random.Random
+    transactions: dict[int, Transaction] = field(default_factory=dict)
+    retried: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    def begin(self, kind: str) -> Transaction:
+        """A new transaction. Keys are random, so that ids say nothing about order."""
+        key = self.dice.getrandbits(63)
+        self.transactions[key] = transaction = Transaction(key, kind)
+        return transaction
+
+    def of(self, fate: Fate) -> list[Transaction]:
+        """Transactions with this fate."""
+        return [t for t in self.transactions.values() if t.fate is fate]
+
+    def holes(self) -> list[int]:
+        """Subjects whose turns are not 1, 2, 3, … without a gap: then the model is wrong, or a commit was lost."""
+        turns: dict[int, set[int]] = {}
+        for transaction in self.of(Fate.COMMITTED):
+            for _, subject, turn in transaction.turns:
+                turns.setdefault(subject, set()).add(turn)
+        return [subject for subject, drawn in turns.items() if len(drawn) != max(drawn)]
+
+    @property
+    def events(self) -> int:
+        """Committed events."""
+        return sum(t.counting for t in self.of(Fate.COMMITTED))
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """An event with which something is wrong.
+
+    Attributes:
+        wrong: lost, duplicated, invented or disordered.
+        event: Its id.
+        route: On which route.
+        kind: How its transaction was written.
+        detail: What else the model knows.
+    """
+
+    wrong: str
+    event: UUID
+    route: str
+    kind: str
+    detail: str
+
+
+@dataclass
+class Verdict:
+    """What is wrong, counted; and the first culprits of each kind.
+
+    ``reread`` counts events that a cursor read twice: the key of their attempts has hidden that from the audit.
+    """
+
+    lost: int = 0
+    duplicated: int = 0
+    reread: int = 0
+    invented: int = 0
+    disordered: int = 0
+    culprits: list[Culprit] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing is wrong."""
+        return not (self.lost or self.duplicated or self.reread or self.invented or self.disordered)
+
+
+class Judge:
+    """Hears the audit, attempt by attempt in the order in which they were written, and gives the verdict.
+
+    Args:
+        model: What should be.
+        routes: The routes that every committed event takes.
+    """
+
+    def __init__(self, model: Model, routes: Iterable[str]) -> None:
+        self._model = model
+        self._routes = {route: number for number, route in enumerate(routes)}
+        self._heard: dict[int, bytearray] = {}
+        self._last: dict[tuple[str, int], tuple[int, int]] = {}
+        self._read: int = 0
+        self._verdict = Verdict()
+
+    def hear(self, event: bytes, route: str, decision: str) -> None:
+        """One attempt: the event's id in 16 bytes, its route, what was decided."""
+        key, row = int.from_bytes(event[:8]), int.from_bytes(event[8:])
+        transaction, number = self._model.transactions.get(key), self._routes.get(route)
+        if transaction is None or row >= transaction.rows:
+            self._wrong("invented", event, route, "?", "nobody wrote it")
+            return
+        if transaction.fate is not Fate.COMMITTED or row in transaction.undone:
+            why = transaction.fate.name.lower() + (", this row was undone" if row in transaction.undone else "")
+            self._wrong("invented", event, route, transaction.kind, why)
+            return
+        if number is None or decision != "dry_run":
+            self._wrong("invented", event, route, transaction.kind, f"decision {decision}")
+            return
+        if (heard := self._heard.get(key)) is None:
+            heard = self._heard[key] = bytearray(transaction.rows * len(self._routes))
+        place = row * len(self._routes) + number
+        if heard[place]:
+            self._wrong("duplicated", event, route, transaction.kind, "another attempt")
+            return
+        heard[place] = 1
+        if transaction.turns:
+            self._in_order(transaction, row, route, event)
+
+    def _in_order(self, transaction: Transaction, row: int, route: str, event: bytes) -> None:
+        for at, subject, turn in transaction.turns:
+            if at == row:
+                last = self._last.get((route, subject), (0, 0))
+                if (turn, row) < last:
+                    detail = f"turn {turn} of subject {subject} came after turn {last[0]}"
+                    self._wrong("disordered", event, route, transaction.kind, detail)
+                self._last[route, subject] = max(last, (turn, row))
+
+    def verdict(self, read: int | None = None) -> Verdict:
+        """After the last attempt.
+
+        Args:
+            read: How many events the cursor says that it has read; None: nobody asked it.
+        """
+        for transaction in self._model.of(Fate.COMMITTED):
+            heard = self._heard.get(transaction.key, bytes(transaction.rows * len(self._routes)))
+            if sum(heard) == transaction.counting * len(self._routes):
+                continue
+            for row in range(transaction.rows):
+                for route, number in self._routes.items():
+                    if row not in transaction.undone and not heard[row * len(self._routes) + number]:
+                        event = transaction.event(row).bytes
+                        self._wrong("lost", event, route, transaction.kind, f"row {row + 1} of {transaction.rows}")
+        if read is not None:
+            first = next(iter(self._routes.values()))
+            width = len(self._routes)
+            self._verdict.reread = max(0, read - sum(sum(h[first::width]) for h in self._heard.values()))
+        return self._verdict
+
+    def _wrong(self, wrong: str, event: bytes, route: str, kind: str, detail: str) -> None:
+        count = getattr(self._verdict, wrong) + 1
+        setattr(self._verdict, wrong, count)
+        if count <= KEPT:
+            self._verdict.culprits.append(Culprit(wrong, UUID(bytes=event), route, kind, detail))

@@ -1,0 +1,418 @@
+"""Runs a storm: writers, faults, contrast; then the verdict. `make storm SEED=… MINUTES=… PG=18`; docs/how-to/storm.md.
+
+Seed and table decide what is done; when exactly it strikes is up to the machine. So a seed does not repeat a storm, it
+repeats its plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from iu_listen.cli import show
+from storm import background, contrast, faults, ground
+from storm.ground import LOST, PATIENCE, ROUTES, Ground
+from storm.model import Fate, Judge, Model, Verdict
+from storm.writers import Writers
+from support import WORKER
+
+#: Pause between two faults, in seconds.
+LULL = (0.5, 3.0)
+#: Events of a backlog that add a second to a bound: a machine that is shared drains at least so many.
+DRAIN = 20_000
+#: What each naive cursor has to lose at least; a storm in which it loses less is none.
+HARD_ENOUGH = 0.05
+#: What is told of a culprit that the outbox still has.
+CULPRIT = """
+    select o.xact_id::text, o.event_seq, o.created_at, pg_xact_commit_timestamp(o.xmin) as committed_at,
+           (select string_agg(format('attempt %s of %s', a.id, a.route_code), ', ' order by a.id)
+              from iu_route_attempt a where a.event_ref = o.id) as attempts
+      from event_outbox o where o.id = $1
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for."""
+
+    seed: int
+    minutes: float = 2.0
+    major: int = 18
+    bulk_rows: int = 100_000
+    consumers: int = 2
+    only: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass
+class Recovery:
+    """One fault and what came after it."""
+
+    fault: str
+    seconds: float
+    bound: float
+    backlog: int
+
+    @property
+    def over(self) -> bool:
+        """It took longer than it should."""
+        return self.seconds > self.bound + self.backlog / DRAIN
+
+
+@dataclass
+class Report:
+    """What a storm was, and what came of it. ``failures`` is empty when it passed."""
+
+    seed: int
+    postgresql: str = ""
+    minutes: float = 0.0
+    events: int = 0
+    attempts: int = 0
+    transactions: dict[str, dict[str, int]] = field(default_factory=dict)
+    retried: dict[str, int] = field(default_factory=dict)
+    cut: int = 0
+    writer_errors: int = 0
+    faults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped_faults: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
+    duplicated: int = 0
+    reread: int = 0
+    invented: int = 0
+    disordered: int = 0
+    dead_letters: int = 0
+    naive_lost: dict[str, float] = field(default_factory=dict)
+    alarms: int = 0
+    consumer_starts: int = 0
+    failures: list[str] = field(default_factory=list)
+    culprits: list[dict[str, Any]] = field(default_factory=list)
+    logs: str = ""
+
+
+class Storm:
+    """One storm on one ground.
+
+    Args:
+        plan: What is asked for.
+        ground: Where.
+    """
+
+    def __init__(self, plan: Plan, ground: Ground) -> None:
+        self.plan = plan
+        self.ground = ground
+        self.model = Model(random.Random(f"{plan.seed} keys"))
+        bulk_every = max(10.0, plan.minutes * 60 / 6)
+        self.writers = Writers(ground, self.model, plan.seed, plan.bulk_rows, bulk_every)
+        ground.writers = self.writers
+        self.naive = contrast.naive()
+        self.recoveries: list[Recovery] = []
+        self.report = Report(plan.seed)
+        self.began = time.monotonic()
+        self.doing = ""
+        self._beside: list[asyncio.Task[None]] = []
+
+    async def run(self) -> Report:
+        """From the first event to the verdict."""
+        self.report.postgresql = await self.ground.value("show server_version")
+        self.writers.start()
+        self._beside = [
+            *(asyncio.create_task(n.keep_looking(self.ground)) for n in self.naive),
+            *(asyncio.create_task(background.keep_doing(*a, self.ground)) for a in background.ACTIONS),
+            asyncio.create_task(self._say_how_it_goes()),
+        ]
+        try:
+            await self._strike()
+            self.doing = "writers finish"
+            await self.writers.stop()
+            self.doing = "the backlog is drained"
+            await self._drained()
+            await asyncio.sleep(10 * contrast.PAUSE)
+        except Exception as error:
+            self.report.failures.append(f"{self.doing}: {type(error).__name__}: {error}")
+        finally:
+            for task in self._beside:
+                task.cancel()
+            await asyncio.gather(*self._beside, return_exceptions=True)
+        self.doing = "verdict"
+        await self._judge()
+        return self.report
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    async def _strike(self) -> None:
+        """Faults one after the other, each of the table once before one comes again, until the time is over."""
+        dice = self.ground.dice
+        table = [f for f in faults.FAULTS.values() if not self.plan.only or f.name in self.plan.only]
+        self.report.skipped_faults = {f.name: why for f in table if (why := f.missing())}
+        table = [f for f in table if f.name not in self.report.skipped_faults]
+        deck: list[faults.Fault] = []
+        until, rounds = self.began + 60 * self.plan.minutes, 0
+        while time.monotonic() < until or rounds == 0:
+            self.doing = "no fault"
+            await asyncio.sleep(dice.uniform(*LULL))
+            self._check()
+            if not table:
+                continue
+            if not deck:
+                deck = dice.sample(table, len(table))
+            fault = deck.pop()
+            rounds += not deck
+            await self._suffer(fault)
+
+    async def _suffer(self, fault: faults.Fault) -> None:
+        ground, self.doing = self.ground, fault.name
+        ground.cutting, ground.forgiving = fault.cuts_writers, fault.writers_may_fail
+        async with fault.strike(ground):
+            ended = time.monotonic()
+            backlog = await ground.value("select coalesce(sum(backlog), 0)::bigint from v_iu_event_backlog")
+            await self._probe()
+            self.recoveries.append(Recovery(fault.name, time.monotonic() - ended, fault.bound, backlog))
+        if ground.cutting:
+            ground.healed_at = time.monotonic()
+        ground.cutting = ground.forgiving = False
+
+    async def _probe(self) -> None:
+        """Commit an event, and wait until it is routed."""
+        tx = self.model.begin("probe")
+        event = tx.event(*tx.add())
+        while tx.fate is not Fate.COMMITTED:
+            session = None
+            try:
+                session = await self.ground.connect("storm probe")
+                await session.execute(
+                    """insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
+                       values ($1, 'iu', 'version_applied', 'update', 'immediate') on conflict do nothing""",
+                    event,
+                )
+                tx.fate = Fate.COMMITTED
+            except LOST:
+                await asyncio.sleep(0.02)
+            finally:
+                if session:
+                    session.terminate()
+        await self.ground.until(
+            "select count(*) = $2 from iu_route_attempt where idempotency_key = any ($1)",
+            [f"outbound:{route}:{event}" for route in ROUTES],
+            len(ROUTES),
+        )
+
+    def _check(self) -> None:
+        """Whatever goes on beside must go on."""
+        self.writers.check()
+        for task in self._beside:
+            if task.done() and (error := task.exception()):
+                raise error
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def _drained(self) -> None:
+        await self.ground.until(
+            "select coalesce(sum(backlog), 0) = 0 from v_iu_event_backlog", within=2 * PATIENCE, pause=0.1
+        )
+
+    async def _judge(self) -> None:
+        report, model, ground = self.report, self.model, self.ground
+        judge = Judge(model, ROUTES)
+        session = await ground.connect("storm judge")
+        async with session.transaction(isolation="repeatable_read"):
+            attempts = session.cursor(
+                "select uuid_send(event_ref), route_code, decision from iu_route_attempt order by id", prefetch=20_000
+            )
+            async for event, route, decision in attempts:
+                report.attempts += 1
+                judge.hear(event, route, decision)
+        read = await session.fetchval("select sum(total_seen)::bigint from iu_route_worker_cursor")
+        verdict = judge.verdict(read)
+        report.dead_letters = await session.fetchval("select count(*) from iu_route_dead_letter")
+        await self._compare_turns(session)
+        await self._name_culprits(session, verdict)
+        session.terminate()
+
+        report.minutes = round((time.monotonic() - self.began) / 60, 2)
+        report.events = model.events
+        report.transactions = {
+            name: {fate.name.lower(): count for fate, count in fates.items()}
+            for name, fates in self.writers.kinds().items()
+        }
+        report.retried, report.cut = dict(model.retried), model.cut
+        report.writer_errors = len(model.errors)
+        for wrong in ("lost", "duplicated", "reread", "invented", "disordered"):
+            setattr(report, wrong, getattr(verdict, wrong))
+        report.faults = self._recoveries_by_fault()
+        report.naive_lost = {n.name: round(1 - n.read / max(1, report.events), 4) for n in self.naive}
+        report.alarms = ground.logs().count("wake-up lost")
+        report.consumer_starts = sum(c.starts for c in ground.consumers)
+        report.failures += self._failures()
+
+    async def _compare_turns(self, session: ground.Session) -> None:
+        """The model against the subjects' own counters: is it right about what was committed?"""
+        drawn = dict(await session.fetch("select id, turn from storm.subject where turn > 0"))
+        known: dict[int, int] = {}
+        for tx in self.model.of(Fate.COMMITTED):
+            for _, subject, turn in tx.turns:
+                known[subject] = max(turn, known.get(subject, 0))
+        if self.model.holes() or known != drawn:
+            self.report.failures.append("the storm's own record is wrong: its turns are not those of the subjects")
+
+    async def _name_culprits(self, session: ground.Session, verdict: Verdict) -> None:
+        for culprit in verdict.culprits:
+            found = await session.fetchrow(CULPRIT, culprit.event)
+            self.report.culprits.append({**asdict(culprit), **dict(found or {})})
+        if verdict.culprits:
+            cursor = await session.fetchrow("select * from iu_route_worker_cursor where worker_name = $1", WORKER)
+            self.report.culprits.append({"cursor": {k: str(v) for k, v in cursor.items()}})
+
+    def _recoveries_by_fault(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name in sorted({r.fault for r in self.recoveries}):
+            of_it = [r for r in self.recoveries if r.fault == name]
+            seconds = sorted(r.seconds for r in of_it)
+            found[name] = {
+                "times": len(of_it), "p50": round(seconds[len(seconds) // 2], 3), "max": round(seconds[-1], 3),
+                "bound": of_it[0].bound, "over": sum(r.over for r in of_it),
+            }  # fmt: skip
+        return found
+
+    def _failures(self) -> list[str]:
+        report, model = self.report, self.model
+        failures = [
+            f"{wrong}: {count}"
+            for wrong in ("lost", "duplicated", "reread", "invented", "disordered", "dead_letters")
+            if (count := getattr(report, wrong))
+        ]
+        failures += [f"a writer was told: {error}" for error in model.errors[:10]]
+        failures += [f"{len(tx)} transactions are {fate.name.lower()}" for fate in (Fate.OPEN, Fate.UNKNOWN)
+                     if (tx := model.of(fate))]  # fmt: skip
+        failures += [
+            f"too mild a storm: a cursor on {name} lost only {share:.1%}"
+            for name, share in report.naive_lost.items()
+            if share < HARD_ENOUGH
+        ]
+        if self.plan.strict:
+            failures += [
+                f"{name} took {f['max']} s of {f['bound']} s" for name, f in report.faults.items() if f["over"]
+            ]
+        return failures
+
+    # -- meanwhile -----------------------------------------------------------------------------------------------
+
+    async def _say_how_it_goes(self) -> None:
+        live = sys.stderr.isatty()
+        while True:
+            await asyncio.sleep(0.5 if live else 5)
+            line = (
+                f"{time.monotonic() - self.began:5.0f} s  {len(self.model.transactions):8} transactions  "
+                f"{self.writers.weather:7} {len(self.recoveries):3} faults  {len(self.model.errors)} errors  {self.doing}"
+            )
+            print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------
+
+
+async def storm(plan: Plan) -> Report:
+    """A ground, a storm on it, and what is left: nothing when it passed, the logs when it failed."""
+    home = Path(tempfile.mkdtemp(prefix="iu-storm-"))
+    # As root, PostgreSQL's own account must get in.
+    home.chmod(0o755)
+    logs = Path(tempfile.mkdtemp(prefix="iu-storm-logs-"))
+    try:
+        dice = random.Random(f"{plan.seed} faults")
+        async with ground.prepared(plan.major, home, logs, dice, plan.consumers) as prepared:
+            report = await Storm(plan, prepared).run()
+            shutil.copy(prepared.server.log, logs / "postgresql.log")
+        report.logs = str(logs) if report.failures else ""
+        if report.failures:
+            (logs / "report.json").write_text(as_json(report))
+        return report
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        with suppress(NameError, OSError):
+            if not report.failures:
+                shutil.rmtree(logs)
+
+
+def as_json(report: Report) -> str:
+    """The report for machines."""
+    return json.dumps(asdict(report), indent=2, default=str)
+
+
+def tell(report: Report) -> None:
+    """The report for people."""
+    fates = ("committed", "rolled_back")
+    rows = [(name, *(t.get(fate, 0) for fate in fates)) for name, t in report.transactions.items()]
+    show.table(("transactions", "committed", "rolled back"), rows)
+    show.table(
+        ("fault", "times", "p50, s", "max, s", "bound, s", ""),
+        [
+            (name, f["times"], f"{f['p50']:.2f}", f"{f['max']:.2f}", f"{f['bound']:.1f}",
+             show.mark(not f["over"], "", f"{f['over']} over"))
+            for name, f in report.faults.items()
+        ],
+    )  # fmt: skip
+    for name, why in report.skipped_faults.items():
+        show.line(f"not struck: {name}: {why}")
+    totals: list[tuple[str, Any]] = [
+        ("seed", str(report.seed)), ("PostgreSQL", report.postgresql), ("minutes", report.minutes),
+        ("events", report.events), ("attempts", report.attempts),
+        ("retried (serialization, deadlock)", sum(report.retried.values())),
+        ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),
+        ("alarms of a lost wake-up", report.alarms),
+    ]  # fmt: skip
+    for zero in ("writer_errors", "lost", "duplicated", "reread", "invented", "disordered", "dead_letters"):
+        count = getattr(report, zero)
+        totals.append((zero.replace("_", " "), show.mark(not count, "0", str(count))))
+    for name, share in report.naive_lost.items():
+        totals.append((f"a cursor on {name} would have lost", f"{share:.1%}"))
+    show.table(("total", ""), totals)
+    for culprit in report.culprits:
+        show.line("  " + ", ".join(f"{k} {v}" for k, v in culprit.items()))
+    for failure in report.failures:
+        show.line(f"FAILED: {failure}")
+    if report.logs:
+        show.line(f"logs: {report.logs}")
+
+
+def main() -> int:
+    """Read the command line, run, tell."""
+    parser = argparse.ArgumentParser(prog="make storm", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--pg", type=int, default=18, help="major version of the embedded PostgreSQL: 16 or 18")
+    parser.add_argument("--bulk", type=int, default=100_000, help="events in a bulk transaction")
+    parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="strike only this; repeatable")
+    parser.add_argument("--strict", action="store_true", help="a recovery beyond its bound is a failure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument("--list", action="store_true", help="name the faults, and end")
+    options = parser.parse_args()
+    if options.list:
+        show.table(("fault", "bound, s", "not here, because"), [(f.name, f.bound, f.missing()) for f in faults.FAULTS.values()])
+        return 0
+    if unknown := set(options.only) - set(faults.FAULTS):
+        parser.error(f"no such fault: {', '.join(unknown)}; --list names them")
+    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
+    print(f"seed {seed}", flush=True)
+    plan = Plan(seed, options.minutes, options.pg, options.bulk, only=tuple(options.only), strict=options.strict)
+    report = asyncio.run(storm(plan))
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    tell(report)
+    if options.json:
+        options.json.write_text(as_json(report))
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,643 @@
+"""The writers of the storm: a table of kinds of transactions, each a coroutine that tells the model what it wrote.
+
+To add a kind: write a coroutine under @kind(pace, weight) that begins, writes and ends one transaction with the pen it
+is given. ``pen.write()`` and what else adds rows tells the model; ``pen.commit()`` tells it the outcome. An error is
+the pen's affair: serialization failures are tried again, a session that a fault has cut leaves the outcome unknown
+until the rows are looked for, everything else fails the storm.
+
+Writers come in three paces. Quick ones follow the weather (calm, breeze, gale), slow ones keep transactions open for
+seconds, and one writes in bulk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from storm.ground import LOST, PATIENCE, Ground, Session
+from storm.model import Fate, Model, Transaction
+from support import WORKER
+
+#: Tasks of each pace.
+CREW = {"quick": 14, "slow": 16, "bulk": 1}
+#: Subjects that are locked briefly, and those on whose locks slow transactions sit.
+QUICK_SUBJECTS, SLOW_SUBJECTS = range(64), range(64, 100)
+#: A slow transaction stays open for so long, in seconds.
+SLOW = (0.2, 3.0)
+
+INSERT = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
+    values ($1, $2, 'version_applied', 'update', 'immediate', $3)
+"""
+MANY = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
+    select storm.event($1, n), 'iu', 'version_applied', 'update', 'immediate' from generate_series($2::int, $3::int) n
+"""
+INVENTED = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
+    values ($1, 'iu', 'version_applied', 'update', 'immediate', $2::text::xid8, $3)
+"""
+COLUMNS = ("id", "event_domain", "event_type", "event_stream", "delivery_lane")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table."""
+
+    name: str
+    pace: str
+    weight: int
+    write: Callable[[Pen], Awaitable[None]]
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(pace: str, weight: int) -> Callable[[Callable[[Pen], Awaitable[None]]], Any]:
+    """Enter a kind into the table, named as its function.
+
+    Args:
+        pace: quick, slow or bulk.
+        weight: How often, beside the others of its pace.
+    """
+
+    def enter(write: Callable[[Pen], Awaitable[None]]) -> Any:
+        name = write.__name__.replace("_", " ")
+        KINDS[name] = Kind(name, pace, weight, write)
+        return write
+
+    return enter
+
+
+class Pen:
+    """What a kind writes with: a session, and the transaction's line in the model."""
+
+    def __init__(self, writers: Writers, session: Session, tx: Transaction, dice: random.Random) -> None:
+        self.writers = writers
+        self.session = session
+        self.tx = tx
+        self.dice = dice
+
+    async def begin(self, how: str = "") -> None:
+        """Begin, at an isolation level if need be."""
+        await self.session.execute(f"begin {how}")
+
+    async def turn(self, subjects: range = QUICK_SUBJECTS) -> tuple[int, int]:
+        """Lock a subject and draw its next turn."""
+        subject = self.dice.choice(subjects)
+        turn = await self.session.fetchval(
+            "update storm.subject set turn = turn + 1 where id = $1 returning turn", subject
+        )
+        return subject, turn
+
+    async def write(self, turn: tuple[int, int] | None = None, domain: str = "iu") -> int:
+        """One event; of a subject, if a turn was drawn for it. Its row."""
+        (row,) = self.tx.add()
+        if turn:
+            self.tx.turns += ((row, *turn),)
+        await self.session.execute(INSERT, self.tx.event(row), domain, UUID(int=turn[0] + 1) if turn else None)
+        return row
+
+    async def write_many(self, count: int) -> None:
+        """Many events in one statement."""
+        rows = self.tx.add(count)
+        await self.session.execute(MANY, self.tx.key, rows[0], rows[-1])
+
+    async def idle(self, low: float = SLOW[0], high: float = SLOW[1]) -> None:
+        """Do nothing for a while; not longer than the writers are in a hurry."""
+        await self.writers.pause(self.dice.uniform(low, high))
+
+    async def commit(self) -> None:
+        """Commit, and say so to the model."""
+        await self.session.execute("commit")
+        self.tx.fate = Fate.COMMITTED
+
+    async def rollback(self) -> None:
+        """Roll back, and say so to the model."""
+        await self.session.execute("rollback")
+        self.tx.fate = Fate.ROLLED_BACK
+
+
+# -- quick -------------------------------------------------------------------------------------------------------
+
+
+@kind("quick", 30)
+async def short(pen: Pen) -> None:
+    """A subject's row is locked, changed, and the event written."""
+    await pen.begin()
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("quick", 10)
+async def single_statement(pen: Pen) -> None:
+    """No BEGIN: the insert commits itself."""
+    await pen.write()
+    pen.tx.fate = Fate.COMMITTED
+
+
+@kind("quick", 6)
+async def several(pen: Pen) -> None:
+    """Some events of one subject, and some of none."""
+    await pen.begin()
+    turn = await pen.turn()
+    for _ in range(pen.dice.randint(2, 5)):
+        await pen.write(turn)
+    await pen.write_many(pen.dice.randint(1, 20))
+    await pen.commit()
+
+
+@kind("quick", 4)
+async def two_subjects(pen: Pen) -> None:
+    """Locked in any order: deadlocks, which one of the two survives."""
+    await pen.begin()
+    await pen.write(await pen.turn(QUICK_SUBJECTS[:6]))
+    await pen.write(await pen.turn(QUICK_SUBJECTS[:6]))
+    await pen.commit()
+
+
+@kind("quick", 6)
+async def savepoints(pen: Pen) -> None:
+    """Rolled back and released, also one inside the other."""
+    await pen.begin()
+    turn = await pen.turn()
+    await pen.session.execute("savepoint a")
+    pen.tx.undo([await pen.write(turn)])
+    await pen.session.execute("rollback to savepoint a")
+    await pen.write(turn)
+    await pen.session.execute("savepoint b")
+    await pen.write(turn)
+    await pen.session.execute("savepoint c")
+    pen.tx.undo([await pen.write(turn)])
+    await pen.session.execute("rollback to savepoint c")
+    await pen.session.execute("release savepoint b")
+    await pen.commit()
+
+
+@kind("quick", 2)
+async def subtransactions(pen: Pen) -> None:
+    """More than 64 of them, so that the list in shared memory overflows; a third is rolled back."""
+    await pen.begin()
+    rows = pen.tx.add(90)
+    pen.tx.undo(row for row in rows if row % 3 == 0)
+    await pen.session.execute("select storm.subtransactions($1, $2, $3)", pen.tx.key, rows[0], rows[-1])
+    await pen.idle(0, 0.05)
+    await pen.commit()
+
+
+@kind("quick", 6)
+async def repeatable_read(pen: Pen) -> None:
+    """Its snapshot is older than its lock: it may have to be tried again."""
+    await pen.begin("isolation level repeatable read")
+    await pen.session.fetchval("select count(*) from storm.subject")
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("quick", 6)
+async def serializable(pen: Pen) -> None:
+    """What it reads counts too."""
+    await pen.begin("isolation level serializable")
+    await pen.session.fetchval("select sum(turn) from storm.subject where id = $1", pen.dice.choice(QUICK_SUBJECTS))
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("quick", 8)
+async def aborted(pen: Pen) -> None:
+    """Written and taken back."""
+    await pen.begin()
+    await pen.write(await pen.turn())
+    await pen.write_many(pen.dice.randint(1, 5))
+    await pen.rollback()
+
+
+@kind("quick", 3)
+async def copied(pen: Pen) -> None:
+    """COPY, at times with a position that it brings along."""
+    await pen.begin()
+    turn, rows = await pen.turn(), pen.tx.add(pen.dice.randint(1, 30))
+    pen.tx.turns = tuple((row, *turn) for row in rows)
+    invented = pen.dice.random() < 0.5
+    columns = [*COLUMNS, "event_subject_ref", *(["xact_id", "event_seq"] if invented else [])]
+    text = "".join(
+        f"{pen.tx.event(row)}\tiu\tversion_applied\tupdate\timmediate\t{UUID(int=turn[0] + 1)}"
+        + (f"\t{pen.dice.randint(3, 500)}\t{pen.dice.randint(-(10**6), 10**9)}" if invented else "")
+        + "\n"
+        for row in rows
+    )
+    await pen.session.copy_to_table("event_outbox", source=io.BytesIO(text.encode()), columns=columns)
+    await pen.commit()
+
+
+@kind("quick", 4)
+async def invented_position(pen: Pen) -> None:
+    """An explicit xact_id and event_seq, of the past or of the future."""
+    await pen.begin()
+    xact_id = pen.dice.choice(["3", "700", "999999999999"])
+    await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), xact_id, pen.dice.randint(-(10**9), 10**12))
+    await pen.commit()
+
+
+@kind("quick", 3)
+async def replica_role(pen: Pen) -> None:
+    """Ordinary triggers do not fire, as in a session of logical replication."""
+    await pen.begin()
+    await pen.session.execute("set local session_replication_role = replica")
+    await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), "5", pen.dice.randint(-(10**6), 10**9))
+    await pen.commit()
+
+
+@kind("quick", 4)
+async def moved_into_the_domain(pen: Pen) -> None:
+    """Written in another domain and committed there; it counts from when it is moved."""
+    (row,) = pen.tx.add()
+    await pen.session.execute(INSERT, pen.tx.event(row), "system", None)
+    await pen.idle(0, 0.2)
+    await pen.begin()
+    turn = await pen.turn()
+    pen.tx.turns = ((row, *turn),)
+    await pen.session.execute(
+        "update event_outbox set event_domain = 'iu', event_subject_ref = $2 where id = $1",
+        pen.tx.event(row),
+        UUID(int=turn[0] + 1),
+    )
+    await pen.commit()
+
+
+@kind("quick", 2)
+async def of_another_domain(pen: Pen) -> None:
+    """No event of ours: nobody may route it."""
+    await pen.begin()
+    pen.tx.undo([await pen.write(domain="system")])
+    await pen.commit()
+
+
+@kind("quick", 1)
+async def emits_and_runs(pen: Pen) -> None:
+    """As the probe, or somebody in psql: emits, runs the worker, and emits again, all in one transaction."""
+    await pen.begin()
+    turn = await pen.turn()
+    await pen.write(turn)
+    await pen.session.fetchval("select fn_iu_route_worker_run($1, $2)::text", WORKER, pen.dice.choice([5, 500]))
+    await pen.write(turn)
+    await (pen.commit() if pen.dice.random() < 0.8 else pen.rollback())
+
+
+# -- slow --------------------------------------------------------------------------------------------------------
+
+
+@kind("slow", 5)
+async def long(pen: Pen) -> None:
+    """Writes, and stays open: idle in transaction."""
+    await pen.begin()
+    await pen.write(await pen.turn(SLOW_SUBJECTS))
+    await pen.write_many(pen.dice.randint(1, 40))
+    await pen.idle()
+    await pen.commit()
+
+
+@kind("slow", 2)
+async def long_and_aborted(pen: Pen) -> None:
+    """The same, for nothing."""
+    await pen.begin()
+    await pen.write(await pen.turn(SLOW_SUBJECTS))
+    await pen.write_many(pen.dice.randint(1, 40))
+    await pen.idle()
+    await pen.rollback()
+
+
+@kind("slow", 4)
+async def early_xid(pen: Pen) -> None:
+    """The transaction has its id long before it locks its subject: ids do not follow the order of a subject."""
+    await pen.begin()
+    await pen.session.fetchval("select pg_current_xact_id()::text")
+    await pen.idle()
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("slow", 4)
+async def late_xid(pen: Pen) -> None:
+    """Reads for long and draws a number early; gets its id, and inserts, late."""
+    await pen.begin()
+    drawn = await pen.session.fetchval("select nextval('event_outbox_event_seq')")
+    await pen.idle()
+    await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), "4", drawn)
+    await pen.idle(0, 0.3)
+    await pen.commit()
+
+
+@kind("slow", 3)
+async def old_snapshot(pen: Pen) -> None:
+    """REPEATABLE READ, with a snapshot from long before the insert."""
+    await pen.begin("isolation level repeatable read")
+    await pen.session.fetchval("select count(*) from storm.subject")
+    await pen.idle()
+    await pen.write_many(pen.dice.randint(1, 40))
+    await pen.idle(0, 0.5)
+    await pen.commit()
+
+
+@kind("slow", 4)
+async def prepared(pen: Pen) -> None:
+    """PREPARE TRANSACTION; the notary commits it later, or rolls it back. A restart may lie between."""
+    await pen.begin()
+    await pen.write(await pen.turn(SLOW_SUBJECTS))
+    await pen.write_many(pen.dice.randint(1, 40))
+    pen.tx.gid = f"storm-{pen.tx.key}"
+    waiting = Prepared(pen.tx, time.monotonic() + pen.dice.uniform(*SLOW), commit=pen.dice.random() < 0.75)
+    # Before it is certain: it may be, when the session is cut over the next statement.
+    pen.writers.prepared.append(waiting)
+    await pen.session.execute(f"prepare transaction '{pen.tx.gid}'")
+    waiting.certain = True
+
+
+# -- bulk --------------------------------------------------------------------------------------------------------
+
+
+@kind("bulk", 1)
+async def bulk(pen: Pen) -> None:
+    """Very many events in one transaction."""
+    await pen.begin()
+    await pen.write_many(pen.writers.bulk_rows)
+    await pen.commit()
+
+
+# -- who writes --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Prepared:
+    """A transaction that is about to be prepared (not certain), or is and waits for its notary."""
+
+    tx: Transaction
+    due: float
+    commit: bool
+    certain: bool = False
+
+
+#: Each weather: its share of the time, its length, and the pause of a quick writer between two transactions, in s.
+WEATHER = {
+    "calm": (1, (0.3, 1.0), (10.0, 10.0)),
+    "breeze": (2, (0.5, 3.0), (0.05, 0.6)),
+    "wind": (3, (1.0, 4.0), (0.005, 0.08)),
+    "gale": (2, (0.5, 3.0), (0.0, 0.01)),
+}
+
+
+@dataclass
+class Writers:
+    """All writers, and the notary of the prepared transactions.
+
+    Args:
+        ground: Where they write.
+        model: Whom they tell.
+        seed: Of their dice; each writer has its own.
+        bulk_rows: Events in a bulk.
+        bulk_every: Pause between two bulks, in seconds.
+    """
+
+    ground: Ground
+    model: Model
+    seed: int
+    bulk_rows: int = 100_000
+    bulk_every: float = 20.0
+    prepared: list[Prepared] = field(default_factory=list)
+    weather: str = "breeze"
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _road: asyncio.Event = field(default_factory=asyncio.Event)
+    _stills: int = 0
+    _stopping: bool = False
+    _under_way: int = 0
+    _sessions: int = 0
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Send everybody out."""
+        self._road.set()
+        for pace, crew in CREW.items():
+            for number in range(crew):
+                self._tasks.append(asyncio.create_task(self._write(pace, random.Random(f"{self.seed} {pace} {number}"))))
+        self._weatherman = asyncio.create_task(self._change_weather(random.Random(f"{self.seed} weather")))
+        self._notary = asyncio.create_task(self._notarise())
+
+    async def stop(self) -> None:
+        """Let everybody finish what is under way, prepared transactions included."""
+        self._stopping = True
+        self._weatherman.cancel()
+        self._hurry.set()
+        self._road.set()
+        await asyncio.gather(*self._tasks)
+        await self._all_finished()
+        self._notary.cancel()
+        await asyncio.gather(self._notary, self._weatherman, return_exceptions=True)
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """For the length of a block nobody writes: no transaction is open, none is prepared."""
+        self._stills += 1
+        self._road.clear()
+        self._hurry.set()
+        try:
+            await self._all_finished()
+            yield
+        finally:
+            self._stills -= 1
+            if not self._stills:
+                self._hurry.clear()
+                self._road.set()
+
+    async def _all_finished(self) -> None:
+        async with asyncio.timeout(2 * PATIENCE):
+            while self._under_way or self.prepared:
+                await asyncio.sleep(0.02)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, unless everybody is told to hurry."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+
+    def check(self) -> None:
+        """Raise what a writer should not have raised."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and task.exception():
+                raise task.exception()
+
+    # -- one writer ----------------------------------------------------------------------------------------------
+
+    async def _write(self, pace: str, dice: random.Random) -> None:
+        kinds = [k for k in KINDS.values() if k.pace == pace]
+        weights = [k.weight for k in kinds]
+        if pace == "bulk":
+            await self.pause(self.bulk_every / 2)
+        session: Session | None = None
+        while not self._stopping:
+            await self._road.wait()
+            if self._stopping:
+                break
+            chosen = dice.choices(kinds, weights)[0]
+            self._under_way += 1
+            try:
+                session = await self._perform(chosen, session, dice)
+            finally:
+                self._under_way -= 1
+            if session and dice.random() < 0.01:
+                session.terminate()
+                session = None
+            await self._rest(pace, dice)
+        if session:
+            session.terminate()
+
+    async def _rest(self, pace: str, dice: random.Random) -> None:
+        if pace == "bulk":
+            await self.pause(self.bulk_every * dice.uniform(0.7, 1.3))
+        elif pace == "quick":
+            until = time.monotonic() + dice.uniform(*WEATHER[self.weather][2])
+            # In small steps, for the weather changes.
+            while (left := until - time.monotonic()) > 0 and not self._hurry.is_set():
+                await self.pause(min(left, 0.1))
+                until = min(until, time.monotonic() + WEATHER[self.weather][2][1])
+
+    async def _perform(
+        self, chosen: Kind, session: Session | None, dice: random.Random
+    ) -> Session | None:
+        """One transaction, until it has an outcome; the session for the next one."""
+        while True:
+            if session is None and (session := await self._open()) is None:
+                return None
+            tx = self.model.begin(chosen.name)
+            try:
+                await chosen.write(Pen(self, session, tx, dice))
+                return session
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as again:
+                self.model.retried[again.sqlstate] += 1
+                tx.fate = Fate.ROLLED_BACK
+                session = await self._clear(session)
+            except LOST as lost:
+                tx.fate = Fate.UNKNOWN
+                self._count_cut(session, lost)
+                await self._settle(tx, session)
+                return None
+            except asyncpg.PostgresError as error:
+                # What this is about, the rows tell: COMMIT may have been it.
+                tx.fate = Fate.UNKNOWN
+                self._record(chosen.name, error)
+                await self._settle(tx, session)
+                return None
+
+    async def _open(self) -> Session | None:
+        self._sessions += 1
+        name = f"storm writer {self._sessions}"
+        try:
+            session = await self.ground.connect(name)
+        except LOST as lost:
+            self._count_cut(None, lost)
+            await asyncio.sleep(0.1)
+            return None
+        except asyncpg.PostgresError as error:
+            self._record("connect", error)
+            await asyncio.sleep(0.1)
+            return None
+        return session
+
+    async def _clear(self, session: Session) -> Session | None:
+        try:
+            await session.execute("rollback")
+            return session
+        except LOST as lost:
+            self._count_cut(session, lost)
+            session.terminate()
+            return None
+
+    def _count_cut(self, session: Session | None, lost: BaseException) -> None:
+        opened = session.opened if session else time.monotonic()
+        # A second of grace: what failed just now was begun before.
+        if self.ground.cutting or opened < self.ground.healed_at + 1:
+            self.model.cut += 1
+        else:
+            self._record("session", lost)
+
+    def _record(self, what: str, error: BaseException) -> None:
+        if not self.ground.forgiving:
+            self.model.errors.append(f"{what}: {type(error).__name__}: {error}")
+
+    async def _settle(self, tx: Transaction, session: Session) -> None:
+        """Find out what became of a transaction whose session was cut."""
+        session.terminate()
+        # A backend may outlive its connection, and may be committing still.
+        await self.ground.until(
+            "select not exists (select from pg_stat_activity where application_name = $1)", session.name
+        )
+        mine = [p for p in self.prepared if p.tx is tx]
+        if mine and await self.ground.value("select exists (select from pg_prepared_xacts where gid = $1)", tx.gid):
+            mine[0].certain = True
+            return
+        tx.settle(await self.count(tx))
+        for waiting in mine:
+            self.prepared.remove(waiting)
+
+    async def count(self, tx: Transaction) -> int:
+        """How many of a transaction's events are there."""
+        return await self.ground.value(
+            "select count(*) from event_outbox where id between $1 and $2 and event_domain = 'iu'",
+            tx.event(0),
+            tx.event(2**64 - 1),
+        )
+
+    # -- the notary ----------------------------------------------------------------------------------------------
+
+    async def _notarise(self) -> None:
+        while True:
+            for waiting in list(self.prepared):
+                if waiting.certain and (waiting.due < time.monotonic() or self._hurry.is_set()):
+                    await self._finish(waiting)
+            await asyncio.sleep(0.02)
+
+    async def _finish(self, waiting: Prepared) -> None:
+        """COMMIT PREPARED or ROLLBACK PREPARED, through whatever happens to the server meanwhile."""
+        tx = waiting.tx
+        session: Session | None = None
+        try:
+            session = await self.ground.connect("storm notary")
+            await session.execute(f"{'commit' if waiting.commit else 'rollback'} prepared '{tx.gid}'")
+        except LOST:
+            # Whether it was done, the next try finds out.
+            await asyncio.sleep(0.05)
+            return
+        except asyncpg.UndefinedObjectError:
+            # It was done by a try whose answer was cut off.
+            tx.settle(await self.count(tx))
+        else:
+            tx.fate = Fate.COMMITTED if waiting.commit else Fate.ROLLED_BACK
+        finally:
+            if session:
+                session.terminate()
+        self.prepared.remove(waiting)
+
+    # -- weather -------------------------------------------------------------------------------------------------
+
+    async def _change_weather(self, dice: random.Random) -> None:
+        while True:
+            self.weather = dice.choices(list(WEATHER), [share for share, _, _ in WEATHER.values()])[0]
+            await asyncio.sleep(dice.uniform(*WEATHER[self.weather][1]))
+
+    def kinds(self) -> dict[str, Counter[Fate]]:
+        """Transactions by kind and fate."""
+        found: dict[str, Counter[Fate]] = {name: Counter() for name in KINDS}
+        for tx in self.model.transactions.values():
+            found.setdefault(tx.kind, Counter())[tx.fate] += 1
+        return found
