@@ -596,6 +596,7 @@ declare
     v_polling   text;
     v_standbys  bigint := 0;
     v_holder    text;
+    v_seen      timestamptz;
     v_silent    double precision;
     v_unrun     double precision;
     v_waiting   double precision;
@@ -633,9 +634,10 @@ begin
     end if;
 
     select d.updated_at into v_opened from public.dot_config d where d.key = 'iu_core.route_worker_enabled';
-    select extract(epoch from v_now - max(t.at)), extract(epoch from v_now - max(t.at) filter (where t.run))
-      into v_silent, v_unrun
-      from (values (v_opened, true), (v_beat, false), (c.last_run_at, true)) t(at, run)
+    select extract(epoch from v_now - max(t.at)), extract(epoch from v_now - max(t.at) filter (where t.what <> 'beat')),
+           max(t.at) filter (where t.what <> 'gate')
+      into v_silent, v_unrun, v_seen
+      from (values ('gate', v_opened), ('beat', v_beat), ('run', c.last_run_at)) t(what, at)
      where t.at <= v_now + interval '1 second';
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     select b.backlog, b.oldest_created_at into v_backlog, v_oldest
@@ -690,8 +692,7 @@ begin
     v_why := case v_condition
         when 'refusing' then coalesce(v_refusal, v_detail)
         when 'gate_closed' then case when v_master then 'worker gate' else 'master gate' end
-        when 'silent' then coalesce('since ' || to_char(greatest(least(v_beat, v_now), least(c.last_run_at, v_now))
-                                                         at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        when 'silent' then coalesce('since ' || to_char(v_seen at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                     'no consumer has ever run')
         when 'standing_by' then v_holder
         when 'behind' then v_backlog || ' event(s), the oldest for ' || round(v_waiting::numeric) || ' s'

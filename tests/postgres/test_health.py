@@ -218,3 +218,103 @@ async def test_a_beat_of_a_future_is_no_sign_of_life(live, seconds, alive):
         (shown,) = await census.rows(worker, "consumers")
         assert shown["silent"] is not alive
         assert await census.value(worker, "host_beats", "host", WORKER) is alive
+
+
+async def event_is_old(connection: asyncpg.Connection, seconds: int) -> None:
+    """Pretend that all events were written so many seconds ago, and that the last run is as long ago."""
+    await connection.execute("update event_outbox set created_at = now() - make_interval(secs => $1)", seconds)
+    await connection.execute(
+        "update iu_route_worker_cursor set last_run_at = last_run_at - make_interval(secs => $1)", seconds
+    )
+
+
+@pytest.mark.parametrize("ever", [False, True], ids=["no-consumer-ever", "a-run-before"])
+async def test_events_that_nobody_routes_are_not_healthy(live, ever):
+    """Events older than the cadence that nobody routes make health red, well before silence does.
+
+    Fails when: only the silence of a consumer counts, not what waits for it.
+    """
+    async with connected(live.dsn) as worker:
+        if ever:
+            await drain(worker)
+        await gate_opened(worker, 8)
+        await insert_event(worker)
+        assert (await health(worker))["healthy"]
+        await event_is_old(worker, 8)
+        answer = await health(worker)
+        assert not answer["healthy"]
+        assert "nobody routes them" in answer["reasons"][-1]
+        assert "1 event(s) wait" in answer["reasons"][-1]
+        await drain(worker)
+        assert (await health(worker))["healthy"]
+
+
+async def test_an_event_that_commits_late_is_no_alarm(live):
+    """An event that looks old when it commits does not make a worker red that looked a moment ago: it is behind.
+
+    Fails when: the age of the event alone decides.
+    """
+    async with connected(live.dsn) as worker:
+        await drain(worker)
+        await insert_event(worker)
+        await worker.execute("update event_outbox set created_at = now() - interval '1 hour'")
+        answer = await health(worker)
+        assert (answer["healthy"], answer["condition"]) == (True, "behind")
+
+
+async def test_times_in_the_future_tell_nothing(live):
+    """A last run and a beat that were written before the clock was set back hide no silence.
+
+    Fails when: a time in the future counts as a young one.
+    """
+    async with connected(live.dsn) as worker:
+        await drain(worker)
+        await gate_opened(worker, 3600)
+        await beat(worker, -3600)
+        await worker.execute("update iu_route_worker_cursor set last_run_at = now() + interval '1 hour'")
+        answer = await health(worker)
+        assert (answer["healthy"], answer["condition"]) == (False, "silent")
+
+
+@pytest.mark.parametrize(
+    ("arrange", "condition", "why"),
+    [
+        ("select 1", "idle", None),
+        ("update dot_config set value = 'false' where key = 'iu_core.route_worker_enabled'", "gate_closed", "worker gate"),
+        ("update dot_config set value = 'false' where key like '%master%'", "gate_closed", "master gate"),
+        ("update iu_consumer_heartbeat set listening = false, polling_why = 'a pooler'", "polling", "a pooler"),
+        ("update iu_consumer_heartbeat set state = 'refusing', state_detail = 'standby'", "refusing", "standby"),
+        ("update iu_route_worker_cursor set lineage = gen_random_uuid()", "refusing", "foreign_cursor"),
+        ("update iu_consumer_heartbeat set state = 'standing_by', state_detail = 'pid 7, cron';"
+         "update iu_route_worker_cursor set last_run_at = null", "standing_by", "pid 7, cron"),
+        ("update iu_consumer_heartbeat set beat_at = '2026-01-02 03:04:05Z';"
+         "update iu_route_worker_cursor set last_run_at = null", "silent", "since 2026-01-02T03:04:05Z"),
+        ("delete from iu_consumer_heartbeat; update iu_route_worker_cursor set last_run_at = null", "silent",
+         "no consumer has ever run"),
+    ],
+)  # fmt: skip
+async def test_the_condition_of_a_worker(live, arrange, condition, why):
+    """What a worker is like is one word with its reason, the same in the function and in the view.
+
+    Fails when: two situations that look different to an operator get the same word.
+    """
+    async with connected(live.dsn) as worker:
+        await drain(worker)
+        await gate_opened(worker, 3600)
+        await beat(worker, 1)
+        await worker.execute(arrange)
+        answer = await health(worker)
+        assert (answer["condition"], answer["condition_why"]) == (condition, why)
+        shown = await worker.fetchrow("select * from v_iu_worker_health where worker_name = $1", WORKER)
+        assert (shown["condition"], shown["condition_why"], shown["healthy"]) == (condition, why, answer["healthy"])
+
+
+async def test_polling_is_a_warning_with_its_reason(live):
+    """A consumer that has no bell works and is healthy; that it polls, and why, is a warning."""
+    async with connected(live.dsn) as worker:
+        await drain(worker)
+        await beat(worker, 1)
+        await worker.execute("update iu_consumer_heartbeat set polling_why = 'a pooler'")
+        answer = await health(worker)
+        assert answer["healthy"]
+        assert answer["warnings"] == [{"code": "polling", "figure": 1, "detail": "a pooler"}]

@@ -101,6 +101,32 @@ async def _failures(seen: Recorder, at_least: int) -> bool:
     return len(seen.of(SessionFailed)) >= at_least
 
 
+async def test_an_answer_that_was_lost_is_found_before_its_deadline(there):
+    """Behind a router that forgot its connections a batch is given up within seconds, not at its deadline.
+    Fails when: nobody asks the server what became of a batch that is waited for.
+    """
+    patient = {"catch_up": 0.5, "deadline": 5, "batch_deadline": 600, "lease": 1000, "reconnect_max": 0.3}
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **patient) as seen:
+        await sleep_sets_in(admin)
+        await wait_until(lambda: _patrols(admin), "the patrol has its session")
+        before = len(seen.seen)
+        proxy.swallow()
+        event = await insert_event(admin)
+        failed = await wait_until(lambda: _worker_failed(seen, before), "the batch is given up", 30)
+        await routed(admin, [event], within=5)
+        assert "answer" in failed.why
+
+
+async def _patrols(admin) -> bool:
+    return await admin.fetchval(
+        "select exists (select from pg_stat_activity where application_name like 'iu-listen patrol %' and datname = current_database())"
+    )
+
+
+async def _worker_failed(seen: Recorder, before: int) -> SessionFailed | None:
+    return next((o for o in seen.seen[before:] if isinstance(o, SessionFailed) and o.session == "worker"), None)
+
+
 async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
     """When only the bell's path stalls, events are found by the timer until watch() finds out, then by polling.
     Fails when: watch() does not ask anything, or the worker session depends on the bell.

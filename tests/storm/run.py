@@ -398,7 +398,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the faults, and end")
     options = parser.parse_args()
     if options.list:
-        show.table(("fault", "bound, s", "not here, because"), [(f.name, f.bound, f.missing()) for f in faults.FAULTS.values()])
+        show.table(
+            ("fault", "bound, s", "not here, because"), [(f.name, f.bound, f.missing()) for f in faults.FAULTS.values()]
+        )
         return 0
     if unknown := set(options.only) - set(faults.FAULTS):
         parser.error(f"no such fault: {', '.join(unknown)}; --list names them")

@@ -428,7 +428,9 @@ class Writers:
         self._road.set()
         for pace, crew in CREW.items():
             for number in range(crew):
-                self._tasks.append(asyncio.create_task(self._write(pace, random.Random(f"{self.seed} {pace} {number}"))))
+                self._tasks.append(
+                    asyncio.create_task(self._write(pace, random.Random(f"{self.seed} {pace} {number}")))
+                )
         self._weatherman = asyncio.create_task(self._change_weather(random.Random(f"{self.seed} weather")))
         self._notary = asyncio.create_task(self._notarise())
 
@@ -512,9 +514,7 @@ class Writers:
                 await self.pause(min(left, 0.1))
                 until = min(until, time.monotonic() + WEATHER[self.weather][2][1])
 
-    async def _perform(
-        self, chosen: Kind, session: Session | None, dice: random.Random
-    ) -> Session | None:
+    async def _perform(self, chosen: Kind, session: Session | None, dice: random.Random) -> Session | None:
         """One transaction, until it has an outcome; the session for the next one."""
         while True:
             if session is None and (session := await self._open()) is None:
