@@ -21,11 +21,11 @@ from iu_listen.postgres.session import session
 
 
 @contextmanager
-def database(major: int = embedded.DEFAULT_MAJOR) -> Iterator[embedded.Server]:
+def database(major: int = embedded.DEFAULT_MAJOR, *, tcp: bool = False) -> Iterator[embedded.Server]:
     """A server that flushes to disk, with the package applied and the worker gate open."""
     with TemporaryDirectory(prefix="iu-listen-bench-") as root:
         Path(root).chmod(0o755)
-        with embedded.running(Path(root), major, options={"track_commit_timestamp": "on"}) as server:
+        with embedded.running(Path(root), major, tcp=tcp, options={"track_commit_timestamp": "on"}) as server:
             asyncio.run(_prepare(server.dsn("iu")))
             yield server
 
@@ -38,11 +38,11 @@ async def _prepare(dsn: str) -> None:
 
 
 @contextmanager
-def consumer(dsn: str) -> Iterator[subprocess.Popen[bytes]]:
+def consumer(dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`iu-listen run`, as an operator starts it."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "iu_listen", "run", "--dsn", dsn], stderr=subprocess.DEVNULL, env=environ
+        [sys.executable, "-m", "iu_listen", "run", "--dsn", dsn, *options], stderr=subprocess.DEVNULL, env=environ
     )
     try:
         yield process

@@ -167,6 +167,30 @@ def test_health(live):
     refused(1, "because master gate is closed")("health", dsn=live.dsn)
 
 
+def test_health_waits(live):
+    """health --wait is 0 as soon as it is healthy, and 1 or 3 with the last answer when the time is over.
+
+    Fails when: it answers at once, or never.
+    """
+    execute(live.dsn, "update dot_config set value = 'false' where key like '%master%'")
+    assert refused(1, "master gate is closed")("health", "--wait", "1", dsn=live.dsn).seconds >= 1
+    with running("health", "--wait", "60", dsn=live.dsn) as waiting:
+        execute(live.dsn, "update dot_config set value = 'true' where key like '%master%'")
+        assert waiting.process.wait(60) == 0
+    refused(3)("health", "--wait", "1", dsn="postgresql://postgres@127.0.0.1:1/iu")
+
+
+def test_status_names_who_is_in_the_way(live):
+    """status and doctor name a culprit, for people and for machines."""
+    execute(live.dsn, "alter table event_outbox disable trigger zz_event_outbox_stamp")
+    (culprit,) = run("status", "--json", dsn=live.dsn).json["culprits"]
+    assert (culprit["what"], culprit["who"], culprit["state"]) == (
+        "trigger", "event_outbox.zz_event_outbox_stamp", "disabled",
+    )  # fmt: skip
+    assert "zz_event_outbox_stamp (" in run("status", dsn=live.dsn).out
+    refused(1, "enable always trigger zz_event_outbox_stamp")("doctor", dsn=live.dsn)
+
+
 def test_doctor(live):
     """doctor finds nothing on a sound installation, and what is wrong otherwise, with what to do about it."""
     done = run("doctor", "--json", dsn=live.dsn)
