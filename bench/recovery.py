@@ -1,0 +1,139 @@
+"""How long until an event is routed again: sessions ended, server restarted, path gone silent, leader frozen, pooler.
+
+With the settings that `iu-listen run` has by default, one active consumer and one standby, faults of the storm
+(tests/storm/faults.py). Each time is from the end of the fault (the session is gone, the server accepts connections)
+or, where the fault lasts, from its beginning, to the commit of the attempt for an event that is written then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import storm.ground
+from iu_listen.model.settings import Settings
+
+DEFAULT = Settings()
+# Before the faults are imported, which make their bounds of these. The storm's own are short, so that it turns quickly.
+storm.ground.LEASE, storm.ground.CATCH_UP = DEFAULT.lease, DEFAULT.catch_up
+storm.ground.DEADLINE, storm.ground.BATCH_DEADLINE = DEFAULT.deadline, DEFAULT.batch_deadline
+storm.ground.RECONNECT_MAX = DEFAULT.reconnect_max
+
+from lab import pooler
+from storm import faults
+from storm.ground import Ground, prepared
+from support import insert_event
+
+#: What is measured: the fault, and the bound in seconds.
+MEASURED = {
+    "worker session terminated": 1.0,
+    "PostgreSQL stopped (fast) and started": 2.0,
+    "PostgreSQL stopped at once (immediate) and started": 2.0,
+    "open connections go silent for good": 15.0,
+    "frozen leader, thawed later": DEFAULT.lease + 1,
+}
+POOLER, POOLER_BOUND = "transaction pooler detected and reported", 5.0
+
+
+async def routed(ground: Ground) -> float:
+    """Write an event; seconds until its attempts are committed."""
+    began = time.perf_counter()
+    connection = await ground.connect("bench")
+    event = await insert_event(connection)
+    connection.terminate()
+    await ground.until(
+        "select count(*) = 2 from iu_route_attempt where idempotency_key = any ($1)",
+        [f"outbound:{route}:{event}" for route in storm.ground.ROUTES],
+        pause=0.002,
+    )
+    return time.perf_counter() - began
+
+
+async def calm(ground: Ground) -> None:
+    """Both consumers are back, one of them asleep by the bell."""
+    await ground.until(
+        """select count(*) filter (where state = 'standing_by') >= 1 and bool_or(state = 'idle' and listening)
+             from iu_consumer_heartbeat
+            where beat_at > clock_timestamp() - 2 * cadence_seconds * interval '1 s'
+              and pid = any ($1)""",
+        [c.pid for c in ground.consumers],
+    )
+    await routed(ground)
+
+
+async def struck(ground: Ground, name: str) -> float:
+    await calm(ground)
+    async with faults.FAULTS[name].strike(ground):
+        return await routed(ground)
+
+
+async def through_pooler(dsn: str) -> float:
+    """Seconds from the start of the process to the line that says that it polls."""
+    began = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "iu_listen", "run", "--dsn", dsn, "--json", stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async for line in process.stderr:
+            if b"polling" in line:
+                return time.perf_counter() - began
+        raise AssertionError("it ended without a word about polling")
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def report(name: str, seconds: list[float], bound: float) -> bool:
+    held = max(seconds) <= bound
+    print(
+        f"{name:52} n={len(seconds)}  p50 {statistics.median(seconds):6.2f} s  max {max(seconds):6.2f} s"
+        f"  bound {bound:4.0f} s  {'held' if held else 'EXCEEDED'}",
+        flush=True,
+    )
+    return held
+
+
+async def measure(major: int, repetitions: int, seed: int, only: str) -> bool:
+    held = True
+    with TemporaryDirectory(prefix="iu-listen-recovery-") as root:
+        Path(root).chmod(0o755)
+        home, logs = Path(root, "data"), Path(root, "logs")
+        logs.mkdir()
+        async with prepared(major, home, logs, random.Random(seed), consumers=2) as ground:
+            for name, bound in MEASURED.items():
+                if only in name:
+                    held &= report(name, [await struck(ground, name) for _ in range(repetitions)], bound)
+            if only in POOLER:
+                if why := pooler.missing():
+                    print(f"{POOLER}: not measured, {why}")
+                else:
+                    with pooler.pooling(ground.server.tcp_dsn()) as pooled:
+                        await pooled.start()
+                        seconds = [await through_pooler(pooled.dsn) for _ in range(repetitions)]
+                    held &= report(POOLER, seconds, POOLER_BOUND)
+    return held
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--major", type=int, default=18)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="only what has this in its name")
+    options = parser.parse_args()
+    print(
+        f"PostgreSQL {options.major}; lease {DEFAULT.lease:g} s, catch_up {DEFAULT.catch_up:g} s, deadline {DEFAULT.deadline:g} s"
+    )
+    raise SystemExit(not asyncio.run(measure(options.major, options.repetitions, options.seed, options.only)))
+
+
+if __name__ == "__main__":
+    main()
