@@ -43,9 +43,9 @@ async def test_an_answer_that_was_lost_is_not_waited_for():
         await seen.wait_for(BatchRan)
         world.swallowed, world.works = True, False
         world.insert()
-        await until(lambda: "works 4711" in world.calls)
+        await until(lambda: "works 4711" in world.calls, within=60)
         began = anyio.current_time()
-        await until(lambda: "abandon" in world.calls)
+        await until(lambda: "abandon" in world.calls, within=60)
         world.swallowed = False
         failed = await seen.wait_for(SessionFailed)
         assert anyio.current_time() - began < SUSPICIOUS + 2 * ROUND + 1
