@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
+from iu_listen.postgres.worker import LEASE_KEY
 from storm.ground import CATCH_UP, DEADLINE, LEASE, RECONNECT_MAX, Ground
 from support import WORKER
 
@@ -78,7 +79,7 @@ async def killed(ground: Ground) -> AsyncIterator[None]:
     yield
 
 
-@fault("kill -9 of every consumer", bound=4)
+@fault("kill -9 of every consumer", bound=5)
 async def all_killed(ground: Ground) -> AsyncIterator[None]:
     """Nobody is left but the supervisor."""
     for consumer in ground.consumers:
@@ -89,10 +90,18 @@ async def all_killed(ground: Ground) -> AsyncIterator[None]:
 @fault("frozen leader, thawed later", bound=LEASE + 1)
 async def frozen(ground: Ground) -> AsyncIterator[None]:
     """The server ends the frozen one's session, the standby takes over, and the thawed one only stands by."""
-    leader = await ground.leader()
+    leader, holder = await ground.leader(), await ground.lease_holder()
     leader.signal(signal.SIGSTOP)
     try:
+        # A batch that is under way ends by itself: the server does not need its client for it.
+        await ground.until("select not exists (select from pg_stat_activity where pid = $1 and state = 'active')", holder)
         yield
+        await ground.until(
+            """select exists (select from pg_locks
+                               where locktype = 'advisory' and classid = $1 and granted and pid <> $2)""",
+            LEASE_KEY,
+            holder,
+        )
         heir = await ground.lease_holder()
         await asyncio.sleep(ground.dice.uniform(0, 1))
     finally:

@@ -179,6 +179,7 @@ class Ground:
         cutting: A fault that cuts writers is at work: their lost connections are no errors.
         healed_at: End of the last such fault: older sessions may find out later.
         forgiving: A fault is at work under which writers may fail: a full disk.
+        measuring: A recovery is being measured: nobody but the consumers may run batches.
         notes: What faults and actions in the background want to remember.
     """
 
@@ -191,6 +192,7 @@ class Ground:
     cutting: bool = False
     healed_at: float = 0.0
     forgiving: bool = False
+    measuring: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
     _scout: Session | None = None
 
@@ -245,21 +247,21 @@ class Ground:
     # -- the consumers -------------------------------------------------------------------------------------------
 
     async def leader(self) -> Consumer:
-        """The consumer that is active at present."""
+        """The consumer that is active at present: who says so from now on, for older words may be those of a dead one."""
+        now = await self.value("select clock_timestamp()")
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             beats = await self.rows(
                 """select pid from iu_consumer_heartbeat
-                    where worker_name = $1 and state in ('idle', 'busy') and beat_at > clock_timestamp() - make_interval(secs => $2)
-                    order by beat_at desc""",
+                    where worker_name = $1 and state in ('idle', 'busy') and beat_at > $2 order by beat_at desc""",
                 WORKER,
-                2 * CATCH_UP,
+                now,
             )
             for beat in beats:
                 for consumer in self.consumers:
                     if consumer.pid == beat["pid"]:
                         return consumer
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
         raise TimeoutError("no consumer became active")
 
     async def lease_holder(self) -> int | None:

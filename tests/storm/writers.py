@@ -35,13 +35,17 @@ QUICK_SUBJECTS, SLOW_SUBJECTS = range(64), range(64, 100)
 #: A slow transaction stays open for so long, in seconds.
 SLOW = (0.2, 3.0)
 
+#: Kind and address of events in bulk.
+BULK = "bulk"
+
 INSERT = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
     values ($1, $2, 'version_applied', 'update', 'immediate', $3)
 """
 MANY = """
-    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
-    select storm.event($1, n), 'iu', 'version_applied', 'update', 'immediate' from generate_series($2::int, $3::int) n
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, canonical_address)
+    select storm.event($1, n), 'iu', 'version_applied', 'update', 'immediate', $4
+      from generate_series($2::int, $3::int) n
 """
 INVENTED = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
@@ -108,10 +112,10 @@ class Pen:
         await self.session.execute(INSERT, self.tx.event(row), domain, UUID(int=turn[0] + 1) if turn else None)
         return row
 
-    async def write_many(self, count: int) -> None:
+    async def write_many(self, count: int, address: str | None = None) -> None:
         """Many events in one statement."""
         rows = self.tx.add(count)
-        await self.session.execute(MANY, self.tx.key, rows[0], rows[-1])
+        await self.session.execute(MANY, self.tx.key, rows[0], rows[-1], address)
 
     async def idle(self, low: float = SLOW[0], high: float = SLOW[1]) -> None:
         """Do nothing for a while; not longer than the writers are in a hurry."""
@@ -289,7 +293,8 @@ async def emits_and_runs(pen: Pen) -> None:
     await pen.begin()
     turn = await pen.turn()
     await pen.write(turn)
-    await pen.session.fetchval("select fn_iu_route_worker_run($1, $2)::text", WORKER, pen.dice.choice([5, 500]))
+    if not pen.writers.ground.measuring:
+        await pen.session.fetchval("select fn_iu_route_worker_run($1, $2)::text", WORKER, pen.dice.choice([5, 500]))
     await pen.write(turn)
     await (pen.commit() if pen.dice.random() < 0.8 else pen.rollback())
 
@@ -370,7 +375,7 @@ async def prepared(pen: Pen) -> None:
 async def bulk(pen: Pen) -> None:
     """Very many events in one transaction."""
     await pen.begin()
-    await pen.write_many(pen.writers.bulk_rows)
+    await pen.write_many(pen.writers.bulk_rows, BULK)
     await pen.commit()
 
 
