@@ -94,7 +94,9 @@ async def frozen(ground: Ground) -> AsyncIterator[None]:
     leader.signal(signal.SIGSTOP)
     try:
         # A batch that is under way ends by itself: the server does not need its client for it.
-        await ground.until("select not exists (select from pg_stat_activity where pid = $1 and state = 'active')", holder)
+        await ground.until(
+            "select not exists (select from pg_stat_activity where pid = $1 and state = 'active')", holder
+        )
         yield
         await ground.until(
             """select exists (select from pg_locks

@@ -6,37 +6,31 @@ repeats its plan.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import random
-import secrets
 import shutil
 import sys
 import tempfile
 import time
 from array import array
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from iu_listen.cli import show
 from storm import background, contrast, faults, ground
 from storm.ground import LOST, PATIENCE, ROUTES, Ground
+from storm.kinds import BULK
 from storm.model import Fate, Judge, Model, Verdict
-from storm.writers import BULK, Writers
+from storm.report import HARD_ENOUGH, WRONGS, Plan, Recovery, Report, as_json
+from storm.writers import Writers
 from support import WORKER
 
 #: Pause between two faults, in seconds.
 LULL = (0.5, 3.0)
-#: Events of a backlog that add a second to a bound: a machine that is shared drains at least so many.
-DRAIN = 20_000
 #: How long after a fault an event may be late because of it, in seconds.
 AFTERMATH = 2.0
-#: What each naive cursor has to lose at least; a storm in which it loses less is none.
-HARD_ENOUGH = 0.05
 #: The audit in its order; when each event was committed, and how long after that it was decided, in seconds.
 AUDIT = """
     select uuid_send(a.event_ref), a.route_code, a.decision,
@@ -53,64 +47,6 @@ CULPRIT = """
               from iu_route_attempt a where a.event_ref = o.id) as attempts
       from event_outbox o where o.id = $1
 """
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked for."""
-
-    seed: int
-    minutes: float = 2.0
-    major: int = 18
-    bulk_rows: int = 100_000
-    consumers: int = 2
-    only: tuple[str, ...] = ()
-    strict: bool = False
-
-
-@dataclass
-class Recovery:
-    """One fault and what came after it."""
-
-    fault: str
-    seconds: float
-    bound: float
-    backlog: int
-
-    @property
-    def over(self) -> bool:
-        """It took longer than it should."""
-        return self.seconds > self.bound + self.backlog / DRAIN
-
-
-@dataclass
-class Report:
-    """What a storm was, and what came of it. ``failures`` is empty when it passed."""
-
-    seed: int
-    postgresql: str = ""
-    minutes: float = 0.0
-    events: int = 0
-    attempts: int = 0
-    transactions: dict[str, dict[str, int]] = field(default_factory=dict)
-    retried: dict[str, int] = field(default_factory=dict)
-    cut: int = 0
-    writer_errors: int = 0
-    faults: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped_faults: dict[str, str] = field(default_factory=dict)
-    lost: int = 0
-    duplicated: int = 0
-    reread: int = 0
-    invented: int = 0
-    disordered: int = 0
-    dead_letters: int = 0
-    naive_lost: dict[str, float] = field(default_factory=dict)
-    decided_after: dict[str, float] = field(default_factory=dict)
-    alarms: int = 0
-    consumer_starts: int = 0
-    failures: list[str] = field(default_factory=list)
-    culprits: list[dict[str, Any]] = field(default_factory=list)
-    logs: str = ""
 
 
 class Storm:
@@ -146,14 +82,15 @@ class Storm:
             asyncio.create_task(self._say_how_it_goes()),
         ]
         # What fails early is no reason not to hear what the others find.
-        for self.doing, step in (
-            ("", self._strike),
+        for name, step in (
+            ("strike", self._strike),
             ("writers finish", self.writers.stop),
             ("the backlog is drained", self._drained),
             ("the end", self._wind_up),
             ("verdict", self._judge),
         ):
             try:
+                self.doing = name
                 await step()
             except Exception as error:
                 self.report.failures.append(f"{self.doing}: {type(error).__name__}: {error}")
@@ -270,7 +207,7 @@ class Storm:
         }
         report.retried, report.cut = dict(model.retried), model.cut
         report.writer_errors = len(model.errors)
-        for wrong in ("lost", "duplicated", "reread", "invented", "disordered"):
+        for wrong in WRONGS:
             setattr(report, wrong, getattr(verdict, wrong))
         waited = sorted(waited)
         report.decided_after = {
@@ -321,11 +258,7 @@ class Storm:
 
     def _failures(self) -> list[str]:
         report, model = self.report, self.model
-        failures = [
-            f"{wrong}: {count}"
-            for wrong in ("lost", "duplicated", "reread", "invented", "disordered", "dead_letters")
-            if (count := getattr(report, wrong))
-        ]
+        failures = [f"{wrong}: {count}" for wrong in (*WRONGS, "dead_letters") if (count := getattr(report, wrong))]
         failures += [f"a writer was told: {error}" for error in model.errors[:10]]
         failures += [f"{len(tx)} transactions are {fate.name.lower()}" for fate in (Fate.OPEN, Fate.UNKNOWN)
                      if (tx := model.of(fate))]  # fmt: skip
@@ -375,81 +308,3 @@ async def storm(plan: Plan) -> Report:
     else:
         shutil.rmtree(logs)
     return report
-
-
-def as_json(report: Report) -> str:
-    """The report for machines."""
-    return json.dumps(asdict(report), indent=2, default=str)
-
-
-def tell(report: Report) -> None:
-    """The report for people."""
-    fates = ("committed", "rolled_back")
-    rows = [(name, *(t.get(fate, 0) for fate in fates)) for name, t in report.transactions.items()]
-    show.table(("transactions", "committed", "rolled back"), rows)
-    show.table(
-        ("fault", "times", "p50, s", "max, s", "bound, s", ""),
-        [
-            (name, f["times"], f"{f['p50']:.2f}", f"{f['max']:.2f}", f"{f['bound']:.1f}",
-             show.mark(not f["over"], "", f"{f['over']} over"))
-            for name, f in report.faults.items()
-        ],
-    )  # fmt: skip
-    for name, why in report.skipped_faults.items():
-        show.line(f"not struck: {name}: {why}")
-    totals: list[tuple[str, Any]] = [
-        ("seed", str(report.seed)), ("PostgreSQL", report.postgresql), ("minutes", report.minutes),
-        ("events", report.events), ("attempts", report.attempts),
-        ("retried (serialization, deadlock)", sum(report.retried.values())),
-        ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),
-        ("alarms of a lost wake-up", report.alarms),
-    ]  # fmt: skip
-    for name, seconds in report.decided_after.items():
-        totals.append((f"decided after its commit, far from faults, {name}", f"{1000 * seconds:.0f} ms"))
-    for zero in ("writer_errors", "lost", "duplicated", "reread", "invented", "disordered", "dead_letters"):
-        count = getattr(report, zero)
-        totals.append((zero.replace("_", " "), show.mark(not count, "0", str(count))))
-    for name, share in report.naive_lost.items():
-        totals.append((f"a cursor on {name} would have lost (bulk aside)", f"{share:.1%}"))
-    show.table(("total", ""), totals)
-    for culprit in report.culprits:
-        show.line("  " + ", ".join(f"{k} {v}" for k, v in culprit.items()))
-    for failure in report.failures:
-        show.line(f"FAILED: {failure}")
-    if report.logs:
-        show.line(f"logs: {report.logs}")
-
-
-def main() -> int:
-    """Read the command line, run, tell."""
-    parser = argparse.ArgumentParser(prog="make storm", description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
-    parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--pg", type=int, default=18, help="major version of the embedded PostgreSQL: 16 or 18")
-    parser.add_argument("--bulk", type=int, default=100_000, help="events in a bulk transaction")
-    parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="strike only this; repeatable")
-    parser.add_argument("--strict", action="store_true", help="a recovery beyond its bound is a failure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
-    parser.add_argument("--list", action="store_true", help="name the faults, and end")
-    options = parser.parse_args()
-    if options.list:
-        show.table(
-            ("fault", "bound, s", "not here, because"), [(f.name, f.bound, f.missing()) for f in faults.FAULTS.values()]
-        )
-        return 0
-    if unknown := set(options.only) - set(faults.FAULTS):
-        parser.error(f"no such fault: {', '.join(unknown)}; --list names them")
-    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
-    print(f"seed {seed}", flush=True)
-    plan = Plan(seed, options.minutes, options.pg, options.bulk, only=tuple(options.only), strict=options.strict)
-    report = asyncio.run(storm(plan))
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    tell(report)
-    if options.json:
-        options.json.write_text(as_json(report))
-    return 1 if report.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

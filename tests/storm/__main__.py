@@ -1,0 +1,46 @@
+"""`make storm`: reads the command line, runs a storm, tells what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import sys
+from pathlib import Path
+
+from iu_listen.cli import show
+from storm import faults, run
+from storm.report import Plan, as_json, tell
+
+
+def main() -> int:
+    """Read the command line, run, tell."""
+    parser = argparse.ArgumentParser(prog="make storm", description=run.__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--pg", type=int, default=18, help="major version of the embedded PostgreSQL: 16 or 18")
+    parser.add_argument("--bulk", type=int, default=100_000, help="events in a bulk transaction")
+    parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="strike only this; repeatable")
+    parser.add_argument("--strict", action="store_true", help="a recovery beyond its bound is a failure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument("--list", action="store_true", help="name the faults, and end")
+    options = parser.parse_args()
+    if options.list:
+        table = [(f.name, f.bound, f.missing()) for f in faults.FAULTS.values()]
+        show.table(("fault", "bound, s", "not here, because"), table)
+        return 0
+    if unknown := set(options.only) - set(faults.FAULTS):
+        parser.error(f"no such fault: {', '.join(unknown)}; --list names them")
+    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
+    print(f"seed {seed}", flush=True)
+    plan = Plan(seed, options.minutes, options.pg, options.bulk, only=tuple(options.only), strict=options.strict)
+    report = asyncio.run(run.storm(plan))
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    tell(report)
+    if options.json:
+        options.json.write_text(as_json(report))
+    return 1 if report.failures else 0
+
+
+sys.exit(main())

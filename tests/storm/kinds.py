@@ -1,0 +1,382 @@
+"""The kinds of transactions in a storm: a table, each a coroutine that tells the model what it wrote.
+
+To add one: write a coroutine under @kind(pace, weight) that begins, writes and ends one transaction with the pen it is
+given. ``pen.write()`` and whatever else adds rows tells the model; ``pen.commit()`` tells it the outcome. Errors are not
+its affair: Writers try again after a serialization failure, look for the rows when a fault has cut the session, and
+record everything else, which fails the storm.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from storm.ground import Session
+from storm.model import Fate, Transaction
+from support import WORKER
+
+if TYPE_CHECKING:
+    from storm.writers import Writers
+
+#: Subjects that are locked briefly, and those on whose locks slow transactions sit.
+QUICK_SUBJECTS, SLOW_SUBJECTS = range(64), range(64, 100)
+#: A slow transaction stays open for so long, in seconds.
+SLOW = (0.2, 3.0)
+
+#: Kind and address of events in bulk.
+BULK = "bulk"
+
+INSERT = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
+    values ($1, $2, 'version_applied', 'update', 'immediate', $3)
+"""
+MANY = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, canonical_address)
+    select storm.event($1, n), 'iu', 'version_applied', 'update', 'immediate', $4
+      from generate_series($2::int, $3::int) n
+"""
+INVENTED = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
+    values ($1, 'iu', 'version_applied', 'update', 'immediate', $2::text::xid8, $3)
+"""
+COLUMNS = ("id", "event_domain", "event_type", "event_stream", "delivery_lane")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table."""
+
+    name: str
+    pace: str
+    weight: int
+    write: Callable[[Pen], Awaitable[None]]
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(pace: str, weight: int) -> Callable[[Callable[[Pen], Awaitable[None]]], Any]:
+    """Enter a kind into the table, named as its function.
+
+    Args:
+        pace: quick, slow or bulk.
+        weight: How often, beside the others of its pace.
+    """
+
+    def enter(write: Callable[[Pen], Awaitable[None]]) -> Any:
+        name = write.__name__.replace("_", " ")
+        KINDS[name] = Kind(name, pace, weight, write)
+        return write
+
+    return enter
+
+
+class Pen:
+    """What a kind writes with: a session, and the transaction's line in the model."""
+
+    def __init__(self, writers: Writers, session: Session, tx: Transaction, dice: random.Random) -> None:
+        self.writers = writers
+        self.session = session
+        self.tx = tx
+        self.dice = dice
+
+    async def begin(self, how: str = "") -> None:
+        """Begin, at an isolation level if need be."""
+        await self.session.execute(f"begin {how}")
+
+    async def turn(self, subjects: range = QUICK_SUBJECTS) -> tuple[int, int]:
+        """Lock a subject and draw its next turn."""
+        subject = self.dice.choice(subjects)
+        turn = await self.session.fetchval(
+            "update storm.subject set turn = turn + 1 where id = $1 returning turn", subject
+        )
+        return subject, turn
+
+    async def write(self, turn: tuple[int, int] | None = None, domain: str = "iu") -> int:
+        """One event; of a subject, if a turn was drawn for it. Its row."""
+        (row,) = self.tx.add()
+        if turn:
+            self.tx.turns += ((row, *turn),)
+        await self.session.execute(INSERT, self.tx.event(row), domain, UUID(int=turn[0] + 1) if turn else None)
+        return row
+
+    async def write_many(self, count: int, address: str | None = None) -> None:
+        """Many events in one statement."""
+        rows = self.tx.add(count)
+        await self.session.execute(MANY, self.tx.key, rows[0], rows[-1], address)
+
+    async def idle(self, low: float = SLOW[0], high: float = SLOW[1]) -> None:
+        """Do nothing for a while; not longer than the writers are in a hurry."""
+        await self.writers.pause(self.dice.uniform(low, high))
+
+    async def commit(self) -> None:
+        """Commit, and say so to the model."""
+        await self.session.execute("commit")
+        self.tx.fate = Fate.COMMITTED
+
+    async def rollback(self) -> None:
+        """Roll back, and say so to the model."""
+        await self.session.execute("rollback")
+        self.tx.fate = Fate.ROLLED_BACK
+
+
+@dataclass
+class Prepared:
+    """A transaction that is about to be prepared (not certain), or is and waits for its notary."""
+
+    tx: Transaction
+    due: float
+    commit: bool
+    certain: bool = False
+
+
+# -- quick -------------------------------------------------------------------------------------------------------
+
+
+@kind("quick", 30)
+async def short(pen: Pen) -> None:
+    """A subject's row is locked, changed, and the event written."""
+    await pen.begin()
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("quick", 10)
+async def single_statement(pen: Pen) -> None:
+    """No BEGIN: the insert commits itself."""
+    await pen.write()
+    pen.tx.fate = Fate.COMMITTED
+
+
+@kind("quick", 6)
+async def several(pen: Pen) -> None:
+    """Some events of one subject, and some of none."""
+    await pen.begin()
+    turn = await pen.turn()
+    for _ in range(pen.dice.randint(2, 5)):
+        await pen.write(turn)
+    await pen.write_many(pen.dice.randint(1, 20))
+    await pen.commit()
+
+
+@kind("quick", 4)
+async def two_subjects(pen: Pen) -> None:
+    """Locked in any order: deadlocks, which one of the two survives."""
+    await pen.begin()
+    await pen.write(await pen.turn(QUICK_SUBJECTS[:6]))
+    await pen.write(await pen.turn(QUICK_SUBJECTS[:6]))
+    await pen.commit()
+
+
+@kind("quick", 6)
+async def savepoints(pen: Pen) -> None:
+    """Rolled back and released, also one inside the other."""
+    await pen.begin()
+    turn = await pen.turn()
+    await pen.session.execute("savepoint a")
+    pen.tx.undo([await pen.write(turn)])
+    await pen.session.execute("rollback to savepoint a")
+    await pen.write(turn)
+    await pen.session.execute("savepoint b")
+    await pen.write(turn)
+    await pen.session.execute("savepoint c")
+    pen.tx.undo([await pen.write(turn)])
+    await pen.session.execute("rollback to savepoint c")
+    await pen.session.execute("release savepoint b")
+    await pen.commit()
+
+
+@kind("quick", 2)
+async def subtransactions(pen: Pen) -> None:
+    """More than 64 of them, so that the list in shared memory overflows; a third is rolled back."""
+    await pen.begin()
+    rows = pen.tx.add(90)
+    pen.tx.undo(row for row in rows if row % 3 == 0)
+    await pen.session.execute("select storm.subtransactions($1, $2, $3)", pen.tx.key, rows[0], rows[-1])
+    await pen.idle(0, 0.05)
+    await pen.commit()
+
+
+@kind("quick", 6)
+async def repeatable_read(pen: Pen) -> None:
+    """Its snapshot is older than its lock: it may have to be tried again."""
+    await pen.begin("isolation level repeatable read")
+    await pen.session.fetchval("select count(*) from storm.subject")
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("quick", 6)
+async def serializable(pen: Pen) -> None:
+    """What it reads counts too."""
+    await pen.begin("isolation level serializable")
+    await pen.session.fetchval("select sum(turn) from storm.subject where id = $1", pen.dice.choice(QUICK_SUBJECTS))
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("quick", 8)
+async def aborted(pen: Pen) -> None:
+    """Written and taken back."""
+    await pen.begin()
+    await pen.write(await pen.turn())
+    await pen.write_many(pen.dice.randint(1, 5))
+    await pen.rollback()
+
+
+@kind("quick", 3)
+async def copied(pen: Pen) -> None:
+    """COPY, at times with a position that it brings along."""
+    await pen.begin()
+    turn, rows = await pen.turn(), pen.tx.add(pen.dice.randint(1, 30))
+    pen.tx.turns = tuple((row, *turn) for row in rows)
+    invented = pen.dice.random() < 0.5
+    columns = [*COLUMNS, "event_subject_ref", *(["xact_id", "event_seq"] if invented else [])]
+    text = "".join(
+        f"{pen.tx.event(row)}\tiu\tversion_applied\tupdate\timmediate\t{UUID(int=turn[0] + 1)}"
+        + (f"\t{pen.dice.randint(3, 500)}\t{pen.dice.randint(-(10**6), 10**9)}" if invented else "")
+        + "\n"
+        for row in rows
+    )
+    await pen.session.copy_to_table("event_outbox", source=io.BytesIO(text.encode()), columns=columns)
+    await pen.commit()
+
+
+@kind("quick", 4)
+async def invented_position(pen: Pen) -> None:
+    """An explicit xact_id and event_seq, of the past or of the future."""
+    await pen.begin()
+    xact_id = pen.dice.choice(["3", "700", "999999999999"])
+    await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), xact_id, pen.dice.randint(-(10**9), 10**12))
+    await pen.commit()
+
+
+@kind("quick", 3)
+async def replica_role(pen: Pen) -> None:
+    """Ordinary triggers do not fire, as in a session of logical replication."""
+    await pen.begin()
+    await pen.session.execute("set local session_replication_role = replica")
+    await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), "5", pen.dice.randint(-(10**6), 10**9))
+    await pen.commit()
+
+
+@kind("quick", 4)
+async def moved_into_the_domain(pen: Pen) -> None:
+    """Written in another domain and committed there; it counts from when it is moved."""
+    (row,) = pen.tx.add()
+    await pen.session.execute(INSERT, pen.tx.event(row), "system", None)
+    await pen.idle(0, 0.2)
+    await pen.begin()
+    turn = await pen.turn()
+    pen.tx.turns = ((row, *turn),)
+    await pen.session.execute(
+        "update event_outbox set event_domain = 'iu', event_subject_ref = $2 where id = $1",
+        pen.tx.event(row),
+        UUID(int=turn[0] + 1),
+    )
+    await pen.commit()
+
+
+@kind("quick", 2)
+async def of_another_domain(pen: Pen) -> None:
+    """No event of ours: nobody may route it."""
+    await pen.begin()
+    pen.tx.undo([await pen.write(domain="system")])
+    await pen.commit()
+
+
+@kind("quick", 1)
+async def emits_and_runs(pen: Pen) -> None:
+    """As the probe, or somebody in psql: emits, runs the worker, and emits again, all in one transaction."""
+    await pen.begin()
+    turn = await pen.turn()
+    await pen.write(turn)
+    if not pen.writers.ground.measuring:
+        await pen.session.fetchval("select fn_iu_route_worker_run($1, $2)::text", WORKER, pen.dice.choice([5, 500]))
+    await pen.write(turn)
+    await (pen.commit() if pen.dice.random() < 0.8 else pen.rollback())
+
+
+# -- slow --------------------------------------------------------------------------------------------------------
+
+
+@kind("slow", 5)
+async def long(pen: Pen) -> None:
+    """Writes, and stays open: idle in transaction."""
+    await pen.begin()
+    await pen.write(await pen.turn(SLOW_SUBJECTS))
+    await pen.write_many(pen.dice.randint(1, 40))
+    await pen.idle()
+    await pen.commit()
+
+
+@kind("slow", 2)
+async def long_and_aborted(pen: Pen) -> None:
+    """The same, for nothing."""
+    await pen.begin()
+    await pen.write(await pen.turn(SLOW_SUBJECTS))
+    await pen.write_many(pen.dice.randint(1, 40))
+    await pen.idle()
+    await pen.rollback()
+
+
+@kind("slow", 4)
+async def early_xid(pen: Pen) -> None:
+    """The transaction has its id long before it locks its subject: ids do not follow the order of a subject."""
+    await pen.begin()
+    await pen.session.fetchval("select pg_current_xact_id()::text")
+    await pen.idle()
+    await pen.write(await pen.turn())
+    await pen.commit()
+
+
+@kind("slow", 4)
+async def late_xid(pen: Pen) -> None:
+    """Reads for long and draws a number early; gets its id, and inserts, late."""
+    await pen.begin()
+    drawn = await pen.session.fetchval("select nextval('event_outbox_event_seq')")
+    await pen.idle()
+    await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), "4", drawn)
+    await pen.idle(0, 0.3)
+    await pen.commit()
+
+
+@kind("slow", 3)
+async def old_snapshot(pen: Pen) -> None:
+    """REPEATABLE READ, with a snapshot from long before the insert."""
+    await pen.begin("isolation level repeatable read")
+    await pen.session.fetchval("select count(*) from storm.subject")
+    await pen.idle()
+    await pen.write_many(pen.dice.randint(1, 40))
+    await pen.idle(0, 0.5)
+    await pen.commit()
+
+
+@kind("slow", 4)
+async def prepared(pen: Pen) -> None:
+    """PREPARE TRANSACTION; the notary commits it later, or rolls it back. A restart may lie between."""
+    await pen.begin()
+    await pen.write(await pen.turn(SLOW_SUBJECTS))
+    await pen.write_many(pen.dice.randint(1, 40))
+    pen.tx.gid = f"storm-{pen.tx.key}"
+    waiting = Prepared(pen.tx, time.monotonic() + pen.dice.uniform(*SLOW), commit=pen.dice.random() < 0.75)
+    # Before it is certain: it may be, when the session is cut over the next statement.
+    pen.writers.prepared.append(waiting)
+    await pen.session.execute(f"prepare transaction '{pen.tx.gid}'")
+    waiting.certain = True
+
+
+# -- bulk --------------------------------------------------------------------------------------------------------
+
+
+@kind("bulk", 1)
+async def bulk(pen: Pen) -> None:
+    """Very many events in one transaction."""
+    await pen.begin()
+    await pen.write_many(pen.writers.bulk_rows, BULK)
+    await pen.commit()

@@ -1,0 +1,117 @@
+"""What a storm is asked for, and what is said about it afterwards: to people and to machines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from iu_listen.cli import show
+
+#: Events of a backlog that add a second to a bound: a machine that is shared drains at least so many.
+DRAIN = 20_000
+#: What each naive cursor has to lose at least; a storm in which it loses less is none.
+HARD_ENOUGH = 0.05
+#: What must be zero.
+WRONGS = ("lost", "duplicated", "reread", "invented", "disordered")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for."""
+
+    seed: int
+    minutes: float = 2.0
+    major: int = 18
+    bulk_rows: int = 100_000
+    consumers: int = 2
+    only: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass
+class Recovery:
+    """One fault and what came after it."""
+
+    fault: str
+    seconds: float
+    bound: float
+    backlog: int
+
+    @property
+    def over(self) -> bool:
+        """It took longer than it should."""
+        return self.seconds > self.bound + self.backlog / DRAIN
+
+
+@dataclass
+class Report:
+    """What a storm was, and what came of it. ``failures`` is empty when it passed."""
+
+    seed: int
+    postgresql: str = ""
+    minutes: float = 0.0
+    events: int = 0
+    attempts: int = 0
+    transactions: dict[str, dict[str, int]] = field(default_factory=dict)
+    retried: dict[str, int] = field(default_factory=dict)
+    cut: int = 0
+    writer_errors: int = 0
+    faults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped_faults: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
+    duplicated: int = 0
+    reread: int = 0
+    invented: int = 0
+    disordered: int = 0
+    dead_letters: int = 0
+    naive_lost: dict[str, float] = field(default_factory=dict)
+    decided_after: dict[str, float] = field(default_factory=dict)
+    alarms: int = 0
+    consumer_starts: int = 0
+    failures: list[str] = field(default_factory=list)
+    culprits: list[dict[str, Any]] = field(default_factory=list)
+    logs: str = ""
+
+
+def as_json(report: Report) -> str:
+    """The report for machines."""
+    return json.dumps(asdict(report), indent=2, default=str)
+
+
+def tell(report: Report) -> None:
+    """The report for people."""
+    fates = ("committed", "rolled_back")
+    rows = [(name, *(t.get(fate, 0) for fate in fates)) for name, t in report.transactions.items()]
+    show.table(("transactions", "committed", "rolled back"), rows)
+    show.table(
+        ("fault", "times", "p50, s", "max, s", "bound, s", ""),
+        [
+            (name, f["times"], f"{f['p50']:.2f}", f"{f['max']:.2f}", f"{f['bound']:.1f}",
+             show.mark(not f["over"], "", f"{f['over']} over"))
+            for name, f in report.faults.items()
+        ],
+    )  # fmt: skip
+    for name, why in report.skipped_faults.items():
+        show.line(f"not struck: {name}: {why}")
+    totals: list[tuple[str, Any]] = [
+        ("seed", str(report.seed)), ("PostgreSQL", report.postgresql), ("minutes", report.minutes),
+        ("events", report.events), ("attempts", report.attempts),
+        ("retried (serialization, deadlock)", sum(report.retried.values())),
+        ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),
+        ("alarms of a lost wake-up", report.alarms),
+    ]  # fmt: skip
+    for name, seconds in report.decided_after.items():
+        totals.append((f"decided after its commit, far from faults, {name}", f"{1000 * seconds:.0f} ms"))
+    for zero in ("writer_errors", *WRONGS, "dead_letters"):
+        count = getattr(report, zero)
+        totals.append((zero.replace("_", " "), show.mark(not count, "0", str(count))))
+    for name, share in report.naive_lost.items():
+        totals.append((f"a cursor on {name} would have lost (bulk aside)", f"{share:.1%}"))
+    show.table(("total", ""), totals)
+    for culprit in report.culprits:
+        show.line("  " + ", ".join(f"{k} {v}" for k, v in culprit.items()))
+    for failure in report.failures:
+        show.line(f"FAILED: {failure}")
+    if report.logs:
+        show.line(f"logs: {report.logs}")

@@ -1,0 +1,159 @@
+"""The storm's verdict can be guilty: each thing that can go wrong, done to a record that was right."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from storm.model import Fate, Judge, Model, Transaction, Verdict
+
+ROUTES = ("first", "second")
+
+#: One attempt: event, route, decision.
+Attempt = tuple[bytes, str, str]
+
+
+def committed(model: Model, kind: str, rows: int = 1, turns: dict[int, tuple[int, int]] | None = None) -> Transaction:
+    """A transaction that was committed; ``turns`` by row."""
+    tx = model.begin(kind)
+    tx.add(rows)
+    tx.turns = tuple((row, *turn) for row, turn in (turns or {}).items())
+    tx.fate = Fate.COMMITTED
+    return tx
+
+
+def attempts(tx: Transaction, *rows: int) -> list[Attempt]:
+    """What the audit should say of these rows."""
+    return [(tx.event(row).bytes, route, "dry_run") for row in rows for route in ROUTES]
+
+
+def judged(model: Model, audit: list[Attempt], read: int | None = None) -> Verdict:
+    judge = Judge(model, ROUTES)
+    for attempt in audit:
+        judge.hear(*attempt)
+    return judge.verdict(read)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(random.Random(1))
+
+
+@pytest.fixture
+def audit(model) -> list[Attempt]:
+    """Two events of one subject, a transaction of three of which one was undone, and one that rolled back."""
+    first = committed(model, "short", turns={0: (7, 1)})
+    second = committed(model, "short", turns={0: (7, 2)})
+    savepoints = committed(model, "savepoints", rows=3)
+    savepoints.undo([1])
+    rolled_back = model.begin("aborted")
+    rolled_back.add()
+    rolled_back.fate = Fate.ROLLED_BACK
+    return [*attempts(first, 0), *attempts(second, 0), *attempts(savepoints, 0, 2)]
+
+
+def test_a_right_audit_is_clean(model, audit):
+    """One attempt for each committed event and route, subjects in order: nothing is wrong."""
+    verdict = judged(model, audit, read=4)
+
+    assert verdict.clean
+    assert verdict.culprits == []
+    assert model.events == 4
+
+
+@pytest.mark.parametrize("gone", range(8))
+def test_a_missing_attempt_is_a_lost_event(model, audit, gone):
+    """Whichever attempt is taken away, it is missed, and named with its route and its kind."""
+    event, route, _ = audit.pop(gone)
+    verdict = judged(model, audit)
+
+    assert verdict.lost == 1
+    (culprit,) = verdict.culprits
+    assert (culprit.wrong, culprit.event.bytes, culprit.route) == ("lost", event, route)
+    assert culprit.kind == model.transactions[int.from_bytes(event[:8])].kind
+
+
+def test_a_second_attempt_is_a_duplicate(model, audit):
+    """The same event twice on one route is a duplicate, also when it comes much later."""
+    verdict = judged(model, [*audit, audit[0]])
+
+    assert (verdict.duplicated, verdict.lost) == (1, 0)
+
+
+def test_a_second_reading_that_its_key_hid_is_seen(model, audit):
+    """A cursor that says it has read more events than were routed has read some twice."""
+    verdict = judged(model, audit, read=5)
+
+    assert verdict.reread == 1
+    assert not verdict.clean
+
+
+@pytest.mark.parametrize("route", [0, 1])
+def test_events_of_a_subject_in_the_wrong_order(model, audit, route):
+    """Two events of one subject the other way round are disordered on the route on which they are."""
+    audit[route], audit[2 + route] = audit[2 + route], audit[route]
+    verdict = judged(model, audit)
+
+    assert verdict.disordered == 1
+    assert verdict.culprits[0].route == ROUTES[route]
+
+
+def test_rows_of_one_transaction_in_the_wrong_order(model):
+    """Two events that one transaction wrote for one subject are in the order in which it wrote them."""
+    tx = committed(model, "several", rows=2, turns={0: (3, 1), 1: (3, 1)})
+
+    assert judged(model, attempts(tx, 0, 1)).clean
+    assert judged(model, attempts(tx, 1, 0)).disordered == 2
+
+
+def test_what_rolled_back_is_invented(model, audit):
+    """An attempt for an event of a transaction that rolled back, or that is still open, was invented."""
+    for fate in (Fate.ROLLED_BACK, Fate.OPEN, Fate.UNKNOWN):
+        tx = model.begin("aborted")
+        tx.add()
+        tx.fate = fate
+        audit += attempts(tx, 0)
+    verdict = judged(model, audit)
+
+    assert (verdict.invented, verdict.lost) == (6, 0)
+
+
+def test_what_a_savepoint_took_back_is_invented(model, audit):
+    """An attempt for a row that was rolled back to a savepoint was invented, although its transaction committed."""
+    (savepoints,) = [tx for tx in model.transactions.values() if tx.undone]
+
+    assert judged(model, [*audit, *attempts(savepoints, 1)]).invented == 2
+
+
+def test_nobody_s_event_and_nobody_s_route_are_invented(model, audit):
+    """An attempt for an event that nobody wrote, on a route that is closed, or decided otherwise, was invented."""
+    first = next(iter(model.transactions.values()))
+    stranger = Transaction(5, "?", rows=1)
+    wrong = [
+        *attempts(stranger, 0)[:1],
+        (first.event(9).bytes, "first", "dry_run"),
+        (first.event(0).bytes, "disabled", "dry_run"),
+        (first.event(0).bytes, "first", "no_route"),
+    ]
+
+    assert judged(model, [*audit, *wrong]).invented == 4
+
+
+def test_an_unknown_outcome_is_settled_by_all_rows_or_none(model):
+    """All of its rows: committed. None: rolled back. A part: the transaction was torn, and that is said."""
+    for found, fate in ((3, Fate.COMMITTED), (0, Fate.ROLLED_BACK)):
+        tx = model.begin("several")
+        tx.add(4)
+        tx.undo([2])
+        tx.settle(found)
+        assert tx.fate is fate
+    with pytest.raises(AssertionError, match="2 of 3"):
+        tx.settle(2)
+
+
+def test_a_hole_in_the_turns_of_a_subject_is_seen(model, audit):
+    """A turn that was drawn and is not on record means that the record is wrong, and nothing that it says counts."""
+    assert model.holes() == []
+    committed(model, "short", turns={0: (7, 4)})
+    assert model.holes() == [7]
