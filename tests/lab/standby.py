@@ -32,14 +32,15 @@ def psql(server: Server, script: str, database: str = "postgres") -> str:
 
 
 @contextmanager
-def standby_of(primary: Server, **settings: str) -> Iterator[Server]:
+def standby_of(primary: Server, under: Path | None = None, **settings: str) -> Iterator[Server]:
     """A standby that follows through a slot of its own, as a server like any other: it can be stopped and started.
 
-    It has the settings of the primary, with ``settings`` on top, another port and another socket.
+    It has the settings of the primary, with ``settings`` on top, another port and another socket; its data lies in
+    a new directory below ``under``.
     """
     record, account, slot = Record.load(primary.data), owner(primary.data), f"{NAME}_{secrets.token_hex(4)}"
     assert record is not None
-    with TemporaryDirectory(prefix="iu-listen-standby-") as name:
+    with TemporaryDirectory(prefix="iu-listen-standby-", dir=under) as name:
         home = Path(name)
         home.chmod(0o755)
         # The same name, because postgresql.conf ends with an include of the file that is called like the directory.
