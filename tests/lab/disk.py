@@ -6,8 +6,9 @@ import errno
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +47,20 @@ def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> 
         finally:
             # Lazily: whoever still has a file open there must not keep us from leaving.
             _run("umount", "--lazy", place)
+
+
+@contextmanager
+def own_disk(megabytes: int) -> Iterator[Path]:
+    """A directory with a filesystem of its own, of at most half of what is free; without, where none can be had."""
+    with ExitStack() as stack:
+        if missing():
+            place = Path(stack.enter_context(TemporaryDirectory(prefix="iu-listen-disk-")))
+        else:
+            free = shutil.disk_usage(tempfile.gettempdir()).free // 2**20
+            place = stack.enter_context(small_filesystem(min(megabytes, free // 2)))
+        # As root, PostgreSQL's own account must get in.
+        place.chmod(0o755)
+        yield place
 
 
 def _run(*command: str | Path) -> None:

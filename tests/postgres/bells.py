@@ -71,3 +71,28 @@ async def somebody_asleep(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Conn
     async with connected(dsn) as sleeper:
         await sleeper.fetchval("select pg_advisory_lock(726001, $1)", slot)
         yield sleeper
+
+
+@asynccontextmanager
+async def queue_filled(dsn: str, usage: float) -> AsyncIterator[float]:
+    """A listener that is idle in a transaction, so that the queue keeps everything, and so much in the queue."""
+    async with connected(dsn) as idler, connected(dsn) as filler:
+        await idler.add_listener("another", lambda *_: None)
+        await idler.execute("begin")
+        await idler.fetchval("select 1")
+        full = 0
+        while await filler.fetchval("select pg_notification_queue_usage()") < usage and full < 3:
+            try:
+                await filler.execute("select pg_notify('another', repeat('x', 7900))")
+            except asyncpg.ProgramLimitExceededError:
+                full += 1
+        yield await filler.fetchval("select pg_notification_queue_usage()")
+
+
+async def full(connection: asyncpg.Connection) -> bool:
+    """Whether a NOTIFY fails now, as it does in a queue that is full."""
+    try:
+        await connection.execute(f"select pg_notify('{CHANNEL}', repeat('y', 7900))")
+    except asyncpg.ProgramLimitExceededError:
+        return True
+    return False

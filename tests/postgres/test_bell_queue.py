@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import asyncpg
 import pytest
 
 from conftest import Database, TestServer
 from iu_listen import embedded
-from iu_listen.model.facts import CHANNEL, Wake
+from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, SessionFailed
-from postgres.bells import ONLY_THE_BELL, listening, sleep_sets_in, somebody_asleep
+from postgres.bells import ONLY_THE_BELL, full, listening, queue_filled, sleep_sets_in, somebody_asleep
 from support import attempted, connected, consuming, insert_event, open_gate, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -32,31 +30,6 @@ def small() -> Iterator[TestServer]:
 @pytest.fixture
 def database(small: TestServer) -> Iterator[Database]:
     yield from small.create("applied")
-
-
-@asynccontextmanager
-async def queue_filled(dsn: str, usage: float):
-    """A listener that is idle in a transaction, so that the queue keeps everything, and so much in the queue."""
-    async with connected(dsn) as idler, connected(dsn) as filler:
-        await idler.add_listener("another", lambda *_: None)
-        await idler.execute("begin")
-        await idler.fetchval("select 1")
-        full = 0
-        while await filler.fetchval("select pg_notification_queue_usage()") < usage and full < 3:
-            try:
-                await filler.execute("select pg_notify('another', repeat('x', 7900))")
-            except asyncpg.ProgramLimitExceededError:
-                full += 1
-        yield await filler.fetchval("select pg_notification_queue_usage()")
-
-
-async def full(connection) -> bool:
-    """Whether a NOTIFY fails now, as it does in a queue that is full."""
-    try:
-        await connection.execute(f"select pg_notify('{CHANNEL}', repeat('y', 7900))")
-    except asyncpg.ProgramLimitExceededError:
-        return True
-    return False
 
 
 async def test_from_half_full_on_writers_stay_silent(database):

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the faults, and end")
     options = parser.parse_args()
     if options.list:
-        table = [(f.name, f.bound, f.missing()) for f in faults.FAULTS.values()]
+        table = [(f.name, f.bound, f.missing(options.pg)) for f in faults.FAULTS.values()]
         show.table(("fault", "bound, s", "not here, because"), table)
         return 0
     if unknown := set(options.only) - set(faults.FAULTS):

@@ -42,8 +42,10 @@ async def keep_doing(pause: float, action: Action, ground: Ground) -> None:
 async def one_consumer_works(ground: Ground) -> None:
     """Nobody has run a batch as his last statement without holding the lease, not even a consumer that was frozen.
 
-    The two views are not of one moment, so it must be seen twice.
+    The two views are not of one moment, so it must be seen twice. Behind a pooler there is no lease.
     """
+    if ground.notes.get("pooled"):
+        return
     found = await ground.rows(
         """select a.pid, a.backend_start from pg_stat_activity a
             where a.application_name = $1 and a.query ~ 'fn_iu_route_worker_run'

@@ -36,7 +36,7 @@ class Fault:
         strike: The fault itself; made by @fault.
         cuts_writers: It ends the writers' sessions: they connect again, and it is no error.
         writers_may_fail: Writers get errors that are not cuts: a full disk.
-        missing: Why it cannot be done here (a tool that is not installed), or nothing.
+        missing: Why it cannot be done here, on this major version (a tool that is not installed), or nothing.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Fault:
     strike: Callable[[Ground], AbstractAsyncContextManager[None]]
     cuts_writers: bool = False
     writers_may_fail: bool = False
-    missing: Callable[[], str] = str
+    missing: Callable[[int], str] = lambda _: ""
 
 
 FAULTS: dict[str, Fault] = {}
@@ -58,7 +58,7 @@ def fault(
     bound: float,
     cuts_writers: bool = False,
     writers_may_fail: bool = False,
-    missing: Callable[[], str] = str,
+    missing: Callable[[int], str] = lambda _: "",
 ) -> Callable[[Strike], Strike]:
     """Enter a fault into the table. Arguments as of Fault."""
 

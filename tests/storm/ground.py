@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,9 @@ OPTIONS = {
     "deadlock_timeout": "200ms",
     "max_wal_size": "1GB",
 }
+
+#: So small that it can be filled; PostgreSQL has the setting since 17.
+SMALL_QUEUE, SINCE_SMALL_QUEUES = {"max_notify_queue_pages": "64"}, 17
 
 #: What a storm needs besides the package. Every event that counts takes both routes that are enabled.
 ROUTES = ("iu.version_applied.workflow", "storm.second")
@@ -101,11 +104,16 @@ class Consumer:
         name: For its log.
         dsn: Where it works.
         folder: Where its log goes.
+
+    Attributes:
+        environ: What it finds in its environment besides its settings, from its next start on.
+        starts: How often it was started.
     """
 
     def __init__(self, name: str, dsn: str, folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self.environ: dict[str, str] = {}
         self._dsn = dsn
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -142,7 +150,7 @@ class Consumer:
             while True:
                 with self.log.open("ab") as log:
                     self._process = await asyncio.create_subprocess_exec(
-                        sys.executable, "-m", "iu_listen", "run", env=environ, stdout=log, stderr=log
+                        sys.executable, "-m", "iu_listen", "run", env=environ | self.environ, stdout=log, stderr=log
                     )
                 self.starts += 1
                 await self._process.wait()
@@ -173,6 +181,7 @@ class Ground:
             ``path.lead_to()``.
         path: The consumers' way to it.
         consumers: The processes, in the order in which they were started.
+        home: The directory of the data, also of further servers; with luck a filesystem of its own (lab/disk.py).
         folder: Where logs are kept when the storm fails.
         dice: For faults, which strike one after the other.
         writers: Who writes; set when they start.
@@ -181,10 +190,12 @@ class Ground:
         forgiving: A fault is at work under which writers may fail: a full disk.
         measuring: A recovery is being measured: nobody but the consumers may run batches.
         notes: What faults and actions in the background want to remember.
+        leftovers: What faults leave standing until the storm is over.
     """
 
     server: embedded.Server
     path: Proxy
+    home: Path
     folder: Path
     dice: random.Random
     consumers: list[Consumer] = field(default_factory=list)
@@ -194,6 +205,7 @@ class Ground:
     forgiving: bool = False
     measuring: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+    leftovers: ExitStack = field(default_factory=ExitStack)
     _scout: Session | None = None
 
     @property
@@ -246,6 +258,16 @@ class Ground:
 
     # -- the consumers -------------------------------------------------------------------------------------------
 
+    async def restart_consumers(self) -> None:
+        """As after a change of their settings; then somebody leads again."""
+        for consumer in self.consumers:
+            consumer.signal(signal.SIGTERM)
+        starts = [c.starts for c in self.consumers]
+        async with asyncio.timeout(PATIENCE):
+            while any(c.starts == before for c, before in zip(self.consumers, starts, strict=True)):
+                await asyncio.sleep(0.02)
+        await self.leader()
+
     async def leader(self) -> Consumer:
         """The consumer that is active at present: who says so from now on, for older words may be those of a dead one."""
         now = await self.value("select clock_timestamp()")
@@ -269,6 +291,15 @@ class Ground:
         return await self.value(
             "select (select pid from pg_locks where locktype = 'advisory' and classid = $1 and granted)", LEASE_KEY
         )
+
+    async def until_said(self, words: str, since: int = 0, within: float = PATIENCE) -> float:
+        """Wait until a consumer says these words, after so much of logs(); how long that took."""
+        began = time.monotonic()
+        while words not in self.logs()[since:]:
+            if time.monotonic() - began > within:
+                raise TimeoutError(f"not said within {within} s: {words}")
+            await asyncio.sleep(0.02)
+        return time.monotonic() - began
 
     def logs(self) -> str:
         """What the consumers have said so far."""
@@ -299,14 +330,15 @@ async def prepared(major: int, home: Path, folder: Path, dice: random.Random, co
         dice: For the faults.
         consumers: How many to start.
     """
-    with embedded.running(home, major, durable=False, tcp=True, options=OPTIONS) as server:
+    options = OPTIONS | (SMALL_QUEUE if major >= SINCE_SMALL_QUEUES else {})
+    with embedded.running(home, major, durable=False, tcp=True, options=options) as server:
         async with session(server.dsn(), name="storm") as connection:
             await migrate.apply_base(connection)
             await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
             await connection.execute(SCHEMA)
         await open_gate(server.dsn())
         async with Proxy(server.tcp_dsn()).running() as path:
-            ground = Ground(server, path, folder, dice)
+            ground = Ground(server, path, home, folder, dice)
             try:
                 for number in range(1, consumers + 1):
                     ground.consumers.append(Consumer(f"consumer-{number}", path.dsn, folder))
@@ -318,3 +350,4 @@ async def prepared(major: int, home: Path, folder: Path, dice: random.Random, co
                     await consumer.end()
                 if ground._scout:
                     ground._scout.terminate()
+                ground.leftovers.close()

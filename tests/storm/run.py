@@ -19,7 +19,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from storm import background, contrast, faults, ground
+from lab import disk
+from storm import background, contrast, faults, faults_heavy, ground  # noqa: F401 by being there it fills the table
 from storm.ground import LOST, PATIENCE, ROUTES, Ground
 from storm.kinds import BULK
 from storm.model import Fate, Judge, Model, Verdict
@@ -29,6 +30,8 @@ from support import WORKER
 
 #: Pause between two faults, in seconds.
 LULL = (0.5, 3.0)
+#: Size of the disk that the data lies on, in megabytes; what is not used of it costs nothing.
+DISK = 16_000
 #: How long after a fault an event may be late because of it, in seconds.
 AFTERMATH = 2.0
 #: The audit in its order; when each event was committed, and how long after that it was decided, in seconds.
@@ -111,7 +114,7 @@ class Storm:
         """Faults one after the other, each of the table once before one comes again, until the time is over."""
         dice = self.ground.dice
         table = [f for f in faults.FAULTS.values() if not self.plan.only or f.name in self.plan.only]
-        self.report.skipped_faults = {f.name: why for f in table if (why := f.missing())}
+        self.report.skipped_faults = {f.name: why for f in table if (why := f.missing(self.plan.major))}
         table = [f for f in table if f.name not in self.report.skipped_faults]
         deck: list[faults.Fault] = []
         until, rounds = self.began + 60 * self.plan.minutes, 0
@@ -291,17 +294,12 @@ class Storm:
 
 async def storm(plan: Plan) -> Report:
     """A ground, a storm on it, and what is left: nothing when it passed, the logs when it failed."""
-    home = Path(tempfile.mkdtemp(prefix="iu-storm-"))
-    # As root, PostgreSQL's own account must get in.
-    home.chmod(0o755)
     logs = Path(tempfile.mkdtemp(prefix="iu-storm-logs-"))
-    try:
-        dice = random.Random(f"{plan.seed} faults")
+    dice = random.Random(f"{plan.seed} faults")
+    with disk.own_disk(DISK) as home:
         async with ground.prepared(plan.major, home, logs, dice, plan.consumers) as prepared:
             report = await Storm(plan, prepared).run()
             shutil.copy(prepared.server.log, logs / "postgresql.log")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     if report.failures:
         report.logs = str(logs)
         (logs / "report.json").write_text(as_json(report))

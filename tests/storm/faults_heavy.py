@@ -1,0 +1,212 @@
+"""The faults that need more than a signal: other servers, a pooler, a disk of its own, a clock that can be set.
+
+What they are made of is in tests/lab, where each has a small test of its own. Entered into the table of faults.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
+from typing import TypeVar
+
+import asyncpg
+
+from iu_listen import embedded
+from lab import clock, disk, pooler
+from lab.pooler import Pooler
+from lab.standby import frozen, promote, standby_of, synchronous
+from postgres.bells import queue_filled
+from storm.faults import fault
+from storm.ground import CATCH_UP, DEADLINE, LOST, PATIENCE, RECONNECT_MAX, SINCE_SMALL_QUEUES, Ground
+
+T = TypeVar("T")
+
+#: A standby tries to reconnect after this, not after 5 s.
+EAGER = {"wal_retrieve_retry_interval": "200ms"}
+
+
+@asynccontextmanager
+async def beside(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave something that blocks, while the storm goes on."""
+    stack = ExitStack()
+    try:
+        yield await asyncio.to_thread(stack.enter_context, manager)
+    finally:
+        await asyncio.to_thread(stack.close)
+
+
+async def kept_up(ground: Ground) -> None:
+    """As by a supervisor: the server is started whenever it is down, until it answers."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(embedded.EmbeddedError):
+                await asyncio.to_thread(ground.server.start)
+            with suppress(*LOST):
+                (await ground.connect("storm supervisor")).terminate()
+                return
+            await asyncio.sleep(0.1)
+
+
+# -- replication -------------------------------------------------------------------------------------------------
+
+
+@fault("promotion of a streaming standby", bound=RECONNECT_MAX + 2, cuts_writers=True)
+async def promoted(ground: Ground) -> AsyncIterator[None]:
+    """The primary dies, its synchronous standby takes over; at times the consumers were led to it too early."""
+    old = ground.server
+    standby = await asyncio.to_thread(ground.leftovers.enter_context, standby_of(old, ground.home, **EAGER))
+    async with synchronous(old):
+        if ground.dice.random() < 0.5:
+            since = len(ground.logs())
+            ground.path.lead_to(standby.tcp_dsn())
+            ground.path.reset()
+            await ground.until_said("takes no writes", since)
+        await asyncio.sleep(ground.dice.uniform(0, 2))
+        await asyncio.to_thread(old.stop, "immediate")
+        await asyncio.to_thread(promote, standby)
+        ground.server = standby
+        ground.path.lead_to(standby.tcp_dsn())
+        ground.path.reset()
+    yield
+    await asyncio.to_thread(shutil.rmtree, old.data, ignore_errors=True)
+
+
+@fault("synchronous standby stands still", bound=RECONNECT_MAX + 2)
+async def standby_stalls(ground: Ground) -> AsyncIterator[None]:
+    """Every commit waits, at times longer than the consumers wait for an answer; then they come through all at once."""
+    async with beside(standby_of(ground.server, ground.home, **EAGER)) as standby, synchronous(ground.server):
+        with frozen(standby):
+            await asyncio.sleep(ground.dice.uniform(0.5, DEADLINE + 2))
+        yield
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------
+
+
+@fault("disk full", bound=RECONNECT_MAX + 2, cuts_writers=True, writers_may_fail=True, missing=lambda _: disk.missing())
+async def disk_full(ground: Ground) -> AsyncIterator[None]:
+    """Not a block is left for tables and log alike: statements fail, PostgreSQL panics and stays down until there is room."""
+    with disk.full(ground.home):
+        await _run_out_of_room(ground)
+        await asyncio.sleep(ground.dice.uniform(0.5, 4))
+    await kept_up(ground)
+    yield
+    await ground.rows("drop table if exists storm.scratch")
+
+
+async def _run_out_of_room(ground: Ground) -> None:
+    """Write until it fails: so it is certain that the fault has struck."""
+    async with asyncio.timeout(PATIENCE):
+        with suppress(asyncpg.DiskFullError, *LOST):
+            session = await ground.connect("storm scratch")
+            try:
+                await session.execute("create table if not exists storm.scratch (t text)")
+                while True:
+                    await session.execute(
+                        "insert into storm.scratch select repeat('x', 500) from generate_series(1, 2000)"
+                    )
+            finally:
+                session.terminate()
+
+
+# -- a pooler in between -----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
+    """The consumers are restarted with a PgBouncer in transaction mode in between, and restarted without it in the end."""
+    with pooler.pooling(ground.server.tcp_dsn()) as between:
+        await between.start()
+        ground.notes["pooled"] = True
+        since = len(ground.logs())
+        ground.path.lead_to(between.dsn)
+        ground.path.reset()
+        try:
+            await ground.restart_consumers()
+            yield between
+            # Where LISTEN does not work is found out in 2 s; a second for the start of the process.
+            await ground.until_said("a pooler in transaction mode is in between", since, within=5)
+        finally:
+            between.kill()
+            ground.path.lead_to(ground.server.tcp_dsn())
+            ground.path.reset()
+        await ground.restart_consumers()
+        await ground.until(
+            "select exists (select from iu_consumer_heartbeat where listening and state in ('idle', 'busy'))"
+        )
+        ground.notes["pooled"] = False
+
+
+@fault("consumers restarted through PgBouncer", bound=3, missing=lambda _: pooler.missing())
+async def pooled(ground: Ground) -> AsyncIterator[None]:
+    """No lease, no prepared statement, no bell: they poll, and say why."""
+    async with through_a_pooler(ground):
+        yield
+
+
+@fault("PgBouncer killed and started", bound=RECONNECT_MAX + 2, missing=lambda _: pooler.missing())
+async def pooler_killed(ground: Ground) -> AsyncIterator[None]:
+    """In the middle of whatever goes through it."""
+    async with through_a_pooler(ground) as between:
+        await asyncio.sleep(ground.dice.uniform(0, 3))
+        between.kill()
+        await asyncio.sleep(ground.dice.uniform(0, 1))
+        await between.start()
+        yield
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------
+
+#: There and back and beyond, in seconds.
+STEPS = (clock.HOUR, 0, -clock.HOUR, 0)
+
+
+async def _set_again_and_again(ground: Ground, time: clock.Clock) -> None:
+    for step in STEPS:
+        time.set(step)
+        await asyncio.sleep(ground.dice.uniform(0.2, 1.5))
+
+
+@fault("clock of the consumers set by an hour", bound=CATCH_UP + 0.5, missing=lambda _: clock.missing())
+async def consumers_clock(ground: Ground) -> AsyncIterator[None]:
+    """Forward and back while they run; the monotonic clock goes on, as the kernel's does."""
+    with clock.wall_clock() as time:
+        for consumer in ground.consumers:
+            consumer.environ = time.env
+        try:
+            await ground.restart_consumers()
+            await _set_again_and_again(ground, time)
+            yield
+        finally:
+            for consumer in ground.consumers:
+                consumer.environ = {}
+        await ground.restart_consumers()
+
+
+@fault("clock of PostgreSQL set by an hour", bound=CATCH_UP + 0.5, cuts_writers=True, missing=lambda _: clock.missing())
+async def servers_clock(ground: Ground) -> AsyncIterator[None]:
+    """Forward and back: created_at goes with it, the cursor must not. It is restarted before and after."""
+    with clock.wall_clock() as time:
+        async with beside(clock.going_by(time, ground.server)):
+            await ground.leader()
+            await _set_again_and_again(ground, time)
+            yield
+
+
+# -- the notification queue --------------------------------------------------------------------------------------
+
+
+@fault(
+    "notification queue full",
+    bound=CATCH_UP + 0.5,
+    missing=lambda major: "" if major >= SINCE_SMALL_QUEUES else "the queue cannot be made small before PostgreSQL 17",
+)
+async def queue_full(ground: Ground) -> AsyncIterator[None]:
+    """A listener that is idle in a transaction: nothing is freed, no writer may notify, none may fail."""
+    async with queue_filled(ground.dsn, 1.0):
+        await asyncio.sleep(ground.dice.uniform(0, 2))
+        yield
+    # Asking for the usage frees what nobody needs any more.
+    await ground.until("select pg_notification_queue_usage() < 0.5")
