@@ -20,6 +20,7 @@ from lab.standby import frozen, promote, standby_of, synchronous
 from postgres.bells import queue_filled
 from storm.faults import fault
 from storm.ground import CATCH_UP, DEADLINE, LOST, PATIENCE, RECONNECT_MAX, SINCE_SMALL_QUEUES, Ground
+from support import WORKER
 
 T = TypeVar("T")
 
@@ -193,6 +194,12 @@ async def servers_clock(ground: Ground) -> AsyncIterator[None]:
             await ground.leader()
             await _set_again_and_again(ground, time)
             yield
+            # What was noted while the clock was ahead is put right, and nobody is called dead or alive because of it.
+            await ground.until(
+                """select last_run_at <= clock_timestamp() and (fn_iu_route_worker_health($1) ->> 'healthy')::boolean
+                     from iu_route_worker_cursor where worker_name = $1""",
+                WORKER,
+            )
 
 
 # -- the notification queue --------------------------------------------------------------------------------------
