@@ -69,7 +69,9 @@ class Storm:
         ground.writers = self.writers
         self.naive = contrast.naive()
         self.recoveries: list[Recovery] = []
-        self.troubled: list[tuple[float, float]] = []
+        # From when to when something was wrong, on the wall clock; also before and after us, where a clock that is set
+        # puts what it dates.
+        self.troubled: list[tuple[float, float]] = [(-inf, time.time())]
         self.report = Report(plan.seed)
         self.began = time.monotonic()
         self.doing = ""
