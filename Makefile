@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit schema bench clean
+.PHONY: help demo up test lint types imports unit storm schema bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,13 @@ imports: $(READY) ## Who may import whom
 
 unit: $(READY) ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
 	@$(BIN)/python -m pytest -q
+
+# A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
+MINUTES ?= 2
+PG      ?= 18
+
+storm: $(READY) ## Writers and faults against the consumer, and a verdict: SEED=… MINUTES=2 PG=18
+	@PYTHONPATH=tests $(BIN)/python -m storm $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) --pg $(PG) $(STORM)
 
 schema: $(READY) ## Write sql/schema.sql anew
 	@$(BIN)/python tests/house/schema.py

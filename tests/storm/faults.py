@@ -16,6 +16,7 @@ raises fails the storm.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 from iu_listen.postgres.worker import LEASE_KEY
 from storm.ground import CATCH_UP, DEADLINE, LEASE, RECONNECT_MAX, Ground
-from support import WORKER
+from support import WORKER, open_gate
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,13 @@ async def all_killed(ground: Ground) -> AsyncIterator[None]:
     yield
 
 
+@fault("active consumer asked to stop", bound=2)
+async def asked_to_stop(ground: Ground) -> AsyncIterator[None]:
+    """SIGTERM, as a deployment does: it ends its batch and leaves, the standby takes over."""
+    (await ground.leader()).signal(signal.SIGTERM)
+    yield
+
+
 @fault("frozen leader, thawed later", bound=LEASE + 1)
 async def frozen(ground: Ground) -> AsyncIterator[None]:
     """The server ends the frozen one's session, the standby takes over, and the thawed one only stands by."""
@@ -143,6 +151,15 @@ async def all_terminated(ground: Ground) -> AsyncIterator[None]:
     yield
 
 
+@fault("sessions of writers terminated", bound=1, cuts_writers=True)
+async def writers_terminated(ground: Ground) -> AsyncIterator[None]:
+    """Half of the writers lose their session in the middle of whatever they do: all of it counts, or nothing."""
+    await ground.rows(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ '^storm writer' and random() < 0.5"
+    )
+    yield
+
+
 # -- the server --------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +180,26 @@ async def crashed(ground: Ground) -> AsyncIterator[None]:
 async def restarted(ground: Ground) -> AsyncIterator[None]:
     """As an update of the package does."""
     await _restarted(ground, "fast")
+    yield
+
+
+@fault("backend killed -9", bound=2, cuts_writers=True)
+async def backend_killed(ground: Ground) -> AsyncIterator[None]:
+    """As the kernel does when memory runs out: the server takes all its sessions down, and recovers by itself."""
+    pids = await ground.rows("select pid from pg_stat_activity where application_name ~ '^storm writer'")
+    os.kill(ground.dice.choice(pids)["pid"], signal.SIGKILL)
+    # Until it has noticed, and then until it accepts connections again.
+    await asyncio.sleep(0.2)
+    await ground.value("select true")
+    yield
+
+
+@fault("gate closed for a while", bound=1)
+async def gate_closed(ground: Ground) -> AsyncIterator[None]:
+    """Nothing is routed meanwhile; the consumer obeys at once, both times."""
+    await open_gate(ground.dsn, "false")
+    await asyncio.sleep(ground.dice.uniform(0.2, 2))
+    await open_gate(ground.dsn)
     yield
 
 

@@ -8,6 +8,7 @@ record everything else, which fails the storm.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import random
 import time
@@ -74,6 +75,10 @@ def kind(pace: str, weight: int) -> Callable[[Callable[[Pen], Awaitable[None]]],
         return write
 
     return enter
+
+
+class Vanished(Exception):
+    """The writer is gone, and does not know what became of its transaction."""
 
 
 class Pen:
@@ -274,11 +279,12 @@ async def moved_into_the_domain(pen: Pen) -> None:
     await pen.begin()
     turn = await pen.turn()
     pen.tx.turns = ((row, *turn),)
-    await pen.session.execute(
+    done = await pen.session.execute(
         "update event_outbox set event_domain = 'iu', event_subject_ref = $2 where id = $1",
         pen.tx.event(row),
         UUID(int=turn[0] + 1),
     )
+    assert done == "UPDATE 1", "an event of another domain is gone"
     await pen.commit()
 
 
@@ -288,6 +294,18 @@ async def of_another_domain(pen: Pen) -> None:
     await pen.begin()
     pen.tx.undo([await pen.write(domain="system")])
     await pen.commit()
+
+
+@kind("quick", 2)
+async def vanishes(pen: Pen) -> None:
+    """The client dies over its COMMIT: sent perhaps, and nobody hears the answer."""
+    await pen.begin()
+    await pen.write(await pen.turn())
+    commit = asyncio.create_task(pen.session.execute("commit"))
+    await asyncio.sleep(pen.dice.choice([0, 0, 0.0002, 0.001]))
+    pen.session.terminate()
+    await asyncio.gather(commit, return_exceptions=True)
+    raise Vanished
 
 
 @kind("quick", 1)

@@ -18,13 +18,14 @@ WRONGS = ("lost", "duplicated", "reread", "invented", "disordered")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for."""
+    """What is asked for; ``lull`` is the pause between two faults, from and to, in seconds."""
 
     seed: int
     minutes: float = 2.0
     major: int = 18
     bulk_rows: int = 100_000
     consumers: int = 2
+    lull: tuple[float, float] = (0.5, 3.0)
     only: tuple[str, ...] = ()
     strict: bool = False
 

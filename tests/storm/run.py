@@ -28,8 +28,6 @@ from storm.report import HARD_ENOUGH, WRONGS, Plan, Recovery, Report, as_json
 from storm.writers import Writers
 from support import WORKER
 
-#: Pause between two faults, in seconds.
-LULL = (0.5, 3.0)
 #: Size of the disk that the data lies on, in megabytes; what is not used of it costs nothing.
 DISK = 16_000
 #: How long after a fault an event may be late because of it, in seconds.
@@ -122,7 +120,7 @@ class Storm:
         until, rounds = self.began + 60 * self.plan.minutes, 0
         while time.monotonic() < until or rounds == 0:
             self.doing = "no fault"
-            await asyncio.sleep(dice.uniform(*LULL))
+            await asyncio.sleep(dice.uniform(*self.plan.lull))
             self._check()
             if not table:
                 continue

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from storm.ground import LOST, PATIENCE, Ground, Session
-from storm.kinds import KINDS, Kind, Pen, Prepared
+from storm.kinds import KINDS, Kind, Pen, Prepared, Vanished
 from storm.model import Fate, Model, Transaction
 
 #: Tasks of each pace.
@@ -162,14 +162,15 @@ class Writers:
                 self.model.retried[again.sqlstate] += 1
                 tx.fate = Fate.ROLLED_BACK
                 session = await self._clear(session)
+            except Vanished:
+                await self._settle(tx, session)
+                return None
             except LOST as lost:
-                tx.fate = Fate.UNKNOWN
                 self._count_cut(session, lost)
                 await self._settle(tx, session)
                 return None
             except asyncpg.PostgresError as error:
-                # What this is about, the rows tell: COMMIT may have been it.
-                tx.fate = Fate.UNKNOWN
+                # COMMIT may have been it: the rows tell.
                 self._record(chosen.name, error)
                 await self._settle(tx, session)
                 return None
@@ -213,6 +214,7 @@ class Writers:
     async def _settle(self, tx: Transaction, session: Session) -> None:
         """Find out what became of a transaction whose session was cut."""
         session.terminate()
+        tx.fate = Fate.UNKNOWN
         # A backend may outlive its connection, and may be committing still.
         await self.ground.until(
             "select not exists (select from pg_stat_activity where application_name = $1)", session.name
