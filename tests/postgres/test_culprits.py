@@ -31,11 +31,10 @@ async def aged(connection: asyncpg.Connection, seconds: float) -> None:
 
 async def test_nobody_is_in_the_way(live):
     """On a sound database with writers, a consumer and its sessions, nobody is a culprit."""
-    async with consuming(live.dsn), connected(live.dsn) as writer:
-        async with writer.transaction():
-            await insert_event(writer)
-            async with connected(live.dsn) as looker:
-                assert await culprits(looker) == []
+    async with consuming(live.dsn), connected(live.dsn) as writer, writer.transaction():
+        await insert_event(writer)
+        async with connected(live.dsn) as looker:
+            assert await culprits(looker) == []
 
 
 async def test_an_open_writer_is_named(live):

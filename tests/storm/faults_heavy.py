@@ -186,7 +186,9 @@ async def consumers_clock(ground: Ground) -> AsyncIterator[None]:
         await ground.restart_consumers()
 
 
-@fault("clock of PostgreSQL set by an hour", bound=RECONNECT_MAX + 1, cuts_writers=True, missing=lambda _: clock.missing())
+@fault(
+    "clock of PostgreSQL set by an hour", bound=RECONNECT_MAX + 1, cuts_writers=True, missing=lambda _: clock.missing()
+)
 async def servers_clock(ground: Ground) -> AsyncIterator[None]:
     """Forward and back: created_at goes with it, the cursor must not. Idle sessions may be ended by a step forward."""
     with clock.wall_clock() as time:
