@@ -1,4 +1,4 @@
-"""Commands with a reading and a changing half: gate, route, cursor, dead-letter."""
+"""Commands with a reading and a changing half: gate, route, dead-letter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from iu_listen.cli import show
 from iu_listen.cli.door import Where, between, looking
-from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
 
@@ -20,13 +20,12 @@ GateName = Literal["master", "worker"]
 
 gate = App(name="gate", help="Show, open and close the gates. A gate that is missing is closed.")
 route = App(name="route", help="List, show, enable and disable routes.")
-cursor = App(name="cursor", help="Show where workers are, and put them somewhere else.")
 dead_letter = App(name="dead-letter", help="List, show and replay what could not be routed.")
 
 
 def register(app: App) -> None:
     """Add these groups."""
-    for group in (gate, route, cursor, dead_letter):
+    for group in (gate, route, dead_letter):
         app.command(group)
 
 
@@ -145,84 +144,6 @@ def _set_route(code: str, where: Where | None, *, enabled: bool) -> int:
 async def _no_such_route(connection: Connection, code: str) -> ConfigurationError:
     known = ", ".join(r["route_code"] for r in await census.rows(connection, "list_routes", None))
     return ConfigurationError(f"there is no route {code}", f"Routes: {known or 'none'}.")
-
-
-# -- cursor ------------------------------------------------------------------------------------------------------
-
-
-@cursor.command(name="show")
-def cursor_show(*, where: Where | None = None) -> int:
-    """Show where every worker is."""
-
-    async def run() -> int:
-        async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            found = await census.rows(connection, "workers")
-        if where and where.json:
-            show.as_json(found)
-        else:
-            show.table(
-                ("worker", "domain", "youngest event routed", "of", "backlog", "consumed", "in a tick"),
-                (
-                    (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"],
-                     w["backlog"], w["prev"], w["tick"])
-                    for w in found
-                ),
-            )  # fmt: skip
-        return 0
-
-    return anyio.run(run)
-
-
-@cursor.command(name="reset")
-def cursor_reset(
-    *,
-    to: Annotated[Literal["beginning", "now"], Parameter(help="Where to.")],
-    worker: Annotated[
-        str | None, Parameter(help="Which worker. Default: IU_LISTEN_WORKER, else the one of 060.")
-    ] = None,
-    plan: Plan = False,
-    yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
-    where: Where | None = None,
-) -> int:
-    """Put a worker somewhere else.
-
-    To the beginning: everything is read again; idempotency keys suppress second decisions. To now: what waits is
-    never routed by this worker. The worker gate must be closed.
-    """
-    machine = bool(where and where.json)
-
-    async def run() -> int:
-        async with looking(where, worker=worker) as (door, connection):
-            name = door.settings.worker
-            await census.require_package(connection)
-            await census.require_primary(connection)
-            await census.require_worker(connection, name)
-            mine = next(w for w in await census.rows(connection, "workers") if w["worker_name"] == name)
-            if to == "beginning":
-                total = await census.value(connection, "count_events", mine["event_domain"])
-                domain = mine["event_domain"]
-                effect = f"{show.text(total)} events of domain {domain} are read again; decided ones stay as they are"
-            else:
-                effect = f"{show.text(mine['backlog'])} waiting events are never routed by {name}"
-            if plan or not yes:
-                if machine:
-                    show.as_json({"worker": name, "to": to, "effect": effect, "done": False})
-                else:
-                    show.line(f"Plan: {effect}.")
-                if not plan:
-                    raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
-                return 0
-            if any(g["open"] for g in await census.gates(connection) if g["gate"] == "worker"):
-                raise Refused("the worker gate is open", "Close it first: iu-listen gate close worker")
-            await census.value(connection, "reset_cursor", name, "3:3:" if to == "beginning" else None)
-            if machine:
-                show.as_json({"worker": name, "to": to, "effect": effect, "done": True})
-            else:
-                show.line(f"Done: {effect}.")
-        return 0
-
-    return anyio.run(run)
 
 
 # -- dead-letter -------------------------------------------------------------------------------------------------
