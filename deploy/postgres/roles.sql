@@ -174,7 +174,7 @@ grant insert (event_ref, route_kind, route_code, status, decision, delivered, fa
 
 -- cursor reset. What it sets back are positions; totals and the lineage stay. reanchor is for the owner.
 grant execute on function public.fn_iu_outbox_tick() to iu_listen_operator;
-grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, last_created_at, last_event_id)
+grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq, last_created_at, last_event_id)
     on public.iu_route_worker_cursor to iu_listen_operator;
 
 commit;

@@ -51,7 +51,7 @@ comment on column public.iu_route_worker_cursor.own_xid is
     'A transaction that ran the worker and had written events itself: they were consumed before it ended.';
 comment on column public.iu_route_worker_cursor.own_seq is 'Its events up to this event_seq are consumed.';
 comment on column public.iu_route_worker_cursor.hi_seq is
-    'Last value of event_outbox_event_seq when the newest tick was taken; an event above it is unread in any history.';
+    'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
 comment on column public.iu_route_worker_cursor.total_seen is 'Events read since the row was made.';
 comment on column public.iu_route_worker_cursor.total_attempts is 'Attempts written since the row was made.';
 comment on column public.iu_route_worker_cursor.total_skipped is 'Of these, skipped.';

@@ -177,9 +177,9 @@ begin
         if v_pass = 1 then
             v_fresh := c.tick is null;
             if v_fresh then
-                -- hi_seq first: whatever is visible in the tick drew its number before the tick was taken.
-                select s.last_value into c.hi_seq from public.event_outbox_event_seq s;
                 select public.fn_iu_outbox_tick() into c.tick;
+                -- After the tick: whatever is visible in it has drawn its number by now.
+                select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
                    or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
                     raise exception 'the tick % lies before the cursor %', c.tick, c.prev
