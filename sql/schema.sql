@@ -193,7 +193,7 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'Its events up to thi
 
 -- Name: COLUMN iu_route_worker_cursor.hi_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq when the newest tick was taken; an event above it is unread in any history.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
 
@@ -240,6 +240,293 @@ CREATE FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cur
 -- Name: FUNCTION fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid) IS 'Whether the event with this position has been read by the worker of this cursor.';
+
+-- Name: fn_iu_outbox_full_xid(xid, xid8); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) RETURNS xid8
+    LANGUAGE sql IMMUTABLE
+    RETURN ((GREATEST((0)::bigint, (((p_near)::text)::bigint + ((((((p_xid)::text)::bigint - ((p_near)::text)::bigint) + '2147483648'::bigint) & '4294967295'::bigint) - '2147483648'::bigint))))::text)::xid8;
+
+-- Name: FUNCTION fn_iu_outbox_full_xid(p_xid xid, p_near xid8); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) IS 'The transaction with these lower 32 bits that is nearest to p_near.';
+
+-- Name: fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN ((p_event_seq > (p_cursor).hi_seq) OR (NOT public.fn_iu_outbox_consumed(p_cursor, p_xact_id, p_event_seq, p_id))) THEN 'unread'::text WHEN (NOT p_believed) THEN 'uncertain'::text WHEN ((p_xact_id > p_arrived) AND (p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived))) THEN 'uncertain'::text ELSE 'read'::text END;
+
+-- Name: FUNCTION fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) IS 'Whether the worker of this cursor has read an event, in whatever history: read, unread or uncertain. p_believed: the cursor is of one history with the anchor. p_arrived: what brought the anchor here; null if it was born here.';
+
+-- Name: event_outbox; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.event_outbox (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    event_domain text NOT NULL,
+    event_type text NOT NULL,
+    event_stream text NOT NULL,
+    delivery_lane text NOT NULL,
+    event_severity text DEFAULT 'info'::text NOT NULL,
+    event_subject_table text,
+    event_subject_ref uuid,
+    canonical_address text,
+    actor_ref text,
+    source_system text,
+    correlation_id text,
+    payload_classification text DEFAULT 'safe_metadata'::text NOT NULL,
+    safe_payload jsonb DEFAULT '{}'::jsonb NOT NULL,
+    occurred_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    event_seq bigint NOT NULL,
+    traceparent text DEFAULT NULLIF(current_setting('iu.traceparent'::text, true), ''::text),
+    CONSTRAINT event_outbox_classification_chk CHECK ((payload_classification = ANY (ARRAY['safe_metadata'::text, 'restricted'::text]))),
+    CONSTRAINT event_outbox_safe_payload_chk CHECK ((NOT (safe_payload ?| ARRAY['body'::text, 'content'::text, 'raw'::text, 'vector'::text, 'embedding'::text, 'secret'::text, 'token'::text, 'password'::text]))),
+    CONSTRAINT event_outbox_stream_chk CHECK ((event_stream = ANY (ARRAY['comment'::text, 'review'::text, 'update'::text, 'birth'::text, 'task'::text, 'alert'::text, 'health'::text])))
+);
+
+-- Name: TABLE event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.event_outbox IS 'Append-only log of what happened, written in the transaction that changed the data. A log, not a queue: it carries no delivery state.';
+
+-- Name: COLUMN event_outbox.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.id IS 'Identity of the event; also its trace id when the producer gave none.';
+
+-- Name: COLUMN event_outbox.event_domain; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_domain IS 'Whose event it is; a worker reads one domain.';
+
+-- Name: COLUMN event_outbox.event_type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_type IS 'What happened; registered in event_type_registry.';
+
+-- Name: COLUMN event_outbox.event_stream; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_stream IS 'Kind of stream, fixed by the registry.';
+
+-- Name: COLUMN event_outbox.delivery_lane; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.delivery_lane IS 'How urgent, fixed by the registry.';
+
+-- Name: COLUMN event_outbox.event_severity; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_severity IS 'info, warning, error, ...';
+
+-- Name: COLUMN event_outbox.event_subject_table; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_subject_table IS 'Table of the row that the event is about.';
+
+-- Name: COLUMN event_outbox.event_subject_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_subject_ref IS 'Id of the row that the event is about; order is kept per subject.';
+
+-- Name: COLUMN event_outbox.canonical_address; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.canonical_address IS 'Human-readable address of the subject.';
+
+-- Name: COLUMN event_outbox.actor_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.actor_ref IS 'Who caused it.';
+
+-- Name: COLUMN event_outbox.source_system; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.source_system IS 'Which application wrote it.';
+
+-- Name: COLUMN event_outbox.correlation_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.correlation_id IS 'Id of the request or process that it belongs to.';
+
+-- Name: COLUMN event_outbox.payload_classification; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.payload_classification IS 'safe_metadata or restricted.';
+
+-- Name: COLUMN event_outbox.safe_payload; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.safe_payload IS 'Metadata only: content, vectors and secrets are rejected by key.';
+
+-- Name: COLUMN event_outbox.occurred_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.occurred_at IS 'When it happened, by the emitter''s account.';
+
+-- Name: COLUMN event_outbox.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.created_at IS 'Start of the transaction that wrote it: not the order of commits.';
+
+-- Name: COLUMN event_outbox.xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.xact_id IS 'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
+
+-- Name: COLUMN event_outbox.event_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_seq IS 'Order of writing, which is commit order for events of one subject. Set by the stamp.';
+
+-- Name: COLUMN event_outbox.traceparent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.traceparent IS 'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
+
+-- Name: CONSTRAINT event_outbox_classification_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT event_outbox_classification_chk ON public.event_outbox IS 'The classifications that exist.';
+
+-- Name: CONSTRAINT event_outbox_safe_payload_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT event_outbox_safe_payload_chk ON public.event_outbox IS 'Keys that would carry content or secrets never enter the log.';
+
+-- Name: CONSTRAINT event_outbox_stream_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT event_outbox_stream_chk ON public.event_outbox IS 'The streams that exist.';
+
+-- Name: fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamp with time zone, xid8, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) RETURNS TABLE(tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT o.ctid,
+     o.event_domain,
+     j.unread_by,
+     j.uncertain_by,
+     v.visible,
+     ((j.unread_by IS NOT NULL) OR COALESCE((o.created_at >= fn_iu_outbox_judged.p_since), (j.uncertain_by IS NOT NULL)) OR ((NOT v.visible) AND (o.xact_id < ( SELECT pg_snapshot_xmax(pg_current_snapshot()) AS pg_snapshot_xmax))))
+    FROM ((public.event_outbox o
+      CROSS JOIN LATERAL ( SELECT pg_visible_in_snapshot(o.xact_id, fn_iu_outbox_judged.p_now) AS pg_visible_in_snapshot) v(visible))
+      CROSS JOIN LATERAL ( SELECT array_agg(w.worker_name) FILTER (WHERE (x.verdict = 'unread'::text)) AS array_agg,
+             array_agg(w.worker_name) FILTER (WHERE (x.verdict = 'uncertain'::text)) AS array_agg
+            FROM (public.iu_route_worker_cursor w
+              CROSS JOIN LATERAL ( SELECT public.fn_iu_outbox_verdict(w.*, (w.worker_name = ANY (fn_iu_outbox_judged.p_believed)), fn_iu_outbox_judged.p_arrived, o.xact_id, o.event_seq, o.id, o.xmin) AS fn_iu_outbox_verdict) x(verdict))
+           WHERE (w.event_domain = o.event_domain)) j(unread_by, uncertain_by))
+   WHERE ((o.event_domain IN ( SELECT w.event_domain
+            FROM public.iu_route_worker_cursor w)) AND ((o.xact_id >= fn_iu_outbox_judged.p_low_xid) OR (o.event_seq > fn_iu_outbox_judged.p_low_seq) OR (o.created_at >= fn_iu_outbox_judged.p_since)));
+END;
+
+-- Name: FUNCTION fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) IS 'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows them, and whether they are to be read again.';
+
+-- Name: fn_iu_outbox_reanchor(timestamp with time zone, boolean, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_force boolean DEFAULT false, p_plan boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET jit TO 'off'
+    AS $$
+declare
+    v_me        xid8;
+    v_now       pg_snapshot;
+    v_lineage   uuid;
+    v_arrived   xid8;
+    v_foreign   boolean;
+    v_believed  text[];
+    v_strangers bigint;
+    v_low_xid   xid8;
+    v_low_seq   bigint;
+    v_last      bigint;
+    v_highest   bigint;
+    v_workers   jsonb;
+    v_touched   bigint;
+    v_again     bigint;
+begin
+    if pg_is_in_recovery() then
+        raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
+            hint = 'Connect to the primary.';
+    end if;
+    if not p_plan then
+        if pg_current_xact_id_if_assigned() is not null then
+            raise exception 'this transaction has written already' using errcode = 'active_sql_transaction',
+                hint = 'Call fn_iu_outbox_reanchor first in a transaction of its own.';
+        end if;
+        -- Runs, resets and another reanchor wait here. The tick comes in a later statement, as in a run.
+        perform from public.iu_route_worker_cursor w order by w.worker_name for update;
+        if public.fn_iu_route_worker_enabled() then
+            raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Close it first: iu-listen gate close worker';
+        end if;
+        v_me := pg_current_xact_id();
+    end if;
+
+    select public.fn_iu_outbox_tick() into v_now;
+    select a.lineage, case when a.xmin::text <> (a.xact_id::text::numeric % 4294967296)::text
+                           then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end
+      into v_lineage, v_arrived
+      from public.iu_outbox_anchor a;
+    select bool_or(r.refusal is not null),
+           coalesce(array_agg(w.worker_name) filter (where b.believed), '{}'),
+           count(*) filter (where b.believed is not true),
+           least(min(pg_snapshot_xmin(w.prev)), pg_snapshot_xmin(v_now), v_arrived), min(w.hi_seq), max(w.hi_seq)
+      into v_foreign, v_believed, v_strangers, v_low_xid, v_low_seq, v_highest
+      from public.iu_route_worker_cursor w
+     cross join lateral (select public.fn_iu_outbox_refusal(w.lineage, w.prev)) r(refusal)
+     cross join lateral (select w.lineage = v_lineage
+                                and (r.refusal is null or r.refusal = 'foreign_history')) b(believed);
+    if v_strangers > 0 then
+        v_low_xid := '0';
+    end if;
+    -- Each domain by itself: its highest number is the last one in event_outbox_order_idx.
+    select greatest(v_highest, max(d.highest)) into v_highest
+      from (select (select max(o.event_seq) from public.event_outbox o where o.event_domain = r.event_domain)
+              from (select distinct t.event_domain from public.event_type_registry t) r) d(highest);
+    select s.last_value - (not s.is_called)::integer into v_last from public.event_outbox_event_seq s;
+
+    if p_plan then
+        select jsonb_agg(jsonb_build_object(
+                   'worker_name', w.worker_name, 'event_domain', w.event_domain,
+                   'refusal', public.fn_iu_outbox_refusal(w.lineage, w.prev),
+                   'events', (select count(*) from public.event_outbox o where o.event_domain = w.event_domain),
+                   'unread', n.unread, 'uncertain', n.uncertain, 'again', n.again, 'past', n.past)
+                   order by w.worker_name)
+          into v_workers
+          from public.iu_route_worker_cursor w
+         cross join lateral (
+               select count(*) filter (where w.worker_name = any (j.unread_by)) as unread,
+                      count(*) filter (where w.worker_name = any (j.uncertain_by)) as uncertain,
+                      count(*) filter (where j.again) as again,
+                      count(*) filter (where not j.again and not j.visible) as past
+                 from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
+                where j.event_domain = w.event_domain) n;
+        return jsonb_build_object('status', 'planned', 'foreign', coalesce(v_foreign, false),
+                                  'numbers_behind', greatest(v_highest - v_last, 0),
+                                  'workers', coalesce(v_workers, '[]'));
+    end if;
+
+    if v_foreign is not true and not p_force then
+        raise exception 'no worker refuses: the history is our own' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'To have events read again all the same: --force, and --since to say which.';
+    end if;
+    if v_last < v_highest then
+        perform setval('public.event_outbox_event_seq', v_highest + 1000);
+    end if;
+    update public.event_outbox o
+       set xact_id = case when j.again then v_me else '3' end
+      from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
+     where o.ctid = j.tid and (j.again or not j.visible);
+    get diagnostics v_touched = row_count;
+    select count(*) into v_again
+      from public.event_outbox o
+     where o.xact_id = v_me
+       and o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w);
+
+    -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
+    delete from public.iu_outbox_anchor;
+    insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
+    update public.iu_route_worker_cursor w
+       set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
+           own_xid = null, own_seq = null,
+           hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
+    if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
+        raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
+            hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';
+    end if;
+    return jsonb_build_object('status', 'reanchored', 'lineage', v_lineage, 'again', v_again,
+                              'past', v_touched - v_again);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean) IS 'Makes the history our own: all or nothing, gate closed, nobody waits. p_since: events created since are read again. p_force: although no worker refuses. p_plan: say what would be done, change nothing.';
 
 -- Name: fn_iu_outbox_refusal(uuid, pg_snapshot); Type: FUNCTION; Schema: public; Owner: -
 
@@ -722,9 +1009,9 @@ begin
         if v_pass = 1 then
             v_fresh := c.tick is null;
             if v_fresh then
-                -- hi_seq first: whatever is visible in the tick drew its number before the tick was taken.
-                select s.last_value into c.hi_seq from public.event_outbox_event_seq s;
                 select public.fn_iu_outbox_tick() into c.tick;
+                -- After the tick: whatever is visible in it has drawn its number by now.
+                select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
                    or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
                     raise exception 'the tick % lies before the cursor %', c.tick, c.prev
@@ -1002,125 +1289,6 @@ COMMENT ON COLUMN public.dot_config.description IS 'What the setting does, for t
 -- Name: COLUMN dot_config.updated_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.dot_config.updated_at IS 'When the value was last changed; for a gate: open or closed since.';
-
--- Name: event_outbox; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.event_outbox (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    event_domain text NOT NULL,
-    event_type text NOT NULL,
-    event_stream text NOT NULL,
-    delivery_lane text NOT NULL,
-    event_severity text DEFAULT 'info'::text NOT NULL,
-    event_subject_table text,
-    event_subject_ref uuid,
-    canonical_address text,
-    actor_ref text,
-    source_system text,
-    correlation_id text,
-    payload_classification text DEFAULT 'safe_metadata'::text NOT NULL,
-    safe_payload jsonb DEFAULT '{}'::jsonb NOT NULL,
-    occurred_at timestamp with time zone DEFAULT now() NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    event_seq bigint NOT NULL,
-    traceparent text DEFAULT NULLIF(current_setting('iu.traceparent'::text, true), ''::text),
-    CONSTRAINT event_outbox_classification_chk CHECK ((payload_classification = ANY (ARRAY['safe_metadata'::text, 'restricted'::text]))),
-    CONSTRAINT event_outbox_safe_payload_chk CHECK ((NOT (safe_payload ?| ARRAY['body'::text, 'content'::text, 'raw'::text, 'vector'::text, 'embedding'::text, 'secret'::text, 'token'::text, 'password'::text]))),
-    CONSTRAINT event_outbox_stream_chk CHECK ((event_stream = ANY (ARRAY['comment'::text, 'review'::text, 'update'::text, 'birth'::text, 'task'::text, 'alert'::text, 'health'::text])))
-);
-
--- Name: TABLE event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.event_outbox IS 'Append-only log of what happened, written in the transaction that changed the data. A log, not a queue: it carries no delivery state.';
-
--- Name: COLUMN event_outbox.id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.id IS 'Identity of the event; also its trace id when the producer gave none.';
-
--- Name: COLUMN event_outbox.event_domain; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_domain IS 'Whose event it is; a worker reads one domain.';
-
--- Name: COLUMN event_outbox.event_type; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_type IS 'What happened; registered in event_type_registry.';
-
--- Name: COLUMN event_outbox.event_stream; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_stream IS 'Kind of stream, fixed by the registry.';
-
--- Name: COLUMN event_outbox.delivery_lane; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.delivery_lane IS 'How urgent, fixed by the registry.';
-
--- Name: COLUMN event_outbox.event_severity; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_severity IS 'info, warning, error, ...';
-
--- Name: COLUMN event_outbox.event_subject_table; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_subject_table IS 'Table of the row that the event is about.';
-
--- Name: COLUMN event_outbox.event_subject_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_subject_ref IS 'Id of the row that the event is about; order is kept per subject.';
-
--- Name: COLUMN event_outbox.canonical_address; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.canonical_address IS 'Human-readable address of the subject.';
-
--- Name: COLUMN event_outbox.actor_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.actor_ref IS 'Who caused it.';
-
--- Name: COLUMN event_outbox.source_system; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.source_system IS 'Which application wrote it.';
-
--- Name: COLUMN event_outbox.correlation_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.correlation_id IS 'Id of the request or process that it belongs to.';
-
--- Name: COLUMN event_outbox.payload_classification; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.payload_classification IS 'safe_metadata or restricted.';
-
--- Name: COLUMN event_outbox.safe_payload; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.safe_payload IS 'Metadata only: content, vectors and secrets are rejected by key.';
-
--- Name: COLUMN event_outbox.occurred_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.occurred_at IS 'When it happened, by the emitter''s account.';
-
--- Name: COLUMN event_outbox.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.created_at IS 'Start of the transaction that wrote it: not the order of commits.';
-
--- Name: COLUMN event_outbox.xact_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.xact_id IS 'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
-
--- Name: COLUMN event_outbox.event_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_seq IS 'Order of writing, which is commit order for events of one subject. Set by the stamp.';
-
--- Name: COLUMN event_outbox.traceparent; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.traceparent IS 'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
-
--- Name: CONSTRAINT event_outbox_classification_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT event_outbox_classification_chk ON public.event_outbox IS 'The classifications that exist.';
-
--- Name: CONSTRAINT event_outbox_safe_payload_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT event_outbox_safe_payload_chk ON public.event_outbox IS 'Keys that would carry content or secrets never enter the log.';
-
--- Name: CONSTRAINT event_outbox_stream_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT event_outbox_stream_chk ON public.event_outbox IS 'The streams that exist.';
 
 -- Name: event_outbox_event_seq; Type: SEQUENCE; Schema: public; Owner: -
 

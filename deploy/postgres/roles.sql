@@ -61,7 +61,11 @@ revoke execute on function
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text),
-    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
+    public.fn_iu_outbox_full_xid(xid, xid8),
+    public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
+    public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
+    public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator;
 
 grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator;

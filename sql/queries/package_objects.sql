@@ -33,6 +33,10 @@ with objects (file, kind, name) as (
         ('worker/013_watch', 'function', 'fn_iu_outbox_consumed(iu_route_worker_cursor,xid8,bigint,uuid)'),
         ('worker/013_watch', 'view', 'v_iu_worker_health'),
         ('worker/013_watch', 'view', 'v_iu_culprit'),
+        ('worker/015_reanchor', 'function', 'fn_iu_outbox_full_xid(xid,xid8)'),
+        ('worker/015_reanchor', 'function', 'fn_iu_outbox_verdict(iu_route_worker_cursor,boolean,xid8,xid8,bigint,uuid,xid)'),
+        ('worker/015_reanchor', 'function', 'fn_iu_outbox_judged(text[],xid8,pg_snapshot,timestamp with time zone,xid8,bigint)'),
+        ('worker/015_reanchor', 'function', 'fn_iu_outbox_reanchor(timestamp with time zone,boolean,boolean)'),
         ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
         ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))
 select o.file, o.kind, o.name,

@@ -17,7 +17,7 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 COMMANDS = [
     ["probe"], ["apply", "--no-backup", "x"], ["verify"], ["rollback", "--yes"], ["run"], ["emit"], ["status"],
     ["health"], ["health", "--here"], ["doctor"], ["gate", "show"], ["gate", "open", "worker"], ["route", "list"],
-    ["route", "disable", "x"], ["cursor", "show"], ["cursor", "reset", "--to", "now"], ["attempts"],
+    ["route", "disable", "x"], ["cursor", "show"], ["cursor", "reset", "--to", "now"], ["cursor", "reanchor"], ["attempts"],
     ["dead-letter", "list"], ["dead-letter", "show", NOBODY], ["dead-letter", "replay", "--all"],
 ]  # fmt: skip
 
@@ -149,7 +149,8 @@ def test_a_standby(applied, standby):
     """On a real standby whatever writes refuses and points to the primary, and whatever looks answers."""
     says = ("standby", "Connect to the primary")
     for command in (["run"], ["probe"], ["emit"], ["gate", "open", "worker"], ["rollback", "--yes"],
-                    ["route", "disable", "x"], ["cursor", "reset", "--to", "now"], ["dead-letter", "replay", "--all"]):  # fmt: skip
+                    ["route", "disable", "x"], ["cursor", "reset", "--to", "now"], ["cursor", "reanchor"],
+                    ["dead-letter", "replay", "--all"]):  # fmt: skip
         refused(2, *says)(*command, dsn=standby)
 
     done = run("apply", "--no-backup", "x", "--json", dsn=standby)

@@ -316,6 +316,7 @@ def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
         "insert into iu_route_worker_cursor (worker_name, event_domain, lineage) values ('x', 'iu', gen_random_uuid())",
         "update iu_route_worker_cursor set event_domain = 'system'",
         "update iu_route_worker_cursor set lineage = gen_random_uuid()",
+        "select fn_iu_outbox_reanchor(p_plan => true)",
         "delete from iu_route_worker_cursor",
         "update iu_outbox_anchor set one = true",
         "delete from iu_outbox_anchor",
@@ -447,6 +448,7 @@ def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
         "delete from iu_route_dead_letter",
         "update iu_route_dead_letter set event_snapshot = '{}'",
         "update iu_route_worker_cursor set lineage = gen_random_uuid()",
+        "select fn_iu_outbox_reanchor(p_plan => true)",
         (
             "insert into event_outbox (event_domain, event_type, event_stream, delivery_lane) "
             "values ('iu', 'version_applied', 'update', 'immediate')"

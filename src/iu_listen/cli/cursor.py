@@ -1,8 +1,9 @@
-"""Where workers are, and how they are put somewhere else: cursor show, reset."""
+"""Where workers are, and how they are put somewhere else: cursor show, reset, reanchor."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 import anyio
 from cyclopts import App, Parameter
@@ -10,8 +11,10 @@ from cyclopts import App, Parameter
 from iu_listen.cli import show
 from iu_listen.cli.change import Plan
 from iu_listen.cli.door import Where, looking
-from iu_listen.model.errors import Refused
+from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import census
+
+Yes = Annotated[bool, Parameter(help="Really do it.", negative=())]
 
 cursor = App(name="cursor", help="Show where workers are, and put them somewhere else.")
 
@@ -53,7 +56,7 @@ def cursor_reset(
         str | None, Parameter(help="Which worker. Default: IU_LISTEN_WORKER, else the one of 060.")
     ] = None,
     plan: Plan = False,
-    yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
+    yes: Yes = False,
     where: Where | None = None,
 ) -> int:
     """Put a worker somewhere else.
@@ -94,3 +97,81 @@ def cursor_reset(
         return 0
 
     return anyio.run(run)
+
+
+@cursor.command(name="reanchor")
+def cursor_reanchor(
+    *,
+    since: Annotated[
+        str | None, Parameter(help="Read what was created since then again, whatever the cursors say. ISO 8601.")
+    ] = None,
+    force: Annotated[bool, Parameter(help="Although no worker refuses.", negative=())] = False,
+    plan: Plan = False,
+    yes: Yes = False,
+    where: Where | None = None,
+) -> int:
+    """Make a foreign history our own, after a restore or a logical copy.
+
+    What a worker has not read is read, what is uncertain is read again, and idempotency keys suppress second
+    decisions; with --since the uncertain events before that time count as read. All workers move, all or nothing,
+    and writers do not wait. The worker gate must be closed.
+    """
+    machine = bool(where and where.json)
+    moment = _moment(since)
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            found = await census.reanchor(connection, moment, force=force, plan=True)
+            answer = {"done": False, "since": moment} | {k: v for k, v in found.items() if k != "status"}
+            if plan or not yes:
+                if machine:
+                    show.as_json(answer)
+                else:
+                    _print_plan(found, moment)
+                if not plan:
+                    raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                return 0
+            did = await census.reanchor(connection, moment, force=force, plan=False)
+            if machine:
+                show.as_json(answer | {"done": True} | {k: did[k] for k in ("lineage", "again", "past")})
+            else:
+                again, past = show.text(did["again"]), show.text(did["past"])
+                show.line(f"Done: {again} event(s) are to be read, {past} were moved into the past.")
+                show.note(
+                    "Next: iu-listen gate open worker. When nothing waits any more, iu-listen audit shows that"
+                    " nothing is missing."
+                )
+        return 0
+
+    return anyio.run(run)
+
+
+def _moment(since: str | None) -> datetime | None:
+    """A time as people type it; without a zone it is UTC, as everything that we print."""
+    if since is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(since)
+    except ValueError:
+        raise ConfigurationError(f"--since {since} is no time", "It looks like 2026-11-24T15:00:00Z.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _print_plan(found: dict[str, Any], since: datetime | None) -> None:
+    show.table(
+        ("worker", "domain", "reads", "events", "unread", "uncertain", "to be read", "into the past"),
+        (
+            (w["worker_name"], w["event_domain"], show.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"),
+             w["events"], w["unread"], w["uncertain"], w["again"], w["past"])
+            for w in found["workers"]
+        ),
+    )  # fmt: skip
+    if found["numbers_behind"]:
+        show.line(f"The sequence is {show.text(found['numbers_behind'])} behind the events; it is put ahead of them.")
+    if not since and any(w["uncertain"] for w in found["workers"]):
+        show.line("Uncertain events are read again. If you know since when events may be missing, say --since.")
+    if not found["foreign"]:
+        show.line("No worker refuses: the history is our own, and only --force would change anything.")
+    show.line("Plan: nothing was changed.")

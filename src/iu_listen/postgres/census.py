@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +16,9 @@ from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 Row = dict[str, Any]
+
+#: How long a reanchor waits for a batch that still runs, in milliseconds.
+REANCHOR_WAIT_MS: Final = 5000
 
 
 async def rows(connection: Connection, name: str, *args: Any) -> list[Row]:
@@ -161,4 +165,20 @@ async def emit(
 async def replay(connection: Connection, dead_letter: UUID, actor: str | None) -> Row:
     """Decide a dead letter again; the answer of fn_iu_route_dead_letter_replay."""
     answer: Row = json.loads(await value(connection, "replay_dead_letter", dead_letter, actor))
+    return answer
+
+
+async def reanchor(connection: Connection, since: datetime | None, *, force: bool, plan: bool) -> Row:
+    """Make the history our own, all or nothing; the answer of fn_iu_outbox_reanchor.
+
+    Raises:
+        Refused: the gate is open, a batch still runs, or the history is our own already and nobody said force.
+    """
+    try:
+        # A transaction of its own, without savepoints: the anchor must carry its id.
+        async with connection.transaction():
+            await connection.execute(f"set local lock_timeout = {REANCHOR_WAIT_MS}")
+            answer: Row = json.loads(await connection.fetchval(query("reanchor"), since, force, plan))
+    except asyncpg.LockNotAvailableError as error:
+        raise Refused("somebody holds a cursor: a batch, or another reanchor", "Try again in a moment.") from error
     return answer

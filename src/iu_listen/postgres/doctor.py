@@ -81,7 +81,10 @@ async def _history(connection: Connection, worker: str) -> Finding:
         if row["worker_name"] == worker:
             if row["refusal"]:
                 return Finding(
-                    "fail", "history", row["refusal"], "The cursor was not written here. docs/how-to/repair.md"
+                    "fail",
+                    "history",
+                    row["refusal"],
+                    "The cursor was not written here: iu-listen cursor reanchor --plan",
                 )
             return Finding("ok", "history", "our own")
     return Finding("fail", "worker", f"{worker} is not registered", "iu-listen cursor show")

@@ -1,0 +1,217 @@
+-- A history of our own again, after a restore: what somebody has not read is stamped anew, everything else is past.
+--
+-- needs: 005, 006, 008, 009, 013
+-- locks: nothing that exists
+
+-- Judging an event ---------------------------------------------------------------------------------------
+--
+-- After a logical copy three kinds of events lie in one table: those that the copied cursor had read, those that it
+-- had not, and those that were written here before anybody noticed. The stamps of the first two are transactions of
+-- the old cluster, those of the third are transactions of this one, and the number alone does not say of which.
+--
+--   * An old stamp is judged by the cursor that came along with it: the algebra needs no cluster, only that cursor
+--     and stamp are of the same one.
+--   * hi_seq finds the new ones. Whatever the cursor had read had drawn its number by then, and a dump carries the
+--     sequence along. So a number above hi_seq is unread in any history, also in a copy of a copy.
+--   * Where the sequence was not carried along (logical replication before PostgreSQL 19, an old setval), numbers say
+--     nothing, but rows do. An event that was written here has a stamp above the transaction that brought the anchor
+--     and not above its own xmin; a restored row has the xmin of the restore. Such an event is uncertain.
+--   * A cursor of another lineage, one from the future, or one without an anchor proves nothing: all that it would
+--     call read is uncertain.
+--
+-- What is uncertain is read again, and idempotency keys suppress second decisions; unless somebody knows since when
+-- events may be missing (p_since). Then those created since are read again, and uncertain ones before are not.
+
+create function public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8)
+returns xid8
+language sql
+immutable
+return greatest(0, p_near::text::bigint
+                   + (((p_xid::text::bigint - p_near::text::bigint + 2147483648) & 4294967295) - 2147483648))::text::xid8;
+comment on function public.fn_iu_outbox_full_xid(xid, xid8) is
+    'The transaction with these lower 32 bits that is nearest to p_near.';
+
+create function public.fn_iu_outbox_verdict(
+    p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8,
+    p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid)
+returns text
+language sql
+stable
+return case when p_event_seq > (p_cursor).hi_seq
+                 or not public.fn_iu_outbox_consumed(p_cursor, p_xact_id, p_event_seq, p_id) then 'unread'
+            when not p_believed then 'uncertain'
+            when p_xact_id > p_arrived
+                 and p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived) then 'uncertain'
+            else 'read'
+       end;
+comment on function public.fn_iu_outbox_verdict(
+    public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid) is
+    'Whether the worker of this cursor has read an event, in whatever history: read, unread or uncertain. p_believed: '
+    'the cursor is of one history with the anchor. p_arrived: what brought the anchor here; null if it was born here.';
+
+-- What may be left out: an event below both p_low_xid and p_low_seq is read by everybody and visible in p_now.
+create function public.fn_iu_outbox_judged(
+    p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamptz, p_low_xid xid8, p_low_seq bigint)
+returns table (tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
+language sql
+stable
+begin atomic
+    select o.ctid, o.event_domain, j.unread_by, j.uncertain_by, v.visible,
+           j.unread_by is not null
+           or coalesce(o.created_at >= p_since, j.uncertain_by is not null)
+           -- committed since p_now was taken, or it could not be seen here
+           or (not v.visible and o.xact_id < (select pg_snapshot_xmax(pg_current_snapshot())))
+      from public.event_outbox o
+     cross join lateral (select pg_visible_in_snapshot(o.xact_id, p_now)) v(visible)
+     cross join lateral (
+           select array_agg(w.worker_name) filter (where x.verdict = 'unread'),
+                  array_agg(w.worker_name) filter (where x.verdict = 'uncertain')
+             from public.iu_route_worker_cursor w
+            cross join lateral (
+                  select public.fn_iu_outbox_verdict(w, w.worker_name = any (p_believed), p_arrived,
+                                                     o.xact_id, o.event_seq, o.id, o.xmin)) x(verdict)
+            where w.event_domain = o.event_domain) j(unread_by, uncertain_by)
+     where o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w)
+       and (o.xact_id >= p_low_xid or o.event_seq > p_low_seq or o.created_at >= p_since);
+end;
+comment on function public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint) is
+    'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows '
+    'them, and whether they are to be read again.';
+
+-- Reanchor -----------------------------------------------------------------------------------------------
+--
+-- Nobody waits for it. It takes no lock on event_outbox, because a snapshot separates the writers as well as a lock
+-- would. v_now is taken first and becomes the new prev: whatever commits later has a stamp that v_now does not show,
+-- and is read once. What committed before is seen by the UPDATE, whose snapshot is later:
+--
+--   * unread by somebody, or uncertain: stamped with this transaction, which v_now has as in progress;
+--   * committed between v_now and the UPDATE: the same;
+--   * read by everybody, but with a stamp that v_now would not show, as in a cluster with lower transaction ids: it
+--     would be new again when this cluster gets there. Stamped with transaction 3, which everybody has passed.
+--
+-- One statement does it, under one snapshot: in a second one, an event that commits in between would look like the
+-- third kind. By ctid, so that an event that somebody else stamps meanwhile is left alone.
+--
+-- The sequence goes ahead of every number that exists, or new events would overtake old ones of their subject. It goes
+-- a thousand further, so that numbers which are drawn at this very moment are not drawn again.
+
+create function public.fn_iu_outbox_reanchor(
+    p_since timestamptz default null, p_force boolean default false, p_plan boolean default false)
+returns jsonb
+language plpgsql
+set search_path = ''
+set jit = off
+as $$
+declare
+    v_me        xid8;
+    v_now       pg_snapshot;
+    v_lineage   uuid;
+    v_arrived   xid8;
+    v_foreign   boolean;
+    v_believed  text[];
+    v_strangers bigint;
+    v_low_xid   xid8;
+    v_low_seq   bigint;
+    v_last      bigint;
+    v_highest   bigint;
+    v_workers   jsonb;
+    v_touched   bigint;
+    v_again     bigint;
+begin
+    if pg_is_in_recovery() then
+        raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
+            hint = 'Connect to the primary.';
+    end if;
+    if not p_plan then
+        if pg_current_xact_id_if_assigned() is not null then
+            raise exception 'this transaction has written already' using errcode = 'active_sql_transaction',
+                hint = 'Call fn_iu_outbox_reanchor first in a transaction of its own.';
+        end if;
+        -- Runs, resets and another reanchor wait here. The tick comes in a later statement, as in a run.
+        perform from public.iu_route_worker_cursor w order by w.worker_name for update;
+        if public.fn_iu_route_worker_enabled() then
+            raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Close it first: iu-listen gate close worker';
+        end if;
+        v_me := pg_current_xact_id();
+    end if;
+
+    select public.fn_iu_outbox_tick() into v_now;
+    select a.lineage, case when a.xmin::text <> (a.xact_id::text::numeric % 4294967296)::text
+                           then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end
+      into v_lineage, v_arrived
+      from public.iu_outbox_anchor a;
+    select bool_or(r.refusal is not null),
+           coalesce(array_agg(w.worker_name) filter (where b.believed), '{}'),
+           count(*) filter (where b.believed is not true),
+           least(min(pg_snapshot_xmin(w.prev)), pg_snapshot_xmin(v_now), v_arrived), min(w.hi_seq), max(w.hi_seq)
+      into v_foreign, v_believed, v_strangers, v_low_xid, v_low_seq, v_highest
+      from public.iu_route_worker_cursor w
+     cross join lateral (select public.fn_iu_outbox_refusal(w.lineage, w.prev)) r(refusal)
+     cross join lateral (select w.lineage = v_lineage
+                                and (r.refusal is null or r.refusal = 'foreign_history')) b(believed);
+    if v_strangers > 0 then
+        v_low_xid := '0';
+    end if;
+    -- Each domain by itself: its highest number is the last one in event_outbox_order_idx.
+    select greatest(v_highest, max(d.highest)) into v_highest
+      from (select (select max(o.event_seq) from public.event_outbox o where o.event_domain = r.event_domain)
+              from (select distinct t.event_domain from public.event_type_registry t) r) d(highest);
+    select s.last_value - (not s.is_called)::integer into v_last from public.event_outbox_event_seq s;
+
+    if p_plan then
+        select jsonb_agg(jsonb_build_object(
+                   'worker_name', w.worker_name, 'event_domain', w.event_domain,
+                   'refusal', public.fn_iu_outbox_refusal(w.lineage, w.prev),
+                   'events', (select count(*) from public.event_outbox o where o.event_domain = w.event_domain),
+                   'unread', n.unread, 'uncertain', n.uncertain, 'again', n.again, 'past', n.past)
+                   order by w.worker_name)
+          into v_workers
+          from public.iu_route_worker_cursor w
+         cross join lateral (
+               select count(*) filter (where w.worker_name = any (j.unread_by)) as unread,
+                      count(*) filter (where w.worker_name = any (j.uncertain_by)) as uncertain,
+                      count(*) filter (where j.again) as again,
+                      count(*) filter (where not j.again and not j.visible) as past
+                 from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
+                where j.event_domain = w.event_domain) n;
+        return jsonb_build_object('status', 'planned', 'foreign', coalesce(v_foreign, false),
+                                  'numbers_behind', greatest(v_highest - v_last, 0),
+                                  'workers', coalesce(v_workers, '[]'));
+    end if;
+
+    if v_foreign is not true and not p_force then
+        raise exception 'no worker refuses: the history is our own' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'To have events read again all the same: --force, and --since to say which.';
+    end if;
+    if v_last < v_highest then
+        perform setval('public.event_outbox_event_seq', v_highest + 1000);
+    end if;
+    update public.event_outbox o
+       set xact_id = case when j.again then v_me else '3' end
+      from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
+     where o.ctid = j.tid and (j.again or not j.visible);
+    get diagnostics v_touched = row_count;
+    select count(*) into v_again
+      from public.event_outbox o
+     where o.xact_id = v_me
+       and o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w);
+
+    -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
+    delete from public.iu_outbox_anchor;
+    insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
+    update public.iu_route_worker_cursor w
+       set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
+           own_xid = null, own_seq = null,
+           hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
+    if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
+        raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
+            hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';
+    end if;
+    return jsonb_build_object('status', 'reanchored', 'lineage', v_lineage, 'again', v_again,
+                              'past', v_touched - v_again);
+end
+$$;
+comment on function public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean) is
+    'Makes the history our own: all or nothing, gate closed, nobody waits. p_since: events created since are read '
+    'again. p_force: although no worker refuses. p_plan: say what would be done, change nothing.';

@@ -1,0 +1,131 @@
+"""iu-listen cursor reanchor, as people and machines meet it."""
+
+from __future__ import annotations
+
+import signal
+
+from cli.command import execute, holding, on_one_server, portrait, refused, rows, run, running, seen, value
+
+pytestmark = on_one_server
+
+ROUTE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
+#: The anchor as a dump restores it: same contents, another transaction.
+RESTORED = """
+    create table kept as select * from iu_outbox_anchor; delete from iu_outbox_anchor;
+    insert into iu_outbox_anchor select * from kept; drop table kept
+"""
+WAITS = "select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+
+
+def foreign(dsn: str) -> None:
+    """Three events that were read, two that were not, and a history that is not theirs any more."""
+    run("emit", "--count", "3", dsn=dsn)
+    execute(dsn, ROUTE)
+    run("emit", "--count", "2", dsn=dsn)
+    execute(dsn, RESTORED)
+
+
+def test_from_the_refusal_to_the_end(live):
+    """reanchor shows its plan, asks for a yes and a closed gate, and afterwards nothing is missing."""
+    dsn = live.dsn
+    foreign(dsn)
+    assert "refuses: foreign_history" in run("status", dsn=dsn).out
+    assert "cursor reanchor" in refused(1, "foreign_history")("doctor", dsn=dsn).out
+
+    before = portrait(dsn)
+    done = run("cursor", "reanchor", "--plan", dsn=dsn)
+    assert done.code == 0
+    assert "refuses: foreign_history" in done.out
+    assert "nothing was changed" in done.out
+    refused(1, "Say --yes")("cursor", "reanchor", dsn=dsn)
+    refused(1, "the worker gate is open", "gate close worker")("cursor", "reanchor", "--yes", dsn=dsn)
+    assert portrait(dsn) == before
+
+    run("gate", "close", "worker", dsn=dsn)
+    done = run("cursor", "reanchor", "--yes", dsn=dsn)
+    assert (done.code, done.out.strip()) == (0, "Done: 2 event(s) are to be read, 0 were moved into the past.")
+    assert "gate open worker" in done.err
+    assert "iu-listen audit" in done.err
+    run("gate", "open", "worker", dsn=dsn)
+    execute(dsn, ROUTE)
+    assert value(dsn, "select count(*) from iu_route_attempt") == 5
+    assert run("verify", "--live", dsn=dsn).code == 0
+
+
+def test_for_machines(applied):
+    """--json has the figures of every worker, and what was done."""
+    dsn = applied.dsn
+    run("emit", "--count", "2", dsn=dsn)
+    execute(dsn, RESTORED)
+    done = run("cursor", "reanchor", "--plan", "--json", "--since", "2020-01-01", dsn=dsn)
+    assert done.json == {
+        "done": False, "since": "2020-01-01T00:00:00+00:00", "foreign": True, "numbers_behind": 0,
+        "workers": [{"worker_name": "iu_outbound_default", "event_domain": "iu", "refusal": "foreign_history",
+                     "events": 2, "unread": 2, "uncertain": 0, "again": 2, "past": 0}],
+    }  # fmt: skip
+    assert refused(1)("cursor", "reanchor", "--json", dsn=dsn).json["done"] is False
+    done = run("cursor", "reanchor", "--yes", "--json", dsn=dsn)
+    assert (done.json["done"], done.json["again"], done.json["past"]) == (True, 2, 0)
+    assert done.json["lineage"] == str(value(dsn, "select lineage from iu_outbox_anchor"))
+
+
+def test_our_own_history(applied):
+    """Where no worker refuses it changes nothing, unless it is forced to."""
+    dsn = applied.dsn
+    run("emit", dsn=dsn)
+    before = portrait(dsn)
+    assert "No worker refuses" in run("cursor", "reanchor", "--plan", dsn=dsn).out
+    refused(1, "no worker refuses", "--force")("cursor", "reanchor", "--yes", dsn=dsn)
+    assert portrait(dsn) == before
+    assert "1 event(s) are to be read" in run("cursor", "reanchor", "--yes", "--force", dsn=dsn).out
+
+
+def test_a_time_that_is_none(applied):
+    """What is no time is refused, with an example."""
+    refused(2, "yesterday is no time", "2026-11-24T15:00:00Z")(
+        "cursor", "reanchor", "--since", "yesterday", dsn=applied.dsn
+    )
+
+
+def test_uncertain_events_are_explained(live):
+    """Where a cursor proves nothing, the plan says so, and what could be said instead."""
+    dsn = live.dsn
+    run("emit", "--count", "3", dsn=dsn)
+    execute(dsn, ROUTE)
+    execute(dsn, "delete from iu_outbox_anchor; select setval('event_outbox_event_seq', 1)")
+    done = run("cursor", "reanchor", "--plan", dsn=dsn)
+    assert "refuses: anchor_missing" in done.out
+    assert "Uncertain events are read again" in done.out
+    assert "--since" in done.out
+    assert "behind the events" in done.out
+
+
+def test_a_cursor_that_somebody_holds(applied):
+    """A batch that still runs is waited for, and not for ever."""
+    execute(applied.dsn, RESTORED)
+    with holding(applied.dsn, "select from iu_route_worker_cursor for update"):
+        refused(1, "somebody holds a cursor", "Try again")("cursor", "reanchor", "--yes", dsn=applied.dsn)
+
+
+def test_killed_in_the_middle(applied):
+    """A command that is killed in the middle has changed nothing, and can be run again.
+
+    Fails when: it commits before the end.
+    """
+    dsn = applied.dsn
+    run("emit", "--count", "3", dsn=dsn)
+    execute(dsn, RESTORED)
+    before = rows(
+        dsn, "select xmin, o::text from event_outbox o union all select xmin, a::text from iu_outbox_anchor a"
+    )
+    with (
+        holding(dsn, "select from event_outbox for update"),
+        running("cursor", "reanchor", "--yes", dsn=dsn) as command,
+    ):
+        assert seen(dsn, WAITS)
+        command.end(signal.SIGKILL)
+    assert seen(dsn, "select count(*) = 1 from pg_stat_activity where datname = current_database()")
+    assert before == rows(
+        dsn, "select xmin, o::text from event_outbox o union all select xmin, a::text from iu_outbox_anchor a"
+    )
+    assert run("cursor", "reanchor", "--yes", "--json", dsn=dsn).json["again"] == 3

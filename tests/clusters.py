@@ -1,0 +1,118 @@
+"""Clusters beside the one that all tests share: new ones, with ids of one's own, copies, and dumps between them.
+
+All of them are ``Server``s of the embedded PostgreSQL, so they are stopped and started like any other, as the account
+that owns their data.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from iu_listen import embedded
+from iu_listen.embedded_keeper import Record, Server, beside, owner, render, write
+from iu_listen.embedded_keeper import run as run_as
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+
+#: A transaction id that the shared servers never reach; at the beginning of a file of pg_xact, so that none is missing.
+FAR = 5 * 2**20
+
+
+def program(server: Server, name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
+    """Run one of the server's programs as the owner of its data; what it said."""
+    command: list[str | Path] = [server.bin / name, *arguments]
+    if cwd is not None:
+        command = ["/bin/sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", cwd, *command]
+    done = run_as(command, owner(server.data))
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def psql(server: Server, database: str, script: str) -> str:
+    """Run statements without an event loop."""
+    done = run_as(
+        [server.bin / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn(database)], owner(server.data), script
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout.strip()
+
+
+@contextmanager
+def place(account_of: Path | None = None) -> Iterator[Path]:
+    """A directory that the account of a server can reach; and write to, if it owns ``account_of``."""
+    with TemporaryDirectory(prefix="iu-listen-tests-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        if account_of is not None and (account := owner(account_of)):
+            os.chown(path, *account)
+        yield path
+
+
+@contextmanager
+def cluster(major: int, *, next_xid: int | None = None, **options: str) -> Iterator[Server]:
+    """A new cluster; its next transaction is ``next_xid``, a multiple of 2**20."""
+    with place() as root, embedded.running(root, major, durable=False, options=options) as server:
+        if next_xid is not None:
+            server.stop()
+            program(server, "pg_resetwal", "-x", str(next_xid), "-D", server.data)
+            server.start()
+        yield server
+
+
+@contextmanager
+def copy_of(original: Server, signal: str | None = None, **settings: str) -> Iterator[Server]:
+    """A physical copy, taken now and not started.
+
+    Args:
+        original: A running server.
+        signal: ``recovery`` or ``standby``; None makes it a primary of its own.
+        settings: On top of those of the original.
+    """
+    record, account = Record.load(original.data), owner(original.data)
+    assert record is not None
+    with place(original.data) as home:
+        # The same name, because postgresql.conf ends with an include of the file that is called like the directory.
+        data, sockets = home / original.data.name, home / "socket"
+        sockets.mkdir(mode=0o700)
+        if account is not None:
+            os.chown(sockets, *account)
+        program(original, "pg_basebackup", "-D", data, "-d", original.dsn("postgres"), "-c", "fast", "--no-sync")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1] if record.settings["listen_addresses"] else original.port
+        server = replace(original, data=data, socket_dir=sockets, log=beside(data, ".log"), port=port)
+        mine = record.settings | {"port": str(port), "unix_socket_directories": str(sockets)} | settings
+        write(beside(data, ".conf"), render(mine), account)
+        write(server.log, "", account)
+        if signal:
+            write(data / f"{signal}.signal", "", account)
+        Record(server, mine, os.getpid()).save()
+        try:
+            yield server
+        finally:
+            server.stop("immediate")
+
+
+def dump(source: Server, database: str, file: Path, *options: str) -> None:
+    """pg_dump, in the format of pg_restore."""
+    program(source, "pg_dump", "-Fc", "-f", file, "-d", source.dsn(database), *options)
+
+
+def restore(target: Server, database: str, file: Path, *options: str) -> str:
+    """pg_restore into a new database; its connection string."""
+    psql(target, "postgres", f"create database {database}")
+    program(target, "pg_restore", "--exit-on-error", "-d", target.dsn(database), *options, file)
+    return target.dsn(database)
+
+
+async def apply_package(dsn: str) -> None:
+    """Everything that is not there yet: IU Core, then the package, inert."""
+    async with session(dsn, name="tests") as connection:
+        if await migrate.substrate_missing(connection):
+            await migrate.apply_base(connection)
+        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)

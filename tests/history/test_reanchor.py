@@ -1,0 +1,389 @@
+"""What a reanchor demands, whom it lets pass meanwhile, and what each reason to refuse leaves certain."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from history.past import figures, nothing_missing, reanchor, refusal, state
+from iu_listen.model.facts import State
+from iu_listen.model.observation import BatchRan, StateChanged
+from iu_listen.postgres.sqlfiles import query
+from support import (
+    WORKER,
+    attempted,
+    connected,
+    consuming,
+    drain,
+    insert_event,
+    open_gate,
+    run_batch,
+    wait_until,
+)
+
+pytestmark = pytest.mark.asyncio
+
+Damage = Callable[[asyncpg.Connection], Awaitable[object]]
+#: The worker has read whatever another history will ever write.
+FAR_AHEAD = "update iu_route_worker_cursor set prev = '9000000000:9000000000:', hi_seq = 1000"
+SOON = timedelta(minutes=1)
+
+
+async def restored(connection: asyncpg.Connection) -> None:
+    """The anchor as a dump restores it: same contents, another transaction."""
+    async with connection.transaction():
+        await connection.execute(
+            """create temp table kept on commit drop as select * from iu_outbox_anchor; delete from iu_outbox_anchor;
+               insert into iu_outbox_anchor select * from kept"""
+        )
+
+
+async def copied_cursor(connection: asyncpg.Connection) -> None:
+    """A cursor row of another database, with all that it says of itself."""
+    await connection.execute(FAR_AHEAD)
+    await connection.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
+
+
+async def no_anchor(connection: asyncpg.Connection) -> None:
+    """An anchor that somebody deleted."""
+    await connection.execute("delete from iu_outbox_anchor")
+
+
+async def ahead(connection: asyncpg.Connection) -> None:
+    """A cursor that has read what this server has not written."""
+    await connection.execute(FAR_AHEAD)
+
+
+async def blocked(connection: asyncpg.Connection, pid: int) -> bool:
+    """Whether that session waits for a lock."""
+    return await connection.fetchval("select wait_event_type = 'Lock' from pg_stat_activity where pid = $1", pid)
+
+
+# -- what it demands ----------------------------------------------------------------------------------------------
+
+
+async def test_it_demands_a_closed_gate(live):
+    """While the worker gate is open nothing is changed."""
+    async with connected(live.dsn) as worker:
+        await restored(worker)
+        before = await state(worker)
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="the worker gate is open"):
+            await reanchor(worker)
+        assert await state(worker) == before
+
+
+async def test_it_demands_a_foreign_history(applied):
+    """Where no worker refuses, nothing is changed unless somebody insists."""
+    async with connected(applied.dsn) as worker:
+        before = await state(worker)
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="no worker refuses"):
+            await reanchor(worker)
+        assert await state(worker) == before
+        assert (await reanchor(worker, force=True))["status"] == "reanchored"
+
+
+async def test_it_demands_a_transaction_of_its_own(applied):
+    """After a write, or in a savepoint, the anchor would be another transaction's: it says so and changes nothing.
+
+    Fails when: the new anchor is not looked at.
+    """
+    async with connected(applied.dsn) as worker:
+        await restored(worker)
+        before = await state(worker)
+        with pytest.raises(asyncpg.ActiveSQLTransactionError, match="has written already"):
+            async with worker.transaction():
+                await insert_event(worker)
+                await reanchor(worker)
+        with pytest.raises(asyncpg.ActiveSQLTransactionError, match="made in a savepoint"):
+            async with worker.transaction(), worker.transaction():
+                await reanchor(worker)
+        assert await state(worker) == before
+
+
+async def test_a_plan_changes_nothing(live):
+    """A plan is made with the gate open too, takes no transaction id, and changes nothing."""
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        await restored(worker)
+        before = await state(worker)
+        async with worker.transaction(readonly=True):
+            plan = await reanchor(worker, plan=True)
+            assert await worker.fetchval("select pg_current_xact_id_if_assigned()") is None
+        assert (plan["status"], plan["foreign"], plan["workers"][0]["unread"]) == ("planned", True, 1)
+        assert await state(worker) == before
+
+
+# -- what is certain ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(copied_cursor, "foreign_cursor"), (no_anchor, "anchor_missing"), (ahead, "cursor_ahead")]
+)
+async def test_a_cursor_that_proves_nothing(live, damage: Damage, reason: str):
+    """Where cursor and history do not belong together, all that it would call read is uncertain, and read again.
+
+    Fails when: a cursor of another lineage, without an anchor or from the future is believed.
+    """
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker) for _ in range(5)]
+        assert await drain(worker) == 5
+        events += [await insert_event(worker) for _ in range(2)]
+        await damage(worker)
+        events += [await insert_event(worker) for _ in range(2)]
+        assert await refusal(worker) == reason
+        plan = await figures(worker)
+        assert plan["unread"] + plan["uncertain"] == plan["again"] == 9
+        assert plan["uncertain"] >= 5
+        await open_gate(live.dsn, "false")
+        assert (await reanchor(worker))["again"] == 9
+        await open_gate(live.dsn)
+        assert await drain(worker, 2) == 9
+        assert await attempted(worker) == events
+        await nothing_missing(worker)
+
+
+@pytest.mark.parametrize("damage", [copied_cursor, no_anchor, ahead])
+async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage: Damage):
+    """With a time, what is older counts as read, whatever the cursor."""
+    async with connected(live.dsn) as worker:
+        for _ in range(5):
+            await insert_event(worker)
+        assert await drain(worker) == 5
+        await worker.execute("update event_outbox set created_at = now() - interval '2 days'")
+        missing = [await insert_event(worker) for _ in range(3)]
+        await damage(worker)
+        await open_gate(live.dsn, "false")
+        since = datetime.now(UTC) - timedelta(days=1)
+        # An event whose number or stamp the cursor does not know is read, however old.
+        assert (await figures(worker, since))["again"] == 3
+        assert (await reanchor(worker, since))["again"] == 3
+        await open_gate(live.dsn)
+        assert await drain(worker) == 3
+        assert (await attempted(worker))[5:] == missing
+        await nothing_missing(worker)
+
+
+async def test_stamps_of_another_history_among_our_own(live):
+    """Rows that were restored with all triggers off look read; with a time and force they are read.
+
+    Fails when: a time is not obeyed where the history is our own.
+    """
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        assert await drain(worker) == 1
+        await worker.execute(
+            """alter table event_outbox disable trigger all;
+               insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
+               values ('iu', 'version_applied', 'update', 'immediate', '3', 1),
+                      ('iu', 'version_applied', 'update', 'immediate', '9000000000', 2);
+               alter table event_outbox enable always trigger zz_event_outbox_stamp;
+               alter table event_outbox enable trigger trg_event_outbox_type_validate"""
+        )
+        assert await drain(worker) == 0
+        await open_gate(live.dsn, "false")
+        assert (await reanchor(worker, datetime.now(UTC) - timedelta(hours=1), force=True))["again"] == 3
+        await open_gate(live.dsn)
+        assert await drain(worker) == 3
+        await nothing_missing(worker)
+
+
+async def test_a_cursor_that_was_put_to_now(live):
+    """What a reset to now leaves out stays left out after a restore.
+
+    Fails when: the reset does not note the numbers that it passes.
+    """
+    async with connected(live.dsn) as worker:
+        for _ in range(3):
+            await insert_event(worker)
+        await worker.fetchval(query("reset_cursor"), WORKER, None)
+        await restored(worker)
+        unread = await insert_event(worker)
+        assert (await figures(worker))["again"] == 1
+        await open_gate(live.dsn, "false")
+        await reanchor(worker)
+        await open_gate(live.dsn)
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [unread]
+
+
+async def test_the_very_first_number(live):
+    """A number that the sequence offers but nobody has drawn counts as not drawn.
+
+    Fails when: hi_seq is the last value of a sequence that was never called.
+    """
+    async with connected(live.dsn) as worker:
+        await run_batch(worker)
+        assert await worker.fetchval("select hi_seq from iu_route_worker_cursor") == 0
+        await restored(worker)
+        await worker.execute("update iu_route_worker_cursor set prev = '9000000000:9000000000:'")
+        # Only the stamp draws a number, because the column has a value already.
+        await worker.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_seq)
+               values ('iu', 'version_applied', 'update', 'immediate', 7)"""
+        )
+        assert await worker.fetchval("select event_seq from event_outbox") == 1
+        plan = await figures(worker)
+        assert (plan["unread"], plan["uncertain"]) == (1, 0)
+
+
+# -- whom it lets pass --------------------------------------------------------------------------------------------
+
+
+async def test_writers_do_not_wait(live):
+    """While a reanchor is under way writers commit; what they write is read, once.
+
+    Fails when: the reanchor locks event_outbox against writers.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as late:
+        await insert_event(worker)
+        assert await drain(worker) == 1
+        await late.execute("begin")
+        await insert_event(late)
+        await open_gate(live.dsn, "false")
+        await restored(worker)
+        await writer.execute("set lock_timeout = '100ms'")
+        async with worker.transaction():
+            await insert_event(writer)
+            await reanchor(worker)
+            await insert_event(writer)
+            await late.execute("commit")
+        await insert_event(writer)
+        await open_gate(live.dsn)
+        assert await drain(worker) == 4
+        await nothing_missing(worker)
+
+
+async def test_an_event_that_commits_while_it_judges(live):
+    """An event in flight when the snapshot is taken, and committed when rows are judged, is read.
+
+    Nothing else would find it: its number is low, its stamp looks read, and somebody said that nothing is missing.
+    Fails when: an event that the new snapshot does not show is taken for one of another history.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as gate:
+        await worker.execute(FAR_AHEAD)
+        await restored(worker)
+        await open_gate(live.dsn, "false")
+        await writer.execute("begin")
+        event = await insert_event(writer)
+        await gate.execute("begin; lock table iu_outbox_anchor")
+        judging = asyncio.create_task(reanchor(worker, datetime.now(UTC) + SOON))
+        await wait_until(lambda: blocked(writer, worker.get_server_pid()), "the reanchor has its snapshot and waits")
+        await writer.execute("commit")
+        await gate.execute("commit")
+        await judging
+        await open_gate(live.dsn)
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [event]
+
+
+async def test_an_event_that_is_stamped_meanwhile(live):
+    """An event that is stamped anew while a reanchor wants to move it into the past is left alone.
+
+    Fails when: the row is found again by anything else than the version that was judged.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer:
+        event = await insert_event(worker)
+        assert await drain(worker) == 1
+        await worker.execute("update event_outbox set xact_id = '8000000000'")
+        await worker.execute(FAR_AHEAD)
+        await restored(worker)
+        await open_gate(live.dsn, "false")
+        await writer.execute("begin")
+        for domain in ("system", "iu"):
+            await writer.execute("update event_outbox set event_domain = $1 where id = $2", domain, event)
+        judging = asyncio.create_task(reanchor(worker))
+        await wait_until(lambda: blocked(writer, worker.get_server_pid()), "the reanchor waits for the row")
+        await writer.execute("commit")
+        assert (await judging)["past"] == 0
+        await open_gate(live.dsn)
+        assert await drain(worker) == 1
+
+
+@pytest.mark.slow
+async def test_again_and_again_among_writers(live):
+    """Any number of reanchors among writers and runs: every event is read once, none twice.
+
+    Fails when: the snapshot is taken after the rows are judged, or rows are moved by more than one statement.
+    """
+    rounds, writing, dice = 12, True, random.Random(7)
+
+    async def write(length: float) -> None:
+        async with connected(live.dsn) as writer:
+            while writing:
+                async with writer.transaction():
+                    await insert_event(writer)
+                    await asyncio.sleep(dice.uniform(0, length))
+                    await insert_event(writer)
+
+    tasks = [asyncio.create_task(write(length)) for length in (0, 0.001, 0.01, 0.1)]
+    async with connected(live.dsn) as worker:
+        for _ in range(rounds):
+            await open_gate(live.dsn, "false")
+            await reanchor(worker, force=True)
+            await open_gate(live.dsn)
+            await run_batch(worker, 20)
+        writing = False
+        await asyncio.gather(*tasks)
+        await drain(worker)
+        await nothing_missing(worker)
+        assert await worker.fetchval("select total_seen from iu_route_worker_cursor") == await worker.fetchval(
+            "select count(*) from event_outbox"
+        )
+
+
+async def test_a_consumer_goes_on_by_itself(live):
+    """A consumer says that it refuses while the history is foreign, and works again after the reanchor."""
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker)]
+        await restored(worker)
+        async with consuming(live.dsn, catch_up=1) as recorder:
+            await recorder.wait_for(StateChanged, lambda o: o.state is State.REFUSING and o.why == "foreign_history")
+            events.append(await insert_event(worker))
+            await open_gate(live.dsn, "false")
+            await reanchor(worker)
+            await open_gate(live.dsn)
+            await recorder.wait_for(StateChanged, lambda o: o.state is State.IDLE)
+            events.append(await insert_event(worker))
+            await wait_until(lambda: _read(recorder, len(events)), "everything is read")
+        assert await attempted(worker) == events
+
+
+async def _read(recorder, count: int) -> bool:
+    return sum(o.batch.seen for o in recorder.of(BatchRan)) == count
+
+
+# -- all or nothing -----------------------------------------------------------------------------------------------
+
+
+async def test_a_reanchor_that_is_ended_in_the_middle(live):
+    """A reanchor whose session is ended changes nothing, and can be done again.
+
+    Fails when: it commits before the end.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as holder:
+        read: list[UUID] = [await insert_event(worker) for _ in range(3)]
+        assert await drain(worker) == 3
+        unread = [await insert_event(worker) for _ in range(3)]
+        await restored(worker)
+        await open_gate(live.dsn, "false")
+        before = await state(worker)
+        await holder.execute("begin")
+        await holder.execute("select from event_outbox where id = $1 for update", unread[-1])
+        async with connected(live.dsn) as victim:
+            ended = asyncio.create_task(reanchor(victim))
+            await wait_until(lambda: blocked(worker, victim.get_server_pid()), "the reanchor stands in the middle")
+            await worker.execute("select pg_terminate_backend($1, 10000)", victim.get_server_pid())
+            with pytest.raises((asyncpg.AdminShutdownError, asyncpg.PostgresConnectionError)):
+                await ended
+        await holder.execute("rollback")
+        assert await state(worker) == before
+        assert (await reanchor(worker))["again"] == 3
+        await open_gate(live.dsn)
+        assert await drain(worker) == 3
+        assert await attempted(worker) == read + unread
