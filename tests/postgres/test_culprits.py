@@ -81,16 +81,19 @@ async def test_a_prepared_writer_is_named(live):
 
 async def test_who_holds_back_vacuum_is_named(live):
     """A session with an old snapshot is named, with how many transactions it holds back."""
-    async with connected(live.dsn) as old, connected(live.dsn) as looker:
-        async with old.transaction(isolation="repeatable_read"):
-            await old.fetchval("select count(*) from event_outbox")
-            for _ in range(5):
-                await insert_event(looker)
-            await aged(looker, 400)
-            pid = await old.fetchval("select pg_backend_pid()")
-            found = [c for c in await culprits(looker, "vacuum") if c["pid"] == pid]
-            assert found[0]["who"] == f"session pid {pid}"
-            assert found[0]["xids"] >= 5
+    async with (
+        connected(live.dsn) as looker,
+        connected(live.dsn) as old,
+        old.transaction(isolation="repeatable_read"),
+    ):
+        await old.fetchval("select count(*) from event_outbox")
+        for _ in range(5):
+            await insert_event(looker)
+        await aged(looker, 400)
+        pid = await old.fetchval("select pg_backend_pid()")
+        found = [c for c in await culprits(looker, "vacuum") if c["pid"] == pid]
+        assert found[0]["who"] == f"session pid {pid}"
+        assert found[0]["xids"] >= 5
 
 
 async def test_a_slot_that_nobody_reads_is_named(live):

@@ -276,6 +276,9 @@ async def test_times_in_the_future_tell_nothing(live):
         assert (answer["healthy"], answer["condition"]) == (False, "silent")
 
 
+NEVER_RAN = "update iu_route_worker_cursor set last_run_at = null"
+
+
 @pytest.mark.parametrize(
     ("arrange", "condition", "why"),
     [
@@ -285,12 +288,11 @@ async def test_times_in_the_future_tell_nothing(live):
         ("update iu_consumer_heartbeat set listening = false, polling_why = 'a pooler'", "polling", "a pooler"),
         ("update iu_consumer_heartbeat set state = 'refusing', state_detail = 'standby'", "refusing", "standby"),
         ("update iu_route_worker_cursor set lineage = gen_random_uuid()", "refusing", "foreign_cursor"),
-        ("update iu_consumer_heartbeat set state = 'standing_by', state_detail = 'pid 7, cron';"
-         "update iu_route_worker_cursor set last_run_at = null", "standing_by", "pid 7, cron"),
-        ("update iu_consumer_heartbeat set beat_at = '2026-01-02 03:04:05Z';"
-         "update iu_route_worker_cursor set last_run_at = null", "silent", "since 2026-01-02T03:04:05Z"),
-        ("delete from iu_consumer_heartbeat; update iu_route_worker_cursor set last_run_at = null", "silent",
-         "no consumer has ever run"),
+        (f"update iu_consumer_heartbeat set state = 'standing_by', state_detail = 'pid 7, cron'; {NEVER_RAN}",
+         "standing_by", "pid 7, cron"),
+        (f"update iu_consumer_heartbeat set beat_at = '2026-01-02 03:04:05Z'; {NEVER_RAN}",
+         "silent", "since 2026-01-02T03:04:05Z"),
+        (f"delete from iu_consumer_heartbeat; {NEVER_RAN}", "silent", "no consumer has ever run"),
     ],
 )  # fmt: skip
 async def test_the_condition_of_a_worker(live, arrange, condition, why):
