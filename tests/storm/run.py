@@ -187,6 +187,7 @@ class Storm:
 
     async def _judge(self) -> None:
         report, model, ground = self.report, self.model, self.ground
+        self.troubled.append((time.time(), inf))
         judge = Judge(model, ROUTES)
         session, waited = await ground.connect("storm judge"), array("f")
         async with session.transaction(isolation="repeatable_read"):
