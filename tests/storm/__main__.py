@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
+import signal
 import sys
 from pathlib import Path
 
 from iu_listen.cli import show
 from storm import faults, run
-from storm.report import Plan, as_json, tell
+from storm.report import Plan, Report, as_json, tell
+
+
+async def unless_told_to_end(plan: Plan) -> Report:
+    """A storm that SIGTERM ends as Ctrl-C does: no process and no server is left."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await run.storm(plan)
 
 
 def main() -> int:
@@ -34,7 +43,11 @@ def main() -> int:
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     print(f"seed {seed}", flush=True)
     plan = Plan(seed, options.minutes, options.pg, options.bulk, only=tuple(options.only), strict=options.strict)
-    report = asyncio.run(run.storm(plan))
+    try:
+        report = asyncio.run(unless_told_to_end(plan))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        show.note("ended before its time; no verdict")
+        return 1
     if sys.stderr.isatty():
         print(file=sys.stderr)
     tell(report)
@@ -43,4 +56,5 @@ def main() -> int:
     return 1 if report.failures else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
