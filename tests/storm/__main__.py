@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--bulk", type=int, default=100_000, help="events in a bulk transaction")
     parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="strike only this; repeatable")
     parser.add_argument("--strict", action="store_true", help="a recovery beyond its bound is a failure")
+    parser.add_argument("--keep", action="store_true", help="keep the logs of a storm that passed, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     parser.add_argument("--list", action="store_true", help="name the faults, and end")
     options = parser.parse_args()
@@ -42,7 +43,10 @@ def main() -> int:
         parser.error(f"no such fault: {', '.join(unknown)}; --list names them")
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     print(f"seed {seed}", flush=True)
-    plan = Plan(seed, options.minutes, options.pg, options.bulk, only=tuple(options.only), strict=options.strict)
+    plan = Plan(
+        seed, options.minutes, options.pg, options.bulk,
+        only=tuple(options.only), strict=options.strict, keep=options.keep,
+    )  # fmt: skip
     try:
         report = asyncio.run(unless_told_to_end(plan))
     except (KeyboardInterrupt, asyncio.CancelledError):

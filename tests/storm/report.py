@@ -28,6 +28,7 @@ class Plan:
     lull: tuple[float, float] = (0.5, 3.0)
     only: tuple[str, ...] = ()
     strict: bool = False
+    keep: bool = False
 
 
 @dataclass

@@ -62,7 +62,7 @@ class Storm:
         self.plan = plan
         self.ground = ground
         self.model = Model(random.Random(f"{plan.seed} keys"))
-        bulk_every = max(10.0, plan.minutes * 60 / 6)
+        bulk_every = max(10.0, plan.minutes * 60 / 4)
         self.writers = Writers(ground, self.model, plan.seed, plan.bulk_rows, bulk_every)
         ground.writers = self.writers
         self.naive = contrast.naive()
@@ -257,6 +257,7 @@ class Storm:
             found[name] = {
                 "times": len(of_it), "p50": round(seconds[len(seconds) // 2], 3), "max": round(seconds[-1], 3),
                 "bound": of_it[0].bound, "over": sum(r.over for r in of_it),
+                "backlog": max(r.backlog for r in of_it),
             }  # fmt: skip
         return found
 
@@ -280,9 +281,14 @@ class Storm:
     # -- meanwhile -----------------------------------------------------------------------------------------------
 
     async def _say_how_it_goes(self) -> None:
-        live = sys.stderr.isatty()
+        live, known = sys.stderr.isatty(), 0
         while True:
             await asyncio.sleep(0.5 if live else 5)
+            for recovery in self.recoveries[known:]:
+                known += 1
+                if recovery.over:
+                    took = f"recovered after {recovery.seconds:.1f} s with {recovery.backlog} events waiting"
+                    print(f"{time.strftime('%H:%M:%S')}  {recovery.fault}: {took}", file=sys.stderr)
             line = (
                 f"{time.monotonic() - self.began:5.0f} s  {len(self.model.transactions):8} transactions  "
                 f"{self.writers.weather:7} {len(self.recoveries):3} faults  {len(self.model.errors)} errors  {self.doing}"
@@ -301,7 +307,7 @@ async def storm(plan: Plan) -> Report:
         async with ground.prepared(plan.major, home, logs, dice, plan.consumers) as prepared:
             report = await Storm(plan, prepared).run()
             shutil.copy(prepared.server.log, logs / "postgresql.log")
-    if report.failures:
+    if report.failures or plan.keep:
         report.logs = str(logs)
         (logs / "report.json").write_text(as_json(report))
     else:
