@@ -14,8 +14,8 @@
 --   * hi_seq finds the new ones. Whatever the cursor had read had drawn its number by then, and a dump carries the
 --     sequence along. So a number above hi_seq is unread in any history, also in a copy of a copy.
 --   * Where the sequence was not carried along (logical replication before PostgreSQL 19, an old setval), numbers say
---     nothing, but rows do. An event that was written here has a stamp above the transaction that brought the anchor
---     and not above its own xmin; a restored row has the xmin of the restore. Such an event is uncertain.
+--     nothing, but rows do. A restored row has the xmin of the restore. An event that was written or replicated here has
+--     its own stamp as xmin, or, under a savepoint, a higher one. Such an event is uncertain.
 --   * A cursor of another lineage, one from the future, or one without an anchor proves nothing: all that it would
 --     call read is uncertain.
 --
@@ -40,8 +40,10 @@ stable
 return case when p_event_seq > (p_cursor).hi_seq
                  or not public.fn_iu_outbox_consumed(p_cursor, p_xact_id, p_event_seq, p_id) then 'unread'
             when not p_believed then 'uncertain'
-            when p_xact_id > p_arrived
-                 and p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived) then 'uncertain'
+            when p_arrived is not null
+                 and (p_xact_id::xid = p_xmin
+                      or (p_xact_id > p_arrived and p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived)))
+                 then 'uncertain'
             else 'read'
        end;
 comment on function public.fn_iu_outbox_verdict(
@@ -49,7 +51,7 @@ comment on function public.fn_iu_outbox_verdict(
     'Whether the worker of this cursor has read an event, in whatever history: read, unread or uncertain. p_believed: '
     'the cursor is of one history with the anchor. p_arrived: what brought the anchor here; null if it was born here.';
 
--- What may be left out: an event below both p_low_xid and p_low_seq is read by everybody and visible in p_now.
+-- What is left out of it is read by everybody, written elsewhere, and visible in p_now.
 create function public.fn_iu_outbox_judged(
     p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamptz, p_low_xid xid8, p_low_seq bigint)
 returns table (tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
@@ -72,7 +74,8 @@ begin atomic
                                                      o.xact_id, o.event_seq, o.id, o.xmin)) x(verdict)
             where w.event_domain = o.event_domain) j(unread_by, uncertain_by)
      where o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w)
-       and (o.xact_id >= p_low_xid or o.event_seq > p_low_seq or o.created_at >= p_since);
+       and (o.xact_id >= p_low_xid or o.event_seq > p_low_seq or o.created_at >= p_since
+            or (p_arrived is not null and o.xact_id::xid = o.xmin));
 end;
 comment on function public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint) is
     'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows '

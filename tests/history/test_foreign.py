@@ -64,6 +64,8 @@ async def test_every_kind_of_event_after_a_restore(pair: Pair):
         answer = await reanchor(worker)
         assert (answer["status"], answer["again"], answer["past"]) == ("reanchored", len(unread), beyond)
         assert await refusal(worker) is None
+        position = "select tick, tick_floor, pos_seq, pos_id, own_xid, own_seq from iu_route_worker_cursor"
+        assert set(await worker.fetchrow(position)) == {None}
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="no worker refuses"):
             await reanchor(worker)
         # Once more, before anything was read: it finds the same and loses nothing.

@@ -80,12 +80,8 @@ async def _history(connection: Connection, worker: str) -> Finding:
     for row in await census.rows(connection, "workers"):
         if row["worker_name"] == worker:
             if row["refusal"]:
-                return Finding(
-                    "fail",
-                    "history",
-                    row["refusal"],
-                    "The cursor was not written here: iu-listen cursor reanchor --plan",
-                )
+                hint = "The cursor was not written here: iu-listen cursor reanchor --plan"
+                return Finding("fail", "history", row["refusal"], hint)
             return Finding("ok", "history", "our own")
     return Finding("fail", "worker", f"{worker} is not registered", "iu-listen cursor show")
 

@@ -1,0 +1,185 @@
+"""What keeps a history: recovery to a point in time, physical copies, pg_upgrade, rewrites. None of them is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from clusters import cluster, copy_of, place, program, psql
+from conftest import Database, TestServer
+from history.past import Past, figures, lived, nothing_missing, reanchor, refusal
+from iu_listen import embedded
+from iu_listen.embedded_keeper import Server
+from support import attempted, connected, drain, insert_event, open_gate, wait_until
+
+
+async def goes_on(dsn: str, unread: list[UUID]) -> None:
+    """The worker reads what it had not, and what comes, and nothing else."""
+    async with connected(dsn) as worker:
+        assert await refusal(worker) is None
+        before = len(await attempted(worker))
+        assert await drain(worker, 3) == len(unread)
+        assert set((await attempted(worker))[before:]) == set(unread)
+        young = await insert_event(worker)
+        assert await drain(worker) == 1
+        assert (await attempted(worker))[-1] == young
+        await nothing_missing(worker)
+
+
+@pytest.fixture
+def past(server: TestServer) -> Database:
+    """A database of the shared server that has lived, and a server that can be copied."""
+    if server.embedded is None:
+        pytest.skip("only a server of ours can be copied")
+    yield from server.create(None)
+
+
+@pytest.mark.slow
+def test_a_physical_copy(past: Database):
+    """A physical copy has the history of its original: it reads what was unread, without a reanchor."""
+    life = asyncio.run(lived(past.dsn))
+    with copy_of(past.server) as copy:
+        copy.start()
+        asyncio.run(goes_on(copy.dsn(past.dsn.split("@/")[1].split("?")[0]), list(life.unread)))
+
+
+@pytest.mark.slow
+def test_a_standby_is_refused(past: Database):
+    """On a server in recovery nothing is planned and nothing is done: its snapshots do not list who is writing."""
+    life = asyncio.run(lived(past.dsn))
+
+    async def refused(dsn: str) -> None:
+        async with connected(dsn) as reader:
+            assert await refusal(reader) == "standby"
+            for plan in (True, False):
+                with pytest.raises(asyncpg.ReadOnlySQLTransactionError, match="this server is a standby"):
+                    await reanchor(reader, plan=plan)
+
+    with copy_of(past.server, "standby") as copy:
+        copy.start()
+        asyncio.run(refused(copy.dsn(past.dsn.split("@/")[1].split("?")[0])))
+    assert life.unread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("major", embedded.MAJORS)
+def test_recovery_to_a_point_in_time(major: int):
+    """After a recovery to a point before its last batches the worker reads again what it reads there, and nothing is lost.
+
+    The cursor goes back together with the events and the audit, and the transaction ids that are used again were never
+    in it.
+    """
+
+    async def until_the_point(dsn: str) -> Past:
+        life = await lived(dsn)
+        async with connected(dsn) as connection:
+            await connection.fetchval("select pg_create_restore_point('here')")
+        return life
+
+    async def beyond_it(dsn: str) -> None:
+        async with connected(dsn) as worker:
+            await drain(worker)
+            for _ in range(20):
+                await insert_event(worker)
+            assert await drain(worker) == 20
+            done = await worker.fetchval("select pg_walfile_name(pg_switch_wal())")
+
+            async def archived() -> bool:
+                return await worker.fetchval("select last_archived_wal >= $1 from pg_stat_archiver", done)
+
+            await wait_until(archived, "the WAL is archived")
+
+    with cluster(major, archive_mode="on", archive_command="/bin/true") as server, place(server.data) as archive:
+        psql(server, "postgres", f"alter system set archive_command = 'cp %p {archive}/%f'; select pg_reload_conf()")
+        recovery = {
+            "restore_command": f"cp {archive}/%f %p", "recovery_target_name": "here",
+            "recovery_target_action": "promote", "archive_mode": "off",
+        }  # fmt: skip
+        with copy_of(server, "recovery", **recovery) as copy:
+            dsn = server.dsn()
+            life = asyncio.run(until_the_point(dsn))
+            asyncio.run(beyond_it(dsn))
+            # ALTER SYSTEM came along with the copy.
+            copy.start()
+            asyncio.run(_promoted(copy))
+            asyncio.run(goes_on(copy.dsn(), list(life.unread)))
+
+
+async def _promoted(server: Server) -> None:
+    async with connected(server.dsn()) as connection:
+
+        async def writable() -> bool:
+            return not await connection.fetchval("select pg_is_in_recovery()")
+
+        await wait_until(writable, "the recovery has ended")
+
+
+@pytest.mark.slow
+def test_pg_upgrade():
+    """pg_upgrade from 16 to 18 keeps the history: late, half-read and own events are read, nothing is refused."""
+    with place() as old_root, place() as new_root:
+        with embedded.running(old_root, 16, durable=False) as old:
+            life = asyncio.run(lived(old.dsn()))
+        with embedded.running(new_root, 18, durable=False) as new:
+            psql(new, "postgres", "drop database iu")
+        with place(new.data) as work:
+            program(
+                new, "pg_upgrade", "-b", old.bin, "-B", new.bin, "-d", old.data, "-D", new.data, "-U", "postgres",
+                "-s", work, cwd=work,
+            )  # fmt: skip
+        with embedded.running(new_root, 18, durable=False) as new:
+            asyncio.run(goes_on(new.dsn(), list(life.unread)))
+
+
+# -- rewrites -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vacuum freeze {table}", "vacuum full {table}", "vacuum (full, freeze) {table}", "cluster {table} using {table}_pkey",
+    ],
+)  # fmt: skip
+async def test_what_keeps_xmin_does_not_alarm(live, command: str):
+    """VACUUM and CLUSTER of anchor, events and cursors keep the history, whatever they rewrite."""
+    async with connected(live.dsn) as worker:
+        await insert_event(worker)
+        assert await drain(worker) == 1
+        unread = await insert_event(worker)
+        for table in ("iu_outbox_anchor", "event_outbox", "iu_route_worker_cursor"):
+            await worker.execute(command.format(table=table))
+        assert await refusal(worker) is None
+        assert await drain(worker) == 1
+        assert (await attempted(worker))[-1] == unread
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("events_too", [True, False], ids=["everything", "only the anchor"])
+async def test_an_anchor_that_was_rewritten(live, events_too: bool):
+    """A rewrite of the anchor alarms, because nothing tells it from a restore; the repair loses and repeats nothing.
+
+    Where the events were rewritten too, as by pg_repack, nothing is uncertain; where not, all that was written here is.
+    """
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker) for _ in range(3)]
+        assert await drain(worker) == 3
+        events.append(await insert_event(worker))
+        for table in ["iu_outbox_anchor", *(["event_outbox"] if events_too else [])]:
+            await worker.execute(
+                f"""alter table {table} add column rewrites timestamptz default clock_timestamp();
+                    alter table {table} drop column rewrites"""
+            )
+        assert await refusal(worker) == "foreign_history"
+        events.append(await insert_event(worker))
+        plan = await figures(worker)
+        assert (plan["unread"], plan["uncertain"], plan["past"]) == (2, 0 if events_too else 3, 0)
+        await open_gate(live.dsn, "false")
+        await reanchor(worker)
+        await open_gate(live.dsn)
+        assert await drain(worker) == plan["again"]
+        assert await attempted(worker) == events
+        await nothing_missing(worker)
