@@ -255,7 +255,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) IS 'The
 
 CREATE FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) RETURNS text
     LANGUAGE sql STABLE
-    RETURN CASE WHEN ((p_event_seq > (p_cursor).hi_seq) OR (NOT public.fn_iu_outbox_consumed(p_cursor, p_xact_id, p_event_seq, p_id))) THEN 'unread'::text WHEN (NOT p_believed) THEN 'uncertain'::text WHEN ((p_xact_id > p_arrived) AND (p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived))) THEN 'uncertain'::text ELSE 'read'::text END;
+    RETURN CASE WHEN ((p_event_seq > (p_cursor).hi_seq) OR (NOT public.fn_iu_outbox_consumed(p_cursor, p_xact_id, p_event_seq, p_id))) THEN 'unread'::text WHEN (NOT p_believed) THEN 'uncertain'::text WHEN ((p_arrived IS NOT NULL) AND (((p_xact_id)::xid = p_xmin) OR ((p_xact_id > p_arrived) AND (p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived))))) THEN 'uncertain'::text ELSE 'read'::text END;
 
 -- Name: FUNCTION fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid); Type: COMMENT; Schema: public; Owner: -
 
@@ -399,7 +399,7 @@ CREATE FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_
               CROSS JOIN LATERAL ( SELECT public.fn_iu_outbox_verdict(w.*, (w.worker_name = ANY (fn_iu_outbox_judged.p_believed)), fn_iu_outbox_judged.p_arrived, o.xact_id, o.event_seq, o.id, o.xmin) AS fn_iu_outbox_verdict) x(verdict))
            WHERE (w.event_domain = o.event_domain)) j(unread_by, uncertain_by))
    WHERE ((o.event_domain IN ( SELECT w.event_domain
-            FROM public.iu_route_worker_cursor w)) AND ((o.xact_id >= fn_iu_outbox_judged.p_low_xid) OR (o.event_seq > fn_iu_outbox_judged.p_low_seq) OR (o.created_at >= fn_iu_outbox_judged.p_since)));
+            FROM public.iu_route_worker_cursor w)) AND ((o.xact_id >= fn_iu_outbox_judged.p_low_xid) OR (o.event_seq > fn_iu_outbox_judged.p_low_seq) OR (o.created_at >= fn_iu_outbox_judged.p_since) OR ((fn_iu_outbox_judged.p_arrived IS NOT NULL) AND ((o.xact_id)::xid = o.xmin))));
 END;
 
 -- Name: FUNCTION fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint); Type: COMMENT; Schema: public; Owner: -
