@@ -54,11 +54,11 @@ comment on function public.fn_iu_outbox_verdict(
 -- What is left out of it is read by everybody, written elsewhere, and visible in p_now.
 create function public.fn_iu_outbox_judged(
     p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamptz, p_low_xid xid8, p_low_seq bigint)
-returns table (tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
+returns table (part oid, tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
 language sql
 stable
 begin atomic
-    select o.ctid, o.event_domain, j.unread_by, j.uncertain_by, v.visible,
+    select o.tableoid, o.ctid, o.event_domain, j.unread_by, j.uncertain_by, v.visible,
            j.unread_by is not null
            or coalesce(o.created_at >= p_since, j.uncertain_by is not null)
            -- committed since p_now was taken, or it could not be seen here
@@ -93,7 +93,8 @@ comment on function public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timest
 --     would be new again when this cluster gets there. Stamped with transaction 3, which everybody has passed.
 --
 -- One statement does it, under one snapshot: in a second one, an event that commits in between would look like the
--- third kind. By ctid, so that an event that somebody else stamps meanwhile is left alone.
+-- third kind. By ctid, in its partition if there are any, so that an event that somebody else stamps meanwhile is
+-- left alone.
 --
 -- The sequence goes ahead of every number that exists, or new events would overtake old ones of their subject. It goes
 -- a thousand further, so that numbers which are drawn at this very moment are not drawn again.
@@ -193,7 +194,7 @@ begin
     update public.event_outbox o
        set xact_id = case when j.again then v_me else '3' end
       from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
-     where o.ctid = j.tid and (j.again or not j.visible);
+     where o.tableoid = j.part and o.ctid = j.tid and (j.again or not j.visible);
     get diagnostics v_touched = row_count;
     select count(*) into v_again
       from public.event_outbox o
