@@ -382,10 +382,11 @@ COMMENT ON CONSTRAINT event_outbox_stream_chk ON public.event_outbox IS 'The str
 
 -- Name: fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamp with time zone, xid8, bigint); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) RETURNS TABLE(tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
+CREATE FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) RETURNS TABLE(part oid, tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
     LANGUAGE sql STABLE
     BEGIN ATOMIC
- SELECT o.ctid,
+ SELECT o.tableoid,
+     o.ctid,
      o.event_domain,
      j.unread_by,
      j.uncertain_by,
@@ -501,7 +502,7 @@ begin
     update public.event_outbox o
        set xact_id = case when j.again then v_me else '3' end
       from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
-     where o.ctid = j.tid and (j.again or not j.visible);
+     where o.tableoid = j.part and o.ctid = j.tid and (j.again or not j.visible);
     get diagnostics v_touched = row_count;
     select count(*) into v_again
       from public.event_outbox o
