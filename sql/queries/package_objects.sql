@@ -37,6 +37,13 @@ with objects (file, kind, name) as (
         ('worker/015_reanchor', 'function', 'fn_iu_outbox_verdict(iu_route_worker_cursor,boolean,xid8,xid8,bigint,uuid,xid)'),
         ('worker/015_reanchor', 'function', 'fn_iu_outbox_judged(text[],xid8,pg_snapshot,timestamp with time zone,xid8,bigint)'),
         ('worker/015_reanchor', 'function', 'fn_iu_outbox_reanchor(timestamp with time zone,boolean,boolean)'),
+        ('worker/016_retention', 'table', 'iu_retention_policy'),
+        ('worker/016_retention', 'function', 'fn_iu_retention_released(uuid)'),
+        ('worker/016_retention', 'function', 'fn_iu_retention_domains(timestamp with time zone)'),
+        ('worker/016_retention', 'function', 'fn_iu_retention_run(text,integer,interval,jsonb)'),
+        ('worker/016_retention', 'function', 'fn_iu_retention_plan(interval,text[])'),
+        ('worker/016_retention', 'function', 'fn_iu_outbox_retired()'),
+        ('worker/016_retention', 'function', 'fn_iu_outbox_partitions()'),
         ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
         ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))
 select o.file, o.kind, o.name,

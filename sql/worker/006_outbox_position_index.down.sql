@@ -16,3 +16,20 @@ $$;
 -- "if exists": a package of which something is missing must be able to be taken back.
 drop index if exists public.event_outbox_order_idx;
 drop index if exists public.event_outbox_tick_idx;
+
+-- On a partitioned log, an interrupted apply leaves indexes behind that belong to no whole yet.
+do $$
+declare
+    v_index regclass;
+begin
+    for v_index in
+        select i.indexrelid
+          from pg_catalog.pg_partition_tree('public.event_outbox') p
+          join pg_catalog.pg_index i on i.indrelid = p.relid
+          join pg_catalog.pg_class k on k.oid = i.indexrelid
+         where k.relname ~ '^event_outbox_(tick|order)_idx_\d+$'
+    loop
+        execute format('drop index %s', v_index);
+    end loop;
+end
+$$;

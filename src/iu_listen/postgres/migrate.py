@@ -40,6 +40,8 @@ SEED_FILES: Final = (
 
 Report = Callable[[str], None]
 
+_CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
+
 
 @dataclass(frozen=True, slots=True)
 class PackageObject:
@@ -141,7 +143,26 @@ async def apply_base(connection: Connection) -> None:
 def in_one_transaction(migration: Migration) -> str:
     """The text of a file as it runs inside a transaction: there an index cannot be built concurrently."""
     text = migration.text()
-    return re.sub(r"\bconcurrently\b", "", text) if migration.header("transaction") == "none" else text
+    return _CONCURRENTLY.sub("", text) if migration.header("transaction") == "none" else text
+
+
+def spread(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
+    """What to execute for a statement about an index of event_outbox, given the tables that the log consists of.
+
+    PostgreSQL builds and drops no partitioned index concurrently. So an index is built on each table by itself, and
+    then on the whole, which finds it there and builds nothing. It is dropped the other way round.
+    """
+    index = re.search(r"\b(event_outbox_\w+_idx)\b", statement)
+    if not leaves or not index or not _CONCURRENTLY.search(statement):
+        return [statement]
+    whole = _CONCURRENTLY.sub("", statement)
+    each = [
+        re.sub(r"\bon public\.event_outbox\b", f"on {leaf['name']}", statement)
+        .replace(f"public.{index[1]}", f"{leaf['schema']}.{index[1]}")
+        .replace(index[1], f"{index[1]}_{leaf['oid']}")
+        for leaf in leaves
+    ]
+    return [*each, whole] if re.search(r"\bcreate index\b", statement) else [whole, *each]
 
 
 @asynccontextmanager
@@ -185,10 +206,10 @@ async def apply_files(
     for group in groups:
         if group[0].header("transaction") == "none":
             alone = partial(_apply_alone, connection, group[0], evidence, report)
-            await _patiently(connection, alone, ALONE_TIMEOUT_MS)
+            await patiently(connection, alone, ALONE_TIMEOUT_MS)
         else:
             check = before_commit if group is groups[-1] else None
-            await _patiently(connection, partial(_apply_together, connection, group, evidence, report, check))
+            await patiently(connection, partial(_apply_together, connection, group, evidence, report, check))
 
 
 async def roll_back_files(connection: Connection, applied: Iterable[Migration], report: Report) -> None:
@@ -202,14 +223,20 @@ async def roll_back_files(connection: Connection, applied: Iterable[Migration], 
                 if await connection.fetchval(query("ledger_exists")):
                     await connection.execute(query("forget_migration"), migration.name)
 
-    await _patiently(connection, down)
+    await patiently(connection, down)
 
 
-async def _patiently(connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS) -> None:
-    """Do it under a short lock_timeout, again and again: whoever queues for a lock holds up all that come after."""
+async def patiently(
+    connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS, tries: int = TRIES
+) -> None:
+    """Do it under a short lock_timeout, again and again: whoever queues for a lock holds up all that come after.
+
+    Raises:
+        Refused: the lock could not be had, or the server's error.
+    """
     with errors_become_ours():
         await connection.execute(f"set lock_timeout = {timeout_ms}")
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(tries)):
             try:
                 await work()
                 return
@@ -237,8 +264,15 @@ async def _apply_alone(
 ) -> None:
     report(migration.name)
     began = time.perf_counter()
+    leaves = [dict(row) for row in await connection.fetch(query("outbox_leaves"))]
     for statement in migration.statements:
-        await connection.execute(statement)
+        for one in spread(statement, leaves):
+            # What has to be done to the whole log at once must not be queued for as long as what holds up nobody.
+            if leaves and not _CONCURRENTLY.search(one):
+                await patiently(connection, partial(connection.execute, one))
+                await connection.execute(f"set lock_timeout = {ALONE_TIMEOUT_MS}")
+            else:
+                await connection.execute(one)
     await _record(connection, migration, began, evidence)
 
 

@@ -1,0 +1,35 @@
+-- Months that have no partition yet, this one and those ahead, with the statements that make it; and what is in the
+-- way. A month that is covered in part, because somebody cuts his months elsewhere, gets what is left of it.
+--
+-- Made beside the log and attached then: CREATE TABLE ... PARTITION OF would lock out every reader and writer.
+--
+-- $1 integer  months ahead
+
+with month as (
+    select tstzrange(date_trunc('month', now(), 'UTC') + m.n * interval '1 month',
+                     date_trunc('month', now(), 'UTC') + (m.n + 1) * interval '1 month') as whole
+      from generate_series(0, $1::int) m(n)
+), part as (
+    select coalesce(range_agg(tstzrange(p."from", p."to")), '{}') as covered, bool_or(p.is_default) as has_default
+      from public.fn_iu_outbox_partitions() p
+), gap as (
+    select 'event_outbox_' || to_char(lower(g.free) at time zone 'UTC', '"y"YYYY"m"MM')
+           || case when lower(g.free) > lower(m.whole) then to_char(lower(g.free) at time zone 'UTC', '"d"DD') else '' end
+           as name,
+           lower(g.free) as "from", upper(g.free) as "to", p.has_default
+      from month m
+     cross join part p
+     cross join lateral unnest(tstzmultirange(m.whole) - p.covered) g(free)
+)
+select g.name, g."from", g."to", to_regclass(format('public.%I', g.name)) is not null as taken,
+       case when g.has_default
+            then (select count(*) from public.event_outbox o where o.created_at >= g."from" and o.created_at < g."to")
+            else 0 end as in_the_way,
+       format('create table public.%1$I (like public.event_outbox including all excluding identity excluding indexes); '
+              'alter table public.%1$I owner to %2$I; '
+              'comment on table public.%1$I is %3$L; '
+              'alter table public.event_outbox attach partition public.%1$I for values from (%4$L) to (%5$L)',
+              g.name, pg_get_userbyid(c.relowner), 'Part of event_outbox, by created_at.', g."from", g."to") as statement
+  from gap g
+  join pg_class c on c.oid = 'public.event_outbox'::regclass
+ order by g."from"

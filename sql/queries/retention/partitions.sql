@@ -1,0 +1,30 @@
+-- The partitions of the log, and what may be done with each. One goes whole when it ends before the policy begins and
+-- every event in it may go: ours, read by everybody, written long enough ago. Only partitions that end early enough are
+-- read, each through the log by the limits of its partition.
+--
+-- $1 text  interval     $2 oid  one partition; null: all
+
+select p.part::oid as oid, p.part::text as name, p."from", p."to", p.is_default, p.pending, p.closed,
+       coalesce(f.rows, 0) as rows, coalesce(f.others, 0) as others, coalesce(f.held, 0) as held, f.who,
+       p.is_table and not p.is_default and not p.pending and f.rows is not null and f.others = 0 and f.held = 0
+       and exists (select from public.fn_iu_retention_domains())
+       and not exists (select from public.fn_iu_retention_domains() d where d.refusing is not null) as whole
+  from (select now() - $1::text::interval as cutoff) t
+ cross join public.fn_iu_outbox_partitions() p
+  left join lateral (
+       select count(*) as rows, count(*) filter (where d.event_domain is null) as others,
+              count(*) filter (where d.event_domain is not null
+                                 and (u.who is not null or d.refusing is not null
+                                      or (o.event_seq, o.id) >= (d.young_seq, d.young_id)
+                                      or not public.fn_iu_retention_released(o.id))) as held,
+              string_agg(distinct coalesce(d.refusing, u.who), ', ') as who
+         from public.event_outbox o
+         left join public.fn_iu_retention_domains(t.cutoff) d on d.event_domain = o.event_domain
+         left join lateral (
+              select string_agg(c.worker_name, ', ' order by c.worker_name) as who
+                from unnest(d.cursors) c
+               where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id)) u on true
+        where o.created_at >= p."from" and o.created_at < p."to") f
+    on p."to" <= t.cutoff and not p.is_default and not p.pending
+ where p.part::oid = $2 or $2 is null
+ order by p."from", name

@@ -1,0 +1,5 @@
+-- Every retention policy, in the order in which a run goes through them.
+
+select p.what, p.keep::text as keep, p.enabled, p.updated_at, p.last_run_at, p.last_gone, p.total_gone
+  from public.iu_retention_policy p
+ order by array_position(array['events', 'attempts', 'dead_letters'], p.what)

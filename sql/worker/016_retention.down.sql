@@ -1,0 +1,25 @@
+-- Takes retention away. What it has removed stays removed.
+--
+-- loses: the policies, and the counts of what was removed
+-- refuses: while a policy is enabled
+-- locks: nothing that anybody else uses
+
+do $$
+begin
+    if to_regclass('public.iu_retention_policy') is not null then
+        if exists (select from public.iu_retention_policy p where p.enabled) then
+            raise exception 'a retention policy is enabled' using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Switch it off first: iu-listen retention show, retention set WHAT --off';
+        end if;
+    end if;
+end
+$$;
+
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop function if exists public.fn_iu_retention_plan(interval, text[]);
+drop function if exists public.fn_iu_retention_run(text, integer, interval, jsonb);
+drop function if exists public.fn_iu_retention_domains(timestamptz);
+drop function if exists public.fn_iu_retention_released(uuid);
+drop function if exists public.fn_iu_outbox_partitions();
+drop function if exists public.fn_iu_outbox_retired() cascade;
+drop table if exists public.iu_retention_policy;

@@ -1,0 +1,411 @@
+-- Retention: what may leave the log and the audit, by policy. Every policy is off until somebody sets it.
+--
+-- needs: 005, 006, 008, 013
+-- locks: nothing that exists
+
+-- Policies -----------------------------------------------------------------------------------------------
+
+-- A table and not keys of dot_config: an interval that PostgreSQL has parsed can hold no nonsense, and whoever may set
+-- a policy need not be given every other setting of the house.
+create table public.iu_retention_policy (
+    what         text         not null,
+    keep         interval     not null,
+    enabled      boolean      not null default false,
+    updated_at   timestamptz  not null default now(),
+    last_run_at  timestamptz,
+    last_gone    bigint,
+    total_gone   bigint       not null default 0,
+
+    constraint iu_retention_policy_pkey primary key (what),
+    constraint iu_retention_policy_what_chk check (what in ('events', 'attempts', 'dead_letters')),
+    constraint iu_retention_policy_keep_positive check (keep > '0')
+);
+comment on table public.iu_retention_policy is 'How long what is kept. One row each; nothing goes while it is not enabled.';
+comment on column public.iu_retention_policy.what is 'events, attempts or dead_letters.';
+comment on column public.iu_retention_policy.keep is 'What is younger stays. What is older goes, unless somebody still needs it.';
+comment on column public.iu_retention_policy.enabled is 'False: a run leaves it alone.';
+comment on column public.iu_retention_policy.updated_at is 'When the policy was last set.';
+comment on column public.iu_retention_policy.last_run_at is 'When a run last did something about it, or found nothing to do.';
+comment on column public.iu_retention_policy.last_gone is 'How many rows that run removed.';
+comment on column public.iu_retention_policy.total_gone is 'How many rows all runs removed.';
+comment on constraint iu_retention_policy_pkey on public.iu_retention_policy is 'One policy each.';
+comment on constraint iu_retention_policy_what_chk on public.iu_retention_policy is 'What there are policies for.';
+comment on constraint iu_retention_policy_keep_positive on public.iu_retention_policy is
+    'What is kept for no time at all was never there.';
+
+insert into public.iu_retention_policy (what, keep) values
+    ('events', '90 days'), ('attempts', '400 days'), ('dead_letters', '400 days');
+
+-- Who holds what -----------------------------------------------------------------------------------------
+--
+-- An event may go when every cursor of its domain has read it, and it is older than the policy. Age alone would delete
+-- an event that committed late before anybody saw it; having been read alone would leave nothing to look at.
+--
+--   * Only domains that have a cursor are ours. Events of all others are not even looked at.
+--   * While a cursor refuses, its position means nothing. Nothing of its domain goes; and nothing of the audit, because
+--     after a restore «its event is gone» may only mean that it has not come back yet.
+--   * Age is that of the writing, and the writer's word is not enough for it: created_at may say 1970, infinity or the
+--     start of a transaction of yesterday. Events are numbered as they are written, so the first event that is younger
+--     than the policy is proof that all after it were written later still: there the walk ends. A created_at that lies
+--     in the future proves nothing, and such an event stays until that time has come and gone.
+--   * Attempts and dead letters tell of an event. Attempts outlive it: the audit would take an event without them for
+--     one that was never decided, and the keys of attempts are what suppresses a second decision when a cursor is set
+--     back. An open dead letter counts its attempts, so it keeps them; itself it is never removed while it is open.
+
+-- The one place for every other reader of the audit. Whoever reads attempts, dead letters or the events behind them
+-- with a position of its own (the export of traces will) puts its condition here, by `create or replace` in a file of
+-- its own; run, plan and partitions ask it about every row.
+create function public.fn_iu_retention_released(p_event_ref uuid)
+returns boolean
+language sql
+stable
+return true;
+comment on function public.fn_iu_retention_released(uuid) is
+    'Whether every reader of the audit is done with this event. There is none yet.';
+
+-- Bounds of row comparisons stand in for "none", so that an index can serve them.
+create function public.fn_iu_retention_domains(p_cutoff timestamptz default null)
+returns table (event_domain text, cursors public.iu_route_worker_cursor[], refusing text,
+               young_seq bigint, young_id uuid)
+language sql
+stable
+set search_path = ''
+as $$
+    select c.event_domain, c.cursors, c.refusing, coalesce(y.event_seq, 9223372036854775807),
+           coalesce(y.id, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+      from (select w.event_domain, array_agg(w) as cursors,
+                   string_agg(w.worker_name || ': ' || r.why, ', ' order by w.worker_name)
+                       filter (where r.why is not null) as refusing
+              from public.iu_route_worker_cursor w
+             cross join lateral (select public.fn_iu_outbox_refusal(w.lineage, w.prev)) r(why)
+             group by w.event_domain) c
+      left join lateral (
+           select o.event_seq, o.id
+             from public.event_outbox o
+            where o.event_domain = c.event_domain and o.created_at between p_cutoff and now()
+            order by o.event_seq, o.id
+            limit 1) y on p_cutoff is not null
+$$;
+comment on function public.fn_iu_retention_domains(timestamptz) is
+    'The domains that are ours, with all their cursors, which of these refuse (null: none), and the position of the '
+    'first event that is younger than p_cutoff: only what is written before it is old.';
+
+-- One batch ----------------------------------------------------------------------------------------------
+--
+-- A batch looks at one page, in order, from where the last one ended: it passes what has to stay and what is dead but
+-- not vacuumed yet once a run, and not once a batch. What somebody else has locked is left for the next run.
+
+create function public.fn_iu_retention_run(
+    p_what text, p_limit integer default 5000, p_keep interval default null, p_after jsonb default null)
+returns jsonb
+language plpgsql
+set search_path = ''
+-- As in the worker: a page by its index, each row by its key. No other shape is good.
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set max_parallel_workers_per_gather = 0
+set jit = off
+as $$
+declare
+    p           public.iu_retention_policy;
+    v_now       constant timestamptz := now();
+    v_cutoff    timestamptz;
+    v_domain    text;
+    v_cursors   public.iu_route_worker_cursor[];
+    v_refusing  text;
+    v_seq       bigint;
+    v_id        uuid;
+    v_no        bigint;
+    v_gone      bigint := 0;
+    v_looked    bigint := 0;
+    v_young     boolean := false;
+    v_after     jsonb;
+begin
+    if p_limit is null or p_limit < 1 then
+        raise exception 'batch limit must be 1 or more, not %', coalesce(p_limit::text, 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    select x.* into p from public.iu_retention_policy x where x.what = p_what;
+    if not found then
+        raise exception 'there is no retention of %', coalesce(p_what, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'There is one of events, attempts and dead_letters.';
+    end if;
+    if p_keep <= '0' then
+        raise exception 'what is kept must be kept for some time, not for %', p_keep
+            using errcode = 'invalid_parameter_value', hint = 'As in 90 days.';
+    end if;
+    if p_keep is null and not p.enabled then
+        return jsonb_build_object('status', 'disabled', 'what', p_what, 'gone', 0, 'looked', 0, 'after', null);
+    end if;
+    v_cutoff := least(v_now - coalesce(p_keep, p.keep), v_now);
+
+    if p_what = 'events' then
+        select d.event_domain, d.cursors, d.refusing into v_domain, v_cursors, v_refusing
+          from public.fn_iu_retention_domains() d
+         where d.event_domain >= coalesce(p_after ->> 'domain', '')
+         order by d.event_domain
+         limit 1;
+        if v_refusing is null then
+            -- A domain that is gone meanwhile leaves a position behind that means nothing in the next one.
+            if v_domain = p_after ->> 'domain' then
+                v_seq := (p_after ->> 'seq')::bigint;
+                v_id := (p_after ->> 'id')::uuid;
+            end if;
+            v_seq := coalesce(v_seq, -9223372036854775808);
+            v_id := coalesce(v_id, '00000000-0000-0000-0000-000000000000');
+            with page as materialized (
+                select o.id, o.created_at, o.event_seq
+                  from public.event_outbox o
+                 where o.event_domain = v_domain and (o.event_seq, o.id) > (v_seq, v_id)
+                 order by o.event_seq, o.id
+                 limit p_limit
+            ), young as materialized (
+                select y.event_seq, y.id
+                  from page y
+                 where y.created_at between v_cutoff and v_now
+                 order by y.event_seq, y.id
+                 limit 1
+            ), going as materialized (
+                -- All that counts is asked of the row that is locked: it may have changed since the page was read.
+                select o.id, o.created_at
+                  from page g
+                  join public.event_outbox o on o.id = g.id and o.created_at = g.created_at
+                 where o.event_domain = v_domain
+                   and o.created_at < v_cutoff
+                   and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
+                   and not exists (select from unnest(v_cursors) c
+                                    where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
+                   and public.fn_iu_retention_released(o.id)
+                   for update of o skip locked
+            ), gone as (
+                delete from public.event_outbox o
+                 using going g
+                 where o.id = g.id and o.created_at = g.created_at
+                returning o.id
+            )
+            select (select count(*) from gone), (select count(*) from page), exists (select from young), l.event_seq, l.id
+              into v_gone, v_looked, v_young, v_seq, v_id
+              from (select) one
+              left join (select x.event_seq, x.id from page x order by x.event_seq desc, x.id desc limit 1) l on true;
+            if v_looked = p_limit and not v_young then
+                v_after := jsonb_build_object('domain', v_domain, 'seq', v_seq, 'id', v_id);
+            end if;
+        end if;
+        if v_after is null then
+            select jsonb_build_object('domain', min(d.event_domain)) into v_after
+              from public.fn_iu_retention_domains() d
+             where d.event_domain > v_domain
+            having count(*) > 0;
+        end if;
+
+    -- A restored log without all its events looks as if they were gone.
+    elsif exists (select from public.fn_iu_retention_domains() d where d.refusing is not null) then
+        v_looked := 0;
+
+    elsif p_what = 'attempts' then
+        with page as materialized (
+            select a.id, a.created_at
+              from public.iu_route_attempt a
+             where a.id > coalesce((p_after ->> 'id')::bigint, 0)
+             order by a.id
+             limit p_limit
+        ), young as materialized (
+            select min(y.id) as id from page y where y.created_at between v_cutoff and v_now
+        ), going as materialized (
+            select a.id
+              from page g
+              join public.iu_route_attempt a on a.id = g.id
+             where a.created_at < v_cutoff
+               and a.id < all (select y.id from young y where y.id is not null)
+               -- What the worker wrote, and nobody else: the table is IU Core's.
+               and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
+               and not exists (select from public.event_outbox o where o.id = a.event_ref)
+               and not exists (select from public.iu_route_dead_letter d
+                                where d.idempotency_key = a.idempotency_key and d.resolved_at is null)
+               and public.fn_iu_retention_released(a.event_ref)
+               for update of a skip locked
+        ), gone as (
+            delete from public.iu_route_attempt a using going g where a.id = g.id returning a.id
+        )
+        select (select count(*) from gone), (select count(*) from page), (select y.id is not null from young y),
+               (select max(x.id) from page x)
+          into v_gone, v_looked, v_young, v_no;
+        if v_looked = p_limit and not v_young then
+            v_after := jsonb_build_object('id', v_no);
+        end if;
+
+    else
+        with page as materialized (
+            select d.id
+              from public.iu_route_dead_letter d
+             where d.id > coalesce((p_after ->> 'id')::uuid, '00000000-0000-0000-0000-000000000000')
+             order by d.id
+             limit p_limit
+        ), going as materialized (
+            select d.id
+              from page g
+              join public.iu_route_dead_letter d on d.id = g.id
+             where d.resolved_at < v_cutoff
+               -- Without a single attempt it is all that tells of a decision.
+               and (d.attempt_no > 0 or not exists (select from public.event_outbox o where o.id = d.event_ref))
+               and public.fn_iu_retention_released(d.event_ref)
+               for update of d skip locked
+        ), gone as (
+            delete from public.iu_route_dead_letter d using going g where d.id = g.id returning d.id
+        )
+        select (select count(*) from gone), (select count(*) from page),
+               (select x.id from page x order by x.id desc limit 1)
+          into v_gone, v_looked, v_id;
+        if v_looked = p_limit then
+            v_after := jsonb_build_object('id', v_id);
+        end if;
+    end if;
+
+    update public.iu_retention_policy x
+       set last_run_at = clock_timestamp(), total_gone = x.total_gone + v_gone,
+           last_gone = v_gone + case when p_after is null then 0 else coalesce(x.last_gone, 0) end
+     where x.what = p_what;
+    return jsonb_build_object('status', 'ran', 'what', p_what, 'gone', v_gone, 'looked', v_looked, 'after', v_after);
+end
+$$;
+comment on function public.fn_iu_retention_run(text, integer, interval, jsonb) is
+    'Removes what may go among the next p_limit rows, in one short transaction. Call it again with what it answers as '
+    'after, until that is null. p_keep overrides the policy, also one that is off.';
+
+-- The plan -----------------------------------------------------------------------------------------------
+
+-- By the same conditions as the batch; a test holds the two to each other. Whatever is old enough has one verdict:
+--
+--   goes                    a run would remove it
+--   unread                  who has not read it yet
+--   refusing                who does not believe its cursor, and why
+--   created_in_the_future   by its own account it is not old, whatever its number says
+--   event_still_there       it tells of an event that is still in the log
+--   open_dead_letter        it is one, or belongs to one
+--   not_released            another reader of the audit still wants it
+create function public.fn_iu_retention_plan(p_keep interval default null, p_what text[] default null)
+returns table (what text, verdict text, who text, count bigint, oldest timestamptz, youngest timestamptz)
+language sql
+stable
+set search_path = ''
+set jit = off
+as $$
+    -- Materialized: each is one or a few rows, and must be had once, not once an event.
+    with policy as materialized (
+        select p.what, least(now() - coalesce(p_keep, p.keep), now()) as cutoff
+          from public.iu_retention_policy p
+         where p.what = any (p_what) or p_what is null
+    ), domain as materialized (
+        select p.cutoff, d.*
+          from policy p
+         cross join lateral public.fn_iu_retention_domains(p.cutoff) d
+         where p.what = 'events'
+    ), audit as materialized (
+        select p.what, p.cutoff,
+               (select string_agg(d.refusing, ', ' order by d.event_domain) from public.fn_iu_retention_domains() d) as refusing,
+               coalesce((select min(a.id) from public.iu_route_attempt a where a.created_at between p.cutoff and now()),
+                        9223372036854775807) as young
+          from policy p
+         where p.what <> 'events'
+    ), judged (what, verdict, who, at) as (
+        select 'events',
+               case when d.refusing is not null then 'refusing'
+                    when o.created_at >= d.cutoff then 'created_in_the_future'
+                    when u.who is not null then 'unread'
+                    when not public.fn_iu_retention_released(o.id) then 'not_released'
+                    else 'goes' end,
+               coalesce(d.refusing, u.who), o.created_at
+          from domain d
+          join public.event_outbox o
+            on o.event_domain = d.event_domain and (o.event_seq, o.id) < (d.young_seq, d.young_id)
+         cross join lateral (
+               select string_agg(c.worker_name, ', ' order by c.worker_name)
+                 from unnest(d.cursors) c
+                where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id)) u(who)
+        union all
+        select p.what,
+               case when p.refusing is not null then 'refusing'
+                    when exists (select from public.event_outbox o where o.id = a.event_ref) then 'event_still_there'
+                    when exists (select from public.iu_route_dead_letter l
+                                  where l.idempotency_key = a.idempotency_key and l.resolved_at is null)
+                        then 'open_dead_letter'
+                    when not public.fn_iu_retention_released(a.event_ref) then 'not_released'
+                    else 'goes' end,
+               p.refusing, a.created_at
+          from audit p
+          join public.iu_route_attempt a
+            on a.created_at < p.cutoff and a.id < p.young
+           and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
+         where p.what = 'attempts'
+        union all
+        select p.what,
+               case when p.refusing is not null then 'refusing'
+                    when l.resolved_at is null then 'open_dead_letter'
+                    when l.attempt_no = 0 and exists (select from public.event_outbox o where o.id = l.event_ref)
+                        then 'event_still_there'
+                    when not public.fn_iu_retention_released(l.event_ref) then 'not_released'
+                    else 'goes' end,
+               p.refusing, coalesce(l.resolved_at, l.created_at)
+          from audit p
+          join public.iu_route_dead_letter l on coalesce(l.resolved_at, l.created_at) < p.cutoff
+         where p.what = 'dead_letters'
+    )
+    select j.what, j.verdict, j.who, count(*), min(j.at), max(j.at)
+      from judged j
+     group by j.what, j.verdict, j.who
+     order by array_position(array['events', 'attempts', 'dead_letters'], j.what), j.verdict <> 'goes', j.verdict, j.who
+$$;
+comment on function public.fn_iu_retention_plan(interval, text[]) is
+    'What a run would remove now, and what holds back the rest that is old enough: one row for each verdict and culprit.';
+
+-- Partitions ---------------------------------------------------------------------------------------------
+--
+-- Where the owner of IU Core has partitioned the log by created_at, old months go whole: detached, they are plain
+-- tables. That must not take an event along that nobody has read. A writer that was given an old created_at may insert
+-- into an old partition at any time, and once the partition is detached no cursor looks there any more; so it is closed
+-- to writers first (the trigger below, whose creation waits for those who are at it), then asked whether every event in
+-- it may go, and only then detached. A writer who comes after that fails as it would after the detaching, when there is
+-- no partition for its event.
+
+create function public.fn_iu_outbox_retired()
+returns trigger
+language plpgsql
+set search_path = ''
+as $$
+begin
+    raise exception 'no event enters % any more: it is older than the retention keeps', tg_table_name
+        using errcode = 'check_violation', hint = 'Is created_at of this event right?';
+end
+$$;
+comment on function public.fn_iu_outbox_retired() is 'Closes a partition that is about to be detached.';
+
+create function public.fn_iu_outbox_partitions()
+returns table (part regclass, "from" timestamptz, "to" timestamptz, is_default boolean, is_table boolean,
+               pending boolean, closed boolean)
+language sql
+stable
+set search_path = ''
+as $$
+    select k.oid::regclass,
+           case when b.bound is not null then coalesce(b.bound[1], '-infinity')::timestamptz end,
+           case when b.bound is not null then coalesce(b.bound[2], 'infinity')::timestamptz end,
+           e.bound = 'DEFAULT', k.relkind = 'r', i.inhdetachpending,
+           exists (select from pg_catalog.pg_trigger g
+                    where g.tgrelid = k.oid and g.tgname = 'zz_event_outbox_retired' and g.tgenabled <> 'D')
+      from pg_catalog.pg_partitioned_table t
+      join pg_catalog.pg_attribute a on a.attrelid = t.partrelid and a.attnum = t.partattrs[0]
+      join pg_catalog.pg_inherits i on i.inhparent = t.partrelid
+      join pg_catalog.pg_class k on k.oid = i.inhrelid
+     cross join lateral (select pg_catalog.pg_get_expr(k.relpartbound, k.oid)) e(bound)
+      left join lateral (
+           select regexp_match(e.bound, $re$^FOR VALUES FROM \((?:MINVALUE|'([^']+)')\) TO \((?:MAXVALUE|'([^']+)')\)$re$)
+           ) b(bound) on true
+     where t.partrelid = 'public.event_outbox'::regclass and t.partstrat = 'r' and t.partnatts = 1
+       and a.attname = 'created_at'
+     order by 2
+$$;
+comment on function public.fn_iu_outbox_partitions() is
+    'The partitions of event_outbox by created_at, the oldest first; none where it is not partitioned that way.';

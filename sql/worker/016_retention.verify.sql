@@ -1,0 +1,17 @@
+-- What 016 must have left behind. Same columns as runtime/070.
+
+with checks (id, label, expected, observed) as (
+    select 'W22', 'retention can tell what it may remove', '4',
+           (select count(*)::text from pg_catalog.pg_proc p
+             where p.pronamespace = 'public'::regnamespace and p.proname like 'fn\_iu\_retention\_%')
+    union all
+    select 'W23', 'stamps and bells fire always in every partition', '0 without',
+           (select count(*) || ' without'
+              from pg_catalog.pg_partition_tree('public.event_outbox') p
+             cross join unnest(array['zz_event_outbox_stamp', 'zz_event_outbox_restamp', 'zz_event_outbox_bell']) t(name)
+             where not exists (select from pg_catalog.pg_trigger g
+                                where g.tgrelid = p.relid and g.tgname = t.name and g.tgenabled = 'A'))
+)
+select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
+  from checks c
+ order by c.id;

@@ -1,0 +1,235 @@
+"""Removes what nobody needs any more: batch by batch, partition by partition. What may go, SQL decides (016)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+import asyncpg
+
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.postgres import census
+from iu_listen.postgres.census import Row
+from iu_listen.postgres.migrate import patiently
+from iu_listen.postgres.session import Connection, ask, errors_become_ours
+from iu_listen.postgres.sqlfiles import query
+
+#: Advisory lock that serialises runs: this key, and a hash of LOCK_NAME.
+RETENTION_KEY: Final = 726005
+LOCK_NAME: Final = "retention"
+#: What there are policies for, in the order in which a run goes through them: attempts go when their events are gone.
+WHAT: Final = ("events", "attempts", "dead_letters")
+#: How long a change of partitions may make readers and writers of the log wait, in milliseconds.
+STALL_MS: Final = 200
+#: How long DETACH CONCURRENTLY may wait for the transactions that have used the log, which holds up nobody.
+DETACH_MS: Final = 60_000
+
+
+async def interval(connection: Connection, text: str) -> str:
+    """An interval as PostgreSQL reads it, in its normal form.
+
+    Raises:
+        ConfigurationError: it is none, or none that something could be kept for.
+    """
+    hint = "As in 90d, 12h or '3 months'."
+    if not any(c.isalpha() for c in text):
+        # PostgreSQL takes a bare number for seconds; who types 90 means days.
+        raise ConfigurationError(f"{text} has no unit", hint)
+    try:
+        row = await connection.fetchrow(query("retention/interval"), text)
+    except asyncpg.DataError as error:
+        raise ConfigurationError(f"{text} is no interval to keep something for: {error}", hint) from error
+    assert row is not None
+    if not row["positive"]:
+        raise ConfigurationError(f"what is kept must be kept for some time, not for {text}", hint)
+    return str(row["keep"])
+
+
+@asynccontextmanager
+async def only_run(connection: Connection) -> AsyncIterator[str | None]:
+    """Be the only run on this database; yields None, or who is at it already.
+
+    Behind a transaction pooler a session has no locks of its own. There two runs may meet, which costs time: batches
+    leave to each other what the other one has locked.
+    """
+    if connection.pooled or await census.value(connection, "take_lease", RETENTION_KEY, LOCK_NAME):
+        # The lock goes with the session, which is ended when the command is.
+        yield None
+    else:
+        yield await census.value(connection, "lease_holder", RETENTION_KEY, LOCK_NAME)
+
+
+async def batches(
+    connection: Connection, what: str, keep: str | None, limit: int, pause: float, deadline: float
+) -> AsyncGenerator[Row, None]:
+    """Run batch after batch; yields the answer of each. After one that removed something vacuum and writers breathe."""
+    after = None
+    while True:
+        position = json.dumps(after) if after else None
+        answer: Row = json.loads(await ask(connection, deadline, query("retention/run"), what, limit, keep, position))
+        yield answer
+        after = answer["after"]
+        if after is None:
+            return
+        if answer["gone"]:
+            await anyio.sleep(pause)
+
+
+# -- partitions --------------------------------------------------------------------------------------------------
+
+
+async def partitions(connection: Connection, keep: str, ahead: int) -> Row | None:
+    """What would be done with the partitions of the log; None where it is not partitioned.
+
+    Returns:
+        ``by_time`` and ``owner`` (both are needed to do anything), ``unfinished``, ``create``, ``partitions``.
+    """
+    outbox = (await census.rows(connection, "retention/outbox"))[0]
+    if not outbox["partitioned"]:
+        return None
+    return {
+        "by_time": outbox["by_time"],
+        "owner": outbox["owner"],
+        "unfinished": await census.rows(connection, "retention/unfinished"),
+        "create": await census.rows(connection, "retention/months", ahead) if outbox["by_time"] and ahead else [],
+        "partitions": await census.rows(connection, "retention/partitions", keep, None),
+    }
+
+
+class Tender:
+    """Changes the partitions of the log: finishes, creates ahead, takes off.
+
+    Attributes:
+        done: What was done, one row each: ``partition``, ``did``, ``rows``.
+        held: What was not, and why: ``partition``, ``why``.
+    """
+
+    def __init__(self, connection: Connection, keep: str, *, drop: bool) -> None:
+        self._connection = connection
+        self._keep = keep
+        self._drop = drop
+        self.done: list[Row] = []
+        self.held: list[Row] = []
+
+    async def tend(self, plan: Row) -> None:
+        """Do what the plan says, as far as it can be done now."""
+        if self._connection.pooled:
+            self._hold("", "behind a pooler partitions are left alone")
+        elif not plan["by_time"]:
+            self._hold("", "event_outbox is partitioned, but not by range of created_at alone")
+        elif not plan["owner"]:
+            self._hold("", "only the owner of event_outbox may change its partitions")
+        else:
+            await self._finish()
+            await self._create(plan["create"])
+            for partition in plan["partitions"]:
+                if partition["closed"] and not partition["whole"]:
+                    # Closed by a run that was interrupted, and kept by the policy of today.
+                    await self._execute(partition, "open")
+                elif partition["whole"]:
+                    await self._take_off(partition, concurrently=not any(p["is_default"] for p in plan["partitions"]))
+            await self._connection.execute("reset lock_timeout")
+
+    async def _finish(self) -> None:
+        for row in await census.rows(self._connection, "retention/unfinished"):
+            if row["pending"]:
+                await self._execute(row, "finalize", DETACH_MS, tries=1)
+        # What was just finalized is among these.
+        for row in await census.rows(self._connection, "retention/unfinished"):
+            if not row["pending"] and await self._execute(row, self._end):
+                self._did(row["name"], "dropped" if self._drop else "detached", None)
+
+    async def _create(self, months: Iterable[Row]) -> None:
+        for month in months:
+            if month["in_the_way"]:
+                self._hold(month["name"], f"{month['in_the_way']} rows of the default partition belong there")
+            elif month["taken"]:
+                self._hold(month["name"], "a table of this name exists, and is no partition")
+            elif await self._statement(month["name"], None, month["statement"]):
+                self._did(month["name"], "created", 0)
+
+    async def _take_off(self, partition: Row, *, concurrently: bool) -> None:
+        """Detach one partition, after it was closed and asked about once more.
+
+        Concurrently nobody waits for us, but it takes two transactions, so what closes it must outlast them: a trigger.
+        A default partition forbids that; then it is one transaction, closed by its lock.
+        """
+        if concurrently:
+            if not await self._execute(partition, "close"):
+                return
+            if not await self._still_whole(partition):
+                await self._execute(partition, "open")
+                return
+            if not await self._execute(partition, "detach_concurrently", DETACH_MS, tries=1):
+                return
+            await self._execute(partition, self._end)
+        else:
+
+            async def at_once() -> None:
+                async with self._connection.transaction():
+                    await self._connection.execute((await self._words(partition))["lock"])
+                    if await self._still_whole(partition):
+                        for step in ("detach", self._end):
+                            await self._connection.execute((await self._words(partition))[step])
+
+            if not await self._patient(partition["name"], partition["oid"], at_once):
+                return
+        if not any(held["partition"] == partition["name"] for held in self.held):
+            self._did(partition["name"], "dropped" if self._drop else "detached", partition["rows"])
+
+    @property
+    def _end(self) -> str:
+        return "drop" if self._drop else "leave"
+
+    async def _still_whole(self, partition: Row) -> bool:
+        now = await census.rows(self._connection, "retention/partitions", self._keep, partition["oid"])
+        if now and now[0]["whole"]:
+            return True
+        self._hold(partition["name"], "events came in that somebody has to read first")
+        return False
+
+    async def _words(self, row: Row) -> Row:
+        return (await census.rows(self._connection, "retention/retire", row["oid"]))[0]
+
+    async def _execute(self, row: Row, step: str, timeout_ms: int = STALL_MS, tries: int = 10) -> bool:
+        return await self._statement(row["name"], row["oid"], (await self._words(row))[step], timeout_ms, tries)
+
+    async def _statement(
+        self, name: str, oid: int | None, statement: str, timeout_ms: int = STALL_MS, tries: int = 10
+    ) -> bool:
+        async def work() -> None:
+            await self._connection.execute(statement)
+
+        return await self._patient(name, oid, work, timeout_ms, tries)
+
+    async def _patient(
+        self, name: str, oid: int | None, work: Any, timeout_ms: int = STALL_MS, tries: int = 10
+    ) -> bool:
+        """Whether it could be done, within the tries. If not, who is in the way is noted."""
+        try:
+            await patiently(self._connection, work, timeout_ms, tries)
+        except Refused as refused:
+            if "55P03" not in refused.message:
+                raise
+            holders = await census.rows(self._connection, "retention/lockers", oid) if oid else []
+            who = "; ".join(row["who"] for row in holders)
+            self._hold(name, "a lock could not be had" + (f": {who}" if who else ""))
+            return False
+        return True
+
+    def _did(self, name: str, did: str, rows: int | None) -> None:
+        self.done.append({"partition": name, "did": did, "rows": rows})
+
+    def _hold(self, name: str, why: str) -> None:
+        self.held.append({"partition": name, "why": why})
+
+
+async def set_policy(connection: Connection, what: str, keep: str | None) -> Row:
+    """Set a policy, or switch it off (None)."""
+    with errors_become_ours():
+        row = await connection.fetchrow(query("retention/set_policy"), what, keep)
+    assert row is not None
+    return dict(row)
