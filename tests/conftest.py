@@ -20,7 +20,7 @@ import pytest
 from iu_listen import embedded
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
-from support import open_gate
+from support import apply_partitioned_base, open_gate
 
 SERVERS = ("pg16", "pg18", *(["dsn"] if os.environ.get("IU_LISTEN_TEST_DSN") else []))
 
@@ -55,15 +55,18 @@ class TestServer:
         asyncio.run(run())
 
     def template(self, kind: str) -> str:
-        """Name of the template database with the substrate (``base``) or the whole package (``applied``)."""
+        """Name of the template database with the substrate (``base``) or the whole package (``applied``).
+
+        ``partitioned`` is the whole package on an event_outbox that is cut into months.
+        """
         if kind not in self.templates:
             name = f"iu_template_{kind}_{secrets.token_hex(4)}"
             self.execute(f"create database {name}")
 
             async def fill() -> None:
                 async with session(self.dsn(name), name="tests") as connection:
-                    await migrate.apply_base(connection)
-                    if kind == "applied":
+                    await (apply_partitioned_base if kind == "partitioned" else migrate.apply_base)(connection)
+                    if kind != "base":
                         state = await migrate.package_state(connection)
                         await migrate.apply_files(connection, state.pending, {}, lambda _: None)
 
@@ -114,6 +117,14 @@ def substrate(server: TestServer) -> Iterator[Database]:
 def applied(server: TestServer) -> Iterator[Database]:
     """A database with the package applied, inert."""
     yield from server.create("applied")
+
+
+@pytest.fixture
+def partitioned(server: TestServer) -> Iterator[Database]:
+    """A database whose event_outbox is cut into months, with the package applied and the worker gate open."""
+    for database in server.create("partitioned"):
+        asyncio.run(open_gate(database.dsn))
+        yield database
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from iu_listen.model.observation import BatchRan, Listening, Observation, Stoppe
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import Connection, session
+from iu_listen.postgres.session import Connection
+from iu_listen.postgres.sqlfiles import base_files
 
 WORKER = "iu_outbound_default"
 
@@ -25,6 +27,29 @@ WORKER = "iu_outbound_default"
 async def connect(dsn: str) -> asyncpg.Connection:
     """A plain session, the caller's to close."""
     return await asyncpg.connect(dsn)
+
+
+async def apply_partitioned_base(connection: asyncpg.Connection) -> None:
+    """IU Core whose owner has cut event_outbox into months, four of them past and this one."""
+    for migration in base_files():
+        text = migration.text()
+        if migration.number == "002":
+            head, _, rest = text.partition("constraint event_outbox_pkey primary key (id),")
+            text = head + "constraint event_outbox_pkey primary key (id, created_at)," + rest.replace(
+                "\n);\n", "\n) partition by range (created_at);\n", 1
+            )  # fmt: skip
+        await connection.execute(text)
+    await connection.execute("""
+        do $$
+        declare v_from timestamptz;
+        begin
+            for n in -4 .. 0 loop
+                v_from := date_trunc('month', now(), 'UTC') + n * interval '1 month';
+                execute format('create table event_outbox_%s partition of event_outbox for values from (%L) to (%L)',
+                               to_char(v_from at time zone 'UTC', '"y"YYYY"m"MM'), v_from, v_from + interval '1 month');
+            end loop;
+        end $$
+    """)
 
 
 @asynccontextmanager

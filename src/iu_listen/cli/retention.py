@@ -322,6 +322,7 @@ async def _remove(
         if plan.partitions:
             tender = keeping.Tender(connection, plan.kept("events"), drop=drop)
             await tender.tend(plan.partitions)
+            await plan.look(connection)
         for what in plan.chosen:
             with _progress(what, plan.going[what]) as advance:
                 async with aclosing(keeping.batches(connection, what, plan.keep, batch, pause, deadline)) as answers:
