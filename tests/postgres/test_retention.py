@@ -21,7 +21,9 @@ pytestmark = pytest.mark.asyncio
 KEEP = "90 days"
 
 
-async def old_event(connection: asyncpg.Connection, created: str = "now() - interval '100 days'", domain: str = "iu") -> UUID:
+async def old_event(
+    connection: asyncpg.Connection, created: str = "now() - interval '100 days'", domain: str = "iu"
+) -> UUID:
     """An event with a created_at of its writer's choice."""
     kind = {"iu": "'version_applied', 'update'", "system": "'alert', 'alert'"}[domain]
     return await connection.fetchval(
@@ -74,7 +76,9 @@ async def second_worker(connection: asyncpg.Connection, name: str = "second", do
     )  # fmt: skip
 
 
-async def dead_letter(connection: asyncpg.Connection, created: str = "now() - interval '100 days'") -> tuple[UUID, UUID]:
+async def dead_letter(
+    connection: asyncpg.Connection, created: str = "now() - interval '100 days'"
+) -> tuple[UUID, UUID]:
     """An old event that went to the seam and became a dead letter; both ids. Routes are dry again."""
     await connection.execute(
         """alter table iu_outbound_route drop constraint if exists iu_outbound_route_safe_chk;
@@ -491,7 +495,8 @@ async def test_a_dead_letter_that_is_the_only_proof_stays_with_its_event(live):
     async with connected(live.dsn) as c:
         _, letter = await dead_letter(c)
         await c.execute(
-            "update iu_route_dead_letter set attempt_no = 0, resolved_at = 'epoch', resolution = 'by hand' where id = $1", letter
+            "update iu_route_dead_letter set attempt_no = 0, resolved_at = 'epoch', resolution = 'by hand' where id = $1",
+            letter,
         )
         assert await gone(c, "dead_letters") == 0
         assert (await verdicts(c))["dead_letters", "event_still_there", None] == 1
@@ -553,7 +558,14 @@ async def test_another_reader_of_the_audit_has_one_place_to_object(live):
 async def test_the_plan_says_what_a_run_does(live, seed):
     """Whatever the log looks like, a run removes exactly what the plan says, and the plan afterwards has nothing left."""
     dice = random.Random(seed)
-    created = ["now()", "now() - interval '100 days'", "'epoch'", "'infinity'", "now() + interval '1 day'", "now() - interval '89 days'"]
+    created = [
+        "now()",
+        "now() - interval '100 days'",
+        "'epoch'",
+        "'infinity'",
+        "now() + interval '1 day'",
+        "now() - interval '89 days'",
+    ]
     async with connected(live.dsn) as c, connected(live.dsn) as writer:
         await second_worker(c)
         await second_worker(c, "third", "system")

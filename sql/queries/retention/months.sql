@@ -10,7 +10,7 @@ with month as (
                      date_trunc('month', now(), 'UTC') + (m.n + 1) * interval '1 month') as whole
       from generate_series(0, $1::int) m(n)
 ), part as (
-    select coalesce(range_agg(tstzrange(p."from", p."to")), '{}') as covered, bool_or(p.is_default) as has_default
+    select coalesce(range_agg(tstzrange(p."from", p."to")) filter (where not p.is_default), '{}') as covered, bool_or(p.is_default) as has_default
       from public.fn_iu_outbox_partitions() p
 ), gap as (
     select 'event_outbox_' || to_char(lower(g.free) at time zone 'UTC', '"y"YYYY"m"MM')

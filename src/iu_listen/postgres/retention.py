@@ -125,12 +125,13 @@ class Tender:
         else:
             await self._finish()
             await self._create(plan["create"])
-            for partition in plan["partitions"]:
-                if partition["closed"] and not partition["whole"]:
+            found = await census.rows(self._connection, "retention/partitions", self._keep, None)
+            for partition in found:
+                if partition["whole"]:
+                    await self._take_off(partition, concurrently=not any(p["is_default"] for p in found))
+                elif partition["closed"] and not partition["pending"]:
                     # Closed by a run that was interrupted, and kept by the policy of today.
                     await self._execute(partition, "open")
-                elif partition["whole"]:
-                    await self._take_off(partition, concurrently=not any(p["is_default"] for p in plan["partitions"]))
             await self._connection.execute("reset lock_timeout")
 
     async def _finish(self) -> None:
