@@ -1,7 +1,7 @@
--- Three group roles: who consumes, who looks, who operates. None can log in, none owns anything.
+-- Four group roles: who consumes, who looks, who operates, who cleans up. None can log in, none owns anything.
 --
 -- Run it after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE; and again after every
--- upgrade. It may be run any number of times: it takes everything from the three roles in the objects named here and
+-- upgrade. It may be run any number of times: it takes everything from the four roles in the objects named here and
 -- gives what is written below, so this file is what they may do. People and services log in as roles of their own:
 --
 --     create role consumer_a login in role iu_listen_consumer;      -- then \password consumer_a
@@ -26,7 +26,7 @@ do $$
 declare
     v_role text;
 begin
-    foreach v_role in array array['iu_listen_consumer', 'iu_listen_reader', 'iu_listen_operator'] loop
+    foreach v_role in array array['iu_listen_consumer', 'iu_listen_reader', 'iu_listen_operator', 'iu_listen_janitor'] loop
         begin
             if not exists (select from pg_catalog.pg_roles r where r.rolname = v_role) then
                 execute format('create role %I nologin', v_role);
@@ -42,6 +42,7 @@ $$;
 comment on role iu_listen_consumer is 'What a running iu-listen consumer may do, and nothing more.';
 comment on role iu_listen_reader is 'Sees the state of the routing; sees no payload; changes nothing.';
 comment on role iu_listen_operator is 'A reader who also opens and closes gates and routes, replays dead letters and moves cursors.';
+comment on role iu_listen_janitor is 'Removes what the retention policies let go; can delete events and audit, so it is for one job.';
 
 -- Start from nothing -------------------------------------------------------------------------------------
 
@@ -54,6 +55,9 @@ revoke all on
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+    public.iu_consumer_heartbeat, public.iu_retention_policy,
+    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
+    from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
 
 -- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
 revoke execute on function
@@ -67,8 +71,12 @@ revoke execute on function
     public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
     public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+    public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
+    public.fn_iu_outbox_partitions()
+    from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
 
-grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
 
 -- Who is in the way has a name, a state and an age only for those who may see other people's sessions. Where whoever
 -- runs this file may not give that, culprits are named by pid and application alone.
@@ -137,7 +145,9 @@ grant select, delete,
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text),
-    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
+    public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions()
     to iu_listen_reader;
 
 grant select on
@@ -146,6 +156,8 @@ grant select on
     public.event_outbox_event_seq,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit
+    public.iu_retention_policy, public.event_outbox_event_seq,
+    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,
@@ -180,5 +192,36 @@ grant insert (event_ref, route_kind, route_code, status, decision, delivered, fa
 grant execute on function public.fn_iu_outbox_tick() to iu_listen_operator;
 grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq, last_created_at, last_event_id)
     on public.iu_route_worker_cursor to iu_listen_operator;
+
+-- What is kept how long. Setting it removes nothing; the janitor does.
+grant update (keep, enabled, updated_at) on public.iu_retention_policy to iu_listen_operator;
+
+-- Janitor ------------------------------------------------------------------------------------------------
+--
+-- `iu-listen retention run`, from a timer. It can delete any event and all of the audit: give it to the login of that
+-- one job, never to a consumer and never to a person. What it removes is decided by policies that it cannot set.
+-- Partitions are the owner's: whoever may not own event_outbox removes rows.
+
+grant execute on function
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot),
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
+    public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
+    public.fn_iu_outbox_partitions()
+    to iu_listen_janitor;
+
+-- Whether the package is whole, and what the cursors have read.
+grant select (key) on public.dot_config to iu_listen_janitor;
+grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor to iu_listen_janitor;
+
+-- FOR UPDATE SKIP LOCKED asks for UPDATE on one column, whichever. These are the ones that decide nothing.
+grant select (id, event_domain, created_at, xact_id, event_seq), update (traceparent), delete
+    on public.event_outbox to iu_listen_janitor;
+grant select (id, event_ref, route_code, idempotency_key, created_at), update (finished_at), delete
+    on public.iu_route_attempt to iu_listen_janitor;
+grant select (id, event_ref, idempotency_key, attempt_no, created_at, resolved_at), update (last_replay_at), delete
+    on public.iu_route_dead_letter to iu_listen_janitor;
+
+grant select, update (last_run_at, last_gone, total_gone) on public.iu_retention_policy to iu_listen_janitor;
 
 commit;

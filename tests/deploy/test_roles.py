@@ -1,6 +1,6 @@
 """deploy/postgres/roles.sql on real servers: what each role can do, and what it cannot.
 
-Roles belong to the cluster: login roles get names of their own and are dropped; the three group roles are dropped
+Roles belong to the cluster: login roles get names of their own and are dropped; the four group roles are dropped
 when they were not there before.
 """
 
@@ -24,14 +24,16 @@ from conftest import Database
 from iu_listen.model.facts import CHANNEL, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import census, doctor, migrate, verify
+from iu_listen.postgres import census, doctor, migrate, retention, verify
 from iu_listen.postgres.bell import BELL_KEY
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
 from support import WORKER, connected, consuming, open_gate, run_batch, wait_until
 
 ROLES = (Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql").read_text()
-CONSUMER, READER, OPERATOR = GROUPS = ("iu_listen_consumer", "iu_listen_reader", "iu_listen_operator")
+CONSUMER, READER, OPERATOR, JANITOR = GROUPS = (
+    "iu_listen_consumer", "iu_listen_reader", "iu_listen_operator", "iu_listen_janitor",
+)  # fmt: skip
 
 #: Nobody has anything by default, as in a database whose administrator is strict.
 HARDEN = """
@@ -375,6 +377,10 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
                 "v_iu_route_dead_letter_open",
                 "v_iu_worker_health",
             ):
+            await census.rows(reader, "retention/policies")
+            await census.rows(reader, "retention/plan", "1 second", None)
+            await census.rows(reader, "retention/readers")
+            for view in ("v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open"):
                 await reader.fetch(f"select * from {view}")
         async with connected(dsn) as reader:
             findings = await doctor.examine(reader, WORKER)
@@ -430,6 +436,7 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
             ] is False
             assert await census.value(operator, "reset_cursor", WORKER, "3:3:") == "3:3:"
             assert await census.value(operator, "reset_cursor", WORKER, None)
+            assert (await retention.set_policy(operator, "events", "30 days"))["enabled"]
 
     asyncio.run(run())
 
@@ -446,6 +453,10 @@ def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
         "update iu_route_attempt set status = 'sent'",
         "delete from iu_route_attempt",
         "delete from iu_route_dead_letter",
+        "delete from event_outbox",
+        "select fn_iu_retention_run('events')",
+        "insert into iu_retention_policy (what, keep) values ('x', '1 day')",
+        "update iu_retention_policy set total_gone = 0",
         "update iu_route_dead_letter set event_snapshot = '{}'",
         "update iu_route_worker_cursor set lineage = gen_random_uuid()",
         "select fn_iu_outbox_reanchor(p_plan => true)",
@@ -462,6 +473,93 @@ def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
             assert [statement for statement in statements if not await refused(operator, statement)] == []
             with pytest.raises(asyncpg.CheckViolationError):
                 await operator.execute("update iu_outbound_route set dry_run = false")
+
+    asyncio.run(run())
+
+
+# -- janitor -------------------------------------------------------------------------------------------------------
+
+
+async def what_a_janitor_does(connection: asyncpg.Connection) -> None:
+    """Everything that `iu-listen retention run` asks of the database, in the transaction of the caller."""
+    await census.require_primary(connection)
+    await census.require_package(connection)
+    await census.rows(connection, "retention/policies")
+    await census.rows(connection, "retention/plan", None, None)
+    await census.rows(connection, "retention/readers")
+    assert await retention.partitions(connection, "1 hour", 3) is None
+    # What it asks where the log is partitioned, to say that partitions are not its business.
+    assert await census.rows(connection, "retention/partitions", "1 hour", None) == []
+    for what in retention.WHAT:
+        gone = [a["gone"] async for a in retention.batches(connection, what, None, 100, 0, 60)]
+        assert gone == [1], (what, gone)
+
+
+def test_the_janitor_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
+    """A janitor removes events, attempts and dead letters; take any one privilege from it, and it cannot."""
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner:
+            await open_gate(applied.dsn)
+            await owner.execute(INSERT, uuid4(), "version_applied")
+            assert (await run_batch(owner))["seen"] == 1
+            await owner.execute(
+                """delete from iu_route_attempt;
+                   insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key, created_at)
+                   select e, 'outbound', 'x', 'skipped', 'outbound:x:' || e, 'epoch' from (select gen_random_uuid()) x(e);
+                   insert into iu_route_dead_letter (worker_name, event_ref, route_code, idempotency_key, event_snapshot,
+                                                     failure_code, resolved_at, resolution, attempt_no)
+                   values ('x', gen_random_uuid(), 'x', 'x', '{}', 'x', 'epoch', 'x', 0);
+                   update event_outbox set created_at = 'epoch';
+                   update iu_retention_policy set enabled = true"""
+            )
+            granted = [row["what"] for row in await owner.fetch(GRANTED, JANITOR)]
+            assert len(granted) > 25
+            spare = []
+            for taken in [None, *granted]:
+                transaction = owner.transaction()
+                await transaction.start()
+                try:
+                    if taken:
+                        await owner.execute(f"revoke {taken} from {JANITOR}")
+                    async with acting_as(owner, JANITOR):
+                        await what_a_janitor_does(owner)
+                    if taken:
+                        spare.append(taken)
+                except Exception as error:
+                    if taken is None or "permission denied" not in str(error):
+                        raise AssertionError(f"without {taken}") from error
+                finally:
+                    await transaction.rollback()
+            assert spare == []
+
+    asyncio.run(run())
+
+
+def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
+    """A janitor sets no policy, opens no gate, moves no cursor, routes nothing, and reads no payload."""
+    dsn = roles.add(JANITOR)
+    statements = (
+        "update iu_retention_policy set keep = '1 second'",
+        "update iu_retention_policy set enabled = true",
+        "update dot_config set value = 'true'",
+        "select value from dot_config",
+        "update iu_route_worker_cursor set prev = '3:3:'",
+        "delete from iu_route_worker_cursor",
+        "update event_outbox set created_at = 'epoch'",
+        "update event_outbox set event_domain = 'iu'",
+        "truncate event_outbox",
+        "select safe_payload from event_outbox",
+        "select event_snapshot from iu_route_dead_letter",
+        "update iu_route_dead_letter set resolved_at = now()",
+        "update iu_route_attempt set created_at = 'epoch'",
+        "select fn_iu_route_worker_run('iu_outbound_default', 1)",
+        "create or replace function fn_iu_retention_released(p_event_ref uuid) returns boolean language sql return true",
+    )
+
+    async def run() -> None:
+        async with connected(dsn) as janitor:
+            assert [statement for statement in statements if not await refused(janitor, statement)] == []
 
     asyncio.run(run())
 
@@ -541,7 +639,7 @@ def test_the_file_may_be_run_again_and_takes_back_what_it_does_not_give(applied:
 
 
 def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles: Logins) -> None:
-    """The three roles are groups: no login, no attribute, no object, and every package object is under the file's control."""
+    """The four roles are groups: no login, no attribute, no object, and every package object is under the file's control."""
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:
@@ -559,7 +657,7 @@ def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles:
             unknown = [
                 o.name for o in package.objects
                 if o.kind in ("table", "view", "sequence", "function") and o.name.partition("(")[0] not in ROLES
-                and o.name not in ("fn_iu_outbox_stamp()", "fn_iu_ring_bell()")
+                and o.name not in ("fn_iu_outbox_stamp()", "fn_iu_ring_bell()", "fn_iu_outbox_retired()")
             ]  # fmt: skip
             assert unknown == []
 

@@ -1,0 +1,105 @@
+"""Retention under load: writers of every kind, a consumer, and runs that keep next to nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+import pytest
+
+from iu_listen.model.settings import Settings
+from iu_listen.postgres import retention
+from iu_listen.postgres.session import session
+from support import connected, consuming, wait_until
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+INSERT = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, created_at)
+    select e.id, 'iu', 'version_applied', 'update', 'immediate', {created} from unnest($1::uuid[]) e(id)
+"""
+#: created_at as honest writers have it, and as others do.
+CREATED = ("now()", "now()", "now()", "now() - interval '1 year'", "'-infinity'", "now() + interval '1 second'")
+
+
+class Writers:
+    """Writers with short and long transactions, batches and rollbacks; what committed, and what failed."""
+
+    def __init__(self, dsn: str, seed: int) -> None:
+        self.dsn = dsn
+        self.dice = random.Random(seed)
+        self.committed: set[UUID] = set()
+        self.errors: list[BaseException] = []
+        self.over = False
+
+    async def write(self) -> None:
+        async with connected(self.dsn) as connection:
+            while not self.over:
+                try:
+                    await self._once(connection)
+                except asyncpg.PostgresError as error:
+                    self.errors.append(error)
+
+    async def _once(self, connection: asyncpg.Connection) -> None:
+        ids = [uuid4() for _ in range(self.dice.choice([1, 1, 1, 5, 200]))]
+        statement = INSERT.format(created=self.dice.choice(CREATED))
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(statement, ids)
+        if self.dice.random() < 0.2:
+            # Commits late: others are decided and removed meanwhile.
+            await connection.execute("select pg_sleep($1)", self.dice.random() * 0.3)
+        if self.dice.random() < 0.1:
+            await transaction.rollback()
+            return
+        await transaction.commit()
+        self.committed |= set(ids)
+
+
+@pytest.mark.parametrize("kind", ["live", "partitioned"])
+async def test_nothing_unseen_disappears(kind, request):
+    """While runs remove whatever is older than an instant, every committed event gets its one decision, and no writer fails.
+
+    Fails when: age alone decides what goes.
+    """
+    dsn = request.getfixturevalue(kind).dsn
+    writers = Writers(dsn, seed=4)
+    gone = 0
+
+    async def clean() -> None:
+        nonlocal gone
+        settings = Settings.load({}, {"dsn": dsn})
+        async with session(dsn, name="retention") as connection:
+            while not writers.over:
+                async for answer in retention.batches(connection, "events", "50 ms", 300, 0.001, settings.batch_deadline):
+                    gone += answer["gone"]
+
+    async with consuming(dsn), connected(dsn) as c:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(writers.write)
+            for _ in range(2):
+                tasks.start_soon(clean)
+            await wait_until(lambda: _enough(c), "6 000 events were decided", timeout=60)
+            writers.over = True
+
+        async def all_decided() -> bool:
+            return await c.fetchval("select count(distinct event_ref) from iu_route_attempt") >= len(writers.committed)
+
+        await wait_until(all_decided, "every committed event is decided", timeout=30)
+        rows = await c.fetch("select event_ref, count(*) as n from iu_route_attempt group by 1")
+        left = await c.fetchval("select count(*) from event_outbox")
+        deadlocks = await c.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
+    assert {row["event_ref"] for row in rows} == writers.committed
+    assert {row["n"] for row in rows} == {1}
+    assert writers.errors == []
+    assert deadlocks == 0
+    assert gone == len(writers.committed) - left
+    assert gone > 1000, json.dumps({"gone": gone, "left": left})
+
+
+async def _enough(connection: asyncpg.Connection) -> bool:
+    return await connection.fetchval("select count(*) from iu_route_attempt") >= 6000
