@@ -87,7 +87,9 @@ def test_the_plan_names_the_culprits(live):
            select 'sleepy', 'iu', lineage from iu_outbox_anchor""",
     )
     plan = run("retention", "plan", "--json", dsn=live.dsn).json
-    assert [(v["what"], v["verdict"], v["who"], v["count"]) for v in plan["plan"]] == [("events", "unread", "sleepy", 5)]
+    assert [(v["what"], v["verdict"], v["who"], v["count"]) for v in plan["plan"]] == [
+        ("events", "unread", "sleepy", 5)
+    ]
     assert [(r["worker_name"], r["prev"], r["last_run_at"]) for r in plan["readers"]] == [("sleepy", "3:3:", None)]
     assert plan["partitions"] is None
     done = run("retention", "plan", "--what", "events", dsn=live.dsn)
@@ -159,7 +161,9 @@ def test_a_second_run_leaves_it_to_the_first(live):
 def test_a_run_may_be_ended_at_any_moment(live, number, code):
     """Whole batches are gone, nothing is half done, nothing is locked, and the next run does the rest."""
     read_log(live.dsn, 100)
-    with running("retention", "run", "--keep", "90d", "--yes", "--batch", "10", "--pause", "0.3", dsn=live.dsn) as command:
+    with running(
+        "retention", "run", "--keep", "90d", "--yes", "--batch", "10", "--pause", "0.3", dsn=live.dsn
+    ) as command:
         seen(live.dsn, f"select count(*) <= 90 from ({LEFT.replace('count(*)', '*')}) x")
         assert command.end(number) == code
         if number != signal.SIGKILL:
@@ -225,11 +229,15 @@ def test_partitions_are_planned_and_done(partitioned):
     assert f"would create {plan['partitions']['create'][0]['name']}" in words
     done = run("retention", "run", "--keep", "70d", "--yes", "--json", dsn=partitioned.dsn).json
     did = [(row["did"], row["partition"]) for row in done["partitions"]["done"]]
-    assert did == [("created", p["name"]) for p in plan["partitions"]["create"]] + [("detached", p["name"]) for p in whole]
+    assert did == [("created", p["name"]) for p in plan["partitions"]["create"]] + [
+        ("detached", p["name"]) for p in whole
+    ]
     assert done["removed"]["events"] + sum(p["rows"] for p in whole) == sum(
         v["count"] for v in plan["plan"] if v["verdict"] == "goes" and v["what"] == "events"
     )
-    assert [row["n"] for row in rows(partitioned.dsn, f"select count(*) as n from {whole[0]['name']}")] == [whole[0]["rows"]]
+    assert [row["n"] for row in rows(partitioned.dsn, f"select count(*) as n from {whole[0]['name']}")] == [
+        whole[0]["rows"]
+    ]
 
 
 def test_a_run_without_ahead_makes_no_months(partitioned):
