@@ -193,7 +193,7 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'Its events up to thi
 
 -- Name: COLUMN iu_route_worker_cursor.hi_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq when the newest tick was taken; an event above it is unread in any history.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
 
@@ -241,6 +241,172 @@ CREATE FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cur
 
 COMMENT ON FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid) IS 'Whether the event with this position has been read by the worker of this cursor.';
 
+-- Name: fn_iu_outbox_full_xid(xid, xid8); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) RETURNS xid8
+    LANGUAGE sql IMMUTABLE
+    RETURN ((GREATEST((0)::bigint, (((p_near)::text)::bigint + ((((((p_xid)::text)::bigint - ((p_near)::text)::bigint) + '2147483648'::bigint) & '4294967295'::bigint) - '2147483648'::bigint))))::text)::xid8;
+
+-- Name: FUNCTION fn_iu_outbox_full_xid(p_xid xid, p_near xid8); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) IS 'The transaction with these lower 32 bits that is nearest to p_near.';
+
+-- Name: fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN ((p_event_seq > (p_cursor).hi_seq) OR (NOT public.fn_iu_outbox_consumed(p_cursor, p_xact_id, p_event_seq, p_id))) THEN 'unread'::text WHEN (NOT p_believed) THEN 'uncertain'::text WHEN ((p_arrived IS NOT NULL) AND (((p_xact_id)::xid = p_xmin) OR ((p_xact_id > p_arrived) AND (p_xact_id <= public.fn_iu_outbox_full_xid(p_xmin, p_arrived))))) THEN 'uncertain'::text ELSE 'read'::text END;
+
+-- Name: FUNCTION fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) IS 'Whether the worker of this cursor has read an event, in whatever history: read, unread or uncertain. p_believed: the cursor is of one history with the anchor. p_arrived: what brought the anchor here; null if it was born here.';
+
+-- Name: event_outbox; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.event_outbox (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    event_domain text NOT NULL,
+    event_type text NOT NULL,
+    event_stream text NOT NULL,
+    delivery_lane text NOT NULL,
+    event_severity text DEFAULT 'info'::text NOT NULL,
+    event_subject_table text,
+    event_subject_ref uuid,
+    canonical_address text,
+    actor_ref text,
+    source_system text,
+    correlation_id text,
+    payload_classification text DEFAULT 'safe_metadata'::text NOT NULL,
+    safe_payload jsonb DEFAULT '{}'::jsonb NOT NULL,
+    occurred_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    event_seq bigint NOT NULL,
+    traceparent text DEFAULT NULLIF(current_setting('iu.traceparent'::text, true), ''::text),
+    CONSTRAINT event_outbox_classification_chk CHECK ((payload_classification = ANY (ARRAY['safe_metadata'::text, 'restricted'::text]))),
+    CONSTRAINT event_outbox_safe_payload_chk CHECK ((NOT (safe_payload ?| ARRAY['body'::text, 'content'::text, 'raw'::text, 'vector'::text, 'embedding'::text, 'secret'::text, 'token'::text, 'password'::text]))),
+    CONSTRAINT event_outbox_stream_chk CHECK ((event_stream = ANY (ARRAY['comment'::text, 'review'::text, 'update'::text, 'birth'::text, 'task'::text, 'alert'::text, 'health'::text])))
+);
+
+-- Name: TABLE event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.event_outbox IS 'Append-only log of what happened, written in the transaction that changed the data. A log, not a queue: it carries no delivery state.';
+
+-- Name: COLUMN event_outbox.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.id IS 'Identity of the event; also its trace id when the producer gave none.';
+
+-- Name: COLUMN event_outbox.event_domain; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_domain IS 'Whose event it is; a worker reads one domain.';
+
+-- Name: COLUMN event_outbox.event_type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_type IS 'What happened; registered in event_type_registry.';
+
+-- Name: COLUMN event_outbox.event_stream; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_stream IS 'Kind of stream, fixed by the registry.';
+
+-- Name: COLUMN event_outbox.delivery_lane; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.delivery_lane IS 'How urgent, fixed by the registry.';
+
+-- Name: COLUMN event_outbox.event_severity; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_severity IS 'info, warning, error, ...';
+
+-- Name: COLUMN event_outbox.event_subject_table; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_subject_table IS 'Table of the row that the event is about.';
+
+-- Name: COLUMN event_outbox.event_subject_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_subject_ref IS 'Id of the row that the event is about; order is kept per subject.';
+
+-- Name: COLUMN event_outbox.canonical_address; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.canonical_address IS 'Human-readable address of the subject.';
+
+-- Name: COLUMN event_outbox.actor_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.actor_ref IS 'Who caused it.';
+
+-- Name: COLUMN event_outbox.source_system; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.source_system IS 'Which application wrote it.';
+
+-- Name: COLUMN event_outbox.correlation_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.correlation_id IS 'Id of the request or process that it belongs to.';
+
+-- Name: COLUMN event_outbox.payload_classification; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.payload_classification IS 'safe_metadata or restricted.';
+
+-- Name: COLUMN event_outbox.safe_payload; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.safe_payload IS 'Metadata only: content, vectors and secrets are rejected by key.';
+
+-- Name: COLUMN event_outbox.occurred_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.occurred_at IS 'When it happened, by the emitter''s account.';
+
+-- Name: COLUMN event_outbox.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.created_at IS 'Start of the transaction that wrote it: not the order of commits.';
+
+-- Name: COLUMN event_outbox.xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.xact_id IS 'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
+
+-- Name: COLUMN event_outbox.event_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.event_seq IS 'Order of writing, which is commit order for events of one subject. Set by the stamp.';
+
+-- Name: COLUMN event_outbox.traceparent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_outbox.traceparent IS 'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
+
+-- Name: CONSTRAINT event_outbox_classification_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT event_outbox_classification_chk ON public.event_outbox IS 'The classifications that exist.';
+
+-- Name: CONSTRAINT event_outbox_safe_payload_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT event_outbox_safe_payload_chk ON public.event_outbox IS 'Keys that would carry content or secrets never enter the log.';
+
+-- Name: CONSTRAINT event_outbox_stream_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT event_outbox_stream_chk ON public.event_outbox IS 'The streams that exist.';
+
+-- Name: fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamp with time zone, xid8, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) RETURNS TABLE(part oid, tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT o.tableoid,
+     o.ctid,
+     o.event_domain,
+     j.unread_by,
+     j.uncertain_by,
+     v.visible,
+     ((j.unread_by IS NOT NULL) OR COALESCE((o.created_at >= fn_iu_outbox_judged.p_since), (j.uncertain_by IS NOT NULL)) OR ((NOT v.visible) AND (o.xact_id < ( SELECT pg_snapshot_xmax(pg_current_snapshot()) AS pg_snapshot_xmax))))
+    FROM ((public.event_outbox o
+      CROSS JOIN LATERAL ( SELECT pg_visible_in_snapshot(o.xact_id, fn_iu_outbox_judged.p_now) AS pg_visible_in_snapshot) v(visible))
+      CROSS JOIN LATERAL ( SELECT array_agg(w.worker_name) FILTER (WHERE (x.verdict = 'unread'::text)) AS array_agg,
+             array_agg(w.worker_name) FILTER (WHERE (x.verdict = 'uncertain'::text)) AS array_agg
+            FROM (public.iu_route_worker_cursor w
+              CROSS JOIN LATERAL ( SELECT public.fn_iu_outbox_verdict(w.*, (w.worker_name = ANY (fn_iu_outbox_judged.p_believed)), fn_iu_outbox_judged.p_arrived, o.xact_id, o.event_seq, o.id, o.xmin) AS fn_iu_outbox_verdict) x(verdict))
+           WHERE (w.event_domain = o.event_domain)) j(unread_by, uncertain_by))
+   WHERE ((o.event_domain IN ( SELECT w.event_domain
+            FROM public.iu_route_worker_cursor w)) AND ((o.xact_id >= fn_iu_outbox_judged.p_low_xid) OR (o.event_seq > fn_iu_outbox_judged.p_low_seq) OR (o.created_at >= fn_iu_outbox_judged.p_since) OR ((fn_iu_outbox_judged.p_arrived IS NOT NULL) AND ((o.xact_id)::xid = o.xmin))));
+END;
+
+-- Name: FUNCTION fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) IS 'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows them, and whether they are to be read again.';
+
 -- Name: fn_iu_outbox_partitions(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_outbox_partitions() RETURNS TABLE(part regclass, "from" timestamp with time zone, "to" timestamp with time zone, is_default boolean, is_table boolean, pending boolean, closed boolean)
@@ -269,6 +435,128 @@ $_$;
 -- Name: FUNCTION fn_iu_outbox_partitions(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_outbox_partitions() IS 'The partitions of event_outbox by created_at, the oldest first; none where it is not partitioned that way.';
+
+-- Name: fn_iu_outbox_reanchor(timestamp with time zone, boolean, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_force boolean DEFAULT false, p_plan boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET jit TO 'off'
+    AS $$
+declare
+    v_me        xid8;
+    v_now       pg_snapshot;
+    v_lineage   uuid;
+    v_arrived   xid8;
+    v_foreign   boolean;
+    v_believed  text[];
+    v_strangers bigint;
+    v_low_xid   xid8;
+    v_low_seq   bigint;
+    v_last      bigint;
+    v_highest   bigint;
+    v_workers   jsonb;
+    v_touched   bigint;
+    v_again     bigint;
+begin
+    if pg_is_in_recovery() then
+        raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
+            hint = 'Connect to the primary.';
+    end if;
+    if not p_plan then
+        if pg_current_xact_id_if_assigned() is not null then
+            raise exception 'this transaction has written already' using errcode = 'active_sql_transaction',
+                hint = 'Call fn_iu_outbox_reanchor first in a transaction of its own.';
+        end if;
+        -- Runs, resets and another reanchor wait here. The tick comes in a later statement, as in a run.
+        perform from public.iu_route_worker_cursor w order by w.worker_name for update;
+        if public.fn_iu_route_worker_enabled() then
+            raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Close it first: iu-listen gate close worker';
+        end if;
+        v_me := pg_current_xact_id();
+    end if;
+
+    select public.fn_iu_outbox_tick() into v_now;
+    select a.lineage, case when a.xmin::text <> (a.xact_id::text::numeric % 4294967296)::text
+                           then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end
+      into v_lineage, v_arrived
+      from public.iu_outbox_anchor a;
+    select bool_or(r.refusal is not null),
+           coalesce(array_agg(w.worker_name) filter (where b.believed), '{}'),
+           count(*) filter (where b.believed is not true),
+           least(min(pg_snapshot_xmin(w.prev)), pg_snapshot_xmin(v_now), v_arrived), min(w.hi_seq), max(w.hi_seq)
+      into v_foreign, v_believed, v_strangers, v_low_xid, v_low_seq, v_highest
+      from public.iu_route_worker_cursor w
+     cross join lateral (select public.fn_iu_outbox_refusal(w.lineage, w.prev)) r(refusal)
+     cross join lateral (select w.lineage = v_lineage
+                                and (r.refusal is null or r.refusal = 'foreign_history')) b(believed);
+    if v_strangers > 0 then
+        v_low_xid := '0';
+    end if;
+    -- Each domain by itself: its highest number is the last one in event_outbox_order_idx.
+    select greatest(v_highest, max(d.highest)) into v_highest
+      from (select (select max(o.event_seq) from public.event_outbox o where o.event_domain = r.event_domain)
+              from (select distinct t.event_domain from public.event_type_registry t) r) d(highest);
+    select s.last_value - (not s.is_called)::integer into v_last from public.event_outbox_event_seq s;
+
+    if p_plan then
+        select jsonb_agg(jsonb_build_object(
+                   'worker_name', w.worker_name, 'event_domain', w.event_domain,
+                   'refusal', public.fn_iu_outbox_refusal(w.lineage, w.prev),
+                   'events', (select count(*) from public.event_outbox o where o.event_domain = w.event_domain),
+                   'unread', n.unread, 'uncertain', n.uncertain, 'again', n.again, 'past', n.past)
+                   order by w.worker_name)
+          into v_workers
+          from public.iu_route_worker_cursor w
+         cross join lateral (
+               select count(*) filter (where w.worker_name = any (j.unread_by)) as unread,
+                      count(*) filter (where w.worker_name = any (j.uncertain_by)) as uncertain,
+                      count(*) filter (where j.again) as again,
+                      count(*) filter (where not j.again and not j.visible) as past
+                 from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
+                where j.event_domain = w.event_domain) n;
+        return jsonb_build_object('status', 'planned', 'foreign', coalesce(v_foreign, false),
+                                  'numbers_behind', greatest(v_highest - v_last, 0),
+                                  'workers', coalesce(v_workers, '[]'));
+    end if;
+
+    if v_foreign is not true and not p_force then
+        raise exception 'no worker refuses: the history is our own' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'To have events read again all the same: --force, and --since to say which.';
+    end if;
+    if v_last < v_highest then
+        perform setval('public.event_outbox_event_seq', v_highest + 1000);
+    end if;
+    update public.event_outbox o
+       set xact_id = case when j.again then v_me else '3' end
+      from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
+     where o.tableoid = j.part and o.ctid = j.tid and (j.again or not j.visible);
+    get diagnostics v_touched = row_count;
+    select count(*) into v_again
+      from public.event_outbox o
+     where o.xact_id = v_me
+       and o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w);
+
+    -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
+    delete from public.iu_outbox_anchor;
+    insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
+    update public.iu_route_worker_cursor w
+       set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
+           own_xid = null, own_seq = null,
+           hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
+    if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
+        raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
+            hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';
+    end if;
+    return jsonb_build_object('status', 'reanchored', 'lineage', v_lineage, 'again', v_again,
+                              'past', v_touched - v_again);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean) IS 'Makes the history our own: all or nothing, gate closed, nobody waits. p_since: events created since are read again. p_force: although no worker refuses. p_plan: say what would be done, change nothing.';
 
 -- Name: fn_iu_outbox_refusal(uuid, pg_snapshot); Type: FUNCTION; Schema: public; Owner: -
 
@@ -818,44 +1106,66 @@ CREATE FUNCTION public.fn_iu_route_worker_health(p_worker_name text) RETURNS jso
     SET search_path TO ''
     AS $$
 declare
-    c          public.iu_route_worker_cursor;
-    v_master   boolean := public.fn_iu_core_routes_enabled();
-    v_gate     boolean := public.fn_iu_route_worker_enabled();
-    v_opened   timestamptz;
-    v_beat     timestamptz;
-    v_cadence  double precision := 5;
-    v_active   text;
-    v_silent   double precision;
-    v_backlog  bigint;
-    v_oldest   timestamptz;
-    v_dead     bigint;
-    v_refusal  text;
-    v_reasons  text[] := '{}';
-    v_warnings jsonb := '[]';
+    c           public.iu_route_worker_cursor;
+    v_now       constant timestamptz := clock_timestamp();
+    v_master    boolean := public.fn_iu_core_routes_enabled();
+    v_gate      boolean := public.fn_iu_route_worker_enabled();
+    v_opened    timestamptz;
+    v_beat      timestamptz;
+    v_cadence   double precision := 5;
+    v_state     text;
+    v_detail    text;
+    v_polling   text;
+    v_standbys  bigint := 0;
+    v_holder    text;
+    v_seen      timestamptz;
+    v_silent    double precision;
+    v_unrun     double precision;
+    v_waiting   double precision;
+    v_backlog   bigint;
+    v_oldest    timestamptz;
+    v_dead      bigint;
+    v_refusal   text;
+    v_condition text;
+    v_why       text;
+    v_reasons   text[] := '{}';
+    v_warnings  jsonb := '[]';
 begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
     if not found then
         return jsonb_build_object('healthy', false, 'worker_name', p_worker_name, 'registered', false,
                                   'master_gate_open', v_master, 'worker_gate_open', v_gate,
+                                  'condition', 'unregistered', 'condition_why', null,
                                   'reasons', jsonb_build_array('worker is not registered'), 'warnings', v_warnings);
     end if;
 
     -- 010 may be absent; then the cursor alone tells when somebody last ran.
     if to_regclass('public.iu_consumer_heartbeat') is not null then
-        select h.beat_at, h.cadence_seconds, h.state
-          into v_beat, v_cadence, v_active
+        select h.beat_at, h.cadence_seconds, h.state, h.state_detail, h.polling_why
+          into v_beat, v_cadence, v_state, v_detail, v_polling
           from public.iu_consumer_heartbeat h
          where h.worker_name = p_worker_name and h.state not in ('stopped', 'standing_by')
+           and h.beat_at <= v_now + interval '1 second'
          order by h.beat_at desc
          limit 1;
         v_cadence := coalesce(v_cadence, 5);
+        select count(*), max(h.state_detail) into v_standbys, v_holder
+          from public.iu_consumer_heartbeat h
+         where h.worker_name = p_worker_name and h.state = 'standing_by'
+           and h.beat_at between v_now - 3 * h.cadence_seconds * interval '1 second' and v_now + interval '1 second';
     end if;
 
     select d.updated_at into v_opened from public.dot_config d where d.key = 'iu_core.route_worker_enabled';
-    v_silent := extract(epoch from clock_timestamp() - greatest(v_opened, v_beat, c.last_run_at));
+    select extract(epoch from v_now - max(t.at)), extract(epoch from v_now - max(t.at) filter (where t.what <> 'beat')),
+           max(t.at) filter (where t.what <> 'gate')
+      into v_silent, v_unrun, v_seen
+      from (values ('gate', v_opened), ('beat', v_beat), ('run', c.last_run_at)) t(what, at)
+     where t.at <= v_now + interval '1 second';
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     select b.backlog, b.oldest_created_at into v_backlog, v_oldest
       from public.v_iu_event_backlog b where b.worker_name = p_worker_name;
+    -- created_at is what the writer says; for "since when does it wait" the future is now.
+    v_waiting := extract(epoch from v_now - least(v_oldest, v_now));
     select count(*) into v_dead
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
@@ -865,11 +1175,18 @@ begin
     if v_refusal is not null then
         v_reasons := v_reasons || ('worker refuses: ' || v_refusal);
     end if;
-    if v_active = 'refusing' then
+    if v_state = 'refusing' then
         v_reasons := v_reasons || 'consumer refuses to work'::text;
     end if;
-    if v_gate and v_silent > 3 * v_cadence then
-        v_reasons := v_reasons || ('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s');
+    if v_gate and coalesce(v_silent > 3 * v_cadence, true) then
+        v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
+                                           'silent, and no clock tells since when');
+    end if;
+    -- A run, even one that finds nothing, is recorded at least once a cadence. An event that commits late looks old at
+    -- once, but then there was a run a moment ago.
+    if v_gate and v_master and v_backlog > 0 and v_waiting > v_cadence and coalesce(v_unrun > 1.5 * v_cadence, true) then
+        v_reasons := v_reasons || (v_backlog || ' event(s) wait, the oldest for ' || round(v_waiting::numeric)
+                                   || ' s, and nobody routes them');
     end if;
 
     if not v_gate then
@@ -881,12 +1198,34 @@ begin
     if v_dead > 0 then
         v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
     end if;
+    if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
+        v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
+    end if;
+
+    v_condition := case
+        when v_refusal is not null or v_state = 'refusing' then 'refusing'
+        when not v_master or not v_gate then 'gate_closed'
+        when v_beat is null and v_standbys > 0 then 'standing_by'
+        when coalesce(v_silent > 3 * v_cadence, true) or v_beat is null and coalesce(v_unrun > 3 * v_cadence, true)
+            then case when v_standbys > 0 then 'standing_by' else 'silent' end
+        when v_backlog > 0 and v_waiting > v_cadence then 'behind'
+        when v_polling is not null then 'polling'
+        else 'idle' end;
+    v_why := case v_condition
+        when 'refusing' then coalesce(v_refusal, v_detail)
+        when 'gate_closed' then case when v_master then 'worker gate' else 'master gate' end
+        when 'silent' then coalesce('since ' || to_char(v_seen at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                                    'no consumer has ever run')
+        when 'standing_by' then v_holder
+        when 'behind' then v_backlog || ' event(s), the oldest for ' || round(v_waiting::numeric) || ' s'
+        when 'polling' then v_polling end;
 
     return jsonb_build_object(
         'healthy', cardinality(v_reasons) = 0, 'worker_name', p_worker_name, 'registered', true,
+        'condition', v_condition, 'condition_why', v_why,
         'master_gate_open', v_master, 'worker_gate_open', v_gate,
-        'state', coalesce(v_active, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
-        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence,
+        'state', coalesce(v_state, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
+        'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence, 'standbys', v_standbys,
         'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
         'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
 end
@@ -894,7 +1233,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_worker_health(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Could this worker do its work (healthy, with reasons when not), and what else should be known (warnings).';
+COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Could this worker do its work (healthy, with reasons when not), what it is like (condition), and what else should be known (warnings).';
 
 -- Name: fn_iu_route_worker_run(text, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -980,7 +1319,10 @@ begin
         return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
                                   'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
     end if;
-    if c.tick is null and v_own is null and c.last_run_at > clock_timestamp() - interval '2 seconds' then
+    -- A last run in the future was noted before the clock was set back. Were it believed, nothing would be noted, and
+    -- prev would stay as it is, until then.
+    if c.tick is null and v_own is null
+       and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
         v_resolved := array(select pg_snapshot_xip(c.prev));
         v_from_xid := pg_snapshot_xmax(c.prev);
         if not exists (select from public.event_outbox o
@@ -1006,9 +1348,9 @@ begin
         if v_pass = 1 then
             v_fresh := c.tick is null;
             if v_fresh then
-                -- hi_seq first: whatever is visible in the tick drew its number before the tick was taken.
-                select s.last_value into c.hi_seq from public.event_outbox_event_seq s;
                 select public.fn_iu_outbox_tick() into c.tick;
+                -- After the tick: whatever is visible in it has drawn its number by now.
+                select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
                    or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
                     raise exception 'the tick % lies before the cursor %', c.tick, c.prev
@@ -1287,125 +1629,6 @@ COMMENT ON COLUMN public.dot_config.description IS 'What the setting does, for t
 
 COMMENT ON COLUMN public.dot_config.updated_at IS 'When the value was last changed; for a gate: open or closed since.';
 
--- Name: event_outbox; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.event_outbox (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    event_domain text NOT NULL,
-    event_type text NOT NULL,
-    event_stream text NOT NULL,
-    delivery_lane text NOT NULL,
-    event_severity text DEFAULT 'info'::text NOT NULL,
-    event_subject_table text,
-    event_subject_ref uuid,
-    canonical_address text,
-    actor_ref text,
-    source_system text,
-    correlation_id text,
-    payload_classification text DEFAULT 'safe_metadata'::text NOT NULL,
-    safe_payload jsonb DEFAULT '{}'::jsonb NOT NULL,
-    occurred_at timestamp with time zone DEFAULT now() NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    event_seq bigint NOT NULL,
-    traceparent text DEFAULT NULLIF(current_setting('iu.traceparent'::text, true), ''::text),
-    CONSTRAINT event_outbox_classification_chk CHECK ((payload_classification = ANY (ARRAY['safe_metadata'::text, 'restricted'::text]))),
-    CONSTRAINT event_outbox_safe_payload_chk CHECK ((NOT (safe_payload ?| ARRAY['body'::text, 'content'::text, 'raw'::text, 'vector'::text, 'embedding'::text, 'secret'::text, 'token'::text, 'password'::text]))),
-    CONSTRAINT event_outbox_stream_chk CHECK ((event_stream = ANY (ARRAY['comment'::text, 'review'::text, 'update'::text, 'birth'::text, 'task'::text, 'alert'::text, 'health'::text])))
-);
-
--- Name: TABLE event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.event_outbox IS 'Append-only log of what happened, written in the transaction that changed the data. A log, not a queue: it carries no delivery state.';
-
--- Name: COLUMN event_outbox.id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.id IS 'Identity of the event; also its trace id when the producer gave none.';
-
--- Name: COLUMN event_outbox.event_domain; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_domain IS 'Whose event it is; a worker reads one domain.';
-
--- Name: COLUMN event_outbox.event_type; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_type IS 'What happened; registered in event_type_registry.';
-
--- Name: COLUMN event_outbox.event_stream; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_stream IS 'Kind of stream, fixed by the registry.';
-
--- Name: COLUMN event_outbox.delivery_lane; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.delivery_lane IS 'How urgent, fixed by the registry.';
-
--- Name: COLUMN event_outbox.event_severity; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_severity IS 'info, warning, error, ...';
-
--- Name: COLUMN event_outbox.event_subject_table; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_subject_table IS 'Table of the row that the event is about.';
-
--- Name: COLUMN event_outbox.event_subject_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_subject_ref IS 'Id of the row that the event is about; order is kept per subject.';
-
--- Name: COLUMN event_outbox.canonical_address; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.canonical_address IS 'Human-readable address of the subject.';
-
--- Name: COLUMN event_outbox.actor_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.actor_ref IS 'Who caused it.';
-
--- Name: COLUMN event_outbox.source_system; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.source_system IS 'Which application wrote it.';
-
--- Name: COLUMN event_outbox.correlation_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.correlation_id IS 'Id of the request or process that it belongs to.';
-
--- Name: COLUMN event_outbox.payload_classification; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.payload_classification IS 'safe_metadata or restricted.';
-
--- Name: COLUMN event_outbox.safe_payload; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.safe_payload IS 'Metadata only: content, vectors and secrets are rejected by key.';
-
--- Name: COLUMN event_outbox.occurred_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.occurred_at IS 'When it happened, by the emitter''s account.';
-
--- Name: COLUMN event_outbox.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.created_at IS 'Start of the transaction that wrote it: not the order of commits.';
-
--- Name: COLUMN event_outbox.xact_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.xact_id IS 'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
-
--- Name: COLUMN event_outbox.event_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.event_seq IS 'Order of writing, which is commit order for events of one subject. Set by the stamp.';
-
--- Name: COLUMN event_outbox.traceparent; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.event_outbox.traceparent IS 'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
-
--- Name: CONSTRAINT event_outbox_classification_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT event_outbox_classification_chk ON public.event_outbox IS 'The classifications that exist.';
-
--- Name: CONSTRAINT event_outbox_safe_payload_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT event_outbox_safe_payload_chk ON public.event_outbox IS 'Keys that would carry content or secrets never enter the log.';
-
--- Name: CONSTRAINT event_outbox_stream_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT event_outbox_stream_chk ON public.event_outbox IS 'The streams that exist.';
-
 -- Name: event_outbox_event_seq; Type: SEQUENCE; Schema: public; Owner: -
 
 CREATE SEQUENCE public.event_outbox_event_seq
@@ -1502,6 +1725,7 @@ CREATE TABLE public.iu_consumer_heartbeat (
     state text NOT NULL,
     state_detail text,
     listening boolean DEFAULT false NOT NULL,
+    polling_why text,
     cadence_seconds double precision NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     beat_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -1550,6 +1774,10 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.state_detail IS 'Why, when the st
 -- Name: COLUMN iu_consumer_heartbeat.listening; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_consumer_heartbeat.listening IS 'True: woken by the bell. False: it polls.';
+
+-- Name: COLUMN iu_consumer_heartbeat.polling_why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_consumer_heartbeat.polling_why IS 'Why it polls: no LISTEN there, a lost bell session, no free slot. Null: it need not.';
 
 -- Name: COLUMN iu_consumer_heartbeat.cadence_seconds; Type: COMMENT; Schema: public; Owner: -
 
@@ -2039,6 +2267,196 @@ COMMENT ON COLUMN public.unit_version.created_at IS 'When it was written.';
 
 COMMENT ON CONSTRAINT unit_version_seq_positive ON public.unit_version IS 'Counting starts at birth, with 1.';
 
+-- Name: v_iu_culprit; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_culprit AS
+ WITH here AS (
+         SELECT d.oid
+           FROM pg_database d
+          WHERE (d.datname = current_database())
+        ), sessions AS (
+         SELECT a.pid,
+            a.application_name,
+            a.datname,
+            a.usename,
+            a.state,
+            a.wait_event,
+            a.backend_xid,
+            a.backend_xmin,
+            a.xact_start,
+            a.backend_type,
+            (EXTRACT(epoch FROM (clock_timestamp() - a.xact_start)))::double precision AS seconds
+           FROM pg_stat_activity a
+          WHERE (a.pid <> pg_backend_pid())
+        ), writing AS (
+         SELECT l.pid,
+            l.virtualtransaction
+           FROM pg_locks l
+          WHERE ((l.locktype = 'relation'::text) AND (l.mode = 'RowExclusiveLock'::text) AND l.granted AND (l.database = ( SELECT h.oid
+                   FROM here h)) AND (l.relation = (to_regclass('public.event_outbox'::text))::oid))
+        ), prepared AS (
+         SELECT p.gid,
+            p.owner,
+            p.database,
+            p.transaction,
+            (EXTRACT(epoch FROM (clock_timestamp() - p.prepared)))::double precision AS seconds,
+            (EXISTS ( SELECT
+                   FROM (pg_locks l
+                     JOIN writing w ON ((w.virtualtransaction = l.virtualtransaction)))
+                  WHERE ((l.pid IS NULL) AND (l.locktype = 'transactionid'::text) AND (l.transactionid = p.transaction)))) AS writes
+           FROM pg_prepared_xacts p
+        ), ours AS (
+         SELECT (l.classid)::bigint AS key,
+            (l.objid)::bigint AS slot,
+            l.mode,
+            s.pid,
+            s.application_name,
+            s.datname,
+            s.usename,
+            s.state,
+            s.wait_event,
+            s.backend_xid,
+            s.backend_xmin,
+            s.xact_start,
+            s.backend_type,
+            s.seconds
+           FROM (pg_locks l
+             JOIN sessions s ON ((s.pid = l.pid)))
+          WHERE ((l.locktype = 'advisory'::text) AND l.granted AND (l.objsubid = 2) AND (l.database = ( SELECT h.oid
+                   FROM here h)) AND (((l.classid)::bigint = ANY (ARRAY[(726002)::bigint, (726003)::bigint])) OR (((l.classid)::bigint = 726001) AND (l.mode = 'ExclusiveLock'::text))))
+        ), horizon AS (
+         SELECT 'session'::text AS kind,
+            s.pid,
+            NULL::text AS name,
+            s.application_name,
+            (s.datname)::text AS datname,
+            s.state,
+            s.seconds,
+            (age(s.backend_xmin))::bigint AS xids
+           FROM sessions s
+          WHERE ((s.backend_xmin IS NOT NULL) AND (COALESCE(s.seconds, (0)::double precision) > (300)::double precision))
+        UNION ALL
+         SELECT 'prepared transaction'::text,
+            NULL::integer,
+            p.gid,
+            NULL::text,
+            (p.database)::text AS database,
+            'prepared'::text,
+            p.seconds,
+            (age(p.transaction))::bigint AS age
+           FROM prepared p
+          WHERE (p.seconds > (300)::double precision)
+        UNION ALL
+         SELECT 'replication slot'::text,
+            r.active_pid,
+            (r.slot_name)::text AS slot_name,
+            NULL::text,
+            (r.database)::text AS database,
+                CASE
+                    WHEN r.active THEN 'active'::text
+                    ELSE 'inactive'::text
+                END AS "case",
+            NULL::double precision,
+            (GREATEST(age(r.xmin), age(r.catalog_xmin)))::bigint AS "greatest"
+           FROM pg_replication_slots r
+          WHERE (GREATEST(age(r.xmin), age(r.catalog_xmin)) > 100000)
+        )
+ SELECT 'late_event'::text AS what,
+    ('pid '::text || s.pid) AS who,
+    s.pid,
+    s.application_name AS application,
+    (s.datname)::text AS database,
+    s.state,
+    s.seconds,
+    NULL::bigint AS xids,
+    'its events are routed when it commits; nothing else waits'::text AS effect
+   FROM sessions s
+  WHERE ((s.pid IN ( SELECT w.pid
+           FROM writing w)) AND (s.seconds > (10)::double precision))
+UNION ALL
+ SELECT 'late_event'::text AS what,
+    ('prepared transaction '::text || p.gid) AS who,
+    NULL::integer AS pid,
+    NULL::text AS application,
+    (p.database)::text AS database,
+    'prepared'::text AS state,
+    p.seconds,
+    NULL::bigint AS xids,
+    'its events are routed when it is committed; end it with COMMIT PREPARED or ROLLBACK PREPARED'::text AS effect
+   FROM prepared p
+  WHERE (p.writes AND (p.seconds > (10)::double precision))
+UNION ALL
+( SELECT DISTINCT ON (h.kind) 'vacuum'::text AS what,
+    (h.kind || COALESCE((' '::text || h.name), (' pid '::text || h.pid), ''::text)) AS who,
+    h.pid,
+    h.application_name AS application,
+    h.datname AS database,
+    h.state,
+    h.seconds,
+    h.xids,
+    'vacuum cannot remove what died since; tables grow and looks get slower'::text AS effect
+   FROM horizon h
+  ORDER BY h.kind, h.xids DESC)
+UNION ALL
+( SELECT 'notify_queue'::text AS what,
+    ('pid '::text || s.pid) AS who,
+    s.pid,
+    s.application_name AS application,
+    (s.datname)::text AS database,
+    s.state,
+    s.seconds,
+    NULL::bigint AS xids,
+    (('the NOTIFY queue is '::text || round(((100)::double precision * pg_notification_queue_usage()))) || ' % full; it cannot be shortened behind a listener in a transaction'::text) AS effect
+   FROM sessions s
+  WHERE ((pg_notification_queue_usage() > (0.1)::double precision) AND (s.backend_type = 'client backend'::text) AND ((s.state ~~ 'idle in transaction%'::text) OR (s.wait_event = 'ClientWrite'::text) OR (s.seconds > (60)::double precision)))
+  ORDER BY (s.wait_event IS DISTINCT FROM 'ClientWrite'::text), s.xact_start
+ LIMIT 1)
+UNION ALL
+ SELECT
+        CASE
+            WHEN (o.key = 726003) THEN 'lease'::text
+            ELSE 'bell_key'::text
+        END AS what,
+    ('pid '::text || o.pid) AS who,
+    o.pid,
+    o.application_name AS application,
+    (o.datname)::text AS database,
+    o.state,
+    o.seconds,
+    NULL::bigint AS xids,
+    (((((
+        CASE
+            WHEN (o.key = 726003) THEN 'no consumer of that worker can work'::text
+            ELSE 'a consumer cannot sleep by the bell, or writers notify nobody'::text
+        END || ': a session that is not an iu-listen holds advisory lock ('::text) || o.key) || ', '::text) || o.slot) || ')'::text) AS effect
+   FROM ours o
+  WHERE (o.application_name !~~ 'iu-listen %'::text)
+UNION ALL
+ SELECT 'trigger'::text AS what,
+    ((t.tab || '.'::text) || t.name) AS who,
+    NULL::integer AS pid,
+    NULL::text AS application,
+    (current_database())::text AS database,
+        CASE g.tgenabled
+            WHEN 'D'::"char" THEN 'disabled'::text
+            WHEN 'O'::"char" THEN 'not always'::text
+            WHEN 'R'::"char" THEN 'replica only'::text
+            ELSE 'missing'::text
+        END AS state,
+    NULL::double precision AS seconds,
+    NULL::bigint AS xids,
+        CASE
+            WHEN (t.name ~~ '%bell'::text) THEN 'nobody is woken: events wait for the timer'::text
+            ELSE 'events may enter the log unstamped, and be lost'::text
+        END AS effect
+   FROM (( VALUES ('event_outbox'::text,'zz_event_outbox_stamp'::text), ('event_outbox'::text,'zz_event_outbox_restamp'::text), ('event_outbox'::text,'zz_event_outbox_bell'::text), ('dot_config'::text,'zz_dot_config_bell'::text)) t(tab, name)
+     LEFT JOIN pg_trigger g ON (((g.tgrelid = (to_regclass(('public.'::text || t.tab)))::oid) AND (g.tgname = t.name))))
+  WHERE (g.tgenabled IS DISTINCT FROM 'A'::"char");
+
+-- Name: VIEW v_iu_culprit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_culprit IS 'Who delays or threatens us, by name: sessions, prepared transactions, slots, foreign locks, triggers.';
+
 -- Name: v_iu_event_backlog; Type: VIEW; Schema: public; Owner: -
 
 CREATE VIEW public.v_iu_event_backlog AS
@@ -2100,6 +2518,30 @@ CREATE VIEW public.v_iu_route_dead_letter_open AS
 -- Name: VIEW v_iu_route_dead_letter_open; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that nobody has resolved.';
+
+-- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_worker_health AS
+ SELECT c.worker_name,
+    ((h.j ->> 'healthy'::text))::boolean AS healthy,
+    (h.j ->> 'condition'::text) AS condition,
+    (h.j ->> 'condition_why'::text) AS condition_why,
+    (h.j ->> 'state'::text) AS state,
+    ((h.j ->> 'last_beat_at'::text))::timestamp with time zone AS last_beat_at,
+    c.last_run_at,
+    ((h.j ->> 'silent_seconds'::text))::double precision AS silent_seconds,
+    ((h.j ->> 'standbys'::text))::bigint AS standbys,
+    ((h.j ->> 'backlog'::text))::bigint AS backlog,
+    ((h.j ->> 'backlog_oldest_at'::text))::timestamp with time zone AS backlog_oldest_at,
+    ((h.j ->> 'open_dead_letters'::text))::bigint AS open_dead_letters,
+    (h.j -> 'reasons'::text) AS reasons,
+    (h.j -> 'warnings'::text) AS warnings
+   FROM (public.iu_route_worker_cursor c
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
+
+-- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
 
 -- Name: event_outbox event_seq; Type: DEFAULT; Schema: public; Owner: -
 

@@ -18,7 +18,6 @@ from iu_listen.model.observation import BatchRan, Listening, Observation, Stoppe
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import Connection, session
-from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import base_files
 
 WORKER = "iu_outbound_default"

@@ -51,12 +51,9 @@ revoke all on
     public.dot_config, public.event_type_registry, public.event_outbox, public.event_outbox_event_seq,
     public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_route_dead_letter,
-    public.iu_consumer_heartbeat,
+    public.iu_consumer_heartbeat, public.iu_retention_policy,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit
-    from iu_listen_consumer, iu_listen_reader, iu_listen_operator;
-    public.iu_consumer_heartbeat, public.iu_retention_policy,
-    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
 
 -- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
@@ -69,8 +66,7 @@ revoke execute on function
     public.fn_iu_outbox_full_xid(xid, xid8),
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
     public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
-    public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean)
-    from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator;
+    public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions()
@@ -153,11 +149,9 @@ grant execute on function
 grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
-    public.event_outbox_event_seq,
+    public.iu_retention_policy, public.event_outbox_event_seq,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit
-    public.iu_retention_policy, public.event_outbox_event_seq,
-    public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,

@@ -371,16 +371,15 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             await census.rows(reader, "list_attempts", None, None, None, 10)
             await census.rows(reader, "list_dead_letters", True, None, 10)
             await census.rows(reader, "list_routes", None)
+            await census.rows(reader, "retention/policies")
+            await census.rows(reader, "retention/plan", "1 second", None)
+            await census.rows(reader, "retention/readers")
             for view in (
                 "v_iu_route_attempt_summary",
                 "v_iu_event_backlog",
                 "v_iu_route_dead_letter_open",
                 "v_iu_worker_health",
             ):
-            await census.rows(reader, "retention/policies")
-            await census.rows(reader, "retention/plan", "1 second", None)
-            await census.rows(reader, "retention/readers")
-            for view in ("v_iu_route_attempt_summary", "v_iu_event_backlog", "v_iu_route_dead_letter_open"):
                 await reader.fetch(f"select * from {view}")
         async with connected(dsn) as reader:
             findings = await doctor.examine(reader, WORKER)
