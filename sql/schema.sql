@@ -33,6 +33,281 @@ $$;
 
 COMMENT ON FUNCTION public.fn_event_type_validate() IS 'Rejects an event whose type is unknown or inactive, or whose stream or lane differs from the registry.';
 
+-- Name: fn_iu_audit_confirm(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_audit_confirm(p_worker_name text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'on'
+    SET enable_bitmapscan TO 'on'
+    SET enable_hashjoin TO 'on'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_missing bigint;
+    v_codes   text[];
+begin
+    with suspects as materialized (
+        select m.event_ref, o.id is null as gone,
+               public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id) as consumed
+          from public.iu_audit_missing m
+          join public.iu_route_worker_cursor c on c.worker_name = m.worker_name
+          left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
+         where m.worker_name = p_worker_name and m.accepted_at is null
+    ), proof as materialized (
+        select a.event_ref, a.route_code, a.route_count
+          from public.iu_route_attempt a
+          join suspects s on s.event_ref = a.event_ref
+         where a.attempt_no = 1 and a.route_kind = 'outbound'
+        union all
+        select d.event_ref, d.route_code, null
+          from public.iu_route_dead_letter d
+          join suspects s on s.event_ref = d.event_ref
+         where d.attempt_no = 0
+    ), verdict as materialized (
+        select s.event_ref, s.gone, s.consumed, count(p.event_ref) as found,
+               greatest(max(p.route_count), 1) as wanted
+          from suspects s
+          left join proof p on p.event_ref = s.event_ref
+         group by s.event_ref, s.gone, s.consumed
+    ), cleared as (
+        delete from public.iu_audit_missing m
+         using verdict v
+         where m.worker_name = p_worker_name and m.event_ref = v.event_ref
+           and (v.gone or (v.consumed and v.found >= v.wanted))
+    ), confirmed as (
+        update public.iu_audit_missing m
+           set found = v.found, wanted = v.wanted, confirmed_at = clock_timestamp()
+          from verdict v
+         where m.worker_name = p_worker_name and m.event_ref = v.event_ref
+           and v.consumed and v.found < v.wanted
+        returning m.event_ref
+    )
+    select (select count(*) from confirmed), array(select distinct p.route_code from proof p)
+      into v_missing, v_codes;
+    return jsonb_build_object('missing', v_missing, 'codes', v_codes);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_audit_confirm(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_audit_confirm(p_worker_name text) IS 'Judges every event that is listed as missing by the audit itself: what is complete, or gone, is struck off. Reads the whole audit once.';
+
+-- Name: fn_iu_audit_page(text, integer, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer DEFAULT 5000, p_pass bigint DEFAULT NULL::bigint) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    AS $$
+declare
+    c           public.iu_route_worker_cursor;
+    a           public.iu_audit;
+    v_refusal   text;
+    v_first_id  constant uuid := '00000000-0000-0000-0000-000000000000';
+    v_page      bigint;
+    v_checked   bigint;
+    v_short     uuid[];
+    v_last_seq  bigint;
+    v_last_id   uuid;
+    v_added     bigint;
+    v_confirm   jsonb;
+    v_confirmed boolean := false;
+begin
+    if p_limit is null or p_limit < 1 then
+        raise exception 'page limit must be 1 or more, not %', coalesce(p_limit::text, 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
+    if not found then
+        raise exception 'worker % is not registered', p_worker_name
+            using errcode = 'no_data_found', hint = 'Registered workers: iu-listen cursor show';
+    end if;
+    -- A cursor that is not believed tells nothing about what is behind it.
+    v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
+    if v_refusal is not null then
+        return jsonb_build_object('status', 'refused', 'reason', v_refusal, 'worker_name', p_worker_name);
+    end if;
+
+    -- One at a time: whoever calls next goes on where this page ends.
+    insert into public.iu_audit (worker_name) values (p_worker_name) on conflict (worker_name) do nothing;
+    select x.* into a from public.iu_audit x where x.worker_name = p_worker_name for update;
+    if p_pass > 0 and p_pass <> a.pass then
+        return jsonb_build_object('status', 'superseded', 'worker_name', p_worker_name, 'pass', p_pass);
+    end if;
+    if (a.started_at is null and p_pass is null) or p_pass = 0 then
+        a.pass := a.pass + 1;
+        a.started_at := clock_timestamp();
+        a.pos_seq := null;
+        a.pos_id := null;
+        a.walked := false;
+        a.checked := 0;
+        a.suspects := 0;
+        -- What older passes found missing is asked about again: it may be complete by now.
+        select count(*) into a.missing
+          from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
+        select o.event_seq into a.from_seq from public.event_outbox o
+         where o.event_domain = c.event_domain order by o.event_seq, o.id limit 1;
+        select o.event_seq into a.until_seq from public.event_outbox o
+         where o.event_domain = c.event_domain order by o.event_seq desc, o.id desc limit 1;
+    end if;
+    a.codes := array(select unnest(a.codes)
+                     union select r.route_code from public.iu_outbound_route r where r.event_domain = c.event_domain
+                     union select '(none)');
+
+    if a.started_at is null then
+        -- Somebody else has ended the pass that is meant.
+        null;
+    elsif not a.walked and a.suspects < 10000 + a.missing then
+        with page as materialized (
+            select o.id, o.event_seq, o.xact_id, o.event_type, o.event_stream
+              from public.event_outbox o
+             where o.event_domain = c.event_domain
+               and (o.event_seq, o.id) > (coalesce(a.pos_seq, -9223372036854775808), coalesce(a.pos_id, v_first_id))
+               and o.event_seq <= a.until_seq
+             order by o.event_seq, o.id
+             limit p_limit
+        ), judged as materialized (
+            select p.id, p.event_seq, public.fn_iu_outbox_consumed(w, p.xact_id, p.event_seq, p.id) as consumed,
+                   t.found, t.wanted
+              from page p
+              join public.iu_route_worker_cursor w on w.worker_name = p_worker_name
+             cross join lateral (
+                   select count(x.idempotency_key) as found, greatest(max(x.route_count), 1) as wanted
+                     from (select r.route_code
+                             from public.iu_outbound_route r
+                            where r.event_domain = c.event_domain and r.event_type = p.event_type
+                              and r.event_stream = p.event_stream
+                           union all
+                           select '(none)'
+                            where not exists (select from public.iu_outbound_route r
+                                               where r.event_domain = c.event_domain and r.event_type = p.event_type
+                                                 and r.event_stream = p.event_stream and r.enabled)) k
+                     join public.iu_route_attempt x
+                       on x.idempotency_key = 'outbound:' || k.route_code || ':' || p.id and x.attempt_no = 1) t
+        )
+        select count(*) as page, count(*) filter (where j.consumed) as checked,
+               array_agg(j.id) filter (where j.consumed and j.found < j.wanted) as short,
+               (array_agg(j.event_seq order by j.event_seq, j.id))[count(*)] as last_seq,
+               (array_agg(j.id order by j.event_seq, j.id))[count(*)] as last_id
+          into v_page, v_checked, v_short, v_last_seq, v_last_id
+          from judged j;
+
+        if v_short is not null then
+            insert into public.iu_audit_missing (worker_name, event_ref)
+            select p_worker_name, e.id
+              from unnest(v_short) e(id)
+             cross join lateral (
+                   select count(coalesce(x.idempotency_key, d.idempotency_key)) as found,
+                          greatest(max(x.route_count), 1) as wanted
+                     from unnest(a.codes) k(route_code)
+                     left join public.iu_route_attempt x
+                       on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
+                     left join public.iu_route_dead_letter d
+                       on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0) t
+             where t.found < t.wanted
+            on conflict (worker_name, event_ref) do nothing;
+            get diagnostics v_added = row_count;
+            a.suspects := a.suspects + v_added;
+        end if;
+
+        a.checked := a.checked + v_checked;
+        a.pos_seq := coalesce(v_last_seq, a.pos_seq);
+        a.pos_id := coalesce(v_last_id, a.pos_id);
+        a.walked := v_page < p_limit;
+    else
+        v_confirm := public.fn_iu_audit_confirm(p_worker_name);
+        a.suspects := 0;
+        a.missing := (v_confirm ->> 'missing')::bigint;
+        a.codes := array(select unnest(a.codes) union select jsonb_array_elements_text(v_confirm -> 'codes'));
+        v_confirmed := true;
+    end if;
+
+    if a.started_at is not null and a.walked and (v_confirmed or a.suspects + a.missing = 0) then
+        a.finished_at := clock_timestamp();
+        a.last_checked := a.checked;
+        a.last_seconds := extract(epoch from a.finished_at - a.started_at);
+        a.started_at := null;
+        a.pos_seq := null;
+        a.pos_id := null;
+    end if;
+    update public.iu_audit x
+       set pass = a.pass, started_at = a.started_at, pos_seq = a.pos_seq, pos_id = a.pos_id, from_seq = a.from_seq,
+           until_seq = a.until_seq, walked = a.walked, checked = a.checked, suspects = a.suspects,
+           missing = a.missing, codes = a.codes,
+           finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds
+     where x.worker_name = p_worker_name;
+
+    return jsonb_build_object(
+        'status', case when a.started_at is null then 'passed'
+                       when v_confirmed or a.walked then 'confirming' else 'walking' end,
+        'worker_name', p_worker_name, 'pass', a.pass, 'checked', a.checked, 'missing', a.missing + a.suspects,
+        'share', case when a.walked then 1
+                      else (a.pos_seq - a.from_seq + 1.0) / (a.until_seq - a.from_seq + 1) end,
+        'seconds', coalesce(extract(epoch from clock_timestamp() - a.started_at), a.last_seconds));
+end
+$$;
+
+-- Name: FUNCTION fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint) IS 'Looks whether the next page of events behind a worker''s cursor have their attempts, and remembers where it is. Answers walking, confirming, passed (the pass has ended), superseded (another one was begun) or refused (the cursor is not believed).';
+
+-- Name: fn_iu_audit_repair(text, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    v_event     record;
+    v_seen      bigint := 0;
+    v_restamped bigint := 0;
+    v_accepted  bigint := 0;
+begin
+    if p_limit is null or p_limit < 1 then
+        raise exception 'limit must be 1 or more, not %', coalesce(p_limit::text, 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    for v_event in
+        select v.event_ref, v.repairable
+          from public.v_iu_audit_missing v
+         where v.worker_name = p_worker_name and v.accepted_at is null and not v.waiting
+         order by v.event_seq, v.event_ref
+         limit p_limit
+    loop
+        v_seen := v_seen + 1;
+        if v_event.repairable then
+            update public.event_outbox o
+               set xact_id = pg_current_xact_id(), event_seq = nextval('public.event_outbox_event_seq')
+             where o.id = v_event.event_ref;
+            update public.iu_audit_missing m set restamped_at = now()
+             where m.worker_name = p_worker_name and m.event_ref = v_event.event_ref;
+            v_restamped := v_restamped + 1;
+        else
+            update public.iu_audit_missing m set accepted_at = now()
+             where m.worker_name = p_worker_name and m.event_ref = v_event.event_ref;
+            v_accepted := v_accepted + 1;
+        end if;
+    end loop;
+    -- An update does not ring the bell, and a sleeping consumer would take these for a lost wake-up.
+    if v_restamped > 0 and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('iu_event_outbox', '');
+    end if;
+    return jsonb_build_object('restamped', v_restamped, 'accepted', v_accepted, 'more', v_seen = p_limit);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_audit_repair(p_worker_name text, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer) IS 'Puts events that lack attempts before the cursor again, the next few of them in order; accepts those that no decision of today could complete.';
+
 -- Name: fn_iu_core_routes_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_core_routes_enabled() RETURNS boolean
@@ -1273,6 +1548,7 @@ declare
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
     v_lives         boolean;
+    v_counts        jsonb;
     v_live          record;
     -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
     -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
@@ -1341,7 +1617,13 @@ begin
 
     -- Read once: a route that changes meanwhile must not take an event twice, or not at all.
     v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
-    v_lives := exists (select from unnest(v_routes) r where r.enabled and not r.dry_run);
+    -- How many attempts a decision consists of, by route; 1 where a route has its events for itself, which is mostly
+    -- all of them, and then there is nothing to look up for an event.
+    select bool_or(not x.dry_run), jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
+      into v_lives, v_counts
+      from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
+              from unnest(v_routes) r
+             where r.enabled) x;
 
     loop
         v_pass := v_pass + 1;
@@ -1428,7 +1710,7 @@ begin
                 with written as (
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no)
+                         idempotency_key, attempt_no, route_count)
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
@@ -1437,7 +1719,8 @@ begin
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
                            false,
-                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1
+                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1,
+                           coalesce((v_counts ->> r.route_code)::smallint, 1)
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, n)
                       left join unnest(v_routes) r
@@ -1491,9 +1774,10 @@ begin
                     perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no)
+                         idempotency_key, attempt_no, route_count)
                     values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
-                            'outbound:' || v_live.route_code || ':' || v_live.id, 1)
+                            'outbound:' || v_live.route_code || ':' || v_live.id, 1,
+                            coalesce((v_counts ->> v_live.route_code)::smallint, 1))
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
@@ -1511,16 +1795,16 @@ begin
 
         -- What failed is audited as failed, and kept whole.
         for v_bad in
-            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key
+            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
               from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
              order by f.n
         loop
             begin
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no)
+                     idempotency_key, attempt_no, route_count)
                 values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1)
+                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1))
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
@@ -1531,11 +1815,13 @@ begin
                     raise;
                 end if;
                 v_bad.why := v_bad.why || '; audit: ' || v_message;
+                v_bad.attempt_no := 0;
             end;
             insert into public.iu_route_dead_letter
                 (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
                  failure_code, failure_detail)
-            select p_worker_name, o.id, v_bad.route_code, v_bad.key, 1, to_jsonb(o), 'worker_process_error', v_bad.why
+            select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
+                   'worker_process_error', v_bad.why
               from public.event_outbox o
              where o.id = v_bad.id
             on conflict (idempotency_key) do update
@@ -1713,6 +1999,145 @@ COMMENT ON COLUMN public.information_unit.title IS 'What it is called.';
 -- Name: COLUMN information_unit.created_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.information_unit.created_at IS 'When it was born.';
+
+-- Name: iu_audit; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_audit (
+    worker_name text NOT NULL,
+    pass bigint DEFAULT 0 NOT NULL,
+    started_at timestamp with time zone,
+    pos_seq bigint,
+    pos_id uuid,
+    from_seq bigint,
+    until_seq bigint,
+    walked boolean DEFAULT false NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    suspects bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    codes text[] DEFAULT '{}'::text[] NOT NULL,
+    finished_at timestamp with time zone,
+    last_checked bigint,
+    last_seconds double precision,
+    CONSTRAINT iu_audit_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
+)
+WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
+
+-- Name: TABLE iu_audit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_audit IS 'The audit of each worker: the pass that is running, and the last one that ended.';
+
+-- Name: COLUMN iu_audit.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_audit.pass; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.pass IS 'Number of the pass that is running, else of the last one.';
+
+-- Name: COLUMN iu_audit.started_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.started_at IS 'When the running pass began. Null: none is running.';
+
+-- Name: COLUMN iu_audit.pos_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.pos_seq IS 'event_seq of the last event that the running pass has looked at.';
+
+-- Name: COLUMN iu_audit.pos_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.pos_id IS 'Id of that event.';
+
+-- Name: COLUMN iu_audit.from_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.from_seq IS 'Lowest event_seq when the running pass began.';
+
+-- Name: COLUMN iu_audit.until_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.until_seq IS 'Highest event_seq when the running pass began: there it ends.';
+
+-- Name: COLUMN iu_audit.walked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.walked IS 'True: the running pass has looked at every event, and has only to confirm what seemed to be missing.';
+
+-- Name: COLUMN iu_audit.checked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.checked IS 'Events behind the cursor that the running pass has looked at.';
+
+-- Name: COLUMN iu_audit.suspects; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.suspects IS 'Events that seem to be incomplete since the last confirmation.';
+
+-- Name: COLUMN iu_audit.missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.missing IS 'Incomplete events at the last confirmation, those that were accepted left out.';
+
+-- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.codes IS 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
+
+-- Name: COLUMN iu_audit.finished_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.finished_at IS 'When the last pass ended. Null: none ever did.';
+
+-- Name: COLUMN iu_audit.last_checked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.last_checked IS 'Events that the last pass looked at.';
+
+-- Name: COLUMN iu_audit.last_seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.last_seconds IS 'How long the last pass took, its pauses included.';
+
+-- Name: CONSTRAINT iu_audit_pos_chk ON iu_audit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_audit_pos_chk ON public.iu_audit IS 'A position exists only in a running pass.';
+
+-- Name: iu_audit_missing; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_audit_missing (
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    found bigint,
+    wanted bigint,
+    found_at timestamp with time zone DEFAULT now() NOT NULL,
+    confirmed_at timestamp with time zone,
+    restamped_at timestamp with time zone,
+    accepted_at timestamp with time zone
+);
+
+-- Name: TABLE iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_audit_missing IS 'Events behind the cursor of a worker that lack attempts. A row goes when its event is complete, or is gone itself.';
+
+-- Name: COLUMN iu_audit_missing.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_audit_missing.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.event_ref IS 'The event. No foreign key: the log may be pruned.';
+
+-- Name: COLUMN iu_audit_missing.found; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.found IS 'First attempts that it has.';
+
+-- Name: COLUMN iu_audit_missing.wanted; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.wanted IS 'First attempts that it should have.';
+
+-- Name: COLUMN iu_audit_missing.found_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.found_at IS 'When an audit first noticed.';
+
+-- Name: COLUMN iu_audit_missing.confirmed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'When that was last confirmed. Null: a suspicion.';
+
+-- Name: COLUMN iu_audit_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put before the cursor again, to be decided once more.';
+
+-- Name: COLUMN iu_audit_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it as it is: it is listed, and alarms no more.';
 
 -- Name: iu_consumer_heartbeat; Type: TABLE; Schema: public; Owner: -
 
@@ -2035,6 +2460,7 @@ CREATE TABLE public.iu_route_attempt (
     attempt_no integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     finished_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    route_count smallint,
     CONSTRAINT iu_route_attempt_kind_chk CHECK ((route_kind = ANY (ARRAY['outbound'::text, 'inbound'::text]))),
     CONSTRAINT iu_route_attempt_status_chk CHECK ((status = ANY (ARRAY['dry_run'::text, 'pending'::text, 'sent'::text, 'failed'::text, 'skipped'::text])))
 );
@@ -2090,6 +2516,10 @@ COMMENT ON COLUMN public.iu_route_attempt.created_at IS 'Start of the transactio
 -- Name: COLUMN iu_route_attempt.finished_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_route_attempt.finished_at IS 'When the decision was made, within that transaction.';
+
+-- Name: COLUMN iu_route_attempt.route_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.route_count IS 'How many first attempts the decision about this event consists of. Null: written before that was counted, or a replay.';
 
 -- Name: CONSTRAINT iu_route_attempt_kind_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
@@ -2161,7 +2591,7 @@ COMMENT ON COLUMN public.iu_route_dead_letter.idempotency_key IS 'Key of its att
 
 -- Name: COLUMN iu_route_dead_letter.attempt_no; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.attempt_no IS 'Number of the last attempt made for it.';
+COMMENT ON COLUMN public.iu_route_dead_letter.attempt_no IS 'Number of the last attempt made for it. 0: not even its failure could be written to the audit.';
 
 -- Name: COLUMN iu_route_dead_letter.event_snapshot; Type: COMMENT; Schema: public; Owner: -
 
@@ -2266,6 +2696,64 @@ COMMENT ON COLUMN public.unit_version.created_at IS 'When it was written.';
 -- Name: CONSTRAINT unit_version_seq_positive ON unit_version; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT unit_version_seq_positive ON public.unit_version IS 'Counting starts at birth, with 1.';
+
+-- Name: v_iu_audit; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_audit AS
+ SELECT c.worker_name,
+    a.finished_at,
+    a.last_checked AS checked,
+    a.last_seconds AS seconds,
+    m.missing,
+    m.accepted,
+    a.started_at,
+    a.checked AS checked_so_far
+   FROM ((public.iu_route_worker_cursor c
+     LEFT JOIN public.iu_audit a ON ((a.worker_name = c.worker_name)))
+     CROSS JOIN LATERAL ( SELECT count(*) FILTER (WHERE (x.accepted_at IS NULL)) AS missing,
+            count(*) FILTER (WHERE (x.accepted_at IS NOT NULL)) AS accepted
+           FROM public.iu_audit_missing x
+          WHERE ((x.worker_name = c.worker_name) AND (x.confirmed_at IS NOT NULL))) m);
+
+-- Name: VIEW v_iu_audit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_audit IS 'The last audit of each worker: when it ended, how many events it looked at, how many lack attempts; and the one that is running.';
+
+-- Name: v_iu_audit_missing; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_audit_missing AS
+ SELECT m.worker_name,
+    m.event_ref,
+    o.event_domain,
+    o.event_type,
+    o.event_stream,
+    o.event_seq,
+    m.found,
+    m.wanted,
+    m.found_at,
+    m.restamped_at,
+    m.accepted_at,
+    (NOT public.fn_iu_outbox_consumed(c.*, o.xact_id, o.event_seq, o.id)) AS waiting,
+    (EXISTS ( SELECT
+           FROM ( SELECT r.route_code
+                   FROM public.iu_outbound_route r
+                  WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled)
+                UNION ALL
+                 SELECT '(none)'::text
+                  WHERE (NOT (EXISTS ( SELECT
+                           FROM public.iu_outbound_route r
+                          WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled))))) k
+          WHERE (NOT (EXISTS ( SELECT
+                   FROM public.iu_route_attempt a
+                  WHERE ((a.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || o.id)) AND (a.attempt_no = 1))))))) AS repairable
+   FROM ((public.iu_audit_missing m
+     JOIN public.iu_route_worker_cursor c ON ((c.worker_name = m.worker_name)))
+     JOIN public.event_outbox o ON ((o.id = m.event_ref)))
+  WHERE (m.confirmed_at IS NOT NULL);
+
+-- Name: VIEW v_iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_audit_missing IS 'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided once more, and whether a decision of today would write what they lack.';
 
 -- Name: v_iu_culprit; Type: VIEW; Schema: public; Owner: -
 
@@ -2591,6 +3079,24 @@ ALTER TABLE ONLY public.information_unit
 -- Name: CONSTRAINT information_unit_pkey ON information_unit; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT information_unit_pkey ON public.information_unit IS 'Identity of the unit.';
+
+-- Name: iu_audit_missing iu_audit_missing_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_audit_missing
+    ADD CONSTRAINT iu_audit_missing_pkey PRIMARY KEY (worker_name, event_ref);
+
+-- Name: CONSTRAINT iu_audit_missing_pkey ON iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_audit_missing_pkey ON public.iu_audit_missing IS 'An event is missing once.';
+
+-- Name: iu_audit iu_audit_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_audit
+    ADD CONSTRAINT iu_audit_pkey PRIMARY KEY (worker_name);
+
+-- Name: CONSTRAINT iu_audit_pkey ON iu_audit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_audit_pkey ON public.iu_audit IS 'One audit a worker.';
 
 -- Name: iu_consumer_heartbeat iu_consumer_heartbeat_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

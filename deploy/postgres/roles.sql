@@ -51,9 +51,9 @@ revoke all on
     public.dot_config, public.event_type_registry, public.event_outbox, public.event_outbox_event_seq,
     public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_route_dead_letter,
-    public.iu_consumer_heartbeat, public.iu_retention_policy,
+    public.iu_consumer_heartbeat, public.iu_retention_policy, public.iu_audit, public.iu_audit_missing,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
-    public.v_iu_worker_health, public.v_iu_culprit
+    public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
 
 -- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
@@ -67,6 +67,8 @@ revoke execute on function
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
     public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
     public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean),
+    public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
+    public.fn_iu_audit_repair(text, integer),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions()
@@ -112,8 +114,24 @@ grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, po
 -- The audit grows. It is neither changed nor pruned by the one who is audited; created_at is the database's.
 -- What may be read of it is what ON CONFLICT and RETURNING need.
 grant select (status, idempotency_key, attempt_no),
-      insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no)
+      insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+              route_count)
     on public.iu_route_attempt to iu_listen_consumer;
+
+-- The audit of completeness reads which attempts an event has, and keeps its own books. It repairs nothing.
+grant execute on function
+    public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
+    public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
+    to iu_listen_consumer;
+grant select (event_ref, route_kind, route_code, route_count) on public.iu_route_attempt to iu_listen_consumer;
+grant select (event_ref, route_code, attempt_no) on public.iu_route_dead_letter to iu_listen_consumer;
+grant select, insert (worker_name),
+      update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, codes,
+              finished_at, last_checked, last_seconds)
+    on public.iu_audit to iu_listen_consumer;
+grant select, delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at)
+    on public.iu_audit_missing to iu_listen_consumer;
+grant select on public.v_iu_audit to iu_listen_consumer;
 
 -- A dead letter is written, and reopened when its event fails once more. Resolving and replaying are for operators.
 grant select (idempotency_key, failure_detail, event_snapshot),
@@ -149,9 +167,9 @@ grant execute on function
 grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
-    public.iu_retention_policy, public.event_outbox_event_seq,
+    public.iu_retention_policy, public.event_outbox_event_seq, public.iu_audit, public.iu_audit_missing,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
-    public.v_iu_worker_health, public.v_iu_culprit
+    public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,
@@ -186,6 +204,19 @@ grant insert (event_ref, route_kind, route_code, status, decision, delivered, fa
 grant execute on function public.fn_iu_outbox_tick() to iu_listen_operator;
 grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq, last_created_at, last_event_id)
     on public.iu_route_worker_cursor to iu_listen_operator;
+
+-- audit, audit --repair. A repair gives an event a new position, and touches nothing else of it.
+grant execute on function
+    public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
+    public.fn_iu_audit_repair(text, integer)
+    to iu_listen_operator;
+grant insert (worker_name),
+      update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, codes,
+              finished_at, last_checked, last_seconds)
+    on public.iu_audit to iu_listen_operator;
+grant delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at, accepted_at)
+    on public.iu_audit_missing to iu_listen_operator;
+grant update (xact_id, event_seq) on public.event_outbox to iu_listen_operator;
 
 -- What is kept how long. Setting it removes nothing; the janitor does.
 grant update (keep, enabled, updated_at) on public.iu_retention_policy to iu_listen_operator;

@@ -95,7 +95,8 @@ comment on column public.iu_route_dead_letter.event_ref is 'The event.';
 comment on column public.iu_route_dead_letter.route_kind is 'outbound or inbound.';
 comment on column public.iu_route_dead_letter.route_code is 'The route, or (none) when no enabled route matched.';
 comment on column public.iu_route_dead_letter.idempotency_key is 'Key of its attempts; one dead letter each.';
-comment on column public.iu_route_dead_letter.attempt_no is 'Number of the last attempt made for it.';
+comment on column public.iu_route_dead_letter.attempt_no is
+    'Number of the last attempt made for it. 0: not even its failure could be written to the audit.';
 comment on column public.iu_route_dead_letter.event_snapshot is 'The whole event as it was.';
 comment on column public.iu_route_dead_letter.failure_code is 'Machine-readable reason.';
 comment on column public.iu_route_dead_letter.failure_detail is 'SQLSTATE and message of what went wrong.';

@@ -1,6 +1,6 @@
 -- The worker itself: five functions and three views.
 --
--- needs: 005, 006, 008
+-- needs: 005, 006, 007, 008
 -- locks: nothing that exists
 
 -- Gate ---------------------------------------------------------------------------------------------------
@@ -102,6 +102,7 @@ declare
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
     v_lives         boolean;
+    v_counts        jsonb;
     v_live          record;
     -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
     -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
@@ -170,7 +171,13 @@ begin
 
     -- Read once: a route that changes meanwhile must not take an event twice, or not at all.
     v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
-    v_lives := exists (select from unnest(v_routes) r where r.enabled and not r.dry_run);
+    -- How many attempts a decision consists of, by route; 1 where a route has its events for itself, which is mostly
+    -- all of them, and then there is nothing to look up for an event.
+    select bool_or(not x.dry_run), jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
+      into v_lives, v_counts
+      from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
+              from unnest(v_routes) r
+             where r.enabled) x;
 
     loop
         v_pass := v_pass + 1;
@@ -257,7 +264,7 @@ begin
                 with written as (
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no)
+                         idempotency_key, attempt_no, route_count)
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
@@ -266,7 +273,8 @@ begin
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
                            false,
-                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1
+                           'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1,
+                           coalesce((v_counts ->> r.route_code)::smallint, 1)
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, n)
                       left join unnest(v_routes) r
@@ -320,9 +328,10 @@ begin
                     perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no)
+                         idempotency_key, attempt_no, route_count)
                     values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
-                            'outbound:' || v_live.route_code || ':' || v_live.id, 1)
+                            'outbound:' || v_live.route_code || ':' || v_live.id, 1,
+                            coalesce((v_counts ->> v_live.route_code)::smallint, 1))
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
@@ -340,16 +349,16 @@ begin
 
         -- What failed is audited as failed, and kept whole.
         for v_bad in
-            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key
+            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
               from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
              order by f.n
         loop
             begin
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no)
+                     idempotency_key, attempt_no, route_count)
                 values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1)
+                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1))
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
@@ -360,11 +369,13 @@ begin
                     raise;
                 end if;
                 v_bad.why := v_bad.why || '; audit: ' || v_message;
+                v_bad.attempt_no := 0;
             end;
             insert into public.iu_route_dead_letter
                 (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
                  failure_code, failure_detail)
-            select p_worker_name, o.id, v_bad.route_code, v_bad.key, 1, to_jsonb(o), 'worker_process_error', v_bad.why
+            select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
+                   'worker_process_error', v_bad.why
               from public.event_outbox o
              where o.id = v_bad.id
             on conflict (idempotency_key) do update

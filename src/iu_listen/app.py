@@ -14,9 +14,10 @@ import anyio.abc
 
 from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
-from iu_listen.flow.ports import Bell, Lookout, Outbox, Watcher
+from iu_listen.flow.ports import Auditor, Bell, Lookout, Outbox, Watcher
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
+from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
 from iu_listen.postgres.patrol import lookout_session
 from iu_listen.postgres.worker import worker_session
@@ -40,6 +41,10 @@ class PostgresSessions:
     def lookout(self) -> AbstractAsyncContextManager[Lookout]:
         """Open the patrol's session."""
         return lookout_session(self._settings)
+
+    def auditor(self) -> AbstractAsyncContextManager[Auditor]:
+        """Open the audit session."""
+        return audit_session(self._settings)
 
 
 class Watchers:

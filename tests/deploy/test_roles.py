@@ -24,7 +24,8 @@ from conftest import Database
 from iu_listen.model.facts import CHANNEL, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import census, doctor, migrate, retention, verify
+from iu_listen.postgres import audit, census, doctor, migrate, retention, verify
+from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
@@ -228,6 +229,14 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     await census.value(connection, "host_beats", "somewhere", WORKER)
     await census.rows(connection, "culprits")
     await census.value(connection, "backend_works", 1)
+    auditor = AuditSession(connection, settings)
+    assert await auditor.due() == 0
+    page = await auditor.page(1000, None)
+    while not page.over:
+        page = await auditor.page(1000, page.number)
+    # One event more is behind the cursor, and has lost its attempt.
+    assert (page.status, page.missing) == ("passed", 1)
+    await census.rows(connection, "audits")
 
 
 GRANTED = """
@@ -263,6 +272,9 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
             await owner.execute(UNROUTED)
             await owner.execute(LIVE_ROUTE)
             await open_gate(applied.dsn)
+            await owner.execute(INSERT, uuid4(), "version_applied")
+            await run_batch(owner)
+            await owner.execute("delete from iu_route_attempt")
             granted = [row["what"] for row in await owner.fetch(GRANTED, CONSUMER)]
             assert len(granted) > 50
             spare = []
@@ -310,7 +322,10 @@ def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
         "select nextval('event_outbox_event_seq') from iu_outbox_anchor where setval('event_outbox_event_seq', 1) = 1",
         "update iu_route_attempt set status = 'sent'",
         "delete from iu_route_attempt",
-        "select event_ref from iu_route_attempt",
+        "select decision from iu_route_attempt",
+        "update iu_audit_missing set accepted_at = now()",
+        "select fn_iu_audit_repair('iu_outbound_default')",
+        "update event_outbox set event_seq = 1",
         "delete from iu_route_dead_letter",
         "update iu_route_dead_letter set idempotency_key = 'x'",
         "select fn_iu_route_dead_letter_replay(gen_random_uuid())",
@@ -359,6 +374,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             assert (await census.worker_health(reader, WORKER))["healthy"]
             for name in (
                 "workers",
+                "audits",
                 "consumers",
                 "attempt_summary",
                 "ledger",
@@ -374,6 +390,8 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             await census.rows(reader, "retention/policies")
             await census.rows(reader, "retention/plan", "1 second", None)
             await census.rows(reader, "retention/readers")
+            await census.rows(reader, "audit_missing", WORKER, 10)
+            await audit.counts(reader, WORKER)
             for view in (
                 "v_iu_route_attempt_summary",
                 "v_iu_event_backlog",
@@ -398,6 +416,9 @@ def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
         "select * from information_unit",
         "select fn_iu_route_worker_run('iu_outbound_default', 1)",
         "select fn_iu_route_dead_letter_replay(gen_random_uuid())",
+        "select fn_iu_audit_page('iu_outbound_default')",
+        "select fn_iu_audit_repair('iu_outbound_default')",
+        "update iu_audit_missing set accepted_at = now()",
         "update dot_config set value = 'true'",
         "update iu_outbound_route set enabled = false",
         "update iu_route_worker_cursor set prev = '3:3:'",
@@ -440,6 +461,38 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
     asyncio.run(run())
 
 
+def test_an_operator_audits_and_repairs(applied: Database, roles: Logins) -> None:
+    """A login role with only iu_listen_operator finds a deleted attempt, has its event decided again, and accepts another.
+
+    Fails when: deploy/postgres/roles.sql gives the operator no new positions, or no books to keep.
+    """
+    dsn = roles.add(OPERATOR)
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner, connected(dsn) as operator:
+            await open_gate(applied.dsn)
+            await owner.execute(INSERT, uuid4(), "version_applied")
+            await run_batch(owner)
+            await owner.execute("delete from iu_route_attempt")
+            assert (await found(operator))["missing"] == 1
+            assert await audit.repair(operator, WORKER, 10) == {"restamped": 1, "accepted": 0, "more": False}
+            assert (await run_batch(owner))["attempts_written"] == 1
+            await audit.confirm(operator, WORKER)
+            assert (await audit.counts(operator, WORKER))["missing"] == 0
+            await owner.execute("delete from iu_route_attempt")
+            assert (await found(operator))["missing"] == 1
+            assert await census.value(operator, "audit_accept", WORKER) == 1
+            assert (await found(operator))["missing"] == 0
+
+    async def found(connection: asyncpg.Connection) -> dict[str, Any]:
+        page = await audit.page(connection, WORKER, 1000, 0)
+        while not page.over:
+            page = await audit.page(connection, WORKER, 1000, page.number)
+        return await audit.counts(connection, WORKER)
+
+    asyncio.run(run())
+
+
 def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
     """An operator adds no gate, retargets no route, rewrites no audit, and cannot make a route deliver."""
     dsn = roles.add(OPERATOR)
@@ -459,6 +512,7 @@ def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
         "update iu_route_dead_letter set event_snapshot = '{}'",
         "update iu_route_worker_cursor set lineage = gen_random_uuid()",
         "select fn_iu_outbox_reanchor(p_plan => true)",
+        "update event_outbox set event_domain = 'system'",
         (
             "insert into event_outbox (event_domain, event_type, event_stream, delivery_lane) "
             "values ('iu', 'version_applied', 'update', 'immediate')"
@@ -608,6 +662,9 @@ def test_public_cannot_call_the_worker(applied: Database, roles: Logins) -> None
         "select fn_iu_route_deliver('x', gen_random_uuid(), '{}')",
         "select fn_iu_route_worker_health('iu_outbound_default')",
         "select fn_iu_outbox_tick()",
+        "select fn_iu_audit_page('iu_outbound_default')",
+        "select fn_iu_audit_confirm('iu_outbound_default')",
+        "select fn_iu_audit_repair('iu_outbound_default')",
     )
 
     async def run() -> None:

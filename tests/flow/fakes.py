@@ -13,7 +13,7 @@ import anyio
 from iu_listen.flow.consumer import Consumer
 from iu_listen.flow.ports import NoBell
 from iu_listen.model.errors import SessionLost
-from iu_listen.model.facts import Batch, Culprit
+from iu_listen.model.facts import AuditPage, Batch, Culprit
 from iu_listen.model.observation import Observation, Stopped
 from iu_listen.model.settings import Settings
 
@@ -44,6 +44,19 @@ class World:
 
     on_listen: Callable[[], Any] = lambda: None
     """Called when a bell session begins."""
+
+    audit_due: float = 3600
+    """In how many seconds an audit is due."""
+    audit_pages: int = 3
+    """How many pages a pass has."""
+    audit_seconds: float = 0.01
+    """How long a page takes."""
+    audit_answer: AuditPage = field(default_factory=lambda: AuditPage(status="passed"))
+    """What the last page of a pass answers."""
+    audit_lost: Exception | None = None
+    """What opening the audit session raises."""
+    audits: list[tuple[float, str]] = field(default_factory=list)
+    """When the auditor was asked what."""
 
     armed: bool = False
     rings: Callable[[], None] = lambda: None
@@ -100,6 +113,31 @@ class World:
         finally:
             self.armed = False
             ring()
+
+    @asynccontextmanager
+    async def auditor(self) -> AsyncIterator[FakeAuditor]:
+        self.audits.append((anyio.current_time(), "open"))
+        if self.audit_lost:
+            raise self.audit_lost
+        try:
+            yield FakeAuditor(self)
+        finally:
+            self.audits.append((anyio.current_time(), "close"))
+
+
+class FakeAuditor:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._left = world.audit_pages
+
+    async def due(self) -> float:
+        return self._world.audit_due
+
+    async def page(self, limit: int, number: int | None) -> AuditPage:
+        self._world.audits.append((anyio.current_time(), f"page of {number}"))
+        await anyio.sleep(self._world.audit_seconds)
+        self._left -= 1
+        return self._world.audit_answer if self._left == 0 else AuditPage(status="walking", number=7)
 
 
 class FakeOutbox:

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from iu_listen.model.facts import DEFAULT_WORKER, Batch, Culprit, State, Wake
 from iu_listen.model.observation import (
+    AuditPassed,
     BatchRan,
     Beaten,
     CulpritGone,
@@ -53,6 +54,7 @@ LINES = [
     (CulpritNamed(W, LATE), "warning", "culprit",
      {"worker": W, "what": "late_event", "who": "pid 7", "application": "app", "seconds": 12.3, "effect": "it waits"}),
     (CulpritGone(W, LATE), "info", "culprit gone", {"worker": W, "what": "late_event", "who": "pid 7"}),
+    (AuditPassed(W, 100, 25, 1.5), "error", "attempts are missing", {"worker": W, "events": 25, "checked": 100}),
     (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
      {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
     (Stopping("SIGTERM"), "info", "stopping", {"why": "SIGTERM"}),
@@ -93,6 +95,13 @@ def test_an_outage_is_told_once_a_minute():
     ]  # fmt: skip
 
 
+def test_a_complete_audit_is_silent():
+    """An audit that found nothing missing is no line."""
+    with capture_logs() as lines:
+        LogWatcher().note(AuditPassed(W, 100, 0, 1.5))
+    assert lines == []
+
+
 @pytest.mark.parametrize("seen", [0, 1, BIG_BATCH - 1])
 def test_small_batches_are_silent(seen):
     """A batch that found nothing, or a few events without a dead letter, is no line.
@@ -118,12 +127,16 @@ def test_every_kind_of_observation_has_a_line(kind):
 
 def test_what_needs_a_person_says_what_to_do():
     """Lines at which somebody has to act carry a hint with the command."""
-    acting = [o for o, level, *_ in LINES if isinstance(o, WakeLost) or (isinstance(o, BatchRan) and level == "error")]
+    acting = [
+        o
+        for o, level, *_ in LINES
+        if isinstance(o, WakeLost | AuditPassed) or (isinstance(o, BatchRan) and level == "error")
+    ]
     acting += [StateChanged(W, State.GATE_CLOSED, "worker_gate_closed")]
     with capture_logs() as lines:
         for observation in acting:
             LogWatcher().note(observation)
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all("iu-listen " in line["hint"] for line in lines)
 
 

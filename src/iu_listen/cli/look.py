@@ -40,6 +40,7 @@ def status(*, where: Where | None = None) -> int:
                 "consumers": await census.rows(connection, "consumers"),
                 "culprits": await census.rows(connection, "culprits"),
                 "attempts": await census.rows(connection, "attempt_summary"),
+                "audits": await census.rows(connection, "audits"),
             }
         for consumer in answer["consumers"]:
             consumer["wakes"] = json.loads(consumer["wakes"])
@@ -92,6 +93,15 @@ def _print_status(answer: dict[str, Any]) -> None:
         ("route", "status", "attempts", "last"),
         ((a["route_code"], a["status"], a["attempts"], show.ago(a["last_at"])) for a in answer["attempts"]),
     )
+    show.table(
+        ("audit of", "last pass", "checked", "incomplete", "accepted", "running"),
+        (
+            (a["worker_name"], show.ago(a["finished_at"]), a["checked"],
+             show.mark(not a["missing"], "none", show.text(a["missing"])), a["accepted"],
+             f"for {show.ago(a['started_at']).removesuffix(' ago')}" if a["started_at"] else None)
+            for a in answer["audits"]
+        ),
+    )  # fmt: skip
 
 
 def health(

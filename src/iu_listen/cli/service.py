@@ -19,6 +19,7 @@ from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import session
 from iu_listen.telemetry.logs import LogWatcher, configure
+from iu_listen.telemetry.metrics import metric_watcher
 from iu_listen.telemetry.spans import span_watcher
 from iu_listen.telemetry.systemd import SystemdWatcher
 
@@ -71,13 +72,13 @@ async def _check_then_serve(door: Door) -> None:
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
-    spans = span_watcher(os.environ)
-    watchers: list[Watcher] = [LogWatcher(), SystemdWatcher(), *([spans] if spans else [])]
+    exporting = [w for w in (span_watcher(os.environ), metric_watcher(os.environ)) if w]
+    watchers: list[Watcher] = [LogWatcher(), SystemdWatcher(), *exporting]
     try:
         await serve(door.settings, watchers, f"{target['database']}, PostgreSQL {target['server_version']}")
     finally:
-        if spans:
-            spans.close()
+        for watcher in exporting:
+            watcher.close()
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:

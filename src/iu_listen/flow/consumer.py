@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import anyio
 
+from iu_listen.flow.audit import keep_auditing
 from iu_listen.flow.backoff import backoff
 from iu_listen.flow.patrol import Patrol
 from iu_listen.flow.ports import Bell, NoBell, Outbox, Sessions, Watcher
@@ -128,6 +129,7 @@ class Consumer:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_bell)
             tasks.start_soon(self._patrol(outbox).run)
+            tasks.start_soon(keep_auditing, self._settings, self._sessions, self._watcher)
             # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
             try:
                 await self._work(outbox, wake)

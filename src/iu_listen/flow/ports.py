@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from iu_listen.model.facts import Batch, Culprit, State, Tally
+from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Tally
 from iu_listen.model.observation import Observation
 
 
@@ -69,6 +69,19 @@ class Lookout(Protocol):
         """Whether this server process is executing something."""
 
 
+class Auditor(Protocol):
+    """The audit session: whether every event behind the cursor has its attempts, a page at a time.
+
+    Every method raises SessionLost or Refused, as those of the worker session do.
+    """
+
+    async def due(self) -> float:
+        """In how many seconds the next pass is due; 0 or less: now."""
+
+    async def page(self, limit: int, number: int | None) -> AuditPage:
+        """Look at the next ``limit`` events of this pass; None: of the one that is running, else of a new one."""
+
+
 class Sessions(Protocol):
     """Where sessions come from. Each is a context manager that ends its session in bounded time, come what may.
 
@@ -83,6 +96,9 @@ class Sessions(Protocol):
 
     def lookout(self) -> AbstractAsyncContextManager[Lookout]:
         """Open the patrol's session."""
+
+    def auditor(self) -> AbstractAsyncContextManager[Auditor]:
+        """Open the audit session."""
 
 
 class NoBell(Exception):

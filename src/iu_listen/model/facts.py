@@ -129,6 +129,47 @@ class Culprit:
         return self.what, self.who
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """The answer of fn_iu_audit_page.
+
+    Attributes:
+        status: ``walking``, ``confirming``, ``passed`` (the pass has ended), ``superseded`` or ``refused``.
+        number: Which pass.
+        checked: Events that the pass has looked at so far.
+        missing: Of these, how many lack attempts, or seem to.
+        share: Part of the log that it has walked, from 0 to 1.
+        seconds: How long the pass has taken so far.
+        reason: Why the cursor is not believed; empty otherwise.
+    """
+
+    status: str
+    number: int = 0
+    checked: int = 0
+    missing: int = 0
+    share: float = 0.0
+    seconds: float = 0.0
+    reason: str = ""
+
+    @classmethod
+    def from_answer(cls, answer: dict[str, Any]) -> AuditPage:
+        """Read the JSON answer of the function."""
+        return cls(
+            status=answer["status"],
+            number=answer.get("pass", 0),
+            checked=answer.get("checked", 0),
+            missing=answer.get("missing", 0),
+            share=answer.get("share", 0.0),
+            seconds=answer.get("seconds", 0.0),
+            reason=answer.get("reason", ""),
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no next page of this pass."""
+        return self.status not in ("walking", "confirming")
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """What one consumer has done since it started; part of its heartbeat."""

@@ -95,6 +95,16 @@ class CulpritGone:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditPassed:
+    """Every event behind the cursor was looked at: so many, of which so many lack attempts."""
+
+    worker: WorkerName
+    checked: int
+    missing: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionFailed:
     """A session was lost or could not be had; another one is tried in ``retry_in`` seconds."""
 
@@ -130,6 +140,7 @@ Observation = (
     | WakeLost
     | CulpritNamed
     | CulpritGone
+    | AuditPassed
     | SessionFailed
     | Stopping
     | Stopped

@@ -52,6 +52,9 @@ class Settings:
     )
     deadline: float = _setting(8.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
     batch_deadline: float = _setting(60.0, "Longest wait for a batch.", 1, 3600)
+    audit_interval: float = _setting(
+        3600.0, "Pause between two audits of completeness by the running consumer; 0: none.", 0, 2_592_000
+    )
     grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
     reconnect_max: float = _setting(1.0, "Longest pause between two tries to connect.", 0.1, 300)
     log_format: str = _setting(

@@ -34,7 +34,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _history, _health, _verification, _path, _lease, _queue,
+        _gates, _history, _health, _audit, _verification, _path, _lease, _queue,
     )  # fmt: skip
     for look in looks:
         try:
@@ -96,6 +96,16 @@ async def _health(connection: Connection, worker: str) -> Finding:
         words = ", ".join(f"{w['code'].replace('_', ' ')} {w['figure']}" for w in health["warnings"])
         return Finding("warn", "health", f"healthy, with {words}", "iu-listen status")
     return Finding("ok", "health", f"healthy, {health['condition'].replace('_', ' ')}")
+
+
+async def _audit(connection: Connection, worker: str) -> Finding:
+    for row in await census.rows(connection, "audits"):
+        if row["worker_name"] == worker and row["missing"]:
+            return Finding("fail", "audit", f"{row['missing']} events lack attempts", "iu-listen audit --repair")
+        if row["worker_name"] == worker and row["finished_at"]:
+            accepted = f", {row['accepted']} accepted as they are" if row["accepted"] else ""
+            return Finding("ok", "audit", f"complete at {row['finished_at']:%Y-%m-%d %H:%M:%S}Z{accepted}")
+    return Finding("ok", "audit", "none has ended yet", "iu-listen audit")
 
 
 async def _verification(connection: Connection, worker: str) -> Finding:  # noqa: ARG001

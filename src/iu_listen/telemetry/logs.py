@@ -12,6 +12,7 @@ import structlog
 
 from iu_listen.model.facts import Culprit, State
 from iu_listen.model.observation import (
+    AuditPassed,
     BatchRan,
     Beaten,
     CulpritGone,
@@ -122,6 +123,13 @@ class LogWatcher:
                 log.warning("culprit", worker=worker, **_named(culprit))
             case CulpritGone(worker, culprit):
                 log.info("culprit gone", worker=worker, **_named(culprit))
+            case AuditPassed(_, _, 0, _):
+                pass
+            case AuditPassed(worker, checked, missing, _):
+                log.error(
+                    "attempts are missing", worker=worker, events=missing, checked=checked,
+                    hint="iu-listen audit --repair",
+                )  # fmt: skip
             case SessionFailed(session, why, retry_in):
                 if self._is_news(session, why):
                     log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))

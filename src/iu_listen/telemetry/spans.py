@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.observation import BatchRan, Observation
+from iu_listen.telemetry.exporters import exporter, resource
 
 
 class SpanWatcher:
@@ -61,26 +59,14 @@ class SpanWatcher:
 
 
 def span_watcher(environ: Mapping[str, str]) -> SpanWatcher | None:
-    """The watcher that the standard OTEL_* variables ask for; None when they ask for none.
-
-    Args:
-        environ: OTEL_TRACES_EXPORTER names an installed exporter: console, otlp, ...; the exporter reads its own
-            variables.
+    """The watcher that OTEL_TRACES_EXPORTER asks for; None when it asks for none.
 
     Raises:
         ConfigurationError: no exporter of that name is installed.
     """
-    name = environ.get("OTEL_TRACES_EXPORTER", "none")
-    if name == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    found = exporter(environ, "traces")
+    if found is None:
         return None
-    # The specification's word; the package registers a longer one.
-    registered = "otlp_proto_http" if name == "otlp" else name
-    found = list(entry_points(group="opentelemetry_traces_exporter", name=registered))
-    if not found:
-        raise ConfigurationError(
-            f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed", "For otlp: pip install 'iu-listen[otlp]'"
-        )
-    resource = Resource.create({SERVICE_NAME: environ.get("OTEL_SERVICE_NAME", "iu-listen")})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+    provider = TracerProvider(resource=resource(environ), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(found))
     return SpanWatcher(provider)

@@ -1,0 +1,10 @@
+-- Take all incomplete events as they are: they stay listed, and alarm no more.
+--
+-- $1 text  worker
+
+with accepted as (
+    update public.iu_audit_missing m
+       set accepted_at = now()
+     where m.worker_name = $1 and m.confirmed_at is not null and m.accepted_at is null
+    returning 1)
+select count(*) from accepted

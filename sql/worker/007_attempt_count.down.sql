@@ -1,0 +1,18 @@
+-- Takes the count off the attempts.
+--
+-- loses: how many attempts each decision consists of
+-- refuses: while the worker gate is open
+-- locks: ACCESS EXCLUSIVE on iu_route_attempt, for the catalogue change only
+
+do $$
+begin
+    if exists (select from public.dot_config d where d.key = 'iu_core.route_worker_enabled' and d.value = 'true') then
+        raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Close it first: iu-listen gate close worker';
+    end if;
+end
+$$;
+
+-- "if exists": a package of which something is missing must be able to be taken back.
+alter table public.iu_route_attempt
+    drop column if exists route_count;

@@ -1,0 +1,275 @@
+"""audit: is everything there? Walks the log, lists what lacks attempts, and has it decided once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
+
+import anyio
+from cyclopts import App, Parameter
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from iu_listen.cli import show
+from iu_listen.cli.door import Where, looking
+from iu_listen.cli.look import Worker
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.facts import AuditPage
+from iu_listen.postgres import audit, census
+from iu_listen.postgres.session import Connection
+
+#: Events a page; a page is one statement of some tens of milliseconds.
+PAGE: Final = 5000
+#: Events that one transaction of a repair takes.
+REPAIR_PAGE: Final = 1000
+#: How many incomplete events are listed.
+LISTED: Final = 100
+#: How long a repair waits for a consumer that decides nothing, in seconds.
+PATIENCE: Final = 30.0
+
+#: What a state of an incomplete event means.
+STATES: Final = {
+    "repairable": "can be decided once more",
+    "waiting": "waits for the consumer",
+    "not_repairable": "no decision of today would write what it lacks",
+    "accepted": "accepted as it is",
+}
+
+
+def register(app: App) -> None:
+    """Add this command."""
+    app.command(run, name="audit")
+
+
+def run(
+    *,
+    worker: Worker = None,
+    resume: Annotated[
+        bool, Parameter(help="Go on with a pass that was interrupted, or begin anew.", negative="--fresh")
+    ] = False,
+    repair: Annotated[bool, Parameter(help="Have incomplete events decided once more.", negative=())] = False,
+    accept: Annotated[
+        bool, Parameter(help="Take incomplete events as they are; they alarm no more.", negative=())
+    ] = False,
+    plan: Annotated[bool, Parameter(help="With --repair or --accept: show what would happen.", negative=())] = False,
+    yes: Annotated[bool, Parameter(help="With --repair or --accept: really do it.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Look whether every event behind the cursor has its attempts. Exit 1 when one has not.
+
+    The walk is bounded and resumable: Ctrl-C leaves its position for --resume. It may run at any time; what is being
+    decided meanwhile is no false alarm. --repair puts incomplete events before the cursor again; keys suppress what
+    was decided already.
+    """
+    if repair and accept:
+        raise ConfigurationError("--repair and --accept exclude each other", "Repair first, then accept what is left.")
+    if (plan or yes) and not (repair or accept):
+        raise ConfigurationError(f"{'--plan' if plan else '--yes'} goes with --repair or --accept", "")
+    machine = bool(where and where.json)
+
+    async def inside() -> int:
+        async with looking(where, worker=worker) as (door, connection):
+            name = door.settings.worker
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            await census.require_worker(connection, name)
+            page = await _walk(connection, name, resume=resume)
+            answer = await _findings(connection, name, page)
+            if not machine:
+                _print_findings(answer)
+            if (repair or accept) and answer["missing"]:
+                answer["repair" if repair else "accept"] = change = _effect(answer, repair=repair)
+                if plan or not yes:
+                    _print_plan(answer, change, machine=machine)
+                    if not plan:
+                        raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                    return 0
+                done = await (_repair if repair else _accept)(connection, name)
+                answer |= await _findings(connection, name, page)
+                answer["repair" if repair else "accept"] = done
+                if not machine:
+                    _print_change(answer, done)
+        if machine:
+            show.as_json(answer)
+        return 0 if answer["complete"] else 1
+
+    return anyio.run(inside)
+
+
+# -- walk --------------------------------------------------------------------------------------------------------
+
+
+async def _walk(connection: Connection, worker: str, *, resume: bool) -> AuditPage:
+    """A pass to its end, or from where one was left."""
+    number = None if resume else 0
+    with _progress("audit") as step:
+        try:
+            while True:
+                page = await audit.page(connection, worker, PAGE, number)
+                if page.status == "refused":
+                    raise Refused(f"the cursor is not believed: {page.reason}", "docs/how-to/repair.md")
+                if page.status == "superseded":
+                    raise Refused("somebody else began another audit", "Join it: iu-listen audit --resume")
+                step(page)
+                if page.over:
+                    return page
+                number = page.number
+        except anyio.get_cancelled_exc_class():
+            show.note("Stopped. Go on with: iu-listen audit --resume")
+            raise
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Any]:
+    """A progress bar on a terminal; yields a function that is called with each page."""
+    console = show.err()
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.fields[found]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=1.0, found="")
+        began: AuditPage | None = None
+
+        def step(page: AuditPage) -> None:
+            nonlocal began
+            began = began or page
+            # A pass that was resumed has seconds of its own behind it, and pauses.
+            rate = (page.checked - began.checked) / max(page.seconds - began.seconds, 0.001)
+            words = f"{show.text(page.checked)} events, {show.text(round(rate))}/s, {show.text(page.missing)} missing"
+            bar.update(task, completed=page.share, found=words)
+
+        yield step
+
+
+# -- findings ----------------------------------------------------------------------------------------------------
+
+
+async def _findings(connection: Connection, worker: str, page: AuditPage) -> dict[str, Any]:
+    """The answer: figures of the pass, and what is missing now."""
+    counts = await audit.counts(connection, worker)
+    return {
+        "worker": worker,
+        "checked": page.checked,
+        "seconds": page.seconds,
+        "complete": counts["missing"] == 0,
+        **counts,
+        "events": await census.rows(connection, "audit_missing", worker, LISTED),
+    }
+
+
+def _print_findings(answer: dict[str, Any]) -> None:
+    rate = round(answer["checked"] / max(answer["seconds"], 0.001))
+    show.line(
+        f"{show.mark(answer['complete'], 'complete', 'INCOMPLETE')}  {answer['worker']}: "
+        f"{show.text(answer['checked'])} events in {show.duration(answer['seconds'])} ({show.text(rate)}/s), "
+        f"{show.text(answer['missing'])} of them incomplete",
+        markup=True,
+    )
+    if answer["accepted"]:
+        show.note(f"{show.text(answer['accepted'])} more are accepted as they are.")
+    _print_events(answer)
+
+
+def _print_events(answer: dict[str, Any]) -> None:
+    listed = [e for e in answer["events"] if e["state"] != "accepted"]
+    if not listed:
+        return
+    show.table(
+        ("event", "type", "attempts", "of", "noticed", "what now"),
+        (
+            (e["event_ref"], e["event_type"], e["found"], e["wanted"], show.ago(e["found_at"]), STATES[e["state"]])
+            for e in listed
+        ),
+    )
+    if answer["missing"] > len(listed):
+        show.note(f"… and {show.text(answer['missing'] - len(listed))} more.")
+
+
+# -- repair and accept -------------------------------------------------------------------------------------------
+
+
+def _effect(answer: dict[str, Any], *, repair: bool) -> dict[str, Any]:
+    """What would be done."""
+    if repair:
+        return {"restamped": answer["repairable"], "accepted": answer["not_repairable"], "done": False}
+    return {"accepted": answer["missing"], "done": False}
+
+
+def _print_plan(answer: dict[str, Any], change: dict[str, Any], *, machine: bool) -> None:
+    if machine:
+        show.as_json(answer)
+    else:
+        show.line(f"Plan: {_words(change)}.")
+
+
+def _words(change: dict[str, Any]) -> str:
+    accepted = f"{show.text(change['accepted'])} {STATES['accepted'].replace('it is', 'they are')}"
+    if "restamped" not in change:
+        return accepted
+    restamped = f"{show.text(change['restamped'])} to be decided once more"
+    return f"{restamped}, {accepted}" if change["accepted"] else restamped
+
+
+async def _accept(connection: Connection, worker: str) -> dict[str, Any]:
+    return {"accepted": await census.value(connection, "audit_accept", worker), "done": True}
+
+
+async def _repair(connection: Connection, worker: str) -> dict[str, Any]:
+    """Put everything before the cursor again, in bounded steps, and wait until it is decided."""
+    done: dict[str, Any] = {"restamped": 0, "accepted": 0, "done": True}
+    more = True
+    while more:
+        answer = await audit.repair(connection, worker, REPAIR_PAGE)
+        done["restamped"] += answer["restamped"]
+        done["accepted"] += answer["accepted"]
+        more = answer["more"]
+    done["why"] = await _wait_until_decided(connection, worker)
+    await audit.confirm(connection, worker)
+    return done
+
+
+async def _wait_until_decided(connection: Connection, worker: str) -> str | None:
+    """None: nothing waits any more. Else: why it still does."""
+    console = show.err()
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        total = waiting = (await audit.counts(connection, worker))["waiting"]
+        task = bar.add_task("decided", total=total)
+        since, asked = anyio.current_time(), 0.0
+        while waiting:
+            if why := await _held_up(connection, worker):
+                return why
+            if anyio.current_time() - since > PATIENCE:
+                return f"nothing was decided within {PATIENCE:g} s"
+            await anyio.sleep(max(0.1, 4 * asked))
+            before, began = waiting, anyio.current_time()
+            waiting = (await audit.counts(connection, worker))["waiting"]
+            asked = anyio.current_time() - began
+            if waiting < before:
+                since = anyio.current_time()
+            bar.update(task, completed=total - waiting)
+    return None
+
+
+async def _held_up(connection: Connection, worker: str) -> str | None:
+    """Why nobody decides anything now; None when somebody does."""
+    if closed := [g["gate"] for g in await census.gates(connection) if not g["open"]]:
+        return f"the {closed[0]} gate is closed"
+    active = [
+        c for c in await census.rows(connection, "consumers")
+        if c["worker_name"] == worker and not c["silent"] and c["state"] not in ("standing_by", "stopped")
+    ]  # fmt: skip
+    return None if active else "no consumer is running"
+
+
+def _print_change(answer: dict[str, Any], done: dict[str, Any]) -> None:
+    show.line(f"Done: {_words(done)}.")
+    if done.get("why"):
+        show.line(f"{show.text(answer['waiting'])} wait: {done['why']}.")
+    if answer["missing"]:
+        _print_events(answer)
+    else:
+        show.line(f"{show.mark(True, 'complete')}  {answer['worker']}", markup=True)

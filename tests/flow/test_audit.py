@@ -1,0 +1,109 @@
+"""The audit beside the work: when it is due, how slow it is, and that nothing that happens to it reaches the work."""
+
+from __future__ import annotations
+
+import itertools
+
+import anyio
+import pytest
+
+from flow.fakes import World, consuming, until
+from iu_listen.flow.audit import FIRST_PAUSE, RETRY_PAUSE, SHARE
+from iu_listen.model.errors import Refused, SessionLost
+from iu_listen.model.facts import AuditPage
+from iu_listen.model.observation import AuditPassed, BatchRan, SessionFailed
+
+pytestmark = pytest.mark.anyio
+
+LONG = {"catch_up": 300, "lease": 1000}
+
+
+def pages(world: World) -> list[float]:
+    return [at for at, what in world.audits if what.startswith("page")]
+
+
+async def test_a_pass_is_run_when_it_is_due_and_told():
+    """A due pass is walked to its end, page by page under its number, and its figures are told.
+    Fails when: the consumer does not audit.
+    """
+    world = World(audit_due=-1, audit_answer=AuditPage(status="passed", checked=9, missing=2, seconds=1.5))
+    async with consuming(world, **LONG) as (_, seen):
+        passed = await seen.wait_for(AuditPassed)
+        assert (passed.checked, passed.missing, passed.seconds) == (9, 2, 1.5)
+        assert [what for _, what in world.audits] == ["open", "page of None", "page of 7", "page of 7", "close"]
+
+
+async def test_it_takes_a_small_part_of_the_time():
+    """Between two pages it pauses so long that the database has its time for the work.
+    Fails when: pages follow each other at once.
+    """
+    world = World(audit_due=-1, audit_pages=50, audit_seconds=0.2)
+    async with consuming(world, **LONG) as (_, seen):
+        await seen.wait_for(AuditPassed)
+        steps = [b - a for a, b in itertools.pairwise(pages(world))]
+        assert min(steps) >= 0.2 / SHARE * 0.999
+
+
+async def test_passes_are_an_interval_apart_and_no_session_is_kept_between_them():
+    """After a pass, or before one that is not due, it waits without a session. A start gives the work a head start."""
+    world = World(audit_due=-1, audit_pages=1)
+    async with consuming(world, audit_interval=500, **LONG) as (_, seen):
+        await anyio.sleep(1600)
+        assert len(seen.of(AuditPassed)) == 4
+        opened = [at for at, what in world.audits if what == "open"]
+        assert opened[0] >= FIRST_PAUSE
+        assert min(b - a for a, b in itertools.pairwise(opened)) >= 500
+        assert [what for _, what in world.audits].count("close") >= 3
+    world = World(audit_due=40)
+    async with consuming(world, audit_interval=500, **LONG) as (_, seen):
+        await anyio.sleep(100)
+        assert pages(world) == []
+        assert 40 <= world.audits[2][0] - world.audits[0][0] < 41
+
+
+async def test_zero_switches_it_off():
+    """With audit_interval = 0 no audit session is ever opened."""
+    world = World(audit_due=-1)
+    async with consuming(world, audit_interval=0, **LONG) as (_, seen):
+        await anyio.sleep(9000)
+        assert len(seen.of(BatchRan)) > 30
+        assert world.audits == []
+
+
+@pytest.mark.parametrize("error", [SessionLost("down"), Refused("permission denied"), ZeroDivisionError("a bug")])
+async def test_no_failure_of_the_audit_ends_the_work(error):
+    """Whatever happens to the audit is told once an episode and tried again; batches run on in the same session.
+    Fails when: an error of the audit comes up in the consumer's task group.
+    """
+    world = World(audit_due=-1, audit_lost=error)
+    async with consuming(world, **LONG) as (_, seen):
+        await anyio.sleep(4 * RETRY_PAUSE)
+        assert len(world.audits) >= 4
+        told = seen.of(SessionFailed)
+        assert [(t.session, t.retry_in) for t in told] == [("audit", RETRY_PAUSE)]
+        assert str(error) in told[0].why
+        world.insert(3)
+        await seen.wait_for(BatchRan, lambda o: o.batch.seen == 3)
+        assert world.calls.count("connect") == 1
+        world.audit_lost = None
+        await seen.wait_for(AuditPassed)
+
+
+async def test_a_pass_that_tells_nothing():
+    """A cursor that is not believed, or a pass that somebody else began anew, is no result and no failure."""
+    for status in ("refused", "superseded"):
+        world = World(audit_due=-1, audit_pages=1, audit_answer=AuditPage(status=status))
+        async with consuming(world, **LONG) as (_, seen):
+            await anyio.sleep(4000)
+            assert len(pages(world)) == 2
+            assert seen.of(AuditPassed) == []
+            assert seen.of(SessionFailed) == []
+
+
+async def test_it_stops_with_the_work():
+    """A consumer that is asked to stop does not wait for a page."""
+    world = World(audit_due=-1, audit_seconds=10_000)
+    async with consuming(world, **LONG) as (consumer, _):
+        await until(lambda: pages(world))
+        consumer.stop("test")
+        await until(lambda: world.audits[-1][1] == "close", within=50)

@@ -1,0 +1,68 @@
+"""What the tests of routes share: types of events, routes for them, events that cannot be audited."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+
+ROUTE = "iu.version_applied.workflow"
+
+#: A trigger that fails for events whose note starts with "poison", with the SQLSTATE that follows there.
+#: It looks at the attempts whose status is like {status}.
+POISON = """
+create function test_poison() returns trigger language plpgsql as $$
+declare
+    v_note text := (select o.safe_payload ->> 'note' from public.event_outbox o where o.id = new.event_ref);
+begin
+    if v_note like 'poison %' and new.status like '{status}' then
+        raise exception 'cannot swallow this' using errcode = split_part(v_note, ' ', 2);
+    end if;
+    return new;
+end $$;
+create trigger test_poison before insert on iu_route_attempt for each row execute function test_poison();
+"""
+
+
+async def poison(connection: asyncpg.Connection, status: str = "dry_run") -> None:
+    """Let attempts with a status fail for events with a poisonous note."""
+    await connection.execute(POISON.format(status=status))
+
+
+async def route(
+    connection: asyncpg.Connection, code: str, event_type: str, *, enabled: bool = True, dry_run: bool = True
+) -> None:
+    """Register a type of event, if it is new, and a route for it."""
+    await register(connection, event_type)
+    await connection.execute(
+        """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+           values ($1, 'iu', $2, 'update', 'workflow', 'test', $3, $4)""",
+        code,
+        event_type,
+        enabled,
+        dry_run,
+    )
+
+
+async def register(connection: asyncpg.Connection, event_type: str) -> None:
+    """Register a type of event."""
+    await connection.execute(
+        "insert into event_type_registry values ('iu', $1, 'update', 'immediate') on conflict do nothing", event_type
+    )
+
+
+async def emit(connection: asyncpg.Connection, event_type: str) -> UUID:
+    """Append an event of a type."""
+    return await connection.fetchval(
+        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+           values ('iu', $1, 'update', 'immediate') returning id""",
+        event_type,
+    )
+
+
+async def open_live_route(connection: asyncpg.Connection) -> None:
+    """Make the default route live, past the CHECK that forbids it."""
+    await connection.execute(
+        """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
+           update iu_outbound_route set dry_run = false"""
+    )

@@ -1,0 +1,536 @@
+"""The audit of completeness: what is missing behind a cursor is found, nothing else is, and it can be decided again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from postgres.routes import ROUTE, emit, open_live_route, poison, register, route
+from support import WORKER, attempted, connect, connected, consuming, drain, insert_event, open_gate, run_batch
+
+pytestmark = pytest.mark.asyncio
+
+
+async def page(
+    connection: asyncpg.Connection, limit: int = 1000, number: int | None = None, worker: str = WORKER
+) -> dict[str, Any]:
+    """One step of an audit."""
+    return json.loads(await connection.fetchval("select fn_iu_audit_page($1, $2, $3)::text", worker, limit, number))
+
+
+async def walk(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> list[dict[str, Any]]:
+    """A whole pass from the beginning; what every step answered."""
+    answers = [await page(connection, limit, 0, worker)]
+    while answers[-1]["status"] in ("walking", "confirming"):
+        answers.append(await page(connection, limit, answers[-1]["pass"], worker))
+    assert answers[-1]["status"] == "passed", answers[-1]
+    return answers
+
+
+async def missing(connection: asyncpg.Connection, worker: str = WORKER) -> dict[UUID, tuple[int, int]]:
+    """What is listed as missing: how many attempts it has, of how many."""
+    rows = await connection.fetch(
+        "select event_ref, found, wanted from v_iu_audit_missing where worker_name = $1 and accepted_at is null", worker
+    )
+    return {row["event_ref"]: (row["found"], row["wanted"]) for row in rows}
+
+
+async def repair(connection: asyncpg.Connection, limit: int = 1000) -> dict[str, Any]:
+    return json.loads(await connection.fetchval("select fn_iu_audit_repair($1, $2)::text", WORKER, limit))
+
+
+async def confirm(connection: asyncpg.Connection) -> int:
+    return json.loads(await connection.fetchval("select fn_iu_audit_confirm($1)::text", WORKER))["missing"]
+
+
+async def write(connection: asyncpg.Connection, events: int) -> list[UUID]:
+    """Append events of one transaction, quickly."""
+    rows = await connection.fetch(
+        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+           select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int) returning id""",
+        events,
+    )
+    return [row["id"] for row in rows]
+
+
+async def lose(connection: asyncpg.Connection, *events: UUID, code: str | None = None) -> None:
+    """Delete attempts of these events by hand."""
+    await connection.execute(
+        "delete from iu_route_attempt where event_ref = any ($1) and ($2::text is null or route_code = $2)",
+        list(events), code,
+    )  # fmt: skip
+
+
+# -- what is missing -----------------------------------------------------------------------------------------------
+
+
+async def test_each_deleted_attempt_is_found_and_decided_again(live):
+    """Of 2 000 events 25 lose their attempt; the audit lists these and no others, and a repair gives each one attempt back.
+    Fails when: the page compares nothing, or the repair gives no new position.
+    """
+    async with connected(live.dsn) as worker:
+        events = await write(worker, 2000)
+        await drain(worker)
+        assert (await walk(worker, 300))[-1] | {"seconds": 0, "pass": 0} == {
+            "status": "passed", "worker_name": WORKER, "pass": 0, "checked": 2000, "missing": 0, "share": 1, "seconds": 0,
+        }  # fmt: skip
+        lost = random.Random(3).sample(events, 25)
+        await lose(worker, *lost)
+
+        assert (await walk(worker, 300))[-1]["missing"] == 25
+        assert await missing(worker) == dict.fromkeys(lost, (0, 1))
+        view = await worker.fetchrow("select * from v_iu_audit")
+        assert (view["checked"], view["missing"], view["accepted"], view["started_at"]) == (2000, 25, 0, None)
+
+        steps = [await repair(worker, 10) for _ in range(3)]
+        assert [(s["restamped"], s["more"]) for s in steps] == [(10, True), (10, True), (5, False)]
+        assert await drain(worker) == 25
+        assert await confirm(worker) == 0
+        assert await missing(worker) == {}
+        assert sorted(await attempted(worker)) == sorted(events)
+        assert (await walk(worker))[-1]["missing"] == 0
+
+
+async def test_a_repair_is_idempotent(live):
+    """What was moved is not moved again before it was judged, and what is moved without need is decided once only.
+    Fails when: a repair takes what it has moved already, or keys do not suppress a second decision.
+    """
+    async with connected(live.dsn) as worker:
+        first, second = await write(worker, 2)
+        await drain(worker)
+        await lose(worker, first)
+        await walk(worker)
+        assert await repair(worker) == {"restamped": 1, "accepted": 0, "more": False}
+        assert await repair(worker) == {"restamped": 0, "accepted": 0, "more": False}
+        assert await drain(worker) == 1
+        # It is complete by now, and the list does not know yet.
+        assert await repair(worker) == {"restamped": 0, "accepted": 0, "more": False}
+        assert await confirm(worker) == 0
+        await worker.execute("update event_outbox set xact_id = pg_current_xact_id()")
+        assert await drain(worker) == 2
+        assert sorted(await attempted(worker)) == sorted([first, second])
+
+
+async def test_one_of_two_attempts_is_missed(live):
+    """An event that went to two routes and has one attempt left is found, with 1 of 2.
+    Fails when: the batch does not write how many attempts a decision consists of, or the audit does not ask.
+    """
+    async with connected(live.dsn) as worker:
+        await route(worker, "second", "version_applied")
+        events = await write(worker, 5)
+        await drain(worker)
+        assert (await walk(worker))[-1]["missing"] == 0
+        await lose(worker, events[1], code="second")
+        await lose(worker, events[3], code=ROUTE)
+        await walk(worker)
+        assert await missing(worker) == {events[1]: (1, 2), events[3]: (1, 2)}
+        await repair(worker)
+        await drain(worker)
+        assert await confirm(worker) == 0
+        assert await worker.fetchval("select count(*) from iu_route_attempt") == 10
+
+
+async def test_every_kind_of_attempt_says_how_many_there_are(live):
+    """Dry runs, skipped, failed and delivered attempts carry the number of routes that the event went to.
+    Fails when: one of the ways to write an attempt leaves route_count out.
+    """
+    async with connected(live.dsn) as worker:
+        await poison(worker)
+        await route(worker, "second", "version_applied")
+        await route(worker, "dry", "sent")
+        await register(worker, "noted")
+        await open_live_route(worker)
+        await worker.execute("update iu_outbound_route set dry_run = true where route_code <> $1", ROUTE)
+        await worker.execute(
+            "insert into iu_outbound_route select 'live', event_domain, 'sent', event_stream, target_kind, target_ref, true, false"
+            "  from iu_outbound_route where route_code = $1", ROUTE,
+        )  # fmt: skip
+        await worker.execute(
+            """create or replace function fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb) returns jsonb
+               language plpgsql as $$ begin return case when p_route_code = 'live' then '{}' else 'no json' end; end $$"""
+        )
+        await insert_event(worker, note="poison P0001")
+        await emit(worker, "sent")
+        await emit(worker, "noted")
+        await drain(worker)
+        rows = await worker.fetch("select route_code, status, route_count from iu_route_attempt")
+        assert sorted(tuple(row) for row in rows) == [
+            ("(none)", "skipped", 1), ("dry", "dry_run", 2), (ROUTE, "failed", 2), ("live", "sent", 2), ("second", "failed", 2),
+        ]  # fmt: skip
+        assert (await walk(worker))[-1]["missing"] == 0
+
+
+async def test_attempts_that_were_written_before_the_count(live):
+    """Where the decision was not counted, one attempt is enough, and none is missed."""
+    async with connected(live.dsn) as worker:
+        await route(worker, "second", "version_applied")
+        events = await write(worker, 3)
+        await drain(worker)
+        await worker.execute("update iu_route_attempt set route_count = null")
+        await lose(worker, events[0], code="second")
+        await lose(worker, events[1])
+        await walk(worker)
+        assert await missing(worker) == {events[1]: (0, 1)}
+
+
+async def test_no_attempts_at_all(live):
+    """An emptied audit is noticed whole, and can be written again whole."""
+    async with connected(live.dsn) as worker:
+        await write(worker, 500)
+        await drain(worker)
+        await worker.execute("truncate iu_route_attempt")
+        assert (await walk(worker, 100))[-1]["missing"] == 500
+        assert (await repair(worker))["restamped"] == 500
+        await drain(worker)
+        assert (await walk(worker))[-1]["missing"] == 0
+
+
+async def test_dead_letters(live):
+    """A failure that could not even be audited counts as an attempt; one that was, and lost it, does not.
+    Fails when: the batch does not mark what it could not audit (attempt_no 0), or the audit does not look there.
+    """
+    async with connected(live.dsn) as worker:
+        await poison(worker, "%")
+        unaudited = await insert_event(worker, note="poison P0001")
+        await drain(worker)
+        assert await worker.fetchval("select attempt_no from iu_route_dead_letter") == 0
+        assert [a["missing"] for a in await walk(worker)] == [0]
+
+        await worker.execute("drop trigger test_poison on iu_route_attempt; drop function test_poison()")
+        await poison(worker)
+        audited = await insert_event(worker, note="poison P0001")
+        await drain(worker)
+        await lose(worker, audited)
+        await walk(worker)
+        assert await missing(worker) == {audited: (0, 1)}
+
+        # A replay writes the first attempt, and from then on it is missed like any other.
+        letter = await worker.fetchval("select id from iu_route_dead_letter where event_ref = $1", unaudited)
+        await worker.execute("drop trigger test_poison on iu_route_attempt")
+        await worker.execute("select fn_iu_route_dead_letter_replay($1)", letter)
+        await lose(worker, unaudited)
+        await walk(worker)
+        assert await missing(worker) == dict.fromkeys([audited, unaudited], (0, 1))
+
+
+# -- what is not missing -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "insert into iu_outbound_route select 'new', event_domain, event_type, event_stream, target_kind, target_ref, true, true from iu_outbound_route",
+        "update iu_outbound_route set enabled = false",
+        "update iu_outbound_route set event_type = 'other'",
+        "delete from iu_outbound_route",
+    ],
+    ids=["added", "disabled", "moved", "deleted"],
+)
+async def test_a_route_that_changes_is_no_false_alarm(live, change):
+    """Events that were decided by the routes of their time are complete, whatever the routes of today are.
+    Fails when: what an event must have is derived from today's routes, or suspects are not confirmed by the event.
+    """
+    async with connected(live.dsn) as worker:
+        await write(worker, 20)
+        await drain(worker)
+        await worker.execute(change)
+        assert (await walk(worker))[-1]["missing"] == 0
+        assert await missing(worker) == {}
+        # The confirmation has learnt the name of a route that is gone: it is not suspected again.
+        assert [a["status"] for a in await walk(worker)] == ["passed"]
+
+
+async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspected(live):
+    """From 10 000 suspects on they are confirmed in the middle of a pass, and the rest of their kind is not suspected.
+    Fails when: suspects are confirmed only at the end, or the confirmation learns no routes.
+    """
+    async with connected(live.dsn) as worker:
+        await write(worker, 16_000)
+        await drain(worker, 5000)
+        await worker.execute("delete from iu_outbound_route")
+        answers = await walk(worker, 5000)
+        assert [(a["status"], a["missing"]) for a in answers] == [
+            ("walking", 5000), ("walking", 10_000), ("confirming", 0), ("walking", 0), ("passed", 0),
+        ]  # fmt: skip
+
+
+async def test_a_half_read_tick(live):
+    """Behind the cursor is what a half-read tick has passed, and no event that it has not.
+    Fails when: the audit takes everything in the tick for consumed, or nothing.
+    """
+    async with connected(live.dsn) as worker:
+        events = await write(worker, 10)
+        assert (await run_batch(worker, 4))["more"]
+        await walk(worker, 3)
+        assert await worker.fetchval("select last_checked from iu_audit") == 4
+        assert await missing(worker) == {}
+        await lose(worker, *events)
+        await walk(worker, 3)
+        assert set(await missing(worker)) == set(events[:4])
+
+
+async def test_own_events(live):
+    """Events of the very transaction that decided them are behind the cursor already, and those after them are not.
+    Fails when: the audit does not know what the cursor remembers of own events.
+    """
+    async with connected(live.dsn) as worker, worker.transaction():
+        events = await write(worker, 3)
+        await drain(worker)
+        await write(worker, 2)
+        assert (await walk(worker))[-1]["checked"] == 3
+        await lose(worker, events[2])
+        await walk(worker)
+        assert set(await missing(worker)) == {events[2]}
+
+
+async def test_an_event_that_was_not_read_is_not_missing(live):
+    """A fresh cursor has nothing behind it; a log without events is complete."""
+    async with connected(live.dsn) as worker:
+        assert (await walk(worker))[-1]["checked"] == 0
+        await write(worker, 5)
+        assert [(a["checked"], a["missing"]) for a in await walk(worker, 2)][-1] == (0, 0)
+
+
+async def test_a_late_commit_behind_the_position_is_seen_by_the_next_pass(live):
+    """An event with a low number that commits when a pass has gone by is no part of it, and of the next one."""
+    async with connected(live.dsn) as worker, connected(live.dsn) as late:
+        transaction = late.transaction()
+        await transaction.start()
+        event = await insert_event(late)
+        await write(worker, 6)
+        await drain(worker)
+        first = await page(worker, 4, 0)
+        await transaction.commit()
+        await drain(worker)
+        await lose(worker, event)
+        assert (await page(worker, 4, first["pass"]))["missing"] == 0
+        assert await missing(worker) == {}
+        assert (await walk(worker, 4))[-1]["missing"] == 1
+        assert set(await missing(worker)) == {event}
+
+
+async def test_an_event_that_is_pruned_is_missed_no_more(live):
+    """A finding whose event is gone goes with it, and a pass survives that events vanish before and behind it."""
+    async with connected(live.dsn) as worker:
+        events = await write(worker, 20)
+        await drain(worker)
+        await lose(worker, *events[:3])
+        await walk(worker)
+        first = await page(worker, 5, 0)
+        await worker.execute("delete from event_outbox where id = any ($1)", [*events[:2], *events[4:12]])
+        assert (await to_the_end(worker, first["pass"]))["missing"] == 1
+        assert set(await missing(worker)) == {events[2]}
+
+
+async def test_a_foreign_history_is_not_judged(live):
+    """While the cursor is not believed there is no audit: it answers why, and begins nothing.
+    Fails when: the refusal is not asked for.
+    """
+    async with connected(live.dsn) as worker:
+        await write(worker, 2)
+        await drain(worker)
+        await worker.execute("update iu_route_worker_cursor set lineage = gen_random_uuid()")
+        assert await page(worker) == {"status": "refused", "reason": "foreign_cursor", "worker_name": WORKER}
+        assert await worker.fetchval("select count(*) from iu_audit") == 0
+
+
+async def test_nothing_in_flight_is_a_false_alarm(live):
+    """While writers write and a consumer decides, pass after pass finds nothing missing, not even for a moment.
+    Fails when: the audit does not ask the cursor, or asks it at another moment than the attempts.
+    """
+    stop = asyncio.Event()
+
+    async def keep_writing(seed: int) -> None:
+        dice = random.Random(seed)
+        async with connected(live.dsn) as writer:
+            while not stop.is_set():
+                async with writer.transaction():
+                    await write(writer, dice.randint(1, 9))
+                    if dice.random() < 0.3:
+                        await asyncio.sleep(dice.random() / 20)
+
+    async with consuming(live.dsn, batch_limit=7), asyncio.TaskGroup() as tasks, connected(live.dsn) as auditor:
+        for seed in range(3):
+            tasks.create_task(keep_writing(seed))
+        checked = 0
+        # Each pass looks at what was written and decided beside the passes before it.
+        while checked < 2000:
+            answers = await walk(auditor, 50)
+            assert [a for a in answers if a["missing"]] == []
+            checked = answers[-1]["checked"]
+        stop.set()
+
+
+# -- passes --------------------------------------------------------------------------------------------------------
+
+
+async def to_the_end(connection: asyncpg.Connection, number: int) -> dict[str, Any]:
+    """Go on with a pass; its last answer."""
+    while (answer := await page(connection, 20, number))["status"] in ("walking", "confirming"):
+        pass
+    return answer
+
+
+async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
+    """Whoever dies in the middle of a page loses that page only; the next one goes on, and looks at everything once.
+    Fails when: the position is not kept with the page, or whoever comes next begins anew.
+    """
+    async with connected(live.dsn) as worker:
+        events = await write(worker, 100)
+        await drain(worker)
+        await lose(worker, events[5], events[95])
+        first = await connect(live.dsn)
+        assert [(await page(first, 30))["checked"] for _ in range(2)] == [30, 60]
+        await first.execute("begin")
+        assert (await page(first, 30))["checked"] == 90
+        await worker.execute("select pg_terminate_backend($1, 5000)", first.get_server_pid())
+        first.terminate()
+        answers = [await page(worker, 30)]
+        while answers[-1]["status"] != "passed":
+            answers.append(await page(worker, 30))
+        assert [a["checked"] for a in answers] == [90, 100, 100]
+        assert set(await missing(worker)) == {events[5], events[95]}
+
+
+async def test_two_auditors_share_a_pass(live):
+    """Two who audit one worker take turns in one pass, and both learn its result.
+    Fails when: each begins a pass of its own, or the end of a pass begins another one.
+    """
+    async with connected(live.dsn) as one, connected(live.dsn) as two:
+        events = await write(one, 100)
+        await drain(one)
+        await lose(one, events[50])
+        first = await page(one, 20, 0)
+        ends = await asyncio.gather(*(to_the_end(who, first["pass"]) for who in (one, two)))
+        assert [(e["status"], e["checked"], e["missing"]) for e in ends] == [("passed", 100, 1)] * 2
+        assert await one.fetchval("select pass from iu_audit") == 1
+
+
+async def test_a_new_pass_supersedes_a_running_one(live):
+    """Who begins anew begins anew; who was at the old pass is told so, and takes no page of the new one."""
+    async with connected(live.dsn) as worker:
+        await write(worker, 50)
+        await drain(worker)
+        old = await page(worker, 20, 0)
+        new = await page(worker, 20, 0)
+        assert (new["pass"], new["checked"]) == (old["pass"] + 1, 20)
+        assert (await page(worker, 20, old["pass"]))["status"] == "superseded"
+        assert (await page(worker, 20, new["pass"]))["checked"] == 40
+
+
+async def test_every_worker_has_its_own_audit(live):
+    """Workers of other domains are audited each by itself; two of one domain both answer for its events."""
+    async with connected(live.dsn) as worker:
+        await worker.execute(
+            """insert into event_type_registry values ('system', 'noted', 'update', 'immediate');
+               insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+               select w.name, w.domain, a.lineage
+                 from iu_outbox_anchor a, (values ('system', 'system'), ('twin', 'iu')) w(name, domain)"""
+        )
+        mine = await write(worker, 4)
+        noted = await worker.fetchval(
+            "insert into event_outbox (event_domain, event_type, event_stream, delivery_lane) "
+            "values ('system', 'noted', 'update', 'immediate') returning id"
+        )
+        for name in (WORKER, "system", "twin"):
+            await drain(worker, worker=name)
+        await lose(worker, noted, mine[0])
+        for name in (WORKER, "system", "twin"):
+            await walk(worker, worker=name)
+        found = {name: set(await missing(worker, name)) for name in (WORKER, "system", "twin")}
+        assert found == {WORKER: {mine[0]}, "system": {noted}, "twin": {mine[0]}}
+        with pytest.raises(asyncpg.NoDataFoundError):
+            await page(worker, worker="nobody")
+
+
+async def test_a_page_reads_nothing_whole(live):
+    """A page finds its attempts one by one, through their keys: it reads as many as it has events, however many there are.
+    Fails when: the attempts are read whole for a page.
+    """
+    async with connected(live.dsn) as worker:
+        await write(worker, 3000)
+        await drain(worker)
+        reads = """select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables
+                    where relname = 'iu_route_attempt'"""
+        await worker.execute("select pg_stat_force_next_flush()")
+        before = await worker.fetchval(reads)
+        await page(worker, 100, 0)
+        await worker.execute("select pg_stat_force_next_flush()")
+        assert 100 <= await worker.fetchval(reads) - before <= 200
+
+
+# -- repair and acceptance -----------------------------------------------------------------------------------------
+
+
+async def test_a_closed_gate_stops_the_decision_and_not_the_audit(live):
+    """With the worker gate closed the audit still finds, a repair still moves, and the event waits like any other."""
+    async with connected(live.dsn) as worker:
+        events = await write(worker, 3)
+        await drain(worker)
+        await open_gate(live.dsn, "false")
+        await lose(worker, events[1])
+        assert (await walk(worker))[-1]["missing"] == 1
+        assert (await repair(worker))["restamped"] == 1
+        assert (await run_batch(worker))["status"] == "worker_gate_closed"
+        await confirm(worker)
+        rows = await worker.fetch("select event_ref, waiting from v_iu_audit_missing")
+        assert [tuple(row) for row in rows] == [(events[1], True)]
+        assert await worker.fetchval("select backlog from v_iu_event_backlog where worker_name = $1", WORKER) == 1
+        await open_gate(live.dsn)
+        await drain(worker)
+        assert await confirm(worker) == 0
+
+
+async def test_repaired_events_keep_their_order(live):
+    """Repaired events are decided in the order in which they were written, in whatever order they were lost.
+    Fails when: the repair goes by anything else than the old positions.
+    """
+    async with connected(live.dsn) as worker:
+        events = [await insert_event(worker) for _ in range(40)]
+        await drain(worker)
+        lost = events[5:35]
+        await lose(worker, *random.Random(1).sample(lost, len(lost)))
+        await walk(worker)
+        while (await repair(worker, 7))["more"]:
+            pass
+        await drain(worker, 11)
+        assert (await attempted(worker))[-30:] == lost
+
+
+async def test_what_no_decision_could_complete_is_accepted(live):
+    """An event that lacks an attempt of a route that is disabled since is not moved: a repair accepts it as it is.
+    Fails when: the repair moves what a decision of today would not complete, or leaves it in the alarm.
+    """
+    async with connected(live.dsn) as worker:
+        await route(worker, "second", "version_applied")
+        events = await write(worker, 3)
+        await drain(worker)
+        await worker.execute("update iu_outbound_route set enabled = false where route_code = 'second'")
+        await lose(worker, events[0], code="second")
+        await lose(worker, events[2])
+        await walk(worker)
+        rows = await worker.fetch("select event_ref, repairable from v_iu_audit_missing order by event_seq")
+        assert [tuple(row) for row in rows] == [(events[0], False), (events[2], True)]
+        assert await repair(worker) == {"restamped": 1, "accepted": 1, "more": False}
+        await drain(worker)
+        assert (await walk(worker))[-1]["missing"] == 0
+        assert tuple(await worker.fetchrow("select missing, accepted from v_iu_audit")) == (0, 1)
+        # Looked at in every pass, it costs no confirmation any more.
+        assert [a["status"] for a in await walk(worker)] == ["passed"]
+
+
+async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live):
+    """A cursor that was put to now has left events behind that nobody decided: they are found, and can be accepted."""
+    async with connected(live.dsn) as worker:
+        events = await write(worker, 3)
+        await worker.execute("update iu_route_worker_cursor set prev = fn_iu_outbox_tick()")
+        assert (await walk(worker))[-1]["missing"] == 3
+        assert set(await missing(worker)) == set(events)
+        await worker.execute("update iu_audit_missing set accepted_at = now()")
+        assert (await walk(worker))[-1]["missing"] == 0
