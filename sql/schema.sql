@@ -78,7 +78,7 @@ begin
            and (v.gone or (v.consumed and v.found >= v.wanted))
     ), confirmed as (
         update public.iu_audit_missing m
-           set found = v.found, wanted = v.wanted, confirmed_at = clock_timestamp()
+           set found = v.found, wanted = v.wanted, confirmed_at = clock_timestamp(), restamped_at = null
           from verdict v
          where m.worker_name = p_worker_name and m.event_ref = v.event_ref
            and v.consumed and v.found < v.wanted
@@ -278,7 +278,8 @@ begin
     for v_event in
         select v.event_ref, v.repairable
           from public.v_iu_audit_missing v
-         where v.worker_name = p_worker_name and v.accepted_at is null and not v.waiting
+         -- What was moved already may have been decided since: it is for the next confirmation to say.
+         where v.worker_name = p_worker_name and v.accepted_at is null and v.restamped_at is null and not v.waiting
          order by v.event_seq, v.event_ref
          limit p_limit
     loop
@@ -2133,7 +2134,7 @@ COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'When that was last co
 
 -- Name: COLUMN iu_audit_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put before the cursor again, to be decided once more.';
+COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put before the cursor again, to be decided once more. Null: never, or judged since.';
 
 -- Name: COLUMN iu_audit_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
 
