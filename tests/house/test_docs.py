@@ -184,6 +184,20 @@ def test_every_log_line_is_documented():
     assert [line for line in lines if f"`{line}`" not in text] == []
 
 
+def test_every_metric_is_documented():
+    """metrics.md has every instrument of MetricWatcher with its kind, unit and meaning, and no other."""
+    source = page("src/iu_listen/telemetry/metrics.py")
+    made = re.findall(r"create_(\w+)\(\s*\"([^\"]+)\", \"([^\"]+)\", \"([^\"]+)\"", source)
+    rows = re.findall(
+        r"^\| `(iu\.[^`]+)` \| (\w+) \| `([^`]+)` \| [^|]+ \| ([^|]+) \|$",
+        page("docs/reference/metrics.md"),
+        re.MULTILINE,
+    )
+
+    assert len(made) >= 4
+    assert sorted(rows) == sorted((name, kind, unit, meaning) for kind, name, unit, meaning in made)
+
+
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_link_leads_somewhere(file):
     """Every relative link of a page leads to a file that exists, and to a heading of it."""
