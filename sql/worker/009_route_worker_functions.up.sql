@@ -614,6 +614,7 @@ declare
     v_backlog   bigint;
     v_oldest    timestamptz;
     v_dead      bigint;
+    v_missing   bigint := 0;
     v_refusal   text;
     v_condition text;
     v_why       text;
@@ -658,6 +659,11 @@ begin
     select count(*) into v_dead
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
+    -- 014 may be absent, too.
+    if to_regclass('public.v_iu_audit') is not null then
+        select a.missing into v_missing from public.v_iu_audit a where a.worker_name = p_worker_name;
+    end if;
+
     if not v_master then
         v_reasons := v_reasons || 'master gate is closed'::text;
     end if;
@@ -686,6 +692,10 @@ begin
     end if;
     if v_dead > 0 then
         v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
+    end if;
+    if v_missing > 0 then
+        v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
+                                                       'detail', 'iu-listen audit');
     end if;
     if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
         v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
@@ -716,7 +726,7 @@ begin
         'state', coalesce(v_state, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
         'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence, 'standbys', v_standbys,
         'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
-        'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
+        'audit_missing', v_missing, 'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
 end
 $$;
 comment on function public.fn_iu_route_worker_health(text) is

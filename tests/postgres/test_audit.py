@@ -534,3 +534,17 @@ async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live)
         assert set(await missing(worker)) == set(events)
         await worker.execute("update iu_audit_missing set accepted_at = now()")
         assert (await walk(worker))[-1]["missing"] == 0
+
+
+async def test_health_tells_what_is_missing(live):
+    """What an audit found missing is a warning of health, with its figure; a complete log is none."""
+    async with connected(live.dsn) as worker:
+        await emit(worker, 5)
+        await drain(worker)
+        await walk(worker)
+        told = json.loads(await worker.fetchval("select fn_iu_route_worker_health($1)::text", WORKER))
+        assert (told["audit_missing"], told["warnings"]) == (0, [])
+        await worker.execute("delete from iu_route_attempt where id in (select id from iu_route_attempt limit 2)")
+        await walk(worker)
+        told = json.loads(await worker.fetchval("select fn_iu_route_worker_health($1)::text", WORKER))
+        assert [(w["code"], w["figure"]) for w in told["warnings"]] == [("audit_missing", 2)]
