@@ -35,7 +35,6 @@ Ahead = Annotated[
 
 #: What a verdict of the plan means, and what helps.
 VERDICTS = {
-    "goes": ("goes", ""),
     "unread": ("not read yet by", "Is its consumer running? iu-listen status"),
     "refusing": ("its worker refuses:", "docs/how-to/repair.md"),
     "created_in_the_future": ("created_at lies in the future", "It goes when that time has come and gone."),
@@ -165,10 +164,15 @@ class _Plan:
             w: sum(v["count"] for v in self.verdicts if v["what"] == w and v["verdict"] == "goes") for w in self.chosen
         }
 
+    @property
+    def held(self) -> list[Row]:
+        """What is old enough, and stays."""
+        return [v for v in self.verdicts if v["verdict"] != "goes"]
+
     def as_json(self) -> Row:
         """The machine-readable form."""
         return {
-            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self._culprits(),
+            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self.culprits,
             "partitions": self.partitions,
         }  # fmt: skip
 
@@ -178,19 +182,33 @@ class _Plan:
             show.as_json(self.as_json())
             return
         on = {p["what"] for p in self.policies if p["enabled"] or self.keep}
+        goes = {v["what"]: v for v in self.verdicts if v["verdict"] == "goes"}
         for what in self.chosen:
+            since = (
+                f" (from {show.text(goes[what]['oldest'])} to {show.text(goes[what]['youngest'])})"
+                if what in goes
+                else ""
+            )
             off = "" if what in on else ", but the policy is off"
-            show.line(f"{what}: {show.text(self.going[what])} older than {self.kept(what)} would go{off}.")
-        self.print_verdicts([v for v in self.verdicts if v["verdict"] == "goes"], "Would go")
+            show.line(f"{what}: {show.text(self.going[what])} older than {self.kept(what)} would go{since}{off}.")
         self.print_held()
         if self.partitions:
             _print_partitions(self.partitions)
 
     def print_held(self) -> None:
         """What stays although it is old enough, and who could change that."""
-        held = [v for v in self.verdicts if v["verdict"] != "goes"]
-        self.print_verdicts(held, "Old enough, and stays")
-        if culprits := self._culprits():
+        held = self.held
+        if held:
+            show.table(
+                ("what", "why", "rows", "oldest", "youngest"),
+                (
+                    (v["what"], " ".join(filter(None, (VERDICTS[v["verdict"]][0], v["who"]))), v["count"], v["oldest"],
+                     v["youngest"])
+                    for v in held
+                ),
+                "Old enough, and stays",
+            )  # fmt: skip
+        if culprits := self.culprits:
             show.table(
                 ("worker", "domain", "youngest event read", "last run", "consumed", "refuses"),
                 (
@@ -203,21 +221,9 @@ class _Plan:
         for hint in dict.fromkeys(VERDICTS[v["verdict"]][1] for v in held):
             show.note(hint)
 
-    @staticmethod
-    def print_verdicts(rows: list[Row], title: str) -> None:
-        """One table."""
-        if rows:
-            show.table(
-                ("what", "why", "rows", "oldest", "youngest"),
-                (
-                    (v["what"], " ".join(filter(None, (VERDICTS[v["verdict"]][0], v["who"]))), v["count"], v["oldest"],
-                     v["youngest"])
-                    for v in rows
-                ),
-                title,
-            )  # fmt: skip
-
-    def _culprits(self) -> list[Row]:
+    @property
+    def culprits(self) -> list[Row]:
+        """The workers that hold something back, and where they are."""
         named = {name for v in self.verdicts if v["verdict"] == "unread" for name in v["who"].split(", ")}
         return [r for r in self.readers if r["worker_name"] in named or r["refusal"]]
 
@@ -339,7 +345,7 @@ async def _remove(
     if machine:
         show.as_json({
             "status": "ran", "removed": removed, "seconds": round(seconds, 3),
-            "held": [v for v in plan.verdicts if v["verdict"] != "goes"], "readers": plan.as_json()["readers"],
+            "held": plan.held, "readers": plan.culprits,
             "partitions": {"done": tender.done, "held": tender.held} if tender else None,
         })  # fmt: skip
         return 0
