@@ -27,6 +27,7 @@ POD = DEPLOYMENT["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 LABELS = DEPLOYMENT["spec"]["selector"]["matchLabels"]
 ENVIRONMENT: dict[str, str] = {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+JOB = MANIFESTS["retention.yaml"]["spec"]["jobTemplate"]["spec"]
 #: The oldest version that is still maintained when this is written, and the newest that the schemas know.
 VERSIONS = ("1.32", "1.37")
 
@@ -57,10 +58,14 @@ def test_manifests_need_no_features_of_yaml() -> None:
 
 
 def test_everything_selects_the_same_pods() -> None:
-    """Deployment, disruption budget, network policy and spread agree on the labels that the pods carry."""
+    """Deployment, disruption budget and spread agree on the labels that the pods carry; the network policy takes them all."""
     assert DEPLOYMENT["spec"]["template"]["metadata"]["labels"] == LABELS
     assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["selector"]["matchLabels"] == LABELS
-    assert MANIFESTS["networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"] == LABELS
+    ours = MANIFESTS["networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"].items()
+    assert ours <= LABELS.items()
+    assert ours <= JOB["template"]["metadata"]["labels"].items()
+    # No disruption budget and no spread counts a pod of the retention as a consumer.
+    assert not LABELS.items() <= JOB["template"]["metadata"]["labels"].items()
     assert [spread["labelSelector"]["matchLabels"] for spread in POD["topologySpreadConstraints"]] == [LABELS]
 
 
@@ -171,3 +176,25 @@ def test_nothing_comes_in_and_little_goes_out() -> None:
     assert all(rule.get("ports") for rule in policy["egress"])
     assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5432, 4317, 4318}
     assert "ports" not in CONTAINER
+
+
+def test_the_retention_may_do_no_more_than_the_consumer() -> None:
+    """The retention's pod is as confined as the consumer's, has the same image and service file, and a secret of its own."""
+    pod = JOB["template"]["spec"]
+    (container,) = pod["containers"]
+    for key in ("securityContext", "serviceAccountName", "automountServiceAccountToken", "enableServiceLinks"):
+        assert pod[key] == POD[key], key
+    for key in ("securityContext", "image", "volumeMounts"):
+        assert container[key] == CONTAINER[key], key
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment.items() <= ENVIRONMENT.items()
+    assert pod["volumes"][0]["secret"]["secretName"] != POD["volumes"][0]["secret"]["secretName"]
+
+
+def test_the_retention_is_off_until_somebody_wants_it() -> None:
+    """The job is suspended, one at a time, never tried again at once, and does what the command line can do."""
+    spec = MANIFESTS["retention.yaml"]["spec"]
+    assert (spec["suspend"], spec["concurrencyPolicy"], JOB["backoffLimit"]) == (True, "Forbid", 0)
+    (container,) = JOB["template"]["spec"]["containers"]
+    assert container["args"] == ["retention", "run", "--yes"]
+    assert "command" not in container

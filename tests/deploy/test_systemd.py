@@ -19,15 +19,16 @@ from iu_listen.model.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
 UNIT = FOLDER / "iu-listen.service"
+RETENTION = FOLDER / "iu-listen-retention.service"
 
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 
 
-def entries(section: str) -> dict[str, list[str]]:
-    """What the unit says in a section: every value of every key, as systemd collects them."""
+def entries(section: str, unit: Path = UNIT) -> dict[str, list[str]]:
+    """What a unit says in a section: every value of every key, as systemd collects them."""
     found: dict[str, list[str]] = {}
     current = ""
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line.startswith("["):
             current = line.strip("[]")
         elif current == section and line and not line.startswith("#"):
@@ -49,11 +50,12 @@ def settings() -> Settings:
     return Settings.load(dict(line.split("=", 1) for line in SERVICE["Environment"]))
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """A copy of the unit whose program exists on this machine."""
-    copy = tmp_path / UNIT.name
-    text, replaced = re.subn(r"^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text(), flags=re.MULTILINE)
+@pytest.fixture(params=[UNIT, RETENTION], ids=lambda unit: unit.stem)
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a unit whose program exists on this machine."""
+    copy = tmp_path / request.param.name
+    original = request.param.read_text()
+    text, replaced = re.subn(r"^ExecStart=\S+", f"ExecStart={sys.executable}", original, flags=re.MULTILINE)
     assert replaced == 1
     copy.write_text(text)
     return copy
@@ -168,3 +170,25 @@ def test_nothing_in_it_writes_code(applied: Database) -> None:
         pytest.skip("this kernel has no PR_SET_MDWE")
     assert found.returncode == 0, found.stderr
     assert one("MemoryDenyWriteExecute") == "yes"
+
+
+def test_the_retention_is_confined_like_the_consumer() -> None:
+    """Whatever the consumer may not do, the retention may not do either; it has a login of its own."""
+    confined = entries("Service", RETENTION)
+    life = ("Type", "NotifyAccess", "ExecStart", "Environment", "EnvironmentFile", "LoadCredential", "WatchdogSec",
+            "WatchdogSignal", "Restart", "RestartSec", "TimeoutStartSec")  # fmt: skip
+    assert {k: v for k, v in SERVICE.items() if k not in life}.items() <= confined.items()
+    assert set(confined["Environment"]) <= set(SERVICE["Environment"])
+    assert confined["LoadCredential"] != SERVICE["LoadCredential"]
+    assert confined["Type"] == ["oneshot"]
+    assert confined["ExecStart"] == ["/usr/local/bin/iu-listen retention run --yes"]
+
+
+@needs_systemd
+def test_the_timer_is_one() -> None:
+    """systemd reads the timer, which starts the service of its name."""
+    timer = FOLDER / "iu-listen-retention.timer"
+    (when,) = entries("Timer", timer)["OnCalendar"]
+    found = subprocess.run(["systemd-analyze", "calendar", when], capture_output=True, timeout=60, check=False)
+    assert found.returncode == 0
+    assert timer.with_suffix(".service") == RETENTION
