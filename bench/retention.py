@@ -58,7 +58,19 @@ async def latencies(connection: asyncpg.Connection, running: asyncio.Task[None])
 
 async def retention(dsn: str, pause: float) -> None:
     """The command, as a timer starts it."""
-    arguments = ["-m", "iu_listen", "retention", "run", "--what", "events", "--keep", "90d", "--pause", str(pause), "--yes"]
+    arguments = [
+        "-m",
+        "iu_listen",
+        "retention",
+        "run",
+        "--what",
+        "events",
+        "--keep",
+        "90d",
+        "--pause",
+        str(pause),
+        "--yes",
+    ]
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, "--dsn", dsn, stdout=subprocess.PIPE)
     out, _ = await process.communicate()
     assert process.returncode == 0
@@ -81,7 +93,12 @@ async def measure(dsn: str, events: int, pauses: list[float]) -> None:
         for pause in pauses:
             await fill(connection, events)
             await report(f"retention run, pause {pause:g} s", asyncio.create_task(retention(dsn, pause)))
-            assert await connection.fetchval("select count(*) from event_outbox where created_at < now() - interval '1 day'") == 0
+            assert (
+                await connection.fetchval(
+                    "select count(*) from event_outbox where created_at < now() - interval '1 day'"
+                )
+                == 0
+            )
         await fill(connection, events)
         began = time.perf_counter()
         await connection.execute("delete from event_outbox where created_at < now() - interval '90 days'")

@@ -539,7 +539,8 @@ async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live)
 async def test_health_tells_what_is_missing(live):
     """What an audit found missing is a warning of health, with its figure; a complete log is none."""
     async with connected(live.dsn) as worker:
-        await emit(worker, 5)
+        for _ in range(5):
+            await insert_event(worker)
         await drain(worker)
         await walk(worker)
         told = json.loads(await worker.fetchval("select fn_iu_route_worker_health($1)::text", WORKER))
