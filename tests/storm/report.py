@@ -69,7 +69,7 @@ class Report:
     dead_letters: int = 0
     naive_lost: dict[str, float] = field(default_factory=dict)
     decided_after: dict[str, float] = field(default_factory=dict)
-    alarms: int = 0
+    wakes: dict[str, int] = field(default_factory=dict)
     consumer_starts: int = 0
     failures: list[str] = field(default_factory=list)
     culprits: list[dict[str, Any]] = field(default_factory=list)
@@ -101,7 +101,7 @@ def tell(report: Report) -> None:
         ("events", report.events), ("attempts", report.attempts),
         ("retried (serialization, deadlock)", sum(report.retried.values())),
         ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),
-        ("alarms of a lost wake-up", report.alarms),
+        ("wake-ups by the bell / lost", f"{report.wakes.get('notify', 0)} / {report.wakes.get('lost', 0)}"),
     ]  # fmt: skip
     for name, seconds in report.decided_after.items():
         totals.append((f"decided after its commit, far from faults, {name}", f"{1000 * seconds:.0f} ms"))
