@@ -9,11 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from iu_listen.model.errors import DatabaseUnreachable, SessionLost
+from iu_listen.postgres import retention
+from iu_listen.postgres.session import session
 from iu_listen.postgres.worker import LEASE_KEY
 from storm.ground import LOST, Ground
 from support import WORKER
 
 Action = Callable[[Ground], Awaitable[None]]
+
+#: How long retention keeps events that every cursor has read. Long enough for a writer that was cut to look for his.
+KEEP = "20 s"
 
 ACTIONS: list[tuple[float, Action]] = []
 
@@ -33,7 +39,7 @@ async def keep_doing(pause: float, action: Action, ground: Ground) -> None:
     while True:
         try:
             await action(ground)
-        except LOST:
+        except (*LOST, DatabaseUnreachable, SessionLost):
             await asyncio.sleep(0.1)
         await asyncio.sleep(pause)
 
@@ -58,3 +64,14 @@ async def one_consumer_works(ground: Ground) -> None:
     twice = now & ground.notes.setdefault("batches without the lease", set())
     ground.notes["batches without the lease"] = now
     assert not twice, f"backend {twice} runs batches and does not hold the lease"
+
+
+@every(2)
+async def retention_goes_on(ground: Ground) -> None:
+    """What every cursor has read is removed soon, while the storm goes on; not while writers look for what is theirs."""
+    async with session(ground.dsn, name="storm retention") as connection:
+        batches = retention.batches(connection, "events", KEEP, 5000, 0.01, deadline=30)
+        while not (ground.cutting or ground.writers is None or ground.writers.looking):
+            if (answer := await anext(batches, None)) is None:
+                return
+            ground.notes["removed"] = ground.notes.get("removed", 0) + answer["gone"]

@@ -132,12 +132,13 @@ class Pen:
 
 @dataclass
 class Prepared:
-    """A transaction that is about to be prepared (not certain), or is and waits for its notary."""
+    """A transaction that is about to be prepared (not certain), or is and waits for its notary (who has not asked yet)."""
 
     tx: Transaction
     due: float
     commit: bool
     certain: bool = False
+    asked: bool = False
 
 
 # -- quick -------------------------------------------------------------------------------------------------------

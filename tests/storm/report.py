@@ -55,6 +55,7 @@ class Report:
     minutes: float = 0.0
     events: int = 0
     attempts: int = 0
+    removed: int = 0
     transactions: dict[str, dict[str, int]] = field(default_factory=dict)
     retried: dict[str, int] = field(default_factory=dict)
     cut: int = 0
@@ -99,6 +100,7 @@ def tell(report: Report) -> None:
     totals: list[tuple[str, Any]] = [
         ("seed", str(report.seed)), ("PostgreSQL", report.postgresql), ("minutes", report.minutes),
         ("events", report.events), ("attempts", report.attempts),
+        ("events removed by retention meanwhile", report.removed),
         ("retried (serialization, deadlock)", sum(report.retried.values())),
         ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),
         ("wake-ups by the bell / lost", f"{report.wakes.get('notify', 0)} / {report.wakes.get('lost', 0)}"),

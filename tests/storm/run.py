@@ -220,6 +220,7 @@ class Storm:
             for name, fates in self.writers.kinds().items()
         }
         report.retried, report.cut = dict(model.retried), model.cut
+        report.removed = ground.notes.get("removed", 0)
         report.writer_errors = len(model.errors)
         for wrong in WRONGS:
             setattr(report, wrong, getattr(verdict, wrong))

@@ -41,6 +41,9 @@ class Writers:
         seed: Of their dice; each writer has its own.
         bulk_rows: Events in a bulk.
         bulk_every: Pause between two bulks, in seconds.
+
+    Attributes:
+        weather: How quick the quick ones are at present.
     """
 
     ground: Ground
@@ -50,6 +53,7 @@ class Writers:
     bulk_every: float = 20.0
     prepared: list[Prepared] = field(default_factory=list)
     weather: str = "breeze"
+    _looking: int = 0
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _road: asyncio.Event = field(default_factory=asyncio.Event)
     _stills: int = 0
@@ -107,6 +111,11 @@ class Writers:
                 await self._hurry.wait()
         except TimeoutError:
             pass
+
+    @property
+    def looking(self) -> bool:
+        """Somebody looks for what became of a transaction, or may have to: its events must not be removed."""
+        return self._looking > 0 or any(p.asked for p in self.prepared)
 
     def check(self) -> None:
         """Raise what a writer should not have raised."""
@@ -215,6 +224,13 @@ class Writers:
         """Find out what became of a transaction whose session was cut."""
         session.terminate()
         tx.fate = Fate.UNKNOWN
+        self._looking += 1
+        try:
+            await self._look_for(tx, session)
+        finally:
+            self._looking -= 1
+
+    async def _look_for(self, tx: Transaction, session: Session) -> None:
         # A backend may outlive its connection, and may be committing still.
         await self.ground.until(
             "select not exists (select from pg_stat_activity where application_name = $1)", session.name
@@ -250,6 +266,7 @@ class Writers:
         session: Session | None = None
         try:
             session = await self.ground.connect("storm notary")
+            waiting.asked = True
             await session.execute(f"{'commit' if waiting.commit else 'rollback'} prepared '{tx.gid}'")
         except LOST:
             # Whether it was done, the next try finds out.
