@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,8 @@ from tempfile import TemporaryDirectory
 from iu_listen.embedded_keeper import Server, owner
 from iu_listen.embedded_keeper import run as run_as
 from lab.standby import psql
+
+PREFIX = "iu-listen-image-"
 
 
 @cache
@@ -31,12 +34,15 @@ def missing() -> str:
 @contextmanager
 def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> Iterator[Path]:
     """A directory that holds so much and no more; what is not used of it costs nothing. OSError where none can be had."""
-    with TemporaryDirectory(prefix="iu-listen-disk-") as name:
+    _sweep()
+    with TemporaryDirectory(prefix=PREFIX) as name, (Path(name) / "new").open("wb") as file:
         image, place = Path(name) / "image", Path(name) / "disk"
         Path(name).chmod(0o755)
         place.mkdir()
-        with image.open("wb") as file:
-            file.truncate(megabytes * 2**20)
+        file.truncate(megabytes * 2**20)
+        # Locked before it has the name that is looked for.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.rename(file.name, image)
         # Nothing is kept back for root, who fills it: full is full for PostgreSQL's account, too.
         _run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image)
         _run("mount", "-o", "loop", image, place)
@@ -49,12 +55,22 @@ def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> 
             _run("umount", "--lazy", place)
 
 
+def _sweep() -> None:
+    """Remove what processes have left that were killed. A lock is the only proof of life: the kernel takes it back."""
+    for image in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/image"):
+        with suppress(OSError), image.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):
+                _run("umount", "--lazy", image.with_name("disk"))
+            shutil.rmtree(image.parent)
+
+
 @contextmanager
 def own_disk(megabytes: int) -> Iterator[Path]:
     """A directory with a filesystem of its own, of at most half of what is free; without, where none can be had."""
     with ExitStack() as stack:
         if missing():
-            place = Path(stack.enter_context(TemporaryDirectory(prefix="iu-listen-disk-")))
+            place = Path(stack.enter_context(TemporaryDirectory(prefix=PREFIX)))
         else:
             free = shutil.disk_usage(tempfile.gettempdir()).free // 2**20
             place = stack.enter_context(small_filesystem(min(megabytes, free // 2)))

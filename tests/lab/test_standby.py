@@ -16,12 +16,16 @@ import pytest
 from chaos import Proxy
 from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
+from iu_listen.postgres.bell import SLOTS
 from lab.load import each_once, go_on, routed, write
 from lab.standby import frozen, promote, psql, standby_of, synchronous
-from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in
+from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in, sleepers
 from support import WORKER, Recorder, connected, consuming, insert_event, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+COLUMNS = "event_domain, event_type, event_stream, delivery_lane"
+VALUES = "'iu', 'version_applied', 'update', 'immediate'"
 
 
 @asynccontextmanager
@@ -145,10 +149,9 @@ async def test_a_prepared_transaction_outlives_its_server(primary, fault):
 
     Fails when: the cursor takes what is prepared for ended, as one does that reads the list of running sessions.
     """
-    statement = """begin;
-        insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
-        values ('{id}', 'iu', 'version_applied', 'update', 'immediate');
-        prepare transaction '{name}'"""
+    statement = f"""begin;
+        insert into event_outbox (id, {COLUMNS}) values ('{{id}}', {VALUES});
+        prepare transaction '{{name}}'"""
     in_progress = """
         select count(*) = 2 from pg_prepared_xacts, iu_route_worker_cursor c
          where not pg_visible_in_snapshot(transaction::text::xid8, c.prev)"""
@@ -229,3 +232,55 @@ async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
     )
     # 100 ms on a quiet machine. What nobody rang for would wait for the timer, which is out of reach.
     assert max(waits) < 1
+
+
+async def test_a_silent_writer_that_waits_for_a_standby_keeps_the_consumer_awake(primary):
+    """A writer that stayed silent and whose commit stalls refuses the arming for so long; then it is found at once.
+
+    Fails when: the writer's lock is given back before the commit is visible, so that the consumer sleeps over it.
+    """
+    dsn = primary.tcp_dsn()
+    # The consumer's own commits do not wait: only so does it look on while the writers' do.
+    local = f"{dsn}?synchronous_commit=local"
+    rhythm = {"linger": 2, "busy_interval": 0.02}
+    async with (
+        following(primary) as standby,
+        synchronous(primary),
+        connected(dsn) as admin,
+        consuming(local, **ONLY_THE_BELL, **rhythm) as seen,
+        anyio.create_task_group() as tasks,
+    ):
+        await admin.execute(f"insert into event_outbox ({COLUMNS}) select {VALUES} from generate_series(1, 20)")
+        await seen.wait_for(BatchRan, lambda b: b.batch.seen == 20)
+        waits: list[float] = []
+
+        async def write_one() -> None:
+            async with connected(dsn) as writer:
+                event = await insert_event(writer)
+                began = time.monotonic()
+                await routed(writer, event)
+                waits.append(time.monotonic() - began)
+
+        with frozen(standby):
+            for _ in range(3):
+                tasks.start_soon(write_one)
+
+            async def all_silent() -> bool:
+                return await silent_writers(admin) == 3 * len(SLOTS)
+
+            await wait_until(all_silent, "three commits wait, and nobody was told")
+            looks = len(seen.of(BatchRan))
+
+            async def awake_beyond_linger() -> bool:
+                return len(seen.of(BatchRan)) > looks + rhythm["linger"] / rhythm["busy_interval"] + 40
+
+            await wait_until(awake_beyond_linger, "it tries to arm in vain, and looks again and again", 30)
+            assert await sleepers(admin) == 0
+            assert not waits
+
+        async def all_routed() -> bool:
+            return len(waits) == 3
+
+        await wait_until(all_routed, "three events are routed")
+        assert max(waits) < 1
+        await sleep_sets_in(admin)
