@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from lab.mourner import mourned_by
 from support import wait_until
 
 PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
+#: PgBouncer refuses to run as root, as PostgreSQL does.
+ACCOUNT = (pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid) if os.geteuid() == 0 else None
 
 
 def missing() -> str:
@@ -38,6 +41,10 @@ class Pooler:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self._ini = home / "pgbouncer.ini"
+        self.pid_file = home / "run" / "pid"
+        self.pid_file.parent.mkdir()
+        if ACCOUNT is not None:
+            os.chown(self.pid_file.parent, *ACCOUNT)
         self._ini.write_text(
             f"""
 [databases]
@@ -49,6 +56,7 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 server_login_retry = 0.2
+pidfile = {self.pid_file}
 """
         )
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,9 +64,7 @@ server_login_retry = 0.2
 
     async def start(self) -> None:
         """Start it, and wait until it leads to the server."""
-        # PgBouncer refuses to run as root, as PostgreSQL does.
-        account = pwd.getpwnam("nobody")
-        who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        who = {"user": ACCOUNT[0], "group": ACCOUNT[1], "extra_groups": []} if ACCOUNT is not None else {}
         self._process = subprocess.Popen(
             [PROGRAM, self._ini], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **who
         )
@@ -86,6 +92,7 @@ def pooling(upstream: str) -> Iterator[Pooler]:
         home.chmod(0o755)
         pooler = Pooler(upstream, home)
         try:
-            yield pooler
+            with mourned_by('kill -9 "$(cat "$1")"', pooler.pid_file):
+                yield pooler
         finally:
             pooler.kill()

@@ -17,6 +17,7 @@ import psutil
 
 from iu_listen.embedded_keeper import Record, Server, beside, owner, render, write
 from iu_listen.embedded_keeper import run as run_as
+from lab.mourner import mourned_by
 from support import connected, wait_until
 
 NAME = "iu_standby"
@@ -66,8 +67,9 @@ def standby_of(primary: Server, under: Path | None = None, **settings: str) -> I
             with suppress(FileNotFoundError):
                 shutil.copy(beside(primary.data, ".password"), beside(data, ".password"))
             Record(server, record.settings | mine, os.getpid()).save()
-            server.start()
-            yield server
+            with mourned_by('"$1" stop -m immediate -D "$2"', server.bin / "pg_ctl", data, account=account):
+                server.start()
+                yield server
         finally:
             server.stop("immediate")
             if primary.pid() is not None:

@@ -14,6 +14,7 @@ from iu_listen import embedded
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, Polling
 from lab.pooler import missing, pooling
+from postgres.bells import sleep_sets_in
 from support import apply_package, attempted, connected, consuming, insert_event, wait_until
 
 pytestmark = [
@@ -63,6 +64,7 @@ async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
         consuming(pooled, listen_dsn=direct, catch_up=300, lease=1000) as watcher,
         connected(direct) as connection,
     ):
+        await sleep_sets_in(connection)
         event = await insert_event(connection)
         await watcher.wait_for(BatchRan, lambda o: o.wake is Wake.NOTIFY and o.batch.seen)
 
