@@ -7,9 +7,10 @@ that owns their data.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +18,6 @@ from tempfile import TemporaryDirectory
 from iu_listen import embedded
 from iu_listen.embedded_keeper import Record, Server, beside, owner, render, write
 from iu_listen.embedded_keeper import run as run_as
-from iu_listen.postgres import migrate
-from iu_listen.postgres.session import session
 
 #: A transaction id that the shared servers never reach; at the beginning of a file of pg_xact, so that none is missing.
 FAR = 5 * 2**20
@@ -34,8 +33,8 @@ def program(server: Server, name: str, *arguments: str | Path, cwd: Path | None 
     return done.stdout
 
 
-def psql(server: Server, database: str, script: str) -> str:
-    """Run statements without an event loop."""
+def psql(server: Server, script: str, database: str = "postgres") -> str:
+    """Run statements without an event loop, as whoever cleans up must."""
     done = run_as(
         [server.bin / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn(database)], owner(server.data), script
     )
@@ -44,9 +43,9 @@ def psql(server: Server, database: str, script: str) -> str:
 
 
 @contextmanager
-def place(account_of: Path | None = None) -> Iterator[Path]:
+def place(account_of: Path | None = None, under: Path | None = None) -> Iterator[Path]:
     """A directory that the account of a server can reach; and write to, if it owns ``account_of``."""
-    with TemporaryDirectory(prefix="iu-listen-tests-") as name:
+    with TemporaryDirectory(prefix="iu-listen-tests-", dir=under) as name:
         path = Path(name)
         path.chmod(0o755)
         if account_of is not None and (account := owner(account_of)):
@@ -66,29 +65,37 @@ def cluster(major: int, *, next_xid: int | None = None, **options: str) -> Itera
 
 
 @contextmanager
-def copy_of(original: Server, signal: str | None = None, **settings: str) -> Iterator[Server]:
+def copy_of(
+    original: Server, *options: str, signal: str | None = None, under: Path | None = None, **settings: str
+) -> Iterator[Server]:
     """A physical copy, taken now and not started.
 
     Args:
         original: A running server.
-        signal: ``recovery`` or ``standby``; None makes it a primary of its own.
-        settings: On top of those of the original.
+        options: More of them for pg_basebackup.
+        signal: ``recovery`` or ``standby``; None leaves it as pg_basebackup made it: a primary of its own.
+        under: Where its data lies, in a new directory.
+        settings: On top of those of the original; port and socket are its own.
     """
     record, account = Record.load(original.data), owner(original.data)
     assert record is not None
-    with place(original.data) as home:
+    with place(original.data, under) as home:
         # The same name, because postgresql.conf ends with an include of the file that is called like the directory.
         data, sockets = home / original.data.name, home / "socket"
         sockets.mkdir(mode=0o700)
         if account is not None:
             os.chown(sockets, *account)
-        program(original, "pg_basebackup", "-D", data, "-d", original.dsn("postgres"), "-c", "fast", "--no-sync")
+        program(
+            original, "pg_basebackup", "-D", data, "-d", original.dsn("postgres"), "-c", "fast", "--no-sync", *options
+        )
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1] if record.settings["listen_addresses"] else original.port
         server = replace(original, data=data, socket_dir=sockets, log=beside(data, ".log"), port=port)
         mine = record.settings | {"port": str(port), "unix_socket_directories": str(sockets)} | settings
         write(beside(data, ".conf"), render(mine), account)
         write(server.log, "", account)
+        with suppress(FileNotFoundError):
+            shutil.copy(beside(original.data, ".password"), beside(data, ".password"))
         if signal:
             write(data / f"{signal}.signal", "", account)
         Record(server, mine, os.getpid()).save()
@@ -105,14 +112,6 @@ def dump(source: Server, database: str, file: Path, *options: str) -> None:
 
 def restore(target: Server, database: str, file: Path, *options: str) -> str:
     """pg_restore into a new database; its connection string."""
-    psql(target, "postgres", f"create database {database}")
+    psql(target, f"create database {database}")
     program(target, "pg_restore", "--exit-on-error", "-d", target.dsn(database), *options, file)
     return target.dsn(database)
-
-
-async def apply_package(dsn: str) -> None:
-    """Everything that is not there yet: IU Core, then the package, inert."""
-    async with session(dsn, name="tests") as connection:
-        if await migrate.substrate_missing(connection):
-            await migrate.apply_base(connection)
-        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)

@@ -62,9 +62,10 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def apply_package(dsn: str) -> None:
-    """IU Core and the whole package, with the worker gate open."""
+    """The whole package, and IU Core where it is not there yet; with the worker gate open."""
     async with session(dsn, name="tests") as connection:
-        await migrate.apply_base(connection)
+        if await migrate.substrate_missing(connection):
+            await migrate.apply_base(connection)
         await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
     await open_gate(dsn)
 

@@ -31,7 +31,7 @@ class Pair:
     def new(self) -> str:
         """Name of a new, empty database of the source."""
         name = f"iu_{secrets.token_hex(6)}"
-        psql(self.source, "postgres", f"create database {name}")
+        psql(self.source, f"create database {name}")
         self.names.add(name)
         return name
 
@@ -49,7 +49,7 @@ class Pair:
         """Leave nothing behind."""
         for end in (self.source, self.target):
             for name in self.names:
-                psql(end, "postgres", f"drop database if exists {name} with (force)")
+                psql(end, f"drop database if exists {name} with (force)")
 
 
 @pytest.fixture(scope="session")

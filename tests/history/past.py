@@ -10,10 +10,9 @@ from uuid import UUID
 
 import asyncpg
 
-from clusters import apply_package
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
-from support import WORKER, connected, insert_event, open_gate, run_batch
+from support import WORKER, apply_package, connected, insert_event, run_batch
 
 #: Events of another domain, which no worker reads.
 FOREIGN_DOMAIN = """
@@ -42,7 +41,6 @@ async def lived(dsn: str) -> Past:
     async with connected(dsn) as worker, connected(dsn) as late, connected(dsn) as later:
         legacy = [await insert_event(worker) for _ in range(3)]
         await apply_package(dsn)
-        await open_gate(dsn)
         await worker.execute(UNROUTED)
 
         # In progress at prev, and still at the tick.

@@ -130,7 +130,7 @@ async def test_a_copy_of_a_copy(pair: Pair):
     copy = pair.travel(database)
     async with connected(copy) as writer:
         unread = [*past.unread, *await written_here(writer)]
-    psql(pair.source, "postgres", f"drop database {database}")
+    psql(pair.source, f"drop database {database}")
     dsn = pair.back().travel(database)
     async with connected(dsn) as worker:
         assert await refusal(worker) == "foreign_history"

@@ -29,7 +29,7 @@ async def replicated(pair: Pair, database: str) -> str:
     program(pair.source, "pg_dump", "-Fc", "-s", "--no-publications", "-f", file, "-d", pair.source.dsn(database))
     dsn = restore(pair.target, database, file)
     source = f"host={pair.source.socket_dir} port={pair.source.port} user=postgres dbname={database}"
-    psql(pair.target, database, f"create subscription s connection '{source}' publication everything")
+    psql(pair.target, f"create subscription s connection '{source}' publication everything", database)
     return dsn
 
 
@@ -59,7 +59,7 @@ async def test_a_move_by_logical_replication(pair: Pair, gate: str):
     database = pair.new()
     source = pair.source.dsn(database)
     await lived(source)
-    psql(pair.source, database, PUBLISHED)
+    psql(pair.source, PUBLISHED, database)
     dsn = await replicated(pair, database)
     async with connected(source) as old, connected(dsn) as worker:
         await caught_up(old, worker)

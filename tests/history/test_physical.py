@@ -58,7 +58,7 @@ def test_a_standby_is_refused(past: Database):
                 with pytest.raises(asyncpg.ReadOnlySQLTransactionError, match="this server is a standby"):
                     await reanchor(reader, plan=plan)
 
-    with copy_of(past.server, "standby") as copy:
+    with copy_of(past.server, signal="standby") as copy:
         copy.start()
         asyncio.run(refused(copy.dsn(past.dsn.split("@/")[1].split("?")[0])))
     assert life.unread
@@ -93,12 +93,12 @@ def test_recovery_to_a_point_in_time(major: int):
             await wait_until(archived, "the WAL is archived")
 
     with cluster(major, archive_mode="on", archive_command="/bin/true") as server, place(server.data) as archive:
-        psql(server, "postgres", f"alter system set archive_command = 'cp %p {archive}/%f'; select pg_reload_conf()")
+        psql(server, f"alter system set archive_command = 'cp %p {archive}/%f'; select pg_reload_conf()")
         recovery = {
             "restore_command": f"cp {archive}/%f %p", "recovery_target_name": "here",
             "recovery_target_action": "promote", "archive_mode": "off",
         }  # fmt: skip
-        with copy_of(server, "recovery", **recovery) as copy:
+        with copy_of(server, signal="recovery", **recovery) as copy:
             dsn = server.dsn()
             life = asyncio.run(until_the_point(dsn))
             asyncio.run(beyond_it(dsn))
@@ -124,7 +124,7 @@ def test_pg_upgrade():
         with embedded.running(old_root, 16, durable=False) as old:
             life = asyncio.run(lived(old.dsn()))
         with embedded.running(new_root, 18, durable=False) as new:
-            psql(new, "postgres", "drop database iu")
+            psql(new, "drop database iu")
         with place(new.data) as work:
             program(
                 new, "pg_upgrade", "-b", old.bin, "-B", new.bin, "-d", old.data, "-D", new.data, "-U", "postgres",

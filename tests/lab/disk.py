@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from clusters import psql
 from iu_listen.embedded_keeper import Server, owner
 from iu_listen.embedded_keeper import run as run_as
-from lab.standby import psql
 
 PREFIX = "iu-listen-image-"
 

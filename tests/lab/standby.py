@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psutil
 
-from iu_listen.embedded_keeper import Record, Server, beside, owner, render, write
+from clusters import copy_of, psql
+from iu_listen.embedded_keeper import Server, owner
 from iu_listen.embedded_keeper import run as run_as
 from lab.mourner import mourned_by
 from support import connected, wait_until
 
 NAME = "iu_standby"
-
-
-def psql(server: Server, script: str, database: str = "postgres") -> str:
-    """Run statements without an event loop, as whoever cleans up must."""
-    done = run_as(
-        [server.bin / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn(database)], owner(server.data), script
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout.strip()
 
 
 @contextmanager
@@ -39,41 +26,18 @@ def standby_of(primary: Server, under: Path | None = None, **settings: str) -> I
     It has the settings of the primary, with ``settings`` on top, another port and another socket; its data lies in
     a new directory below ``under``.
     """
-    record, account, slot = Record.load(primary.data), owner(primary.data), f"{NAME}_{secrets.token_hex(4)}"
-    assert record is not None
-    with TemporaryDirectory(prefix="iu-listen-standby-", dir=under) as name:
-        home = Path(name)
-        home.chmod(0o755)
-        # The same name, because postgresql.conf ends with an include of the file that is called like the directory.
-        data = home / primary.data.name
-        sockets = home / "socket"
-        for directory in (data, sockets):
-            directory.mkdir(mode=0o700)
-            if account is not None:
-                os.chown(directory, *account)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1] if record.settings["listen_addresses"] else primary.port
-        server = replace(primary, data=data, socket_dir=sockets, log=beside(data, ".log"), port=port)
-        mine = {"port": str(port), "unix_socket_directories": str(sockets)} | settings
-        try:
-            made = run_as(
-                [primary.bin / "pg_basebackup", "-D", data, "-d", f"{primary.dsn('postgres')}&application_name={NAME}",
-                 "-R", "-C", "-S", slot, "-c", "fast", "--no-sync"],
-                account,
-            )  # fmt: skip
-            assert made.returncode == 0, made.stdout
-            write(beside(data, ".conf"), render(record.settings | mine), account)
-            write(server.log, "", account)
-            with suppress(FileNotFoundError):
-                shutil.copy(beside(primary.data, ".password"), beside(data, ".password"))
-            Record(server, record.settings | mine, os.getpid()).save()
-            with mourned_by('"$1" stop -m immediate -D "$2"', server.bin / "pg_ctl", data, account=account):
-                server.start()
-                yield server
-        finally:
-            server.stop("immediate")
-            if primary.pid() is not None:
-                _drop_slot(primary, slot)
+    slot = f"{NAME}_{secrets.token_hex(4)}"
+    options = ("-R", "-C", "-S", slot, "-d", f"{primary.dsn('postgres')}&application_name={NAME}")
+    try:
+        with (
+            copy_of(primary, *options, under=under, **settings) as server,
+            mourned_by('"$1" stop -m immediate -D "$2"', server.bin / "pg_ctl", server.data, account=owner(server.data)),
+        ):
+            server.start()
+            yield server
+    finally:
+        if primary.pid() is not None:
+            _drop_slot(primary, slot)
 
 
 def _drop_slot(primary: Server, slot: str) -> None:

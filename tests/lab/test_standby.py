@@ -14,11 +14,12 @@ import anyio
 import pytest
 
 from chaos import Proxy
+from clusters import psql
 from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
 from iu_listen.postgres.bell import SLOTS
 from lab.load import each_once, go_on, routed, write
-from lab.standby import frozen, promote, psql, standby_of, synchronous
+from lab.standby import frozen, promote, standby_of, synchronous
 from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in, sleepers
 from support import WORKER, Recorder, connected, consuming, insert_event, wait_until
 
