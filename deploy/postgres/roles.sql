@@ -126,8 +126,8 @@ grant execute on function
 grant select (event_ref, route_kind, route_code, route_count) on public.iu_route_attempt to iu_listen_consumer;
 grant select (event_ref, route_code, attempt_no) on public.iu_route_dead_letter to iu_listen_consumer;
 grant select, insert (worker_name),
-      update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, codes,
-              finished_at, last_checked, last_seconds)
+      update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
+              width, codes, finished_at, last_checked, last_seconds)
     on public.iu_audit to iu_listen_consumer;
 grant select, delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at)
     on public.iu_audit_missing to iu_listen_consumer;
@@ -211,8 +211,8 @@ grant execute on function
     public.fn_iu_audit_repair(text, integer)
     to iu_listen_operator;
 grant insert (worker_name),
-      update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, codes,
-              finished_at, last_checked, last_seconds)
+      update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
+              width, codes, finished_at, last_checked, last_seconds)
     on public.iu_audit to iu_listen_operator;
 grant delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at, accepted_at)
     on public.iu_audit_missing to iu_listen_operator;

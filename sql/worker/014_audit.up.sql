@@ -17,6 +17,8 @@ create table public.iu_audit (
     checked       bigint       not null default 0,
     suspects      bigint       not null default 0,
     missing       bigint       not null default 0,
+    near          bigint       not null default 0,
+    width         bigint       not null default 0,
     codes         text[]       not null default '{}',
     finished_at   timestamptz,
     last_checked  bigint,
@@ -40,6 +42,8 @@ comment on column public.iu_audit.walked is 'True: the running pass has looked a
 comment on column public.iu_audit.checked is 'Events behind the cursor that the running pass has looked at.';
 comment on column public.iu_audit.suspects is 'Events that seem to be incomplete since the last confirmation.';
 comment on column public.iu_audit.missing is 'Incomplete events at the last confirmation, those that were accepted left out.';
+comment on column public.iu_audit.near is 'Block of iu_route_attempt near which the attempts of the next page are expected.';
+comment on column public.iu_audit.width is 'How many blocks are read there.';
 comment on column public.iu_audit.codes is 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
 comment on column public.iu_audit.finished_at is 'When the last pass ended. Null: none ever did.';
 comment on column public.iu_audit.last_checked is 'Events that the last pass looked at.';
@@ -85,24 +89,33 @@ create function public.fn_iu_audit_confirm(p_worker_name text)
 returns jsonb
 language plpgsql
 set search_path = ''
--- fn_iu_audit_page, which calls this, wants it otherwise.
+-- fn_iu_audit_page, which calls this, wants them otherwise; and one of them changes midway.
 set plan_cache_mode = force_custom_plan
 set enable_seqscan = on
 set enable_bitmapscan = on
 set enable_hashjoin = on
+set enable_nestloop = on
 set jit = off
 as $$
 declare
-    v_missing bigint;
-    v_codes   text[];
+    v_refs     uuid[];
+    v_gone     boolean[];
+    v_consumed boolean[];
+    v_missing  bigint;
+    v_codes    text[];
 begin
+    select array_agg(m.event_ref), array_agg(o.id is null),
+           array_agg(public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
+      into v_refs, v_gone, v_consumed
+      from public.iu_audit_missing m
+      join public.iu_route_worker_cursor c on c.worker_name = m.worker_name
+      left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
+     where m.worker_name = p_worker_name and m.accepted_at is null;
+
+    -- Few suspects or many: the audit is read once, against a hash of them, and never once for each.
+    perform set_config('enable_nestloop', 'off', true);
     with suspects as materialized (
-        select m.event_ref, o.id is null as gone,
-               public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id) as consumed
-          from public.iu_audit_missing m
-          join public.iu_route_worker_cursor c on c.worker_name = m.worker_name
-          left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
-         where m.worker_name = p_worker_name and m.accepted_at is null
+        select s.event_ref, s.gone, s.consumed from unnest(v_refs, v_gone, v_consumed) s(event_ref, gone, consumed)
     ), proof as materialized (
         select a.event_ref, a.route_code, a.route_count
           from public.iu_route_attempt a
@@ -148,8 +161,10 @@ comment on function public.fn_iu_audit_confirm(text) is
 -- statement, so cursor and attempts are seen at one moment: a decision commits both, and nothing in flight is missing.
 -- An event with a low number that commits behind the position is the next pass's.
 --
---   * Attempts are found by their keys, each by itself through iu_route_attempt_key_unique: first by the routes that
---     the event has today, and only if that is not enough by every route that any pass has ever met.
+--   * Attempts are written in about the order in which events are read. So those of a page are looked for in a few
+--     blocks of the audit, near those of the page before it: read in one go, that is ten times as fast as by key.
+--     Only a guess: where it fails, events are looked up one by one through iu_route_attempt_key_unique, by every
+--     route that any pass has ever met, and the next guess begins there.
 --   * Whoever is short then is suspected, and confirmed at the end of the pass: one reading of the audit for all of
 --     them. If they are many it comes earlier, because a route that is gone, and that no pass has met, would have
 --     all its events suspected; the confirmation learns its name. Groups grow with what is confirmed, so a real
@@ -167,6 +182,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
+set enable_sort = off
 set max_parallel_workers_per_gather = 0
 set jit = off
 as $$
@@ -180,6 +196,10 @@ declare
     v_short     uuid[];
     v_last_seq  bigint;
     v_last_id   uuid;
+    v_from      tid;
+    v_to        tid;
+    v_place     tid;
+    v_step      bigint;
     v_added     bigint;
     v_confirm   jsonb;
     v_confirmed boolean := false;
@@ -213,6 +233,8 @@ begin
         a.walked := false;
         a.checked := 0;
         a.suspects := 0;
+        a.near := 0;
+        a.width := p_limit / 8 + 8;
         -- What older passes found missing is asked about again: it may be complete by now.
         select count(*) into a.missing
           from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
@@ -229,58 +251,68 @@ begin
         -- Somebody else has ended the pass that is meant.
         null;
     elsif not a.walked and a.suspects < 10000 + a.missing then
+        v_from := format('(%s,0)', greatest(a.near - 4, 0));
+        v_to := format('(%s,0)', a.near + a.width);
         with page as materialized (
-            select o.id, o.event_seq, o.xact_id, o.event_type, o.event_stream
+            select o.id, o.event_seq, o.xact_id
               from public.event_outbox o
              where o.event_domain = c.event_domain
                and (o.event_seq, o.id) > (coalesce(a.pos_seq, -9223372036854775808), coalesce(a.pos_id, v_first_id))
                and o.event_seq <= a.until_seq
              order by o.event_seq, o.id
              limit p_limit
+        ), near as materialized (
+            select x.event_ref, x.route_count, x.ctid as place
+              from public.iu_route_attempt x
+             where x.ctid >= v_from and x.ctid < v_to and x.attempt_no = 1 and x.route_kind = 'outbound'
         ), judged as materialized (
-            select p.id, p.event_seq, public.fn_iu_outbox_consumed(w, p.xact_id, p.event_seq, p.id) as consumed,
-                   t.found, t.wanted
-              from page p
-              join public.iu_route_worker_cursor w on w.worker_name = p_worker_name
-             cross join lateral (
-                   select count(x.idempotency_key) as found, greatest(max(x.route_count), 1) as wanted
-                     from (select r.route_code
-                             from public.iu_outbound_route r
-                            where r.event_domain = c.event_domain and r.event_type = p.event_type
-                              and r.event_stream = p.event_stream
-                           union all
-                           select '(none)'
-                            where not exists (select from public.iu_outbound_route r
-                                               where r.event_domain = c.event_domain and r.event_type = p.event_type
-                                                 and r.event_stream = p.event_stream and r.enabled)) k
-                     join public.iu_route_attempt x
-                       on x.idempotency_key = 'outbound:' || k.route_code || ':' || p.id and x.attempt_no = 1) t
+            select u.id, max(u.event_seq) as event_seq, bool_or(u.consumed) as consumed, count(u.place) as found,
+                   greatest(max(u.route_count), 1) as wanted, max(u.place) as place
+              from (select p.id, p.event_seq, null::smallint as route_count, null::tid as place,
+                           public.fn_iu_outbox_consumed(w, p.xact_id, p.event_seq, p.id) as consumed
+                      from page p
+                      join public.iu_route_worker_cursor w on w.worker_name = p_worker_name
+                    union all
+                    select n.event_ref, null, n.route_count, n.place, null from near n) u
+             group by u.id
+            having count(u.event_seq) = 1
         )
-        select count(*) as page, count(*) filter (where j.consumed) as checked,
-               array_agg(j.id) filter (where j.consumed and j.found < j.wanted) as short,
-               (array_agg(j.event_seq order by j.event_seq, j.id))[count(*)] as last_seq,
-               (array_agg(j.id order by j.event_seq, j.id))[count(*)] as last_id
-          into v_page, v_checked, v_short, v_last_seq, v_last_id
+        select count(*), count(*) filter (where j.consumed),
+               array_agg(j.id) filter (where j.consumed and j.found < j.wanted),
+               (array_agg(j.event_seq order by j.event_seq, j.id))[count(*)],
+               (array_agg(j.id order by j.event_seq, j.id))[count(*)],
+               (array_agg(j.place order by j.event_seq, j.id))[count(*)]
+          into v_page, v_checked, v_short, v_last_seq, v_last_id, v_place
           from judged j;
 
         if v_short is not null then
-            insert into public.iu_audit_missing (worker_name, event_ref)
-            select p_worker_name, e.id
-              from unnest(v_short) e(id)
-             cross join lateral (
-                   select count(coalesce(x.idempotency_key, d.idempotency_key)) as found,
-                          greatest(max(x.route_count), 1) as wanted
-                     from unnest(a.codes) k(route_code)
-                     left join public.iu_route_attempt x
-                       on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
-                     left join public.iu_route_dead_letter d
-                       on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0) t
-             where t.found < t.wanted
-            on conflict (worker_name, event_ref) do nothing;
-            get diagnostics v_added = row_count;
+            with probed as materialized (
+                select e.id, t.found, t.wanted, t.place
+                  from unnest(v_short) e(id)
+                 cross join lateral (
+                       select count(coalesce(x.idempotency_key, d.idempotency_key)) as found,
+                              greatest(max(x.route_count), 1) as wanted, max(x.ctid) as place
+                         from unnest(a.codes) k(route_code)
+                         left join public.iu_route_attempt x
+                           on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
+                         left join public.iu_route_dead_letter d
+                           on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0) t
+            ), added as (
+                insert into public.iu_audit_missing (worker_name, event_ref)
+                select p_worker_name, p.id from probed p where p.found < p.wanted
+                on conflict (worker_name, event_ref) do nothing
+                returning 1)
+            select (select count(*) from added), coalesce(v_place, (select p.place from probed p where p.id = v_last_id))
+              into v_added, v_place;
             a.suspects := a.suspects + v_added;
         end if;
 
+        -- Where the attempts of the next page are likely to be, and how far they reach.
+        if v_place is not null then
+            v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
+            a.near := a.near + v_step;
+            a.width := case when v_step between 0 and 4096 then v_step + v_step / 4 + 8 else p_limit / 8 + 8 end;
+        end if;
         a.checked := a.checked + v_checked;
         a.pos_seq := coalesce(v_last_seq, a.pos_seq);
         a.pos_id := coalesce(v_last_id, a.pos_id);
@@ -304,7 +336,7 @@ begin
     update public.iu_audit x
        set pass = a.pass, started_at = a.started_at, pos_seq = a.pos_seq, pos_id = a.pos_id, from_seq = a.from_seq,
            until_seq = a.until_seq, walked = a.walked, checked = a.checked, suspects = a.suspects,
-           missing = a.missing, codes = a.codes,
+           missing = a.missing, near = a.near, width = a.width, codes = a.codes,
            finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds
      where x.worker_name = p_worker_name;
 

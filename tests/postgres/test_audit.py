@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from typing import Any
@@ -65,6 +66,16 @@ async def lose(connection: asyncpg.Connection, *events: UUID, code: str | None =
         "delete from iu_route_attempt where event_ref = any ($1) and ($2::text is null or route_code = $2)",
         list(events), code,
     )  # fmt: skip
+
+
+async def ballast(connection: asyncpg.Connection, attempts: int) -> None:
+    """Attempts of events that are gone, so that those which come after lie far from the beginning of the audit."""
+    await connection.execute(
+        """insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key)
+           select e.id, 'outbound', 'ballast', 'dry_run', 'outbound:ballast:' || e.id
+             from (select gen_random_uuid() as id from generate_series(1, $1::int)) e""",
+        attempts,
+    )
 
 
 # -- what is missing -----------------------------------------------------------------------------------------------
@@ -237,13 +248,15 @@ async def test_a_route_that_changes_is_no_false_alarm(live, change):
     Fails when: what an event must have is derived from today's routes, or suspects are not confirmed by the event.
     """
     async with connected(live.dsn) as worker:
+        # Far from where the audit looks first: every event has to be looked up by its keys.
+        await ballast(worker, 2000)
         await write(worker, 20)
         await drain(worker)
         await worker.execute(change)
-        assert (await walk(worker))[-1]["missing"] == 0
+        assert (await walk(worker, 21))[-1]["missing"] == 0
         assert await missing(worker) == {}
         # The confirmation has learnt the name of a route that is gone: it is not suspected again.
-        assert [a["status"] for a in await walk(worker)] == ["passed"]
+        assert [a["status"] for a in await walk(worker, 21)] == ["passed"]
 
 
 async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspected(live):
@@ -251,6 +264,7 @@ async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspecte
     Fails when: suspects are confirmed only at the end, or the confirmation learns no routes.
     """
     async with connected(live.dsn) as worker:
+        await ballast(worker, 50_000)
         await write(worker, 16_000)
         await drain(worker, 5000)
         await worker.execute("delete from iu_outbound_route")
@@ -449,20 +463,35 @@ async def test_every_worker_has_its_own_audit(live):
             await page(worker, worker="nobody")
 
 
-async def test_a_page_reads_nothing_whole(live):
-    """A page finds its attempts one by one, through their keys: it reads as many as it has events, however many there are.
-    Fails when: the attempts are read whole for a page.
+async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
+    """The first page looks its events up by their keys, and where they are found the pages after it read on in one go.
+    Fails when: the audit is read whole for a page, or every event is looked up by itself, or the guess learns nothing.
     """
     async with connected(live.dsn) as worker:
-        await write(worker, 3000)
+        await ballast(worker, 5000)
+        await write(worker, 1000)
         await drain(worker)
-        reads = """select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables
-                    where relname = 'iu_route_attempt'"""
-        await worker.execute("select pg_stat_force_next_flush()")
-        before = await worker.fetchval(reads)
+
+        async def reads() -> asyncpg.Record:
+            await worker.execute("select pg_stat_force_next_flush()")
+            return await worker.fetchrow(
+                "select seq_tup_read as blocks, coalesce(idx_tup_fetch, 0) as keys from pg_stat_user_tables where relname = 'iu_route_attempt'"
+            )
+
+        counts = [await reads()]
         await page(worker, 100, 0)
-        await worker.execute("select pg_stat_force_next_flush()")
-        assert 100 <= await worker.fetchval(reads) - before <= 200
+        counts.append(await reads())
+        for _ in range(5):
+            await page(worker, 100, 1)
+        counts.append(await reads())
+        first, then = (
+            {name: after[name] - before[name] for name in ("blocks", "keys")}
+            for before, after in itertools.pairwise(counts)
+        )
+        assert first["keys"] == 100
+        assert first["blocks"] < 2000
+        assert then["keys"] <= 50
+        assert then["blocks"] < 5 * 1000
 
 
 # -- repair and acceptance -----------------------------------------------------------------------------------------
