@@ -1050,15 +1050,64 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_retention_plan(p_keep interval, p_what text[]) IS 'What a run would remove now, and what holds back the rest that is old enough: one row for each verdict and culprit.';
 
+-- Name: iu_audit_missing; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_audit_missing (
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    found bigint,
+    wanted bigint,
+    found_at timestamp with time zone DEFAULT now() NOT NULL,
+    confirmed_at timestamp with time zone,
+    restamped_at timestamp with time zone,
+    accepted_at timestamp with time zone
+);
+
+-- Name: TABLE iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_audit_missing IS 'Events behind the cursor of a worker that lack attempts. A row goes when its event is complete, or is gone itself.';
+
+-- Name: COLUMN iu_audit_missing.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_audit_missing.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.event_ref IS 'The event. No foreign key: the log may be pruned.';
+
+-- Name: COLUMN iu_audit_missing.found; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.found IS 'First attempts that it has.';
+
+-- Name: COLUMN iu_audit_missing.wanted; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.wanted IS 'First attempts that it should have.';
+
+-- Name: COLUMN iu_audit_missing.found_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.found_at IS 'When an audit first noticed.';
+
+-- Name: COLUMN iu_audit_missing.confirmed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'When that was last confirmed. Null: a suspicion.';
+
+-- Name: COLUMN iu_audit_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put before the cursor again, to be decided once more. Null: never, or judged since.';
+
+-- Name: COLUMN iu_audit_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it as it is: it is listed, and alarms no more.';
+
 -- Name: fn_iu_retention_released(uuid); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN true;
+    RETURN (NOT (EXISTS (SELECT FROM public.iu_audit_missing m WHERE ((m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL)))));
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event. There is none yet.';
+COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it.';
 
 -- Name: fn_iu_retention_run(text, integer, interval, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2136,55 +2185,6 @@ COMMENT ON COLUMN public.iu_audit.last_seconds IS 'How long the last pass took, 
 -- Name: CONSTRAINT iu_audit_pos_chk ON iu_audit; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_audit_pos_chk ON public.iu_audit IS 'A position exists only in a running pass.';
-
--- Name: iu_audit_missing; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_audit_missing (
-    worker_name text NOT NULL,
-    event_ref uuid NOT NULL,
-    found bigint,
-    wanted bigint,
-    found_at timestamp with time zone DEFAULT now() NOT NULL,
-    confirmed_at timestamp with time zone,
-    restamped_at timestamp with time zone,
-    accepted_at timestamp with time zone
-);
-
--- Name: TABLE iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_audit_missing IS 'Events behind the cursor of a worker that lack attempts. A row goes when its event is complete, or is gone itself.';
-
--- Name: COLUMN iu_audit_missing.worker_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.worker_name IS 'Name of the worker.';
-
--- Name: COLUMN iu_audit_missing.event_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.event_ref IS 'The event. No foreign key: the log may be pruned.';
-
--- Name: COLUMN iu_audit_missing.found; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.found IS 'First attempts that it has.';
-
--- Name: COLUMN iu_audit_missing.wanted; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.wanted IS 'First attempts that it should have.';
-
--- Name: COLUMN iu_audit_missing.found_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.found_at IS 'When an audit first noticed.';
-
--- Name: COLUMN iu_audit_missing.confirmed_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'When that was last confirmed. Null: a suspicion.';
-
--- Name: COLUMN iu_audit_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put before the cursor again, to be decided once more. Null: never, or judged since.';
-
--- Name: COLUMN iu_audit_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it as it is: it is listed, and alarms no more.';
 
 -- Name: iu_consumer_heartbeat; Type: TABLE; Schema: public; Owner: -
 

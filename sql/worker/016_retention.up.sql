@@ -1,6 +1,6 @@
 -- Retention: what may leave the log and the audit, by policy. Every policy is off until somebody sets it.
 --
--- needs: 005, 006, 008, 013
+-- needs: 005, 006, 008, 013, 014
 -- locks: nothing that exists
 
 -- Policies -----------------------------------------------------------------------------------------------
@@ -52,16 +52,18 @@ insert into public.iu_retention_policy (what, keep) values
 --     one that was never decided, and the keys of attempts are what suppresses a second decision when a cursor is set
 --     back. An open dead letter counts its attempts, so it keeps them; itself it is never removed while it is open.
 
--- The one place for every other reader of the audit. Whoever reads attempts, dead letters or the events behind them
--- with a position of its own (the export of traces will) puts its condition here, by `create or replace` in a file of
--- its own; run, plan and partitions ask it about every row.
+-- The one place for every other reader of the audit; run, plan and partitions ask it about every row. Whoever reads
+-- attempts, dead letters or the events behind them with a position of its own (the export of traces will) adds its
+-- condition here, by `create or replace` in a file of its own. Today it is the audit of completeness, which must be able
+-- to repair what it misses.
 create function public.fn_iu_retention_released(p_event_ref uuid)
 returns boolean
 language sql
 stable
-return true;
+return not exists (select from public.iu_audit_missing m
+                    where m.event_ref = p_event_ref and m.accepted_at is null);
 comment on function public.fn_iu_retention_released(uuid) is
-    'Whether every reader of the audit is done with this event. There is none yet.';
+    'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it.';
 
 -- Bounds of row comparisons stand in for "none", so that an index can serve them.
 create function public.fn_iu_retention_domains(p_cutoff timestamptz default null)
@@ -285,7 +287,7 @@ comment on function public.fn_iu_retention_run(text, integer, interval, jsonb) i
 --   created_in_the_future   by its own account it is not old, whatever its number says
 --   event_still_there       it tells of an event that is still in the log
 --   open_dead_letter        it is one, or belongs to one
---   not_released            another reader of the audit still wants it
+--   not_released            the audit misses attempts of it, or another reader still wants it
 create function public.fn_iu_retention_plan(p_keep interval default null, p_what text[] default null)
 returns table (what text, verdict text, who text, count bigint, oldest timestamptz, youngest timestamptz)
 language sql

@@ -551,6 +551,26 @@ async def test_another_reader_of_the_audit_has_one_place_to_object(live):
         assert plan == {("attempts", "not_released", None): 2, ("dead_letters", "not_released", None): 1}
 
 
+async def test_what_the_audit_misses_stays(live):
+    """An event whose attempts are missing stays until it is repaired or accepted: gone, nobody could mend it.
+
+    Fails when: fn_iu_retention_released does not ask the audit.
+    """
+    async with connected(live.dsn) as c:
+        broken, whole = await old_event(c), await old_event(c)
+        await drain(c)
+        await c.execute("delete from iu_route_attempt where event_ref = $1", broken)
+        for _ in range(10):
+            if json.loads(await c.fetchval("select fn_iu_audit_page($1)::text", WORKER))["status"] == "passed":
+                break
+        assert await gone(c) == 1
+        assert await left(c) == {broken}
+        assert await verdicts(c) == {("events", "not_released", None): 1}
+        await c.execute("update iu_audit_missing set accepted_at = now() where event_ref = $1", broken)
+        assert await gone(c) == 1
+        assert whole not in await left(c)
+
+
 # -- the plan, and the file --------------------------------------------------------------------------------------
 
 

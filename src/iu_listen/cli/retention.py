@@ -43,7 +43,7 @@ VERDICTS = {
         "They go after it: iu-listen retention set events --keep …",
     ),
     "open_dead_letter": ("of an open dead letter", "iu-listen dead-letter list"),
-    "not_released": ("another reader of the audit wants it", "iu-listen status"),
+    "not_released": ("the audit misses attempts of it", "iu-listen audit"),
 }
 
 retention = App(name="retention", help="Show and set what is kept how long; remove what nobody needs any more.")
