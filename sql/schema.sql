@@ -1300,7 +1300,8 @@ begin
         return null;
     end if;
     if current_setting('max_prepared_transactions') <> '0'
-       and current_query() ~* '\mprepare\s+transaction\M' then
+       and coalesce(current_query() ~* '\mprepare\s+transaction\M',
+                    exists (select from pg_subscription s where s.subtwophasestate <> 'd')) then
         return null;
     end if;
     if pg_try_advisory_xact_lock_shared(726001, 1) and pg_try_advisory_xact_lock_shared(726001, 2) then

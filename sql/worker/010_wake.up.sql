@@ -18,6 +18,7 @@
 --   * PREPARE TRANSACTION refuses after NOTIFY, and would park the locks in the prepared transaction. Such a
 --     writer stays silent; its events are found by the catch-up timer. Only the text of the statement tells, so a
 --     role that says SET CONSTRAINTS IMMEDIATE before PREPARE must opt out: ALTER ROLE ... SET iu.no_bell = on.
+--     A replication worker shows no text; it stays silent if a subscription has two_phase, and so may prepare.
 --   * A NOTIFY queue that is full fails the writer. From half full on we stay silent, and the timer works.
 --   * One sleeper is reason enough to notify, so the first refused slot decides.
 
@@ -31,7 +32,8 @@ begin
         return null;
     end if;
     if current_setting('max_prepared_transactions') <> '0'
-       and current_query() ~* '\mprepare\s+transaction\M' then
+       and coalesce(current_query() ~* '\mprepare\s+transaction\M',
+                    exists (select from pg_subscription s where s.subtwophasestate <> 'd')) then
         return null;
     end if;
     if pg_try_advisory_xact_lock_shared(726001, 1) and pg_try_advisory_xact_lock_shared(726001, 2) then

@@ -57,7 +57,7 @@ def far(server: TestServer) -> Iterator[Server]:
     """A cluster of the same version as the shared one, with transaction ids far ahead of it."""
     if server.embedded is None:
         pytest.skip("the other cluster must be of the same version")
-    with cluster(server.embedded.major, next_xid=FAR, wal_level="logical") as far:
+    with cluster(server.embedded.major, next_xid=FAR, wal_level="logical", max_prepared_transactions="10") as far:
         yield far
 
 
