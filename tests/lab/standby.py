@@ -31,7 +31,9 @@ def standby_of(primary: Server, under: Path | None = None, **settings: str) -> I
     try:
         with (
             copy_of(primary, *options, under=under, **settings) as server,
-            mourned_by('"$1" stop -m immediate -D "$2"', server.bin / "pg_ctl", server.data, account=owner(server.data)),
+            mourned_by(
+                '"$1" stop -m immediate -D "$2"', server.bin / "pg_ctl", server.data, account=owner(server.data)
+            ),
         ):
             server.start()
             yield server
