@@ -9,10 +9,11 @@ from cli.command import execute, holding, on_one_server, portrait, refused, rows
 pytestmark = on_one_server
 
 ROUTE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
-#: The anchor as a dump restores it: same contents, another transaction.
+#: Anchor and events as a dump restores them: same contents, another transaction.
 RESTORED = """
     create table kept as select * from iu_outbox_anchor; delete from iu_outbox_anchor;
-    insert into iu_outbox_anchor select * from kept; drop table kept
+    insert into iu_outbox_anchor select * from kept; drop table kept;
+    update event_outbox set actor_ref = actor_ref
 """
 WAITS = "select count(*) = 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
 
@@ -29,7 +30,7 @@ def test_from_the_refusal_to_the_end(live):
     """reanchor shows its plan, asks for a yes and a closed gate, and afterwards nothing is missing."""
     dsn = live.dsn
     foreign(dsn)
-    assert "refuses: foreign_history" in run("status", dsn=dsn).out
+    assert run("status", "--json", dsn=dsn).json["workers"][0]["refusal"] == "foreign_history"
     assert "cursor reanchor" in refused(1, "foreign_history")("doctor", dsn=dsn).out
 
     before = portrait(dsn)
