@@ -123,7 +123,7 @@ grant execute on function
     public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     to iu_listen_consumer;
-grant select (event_ref, route_kind, route_code, route_count) on public.iu_route_attempt to iu_listen_consumer;
+grant select (event_ref, route_kind, route_code, route_count, ctid) on public.iu_route_attempt to iu_listen_consumer;
 grant select (event_ref, route_code, attempt_no) on public.iu_route_dead_letter to iu_listen_consumer;
 grant select, insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
