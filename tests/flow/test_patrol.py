@@ -34,6 +34,18 @@ async def test_a_culprit_is_told_once_an_episode():
         assert [o.culprit for o in seen.of(CulpritGone)] == [LATE, LATE]
 
 
+async def test_suspects_of_one_queue_are_one_episode():
+    """A NOTIFY queue that stays full is told once, although another session is suspected in every round.
+    Fails when: the suspect makes the episode.
+    """
+    world = World()
+    async with consuming(world) as (_, seen):
+        for pid in range(20):
+            world.culprits = [Culprit(what="notify_queue", who=f"pid {pid}", effect="it is full")]
+            await anyio.sleep(5)
+        assert (len(seen.of(CulpritNamed)), len(seen.of(CulpritGone))) == (1, 0)
+
+
 async def test_an_answer_that_was_lost_is_not_waited_for():
     """A batch whose server process is idle again, without an answer here, is given up within seconds.
     Fails when: nobody asks the server, and the batch is waited for until its deadline.

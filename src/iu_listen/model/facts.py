@@ -125,8 +125,8 @@ class Culprit:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes it the same one in the next round."""
-        return self.what, self.who
+        """What makes it the same one in the next round. The NOTIFY queue has suspects, and they change."""
+        return self.what, "" if self.what == "notify_queue" else self.who
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
