@@ -10,14 +10,14 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from clusters import apply_package, psql
+from clusters import psql
 from history.conftest import Pair
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
 from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in
-from support import attempted, connected, consuming, insert_event, open_gate, wait_until
+from support import apply_package, attempted, connected, consuming, insert_event, open_gate, wait_until
 
 # Only the far cluster writes logical WAL; its transaction ids lie far beyond those where the events arrive.
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.parametrize("pair", ["lower"], indirect=True)]
