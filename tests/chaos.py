@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,12 +16,14 @@ class Proxy:
         refusing: Closes every new connection.
         mute: Accepts new connections and says nothing on them, ever.
         reset_on: Resets a connection whose client sends these bytes; once.
+        asked: Asked before each piece is forwarded, in either direction; False resets its connection instead.
     """
 
     def __init__(self, dsn: str) -> None:
         self._to = urlsplit(dsn)
         self.stalled = self.refusing = self.mute = False
         self.reset_on = b""
+        self.asked: Callable[[], Awaitable[bool]] | None = None
         self.accepted = 0
         self._open: set[asyncio.StreamWriter] = set()
         self._swallowed: set[asyncio.StreamWriter] = set()
@@ -76,6 +78,8 @@ class Proxy:
             while data := await source.read(65536):
                 if client and self.reset_on and self.reset_on in data:
                     self.reset_on = b""
+                    return
+                if self.asked is not None and not await self.asked():
                     return
                 # What came during a stall is gone for good, as the session is that loses it.
                 if not self.stalled and sink not in self._swallowed:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from cli.command import (
+    Running,
     execute,
     holding,
     on_one_server,
@@ -17,6 +21,8 @@ from cli.command import (
     seen,
     value,
 )
+from steps import DETAINED, STEPS, WAITS
+from support import connected, insert_event
 
 pytestmark = on_one_server
 
@@ -215,3 +221,90 @@ def test_the_standby_takes_over(live):
         run("emit", dsn=live.dsn)
         seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
         assert second.end() == 0
+
+
+# -- killed and frozen -------------------------------------------------------------------------------------------
+
+ATTEMPTED = "select count(*) = {} from iu_route_attempt"
+#: Neither the lease nor a bell lock is held by anybody.
+LET_GO = "select not exists (select from pg_locks where locktype = 'advisory' and classid in (726001, 726003))"
+#: Whoever holds a batch lets it go.
+GO_ON = "select pg_terminate_backend(pid) from pg_locks where classid = 4711 and mode = 'ExclusiveLock' and granted"
+
+
+def write(dsn: str) -> None:
+    """One event."""
+
+    async def go() -> None:
+        async with connected(dsn) as connection:
+            await insert_event(connection)
+
+    asyncio.run(go())
+
+
+@contextmanager
+def stopped_at(dsn: str, step: str) -> Iterator[Running]:
+    """A consumer whose batch has come to a step, and no further."""
+    execute(dsn, DETAINED)
+    write(dsn)
+    with holding(dsn, STEPS[step]), running(*JSON, dsn=dsn) as consumer:
+        seen(dsn, WAITS)
+        yield consumer
+
+
+def routed_by_the_next(dsn: str) -> None:
+    """The next consumer leaves nothing out and repeats nothing."""
+    write(dsn)
+    with running(*JSON, dsn=dsn) as heir:
+        seen(dsn, ATTEMPTED.format(2), timeout=30)
+        assert heir.end() == 0
+    assert each_once(dsn) == 2
+    nothing_half_done(dsn)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_of_a_batch(live, step):
+    """Killed while its batch is at whatever step, it leaves the event to be routed once, by the server or by the next one.
+
+    Fails when: events, attempts and cursor do not move in one transaction.
+    """
+    with stopped_at(live.dsn, step) as consumer:
+        assert consumer.end(signal.SIGKILL) == -signal.SIGKILL
+        assert each_once(live.dsn) == 0
+    routed_by_the_next(live.dsn)
+
+
+def test_killed_before_it_hears_that_its_batch_is_committed(live):
+    """Killed between the commit of its batch and the answer to it, it leaves nothing to be done again.
+
+    Fails when: the position is kept by the consumer, or the cursor moves in a transaction of its own.
+    """
+    with stopped_at(live.dsn, "it commits") as consumer:
+        consumer.process.send_signal(signal.SIGSTOP)
+        execute(live.dsn, GO_ON)
+        seen(live.dsn, ATTEMPTED.format(1))
+        assert consumer.end(signal.SIGKILL) == -signal.SIGKILL
+    assert value(live.dsn, "select total_seen from iu_route_worker_cursor") == 1
+    routed_by_the_next(live.dsn)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_gone_while_asleep(live, number):
+    """A consumer that is gone while it sleeps holds the bell no longer than its lease: the next one sleeps by it.
+
+    Fails when: the bell session has no idle_session_timeout, and writers ring for a frozen consumer for ever.
+    """
+    with running(*JSON, "--lease", "2", "--catch-up", "0.5", dsn=live.dsn) as consumer:
+        seen(live.dsn, ASLEEP)
+        consumer.process.send_signal(number)
+        write(live.dsn)
+        seen(live.dsn, LET_GO, timeout=30)
+        write(live.dsn)
+        with running(*JSON, "--lease", "1000", "--catch-up", "300", dsn=live.dsn) as heir:
+            seen(live.dsn, ATTEMPTED.format(2))
+            seen(live.dsn, ASLEEP)
+            write(live.dsn)
+            seen(live.dsn, ATTEMPTED.format(3))
+            consumer.process.send_signal(signal.SIGKILL)
+            assert heir.end() == 0
+    assert each_once(live.dsn) == 3

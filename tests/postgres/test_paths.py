@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import UUID
 
 import anyio
 import pytest
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.asyncio
 
 #: Everything is found out within seconds.
 QUICK = {"catch_up": 0.5, "deadline": 1, "batch_deadline": 1, "reconnect_max": 0.3}
+#: Only the bell wakes it, and after a loss it is back at once.
+EAGER = {**QUICK, **ONLY_THE_BELL, "reconnect_max": 0.1}
 #: The longest that finding a silent path may take: a sleep, a deadline, and a slow machine.
 FOUND = QUICK["catch_up"] + QUICK["deadline"] + 1
 
@@ -208,6 +211,62 @@ async def test_a_reset_at_any_step_of_the_start_is_survived(there, step):
             await sleep_sets_in(admin)
             assert not proxy.reset_on
             assert len(seen.of(SessionFailed)) == 1
+
+
+async def beside_each_message(dsn: str, *, cut: bool) -> int:
+    """A consumer begins anew, again and again, from its connect to its sleep. In the n-th round an event is written before
+    the n-th message on its path is forwarded, in whichever direction; or never, because the session is cut over it.
+
+    Every event must be routed once, without the timer. How many messages there were.
+    """
+    async with (
+        proxied(dsn) as proxy,
+        connected(dsn) as admin,
+        connected(dsn) as writer,
+        consuming(proxy.dsn, **EAGER) as seen,
+    ):
+        await sleep_sets_in(admin)
+        events: list[UUID] = []
+        for number in range(1, 1000):
+            passed, done = 0, anyio.Event()
+
+            async def asked(number: int = number, done: anyio.Event = done) -> bool:
+                nonlocal passed
+                passed += 1
+                if passed != number:
+                    return True
+                events.append(await insert_event(writer))
+                done.set()
+                return not cut
+
+            before = len(seen.seen)
+            proxy.asked = asked
+            proxy.reset()
+            await next_of(seen, Listening, before)
+            await sleep_sets_in(admin)
+            if passed < number:
+                return number - 1
+            await done.wait()
+            await routed(admin, events, within=5)
+    raise AssertionError("it never comes to rest")
+
+
+@pytest.mark.slow
+async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there):
+    """Whichever message between the connect and the sleep a session is cut over, it recovers, and events are routed once.
+
+    Fails when: a session that is lost at some step ends the consumer, or the look after LISTEN is taken out.
+    """
+    assert await beside_each_message(there.dsn, cut=True) > 40
+
+
+@pytest.mark.slow
+async def test_an_event_beside_any_message_is_woken_for(there):
+    """Whatever a consumer is about to hear or to say, an event that commits just then is routed without the timer.
+
+    Fails when: the look after LISTEN or after arming is taken out, or the ring is cleared after the look.
+    """
+    assert await beside_each_message(there.dsn, cut=False) > 40
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "in-a-batch"])

@@ -106,6 +106,7 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
 
     def on_end(_connection: object) -> None:
         ended.set()
+        heard.set()
         ring()
 
     try:
@@ -115,7 +116,7 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
                 await connection.add_listener(CHANNEL, on_notification)
         except Refused as no:
             raise NoBell(f"LISTEN failed: {no.message}") from no
-        await _prove_that_it_hears(dsn, settings, token, heard)
+        await _prove_that_it_hears(connection, settings, token, heard)
         bell = BellSession(connection, settings, ended)
         await bell.claim_slot()
         yield bell
@@ -123,13 +124,13 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
         connection.terminate()
 
 
-async def _prove_that_it_hears(dsn: str | None, settings: Settings, token: str, heard: Ring) -> None:
+async def _prove_that_it_hears(connection: Connection, settings: Settings, token: str, heard: Ring) -> None:
     """Send a token from a second session: only that tells a transaction pooler.
 
     pg_listening_channels() does not: behind a quiet pooler it names the channel, and notifications are lost.
     """
     try:
-        other = await connect(dsn, name="iu-listen token", deadline=settings.deadline)
+        other = await connect(settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline)
     except (DatabaseUnreachable, ConfigurationError) as error:
         raise SessionLost(error.message, error.hint) from error
     try:
@@ -137,7 +138,10 @@ async def _prove_that_it_hears(dsn: str | None, settings: Settings, token: str, 
         # full otherwise, even after the listener that blocked it is gone.
         room = "select pg_notification_queue_usage(), pg_notify($1, $2)"
         await ask(other, settings.deadline, room, CHANNEL, token)
-        if not await heard.wait_rung(TOKEN_WAIT):
+        arrived = await heard.wait_rung(TOKEN_WAIT)
+        # A session that was cut, or whose path swallows everything, hears nothing either, and is no pooler.
+        await ask(connection, settings.deadline, query("backend_pid"))
+        if not arrived:
             raise NoBell(
                 "a notification sent from another session did not arrive: a pooler in transaction mode is in between; "
                 "give a direct connection with --listen-dsn"

@@ -1,0 +1,37 @@
+"""A batch that is ended at each of its steps: it is done whole, or not at all, and then by whoever comes next."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from steps import DETAINED, STEPS, held, waiting
+from support import attempted, connected, consuming, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_session_that_is_ended_at_any_step_of_a_batch(live):
+    """Whatever a batch has done before its session is ended, none of it is left, and its events are routed once.
+
+    Fails when: events, attempts and cursor do not move in one transaction.
+    """
+    async with connected(live.dsn) as admin:
+        await admin.execute(DETAINED)
+        events = []
+        async with consuming(live.dsn, **ONLY_THE_BELL, reconnect_max=0.1):
+            for step in STEPS:
+                await sleep_sets_in(admin)
+                async with held(live.dsn, step):
+                    events.append(await insert_event(admin))
+                    await admin.fetchval("select pg_terminate_backend($1, 10000)", await waiting(admin))
+                    assert events[-1] not in await attempted(admin)
+
+                async def all_there() -> bool:
+                    return len(await attempted(admin)) >= len(events)
+
+                await wait_until(all_there, f"it is routed after its batch was ended when {step}")
+                assert Counter(await attempted(admin)) == Counter(events)
+        assert await admin.fetchval("select total_seen from iu_route_worker_cursor") == len(events)

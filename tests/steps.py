@@ -1,0 +1,46 @@
+"""The steps of a batch, and a way to hold it at one of them, by a lock that anybody could have."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from support import connected, wait_until
+
+#: A batch waits, at the end of these steps, for whoever holds the lock of that step.
+DETAINED = """
+    create function detain() returns trigger language plpgsql as
+    $$ begin perform pg_advisory_xact_lock_shared(4711, tg_argv[0]::int); return null; end $$;
+    create trigger detained after insert on iu_route_attempt for each statement execute function detain('1');
+    create constraint trigger detained after update on iu_route_worker_cursor
+        deferrable initially deferred for each row execute function detain('2');
+"""
+#: The steps, and what somebody does who holds a batch there. They come in this order.
+STEPS = {
+    "the cursor is locked": "lock table iu_outbound_route in access exclusive mode",
+    "the page is read": "lock table iu_route_attempt in exclusive mode",
+    "attempts are written": "select pg_advisory_xact_lock(4711, 1)",
+    "it commits": "select pg_advisory_xact_lock(4711, 2)",
+}
+#: The server process of a batch that is held.
+WAITS = """
+    select pid from pg_stat_activity
+     where datname = current_database() and application_name like 'iu-listen worker %' and wait_event_type = 'Lock'
+"""
+
+
+@asynccontextmanager
+async def held(dsn: str, step: str) -> AsyncIterator[asyncpg.Connection]:
+    """Every batch that comes to this step waits there, as long as the session that is yielded. Needs DETAINED."""
+    async with connected(dsn) as holder:
+        await holder.execute("begin")
+        await holder.execute(STEPS[step])
+        yield holder
+
+
+async def waiting(connection: asyncpg.Connection) -> int:
+    """Wait until a batch is held; its server process."""
+    pid: int = await wait_until(lambda: connection.fetchval(WAITS), "a batch is held")
+    return pid
