@@ -1688,11 +1688,19 @@ begin
        and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
         v_resolved := array(select pg_snapshot_xip(c.prev));
         v_from_xid := pg_snapshot_xmax(c.prev);
-        if not exists (select from public.event_outbox o
-                        where o.event_domain = c.event_domain and o.xact_id >= v_from_xid)
+        if not exists (select from (select o.id
+                                      from public.event_outbox o
+                                     where o.event_domain = c.event_domain and o.xact_id >= v_from_xid
+                                     order by o.xact_id
+                                     limit 1) new)
            and not exists (select from unnest(v_resolved) x(xid)
-                             join public.event_outbox o on o.event_domain = c.event_domain and o.xact_id = x.xid
-                            where (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true) then
+                            cross join lateral (
+                                  select o.id
+                                    from public.event_outbox o
+                                   where o.event_domain = c.event_domain and o.xact_id between x.xid and x.xid
+                                     and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
+                                   order by o.xact_id
+                                   limit 1) ended) then
             return jsonb_build_object(
                 'status', 'ran', 'worker_name', p_worker_name, 'seen', 0, 'attempts_written', 0, 'skipped', 0,
                 'dead_lettered', 0, 'more', false,
@@ -1729,12 +1737,13 @@ begin
                 v_open := array(select pg_snapshot_xip(c.tick));
                 v_from_xid := pg_snapshot_xmax(c.prev);
                 v_to_xid := pg_snapshot_xmax(c.tick);
-                -- "+ 0": without it min() would be planned as a walk along event_outbox_order_idx from its start.
-                select min(o.event_seq + 0) into c.tick_floor
-                  from public.event_outbox o
-                 where o.event_domain = c.event_domain
-                   and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
-                   and o.xact_id <> all (v_open);
+                select min(q.event_seq) into c.tick_floor
+                  from (select o.event_seq
+                          from public.event_outbox o
+                         where o.event_domain = c.event_domain
+                           and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
+                           and o.xact_id <> all (v_open)
+                         order by o.xact_id) q;
             else
                 v_open := array(select pg_snapshot_xip(c.tick));
                 v_from_xid := pg_snapshot_xmax(c.prev);
@@ -1765,10 +1774,10 @@ begin
                          cross join lateral (
                                select o.id, o.event_type, o.event_stream, o.event_seq
                                  from public.event_outbox o
-                                where o.event_domain = c.event_domain and o.xact_id = x.xid
-                                  and (o.event_seq, o.id) > (v_after_seq, v_after_id)
+                                where o.event_domain = c.event_domain and o.xact_id <= x.xid
+                                  and (o.xact_id, o.event_seq, o.id) > (x.xid, v_after_seq, v_after_id)
                                   and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
-                                order by o.event_seq, o.id
+                                order by o.xact_id, o.event_seq, o.id
                                 limit p_batch_limit - v_seen) r
                         union all
                         (select o.id, o.event_type, o.event_stream, o.event_seq

@@ -62,7 +62,10 @@ comment on function public.fn_iu_route_deliver(text, uuid, jsonb) is
 --   * The run's own transaction counts as in progress in its tick. Only where it had written events before it
 --     called us (the probe; somebody in psql) are these read, in a second pass, and remembered as (own_xid,
 --     own_seq), because after the commit they are part of a tick like all others.
---   * Sorting is discouraged too, or else (b) would be read through the wrong index, whole, and sorted.
+--   * Sorting is discouraged too, or else (b) would be read through the wrong index, whole, and sorted. And whatever
+--     goes by transaction is asked for in the order of transactions, with ranges and not with "=", which would make
+--     that order void: so only event_outbox_tick_idx can serve it. Costs alone do not tell. A plan that was made while
+--     the table was empty would read all events of the domain in every run, until somebody has analysed it.
 --   * UNION ALL, not OR: OR gives a BitmapOr over both, or a sequential scan.
 
 create function public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer default 1000)
@@ -155,11 +158,19 @@ begin
        and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
         v_resolved := array(select pg_snapshot_xip(c.prev));
         v_from_xid := pg_snapshot_xmax(c.prev);
-        if not exists (select from public.event_outbox o
-                        where o.event_domain = c.event_domain and o.xact_id >= v_from_xid)
+        if not exists (select from (select o.id
+                                      from public.event_outbox o
+                                     where o.event_domain = c.event_domain and o.xact_id >= v_from_xid
+                                     order by o.xact_id
+                                     limit 1) new)
            and not exists (select from unnest(v_resolved) x(xid)
-                             join public.event_outbox o on o.event_domain = c.event_domain and o.xact_id = x.xid
-                            where (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true) then
+                            cross join lateral (
+                                  select o.id
+                                    from public.event_outbox o
+                                   where o.event_domain = c.event_domain and o.xact_id between x.xid and x.xid
+                                     and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
+                                   order by o.xact_id
+                                   limit 1) ended) then
             return jsonb_build_object(
                 'status', 'ran', 'worker_name', p_worker_name, 'seen', 0, 'attempts_written', 0, 'skipped', 0,
                 'dead_lettered', 0, 'more', false,
@@ -196,12 +207,13 @@ begin
                 v_open := array(select pg_snapshot_xip(c.tick));
                 v_from_xid := pg_snapshot_xmax(c.prev);
                 v_to_xid := pg_snapshot_xmax(c.tick);
-                -- "+ 0": without it min() would be planned as a walk along event_outbox_order_idx from its start.
-                select min(o.event_seq + 0) into c.tick_floor
-                  from public.event_outbox o
-                 where o.event_domain = c.event_domain
-                   and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
-                   and o.xact_id <> all (v_open);
+                select min(q.event_seq) into c.tick_floor
+                  from (select o.event_seq
+                          from public.event_outbox o
+                         where o.event_domain = c.event_domain
+                           and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
+                           and o.xact_id <> all (v_open)
+                         order by o.xact_id) q;
             else
                 v_open := array(select pg_snapshot_xip(c.tick));
                 v_from_xid := pg_snapshot_xmax(c.prev);
@@ -232,10 +244,10 @@ begin
                          cross join lateral (
                                select o.id, o.event_type, o.event_stream, o.event_seq
                                  from public.event_outbox o
-                                where o.event_domain = c.event_domain and o.xact_id = x.xid
-                                  and (o.event_seq, o.id) > (v_after_seq, v_after_id)
+                                where o.event_domain = c.event_domain and o.xact_id <= x.xid
+                                  and (o.xact_id, o.event_seq, o.id) > (x.xid, v_after_seq, v_after_id)
                                   and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
-                                order by o.event_seq, o.id
+                                order by o.xact_id, o.event_seq, o.id
                                 limit p_batch_limit - v_seen) r
                         union all
                         (select o.id, o.event_type, o.event_stream, o.event_seq

@@ -41,12 +41,15 @@ async def test_a_crash_at_any_step_of_a_page(primary):
                 for _ in range(7):
                     await insert_event(admin)
             assert (await run_batch(admin, 2))["more"]
-        async with connected(dsn) as admin, held(dsn, step) as holder:
-            async with consuming(dsn, batch_limit=2, reconnect_max=0.1):
-                os.kill(await waiting(admin), signal.SIGKILL)
-                # Whoever held it goes down as well.
-                await wait_until(lambda: over(holder), "the server is down")
-                await wait_until(lambda: answers(dsn), "the server is up again")
-                await each_once(dsn)
+        async with (
+            connected(dsn) as admin,
+            held(dsn, step) as holder,
+            consuming(dsn, batch_limit=2, reconnect_max=0.1),
+        ):
+            os.kill(await waiting(admin), signal.SIGKILL)
+            # Whoever held it goes down as well.
+            await wait_until(lambda: over(holder), "the server is down")
+            await wait_until(lambda: answers(dsn), "the server is up again")
+            await each_once(dsn)
     async with connected(dsn) as admin:
         assert await admin.fetchval("select total_seen from iu_route_worker_cursor") == 7 * len(STEPS)

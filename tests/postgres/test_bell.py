@@ -119,6 +119,45 @@ async def test_a_silent_writer_keeps_it_awake_until_it_is_visible(live):
     assert statistics.median(took) < 0.1
 
 
+#: After our trigger comes another one, which keeps the commit waiting for whoever holds lock 4713.
+SLOW = """
+    create function slow() returns trigger language plpgsql as
+    $$ begin perform pg_advisory_xact_lock_shared(4713); return null; end $$;
+    create constraint trigger zzz_slow after insert on event_outbox
+        deferrable initially deferred for each row execute function slow()
+"""
+
+
+@pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "awake"])
+async def test_a_commit_that_takes_long_after_our_trigger(live, asleep):
+    """Between our trigger and the commit others' triggers may take long: the event is woken for when it is visible.
+
+    Asleep: the ring comes with the commit, not with the trigger. Awake: the silent writer keeps it from falling asleep.
+    Fails when: the lock is let go before the commit is visible.
+    """
+    async with connected(live.dsn) as writer, connected(live.dsn) as admin, connected(live.dsn) as holder:
+        await admin.execute(SLOW)
+        await holder.fetchval("select pg_advisory_lock(4713)")
+        stack = AsyncExitStack()
+        if asleep:
+            seen = await stack.enter_async_context(consuming(live.dsn, **ONLY_THE_BELL))
+            await sleep_sets_in(admin)
+        writing = asyncio.create_task(insert_event(writer))
+        waits = "select wait_event = 'advisory' from pg_stat_activity where pid = $1"
+        await wait_until(lambda: admin.fetchval(waits, writer.get_server_pid()), "the commit waits")
+        if not asleep:
+            assert await silent_writers(admin) == 2
+            seen = await stack.enter_async_context(consuming(live.dsn, **ONLY_THE_BELL))
+        async with stack:
+            looks = len(seen.of(BatchRan))
+            if not asleep:
+                await wait_until(lambda: _more(seen, looks + 10), "it looks again and again")
+                assert await sleepers(admin) == 0
+            await holder.fetchval("select pg_advisory_unlock(4713)")
+            await routed(admin, [await writing], within=5)
+            await sleep_sets_in(admin)
+
+
 async def _more(seen, looks: int) -> bool:
     return len(seen.of(BatchRan)) > looks
 

@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from postgres.bells import listening, silent_writers, somebody_asleep
-from support import connected, drain, insert_event
+from postgres.bells import listening, silent_writers, sleepers, somebody_asleep
+from support import connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -61,6 +61,33 @@ async def test_the_decision_falls_at_commit(applied):
             await insert_event(writer)
             await sleeper.fetchval("select pg_advisory_unlock(726001, 1)")
         assert await heard() == 0
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_a_writer_with_an_old_snapshot_knows_who_sleeps(applied, isolation):
+    """A writer whose snapshot is older than the sleep notifies all the same, and one that is older than the waking does not.
+    Fails when: who sleeps is kept in a row, which a writer sees as it was when its snapshot was taken.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard:
+        look = "select count(*) from event_outbox, iu_consumer_heartbeat"
+        transaction = writer.transaction(isolation=isolation)
+        await transaction.start()
+        await writer.fetchval(look)
+        async with somebody_asleep(applied.dsn):
+            await insert_event(writer)
+            await transaction.commit()
+            assert await heard() == 1
+            transaction = writer.transaction(isolation=isolation)
+            await transaction.start()
+            await writer.fetchval(look)
+        await wait_until(lambda: nobody_asleep(writer), "nobody sleeps any more")
+        await insert_event(writer)
+        await transaction.commit()
+        assert await heard() == 0
+
+
+async def nobody_asleep(connection) -> bool:
+    return await sleepers(connection) == 0
 
 
 async def test_a_bulk_insert_asks_once(applied):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 
-from support import WORKER, attempted, connected, drain, insert_event, run_batch
+from support import WORKER, attempted, connected, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -231,6 +233,50 @@ async def test_big_tick_is_read_page_by_page(live, ties):
         assert await attempted(worker) == [early, *mixed]
         assert await drain(worker, 2) == len(later)
         assert await attempted(worker) == [early, *mixed, *later]
+
+
+#: A run waits between its tick and its page for whoever holds lock 4712.
+PAUSED = """
+    alter function fn_iu_outbox_tick() rename to taken;
+    create function fn_iu_outbox_tick() returns pg_snapshot language plpgsql stable as $$
+    declare tick pg_snapshot := public.taken();
+    begin perform pg_advisory_xact_lock_shared(4712); return tick; end $$
+"""
+
+
+@pytest.mark.parametrize("begun", ["before", "after"])
+async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live, begun):
+    """An event that becomes visible between the tick and the page, in statements of their own, is read by the next run.
+
+    Fails when: a page takes whatever it sees from prev on, and is not bounded by its tick.
+    """
+    async with (
+        connected(live.dsn) as worker,
+        connected(live.dsn) as holder,
+        connected(live.dsn) as writer,
+        connected(live.dsn) as other,
+    ):
+        early = await insert_event(other)
+        await drain(worker)
+        await worker.execute(PAUSED)
+        transaction = writer.transaction()
+        if begun == "before":
+            await transaction.start()
+            late = await insert_event(writer)
+        await holder.fetchval("select pg_advisory_lock(4712)")
+        mine = await insert_event(other)
+        run = asyncio.create_task(run_batch(worker))
+        waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1"
+        await wait_until(lambda: other.fetchval(waits, worker.get_server_pid()), "the tick is taken")
+        if begun == "after":
+            await transaction.start()
+            late = await insert_event(writer)
+        await transaction.commit()
+        await holder.fetchval("select pg_advisory_unlock(4712)")
+        assert (await run)["seen"] == 1
+        assert await drain(worker) == 1
+        assert await attempted(worker) == [early, mine, late]
+        assert (await cursor_of(worker))["total_seen"] == 3
 
 
 async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):

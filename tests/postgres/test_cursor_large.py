@@ -1,0 +1,133 @@
+"""Large numbers: an open transaction over many others, a tick of many pages, a thousand transactions in progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+
+from clusters import cluster
+from iu_listen import embedded
+from support import apply_package, attempted, connected, drain, insert_event, run_batch
+
+pytestmark = pytest.mark.asyncio
+
+MANY = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1)
+"""
+#: What was read of the outbox so far, through whichever index or none.
+READS = """
+    select sum(i.idx_tup_read)::bigint + (select t.seq_tup_read from pg_stat_user_tables t where t.relname = 'event_outbox')
+      from pg_stat_user_indexes i where i.relname = 'event_outbox'
+"""
+
+
+async def reads(worker: asyncpg.Connection) -> int:
+    await worker.fetchval("select pg_stat_force_next_flush()")
+    return await worker.fetchval(READS)
+
+
+async def test_an_open_writer_makes_no_run_dearer(live):
+    """However much has been committed since a writer began that is still open, a run reads no more because of it.
+
+    Fails when: a run reads from the oldest transaction in progress on, and leaves out what it has read before.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as other:
+        transaction = late.transaction()
+        await transaction.start()
+        waiting = await insert_event(late)
+        costs = []
+        for _ in range(40):
+            await other.execute(MANY, 50)
+            before = await reads(worker)
+            assert await drain(worker) == 50
+            costs.append(await reads(worker) - before)
+        assert max(costs) <= 2 * min(costs)
+        await transaction.commit()
+        assert await drain(worker) == 1
+        assert (await attempted(worker))[-1] == waiting
+        assert await worker.fetchval("select count(distinct event_ref) from iu_route_attempt") == 2001
+
+
+#: What a run has allocated when its page is written.
+MEASURED = """
+    create table measured (bytes bigint);
+    create function measure() returns trigger language plpgsql as $$
+    begin insert into public.measured select sum(total_bytes) from pg_backend_memory_contexts; return null; end $$;
+    create trigger measured after insert on iu_route_attempt for each statement execute function measure();
+"""
+
+
+@pytest.mark.slow
+async def test_a_huge_transaction_costs_a_page_at_a_time(live):
+    """One transaction of 100 000 events is read page by page, in order, with the memory of a page, through a crash of one.
+
+    Fails when: a run takes more than a page, or keeps anything of the pages before.
+    """
+    rows, page = 100_000, 5000
+    async with connected(live.dsn) as worker, connected(live.dsn) as writer:
+        await worker.execute(MEASURED)
+        await writer.execute(MANY, rows)
+        for number in range(rows // page):
+            if number == 7:
+                async with connected(live.dsn) as dying:
+                    await dying.execute("begin")
+                    assert (await run_batch(dying, page))["seen"] == page
+                    await worker.fetchval("select pg_terminate_backend($1, 10000)", dying.get_server_pid())
+            assert (await run_batch(worker, page))["seen"] == page
+        assert await drain(worker, page) == 0
+        disorder = """select count(*), count(*) filter (where a.event_seq < a.before), count(distinct a.event_ref)
+                        from (select a.event_ref, o.event_seq, lag(o.event_seq) over (order by a.id) as before
+                                from iu_route_attempt a join event_outbox o on o.id = a.event_ref) a"""
+        assert tuple(await worker.fetchrow(disorder)) == (rows, 0, rows)
+        first, most = await worker.fetchrow("select (array_agg(bytes order by ctid))[2], max(bytes) from measured")
+        assert most < 1.5 * first
+
+
+@pytest.fixture(params=embedded.MAJORS, ids=lambda major: f"pg{major}")
+def roomy(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server on which a thousand transactions can be in progress at once: prepared ones, which need no session."""
+    with cluster(request.param, max_prepared_transactions="1010") as server:
+        asyncio.run(apply_package(server.dsn()))
+        yield server.dsn()
+
+
+@pytest.mark.slow
+async def test_a_thousand_transactions_in_progress(roomy):
+    """With a thousand transactions in progress others are read as they commit, and each of the thousand when it does.
+
+    Fails when: the list of transactions in progress is cut, or a run reads for each of them what others have written.
+    """
+    async with connected(roomy) as worker, connected(roomy) as writer:
+        open_ones = []
+        for number in range(1000):
+            await writer.execute("begin")
+            open_ones.append(await insert_event(writer))
+            await writer.execute(f"prepare transaction 'p{number}'")
+        others = [await insert_event(writer)]
+        assert await drain(worker) == 1
+        listed = "select count(*) from iu_route_worker_cursor, pg_snapshot_xip(prev)"
+        assert await worker.fetchval(listed) == 1000
+        for _ in range(3):
+            await writer.execute(MANY, 1000)
+            others.append(await insert_event(writer))
+            before = await reads(worker)
+            assert await drain(worker) == 1001
+            assert (await attempted(worker))[-1] == others[-1]
+            # Each event some times, and each transaction in progress once.
+            assert await reads(worker) - before < 10_000
+        for number in range(0, 1000, 2):
+            await writer.execute(f"commit prepared 'p{number}'")
+        before = await reads(worker)
+        assert await drain(worker, 100) == 500
+        assert await attempted(worker) == [*(await attempted(worker))[:-500], *open_ones[::2]]
+        assert await reads(worker) - before < 10_000
+        for number in range(1, 1000, 2):
+            await writer.execute(f"{'commit' if number % 4 == 1 else 'rollback'} prepared 'p{number}'")
+        assert await drain(worker, 100) == 250
+        assert await drain(worker) == 0
+        assert (await attempted(worker))[-250:] == open_ones[1::4]
+        assert await worker.fetchval("select count(*) = count(distinct event_ref) from iu_route_attempt")
