@@ -85,7 +85,8 @@ async def also_read_by(connection: asyncpg.Connection, worker: str, limit: int) 
 async def reanchor(
     connection: asyncpg.Connection, since: datetime | None = None, *, force: bool = False, plan: bool = False
 ) -> dict[str, Any]:
-    """The answer of fn_iu_outbox_reanchor."""
+    """The answer of fn_iu_outbox_reanchor; like the command, it does not wait for ever."""
+    await connection.execute("set lock_timeout = '10s'")
     answer: dict[str, Any] = json.loads(
         await connection.fetchval("select fn_iu_outbox_reanchor($1, $2, $3)::text", since, force, plan)
     )
