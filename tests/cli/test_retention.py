@@ -101,6 +101,25 @@ def test_the_plan_names_the_culprits(live):
     assert value(live.dsn, LEFT) == 5
 
 
+def test_a_policy_that_nobody_runs_is_noticed(live):
+    """doctor says what is kept how long, and warns when a policy is on and no run came for two days.
+
+    Fails when: nobody asks when the last run was.
+    """
+
+    def found() -> tuple[str, str]:
+        (finding,) = [f for f in run("doctor", "--json", dsn=live.dsn).json["findings"] if f["what"] == "retention"]
+        return finding["level"], finding["found"]
+
+    assert found() == ("ok", "off: everything is kept")
+    run("retention", "set", "events", "--keep", "90d", dsn=live.dsn)
+    assert found() == ("ok", "events 90 days")
+    execute(live.dsn, "update iu_retention_policy set updated_at = now() - interval '3 days'")
+    assert found() == ("warn", "no run for two days: events")
+    run("retention", "run", "--yes", dsn=live.dsn)
+    assert found() == ("ok", "events 90 days")
+
+
 # -- runs --------------------------------------------------------------------------------------------------------
 
 

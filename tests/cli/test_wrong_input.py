@@ -19,6 +19,7 @@ COMMANDS = [
     ["health"], ["health", "--here"], ["doctor"], ["gate", "show"], ["gate", "open", "worker"], ["route", "list"],
     ["route", "disable", "x"], ["cursor", "show"], ["cursor", "reset", "--to", "now"], ["cursor", "reanchor"], ["attempts"],
     ["dead-letter", "list"], ["dead-letter", "show", NOBODY], ["dead-letter", "replay", "--all"],
+    ["retention", "show"], ["retention", "set", "events", "--off"], ["retention", "plan"], ["retention", "run", "--yes"],
 ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _history, _health, _audit, _verification, _path, _lease, _queue,
+        _gates, _history, _health, _audit, _retention, _verification, _path, _lease, _queue,
     )  # fmt: skip
     for look in looks:
         try:
@@ -106,6 +106,16 @@ async def _audit(connection: Connection, worker: str) -> Finding:
             accepted = f", {row['accepted']} accepted as they are" if row["accepted"] else ""
             return Finding("ok", "audit", f"complete at {row['finished_at']:%Y-%m-%d %H:%M:%S}Z{accepted}")
     return Finding("ok", "audit", "none has ended yet", "iu-listen audit")
+
+
+async def _retention(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    on = [p for p in await census.rows(connection, "retention/policies") if p["enabled"]]
+    idle = [p["what"] for p in on if p["idle"]]
+    if idle:
+        hint = "Does its timer run? iu-listen retention plan"
+        return Finding("warn", "retention", f"no run for two days: {', '.join(idle)}", hint)
+    words = ", ".join(f"{p['what']} {p['keep']}" for p in on) or "off: everything is kept"
+    return Finding("ok", "retention", words)
 
 
 async def _verification(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
