@@ -47,7 +47,7 @@ SEED = {
 def apart() -> dict[str, set[str]]:
     """What stands beside it, by kind: everything of the package that is not the seed's (tests/house holds that list)."""
     objects: dict[str, set[str]] = {}
-    for file, kind, name in re.findall(r"\('(\S+)', '(\w+)', '(\S+)'\)", query("package_objects")):
+    for file, kind, name in re.findall(r"\('(\S+)', '(\w+)', '([^']+)'\)", query("package_objects")):
         if file not in migrate.SEED_FILES:
             objects.setdefault(kind, set()).add(name)
     return objects

@@ -41,7 +41,7 @@ async def fed(pair: Pair, *, stamped: bool = True, **options: str) -> AsyncItera
     """
     database = pair.new()
     source, target = pair.source.dsn(database), pair.target.dsn(database)
-    psql(pair.target, "postgres", f"create database {database}")
+    psql(pair.target, f"create database {database}")
     if stamped:
         await apply_package(source)
     else:
@@ -49,15 +49,15 @@ async def fed(pair: Pair, *, stamped: bool = True, **options: str) -> AsyncItera
             await migrate.apply_base(connection)
     await apply_package(target)
     await open_gate(target)
-    psql(pair.source, database, "create publication events for table event_outbox")
+    psql(pair.source, "create publication events for table event_outbox", database)
     path = f"host={pair.source.socket_dir} port={pair.source.port} user=postgres dbname={database}"
     given = ", ".join(f"{name} = {value}" for name, value in options.items())
     # Subscriptions of all databases share their names with the slots.
     psql(
         pair.target,
-        database,
         f"""create subscription {database} connection '{path} options=''-c logical_decoding_work_mem=64kB'''
                 publication events with ({given})""",
+        database,
     )
     try:
         async with connected(target) as admin:
@@ -65,7 +65,7 @@ async def fed(pair: Pair, *, stamped: bool = True, **options: str) -> AsyncItera
             await wait_until(lambda: admin.fetchval(ready), "the subscription is in step", 30)
         yield source, target
     finally:
-        psql(pair.target, database, f"drop subscription {database}")
+        psql(pair.target, f"drop subscription {database}", database)
 
 
 async def routed(connection: asyncpg.Connection, events: list[UUID]) -> None:
