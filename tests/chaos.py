@@ -40,7 +40,10 @@ class Proxy:
             writer.transport.abort()
 
     def swallow(self) -> None:
-        """Stall the connections that are open now, for good; new ones work, as behind a router that has restarted."""
+        """Stall the connections that are open now, for good; new ones work, as behind a router that has restarted.
+
+        Not even the end of a connection gets through.
+        """
         self._swallowed |= self._open
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -63,6 +66,9 @@ class Proxy:
         self._open |= ends
         self._tasks |= pumps
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        # Where nothing gets through for good, a goodbye does not either: each end has to find out for itself.
+        if writer in self._swallowed:
+            await asyncio.wait(pumps)
         for end in ends:
             end.transport.abort()
         self._open -= ends

@@ -122,7 +122,7 @@ class Pen:
     async def commit(self) -> None:
         """Commit, and say so to the model."""
         await self.session.execute("commit")
-        self.tx.fate = Fate.COMMITTED
+        self.tx.committed()
 
     async def rollback(self) -> None:
         """Roll back, and say so to the model."""
@@ -156,7 +156,7 @@ async def short(pen: Pen) -> None:
 async def single_statement(pen: Pen) -> None:
     """No BEGIN: the insert commits itself."""
     await pen.write()
-    pen.tx.fate = Fate.COMMITTED
+    pen.tx.committed()
 
 
 @kind("quick", 6)

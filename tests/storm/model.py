@@ -10,6 +10,7 @@ whoever holds it draws the subject's next turn from that row. A rollback gives t
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Transaction:
         undone: Those of them that do not count even if it commits: rolled back to a savepoint, of another domain.
         turns: (row, subject, turn) of the events that have a subject.
         gid: Its name, if it was prepared.
+        ended: When the answer to its COMMIT came, by the clock on the wall; 0: none came.
     """
 
     key: int
@@ -49,6 +51,11 @@ class Transaction:
     turns: tuple[tuple[int, int, int], ...] = ()
     fate: Fate = Fate.OPEN
     gid: str = ""
+    ended: float = 0.0
+
+    def committed(self) -> None:
+        """The answer to its COMMIT has come."""
+        self.fate, self.ended = Fate.COMMITTED, time.time()
 
     def event(self, row: int) -> UUID:
         """The id of one of its events."""
