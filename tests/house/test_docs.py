@@ -17,6 +17,9 @@ from iu_listen.model.settings import PREFIX, Settings
 from iu_listen.postgres.gates import GATES
 from iu_listen.postgres.probe import SCENARIOS
 from iu_listen.postgres.sqlfiles import all_files, base_files, package_files
+from storm import faults_heavy  # noqa: F401 it enters its faults into the table
+from storm.faults import FAULTS
+from storm.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -231,13 +234,20 @@ def test_every_page_can_be_found():
     assert [p for p in pages if f"({p}" not in text] == []
 
 
-def test_every_mutation_names_tests_that_exist():
-    """Each test that mutations.md names stands in the file that it names."""
+@pytest.mark.parametrize("name", ["docs/why/mutations.md", "docs/why/scenarios.md"])
+def test_every_test_that_a_table_names_exists(name):
+    """Each test stands in the file that is named for it, each kind and fault of the storm in its table."""
+    cells = re.findall(r"^\|.* \| ([^|]+) \|$", page(name), flags=re.MULTILINE)
     missing = []
-    for row in re.findall(r"^\| .* \| .* \| (`test_.*) \|$", page("docs/why/mutations.md"), flags=re.MULTILINE):
-        files = re.findall(r"`(test_\w+)`", row)
-        tests = "".join(f.read_text() for f in (ROOT / "tests").rglob("test_*.py") if f.stem in files)
-        names = [name for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", row) if not name.startswith("test_")]
-        missing += [f"{files}: {name}" for name in names if not re.search(rf"def test_\w*{name}\w*\(", tests)]
+    for file, names in re.findall(r"`(test_\w+)`: ([^;]+)", "\n;".join(cells)):
+        tests = "".join(f.read_text() for f in (ROOT / "tests").rglob(f"{file}.py"))
+        parts = [part.strip().lstrip("…_").partition("[")[0] for part in names.split(",")]
+        missing += [
+            f"{file}: {part}" for part in parts
+            if not part.startswith("and ") and not re.search(rf"def test_\w*{re.escape(part)}\w*\(", tests)
+        ]  # fmt: skip
+    for table, row in re.findall(r'(kind|fault) "([^"]+)"', "".join(cells)):
+        if row not in (KINDS if table == "kind" else FAULTS):
+            missing.append(f"{table} {row}")
 
     assert missing == []
