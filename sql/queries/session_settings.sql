@@ -1,10 +1,13 @@
 -- How long a dead host can hold anything, and how long a frozen one: for a session that is ours alone.
 --
--- $1 text  idle_session_timeout, e.g. 15000ms; 0 means never
+-- $1 text     idle_session_timeout, e.g. 15000ms; 0 means never
+-- $2 boolean  true: it may only look, listen and hold advisory locks
 
 select set_config('client_min_messages', 'warning', false),
        set_config('tcp_keepalives_idle', '5', false),
        set_config('tcp_keepalives_interval', '3', false),
        set_config('tcp_keepalives_count', '3', false),
        set_config('tcp_user_timeout', '10000', false),
-       set_config('idle_session_timeout', $1, false)
+       set_config('idle_session_timeout', $1, false),
+       set_config('default_transaction_read_only',
+                  case when $2 then 'on' else current_setting('default_transaction_read_only') end, false)

@@ -12,12 +12,14 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from chaos import Proxy
 from clusters import psql
 from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
 from iu_listen.postgres.bell import SLOTS
+from iu_listen.telemetry.logs import LogWatcher
 from lab.load import each_once, go_on, routed, write
 from lab.standby import frozen, promote, standby_of, synchronous
 from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in, sleepers
@@ -97,7 +99,7 @@ async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
         async with connected(primary.tcp_dsn()) as writer:
             events = {await insert_event(writer) for _ in range(20)}
         began = time.monotonic()
-        recorder = Recorder()
+        recorder = Logging()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_consume, path.dsn, recorder, over := anyio.Event())
 
@@ -113,6 +115,8 @@ async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
             # The first five come within a second, because most outages are short; then once a second on the average.
             assert len(failed) <= 5 + 2 * took
             assert recorder.of(BatchRan) == []
+            # And the log says the same once a minute.
+            assert [line["event"] for line in recorder.lines] == ["started", "session failed"]
 
             await fail_over(primary, standby)
             promoted = time.monotonic()
@@ -120,6 +124,21 @@ async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
             assert time.monotonic() - promoted < 4
             assert await each_once(standby.tcp_dsn()) == events
             over.set()
+
+
+class Logging(Recorder):
+    """One that also writes the log, as the service does, and keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with capture_logs() as self.lines:
+            self._log = LogWatcher()
+
+    def note(self, observation: Observation, /) -> None:
+        with capture_logs() as lines:
+            self._log.note(observation)
+        self.lines += lines
+        super().note(observation)
 
 
 async def _consume(dsn: str, recorder: Recorder, over: anyio.Event) -> None:

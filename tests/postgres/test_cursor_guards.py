@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from uuid import uuid4
+from collections import Counter
+from uuid import UUID, uuid4
 
+import anyio
 import asyncpg
 import pytest
 
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
-from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch
+from iu_listen.postgres.sqlfiles import query
+from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -147,6 +151,63 @@ async def test_events_older_than_the_package(substrate):
         assert await drain(worker, 3) == 8
         assert await attempted(worker) == [*reversed(events), young]
         assert await drain(worker) == 0
+
+
+async def test_events_older_than_the_package_may_be_left_out(substrate):
+    """A cursor that is put to now before it starts reads nothing that was written before, and everything after.
+
+    Fails when: a reset to now takes anything but a tick.
+    """
+    async with connected(substrate.dsn) as writer, connected(substrate.dsn) as late:
+        for _ in range(3):
+            await insert_event(writer)
+        async with session(substrate.dsn, name="tests") as connection:
+            await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+        await open_gate(substrate.dsn)
+        await insert_event(writer)
+        async with late.transaction():
+            events = [await insert_event(late)]
+            assert await writer.fetchval(query("reset_cursor"), WORKER, None)
+            events.append(await insert_event(writer))
+            assert await drain(writer) == 1
+        assert await drain(writer) == 1
+        assert set(await attempted(writer)) == set(events)
+
+
+async def test_the_package_is_applied_among_writers(substrate):
+    """While the package is applied writers go on without an error, no table is rewritten, and no event is missed.
+
+    Fails when: a column is added with a volatile default, or an index is built under a lock.
+    """
+    over = asyncio.Event()
+    written: list[UUID] = []
+
+    async def write() -> None:
+        async with connected(substrate.dsn) as writer:
+            while not over.is_set():
+                async with writer.transaction():
+                    written.append(await insert_event(writer))
+                    written.append(await insert_event(writer))
+
+    async def enough(more: int) -> bool:
+        return len(written) > more
+
+    place = "select pg_relation_filenode('event_outbox')"
+    async with connected(substrate.dsn) as admin, anyio.create_task_group() as tasks:
+        before = await admin.fetchval(place)
+        for _ in range(4):
+            tasks.start_soon(write)
+        await wait_until(lambda: enough(100), "writers write")
+        async with session(substrate.dsn, name="tests") as connection:
+            await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+        reached = len(written)
+        await wait_until(lambda: enough(reached + 100), "writers go on")
+        over.set()
+    await open_gate(substrate.dsn)
+    async with connected(substrate.dsn) as worker:
+        assert await worker.fetchval(place) == before
+        assert await drain(worker, 100) == len(written)
+        assert Counter(await attempted(worker)) == Counter(written)
 
 
 async def test_sequence_set_back(live):

@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from chaos import Proxy
+from cli.command import Running
 from conftest import Database, TestServer
 from iu_listen import embedded
 from iu_listen.app import PostgresSessions
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.asyncio
 QUICK = {"catch_up": 0.5, "deadline": 1, "batch_deadline": 1, "reconnect_max": 0.3}
 #: Only the bell wakes it, and after a loss it is back at once.
 EAGER = {**QUICK, **ONLY_THE_BELL, "reconnect_max": 0.1}
+#: It is still waiting for an answer when it is asked to stop.
+SLOW_TO_GIVE_UP = {"IU_LISTEN_DEADLINE": "60", "IU_LISTEN_BATCH_DEADLINE": "60", "IU_LISTEN_LEASE": "100"}
 #: The longest that finding a silent path may take: a sleep, a deadline, and a slow machine.
 FOUND = QUICK["catch_up"] + QUICK["deadline"] + 1
 
@@ -289,6 +292,27 @@ async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, aslee
             consumer.stop("SIGTERM")
             await recorder.wait_for(Stopped)
             assert time.monotonic() - began < 2 * QUICK["deadline"] + 1
+
+
+async def test_sigterm_while_nothing_answers_any_more(there):
+    """With its sessions silent and new ones never answered, SIGTERM ends the process within its grace, in order.
+    Fails when: a connect is waited for without an end, or a session is closed instead of dropped.
+    """
+    grace = 1
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
+        consumer = Running("run", "--log-format", "json", "--grace", str(grace), dsn=proxy.dsn, env=SLOW_TO_GIVE_UP)
+        try:
+            await sleep_sets_in(admin)
+            proxy.mute = True
+            proxy.swallow()
+            said = consumer.said.count("session failed")
+            await insert_event(admin)
+            await asyncio.to_thread(consumer.until_it_says, "session failed", said + 1)
+            began = time.monotonic()
+            assert await asyncio.to_thread(consumer.end) == 0
+            assert time.monotonic() - began < grace + 3
+        finally:
+            await asyncio.to_thread(consumer.close)
 
 
 async def _stuck(admin, recorder: Recorder, looks: int) -> bool:

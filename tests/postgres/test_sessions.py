@@ -7,6 +7,8 @@ import time
 from collections import Counter
 
 import anyio
+import asyncpg
+import psutil
 import pytest
 
 from iu_listen.app import PostgresSessions
@@ -137,6 +139,40 @@ async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
     async with sessions.outbox() as outbox, sessions.bell(lambda: None) as bell:
         assert await outbox._connection.fetchval(show) == "20s"
         assert await bell._connection.fetchval(show) == "30s"
+
+
+async def test_the_bell_session_writes_nothing(live):
+    """The server refuses what the bell session might write: its own lock would not keep its own trigger from silence.
+    Fails when: the bell session is not read-only.
+    """
+    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).bell(lambda: None) as bell:
+        assert await bell.arm()
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await insert_event(bell._connection)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_a_bell_that_is_ended_a_hundred_times_is_replaced_a_hundred_times(live):
+    """However often the bell session is ended, there is a new one, nothing of the old ones is left, and it wakes.
+    Fails when: a try to open the bell uses up anything, or a loss of it ends the loop that keeps it.
+    """
+    rounds = 100
+    sessions = (
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'iu-%'"
+    )
+    async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL, reconnect_max=0.1) as seen:
+        files, before = psutil.Process().num_fds(), await wait_until(lambda: admin.fetchval(sessions), "it is there")
+        for n in range(1, rounds + 1):
+            assert await admin.fetchval(KILL, f"iu-listen bell {WORKER}") == 1
+            await wait_until(lambda n=n: _count(seen, Listening, n + 1), "it listens again")
+        await sleep_sets_in(admin)
+        event = await insert_event(admin)
+        await routed(admin, [event], within=5)
+        assert {f.session for f in seen.of(SessionFailed)} == {"bell"}
+        assert len(seen.of(SessionFailed)) == rounds
+        assert await admin.fetchval(sessions) <= before + 1
+        assert psutil.Process().num_fds() <= files + 2
 
 
 async def test_an_event_that_commits_late_is_routed_when_it_commits(live):

@@ -1,7 +1,7 @@
 """The bell session: LISTEN, and the advisory lock that says "asleep". The protocol is in sql/worker/010_wake.up.sql.
 
 It is never pooled, never in a transaction, and never writes the outbox: its own lock would not keep its own
-trigger from staying silent.
+trigger from staying silent. So it is read-only.
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
     # Longer than the pause between the checks of watch(); a frozen process lets go of the bell after it.
     idle = max(settings.lease, 3 * settings.catch_up)
     try:
-        connection = await connect(
-            dsn, name=f"iu-listen bell {settings.worker}", deadline=settings.deadline, idle_timeout=idle
-        )
+        name = f"iu-listen bell {settings.worker}"
+        connection = await connect(dsn, name=name, deadline=settings.deadline, idle_timeout=idle, read_only=True)
     except (DatabaseUnreachable, ConfigurationError) as error:
         raise SessionLost(error.message, error.hint) from error
     ended, token, heard = Ring(), secrets.token_hex(8), Ring()

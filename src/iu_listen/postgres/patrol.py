@@ -52,7 +52,7 @@ async def lookout_session(settings: Settings) -> AsyncIterator[LookoutSession]:
     idle = max(settings.lease, 3 * settings.catch_up)
     try:
         name = f"iu-listen patrol {settings.worker}"
-        connection = await connect(settings.dsn, name=name, deadline=deadline, idle_timeout=idle)
+        connection = await connect(settings.dsn, name=name, deadline=deadline, idle_timeout=idle, read_only=True)
     except (DatabaseUnreachable, ConfigurationError) as error:
         kind = NoAnswer if isinstance(error.__cause__, TimeoutError) else SessionLost
         raise kind(error.message, error.hint) from error

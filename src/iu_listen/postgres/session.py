@@ -77,7 +77,9 @@ def _one_line(error: BaseException) -> str:
     return "no answer in time" if isinstance(error, TimeoutError) and not str(error) else mask(text)
 
 
-async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0) -> Connection:
+async def connect(
+    dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0, read_only: bool = False
+) -> Connection:
     """Open a session.
 
     Behind a pooler the session may be another one in every transaction: nothing is set there, because it would leak
@@ -88,6 +90,7 @@ async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: 
         name: application_name, for whoever looks into pg_stat_activity.
         deadline: Longest wait, in seconds.
         idle_timeout: After how many idle seconds the server ends the session; 0 means never.
+        read_only: The server refuses whatever it might write.
 
     Raises:
         DatabaseUnreachable: there is no session to be had.
@@ -110,7 +113,7 @@ async def connect(dsn: str | None, *, name: str, deadline: float, idle_timeout: 
                 async with connection.transaction():
                     connection.pooled = await connection.fetchval(query("backend_pid")) != connection.get_server_pid()
                 if not connection.pooled:
-                    await connection.fetchrow(query("session_settings"), f"{round(idle_timeout * 1000)}ms")
+                    await connection.fetchrow(query("session_settings"), f"{round(idle_timeout * 1000)}ms", read_only)
             except BaseException:
                 connection.terminate()
                 raise
