@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -324,6 +325,7 @@ def kinds(catalogue: list[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     relations = {"r": "table", "v": "view", "S": "sequence", "i": "index"}
     for line in catalogue:
-        kind, name, *rest = line.split(" ")
+        # A function's name holds its arguments, and a type may be of several words.
+        kind, name, *rest = re.findall(r"\S+\([^)]*\)|\S+", line)
         found.setdefault(relations[rest[0]] if kind == "class" else kind, set()).add(name)
     return found
