@@ -275,9 +275,9 @@ begin
                     union all
                     select n.event_ref, null, n.route_count, n.place, null from near n) u
              group by u.id
-            having count(u.event_seq) = 1
+            having count(u.event_seq) > 0
         )
-        select count(*), count(*) filter (where j.consumed),
+        select (select count(*) from page), count(*) filter (where j.consumed),
                array_agg(j.id) filter (where j.consumed and j.found < j.wanted),
                (array_agg(j.event_seq order by j.event_seq, j.id))[count(*)],
                (array_agg(j.id order by j.event_seq, j.id))[count(*)],

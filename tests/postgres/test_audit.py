@@ -25,13 +25,23 @@ async def page(
     return json.loads(await connection.fetchval("select fn_iu_audit_page($1, $2, $3)::text", worker, limit, number))
 
 
+async def go_on(
+    connection: asyncpg.Connection, number: int | None, limit: int = 1000, worker: str = WORKER
+) -> list[dict[str, Any]]:
+    """A pass from where it is to its end, which must come; what every step answered."""
+    answers: list[dict[str, Any]] = []
+    for _ in range(1000):
+        answers.append(await page(connection, limit, number, worker))
+        if answers[-1]["status"] not in ("walking", "confirming"):
+            assert answers[-1]["status"] == "passed", answers[-1]
+            return answers
+        number = answers[-1]["pass"]
+    raise AssertionError(f"after 1000 steps there is no end: {answers[-1]}")
+
+
 async def walk(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> list[dict[str, Any]]:
-    """A whole pass from the beginning; what every step answered."""
-    answers = [await page(connection, limit, 0, worker)]
-    while answers[-1]["status"] in ("walking", "confirming"):
-        answers.append(await page(connection, limit, answers[-1]["pass"], worker))
-    assert answers[-1]["status"] == "passed", answers[-1]
-    return answers
+    """A whole pass from the beginning."""
+    return await go_on(connection, 0, limit, worker)
 
 
 async def missing(connection: asyncpg.Connection, worker: str = WORKER) -> dict[UUID, tuple[int, int]]:
@@ -338,7 +348,7 @@ async def test_an_event_that_is_pruned_is_missed_no_more(live):
         await walk(worker)
         first = await page(worker, 5, 0)
         await worker.execute("delete from event_outbox where id = any ($1)", [*events[:2], *events[4:12]])
-        assert (await to_the_end(worker, first["pass"]))["missing"] == 1
+        assert (await go_on(worker, first["pass"], 5))[-1]["missing"] == 1
         assert set(await missing(worker)) == {events[2]}
 
 
@@ -384,13 +394,6 @@ async def test_nothing_in_flight_is_a_false_alarm(live):
 # -- passes --------------------------------------------------------------------------------------------------------
 
 
-async def to_the_end(connection: asyncpg.Connection, number: int) -> dict[str, Any]:
-    """Go on with a pass; its last answer."""
-    while (answer := await page(connection, 20, number))["status"] in ("walking", "confirming"):
-        pass
-    return answer
-
-
 async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
     """Whoever dies in the middle of a page loses that page only; the next one goes on, and looks at everything once.
     Fails when: the position is not kept with the page, or whoever comes next begins anew.
@@ -405,9 +408,7 @@ async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
         assert (await page(first, 30))["checked"] == 90
         await worker.execute("select pg_terminate_backend($1, 5000)", first.get_server_pid())
         first.terminate()
-        answers = [await page(worker, 30)]
-        while answers[-1]["status"] != "passed":
-            answers.append(await page(worker, 30))
+        answers = await go_on(worker, None, 30)
         assert [a["checked"] for a in answers] == [90, 100, 100]
         assert set(await missing(worker)) == {events[5], events[95]}
 
@@ -421,8 +422,8 @@ async def test_two_auditors_share_a_pass(live):
         await drain(one)
         await lose(one, events[50])
         first = await page(one, 20, 0)
-        ends = await asyncio.gather(*(to_the_end(who, first["pass"]) for who in (one, two)))
-        assert [(e["status"], e["checked"], e["missing"]) for e in ends] == [("passed", 100, 1)] * 2
+        ends = await asyncio.gather(*(go_on(who, first["pass"], 20) for who in (one, two)))
+        assert [(e[-1]["status"], e[-1]["checked"], e[-1]["missing"]) for e in ends] == [("passed", 100, 1)] * 2
         assert await one.fetchval("select pass from iu_audit") == 1
 
 
