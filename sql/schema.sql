@@ -1103,7 +1103,7 @@ COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it 
 
 CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN (NOT (EXISTS (SELECT FROM public.iu_audit_missing m WHERE ((m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL)))));
+    RETURN (NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL)))))));
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 

@@ -238,7 +238,7 @@ grant execute on function
 -- Whether the package is whole, and what the cursors have read.
 grant select (key) on public.dot_config to iu_listen_janitor;
 grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor to iu_listen_janitor;
-grant select (event_ref, accepted_at) on public.iu_audit_missing to iu_listen_janitor;
+grant select (worker_name, event_ref, accepted_at) on public.iu_audit_missing to iu_listen_janitor;
 
 -- FOR UPDATE SKIP LOCKED asks for UPDATE on one column, whichever. These are the ones that decide nothing.
 grant select (id, event_domain, created_at, xact_id, event_seq), update (traceparent), delete

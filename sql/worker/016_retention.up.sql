@@ -55,13 +55,14 @@ insert into public.iu_retention_policy (what, keep) values
 -- The one place for every other reader of the audit; run, plan and partitions ask it about every row. Whoever reads
 -- attempts, dead letters or the events behind them with a position of its own (the export of traces will) adds its
 -- condition here, by `create or replace` in a file of its own. Today it is the audit of completeness, which must be able
--- to repair what it misses.
+-- to repair what it misses; asked worker by worker, because that is how its list is indexed.
 create function public.fn_iu_retention_released(p_event_ref uuid)
 returns boolean
 language sql
 stable
-return not exists (select from public.iu_audit_missing m
-                    where m.event_ref = p_event_ref and m.accepted_at is null);
+return not exists (select from public.iu_route_worker_cursor w
+                     join public.iu_audit_missing m
+                       on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null);
 comment on function public.fn_iu_retention_released(uuid) is
     'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it.';
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -298,23 +298,29 @@ async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned,
         assert part in {row["partition"] for row in (await tend(partitioned.dsn)).done}
 
 
+@pytest.mark.parametrize("prepared", [False, True], ids=["open", "prepared"])
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
-async def test_a_writer_that_stays_is_named(partitioned, default):
-    """Whoever keeps a month from being taken off is said, by session and age, and nobody is held up for long."""
+async def test_a_writer_that_stays_is_named(partitioned, default, prepared):
+    """Whoever keeps a month from being taken off is said, by session or name and age, and nobody is held up for long."""
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as writer:
+        if prepared and await c.fetchval("show max_prepared_transactions") == "0":
+            pytest.skip("this server allows no prepared transactions")
         if default:
             await add_default(c)
         await drain(c)
         part = await month(c, 4)
         await writer.execute("set application_name = 'the slow one'")
-        late = writer.transaction()
-        await late.start()
+        await writer.execute("begin")
         await event(writer, 4)
-        tender = await tend(partitioned.dsn)
+        if prepared:
+            await writer.execute(f"prepare transaction '{(name := 'the slow one ' + uuid4().hex)}'")
+        try:
+            tender = await tend(partitioned.dsn)
+        finally:
+            await writer.execute(f"commit prepared '{name}'" if prepared else "commit")
         (held,) = [row for row in tender.held if row["partition"] == part]
         assert "the slow one" in held["why"]
-        assert "idle in transaction" in held["why"]
-        await late.commit()
+        assert ("prepared transaction" if prepared else "idle in transaction") in held["why"]
         assert await drain(c) == 1
 
 
