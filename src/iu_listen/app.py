@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from uuid import uuid4
 
 import anyio
@@ -29,10 +30,11 @@ class PostgresSessions:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer = uuid4()
+        self._former: list[tuple[int, datetime]] = []
 
     def outbox(self) -> AbstractAsyncContextManager[Outbox]:
         """Open the worker session."""
-        return worker_session(self._settings, self._consumer, __version__)
+        return worker_session(self._settings, self._consumer, __version__, self._former)
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
         """Open the bell session."""

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -87,8 +88,17 @@ class WorkerSession:
 
 
 @asynccontextmanager
-async def worker_session(settings: Settings, consumer: UUID, version: str) -> AsyncIterator[WorkerSession]:
+async def worker_session(
+    settings: Settings, consumer: UUID, version: str, former: list[tuple[int, datetime]]
+) -> AsyncIterator[WorkerSession]:
     """Open the worker session.
+
+    Args:
+        settings: Where, and how long anything may take.
+        consumer: Identity of the process, for its heartbeat.
+        version: Its version, for the same.
+        former: Sessions that this function opened before, by pid and beginning; it ends what is left of them, so that
+            none of them keeps the lease from this one, and adds the new one.
 
     Raises:
         SessionLost: no session can be had, or it leads to a server that takes no writes.
@@ -101,6 +111,13 @@ async def worker_session(settings: Settings, consumer: UUID, version: str) -> As
     try:
         if await ask(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost("the server takes no writes: it is a standby or read-only")
+        if not connection.pooled:
+            while former:
+                await ask(connection, settings.deadline, query("end_former"), *former.pop())
+            with errors_become_ours(), anyio.fail_after(settings.deadline):
+                mine = await connection.fetchrow(query("backend_identity"))
+            assert mine is not None
+            former.append((mine["pid"], mine["backend_start"]))
         session = WorkerSession(connection, settings, consumer, version)
         await session.prepare()
         yield session
