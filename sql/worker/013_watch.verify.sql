@@ -5,8 +5,9 @@ with checks (id, label, expected, observed) as (
            (select count(*)::text from pg_catalog.pg_proc p
              where p.pronamespace = 'public'::regnamespace and p.proname = 'fn_iu_outbox_consumed')
     union all
-    select 'W18', 'every trigger of ours fires always', '0',
-           (select count(*)::text from public.v_iu_culprit v where v.what = 'trigger')
+    select 'W18', 'watches can tell how workers are and who is in the way', '2',
+           (select count(*)::text from pg_catalog.pg_class k
+             where k.oid in (to_regclass('public.v_iu_worker_health'), to_regclass('public.v_iu_culprit')))
 )
 select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
   from checks c

@@ -65,6 +65,8 @@ async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
             seam_raises = await _seam_raises(connection)
         finally:
             await transaction.rollback()
+    # 007 came after the files that follow it.
+    checks.sort(key=lambda check: int(check.id[1:]))
     return [_judge(check, seam_raises, live) for check in checks]
 
 
