@@ -46,6 +46,10 @@ class BellSession:
         async with self._turn:
             try:
                 return await ask(self._connection, self._settings.deadline, statement, *args)
+            except SessionLost:
+                # The driver does not always tell of an end that a statement ran into.
+                self._ended.set()
+                raise
             except Refused as no:
                 # An exhausted lock table, a statement_timeout: the bell is lost then, not the work.
                 self._connection.terminate()
