@@ -300,8 +300,10 @@ async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned,
 
 @pytest.mark.parametrize("prepared", [False, True], ids=["open", "prepared"])
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
-async def test_a_writer_that_stays_is_named(partitioned, default, prepared):
+async def test_a_writer_that_stays_is_named(partitioned, default, prepared, monkeypatch):
     """Whoever keeps a month from being taken off is said, by session or name and age, and nobody is held up for long."""
+    # A minute of patience proves no more than two seconds.
+    monkeypatch.setattr(retention, "DETACH_MS", 2_000)
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as writer:
         if prepared and await c.fetchval("show max_prepared_transactions") == "0":
             pytest.skip("this server allows no prepared transactions")
