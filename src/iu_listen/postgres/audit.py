@@ -6,11 +6,10 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, SessionLost
 from iu_listen.model.facts import AuditPage
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import census
-from iu_listen.postgres.session import Connection, ask, connect
+from iu_listen.postgres.session import Connection, ask, connect_again
 from iu_listen.postgres.sqlfiles import query
 
 
@@ -45,10 +44,9 @@ async def audit_session(settings: Settings) -> AsyncIterator[AuditSession]:
     Raises:
         SessionLost: no session can be had.
     """
-    try:
-        connection = await connect(settings.dsn, name=f"iu-listen audit {settings.worker}", deadline=settings.deadline)
-    except (DatabaseUnreachable, ConfigurationError) as error:
-        raise SessionLost(error.message, error.hint) from error
+    connection = await connect_again(
+        settings.dsn, name=f"iu-listen audit {settings.worker}", deadline=settings.deadline
+    )
     try:
         yield AuditSession(connection, settings)
     finally:

@@ -15,10 +15,10 @@ import anyio
 
 from iu_listen.flow.ports import NoBell
 from iu_listen.flow.ring import Ring
-from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
+from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.facts import CHANNEL
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect, errors_become_ours
+from iu_listen.postgres.session import Connection, ask, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory locks that say "asleep"; the second is the slot. Known to the trigger.
@@ -95,11 +95,8 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
     dsn = settings.listen_dsn or settings.dsn
     # Longer than the pause between the checks of watch(); a frozen process lets go of the bell after it.
     idle = max(settings.lease, 3 * settings.catch_up)
-    try:
-        name = f"iu-listen bell {settings.worker}"
-        connection = await connect(dsn, name=name, deadline=settings.deadline, idle_timeout=idle, read_only=True)
-    except (DatabaseUnreachable, ConfigurationError) as error:
-        raise SessionLost(error.message, error.hint) from error
+    name = f"iu-listen bell {settings.worker}"
+    connection = await connect_again(dsn, name=name, deadline=settings.deadline, idle_timeout=idle, read_only=True)
     ended, token, heard = Ring(), secrets.token_hex(8), Ring()
 
     def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -132,10 +129,7 @@ async def _prove_that_it_hears(connection: Connection, settings: Settings, token
 
     pg_listening_channels() does not: behind a quiet pooler it names the channel, and notifications are lost.
     """
-    try:
-        other = await connect(settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline)
-    except (DatabaseUnreachable, ConfigurationError) as error:
-        raise SessionLost(error.message, error.hint) from error
+    other = await connect_again(settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline)
     try:
         # The usage is asked for what it does first: it frees what nobody needs any more. A queue that was full stays
         # full otherwise, even after the listener that blocked it is gone.

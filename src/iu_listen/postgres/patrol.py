@@ -8,10 +8,10 @@ from typing import Final
 
 import anyio
 
-from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, SessionLost
+from iu_listen.model.errors import NoAnswer
 from iu_listen.model.facts import Culprit
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect, errors_become_ours
+from iu_listen.postgres.session import Connection, ask, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: Longest wait for an answer, in seconds. Short: a dead path is to be found out, and nothing is lost by asking again.
@@ -50,12 +50,8 @@ async def lookout_session(settings: Settings) -> AsyncIterator[LookoutSession]:
     """
     deadline = min(DEADLINE, settings.deadline)
     idle = max(settings.lease, 3 * settings.catch_up)
-    try:
-        name = f"iu-listen patrol {settings.worker}"
-        connection = await connect(settings.dsn, name=name, deadline=deadline, idle_timeout=idle, read_only=True)
-    except (DatabaseUnreachable, ConfigurationError) as error:
-        kind = NoAnswer if isinstance(error.__cause__, TimeoutError) else SessionLost
-        raise kind(error.message, error.hint) from error
+    name = f"iu-listen patrol {settings.worker}"
+    connection = await connect_again(settings.dsn, name=name, deadline=deadline, idle_timeout=idle, read_only=True)
     try:
         yield LookoutSession(connection, deadline)
     finally:

@@ -135,6 +135,20 @@ async def connect(
         raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
 
 
+async def connect_again(dsn: str | None, **how: Any) -> Connection:
+    """As connect(), for the running consumer, which tries again whatever the reason.
+
+    Raises:
+        NoAnswer: nothing came back in time.
+        SessionLost: there is no session to be had.
+    """
+    try:
+        return await connect(dsn, **how)
+    except (DatabaseUnreachable, ConfigurationError) as error:
+        kind = NoAnswer if isinstance(error.__cause__, TimeoutError) else SessionLost
+        raise kind(error.message, error.hint) from error
+
+
 _DSN_HINT: Final = "It looks like postgresql://user:password@host:5432/database; give it with --dsn or IU_LISTEN_DSN."
 _REACH_HINT: Final = "Is the server running, and are host and port right? Give them with --dsn or IU_LISTEN_DSN."
 

@@ -14,10 +14,10 @@ from uuid import UUID
 
 import anyio
 
-from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, SessionLost
+from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, Prepared, ask, connect, errors_become_ours
+from iu_listen.postgres.session import Connection, Prepared, ask, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
@@ -104,10 +104,7 @@ async def worker_session(
         SessionLost: no session can be had, or it leads to a server that takes no writes.
     """
     name = f"iu-listen worker {settings.worker}"
-    try:
-        connection = await connect(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
-    except (DatabaseUnreachable, ConfigurationError) as error:
-        raise SessionLost(error.message, error.hint) from error
+    connection = await connect_again(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
     try:
         if await ask(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost("the server takes no writes: it is a standby or read-only")
