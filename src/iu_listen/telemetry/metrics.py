@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from typing import TYPE_CHECKING
 
 from iu_listen.model.observation import AuditPassed, BatchRan, Observation, WakeLost
 from iu_listen.telemetry.exporters import exporter, resource
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
 
 
 class MetricWatcher:
@@ -53,5 +54,9 @@ def metric_watcher(environ: Mapping[str, str]) -> MetricWatcher | None:
     found = exporter(environ, "metrics")
     if found is None:
         return None
+    # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+
     reader = PeriodicExportingMetricReader(found)
     return MetricWatcher(MeterProvider([reader], resource=resource(environ), shutdown_on_exit=False))
