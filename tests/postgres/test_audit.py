@@ -340,7 +340,9 @@ async def test_a_late_commit_behind_the_position_is_seen_by_the_next_pass(live):
 
 
 async def test_an_event_that_is_pruned_is_missed_no_more(live):
-    """A finding whose event is gone goes with it, and a pass survives that events vanish before and behind it."""
+    """A finding whose event is gone goes with it, and a pass survives that events vanish before and behind it.
+    Fails when: the confirmation keeps what has no event any more.
+    """
     async with connected(live.dsn) as worker:
         events = await write(worker, 20)
         await drain(worker)
@@ -350,6 +352,7 @@ async def test_an_event_that_is_pruned_is_missed_no_more(live):
         await worker.execute("delete from event_outbox where id = any ($1)", [*events[:2], *events[4:12]])
         assert (await go_on(worker, first["pass"], 5))[-1]["missing"] == 1
         assert set(await missing(worker)) == {events[2]}
+        assert await worker.fetchval("select missing from v_iu_audit where worker_name = $1", WORKER) == 1
 
 
 async def test_a_foreign_history_is_not_judged(live):

@@ -12,6 +12,7 @@ from conftest import Database, TestServer
 from iu_listen import embedded
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, SessionFailed
+from iu_listen.postgres import census
 from postgres.bells import ONLY_THE_BELL, full, listening, queue_filled, sleep_sets_in, somebody_asleep
 from support import attempted, connected, consuming, insert_event, open_gate, wait_until
 
@@ -53,6 +54,24 @@ async def test_a_full_queue_fails_no_writer(database):
         assert await full(writer)
         events = {await insert_event(writer) for _ in range(10)}
         assert {row["id"] for row in await writer.fetch("select id from event_outbox")} == events
+
+
+async def test_who_holds_the_queue_is_named(database):
+    """Who keeps the queue from being shortened is named, and when that session is ended the queue is empty.
+    Fails when: the view does not look at the queue, or names somebody who came later.
+    """
+    async with (
+        connected(database.dsn) as looker,
+        queue_filled(database.dsn, 0.5),
+        connected(database.dsn) as bystander,
+        bystander.transaction(),
+    ):
+        await bystander.fetchval("select 1")
+        (found,) = [c for c in await census.rows(looker, "culprits") if c["what"] == "notify_queue"]
+        assert found["state"] == "idle in transaction"
+        assert await looker.fetchval("select pg_terminate_backend($1, 10000)", found["pid"])
+        assert await looker.fetchval("select pg_notification_queue_usage()") < 0.1
+        assert [c for c in await census.rows(looker, "culprits") if c["what"] == "notify_queue"] == []
 
 
 async def test_a_consumer_that_starts_with_a_full_queue_polls(database):

@@ -288,6 +288,26 @@ async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
         assert await drain(worker) == 1
 
 
+async def test_a_cursor_beyond_an_open_writer_consumes_nothing(live):
+    """A cursor that somebody has put beyond a transaction in progress is an error while that lasts, and loses nothing.
+
+    Fails when: the tick may lie before the cursor.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as other:
+        transaction = late.transaction()
+        await transaction.start()
+        await insert_event(late)
+        await insert_event(other)
+        await worker.execute("""update iu_route_worker_cursor set prev = format('%1$s:%1$s:', x.xmax)::pg_snapshot
+                                  from pg_snapshot_xmax(pg_current_snapshot()) x(xmax)""")
+        await insert_event(other)
+        with pytest.raises(asyncpg.SerializationError, match="lies before the cursor"):
+            await run_batch(worker)
+        assert await attempted(worker) == []
+        await transaction.rollback()
+        assert await drain(worker) == 1
+
+
 # Arguments ----------------------------------------------------------------------------------------------
 
 

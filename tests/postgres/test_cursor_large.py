@@ -52,6 +52,40 @@ async def test_an_open_writer_makes_no_run_dearer(live):
         assert await worker.fetchval("select count(distinct event_ref) from iu_route_attempt") == 2001
 
 
+async def test_a_plan_does_not_depend_on_the_statistics_of_the_day(live):
+    """A session that made its plans when the log was tiny, and known to be, reads no more when it has become large.
+
+    Fails when: a run may choose sequential scans.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as other:
+        await other.execute("alter table event_outbox set (autovacuum_enabled = off)")
+        await insert_event(other)
+        await other.execute("analyze event_outbox")
+        assert await drain(worker) == 1
+        await other.execute(MANY, 5000)
+        assert await drain(worker) == 5000
+        before = await reads(worker)
+        for _ in range(10):
+            await insert_event(other)
+            assert await drain(worker) == 1
+        assert await reads(worker) - before < 500
+
+
+async def test_a_tick_is_never_sorted_to_be_paged(live):
+    """A backlog is read once, page by page, also where statistics make a tick look like a small part of a large log.
+
+    Fails when: a run may sort: it would read the rest of the tick anew for each page.
+    """
+    async with connected(live.dsn) as worker, connected(live.dsn) as other:
+        await other.execute(MANY, 5000)
+        assert await drain(worker) == 5000
+        await other.execute("analyze event_outbox")
+        await other.execute(MANY, 5000)
+        before = await reads(worker)
+        assert await drain(worker, 100) == 5000
+        assert await reads(worker) - before < 50_000
+
+
 #: What a run has allocated when its page is written.
 MEASURED = """
     create table measured (bytes bigint);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -72,6 +73,23 @@ async def routed(connection, events, within: float = 15) -> None:
 
     await wait_until(all_there, f"{len(events)} events are attempted", within)
     assert Counter(await attempted(connection)) == Counter(events)
+
+
+async def test_both_ends_have_the_kernel_look_for_a_dead_peer(there):
+    """Over TCP a host that is gone is noticed on both ends, even while nobody has anything to say to it.
+    Fails when: keepalive, or the bound for what is never acknowledged, is not asked for on one of the two ends.
+    """
+    sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn}))
+    show = """select array[current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval'),
+                           current_setting('tcp_keepalives_count'), current_setting('tcp_user_timeout')]"""
+    async with sessions.outbox() as outbox, sessions.bell(lambda: None) as bell:
+        for connection in (outbox._connection, bell._connection):
+            assert await connection.fetchval(show) == ["5", "3", "3", "10000"]
+            ours = connection._transport.get_extra_info("socket")
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            wanted = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+            there_are = {name: value for name, value in wanted.items() if hasattr(socket, name)}
+            assert {n: ours.getsockopt(socket.IPPROTO_TCP, getattr(socket, n)) for n in there_are} == there_are
 
 
 async def next_of(seen: Recorder, kind: type, before: int, timeout: float = 15) -> Observation:
