@@ -39,7 +39,7 @@ imports: $(READY) ## Who may import whom
 	@PYTHONPATH=src $(BIN)/lint-imports
 
 unit: $(READY) ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 # A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
 MINUTES ?= 2

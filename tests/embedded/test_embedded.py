@@ -28,7 +28,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQ
 
 # What a command does: use the server of IU_LISTEN_DATA_DIR, say so, and leave when its input ends.
 COMMAND = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by whatever a shell starts in the background
 from dataclasses import asdict
 from iu_listen.embedded import running
 with running(durable=False) as server:
