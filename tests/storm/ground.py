@@ -292,14 +292,18 @@ class Ground:
             "select (select pid from pg_locks where locktype = 'advisory' and classid = $1 and granted)", LEASE_KEY
         )
 
-    async def until_said(self, words: str, since: int = 0, within: float = PATIENCE) -> float:
-        """Wait until a consumer says these words, after so much of logs(); how long that took."""
+    async def until_said(self, words: str, before: int) -> float:
+        """Wait until a consumer says these words more often than ``before``; how long that took."""
         began = time.monotonic()
-        while words not in self.logs()[since:]:
-            if time.monotonic() - began > within:
-                raise TimeoutError(f"not said within {within} s: {words}")
+        while self.said(words) <= before:
+            if time.monotonic() - began > PATIENCE:
+                raise TimeoutError(f"not said within {PATIENCE} s: {words}")
             await asyncio.sleep(0.02)
         return time.monotonic() - began
+
+    def said(self, words: str) -> int:
+        """How often the consumers have said these words so far. Each has a log of its own, so no place in them is "since"."""
+        return self.logs().count(words)
 
     def logs(self) -> str:
         """What the consumers have said so far."""
