@@ -1050,6 +1050,106 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_retention_plan(p_keep interval, p_what text[]) IS 'What a run would remove now, and what holds back the rest that is old enough: one row for each verdict and culprit.';
 
+-- Name: iu_audit; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_audit (
+    worker_name text NOT NULL,
+    pass bigint DEFAULT 0 NOT NULL,
+    started_at timestamp with time zone,
+    pos_seq bigint,
+    pos_id uuid,
+    from_seq bigint,
+    until_seq bigint,
+    walked boolean DEFAULT false NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    suspects bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    near bigint DEFAULT 0 NOT NULL,
+    width bigint DEFAULT 0 NOT NULL,
+    codes text[] DEFAULT '{}'::text[] NOT NULL,
+    finished_at timestamp with time zone,
+    last_checked bigint,
+    last_seconds double precision,
+    CONSTRAINT iu_audit_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
+)
+WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
+
+-- Name: TABLE iu_audit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_audit IS 'The audit of each worker: the pass that is running, and the last one that ended.';
+
+-- Name: COLUMN iu_audit.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_audit.pass; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.pass IS 'Number of the pass that is running, else of the last one.';
+
+-- Name: COLUMN iu_audit.started_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.started_at IS 'When the running pass began. Null: none is running.';
+
+-- Name: COLUMN iu_audit.pos_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.pos_seq IS 'event_seq of the last event that the running pass has looked at.';
+
+-- Name: COLUMN iu_audit.pos_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.pos_id IS 'Id of that event.';
+
+-- Name: COLUMN iu_audit.from_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.from_seq IS 'Lowest event_seq when the running pass began.';
+
+-- Name: COLUMN iu_audit.until_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.until_seq IS 'Highest event_seq when the running pass began: there it ends.';
+
+-- Name: COLUMN iu_audit.walked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.walked IS 'True: the running pass has looked at every event, and has only to confirm what seemed to be missing.';
+
+-- Name: COLUMN iu_audit.checked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.checked IS 'Events behind the cursor that the running pass has looked at.';
+
+-- Name: COLUMN iu_audit.suspects; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.suspects IS 'Events that seem to be incomplete since the last confirmation.';
+
+-- Name: COLUMN iu_audit.missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.missing IS 'Incomplete events at the last confirmation, those that were accepted left out.';
+
+-- Name: COLUMN iu_audit.near; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.near IS 'Block of iu_route_attempt near which the attempts of the next page are expected.';
+
+-- Name: COLUMN iu_audit.width; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.width IS 'How many blocks are read there.';
+
+-- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.codes IS 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
+
+-- Name: COLUMN iu_audit.finished_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.finished_at IS 'When the last pass ended. Null: none ever did.';
+
+-- Name: COLUMN iu_audit.last_checked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.last_checked IS 'Events that the last pass looked at.';
+
+-- Name: COLUMN iu_audit.last_seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.last_seconds IS 'How long the last pass took, its pauses included.';
+
+-- Name: CONSTRAINT iu_audit_pos_chk ON iu_audit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_audit_pos_chk ON public.iu_audit IS 'A position exists only in a running pass.';
+
 -- Name: iu_audit_missing; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_audit_missing (
@@ -1099,15 +1199,253 @@ COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put befor
 
 COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it as it is: it is listed, and alarms no more.';
 
+-- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_outbound_route (
+    route_code text NOT NULL,
+    event_domain text NOT NULL,
+    event_type text NOT NULL,
+    event_stream text NOT NULL,
+    target_kind text NOT NULL,
+    target_ref text NOT NULL,
+    enabled boolean DEFAULT false NOT NULL,
+    dry_run boolean DEFAULT true NOT NULL,
+    fail_closed boolean DEFAULT true NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT iu_outbound_route_safe_chk CHECK (((enabled = false) OR (dry_run = true))),
+    CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
+);
+
+-- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
+
+-- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, part of every idempotency key.';
+
+-- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
+
+-- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
+
+-- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
+
+-- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
+
+-- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
+
+-- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
+
+-- Name: CONSTRAINT iu_outbound_route_safe_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbound_route_safe_chk ON public.iu_outbound_route IS 'No enabled route may deliver: enabled means dry_run.';
+
+-- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
+
+-- Name: iu_route_attempt; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_route_attempt (
+    id bigint NOT NULL,
+    event_ref uuid NOT NULL,
+    route_kind text NOT NULL,
+    route_code text NOT NULL,
+    status text NOT NULL,
+    decision text,
+    delivered boolean DEFAULT false NOT NULL,
+    failure_code text,
+    idempotency_key text NOT NULL,
+    attempt_no integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    finished_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    route_count smallint,
+    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    traceparent text,
+    CONSTRAINT iu_route_attempt_kind_chk CHECK ((route_kind = ANY (ARRAY['outbound'::text, 'inbound'::text]))),
+    CONSTRAINT iu_route_attempt_status_chk CHECK ((status = ANY (ARRAY['dry_run'::text, 'pending'::text, 'sent'::text, 'failed'::text, 'skipped'::text])))
+);
+
+-- Name: TABLE iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_route_attempt IS 'The audit: one row for every attempt to route an event, whatever came of it. Append-only.';
+
+-- Name: COLUMN iu_route_attempt.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.id IS 'Order of writing.';
+
+-- Name: COLUMN iu_route_attempt.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.event_ref IS 'The event. No foreign key: the log may be pruned, the audit stays.';
+
+-- Name: COLUMN iu_route_attempt.route_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.route_kind IS 'outbound or inbound.';
+
+-- Name: COLUMN iu_route_attempt.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.route_code IS 'The route, or (none) when no enabled route matched.';
+
+-- Name: COLUMN iu_route_attempt.status; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.status IS 'dry_run, pending, sent, failed or skipped.';
+
+-- Name: COLUMN iu_route_attempt.decision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.decision IS 'Why it has that status.';
+
+-- Name: COLUMN iu_route_attempt.delivered; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.delivered IS 'True only when something really left.';
+
+-- Name: COLUMN iu_route_attempt.failure_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.failure_code IS 'Machine-readable reason of a failure.';
+
+-- Name: COLUMN iu_route_attempt.idempotency_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.idempotency_key IS 'Same event and route, same key: a second decision is suppressed.';
+
+-- Name: COLUMN iu_route_attempt.attempt_no; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.attempt_no IS '1, and one more with every replay.';
+
+-- Name: COLUMN iu_route_attempt.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.created_at IS 'Start of the transaction that decided.';
+
+-- Name: COLUMN iu_route_attempt.finished_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.finished_at IS 'When the decision was made, within that transaction.';
+
+-- Name: COLUMN iu_route_attempt.route_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.route_count IS 'How many first attempts the decision about this event consists of. Null: written before that was counted, or a replay.';
+
+-- Name: COLUMN iu_route_attempt.xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.xact_id IS 'The top-level transaction that wrote it; what readers of the audit compare with snapshots.';
+
+-- Name: COLUMN iu_route_attempt.traceparent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.traceparent IS 'Trace context of the producer, copied from the event, which it outlives. Null: there was none.';
+
+-- Name: CONSTRAINT iu_route_attempt_kind_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_attempt_kind_chk ON public.iu_route_attempt IS 'The kinds that exist.';
+
+-- Name: CONSTRAINT iu_route_attempt_status_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_attempt_status_chk ON public.iu_route_attempt IS 'The states that exist.';
+
+-- Name: iu_trace_cursor; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_trace_cursor (
+    name text NOT NULL,
+    lineage uuid NOT NULL,
+    prev pg_snapshot NOT NULL,
+    tick pg_snapshot,
+    attempt_xid xid8 DEFAULT '0'::xid8 NOT NULL,
+    attempt_id bigint DEFAULT 0 NOT NULL,
+    letter_xid xid8 DEFAULT '0'::xid8 NOT NULL,
+    letter_id uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
+    exported bigint DEFAULT 0 NOT NULL,
+    rejected bigint DEFAULT 0 NOT NULL,
+    ignored bigint DEFAULT 0 NOT NULL,
+    last_export_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
+
+-- Name: TABLE iu_trace_cursor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_trace_cursor IS 'How far each export of traces has got. No row: nobody ever exported.';
+
+-- Name: COLUMN iu_trace_cursor.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.name IS 'Name of the export.';
+
+-- Name: COLUMN iu_trace_cursor.lineage; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor).';
+
+-- Name: COLUMN iu_trace_cursor.prev; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.prev IS 'All that is visible in this snapshot was accepted, or is older than the export.';
+
+-- Name: COLUMN iu_trace_cursor.tick; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.tick IS 'While a tick is partly exported: its snapshot.';
+
+-- Name: COLUMN iu_trace_cursor.attempt_xid; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.attempt_xid IS 'Transaction of the last attempt of the tick that was accepted.';
+
+-- Name: COLUMN iu_trace_cursor.attempt_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.attempt_id IS 'Id of that attempt.';
+
+-- Name: COLUMN iu_trace_cursor.letter_xid; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.letter_xid IS 'Transaction of the last dead letter of the tick that was accepted.';
+
+-- Name: COLUMN iu_trace_cursor.letter_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.letter_id IS 'Id of that dead letter.';
+
+-- Name: COLUMN iu_trace_cursor.exported; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.exported IS 'Spans that were accepted.';
+
+-- Name: COLUMN iu_trace_cursor.rejected; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.rejected IS 'Spans that the collector refused for good.';
+
+-- Name: COLUMN iu_trace_cursor.ignored; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.ignored IS 'Events whose trace context was malformed, and was ignored.';
+
+-- Name: COLUMN iu_trace_cursor.last_export_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.last_export_at IS 'When spans were last accepted.';
+
+-- Name: COLUMN iu_trace_cursor.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'When the export began. What is older is exported with --since.';
+
 -- Name: fn_iu_retention_released(uuid); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN (NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL)))))));
+    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))))))));
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it.';
+COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event: the audit misses nothing of it, and its attempts are exported.';
 
 -- Name: fn_iu_retention_run(text, integer, interval, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1371,9 +1709,9 @@ begin
             v_decision := 'delivered';
         end if;
         insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no)
+            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
         values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, v_status = 'sent',
-                d.idempotency_key, v_no);
+                d.idempotency_key, v_no, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
         -- A disabled route is an open question; an event that never had a route is answered.
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
@@ -1387,9 +1725,9 @@ begin
         begin
             insert into public.iu_route_attempt
                 (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                 idempotency_key, attempt_no)
+                 idempotency_key, attempt_no, traceparent)
             values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
-                    d.idempotency_key, v_no);
+                    d.idempotency_key, v_no, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
         exception when others then
             get stacked diagnostics v_state = returned_sqlstate, v_audit = message_text;
             if left(v_state, 2) <> all (v_faults) then
@@ -1628,6 +1966,7 @@ declare
     v_types         text[];
     v_streams       text[];
     v_seqs          bigint[];
+    v_contexts      text[];
     v_last_created  timestamptz;
     -- the parts of the page that are still to be routed, as [from, to]; the last one is next
     v_parts         integer[];
@@ -1766,13 +2105,15 @@ begin
             v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
         end if;
 
-        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq), count(*)
-          into v_ids, v_types, v_streams, v_seqs, v_page
-          from (select u.id, u.event_type, u.event_stream, u.event_seq
-                  from (select r.id, r.event_type, r.event_stream, r.event_seq
+        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq),
+               array_agg(q.traceparent), count(*)
+          into v_ids, v_types, v_streams, v_seqs, v_contexts, v_page
+          from (select u.id, u.event_type, u.event_stream, u.event_seq, u.traceparent
+                  from (select r.id, r.event_type, r.event_stream, r.event_seq, r.traceparent
                           from unnest(v_resolved) x(xid)
                          cross join lateral (
-                               select o.id, o.event_type, o.event_stream, o.event_seq
+                               select o.id, o.event_type, o.event_stream, o.event_seq,
+                                      public.fn_iu_trace_context(o.traceparent) as traceparent
                                  from public.event_outbox o
                                 where o.event_domain = c.event_domain and o.xact_id <= x.xid
                                   and (o.xact_id, o.event_seq, o.id) > (x.xid, v_after_seq, v_after_id)
@@ -1780,7 +2121,8 @@ begin
                                 order by o.xact_id, o.event_seq, o.id
                                 limit p_batch_limit - v_seen) r
                         union all
-                        (select o.id, o.event_type, o.event_stream, o.event_seq
+                        (select o.id, o.event_type, o.event_stream, o.event_seq,
+                                public.fn_iu_trace_context(o.traceparent) as traceparent
                            from public.event_outbox o
                           where o.event_domain = c.event_domain
                             and o.event_seq >= c.tick_floor
@@ -1806,7 +2148,7 @@ begin
                 with written as (
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no, route_count)
+                         idempotency_key, attempt_no, route_count, traceparent)
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
@@ -1816,9 +2158,9 @@ begin
                                 else 'no_route' end,
                            false,
                            'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1,
-                           coalesce((v_counts ->> r.route_code)::smallint, 1)
-                      from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
-                           with ordinality k(id, event_type, event_stream, n)
+                           coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
+                      from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi], v_contexts[v_lo:v_hi])
+                           with ordinality k(id, event_type, event_stream, traceparent, n)
                       left join unnest(v_routes) r
                         on r.event_domain = c.event_domain and r.event_type = k.event_type
                        and r.event_stream = k.event_stream and r.enabled
@@ -1870,10 +2212,11 @@ begin
                     perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no, route_count)
+                         idempotency_key, attempt_no, route_count, traceparent)
                     values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
                             'outbound:' || v_live.route_code || ':' || v_live.id, 1,
-                            coalesce((v_counts ->> v_live.route_code)::smallint, 1))
+                            coalesce((v_counts ->> v_live.route_code)::smallint, 1),
+                            public.fn_iu_trace_context(v_event ->> 'traceparent'))
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
@@ -1898,9 +2241,10 @@ begin
             begin
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no, route_count)
+                     idempotency_key, attempt_no, route_count, traceparent)
                 values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1))
+                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
+                        v_contexts[array_position(v_ids, v_bad.id)])
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
@@ -1964,7 +2308,8 @@ begin
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
         'skipped', v_skipped, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
-        'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at);
+        'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at,
+        'lineage', c.lineage, 'xact_id', pg_current_xact_id()::text);
 
     update public.iu_route_worker_cursor w
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
@@ -1981,6 +2326,424 @@ $$;
 -- Name: FUNCTION fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer) IS 'Routes the next page of events: claim, route, audit and cursor in one transaction. Answers what it did, or why not: master_gate_closed, worker_gate_closed, standby, foreign_history.';
+
+-- Name: fn_iu_span_id(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_span_id(p_what text, p_key text) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN COALESCE(NULLIF(encode(substr(sha256(convert_to(((p_what || ' '::text) || p_key), 'UTF8'::name)), 1, 8), 'hex'::text), repeat('0'::text, 16)), repeat('f'::text, 16));
+
+-- Name: FUNCTION fn_iu_span_id(p_what text, p_key text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, in hexadecimal, of an attempt (idempotency key, space, number), a dead letter (id) or an event (id).';
+
+-- Name: fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    update public.iu_trace_cursor t
+       set prev = case when p_done then t.tick else t.prev end,
+           tick = case when p_done then null else t.tick end,
+           attempt_xid = case when p_done then '0' else n.attempt_xid end,
+           attempt_id = case when p_done then 0 else n.attempt_id end,
+           letter_xid = case when p_done then '0' else n.letter_xid end,
+           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000' else n.letter_id end,
+           exported = t.exported + p_exported, rejected = t.rejected + p_rejected, ignored = t.ignored + p_ignored,
+           last_export_at = case when p_exported > 0 then clock_timestamp() else t.last_export_at end
+      from (select x.name, a.attempt_xid, a.attempt_id, l.letter_xid, l.letter_id
+              from public.iu_trace_cursor x
+             cross join lateral (select v.* from (values (x.attempt_xid, x.attempt_id), (p_attempt_xid, p_attempt_id))
+                                        v(attempt_xid, attempt_id) order by 1 desc, 2 desc limit 1) a
+             cross join lateral (select v.* from (values (x.letter_xid, x.letter_id), (p_letter_xid, p_letter_id))
+                                        v(letter_xid, letter_id) order by 1 desc, 2 desc limit 1) l
+             where x.name = p_name) n
+     where t.name = n.name and t.tick::text = p_tick::text;
+    return found;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves an export after a page was accepted; p_done ends its tick. False: that tick is not open any more.';
+
+-- Name: fn_iu_trace_again(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select jsonb_build_object(
+               'prev', '3:3:', 'tick', public.fn_iu_outbox_tick(), 'lineage', x.lineage,
+               'attempt', jsonb_build_array(coalesce(min(a.xact_id), pg_snapshot_xmax(public.fn_iu_outbox_tick())), 0),
+               'letter', jsonb_build_array(
+                   coalesce((select min(d.xact_id) from public.iu_route_dead_letter d where d.created_at >= p_since),
+                            pg_snapshot_xmax(public.fn_iu_outbox_tick())), '00000000-0000-0000-0000-000000000000'),
+               'attempts', count(a.id))
+      from public.iu_outbox_anchor x
+      left join public.iu_route_attempt a on a.created_at >= p_since
+     group by x.lineage
+$$;
+
+-- Name: FUNCTION fn_iu_trace_again(p_since timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) IS 'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers; and how many attempts that is.';
+
+-- Name: fn_iu_trace_commit_at(xid8); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    RETURN CASE WHEN (current_setting('track_commit_timestamp'::text) = 'on'::text) THEN pg_xact_commit_timestamp((p_xact_id)::xid) ELSE NULL::timestamp with time zone END;
+
+-- Name: FUNCTION fn_iu_trace_commit_at(p_xact_id xid8); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) IS 'When a transaction was committed; null where the server does not track that, or not any more.';
+
+-- Name: iu_route_dead_letter; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_route_dead_letter (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    route_kind text DEFAULT 'outbound'::text NOT NULL,
+    route_code text NOT NULL,
+    idempotency_key text NOT NULL,
+    attempt_no integer DEFAULT 1 NOT NULL,
+    event_snapshot jsonb NOT NULL,
+    failure_code text NOT NULL,
+    failure_detail text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    replay_count integer DEFAULT 0 NOT NULL,
+    last_replay_at timestamp with time zone,
+    resolved_at timestamp with time zone,
+    resolution text,
+    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT iu_route_dead_letter_resolved_chk CHECK (((resolved_at IS NULL) = (resolution IS NULL)))
+);
+
+-- Name: TABLE iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_route_dead_letter IS 'Events that could not be routed, whole, so that a replay reads nothing else. Resolved, never deleted.';
+
+-- Name: COLUMN iu_route_dead_letter.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.id IS 'Identity of the dead letter.';
+
+-- Name: COLUMN iu_route_dead_letter.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.worker_name IS 'The worker that gave up.';
+
+-- Name: COLUMN iu_route_dead_letter.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.event_ref IS 'The event.';
+
+-- Name: COLUMN iu_route_dead_letter.route_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.route_kind IS 'outbound or inbound.';
+
+-- Name: COLUMN iu_route_dead_letter.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.route_code IS 'The route, or (none) when no enabled route matched.';
+
+-- Name: COLUMN iu_route_dead_letter.idempotency_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.idempotency_key IS 'Key of its attempts; one dead letter each.';
+
+-- Name: COLUMN iu_route_dead_letter.attempt_no; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.attempt_no IS 'Number of the last attempt made for it. 0: not even its failure could be written to the audit.';
+
+-- Name: COLUMN iu_route_dead_letter.event_snapshot; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.event_snapshot IS 'The whole event as it was.';
+
+-- Name: COLUMN iu_route_dead_letter.failure_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.failure_code IS 'Machine-readable reason.';
+
+-- Name: COLUMN iu_route_dead_letter.failure_detail; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.failure_detail IS 'SQLSTATE and message of what went wrong.';
+
+-- Name: COLUMN iu_route_dead_letter.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.created_at IS 'When it was given up.';
+
+-- Name: COLUMN iu_route_dead_letter.replay_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.replay_count IS 'How many replays were tried.';
+
+-- Name: COLUMN iu_route_dead_letter.last_replay_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.last_replay_at IS 'When the last replay was tried.';
+
+-- Name: COLUMN iu_route_dead_letter.resolved_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.resolved_at IS 'When it was resolved. Null: open.';
+
+-- Name: COLUMN iu_route_dead_letter.resolution; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How it was resolved.';
+
+-- Name: COLUMN iu_route_dead_letter.xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_dead_letter.xact_id IS 'The top-level transaction that wrote it; what readers compare with snapshots.';
+
+-- Name: CONSTRAINT iu_route_dead_letter_resolved_chk ON iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_dead_letter_resolved_chk ON public.iu_route_dead_letter IS 'Resolved means: when, and how.';
+
+-- Name: v_iu_trace_attempt; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_trace_attempt AS
+ SELECT a.xact_id,
+    a.id,
+    a.event_ref,
+    a.route_kind,
+    a.route_code,
+    a.status,
+    a.decision,
+    a.failure_code,
+    a.idempotency_key,
+    a.attempt_no,
+    GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(a.created_at, now())) AS created_at,
+    GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(a.finished_at, now())) AS finished_at,
+    a.traceparent,
+        CASE
+            WHEN (o.id IS NOT NULL) THEN GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(o.created_at, a.finished_at, now()))
+            ELSE NULL::timestamp with time zone
+        END AS event_at,
+        CASE
+            WHEN (o.id IS NOT NULL) THEN public.fn_iu_trace_commit_at(o.xact_id)
+            ELSE NULL::timestamp with time zone
+        END AS commit_at,
+    o.event_domain,
+    o.event_type,
+    COALESCE((o.event_subject_ref)::text, o.canonical_address) AS subject,
+    o.correlation_id,
+    o.traceparent AS event_context,
+    d.id AS letter_id,
+    d.failure_detail
+   FROM ((public.iu_route_attempt a
+     LEFT JOIN public.event_outbox o ON ((o.id = a.event_ref)))
+     LEFT JOIN public.iu_route_dead_letter d ON (((d.idempotency_key = a.idempotency_key) AND ((a.attempt_no > 1) OR (a.status = 'failed'::text)))));
+
+-- Name: VIEW v_iu_trace_attempt; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_trace_attempt IS 'What the span of an attempt, and that of its event, is made of.';
+
+-- Name: fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer) RETURNS SETOF public.v_iu_trace_attempt
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_from     constant xid8 := pg_snapshot_xmax(p_prev);
+    v_to       constant xid8 := pg_snapshot_xmax(p_tick);
+    v_open     constant xid8[] := array(select pg_snapshot_xip(p_tick));
+    v_resolved constant xid8[] := array(select x.xid from pg_snapshot_xip(p_prev) x(xid)
+                                         where pg_visible_in_snapshot(x.xid, p_tick) order by x.xid);
+begin
+    return query
+    select u.*
+      from (select r.*
+              from unnest(v_resolved) x(xid)
+             cross join lateral (
+                   select s.* from public.v_iu_trace_attempt s
+                    where s.xact_id <= x.xid and s.xact_id >= x.xid and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+                    order by s.xact_id, s.id limit p_limit) r
+            union all
+            (select s.* from public.v_iu_trace_attempt s
+              where s.xact_id >= v_from and s.xact_id < v_to and s.xact_id <> all (v_open)
+                and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+              order by s.xact_id, s.id limit p_limit)) u
+     order by u.xact_id, u.id
+     limit p_limit;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer) IS 'The next attempts that are visible in p_tick and not in p_prev.';
+
+-- Name: fn_iu_trace_context(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_context(p_traceparent text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((length(p_traceparent) = 55) AND (p_traceparent ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'::text)) THEN p_traceparent ELSE NULL::text END;
+
+-- Name: FUNCTION fn_iu_trace_context(p_traceparent text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_context(p_traceparent text) IS 'The trace context, if it is a valid one of W3C version 00; else null. Malformed context is no error.';
+
+-- Name: fn_iu_trace_id(uuid, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN COALESCE(substr(public.fn_iu_trace_context(p_traceparent), 4, 32), NULLIF(replace((p_event_ref)::text, '-'::text, ''::text), repeat('0'::text, 32)), repeat('f'::text, 32));
+
+-- Name: FUNCTION fn_iu_trace_id(p_event_ref uuid, p_traceparent text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) IS 'Trace id of all that happens to an event, in hexadecimal: its producer''s, else its own id without dashes.';
+
+-- Name: v_iu_trace_letter; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_trace_letter AS
+ SELECT d.xact_id,
+    d.id,
+    d.worker_name,
+    d.event_ref,
+    d.route_kind,
+    d.route_code,
+    d.idempotency_key,
+    d.failure_code,
+    d.failure_detail,
+    GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(d.created_at, now())) AS created_at,
+    public.fn_iu_trace_context((d.event_snapshot ->> 'traceparent'::text)) AS traceparent,
+    (d.event_snapshot ->> 'event_domain'::text) AS event_domain,
+    (d.event_snapshot ->> 'event_type'::text) AS event_type,
+    COALESCE((d.event_snapshot ->> 'event_subject_ref'::text), (d.event_snapshot ->> 'canonical_address'::text)) AS subject,
+    (d.event_snapshot ->> 'correlation_id'::text) AS correlation_id,
+        CASE
+            WHEN (a.id IS NOT NULL) THEN GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(a.finished_at, now()))
+            ELSE NULL::timestamp with time zone
+        END AS first_attempt_at
+   FROM (public.iu_route_dead_letter d
+     LEFT JOIN public.iu_route_attempt a ON (((a.idempotency_key = d.idempotency_key) AND (a.attempt_no = 1))));
+
+-- Name: VIEW v_iu_trace_letter; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_trace_letter IS 'What the span of a dead letter is made of.';
+
+-- Name: fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) RETURNS SETOF public.v_iu_trace_letter
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_from     constant xid8 := pg_snapshot_xmax(p_prev);
+    v_to       constant xid8 := pg_snapshot_xmax(p_tick);
+    v_open     constant xid8[] := array(select pg_snapshot_xip(p_tick));
+    v_resolved constant xid8[] := array(select x.xid from pg_snapshot_xip(p_prev) x(xid)
+                                         where pg_visible_in_snapshot(x.xid, p_tick) order by x.xid);
+begin
+    return query
+    select u.*
+      from (select r.*
+              from unnest(v_resolved) x(xid)
+             cross join lateral (
+                   select s.* from public.v_iu_trace_letter s
+                    where s.xact_id <= x.xid and s.xact_id >= x.xid and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+                    order by s.xact_id, s.id limit p_limit) r
+            union all
+            (select s.* from public.v_iu_trace_letter s
+              where s.xact_id >= v_from and s.xact_id < v_to and s.xact_id <> all (v_open)
+                and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+              order by s.xact_id, s.id limit p_limit)) u
+     order by u.xact_id, u.id
+     limit p_limit;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) IS 'The next dead letters that are visible in p_tick and not in p_prev.';
+
+-- Name: fn_iu_trace_register(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_register(p_name text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    if not exists (select from public.iu_trace_cursor t where t.name = p_name) then
+        insert into public.iu_trace_cursor (name, lineage, prev)
+        select p_name, x.lineage, public.fn_iu_outbox_tick() from public.iu_outbox_anchor x
+        on conflict (name) do nothing;
+    end if;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_trace_register(p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_register(p_name text) IS 'Begins an export, from now on; nothing if it has begun already.';
+
+-- Name: fn_iu_trace_tick(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_tick(p_name text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    t         public.iu_trace_cursor;
+    v_refusal text;
+    v_open    xid8[];
+    v_from    xid8;
+begin
+    select x.* into t from public.iu_trace_cursor x where x.name = p_name;
+    if not found then
+        raise exception 'no export is called %', p_name using errcode = 'no_data_found';
+    end if;
+    v_refusal := public.fn_iu_outbox_refusal(t.lineage, t.prev);
+    if v_refusal is not null then
+        return jsonb_build_object('status', 'refused', 'reason', v_refusal);
+    end if;
+    if t.tick is null then
+        v_open := array(select pg_snapshot_xip(t.prev));
+        v_from := pg_snapshot_xmax(t.prev);
+        if not exists (select from (select a.id from public.iu_route_attempt a where a.xact_id >= v_from
+                                     order by a.xact_id limit 1) new)
+           and not exists (select from (select d.id from public.iu_route_dead_letter d where d.xact_id >= v_from
+                                         order by d.xact_id limit 1) new)
+           and not exists (select from unnest(v_open) x(xid)
+                            cross join lateral (select a.id from public.iu_route_attempt a
+                                                 where a.xact_id between x.xid and x.xid
+                                                 order by a.xact_id limit 1) ended)
+           and not exists (select from unnest(v_open) x(xid)
+                            cross join lateral (select d.id from public.iu_route_dead_letter d
+                                                 where d.xact_id between x.xid and x.xid
+                                                 order by d.xact_id limit 1) ended) then
+            return jsonb_build_object('status', 'idle');
+        end if;
+        select x.* into t from public.iu_trace_cursor x where x.name = p_name for update;
+        -- After the lock, in a statement of its own (009).
+        if t.tick is null then
+            select public.fn_iu_outbox_tick() into t.tick;
+            update public.iu_trace_cursor x set tick = t.tick where x.name = p_name;
+        end if;
+    end if;
+    return jsonb_build_object(
+        'status', 'tick', 'prev', t.prev, 'tick', t.tick, 'lineage', t.lineage, 'attempt', jsonb_build_array(t.attempt_xid, t.attempt_id),
+        'letter', jsonb_build_array(t.letter_xid, t.letter_id));
+end
+$$;
+
+-- Name: FUNCTION fn_iu_trace_tick(p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_tick(p_name text) IS 'Answers tick (which, and how far it was accepted), idle, or refused (and why).';
 
 -- Name: dot_config; Type: TABLE; Schema: public; Owner: -
 
@@ -2095,106 +2858,6 @@ COMMENT ON COLUMN public.information_unit.title IS 'What it is called.';
 -- Name: COLUMN information_unit.created_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.information_unit.created_at IS 'When it was born.';
-
--- Name: iu_audit; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_audit (
-    worker_name text NOT NULL,
-    pass bigint DEFAULT 0 NOT NULL,
-    started_at timestamp with time zone,
-    pos_seq bigint,
-    pos_id uuid,
-    from_seq bigint,
-    until_seq bigint,
-    walked boolean DEFAULT false NOT NULL,
-    checked bigint DEFAULT 0 NOT NULL,
-    suspects bigint DEFAULT 0 NOT NULL,
-    missing bigint DEFAULT 0 NOT NULL,
-    near bigint DEFAULT 0 NOT NULL,
-    width bigint DEFAULT 0 NOT NULL,
-    codes text[] DEFAULT '{}'::text[] NOT NULL,
-    finished_at timestamp with time zone,
-    last_checked bigint,
-    last_seconds double precision,
-    CONSTRAINT iu_audit_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
-)
-WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
-
--- Name: TABLE iu_audit; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_audit IS 'The audit of each worker: the pass that is running, and the last one that ended.';
-
--- Name: COLUMN iu_audit.worker_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.worker_name IS 'Name of the worker.';
-
--- Name: COLUMN iu_audit.pass; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.pass IS 'Number of the pass that is running, else of the last one.';
-
--- Name: COLUMN iu_audit.started_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.started_at IS 'When the running pass began. Null: none is running.';
-
--- Name: COLUMN iu_audit.pos_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.pos_seq IS 'event_seq of the last event that the running pass has looked at.';
-
--- Name: COLUMN iu_audit.pos_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.pos_id IS 'Id of that event.';
-
--- Name: COLUMN iu_audit.from_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.from_seq IS 'Lowest event_seq when the running pass began.';
-
--- Name: COLUMN iu_audit.until_seq; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.until_seq IS 'Highest event_seq when the running pass began: there it ends.';
-
--- Name: COLUMN iu_audit.walked; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.walked IS 'True: the running pass has looked at every event, and has only to confirm what seemed to be missing.';
-
--- Name: COLUMN iu_audit.checked; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.checked IS 'Events behind the cursor that the running pass has looked at.';
-
--- Name: COLUMN iu_audit.suspects; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.suspects IS 'Events that seem to be incomplete since the last confirmation.';
-
--- Name: COLUMN iu_audit.missing; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.missing IS 'Incomplete events at the last confirmation, those that were accepted left out.';
-
--- Name: COLUMN iu_audit.near; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.near IS 'Block of iu_route_attempt near which the attempts of the next page are expected.';
-
--- Name: COLUMN iu_audit.width; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.width IS 'How many blocks are read there.';
-
--- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.codes IS 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
-
--- Name: COLUMN iu_audit.finished_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.finished_at IS 'When the last pass ended. Null: none ever did.';
-
--- Name: COLUMN iu_audit.last_checked; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.last_checked IS 'Events that the last pass looked at.';
-
--- Name: COLUMN iu_audit.last_seconds; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit.last_seconds IS 'How long the last pass took, its pauses included.';
-
--- Name: CONSTRAINT iu_audit_pos_chk ON iu_audit; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_audit_pos_chk ON public.iu_audit IS 'A position exists only in a running pass.';
 
 -- Name: iu_consumer_heartbeat; Type: TABLE; Schema: public; Owner: -
 
@@ -2345,75 +3008,6 @@ COMMENT ON COLUMN public.iu_migration.evidence IS 'What the gates showed when it
 
 COMMENT ON CONSTRAINT iu_migration_checksum_chk ON public.iu_migration IS 'SHA-256 in hexadecimal.';
 
--- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_outbound_route (
-    route_code text NOT NULL,
-    event_domain text NOT NULL,
-    event_type text NOT NULL,
-    event_stream text NOT NULL,
-    target_kind text NOT NULL,
-    target_ref text NOT NULL,
-    enabled boolean DEFAULT false NOT NULL,
-    dry_run boolean DEFAULT true NOT NULL,
-    fail_closed boolean DEFAULT true NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT iu_outbound_route_safe_chk CHECK (((enabled = false) OR (dry_run = true))),
-    CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
-);
-
--- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
-
--- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, part of every idempotency key.';
-
--- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
-
--- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
-
--- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
-
--- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
-
--- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
-
--- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
-
--- Name: CONSTRAINT iu_outbound_route_safe_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_outbound_route_safe_chk ON public.iu_outbound_route IS 'No enabled route may deliver: enabled means dry_run.';
-
--- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
-
 -- Name: iu_outbox_anchor; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_outbox_anchor (
@@ -2502,90 +3096,6 @@ COMMENT ON CONSTRAINT iu_retention_policy_keep_positive ON public.iu_retention_p
 
 COMMENT ON CONSTRAINT iu_retention_policy_what_chk ON public.iu_retention_policy IS 'What there are policies for.';
 
--- Name: iu_route_attempt; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_route_attempt (
-    id bigint NOT NULL,
-    event_ref uuid NOT NULL,
-    route_kind text NOT NULL,
-    route_code text NOT NULL,
-    status text NOT NULL,
-    decision text,
-    delivered boolean DEFAULT false NOT NULL,
-    failure_code text,
-    idempotency_key text NOT NULL,
-    attempt_no integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    finished_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    route_count smallint,
-    CONSTRAINT iu_route_attempt_kind_chk CHECK ((route_kind = ANY (ARRAY['outbound'::text, 'inbound'::text]))),
-    CONSTRAINT iu_route_attempt_status_chk CHECK ((status = ANY (ARRAY['dry_run'::text, 'pending'::text, 'sent'::text, 'failed'::text, 'skipped'::text])))
-);
-
--- Name: TABLE iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_route_attempt IS 'The audit: one row for every attempt to route an event, whatever came of it. Append-only.';
-
--- Name: COLUMN iu_route_attempt.id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.id IS 'Order of writing.';
-
--- Name: COLUMN iu_route_attempt.event_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.event_ref IS 'The event. No foreign key: the log may be pruned, the audit stays.';
-
--- Name: COLUMN iu_route_attempt.route_kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.route_kind IS 'outbound or inbound.';
-
--- Name: COLUMN iu_route_attempt.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.route_code IS 'The route, or (none) when no enabled route matched.';
-
--- Name: COLUMN iu_route_attempt.status; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.status IS 'dry_run, pending, sent, failed or skipped.';
-
--- Name: COLUMN iu_route_attempt.decision; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.decision IS 'Why it has that status.';
-
--- Name: COLUMN iu_route_attempt.delivered; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.delivered IS 'True only when something really left.';
-
--- Name: COLUMN iu_route_attempt.failure_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.failure_code IS 'Machine-readable reason of a failure.';
-
--- Name: COLUMN iu_route_attempt.idempotency_key; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.idempotency_key IS 'Same event and route, same key: a second decision is suppressed.';
-
--- Name: COLUMN iu_route_attempt.attempt_no; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.attempt_no IS '1, and one more with every replay.';
-
--- Name: COLUMN iu_route_attempt.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.created_at IS 'Start of the transaction that decided.';
-
--- Name: COLUMN iu_route_attempt.finished_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.finished_at IS 'When the decision was made, within that transaction.';
-
--- Name: COLUMN iu_route_attempt.route_count; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_attempt.route_count IS 'How many first attempts the decision about this event consists of. Null: written before that was counted, or a replay.';
-
--- Name: CONSTRAINT iu_route_attempt_kind_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_route_attempt_kind_chk ON public.iu_route_attempt IS 'The kinds that exist.';
-
--- Name: CONSTRAINT iu_route_attempt_status_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_route_attempt_status_chk ON public.iu_route_attempt IS 'The states that exist.';
-
 -- Name: iu_route_attempt_id_seq; Type: SEQUENCE; Schema: public; Owner: -
 
 ALTER TABLE public.iu_route_attempt ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
@@ -2596,95 +3106,6 @@ ALTER TABLE public.iu_route_attempt ALTER COLUMN id ADD GENERATED ALWAYS AS IDEN
     NO MAXVALUE
     CACHE 1
 );
-
--- Name: iu_route_dead_letter; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_route_dead_letter (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    worker_name text NOT NULL,
-    event_ref uuid NOT NULL,
-    route_kind text DEFAULT 'outbound'::text NOT NULL,
-    route_code text NOT NULL,
-    idempotency_key text NOT NULL,
-    attempt_no integer DEFAULT 1 NOT NULL,
-    event_snapshot jsonb NOT NULL,
-    failure_code text NOT NULL,
-    failure_detail text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    replay_count integer DEFAULT 0 NOT NULL,
-    last_replay_at timestamp with time zone,
-    resolved_at timestamp with time zone,
-    resolution text,
-    CONSTRAINT iu_route_dead_letter_resolved_chk CHECK (((resolved_at IS NULL) = (resolution IS NULL)))
-);
-
--- Name: TABLE iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_route_dead_letter IS 'Events that could not be routed, whole, so that a replay reads nothing else. Resolved, never deleted.';
-
--- Name: COLUMN iu_route_dead_letter.id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.id IS 'Identity of the dead letter.';
-
--- Name: COLUMN iu_route_dead_letter.worker_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.worker_name IS 'The worker that gave up.';
-
--- Name: COLUMN iu_route_dead_letter.event_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.event_ref IS 'The event.';
-
--- Name: COLUMN iu_route_dead_letter.route_kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.route_kind IS 'outbound or inbound.';
-
--- Name: COLUMN iu_route_dead_letter.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.route_code IS 'The route, or (none) when no enabled route matched.';
-
--- Name: COLUMN iu_route_dead_letter.idempotency_key; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.idempotency_key IS 'Key of its attempts; one dead letter each.';
-
--- Name: COLUMN iu_route_dead_letter.attempt_no; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.attempt_no IS 'Number of the last attempt made for it. 0: not even its failure could be written to the audit.';
-
--- Name: COLUMN iu_route_dead_letter.event_snapshot; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.event_snapshot IS 'The whole event as it was.';
-
--- Name: COLUMN iu_route_dead_letter.failure_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.failure_code IS 'Machine-readable reason.';
-
--- Name: COLUMN iu_route_dead_letter.failure_detail; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.failure_detail IS 'SQLSTATE and message of what went wrong.';
-
--- Name: COLUMN iu_route_dead_letter.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.created_at IS 'When it was given up.';
-
--- Name: COLUMN iu_route_dead_letter.replay_count; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.replay_count IS 'How many replays were tried.';
-
--- Name: COLUMN iu_route_dead_letter.last_replay_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.last_replay_at IS 'When the last replay was tried.';
-
--- Name: COLUMN iu_route_dead_letter.resolved_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.resolved_at IS 'When it was resolved. Null: open.';
-
--- Name: COLUMN iu_route_dead_letter.resolution; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How it was resolved.';
-
--- Name: CONSTRAINT iu_route_dead_letter_resolved_chk ON iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_route_dead_letter_resolved_chk ON public.iu_route_dead_letter IS 'Resolved means: when, and how.';
 
 -- Name: iu_tree_path; Type: TABLE; Schema: public; Owner: -
 
@@ -3029,6 +3450,29 @@ CREATE VIEW public.v_iu_event_backlog AS
 
 COMMENT ON VIEW public.v_iu_event_backlog IS 'How many committed events each worker has not read yet, and since when the oldest waits.';
 
+-- Name: v_iu_route_attempt; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_route_attempt AS
+ SELECT id,
+    event_ref,
+    route_kind,
+    route_code,
+    status,
+    decision,
+    delivered,
+    failure_code,
+    idempotency_key,
+    attempt_no,
+    created_at,
+    finished_at,
+    public.fn_iu_trace_id(event_ref, traceparent) AS trace_id,
+    public.fn_iu_span_id('attempt'::text, ((idempotency_key || ' '::text) || attempt_no)) AS span_id
+   FROM public.iu_route_attempt a;
+
+-- Name: VIEW v_iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with the trace and the span that it is in a tracing backend.';
+
 -- Name: v_iu_route_attempt_summary; Type: VIEW; Schema: public; Owner: -
 
 CREATE VIEW public.v_iu_route_attempt_summary AS
@@ -3056,7 +3500,9 @@ CREATE VIEW public.v_iu_route_dead_letter_open AS
     attempt_no,
     replay_count,
     created_at,
-    (now() - created_at) AS age
+    (now() - created_at) AS age,
+    public.fn_iu_trace_id(event_ref, (event_snapshot ->> 'traceparent'::text)) AS trace_id,
+    public.fn_iu_span_id('dead_letter'::text, (id)::text) AS span_id
    FROM public.iu_route_dead_letter d
   WHERE (resolved_at IS NULL);
 
@@ -3245,6 +3691,15 @@ ALTER TABLE ONLY public.iu_route_worker_cursor
 
 COMMENT ON CONSTRAINT iu_route_worker_cursor_pkey ON public.iu_route_worker_cursor IS 'One cursor a worker.';
 
+-- Name: iu_trace_cursor iu_trace_cursor_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_trace_cursor
+    ADD CONSTRAINT iu_trace_cursor_pkey PRIMARY KEY (name);
+
+-- Name: CONSTRAINT iu_trace_cursor_pkey ON iu_trace_cursor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_trace_cursor_pkey ON public.iu_trace_cursor IS 'One cursor an export.';
+
 -- Name: iu_tree_path iu_tree_path_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.iu_tree_path
@@ -3287,6 +3742,22 @@ CREATE INDEX event_outbox_tick_idx ON public.event_outbox USING btree (event_dom
 -- Name: INDEX event_outbox_tick_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.event_outbox_tick_idx IS 'Serves the tick: events of given transactions, and of all that began after a snapshot.';
+
+-- Name: iu_route_attempt_tick_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_attempt_tick_idx ON public.iu_route_attempt USING btree (xact_id, id);
+
+-- Name: INDEX iu_route_attempt_tick_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_attempt_tick_idx IS 'Serves readers of the audit: attempts of given transactions, and of all that began after a snapshot.';
+
+-- Name: iu_route_dead_letter_tick_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_dead_letter_tick_idx ON public.iu_route_dead_letter USING btree (xact_id, id);
+
+-- Name: INDEX iu_route_dead_letter_tick_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_dead_letter_tick_idx IS 'Serves readers of the audit: dead letters of given transactions, and of all that began after a snapshot.';
 
 -- Name: event_outbox trg_event_outbox_type_validate; Type: TRIGGER; Schema: public; Owner: -
 

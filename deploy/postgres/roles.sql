@@ -1,7 +1,7 @@
--- Four group roles: who consumes, who looks, who operates, who cleans up. None can log in, none owns anything.
+-- Five group roles: who consumes, who looks, who operates, who cleans up, who exports traces. None can log in, none owns anything.
 --
 -- Run it after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE; and again after every
--- upgrade. It may be run any number of times: it takes everything from the four roles in the objects named here and
+-- upgrade. It may be run any number of times: it takes everything from the five roles in the objects named here and
 -- gives what is written below, so this file is what they may do. People and services log in as roles of their own:
 --
 --     create role consumer_a login in role iu_listen_consumer;      -- then \password consumer_a
@@ -14,7 +14,7 @@
 -- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
 -- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
 --
--- needs: worker/004 to 016, runtime/060
+-- needs: worker/004 to 017, runtime/060
 -- locks: none that readers or writers wait for
 
 begin;
@@ -26,7 +26,8 @@ do $$
 declare
     v_role text;
 begin
-    foreach v_role in array array['iu_listen_consumer', 'iu_listen_reader', 'iu_listen_operator', 'iu_listen_janitor'] loop
+    foreach v_role in array array['iu_listen_consumer', 'iu_listen_reader', 'iu_listen_operator', 'iu_listen_janitor',
+                                  'iu_listen_exporter'] loop
         begin
             if not exists (select from pg_catalog.pg_roles r where r.rolname = v_role) then
                 execute format('create role %I nologin', v_role);
@@ -42,6 +43,7 @@ $$;
 comment on role iu_listen_consumer is 'What a running iu-listen consumer may do, and nothing more.';
 comment on role iu_listen_reader is 'Sees the state of the routing; sees no payload; changes nothing.';
 comment on role iu_listen_operator is 'A reader who also opens and closes gates and routes, replays dead letters and moves cursors.';
+comment on role iu_listen_exporter is 'Reads the audit for the export of traces; a login that also consumes has both roles.';
 comment on role iu_listen_janitor is 'Removes what the retention policies let go; can delete events and audit, so it is for one job.';
 
 -- Start from nothing -------------------------------------------------------------------------------------
@@ -52,9 +54,10 @@ revoke all on
     public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_route_dead_letter,
     public.iu_consumer_heartbeat, public.iu_retention_policy, public.iu_audit, public.iu_audit_missing,
+    public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing
-    from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
+    from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 -- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
 revoke execute on function
@@ -71,10 +74,17 @@ revoke execute on function
     public.fn_iu_audit_repair(text, integer),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
-    public.fn_iu_outbox_partitions()
-    from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
+    public.fn_iu_outbox_partitions(),
+    public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
+    public.fn_iu_trace_commit_at(xid8),
+    public.fn_iu_trace_register(text), public.fn_iu_trace_tick(text), public.fn_iu_trace_again(timestamptz),
+    public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
+    public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
+    public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint)
+    from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
-grant usage on schema public to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor;
+grant usage on schema public
+    to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 -- Who is in the way has a name, a state and an age only for those who may see other people's sessions. Where whoever
 -- runs this file may not give that, culprits are named by pid and application alone.
@@ -94,7 +104,7 @@ grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_worker_health(text)
+    public.fn_iu_route_worker_health(text), public.fn_iu_trace_context(text)
     to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.
@@ -115,7 +125,7 @@ grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, po
 -- What may be read of it is what ON CONFLICT and RETURNING need.
 grant select (status, idempotency_key, attempt_no),
       insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-              route_count)
+              route_count, traceparent)
     on public.iu_route_attempt to iu_listen_consumer;
 
 -- The audit of completeness reads which attempts an event has, and keeps its own books. It repairs nothing.
@@ -161,13 +171,16 @@ grant execute on function
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
-    public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions()
+    public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
+    public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
+    public.fn_iu_trace_commit_at(xid8)
     to iu_listen_reader;
 
 grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
     public.iu_retention_policy, public.event_outbox_event_seq, public.iu_audit, public.iu_audit_missing,
+    public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing
     to iu_listen_reader;
@@ -197,7 +210,8 @@ grant execute on function
     to iu_listen_operator;
 grant select, update (attempt_no, replay_count, last_replay_at, failure_detail, resolved_at, resolution)
     on public.iu_route_dead_letter to iu_listen_operator;
-grant insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no)
+grant insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+              traceparent)
     on public.iu_route_attempt to iu_listen_operator;
 
 -- cursor reset. What it sets back are positions; totals and the lineage stay. reanchor is for the owner.
@@ -239,15 +253,40 @@ grant execute on function
 grant select (key) on public.dot_config to iu_listen_janitor;
 grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor to iu_listen_janitor;
 grant select (worker_name, event_ref, accepted_at) on public.iu_audit_missing to iu_listen_janitor;
+grant select (prev) on public.iu_trace_cursor to iu_listen_janitor;
+grant select (codes) on public.iu_audit to iu_listen_janitor;
+grant select (route_code) on public.iu_outbound_route to iu_listen_janitor;
 
 -- FOR UPDATE SKIP LOCKED asks for UPDATE on one column, whichever. These are the ones that decide nothing.
 grant select (id, event_domain, created_at, xact_id, event_seq), update (traceparent), delete
     on public.event_outbox to iu_listen_janitor;
-grant select (id, event_ref, route_code, idempotency_key, created_at), update (finished_at), delete
+grant select (id, event_ref, route_code, idempotency_key, created_at, xact_id), update (finished_at), delete
     on public.iu_route_attempt to iu_listen_janitor;
 grant select (id, event_ref, idempotency_key, attempt_no, created_at, resolved_at), update (last_replay_at), delete
     on public.iu_route_dead_letter to iu_listen_janitor;
 
 grant select, update (last_run_at, last_gone, total_gone) on public.iu_retention_policy to iu_listen_janitor;
+
+-- Exporter -----------------------------------------------------------------------------------------------
+--
+-- The export of traces, in `run` with OTEL_TRACES_EXPORTER=otlp or in `trace-export`. It reads what spans are made of,
+-- no payload, and keeps its own position.
+
+grant execute on function
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
+    public.fn_iu_trace_context(text), public.fn_iu_trace_commit_at(xid8),
+    public.fn_iu_trace_register(text), public.fn_iu_trace_tick(text), public.fn_iu_trace_again(timestamptz),
+    public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
+    public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
+    public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint)
+    to iu_listen_exporter;
+grant select (key) on public.dot_config to iu_listen_exporter;
+grant select (worker_name) on public.iu_route_worker_cursor to iu_listen_exporter;
+grant select on public.iu_migration, public.iu_outbox_anchor, public.v_iu_trace_attempt, public.v_iu_trace_letter
+    to iu_listen_exporter;
+grant select (id, xact_id, created_at) on public.iu_route_attempt, public.iu_route_dead_letter to iu_listen_exporter;
+grant select, insert (name, lineage, prev),
+      update (prev, tick, attempt_xid, attempt_id, letter_xid, letter_id, exported, rejected, ignored, last_export_at)
+    on public.iu_trace_cursor to iu_listen_exporter;
 
 commit;

@@ -81,6 +81,7 @@ create table public.iu_route_dead_letter (
     last_replay_at   timestamptz,
     resolved_at      timestamptz,
     resolution       text,
+    xact_id          xid8         not null default pg_current_xact_id(),
 
     constraint iu_route_dead_letter_pkey primary key (id),
     constraint iu_route_dead_letter_key_unique unique (idempotency_key),
@@ -105,6 +106,7 @@ comment on column public.iu_route_dead_letter.replay_count is 'How many replays 
 comment on column public.iu_route_dead_letter.last_replay_at is 'When the last replay was tried.';
 comment on column public.iu_route_dead_letter.resolved_at is 'When it was resolved. Null: open.';
 comment on column public.iu_route_dead_letter.resolution is 'How it was resolved.';
+comment on column public.iu_route_dead_letter.xact_id is 'The top-level transaction that wrote it; what readers compare with snapshots.';
 comment on constraint iu_route_dead_letter_pkey on public.iu_route_dead_letter is 'Identity of the dead letter.';
 comment on constraint iu_route_dead_letter_key_unique on public.iu_route_dead_letter is 'One dead letter per event and route.';
 comment on constraint iu_route_dead_letter_resolved_chk on public.iu_route_dead_letter is

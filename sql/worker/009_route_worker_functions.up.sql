@@ -98,6 +98,7 @@ declare
     v_types         text[];
     v_streams       text[];
     v_seqs          bigint[];
+    v_contexts      text[];
     v_last_created  timestamptz;
     -- the parts of the page that are still to be routed, as [from, to]; the last one is next
     v_parts         integer[];
@@ -236,13 +237,15 @@ begin
             v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
         end if;
 
-        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq), count(*)
-          into v_ids, v_types, v_streams, v_seqs, v_page
-          from (select u.id, u.event_type, u.event_stream, u.event_seq
-                  from (select r.id, r.event_type, r.event_stream, r.event_seq
+        select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq),
+               array_agg(q.traceparent), count(*)
+          into v_ids, v_types, v_streams, v_seqs, v_contexts, v_page
+          from (select u.id, u.event_type, u.event_stream, u.event_seq, u.traceparent
+                  from (select r.id, r.event_type, r.event_stream, r.event_seq, r.traceparent
                           from unnest(v_resolved) x(xid)
                          cross join lateral (
-                               select o.id, o.event_type, o.event_stream, o.event_seq
+                               select o.id, o.event_type, o.event_stream, o.event_seq,
+                                      public.fn_iu_trace_context(o.traceparent) as traceparent
                                  from public.event_outbox o
                                 where o.event_domain = c.event_domain and o.xact_id <= x.xid
                                   and (o.xact_id, o.event_seq, o.id) > (x.xid, v_after_seq, v_after_id)
@@ -250,7 +253,8 @@ begin
                                 order by o.xact_id, o.event_seq, o.id
                                 limit p_batch_limit - v_seen) r
                         union all
-                        (select o.id, o.event_type, o.event_stream, o.event_seq
+                        (select o.id, o.event_type, o.event_stream, o.event_seq,
+                                public.fn_iu_trace_context(o.traceparent) as traceparent
                            from public.event_outbox o
                           where o.event_domain = c.event_domain
                             and o.event_seq >= c.tick_floor
@@ -276,7 +280,7 @@ begin
                 with written as (
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no, route_count)
+                         idempotency_key, attempt_no, route_count, traceparent)
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
@@ -286,9 +290,9 @@ begin
                                 else 'no_route' end,
                            false,
                            'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1,
-                           coalesce((v_counts ->> r.route_code)::smallint, 1)
-                      from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi])
-                           with ordinality k(id, event_type, event_stream, n)
+                           coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
+                      from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi], v_contexts[v_lo:v_hi])
+                           with ordinality k(id, event_type, event_stream, traceparent, n)
                       left join unnest(v_routes) r
                         on r.event_domain = c.event_domain and r.event_type = k.event_type
                        and r.event_stream = k.event_stream and r.enabled
@@ -340,10 +344,11 @@ begin
                     perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
-                         idempotency_key, attempt_no, route_count)
+                         idempotency_key, attempt_no, route_count, traceparent)
                     values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
                             'outbound:' || v_live.route_code || ':' || v_live.id, 1,
-                            coalesce((v_counts ->> v_live.route_code)::smallint, 1))
+                            coalesce((v_counts ->> v_live.route_code)::smallint, 1),
+                            public.fn_iu_trace_context(v_event ->> 'traceparent'))
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
@@ -368,9 +373,10 @@ begin
             begin
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no, route_count)
+                     idempotency_key, attempt_no, route_count, traceparent)
                 values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1))
+                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
+                        v_contexts[array_position(v_ids, v_bad.id)])
                 on conflict (idempotency_key, attempt_no) do nothing;
                 get diagnostics v_count = row_count;
                 v_attempts := v_attempts + v_count;
@@ -434,7 +440,8 @@ begin
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
         'skipped', v_skipped, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
-        'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at);
+        'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at,
+        'lineage', c.lineage, 'xact_id', pg_current_xact_id()::text);
 
     update public.iu_route_worker_cursor w
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
@@ -505,9 +512,9 @@ begin
             v_decision := 'delivered';
         end if;
         insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no)
+            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
         values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, v_status = 'sent',
-                d.idempotency_key, v_no);
+                d.idempotency_key, v_no, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
         -- A disabled route is an open question; an event that never had a route is answered.
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
@@ -521,9 +528,9 @@ begin
         begin
             insert into public.iu_route_attempt
                 (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                 idempotency_key, attempt_no)
+                 idempotency_key, attempt_no, traceparent)
             values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, false, 'worker_process_error',
-                    d.idempotency_key, v_no);
+                    d.idempotency_key, v_no, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
         exception when others then
             get stacked diagnostics v_state = returned_sqlstate, v_audit = message_text;
             if left(v_state, 2) <> all (v_faults) then

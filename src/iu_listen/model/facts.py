@@ -70,6 +70,8 @@ class Batch:
         dead_lettered: Dead letters written.
         more: True when the page was full: run again at once.
         reason: Why a worker refuses; empty otherwise.
+        lineage: The history that its transaction belongs to; empty where it wrote nothing.
+        xact_id: Its transaction; 0 where it wrote nothing.
         seconds: How long the call took.
     """
 
@@ -80,6 +82,8 @@ class Batch:
     dead_lettered: int = 0
     more: bool = False
     reason: str = ""
+    lineage: str = ""
+    xact_id: int = 0
     seconds: float = 0.0
 
     @classmethod
@@ -93,6 +97,8 @@ class Batch:
             dead_lettered=answer.get("dead_lettered", 0),
             more=answer.get("more", False),
             reason=answer.get("reason", ""),
+            lineage=answer.get("lineage", ""),
+            xact_id=int(answer.get("xact_id", 0)),
             seconds=seconds,
         )
 

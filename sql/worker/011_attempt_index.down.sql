@@ -1,6 +1,6 @@
--- Takes the count off the attempts.
+-- Drops the indexes of the audit's readers.
 --
--- loses: how many attempts each decision consists of
+-- loses: nothing
 -- refuses: while the worker gate is open
 -- locks: ACCESS EXCLUSIVE on iu_route_attempt, for the catalogue change only
 
@@ -14,5 +14,5 @@ end
 $$;
 
 -- "if exists": a package of which something is missing must be able to be taken back.
-alter table public.iu_route_attempt
-    drop column if exists route_count;
+drop index if exists public.iu_route_attempt_tick_idx;
+drop index if exists public.iu_route_dead_letter_tick_idx;

@@ -1,0 +1,17 @@
+-- The dead letters of an event.
+--
+-- Found by their keys: there is no index on event_ref. So by every route that there is, or that an audit has ever met.
+--
+-- $1 uuid  the event
+
+with code as (
+    select r.route_code from public.iu_outbound_route r
+    union
+    select unnest(u.codes) from public.iu_audit u
+    union
+    select '(none)'
+)
+select t.*
+  from code c
+  join public.v_iu_trace_letter t on t.idempotency_key = 'outbound:' || c.route_code || ':' || $1::uuid
+ order by t.created_at, t.id

@@ -1,0 +1,22 @@
+-- Takes off the attempts what they say of their decision.
+--
+-- loses: how many attempts each decision consists of, its transaction, and its trace context
+-- refuses: while the worker gate is open
+-- locks: ACCESS EXCLUSIVE on iu_route_attempt, for the catalogue change only
+
+do $$
+begin
+    if exists (select from public.dot_config d where d.key = 'iu_core.route_worker_enabled' and d.value = 'true') then
+        raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Close it first: iu-listen gate close worker';
+    end if;
+end
+$$;
+
+-- "if exists": a package of which something is missing must be able to be taken back.
+alter table public.iu_route_attempt
+    drop column if exists route_count,
+    drop column if exists xact_id,
+    drop column if exists traceparent;
+
+drop function if exists public.fn_iu_trace_context(text);

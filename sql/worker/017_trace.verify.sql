@@ -1,0 +1,12 @@
+-- What 017 must have left behind. Same columns as runtime/070.
+
+with checks (id, label, expected, observed) as (
+    select 'W25', 'attempts and dead letters know their spans', '2',
+           (select count(*)::text from pg_catalog.pg_attribute a
+             where a.attrelid in (to_regclass('public.v_iu_route_attempt'),
+                                  to_regclass('public.v_iu_route_dead_letter_open'))
+               and a.attname = 'span_id')
+)
+select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
+  from checks c
+ order by c.id;
