@@ -1,0 +1,268 @@
+"""What a row of the audit is in a tracing backend. Identity is a pure function of the row, here and in SQL (017_trace).
+
+Conventions: OpenTelemetry's for messaging, v1.44 (docs/reference/spans.md). An event is the span ``send`` of its
+producer, each attempt is a ``process`` below it, a dead letter is the settlement of its first attempt, and a replay
+hangs below the dead letter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+#: The log, as a messaging destination.
+DESTINATION: Final = "event_outbox"
+#: A W3C trace context of version 00, and no identity that is all zeros.
+_CONTEXT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Kind(IntEnum):
+    """Span kinds, by their numbers in OTLP."""
+
+    INTERNAL = 1
+    CLIENT = 3
+    PRODUCER = 4
+    CONSUMER = 5
+
+
+class Link(NamedTuple):
+    """Another span that this one has to do with: both ids in hexadecimal."""
+
+    trace_id: str
+    span_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One span, complete.
+
+    Attributes:
+        trace_id: 32 hexadecimal digits.
+        span_id: 16 hexadecimal digits.
+        parent_id: 16 hexadecimal digits; empty: a root.
+        start: Nanoseconds since 1970.
+        end: Nanoseconds since 1970, not before ``start``.
+        attributes: Text and whole numbers; what is None is left out.
+        error: What went wrong. None: nothing.
+        links: Other spans that it has to do with.
+    """
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    kind: Kind
+    start: int
+    end: int
+    attributes: Mapping[str, str | int | None]
+    error: str | None = None
+    links: tuple[Link, ...] = field(default=())
+
+
+# -- identity ----------------------------------------------------------------------------------------------------
+
+
+def context(traceparent: str | None) -> str | None:
+    """The trace context, if it is a valid one of W3C version 00; else None. Twin of fn_iu_trace_context."""
+    return traceparent if traceparent is not None and _CONTEXT.fullmatch(traceparent) else None
+
+
+def trace_id(event: UUID, traceparent: str | None) -> str:
+    """The trace of all that happens to an event. Twin of fn_iu_trace_id."""
+    if valid := context(traceparent):
+        return valid[3:35]
+    return event.hex if event.int else "f" * 32
+
+
+def span_id(what: str, key: str) -> str:
+    """The span of an ``attempt``, a ``dead_letter`` or an ``event``. Twin of fn_iu_span_id."""
+    digits = sha256(f"{what} {key}".encode()).hexdigest()[:16]
+    return digits if digits.strip("0") else "f" * 16
+
+
+def attempt_span_id(idempotency_key: str, attempt_no: int) -> str:
+    """The span of an attempt."""
+    return span_id("attempt", f"{idempotency_key} {attempt_no}")
+
+
+def batch_link(lineage: UUID | str, xact_id: int) -> Link:
+    """The span of the batch that a transaction was: a trace of its own, which its attempts link to."""
+    digits = sha256(f"batch {lineage} {xact_id}".encode()).hexdigest()
+    return Link(digits[:32], digits[32:48])
+
+
+# -- from rows to spans ------------------------------------------------------------------------------------------
+
+
+def _ns(moment: datetime) -> int:
+    """Nanoseconds since 1970, exact to PostgreSQL's microsecond."""
+    passed = moment - _EPOCH
+    return (passed.days * 86_400_000_000 + passed.seconds * 1_000_000 + passed.microseconds) * 1000
+
+
+def _message(operation: str, kind: str, event: UUID, row: Any) -> dict[str, str | int | None]:
+    """What OpenTelemetry wants to know of a message, and what we know of an event."""
+    return {
+        "messaging.system": "postgresql",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": DESTINATION,
+        "messaging.message.id": str(event),
+        "messaging.message.conversation_id": row["correlation_id"],
+        "iu.event.domain": row["event_domain"],
+        "iu.event.type": row["event_type"],
+        "iu.event.subject": row["subject"],
+    }
+
+
+def event_span(row: Any, decided: datetime) -> Span:
+    """The span of an event: from its creation to its commit, or to when its decision began, if that is all we know.
+
+    Args:
+        row: A row of v_iu_trace_attempt whose event is still there, or of the query trace/event.
+        decided: When it was decided.
+    """
+    event, given = row["event_ref"], context(row["traceparent"])
+    sent = _ns(row["event_at"])
+    end = _ns(row["commit_at"]) if row["commit_at"] else _ns(decided)
+    return Span(
+        trace_id(event, given), span_id("event", str(event)), given[36:52] if given else "",
+        f"send {DESTINATION}", Kind.PRODUCER, sent, max(sent, end), _message("send", "send", event, row),
+    )  # fmt: skip
+
+
+def attempt_span(row: Any, lineage: str) -> Span:
+    """The span of an attempt.
+
+    Args:
+        row: A row of v_iu_trace_attempt.
+        lineage: The history that its transaction belongs to.
+    """
+    event, number, key = row["event_ref"], row["attempt_no"], row["idempotency_key"]
+    trace, parent = trace_id(event, context(row["traceparent"])), span_id("event", str(event))
+    start = _ns(row["created_at"])
+    # A run that waited for another one began before the event was there.
+    for moment in (row["event_at"], row["commit_at"]):
+        start = max(start, _ns(moment)) if moment else start
+    links = [Link(trace, parent), batch_link(lineage, row["xact_id"])]
+    if number > 1:
+        links.append(Link(trace, attempt_span_id(key, number - 1)))
+        if row["letter_id"]:
+            parent = span_id("dead_letter", str(row["letter_id"]))
+    failed = row["failure_code"] if row["status"] == "failed" else None
+    return Span(
+        trace, attempt_span_id(key, number), parent, f"process {DESTINATION}", Kind.CONSUMER,
+        start, max(start, _ns(row["finished_at"])),
+        _message("process", "process", event, row)
+        | {
+            "error.type": failed,
+            "iu.route.code": row["route_code"],
+            "iu.route.kind": row["route_kind"],
+            "iu.attempt.status": row["status"],
+            "iu.attempt.decision": row["decision"],
+            "iu.attempt.number": number,
+            "iu.idempotency_key": key,
+        },
+        error=(row["failure_detail"] or failed or "failed") if row["status"] == "failed" else None,
+        links=tuple(links),
+    )  # fmt: skip
+
+
+def attempt_spans(row: Any, lineage: str) -> Iterator[Span]:
+    """The span of an attempt; before that of a first one, the span of its event, if that is still there."""
+    if row["attempt_no"] == 1 and row["event_at"] is not None:
+        yield event_span(row, row["created_at"])
+    yield attempt_span(row, lineage)
+
+
+def letter_span(row: Any) -> Span:
+    """The span of a dead letter: a moment, at the end of the attempt that gave up.
+
+    Args:
+        row: A row of fn_iu_trace_letters.
+    """
+    event = row["event_ref"]
+    trace = trace_id(event, row["traceparent"])
+    at = _ns(row["created_at"])
+    first = row["first_attempt_at"]
+    if first is not None:
+        at = max(at, _ns(first))
+    parent = attempt_span_id(row["idempotency_key"], 1) if first is not None else span_id("event", str(event))
+    return Span(
+        trace, span_id("dead_letter", str(row["id"])), parent, f"dead_letter {DESTINATION}", Kind.CLIENT, at, at,
+        _message("dead_letter", "settle", event, row)
+        | {
+            "messaging.consumer.group.name": row["worker_name"],
+            "error.type": row["failure_code"],
+            "iu.route.code": row["route_code"],
+            "iu.route.kind": row["route_kind"],
+            "iu.dead_letter.id": str(row["id"]),
+            "iu.idempotency_key": row["idempotency_key"],
+        },
+        error=row["failure_detail"] or row["failure_code"],
+    )  # fmt: skip
+
+
+# -- export ------------------------------------------------------------------------------------------------------
+
+
+class Answer(IntEnum):
+    """What a collector made of a request."""
+
+    ACCEPTED = 0
+    #: Not now, or not like this: the same spans are sent again, until somebody mends what is wrong.
+    AGAIN = 1
+    #: These bytes are wrong, whenever they are sent.
+    MALFORMED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A collector's answer.
+
+    Attributes:
+        answer: What is to be done with the spans.
+        why: Its words; empty where they are accepted.
+        retry_after: Seconds that it wants to be left alone; None: it did not say.
+        rejected: How many of the accepted ones it has thrown away (OTLP's partial success).
+    """
+
+    answer: Answer
+    why: str = ""
+    retry_after: float | None = None
+    rejected: int = 0
+
+
+@dataclass(slots=True)
+class Place:
+    """How far what is visible in ``tick`` and not in ``prev`` was accepted: transaction and id of the last ones."""
+
+    prev: str
+    tick: str
+    lineage: str
+    attempt: tuple[str, int]
+    letter: tuple[str, UUID]
+
+
+@dataclass(slots=True)
+class Page:
+    """Spans of the next rows, and where they end.
+
+    Attributes:
+        spans: In the order of their rows.
+        place: What to note when they are accepted.
+        ignored: Events among them whose trace context was malformed.
+        last: Nothing of the tick comes after them.
+    """
+
+    spans: list[Span]
+    place: Place
+    ignored: int
+    last: bool

@@ -1,0 +1,112 @@
+"""Identity in a tracing backend, and OTLP: Python and SQL agree, and our bytes are what the protocol's own library reads."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from google.protobuf.unknown_fields import UnknownFieldSet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from iu_listen.model import trace
+from iu_listen.telemetry.otlp import SCOPE, encode
+from support import connected
+
+HEX = "0123456789abcdef"
+VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+#: Contexts as they come: valid, nearly valid, and anything.
+CONTEXTS = st.one_of(
+    st.none(),
+    st.builds(
+        "{}-{}-{}-{}".format,
+        st.sampled_from(["00", "00", "00", "01", "ff", "0"]),
+        st.one_of(st.just("0" * 32), st.text(HEX, min_size=32, max_size=32), st.text(HEX + "G", max_size=33)),
+        st.one_of(st.just("0" * 16), st.text(HEX, min_size=16, max_size=16)),
+        st.sampled_from(["00", "01", "03", "0", "01-x", "01\n"]),
+    ),
+    st.sampled_from([VALID, VALID.upper(), VALID + " ", " " + VALID, VALID * 1000, ""]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60),
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+def test_python_and_sql_agree(applied):
+    """Trace id and span id of random rows are the same from both.
+
+    Fails when: one of the two takes another context for valid, hashes something else, or stands in differently for zeros.
+    """
+
+    async def compare() -> None:
+        ask = """select fn_iu_trace_context(c.tp), fn_iu_trace_id(c.event, c.tp), fn_iu_span_id(c.what, c.key)
+                   from unnest($1::text[], $2::uuid[], $3::text[], $4::text[]) c(tp, event, what, key)"""
+        async with connected(applied.dsn) as connection:
+            rows = await connection.fetch(ask, *map(list, zip(*cases, strict=True)))
+        for (tp, event, what, key), found in zip(cases, rows, strict=True):
+            assert tuple(found) == (trace.context(tp), trace.trace_id(event, tp), trace.span_id(what, key)), tp
+
+    cases: list[tuple[str | None, UUID, str, str]] = [
+        (None, UUID(int=0), "event", ""),
+        (VALID, UUID(int=1), "attempt", "ü 1"),
+    ]
+
+    @settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow], deadline=None, derandomize=True)
+    @given(CONTEXTS, st.uuids(), st.sampled_from(["event", "attempt", "dead_letter"]), TEXT)
+    def collect(tp: str | None, event: UUID, what: str, key: str) -> None:
+        cases.append((tp, event, what, key))
+
+    collect()
+    assert sum(trace.context(tp) is not None for tp, *_ in cases) > 50
+    asyncio.run(compare())
+
+
+IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)
+SPANS = st.builds(
+    trace.Span,
+    trace_id=IDS,
+    span_id=IDS.map(lambda i: i[:16]),
+    parent_id=st.one_of(st.just(""), IDS.map(lambda i: i[:16])),
+    name=TEXT,
+    kind=st.sampled_from(trace.Kind),
+    start=st.integers(0, 2**64 - 1),
+    end=st.integers(0, 2**64 - 1),
+    attributes=st.dictionaries(
+        st.one_of(TEXT, st.just("iu.route.code")),
+        st.one_of(
+            st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=300), st.integers(-(2**63), 2**63 - 1)
+        ),
+    ),
+    error=st.one_of(st.none(), TEXT),
+    links=st.lists(st.builds(trace.Link, IDS, IDS.map(lambda i: i[:16])), max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(SPANS, max_size=5))
+def test_what_we_write_is_what_protobuf_reads(spans):
+    """The protocol's own library reads every field as it was meant, and knows no other."""
+    body = encode(spans, {"service.name": "x" * 5000, "service.instance.id": 7, "other": 1.5})
+    request = ExportTraceServiceRequest.FromString(body)
+
+    assert not UnknownFieldSet(request)
+    (resource,) = request.resource_spans
+    assert [(a.key, a.value.WhichOneof("value")) for a in resource.resource.attributes] == [
+        ("service.name", "string_value"), ("service.instance.id", "int_value"), ("other", "string_value"),
+    ]  # fmt: skip
+    (scope,) = resource.scope_spans
+    assert scope.scope.name == SCOPE
+    for span, read in zip(spans, scope.spans, strict=True):
+        assert (read.trace_id.hex(), read.span_id.hex(), read.parent_span_id.hex()) == (
+            span.trace_id,
+            span.span_id,
+            span.parent_id,
+        )
+        assert (read.name, read.kind) == (span.name, span.kind)
+        assert (read.start_time_unix_nano, read.end_time_unix_nano) == (span.start, span.end)
+        values = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in read.attributes}
+        assert values == {k: v for k, v in span.attributes.items() if v is not None}
+        assert [(link.trace_id.hex(), link.span_id.hex()) for link in read.links] == list(span.links)
+        assert (read.status.code, read.status.message) == ((2, span.error) if span.error is not None else (0, ""))
