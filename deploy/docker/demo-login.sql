@@ -5,7 +5,7 @@
 
 \getenv password CONSUMER_PASSWORD
 
-select 'create role iu_demo_consumer login in role iu_listen_consumer'
+select 'create role iu_demo_consumer login in role iu_listen_consumer, iu_listen_exporter'
  where not exists (select from pg_catalog.pg_roles r where r.rolname = 'iu_demo_consumer')
 \gexec
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
+from typing import Final
 from uuid import uuid4
 
 import anyio
@@ -15,13 +16,18 @@ import anyio.abc
 
 from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
-from iu_listen.flow.ports import Auditor, Bell, Lookout, Outbox, Watcher
+from iu_listen.flow.export import Export
+from iu_listen.flow.ports import Auditor, Bell, Collector, Lookout, Outbox, TraceSource, Watcher
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
 from iu_listen.postgres.patrol import lookout_session
+from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
+
+#: Name of the export of traces; there is one.
+EXPORT: Final = "traces"
 
 
 class PostgresSessions:
@@ -48,6 +54,10 @@ class PostgresSessions:
         """Open the audit session."""
         return audit_session(self._settings)
 
+    def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
+        """Open the session of the trace reader."""
+        return trace_session(self._settings, EXPORT)
+
 
 class Watchers:
     """One Watcher that tells many. A broken one is told no more and stops nothing.
@@ -71,15 +81,26 @@ class Watchers:
                     sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}\n")
 
 
-async def serve(settings: Settings, watchers: Iterable[Watcher], database: str = "") -> None:
+async def serve(
+    settings: Settings, watchers: Iterable[Watcher], database: str = "", collector: Collector | None = None
+) -> None:
     """Run a consumer until SIGTERM or SIGINT; then end the running batch, at most ``settings.grace`` seconds long.
 
     A second signal leaves at once.
+
+    Args:
+        settings: How to run.
+        watchers: Who sees what happens.
+        database: What to call it in the log.
+        collector: Where the spans of attempts and dead letters go; None: nowhere, and nothing is read for it.
     """
-    consumer = Consumer(settings, PostgresSessions(settings), Watchers(watchers))
+    told, sessions = Watchers(watchers), PostgresSessions(settings)
+    consumer = Consumer(settings, sessions, told)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         async with anyio.create_task_group() as tasks:
+            if collector is not None:
+                tasks.start_soon(Export(sessions, collector, told).run)
             async with stopped_by_signals(tasks, consumer.stop, settings.grace):
                 await consumer.run(database)
             tasks.cancel_scope.cancel()

@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -28,12 +29,13 @@ from iu_listen.postgres import audit, census, doctor, migrate, retention, verify
 from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
 from iu_listen.postgres.sqlfiles import query
+from iu_listen.postgres.trace import TraceSession
 from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
 from support import WORKER, connected, consuming, open_gate, run_batch, wait_until
 
 ROLES = (Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql").read_text()
-CONSUMER, READER, OPERATOR, JANITOR = GROUPS = (
-    "iu_listen_consumer", "iu_listen_reader", "iu_listen_operator", "iu_listen_janitor",
+CONSUMER, READER, OPERATOR, JANITOR, EXPORTER = GROUPS = (
+    "iu_listen_consumer", "iu_listen_reader", "iu_listen_operator", "iu_listen_janitor", "iu_listen_exporter",
 )  # fmt: skip
 
 #: Nobody has anything by default, as in a database whose administrator is strict.
@@ -613,6 +615,82 @@ def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
     async def run() -> None:
         async with connected(dsn) as janitor:
             assert [statement for statement in statements if not await refused(janitor, statement)] == []
+
+    asyncio.run(run())
+
+
+# -- exporter ------------------------------------------------------------------------------------------------------
+
+
+async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settings) -> None:
+    """Everything that the export of traces asks of the database, in the transaction of the caller."""
+    await census.require_primary(connection)
+    await census.require_package(connection)
+    assert await TraceSession(connection, settings, "new").take_lease() is None
+    source = TraceSession(connection, settings, "traces")
+    assert await source.take_lease() is None
+    place = await source.tick()
+    assert place is not None
+    page = await source.page(place, 100)
+    assert [span.name.split()[0] for span in page.spans] == ["send", "process", "dead_letter"]
+    await source.accepted(page, 0)
+    again, attempts = await source.again(datetime(2000, 1, 1, tzinfo=UTC))
+    assert attempts == 1
+    assert len((await source.page(again, 100)).spans) == 3
+
+
+def test_the_exporter_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
+    """An exporter reads what spans are made of and keeps its position; take any one privilege from it, and it cannot."""
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner:
+            await open_gate(applied.dsn)
+            await owner.execute("select fn_iu_trace_register('traces')")
+            await owner.execute(POISON.format(prefix=""))
+            await owner.execute(INSERT, uuid4(), "version_applied")
+            assert (await run_batch(owner))["dead_lettered"] == 1
+            await owner.execute("alter table iu_route_attempt disable trigger poison")
+            settings = Settings.load({}, {"dsn": applied.dsn})
+            granted = [row["what"] for row in await owner.fetch(GRANTED, EXPORTER)]
+            assert len(granted) > 25
+            spare = []
+            for taken in [None, *granted]:
+                transaction = owner.transaction()
+                await transaction.start()
+                try:
+                    if taken:
+                        await owner.execute(f"revoke {taken} from {EXPORTER}")
+                    async with acting_as(owner, EXPORTER):
+                        await what_an_exporter_does(owner, settings)
+                    if taken:
+                        spare.append(taken)
+                except Exception as error:
+                    if taken is None or "permission denied" not in str(error):
+                        raise AssertionError(f"without {taken}") from error
+                finally:
+                    await transaction.rollback()
+            assert spare == []
+
+    asyncio.run(run())
+
+
+def test_what_an_exporter_cannot_do(applied: Database, roles: Logins) -> None:
+    """An exporter reads no payload, changes no audit, and has no other power."""
+    dsn = roles.add(EXPORTER)
+    statements = (
+        "select safe_payload from event_outbox",
+        "select event_snapshot from iu_route_dead_letter",
+        "delete from iu_route_attempt",
+        "delete from iu_trace_cursor",
+        "update iu_trace_cursor set lineage = gen_random_uuid()",
+        "update dot_config set value = 'true'",
+        "update iu_route_worker_cursor set prev = '3:3:'",
+        "select fn_iu_route_worker_run('iu_outbound_default', 1)",
+    )
+
+    async def run() -> None:
+        async with connected(dsn) as exporter:
+            assert [statement for statement in statements if not await refused(exporter, statement)] == []
 
     asyncio.run(run())
 

@@ -21,6 +21,8 @@ from iu_listen.model.observation import (
     Observation,
     Polling,
     SessionFailed,
+    SpansExported,
+    SpansHeld,
     StandingBy,
     Started,
     StateChanged,
@@ -57,6 +59,10 @@ LINES = [
     (AuditPassed(W, 100, 25, 1.5), "error", "attempts are missing", {"worker": W, "events": 25, "checked": 100}),
     (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
      {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
+    (SpansHeld("it answered 503", 1.234, None), "warning", "traces are held back: nothing is lost",
+     {"why": "it answered 503", "retry_in_s": 1.23}),
+    (SpansHeld("it answered 400", 0.0, "00f067aa0ba902b7"), "error",
+     "a span is left out: the collector calls it malformed", {"why": "it answered 400", "span_id": "00f067aa0ba902b7"}),
     (Stopping("SIGTERM"), "info", "stopping", {"why": "SIGTERM"}),
     (Stopped(W, 9), "info", "stopped", {"worker": W, "events": 9}),
 ]  # fmt: skip
@@ -113,8 +119,8 @@ def test_small_batches_are_silent(seen):
     assert lines == []
 
 
-#: Seen by the service manager, and no line: it would come once a cadence for ever.
-SILENT = {Beaten}
+#: No line: they would come for ever.
+SILENT = {Beaten, SpansExported}
 
 
 @pytest.mark.parametrize("kind", sorted(set(get_args(Observation)) - SILENT, key=str), ids=lambda kind: kind.__name__)

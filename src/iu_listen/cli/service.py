@@ -18,6 +18,7 @@ from iu_listen.postgres import census
 from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import session
+from iu_listen.telemetry.collector import collector
 from iu_listen.telemetry.logs import LogWatcher, configure
 from iu_listen.telemetry.metrics import metric_watcher
 from iu_listen.telemetry.spans import span_watcher
@@ -73,12 +74,13 @@ async def _check_then_serve(door: Door) -> None:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
     exporting = [w for w in (span_watcher(os.environ), metric_watcher(os.environ)) if w]
+    traces = collector(os.environ)
     watchers: list[Watcher] = [LogWatcher(), SystemdWatcher(), *exporting]
     try:
-        await serve(door.settings, watchers, f"{target['database']}, PostgreSQL {target['server_version']}")
+        await serve(door.settings, watchers, f"{target['database']}, PostgreSQL {target['server_version']}", traces)
     finally:
-        for watcher in exporting:
-            watcher.close()
+        for closing in (*exporting, *([traces] if traces else [])):
+            closing.close()
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:

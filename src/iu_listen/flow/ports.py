@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Protocol
 
 from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Tally
 from iu_listen.model.observation import Observation
+from iu_listen.model.trace import Page, Place, Span, Verdict
 
 
 class Watcher(Protocol):
@@ -82,6 +84,32 @@ class Auditor(Protocol):
         """Look at the next ``limit`` events of this pass; None: of the one that is running, else of a new one."""
 
 
+class TraceSource(Protocol):
+    """The session of the trace reader. Every method raises SessionLost or Refused, as those of Outbox do."""
+
+    async def take_lease(self) -> str | None:
+        """Become the one reader of the export. None: done. Else: who is it already."""
+
+    async def tick(self) -> Place | None:
+        """Where the open tick was accepted up to; None: there is nothing to export."""
+
+    async def again(self, since: datetime) -> tuple[Place, int]:
+        """Where a repetition of all since then begins, and how many attempts it is."""
+
+    async def page(self, place: Place, limit: int) -> Page:
+        """The spans of the next ``limit`` rows."""
+
+    async def accepted(self, page: Page, rejected: int) -> None:
+        """Note that the collector has a page, ``rejected`` of its spans aside."""
+
+
+class Collector(Protocol):
+    """Where spans go. It does not raise: whatever happens on the way is a verdict."""
+
+    async def send(self, spans: Sequence[Span]) -> Verdict:
+        """Send spans, in bounded time."""
+
+
 class Sessions(Protocol):
     """Where sessions come from. Each is a context manager that ends its session in bounded time, come what may.
 
@@ -99,6 +127,9 @@ class Sessions(Protocol):
 
     def auditor(self) -> AbstractAsyncContextManager[Auditor]:
         """Open the audit session."""
+
+    def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
+        """Open the session of the trace reader."""
 
 
 class NoBell(Exception):

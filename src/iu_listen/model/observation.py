@@ -105,6 +105,24 @@ class AuditPassed:
 
 
 @dataclass(frozen=True, slots=True)
+class SpansExported:
+    """A collector has so many more spans; some it refused for good, and some trace contexts were malformed."""
+
+    spans: int
+    rejected: int
+    ignored: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpansHeld:
+    """A collector did not take spans: they are sent again in ``retry_in`` seconds, or ``poison`` is left out."""
+
+    why: str
+    retry_in: float
+    poison: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SessionFailed:
     """A session was lost or could not be had; another one is tried in ``retry_in`` seconds."""
 
@@ -141,6 +159,8 @@ Observation = (
     | CulpritNamed
     | CulpritGone
     | AuditPassed
+    | SpansExported
+    | SpansHeld
     | SessionFailed
     | Stopping
     | Stopped

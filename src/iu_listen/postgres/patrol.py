@@ -6,12 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-import anyio
-
-from iu_listen.model.errors import NoAnswer
 from iu_listen.model.facts import Culprit
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect_again, errors_become_ours
+from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again
 from iu_listen.postgres.sqlfiles import query
 
 #: Longest wait for an answer, in seconds. Short: a dead path is to be found out, and nothing is lost by asking again.
@@ -27,13 +24,7 @@ class LookoutSession:
 
     async def culprits(self) -> list[Culprit]:
         """Who delays or threatens us now."""
-        with errors_become_ours():
-            try:
-                with anyio.fail_after(self._deadline):
-                    return [Culprit(**row) for row in await self._connection.fetch(query("culprits"))]
-            except TimeoutError:
-                self._connection.terminate()
-                raise NoAnswer(f"no answer within {self._deadline:g} s") from None
+        return [Culprit(**row) for row in await ask_rows(self._connection, self._deadline, query("culprits"))]
 
     async def works(self, backend: int) -> bool:
         """Whether this server process is executing something."""

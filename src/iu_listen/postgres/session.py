@@ -190,7 +190,13 @@ def _commands_errors() -> Iterator[None]:
 
 
 async def ask(connection: Connection, deadline: float, statement: str | Prepared, *args: Any) -> Any:
-    """One value from the database, within ``deadline`` seconds.
+    """One value from the database, within ``deadline`` seconds. Arguments and errors as ask_rows()."""
+    rows = await ask_rows(connection, deadline, statement, *args)
+    return rows[0][0] if rows else None
+
+
+async def ask_rows(connection: Connection, deadline: float, statement: str | Prepared, *args: Any) -> list[Any]:
+    """Rows from the database, within ``deadline`` seconds.
 
     Args:
         connection: The session.
@@ -206,11 +212,11 @@ async def ask(connection: Connection, deadline: float, statement: str | Prepared
     with errors_become_ours():
         with contextlib.suppress(TimeoutError), anyio.fail_after(deadline):
             if not isinstance(statement, str):
-                return await statement.fetchval(*args)
+                return await statement.fetch(*args)
             if not connection.pooled:
-                return await connection.fetchval(statement, *args)
+                return await connection.fetch(statement, *args)
             # The driver parses and executes in two steps; only a transaction keeps both in one server session.
             async with connection.transaction():
-                return await connection.fetchval(statement, *args)
+                return await connection.fetch(statement, *args)
         connection.terminate()
         raise NoAnswer(f"no answer within {deadline:g} s")

@@ -25,8 +25,11 @@ def exporter(environ: Mapping[str, str], signal: Literal["traces", "metrics"]) -
     name = environ.get(variable, "none")
     if name == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    # The specification's word; the package registers a longer one.
-    registered = "otlp_proto_http" if name == "otlp" else name
+    # The specification's word; the packages register longer ones.
+    protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL") or environ.get(
+        "OTEL_EXPORTER_OTLP_PROTOCOL"
+    )
+    registered = ("otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http") if name == "otlp" else name
     found = list(entry_points(group=f"opentelemetry_{signal}_exporter", name=registered))
     if not found:
         raise ConfigurationError(

@@ -22,6 +22,8 @@ from iu_listen.model.observation import (
     Observation,
     Polling,
     SessionFailed,
+    SpansExported,
+    SpansHeld,
     StandingBy,
     Started,
     StateChanged,
@@ -75,7 +77,7 @@ class LogWatcher:
         self._failures[session] = why, now
         return True
 
-    def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912 a table, a line for each
+    def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912, PLR0915 a table, a line for each
         """Write the line for an observation, if it deserves one."""
         log = self._log
         match observation:
@@ -130,6 +132,13 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
+            case SpansExported():
+                pass
+            case SpansHeld(why, _, str(poison)):
+                log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)
+            case SpansHeld(why, retry_in, None):
+                if self._is_news("collector", why):
+                    log.warning("traces are held back: nothing is lost", why=why, retry_in_s=round(retry_in, 2))
             case SessionFailed(session, why, retry_in):
                 if self._is_news(session, why):
                     log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))

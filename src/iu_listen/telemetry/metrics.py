@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from iu_listen.model.observation import AuditPassed, BatchRan, Observation, WakeLost
+from iu_listen.model.observation import AuditPassed, BatchRan, Observation, SpansExported, WakeLost
 from iu_listen.telemetry.exporters import exporter, resource
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class MetricWatcher:
             "iu.audit.missing", "{event}", "Events that lack attempts, by the last audit."
         )
 
+        self._exported = meter.create_counter("iu.traces.exported", "{span}", "Spans that a collector took.")
+        self._rejected = meter.create_counter("iu.traces.rejected", "{span}", "Spans that one refused for good.")
+        self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
+
     def note(self, observation: Observation, /) -> None:
         """Record what an observation says, if it has a figure."""
         match observation:
@@ -36,6 +40,10 @@ class MetricWatcher:
                 self._events.add(batch.seen, {"iu.worker": worker, "iu.wake": wake.value})
             case WakeLost(worker, _):
                 self._lost.add(1, {"iu.worker": worker})
+            case SpansExported(spans, rejected, ignored):
+                self._exported.add(spans)
+                self._rejected.add(rejected)
+                self._ignored.add(ignored)
             case AuditPassed(worker, checked, missing, _):
                 self._checked.add(checked, {"iu.worker": worker})
                 self._missing.set(missing, {"iu.worker": worker})

@@ -10,10 +10,32 @@ from collections.abc import Mapping
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from iu_listen.model.observation import BatchRan, Observation
+from iu_listen.model.trace import Link, batch_link
 from iu_listen.telemetry.exporters import exporter, resource
+
+
+class GivenIds(IdGenerator):
+    """Makes the next root span the one that attempts link to; any other is random.
+
+    Attributes:
+        next: Trace and span of the next root span; None: random ones.
+    """
+
+    def __init__(self) -> None:
+        self.next: Link | None = None
+        self._random = RandomIdGenerator()
+
+    def generate_trace_id(self) -> int:
+        """16 bytes."""
+        return int(self.next.trace_id, 16) if self.next else self._random.generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        """8 bytes."""
+        return int(self.next.span_id, 16) if self.next else self._random.generate_span_id()
 
 
 class SpanWatcher:
@@ -21,10 +43,12 @@ class SpanWatcher:
 
     Args:
         provider: Where spans go.
+        ids: Its generator of ids; None: batches have random ones, and attempts link to nothing.
     """
 
-    def __init__(self, provider: TracerProvider) -> None:
+    def __init__(self, provider: TracerProvider, ids: GivenIds | None = None) -> None:
         self._provider = provider
+        self._ids = ids or GivenIds()
         self._tracer = provider.get_tracer("iu_listen")
 
     def note(self, observation: Observation, /) -> None:
@@ -32,6 +56,7 @@ class SpanWatcher:
         if not isinstance(observation, BatchRan) or not observation.batch.seen:
             return
         batch, ended = observation.batch, time.time_ns()
+        self._ids.next = batch_link(batch.lineage, batch.xact_id) if batch.xact_id else None
         span = self._tracer.start_span(
             "process event_outbox",
             kind=SpanKind.CONSUMER,
@@ -67,6 +92,7 @@ def span_watcher(environ: Mapping[str, str]) -> SpanWatcher | None:
     found = exporter(environ, "traces")
     if found is None:
         return None
-    provider = TracerProvider(resource=resource(environ), shutdown_on_exit=False)
+    ids = GivenIds()
+    provider = TracerProvider(resource=resource(environ), shutdown_on_exit=False, id_generator=ids)
     provider.add_span_processor(BatchSpanProcessor(found))
-    return SpanWatcher(provider)
+    return SpanWatcher(provider, ids)

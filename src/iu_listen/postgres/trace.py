@@ -1,0 +1,151 @@
+"""The session of the trace reader: pages of spans, and how far they were accepted. The cursor is in 017_trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.settings import Settings
+from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, event_span, letter_span
+from iu_listen.postgres import census
+from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again
+from iu_listen.postgres.sqlfiles import query
+
+#: First key of the advisory lock that one export holds; the second is a hash of its name.
+TRACE_KEY: Final = 726006
+
+
+class TraceSession:
+    """Satisfies flow.ports.TraceSource. Made by trace_session()."""
+
+    def __init__(self, connection: Connection, settings: Settings, name: str) -> None:
+        self._connection = connection
+        self._deadline = settings.batch_deadline
+        self._name = name
+
+    async def take_lease(self) -> str | None:
+        """Become the one reader of this export, which begins now if it is new. None: done. Else: who is it already."""
+        if not self._connection.pooled and not await ask(
+            self._connection, self._deadline, query("take_lease"), TRACE_KEY, self._name
+        ):
+            return str(await ask(self._connection, self._deadline, query("lease_holder"), TRACE_KEY, self._name))
+        await ask(self._connection, self._deadline, query("trace/register"), self._name)
+        return None
+
+    async def tick(self) -> Place | None:
+        """Where the open tick was accepted up to; None: there is nothing to export."""
+        answer = json.loads(await ask(self._connection, self._deadline, query("trace/tick"), self._name))
+        if answer["status"] == "refused":
+            raise Refused(f"the cursor of the traces is not believed: {answer['reason']}", "docs/how-to/repair.md")
+        if answer["status"] == "idle":
+            return None
+        return _place(answer)
+
+    async def again(self, since: datetime) -> tuple[Place, int]:
+        """Where a repetition begins, and how many attempts there are since then."""
+        answer = json.loads(await ask(self._connection, self._deadline, query("trace/again"), since))
+        return _place(answer), answer["attempts"]
+
+    async def page(self, place: Place, limit: int) -> Page:
+        """The next spans: of ``limit`` attempts, and after the last attempt of as many dead letters."""
+        rows = await self._rows("trace/attempts", place.prev, place.tick, *place.attempt, limit)
+        spans: list[Span] = [span for row in rows for span in attempt_spans(row, place.lineage)]
+        ignored = sum(row["event_context"] is not None and row["traceparent"] is None for row in rows)
+        if rows:
+            place = replace(place, attempt=(str(rows[-1]["xact_id"]), rows[-1]["id"]))
+        if len(rows) == limit:
+            return Page(spans, place, ignored, last=False)
+        letters = await self._rows("trace/letters", place.prev, place.tick, *place.letter, limit)
+        spans += map(letter_span, letters)
+        if letters:
+            place = replace(place, letter=(str(letters[-1]["xact_id"]), letters[-1]["id"]))
+        return Page(spans, place, ignored, last=len(letters) < limit)
+
+    async def accepted(self, page: Page, rejected: int) -> None:
+        """Note that the collector has a page, ``rejected`` of its spans aside."""
+        place = page.place
+        await ask(
+            self._connection, self._deadline, query("trace/accepted"), self._name, place.tick, *place.attempt,
+            *place.letter, page.last, len(page.spans) - rejected, rejected, page.ignored,
+        )  # fmt: skip
+
+    async def _rows(self, name: str, *args: Any) -> list[Any]:
+        return await ask_rows(self._connection, self._deadline, query(name), *args)
+
+
+async def life(connection: Connection, what: str) -> list[Span]:
+    """Every span of an event, in order of their beginning; none: nothing of that name is known.
+
+    Args:
+        connection: A session.
+        what: Id of an event, an attempt or a dead letter; a UUID may be without dashes, as a trace id is.
+
+    Raises:
+        ConfigurationError: it is no id.
+    """
+    try:
+        event = await _event(connection, what)
+    except ValueError:
+        hint = "An event's id, an attempt's number, a dead letter's id, or a trace id: iu-listen attempts"
+        raise ConfigurationError(f"{what} is no id", hint) from None
+    if event is None:
+        return []
+    attempts = await census.rows(connection, "trace/attempts_of", event)
+    lineage = str(await census.value(connection, "trace/lineage"))
+    spans = [attempt_span(row, lineage) for row in attempts]
+    spans += [letter_span(row) for row in await census.rows(connection, "trace/letters_of", event)]
+    for row in await census.rows(connection, "trace/event", event):
+        spans.append(event_span(row, attempts[0]["created_at"] if attempts else row["event_at"]))
+    return sorted(spans, key=lambda span: (span.start, -span.kind.value if span.parent_id == "" else 0, span.end))
+
+
+async def _event(connection: Connection, what: str) -> UUID | None:
+    if what.isdigit() and len(what) < len(str(2**63)):
+        found: UUID | None = await census.value(connection, "trace/event_of_attempt", int(what))
+        return found
+    letter_of = await census.value(connection, "trace/event_of_letter", UUID(what))
+    return letter_of or UUID(what)
+
+
+async def moment(connection: Connection, text: str) -> datetime:
+    """A point in time, or how long ago it was, as PostgreSQL reads it.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    for name in ("trace/ago", "trace/moment"):
+        try:
+            found: datetime = await connection.fetchval(query(name), text)
+        except asyncpg.DataError:
+            continue
+        return found
+    raise ConfigurationError(f"{text} is no point in time and no interval", "As in 2h, '3 days' or '2026-11-24 08:00'.")
+
+
+def _place(answer: dict[str, Any]) -> Place:
+    (attempt_xid, attempt), (letter_xid, letter) = answer["attempt"], answer["letter"]
+    return Place(answer["prev"], answer["tick"], answer["lineage"], (attempt_xid, attempt), (letter_xid, UUID(letter)))
+
+
+@asynccontextmanager
+async def trace_session(settings: Settings, name: str) -> AsyncIterator[TraceSession]:
+    """Open the session of the trace reader.
+
+    Raises:
+        SessionLost: no session can be had.
+    """
+    connection = await connect_again(
+        settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline, idle_timeout=4 * settings.lease
+    )
+    try:
+        yield TraceSession(connection, settings, name)
+    finally:
+        connection.terminate()

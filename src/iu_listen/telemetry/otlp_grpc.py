@@ -1,0 +1,89 @@
+"""OTLP over gRPC. Our bytes go out as they are, so the generated stub, which would make them anew, is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.trace import Answer, Verdict
+from iu_listen.telemetry.collector import WORDS, OtlpCollector
+
+METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+class GrpcCollector(OtlpCollector):
+    """A collector that is reached over gRPC; without TLS where the endpoint says http."""
+
+    default = "http://localhost:4317"
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(environ)
+        parts = urlsplit(self.url)
+        # It keeps the connection, and makes it again; how often it tries is ours to say.
+        options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.enable_retries", 0)]
+        if parts.scheme == "http":
+            self._channel = grpc.insecure_channel(parts.netloc, options)
+        else:
+            self._channel = grpc.secure_channel(parts.netloc, self._credentials(), options)
+        self._export: Any = self._channel.unary_unary(
+            METHOD, request_serializer=None, response_deserializer=ExportTraceServiceResponse.FromString
+        )
+        self._compression = grpc.Compression.Gzip if self.zipped else grpc.Compression.NoCompression
+
+    def _credentials(self) -> Any:
+        try:
+            root, key, chain = (
+                Path(file).read_bytes() if file else None
+                for file in (self.certificate, self.client_key, self.client_certificate)
+            )
+        except OSError as error:
+            raise ConfigurationError(f"a certificate cannot be read: {error.strerror}, {error.filename}") from error
+        return grpc.ssl_channel_credentials(root, key, chain)
+
+    def post(self, body: bytes) -> Verdict:
+        """Send a request, and wait for what comes of it."""
+        try:
+            answer = self._export(
+                body, timeout=self.timeout, metadata=tuple(self.headers.items()), compression=self._compression
+            )
+        except grpc.RpcError as error:
+            return verdict(error)
+        partial = answer.partial_success
+        return Verdict(Answer.ACCEPTED, partial.error_message[:WORDS], rejected=partial.rejected_spans)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._channel.close()
+
+
+def verdict(error: Any) -> Verdict:
+    """What an error means."""
+    code = error.code()
+    details = " ".join((error.details() or "")[:WORDS].split())
+    why = f"the collector answered {code.name}" + (f": {details}" if details else "")
+    kind = Answer.MALFORMED if code is grpc.StatusCode.INVALID_ARGUMENT else Answer.AGAIN
+    return Verdict(kind, why, _delay(error))
+
+
+def _delay(error: Any) -> float | None:
+    """RetryInfo, in seconds; None: there is none."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            try:
+                details = Status.FromString(value).details
+            except DecodeError:
+                return None
+            for detail in details:
+                info = RetryInfo()
+                if detail.Unpack(info):
+                    return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+    return None

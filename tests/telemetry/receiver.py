@@ -1,0 +1,170 @@
+"""Receivers of OTLP over HTTP and gRPC, that can be told to misbehave, and can be killed and started on the same port."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+#: What it does with a request: status, headers and body, after having kept the spans or not.
+Behaviour = Callable[[ExportTraceServiceRequest], tuple[Any, dict[str, Any], bytes]]
+
+
+def says(status: int, **headers: str) -> Behaviour:
+    """Always this status, nothing kept."""
+    return lambda _: (status, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
+
+
+def hangs(seconds: float) -> Behaviour:
+    """Says nothing for so long, then fails."""
+
+    def behave(_: ExportTraceServiceRequest) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(seconds)
+        return 500, {}, b""
+
+    return behave
+
+
+class Receiver:
+    """Keeps every span by its id, as a backend does.
+
+    Attributes:
+        spans: By span id, in hexadecimal; the one that came last.
+        received: How many came, repetitions included.
+        requests: Path and headers of each request.
+        resource: Attributes of the resource of the last request.
+        behaviour: What it does instead of keeping them; None: it keeps them, and answers 200.
+    """
+
+    def __init__(self) -> None:
+        self.spans: dict[str, Any] = {}
+        self.received = 0
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.resource: dict[str, Any] = {}
+        self.behaviour: Behaviour | None = None
+        self._server: ThreadingHTTPServer | None = None
+        self._port = 0
+        self.start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def keep(self, request: ExportTraceServiceRequest) -> None:
+        """Take spans in."""
+        for resource in request.resource_spans:
+            self.resource = {a.key: a.value.string_value for a in resource.resource.attributes}
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    self.received += 1
+                    self.spans[span.span_id.hex()] = span
+
+    def named(self, beginning: str) -> dict[str, Any]:
+        """The spans whose name begins so."""
+        return {key: span for key, span in self.spans.items() if span.name.startswith(beginning)}
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                receiver.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                request = ExportTraceServiceRequest.FromString(body)
+                if receiver.behaviour is None:
+                    receiver.keep(request)
+                    status, headers, answer = 200, {}, ExportTraceServiceResponse().SerializeToString()
+                else:
+                    status, headers, answer = receiver.behaviour(request)
+                self.send_response(status)
+                for name, value in (headers | {"content-length": str(len(answer))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.open: list[socket.socket] = []
+
+            def process_request(self, request: Any, address: Any) -> None:
+                self.open.append(request)
+                super().process_request(request, address)
+
+            def server_close(self) -> None:
+                super().server_close()
+                for request in self.open:
+                    with suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
+
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Listen no more, and hang up."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+class GrpcReceiver(Receiver):
+    """The same over gRPC. A behaviour answers the name of a status code, trailing metadata, and details."""
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+
+        def export(body: bytes, context: grpc.ServicerContext) -> bytes:
+            self.requests.append((METHOD, {m.key: str(m.value) for m in context.invocation_metadata()}))
+            request = ExportTraceServiceRequest.FromString(body)
+            if self.behaviour is None:
+                self.keep(request)
+                return ExportTraceServiceResponse().SerializeToString()
+            code, trailing, details = self.behaviour(request)
+            if code == "OK":
+                return details
+            context.set_trailing_metadata(tuple(trailing.items()))
+            context.abort(grpc.StatusCode[code], details.decode())
+            raise AssertionError
+
+        handler = grpc.unary_unary_rpc_method_handler(export)
+        service, method = METHOD[1:].split("/")
+        self._grpc = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        self._grpc.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
+        self._port = self._grpc.add_insecure_port(f"127.0.0.1:{self._port}")
+        self._grpc.start()
+
+    def stop(self) -> None:
+        """Listen no more, and hang up."""
+        self._grpc.stop(0).wait()
