@@ -1,0 +1,169 @@
+"""What became of an event, drawn from the rows alone; and the export of all spans by a process of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from cyclopts import App, Parameter
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from iu_listen.app import PostgresSessions
+from iu_listen.cli import show, waterfall
+from iu_listen.cli.door import Where, looking, opened
+from iu_listen.flow.export import Export
+from iu_listen.flow.ports import TraceSource
+from iu_listen.model.errors import ConfigurationError, Refused, SessionLost
+from iu_listen.model.observation import Observation, SessionFailed, SpansExported, SpansHeld
+from iu_listen.model.trace import Span
+from iu_listen.postgres import census, trace
+from iu_listen.telemetry.collector import collector
+from iu_listen.telemetry.exporters import resource
+from iu_listen.telemetry.otlp import as_json
+
+
+def register(app: App) -> None:
+    """Add this command."""
+    app.command(trace_one, name="trace")
+    app.command(trace_export, name="trace-export")
+
+
+def trace_one(
+    what: str,
+    /,
+    *,
+    html: Annotated[Path | None, Parameter(help="Write the waterfall to this file, as a page.")] = None,
+    open_: Annotated[bool, Parameter(name="--open", help="Show the page in a browser.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Show what became of an event: its transaction, every attempt, the dead letter, the replay. Needs no backend.
+
+    WHAT is the id of an event, an attempt's number, a dead letter's id, or a trace id that is an event's. --json gives
+    OTLP/JSON.
+    """
+
+    async def run() -> list[Span]:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            return await trace.life(connection, what)
+
+    spans = anyio.run(run)
+    if not spans:
+        raise Refused(f"nothing is known of {what}", "Is it another database? iu-listen attempts lists what there is.")
+    if html or open_:
+        file = html or Path(tempfile.mkdtemp(prefix="iu-listen-")) / f"{spans[0].trace_id}.html"
+        file.write_text(waterfall.page(spans))
+        show.note(f"Written: {file}")
+        if open_:
+            webbrowser.open(file.resolve().as_uri())
+    elif where and where.json:
+        show.as_json(as_json(spans, resource(os.environ).attributes))
+    else:
+        waterfall.draw(spans)
+    return 0
+
+
+def trace_export(
+    *,
+    follow: Annotated[
+        bool, Parameter(help="Go on until Ctrl-C, instead of ending when all is exported.", negative=())
+    ] = False,
+    since: Annotated[
+        str | None, Parameter(help="Once more what was written since then: 2h, '3 days', or a point in time.")
+    ] = None,
+    where: Where | None = None,
+) -> int:
+    """Export attempts and dead letters as spans, to the OTLP collector that OTEL_EXPORTER_OTLP_* name.
+
+    `run` does this by itself where OTEL_TRACES_EXPORTER=otlp is set; this is for a process of its own, or for a period
+    that is wanted once more. A repetition does no harm: ids are fixed, and backends take equal ids for one span.
+    The first export begins now; what is older is exported with --since. Ctrl-C at any moment loses nothing.
+    """
+    if follow and since:
+        raise ConfigurationError("--follow and --since exclude each other", "A period that is over ends by itself.")
+    there = collector({**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"})
+    assert there is not None
+    try:
+        with opened(where) as door, _progress() as teller:
+            export = Export(PostgresSessions(door.settings), there, teller)
+
+            async def run() -> None:
+                async with door.session() as connection:
+                    await census.require_package(connection)
+                    await census.require_primary(connection)
+                    moment = await trace.moment(connection, since) if since else None
+                if follow:
+                    await export.run()
+                async with PostgresSessions(door.settings).tracer() as source:
+                    if moment is not None:
+                        place, teller.total = await source.again(moment)
+                        async for page, rejected in export.pages(source, place):
+                            teller.note(SpansExported(len(page.spans) - rejected, rejected, page.ignored))
+                    else:
+                        await _catch_up(export, source)
+
+            anyio.run(run)
+    except SessionLost as lost:
+        raise Refused(lost.message, lost.hint or "Nothing is lost: try again.") from lost
+    finally:
+        there.close()
+    if where and where.json:
+        show.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
+    else:
+        refused = f", {show.text(teller.rejected)} were refused for good" if teller.rejected else ""
+        show.line(f"Exported {show.text(teller.exported)} spans in {show.duration(teller.seconds)}{refused}.")
+    return 1 if teller.rejected else 0
+
+
+async def _catch_up(export: Export, source: TraceSource) -> None:
+    """Everything that there is now."""
+    if holder := await source.take_lease():
+        raise Refused(f"another export is at it: {holder}", "It goes on where this one would begin.")
+    while await export.tick(source):
+        pass
+
+
+class _Teller:
+    """A Watcher that counts, and moves a progress bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("traces", total=None, spans="")
+        self._began = time.monotonic()
+        self.total = 0
+        self.exported = 0
+        self.rejected = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def note(self, observation: Observation, /) -> None:
+        match observation:
+            case SpansExported(spans, rejected, _):
+                self.exported += spans
+                self.rejected += rejected
+                rate = round(self.exported / max(self.seconds, 0.001))
+                words = f"{show.text(self.exported)} spans, {show.text(rate)}/s"
+                self._bar.update(self._task, spans=words)
+            case SpansHeld(why, _, str(poison)):
+                show.note(f"Left out: span {poison}, {why}.")
+            case SpansHeld(why, pause, None) | SessionFailed(_, why, pause):
+                show.note(f"Held back, nothing is lost: {why}; again in {pause:.1f} s.")
+
+
+@contextmanager
+def _progress() -> Iterator[_Teller]:
+    console = show.err()
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[spans]}"),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        yield _Teller(bar)

@@ -1,0 +1,128 @@
+"""A trace as a picture: in the terminal, and as a page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from rich.markup import escape as plain
+
+from iu_listen.cli import show
+from iu_listen.cli.show import Markup
+from iu_listen.model.trace import Span
+
+#: Width of the timeline in the terminal, in characters.
+WIDTH = 32
+
+
+def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
+    """Spans in the order of a tree, each with its depth; children by their beginning."""
+    known = {span.span_id for span in spans}
+    children: dict[str, list[Span]] = {}
+    for span in sorted(spans, key=lambda s: (s.start, s.end)):
+        children.setdefault(span.parent_id if span.parent_id in known else "", []).append(span)
+
+    def below(parent: str, depth: int) -> Iterator[tuple[int, Span]]:
+        for span in children.get(parent, []):
+            yield depth, span
+            yield from below(span.span_id, depth + 1)
+
+    return below("", 0)
+
+
+def title(span: Span) -> str:
+    """What a span is, in words."""
+    attributes = span.attributes
+    match attributes["messaging.operation.name"]:
+        case "send":
+            return f"event {attributes['iu.event.type']}"
+        case "process" if attributes["iu.attempt.number"] == 1:
+            return f"attempt, route {attributes['iu.route.code']}"
+        case "process":
+            return f"attempt {attributes['iu.attempt.number']}, route {attributes['iu.route.code']}"
+        case _:
+            return "dead letter"
+
+
+def result(span: Span) -> str:
+    """What came of it."""
+    attributes = span.attributes
+    if span.error is not None:
+        return span.error
+    if attributes["messaging.operation.name"] == "send":
+        return f"of {attributes['iu.event.subject']}" if attributes["iu.event.subject"] else "written"
+    return f"{attributes['iu.attempt.status']} ({attributes['iu.attempt.decision']})"
+
+
+def length(nanoseconds: int) -> str:
+    """A length of time, to the microsecond where that matters."""
+    if nanoseconds < 10**9:
+        return f"{nanoseconds / 10**6:.1f} ms"
+    return show.duration(nanoseconds / 10**9)
+
+
+def ends(spans: Sequence[Span]) -> tuple[int, int]:
+    """When the first began, and how long until the last ended; nanoseconds."""
+    began = min(span.start for span in spans)
+    return began, max(max(span.end for span in spans) - began, 1)
+
+
+def draw(spans: Sequence[Span]) -> None:
+    """Draw the waterfall in the terminal."""
+    began, whole = ends(spans)
+    rows = []
+    for depth, span in tree(spans):
+        left = min((span.start - began) * WIDTH // whole, WIDTH - 1)
+        wide = max(1, min(WIDTH - left, round((span.end - span.start) * WIDTH / whole)))
+        colour = "red" if span.error is not None else "cyan"
+        bar = Markup(f"{' ' * left}[{colour}]{'━' * wide}[/]{' ' * (WIDTH - left - wide)}")
+        what = "  " * (depth - 1) + "└ " * (depth > 0) + title(span)
+        came = Markup(f"[red]{plain(result(span))}[/]") if span.error is not None else result(span)
+        rows.append((what, f"+{length(span.start - began)}", length(span.end - span.start), bar, came))
+    show.table(("", "begins", "takes", "", "result"), rows)
+    show.note(
+        f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z, {length(whole)} in all; "
+        f"trace id {spans[0].trace_id}"
+    )
+
+
+ROW = """<details$bad>
+<summary><span style="padding-left:${indent}rem"><b>$what</b><span class="came">$came</span></span>
+<span class="time">+$begins</span><span class="time">$takes</span>
+<span class="line"><span class="bar" style="left:$left%;width:$wide%"></span></span></summary>
+<dl>$facts</dl></details>"""
+
+
+def page(spans: Sequence[Span]) -> str:
+    """The waterfall as a page of HTML without scripts, and without anything from elsewhere."""
+    began, whole = ends(spans)
+    rows = []
+    for depth, span in tree(spans):
+        facts = {"span id": span.span_id, "parent": span.parent_id or None} | dict(span.attributes)
+        rows.append(
+            Template(ROW).substitute(
+                bad=' class="bad"' if span.error is not None else "",
+                indent=1.2 * depth,
+                what=escape(title(span)),
+                came=escape(result(span)),
+                begins=length(span.start - began),
+                takes=length(span.end - span.start),
+                left=f"{min(100 * (span.start - began) / whole, 99.5):.2f}",
+                wide=f"{100 * (span.end - span.start) / whole:.2f}",
+                facts="".join(
+                    f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items() if v is not None
+                ),
+            )
+        )
+    event = str(spans[0].attributes["messaging.message.id"])
+    template = (files("iu_listen") / "cli" / "waterfall.html").read_text()
+    return Template(template).substitute(
+        title=f"Event {escape(event)}",
+        when=f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z",
+        whole=length(whole),
+        trace=spans[0].trace_id,
+        rows="\n".join(rows),
+    )

@@ -1,0 +1,253 @@
+"""trace-export, and the export beside `run`: what is asked for, what is said, and nothing missing after kill -9."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cli.command import POISON, REMEDY, execute, on_one_server, refused, rows, run, running, seen, value
+from telemetry.receiver import Receiver, says
+
+pytestmark = on_one_server
+
+EVENTS = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address)
+    select 'iu', 'version_applied', 'update', 'immediate', case when n % 20 = 0 then 'poison' else 'kb/' || n end
+      from generate_series(1, {}) n
+"""
+WORK = "select fn_iu_route_worker_run('iu_outbound_default', 10000)"
+SPANS = """select span_id from v_iu_route_attempt
+           union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter"""
+IDLE = "select fn_iu_trace_tick('traces') ->> 'status' = 'idle'"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver()
+    yield found
+    found.stop()
+
+
+def pointing_at(receiver: Receiver, **more: str) -> dict[str, str]:
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "1"} | more
+
+
+def complete(dsn: str, receiver: Receiver) -> bool:
+    """The receiver has a span for each row, and no other but those of events and of batches."""
+    found = {
+        key
+        for key, span in receiver.spans.items()
+        if not span.name.startswith("send ") and all(a.key != "messaging.batch.message_count" for a in span.attributes)
+    }
+    return found == {row[0] for row in rows(dsn, SPANS)}
+
+
+@pytest.fixture
+def eventful(live):
+    """An event that failed and was replayed, and one that nobody has looked at."""
+    execute(live.dsn, POISON + ";" + EVENTS.format(20) + ";" + WORK + ";" + REMEDY)
+    execute(live.dsn, "select fn_iu_route_dead_letter_replay(id) from iu_route_dead_letter")
+    execute(live.dsn, EVENTS.format(1))
+    return live
+
+
+LIFE = ["event version_applied", "└ attempt, route", "└ dead letter", "└ attempt 2, route"]
+
+
+def test_a_life_is_drawn_from_its_rows(eventful):
+    """By the event, its trace id, the dead letter or the attempt: the same waterfall, in the order of a tree."""
+    event, letter = rows(eventful.dsn, "select event_ref, id from iu_route_dead_letter")[0]
+    attempt = value(eventful.dsn, "select max(id) from iu_route_attempt")
+    for what in (str(event), event.hex, str(letter), str(attempt)):
+        done = run("trace", what, dsn=eventful.dsn)
+        assert done.code == 0
+        lines = [line for line in done.out.splitlines() if "ms" in line]
+        assert all(words in line for words, line in zip(LIFE, lines, strict=True)), done.out
+        assert "poisoned" in lines[1]
+        assert lines[3].rstrip().endswith("dry_run (dry_run)")
+        assert f"trace id {event.hex}" in done.err
+
+
+def test_what_nobody_has_looked_at_yet(eventful):
+    """An event without attempts is shown as what it is; an id that nobody has is refused, nonsense is a mistake."""
+    event = value(eventful.dsn, "select id from event_outbox where id not in (select event_ref from iu_route_attempt)")
+    assert "event version_applied" in run("trace", str(event), dsn=eventful.dsn).out
+    refused(1, "nothing is known of 0", dsn=eventful.dsn)("trace", "00000000-0000-0000-0000-000000000007")
+    refused(1, "nothing is known of 99999", dsn=eventful.dsn)("trace", "99999")
+    refused(2, "nonsense is no id", dsn=eventful.dsn)("trace", "nonsense")
+
+
+def test_a_trace_for_machines_is_otlp(eventful, receiver):
+    """--json is what the receiver got: the same ids, names, parents and times."""
+    run("trace-export", "--since", "1h", dsn=eventful.dsn, env=pointing_at(receiver))
+    event = value(eventful.dsn, "select event_ref from iu_route_dead_letter")
+    told = run("trace", str(event), "--json", dsn=eventful.dsn).json
+    spans = told["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    assert len(spans) == 4
+    for span in spans:
+        got = receiver.spans[span["spanId"]]
+        assert (got.trace_id.hex(), got.parent_span_id.hex()) == (span["traceId"], span["parentSpanId"])
+        assert (got.name, got.kind, got.status.code) == (span["name"], span["kind"], span["status"].get("code", 0))
+        assert [str(got.start_time_unix_nano), str(got.end_time_unix_nano)] == [
+            span["startTimeUnixNano"], span["endTimeUnixNano"],
+        ]  # fmt: skip
+        assert [a.key for a in got.attributes] == [a["key"] for a in span["attributes"]]
+
+
+def test_the_page_needs_nothing_else(eventful, tmp_path):
+    """The page holds every span, links to nothing, runs no script, and shows what events say as text."""
+    execute(eventful.dsn, "update event_outbox set correlation_id = '<script>alert(1)</script>'")
+    event = value(eventful.dsn, "select event_ref from iu_route_dead_letter")
+    file = tmp_path / "life.html"
+    assert run("trace", str(event), "--html", str(file), dsn=eventful.dsn).code == 0
+    text = file.read_text()
+    assert text.count("<details") == 4
+    assert "&lt;script&gt;" in text
+    assert not any(word in text for word in ("<script", "src=", "href=", "url("))
+
+
+def test_it_ends_when_all_is_exported(live, receiver):
+    """The first call begins the export; each later one sends what is new, and says how much that was."""
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    env = pointing_at(receiver, OTEL_SERVICE_NAME="billing", OTEL_EXPORTER_OTLP_HEADERS="x-token=a%20b")
+    done = run("trace-export", dsn=live.dsn, env=env)
+    assert (done.code, done.out.split(" in ")[0]) == (0, "Exported 0 spans")
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    assert run("trace-export", "--json", dsn=live.dsn, env=env).json["exported"] == 6
+    assert run("trace-export", "--json", dsn=live.dsn, env=env).json["exported"] == 0
+    path, headers = receiver.requests[0]
+    assert (path, headers["x-token"], headers["content-type"]) == ("/v1/traces", "a b", "application/x-protobuf")
+    assert receiver.resource["service.name"] == "billing"
+
+
+def test_a_period_is_exported_once_more(live, receiver):
+    """--since sends everything of a period, also what was written before the export began, under the same ids."""
+    execute(live.dsn, POISON + ";" + EVENTS.format(40) + ";" + WORK)
+    env = pointing_at(receiver, OTEL_EXPORTER_OTLP_COMPRESSION="gzip")
+    for since in ("1 hour", time.strftime("%Y-%m-%d"), "2 days"):
+        assert run("trace-export", "--since", since, "--json", dsn=live.dsn, env=env).json["exported"] == 82
+        assert complete(live.dsn, receiver)
+        assert len(receiver.spans) == 82
+    assert receiver.requests[0][1]["content-encoding"] == "gzip"
+    assert run("trace-export", "--since", "0 s", "--json", dsn=live.dsn, env=env).json["exported"] == 0
+    assert value(live.dsn, "select count(*) from iu_trace_cursor") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "code", "words"),
+    [
+        (("--since", "yesterdayish"), {}, 2, "yesterdayish is no point in time and no interval"),
+        (("--since", "1h", "--follow"), {}, 2, "exclude each other"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, 2, "is no http address"),
+        ((), {"OTEL_EXPORTER_OTLP_HEADERS": "s3cret"}, 2, "a header has no name"),
+        ((), {"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, 2, "is no number of seconds"),
+        ((), {"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, 2, "must be none or gzip"),
+        ((), {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, 2, "must be http/protobuf or grpc"),
+    ],
+)
+def test_what_is_typed_wrong(live, arguments, env, code, words):
+    """Each mistake is named, with its exit code; a header is not repeated, because it may be a secret."""
+    done = refused(code, words, dsn=live.dsn, env=env)("trace-export", *arguments)
+    assert "s3cret" not in done.out + done.err
+
+
+def test_without_the_package_it_says_so(substrate, receiver):
+    """On a database without the package it says what to do."""
+    refused(2, "iu-listen apply", dsn=substrate.dsn, env=pointing_at(receiver))("trace-export")
+
+
+def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):
+    """While the collector is away it says so, without secrets, and goes on when it is back."""
+    run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    receiver.stop()
+    env = pointing_at(receiver, OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20s3cret")
+    with running("trace-export", dsn=live.dsn, env=env) as command:
+        command.until_it_says("Held back, nothing is lost: no way to the collector: Connection refused")
+        receiver.start()
+        assert command.ended(30) == 0
+        assert "Exported 6 spans" in command.said
+        assert "s3cret" not in command.said
+    assert complete(live.dsn, receiver)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_may_be_ended_at_any_moment(live, receiver, number, code):
+    """A signal ends it at once, also while it waits for the collector; the next call goes on."""
+    run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    receiver.behaviour = says(503)
+    with running("trace-export", "--follow", dsn=live.dsn, env=pointing_at(receiver)) as command:
+        command.until_it_says("503")
+        assert command.end(number) == code
+    receiver.behaviour = None
+    assert run("trace-export", "--json", dsn=live.dsn, env=pointing_at(receiver)).json["exported"] == 6
+
+
+def test_nothing_is_missing_after_kill_9(live, receiver):
+    """A consumer that exports, killed -9 ten times in the middle: every row is a span in the end.
+
+    Fails when: the cursor of the traces moves before the collector has a page.
+    """
+    env = pointing_at(receiver, OTEL_TRACES_EXPORTER="otlp", IU_LISTEN_BATCH_LIMIT="50", IU_LISTEN_LEASE="6")
+    run("trace-export", dsn=live.dsn, env=env)
+    execute(live.dsn, POISON)
+    for round_ in range(10):
+        execute(live.dsn, EVENTS.format(300))
+        with running("run", dsn=live.dsn, env=env) as consumer:
+            before = len(receiver.spans)
+            deadline = time.monotonic() + 30
+            while len(receiver.spans) < before + 50 + 30 * round_:
+                assert time.monotonic() < deadline, consumer.said
+                time.sleep(0.01)
+            consumer.process.kill()
+    with running("run", dsn=live.dsn, env=env) as consumer:
+        consumer.until_it_says("active")
+        seen(live.dsn, "select count(*) = 3000 from iu_route_attempt", timeout=30)
+        seen(live.dsn, IDLE, timeout=30)
+        assert consumer.end() == 0
+    assert complete(live.dsn, receiver)
+    assert len(receiver.named("dead_letter ")) == 150
+
+
+def test_attempts_link_to_their_batch(live, receiver):
+    """A consumer that exports sends a span of each batch, and the attempts of that batch link to it.
+
+    Fails when: the live span of the batch has other ids than those that its attempts know.
+    """
+    env = pointing_at(receiver, OTEL_TRACES_EXPORTER="otlp", OTEL_BSP_SCHEDULE_DELAY="100")
+    with running("run", "--log-format", "json", dsn=live.dsn, env=env) as consumer:
+        consumer.until_it_says('"listening"')
+        seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
+        execute(live.dsn, EVENTS.format(3))
+        deadline = time.monotonic() + 20
+        while len(receiver.spans) < 7:
+            assert time.monotonic() < deadline, (len(receiver.spans), consumer.said)
+            time.sleep(0.01)
+        assert consumer.end() == 0
+    (batch,) = [
+        s
+        for s in receiver.named("process ").values()
+        if any(a.key == "messaging.batch.message_count" for a in s.attributes)
+    ]
+    attempts = [s for s in receiver.named("process ").values() if s is not batch]
+    assert len(attempts) == 3
+    for attempt in attempts:
+        assert (batch.trace_id, batch.span_id) in {(link.trace_id, link.span_id) for link in attempt.links}
+
+
+def test_without_the_variable_nothing_is_read_or_said(live, receiver):
+    """A consumer that was not told to export has no session for it, and no cursor is made."""
+    with running("run", "--log-format", "json", dsn=live.dsn, env=pointing_at(receiver)) as consumer:
+        consumer.until_it_says('"listening"')
+        execute(live.dsn, EVENTS.format(3))
+        seen(live.dsn, "select count(*) = 3 from iu_route_attempt")
+        names = rows(live.dsn, "select application_name from pg_stat_activity where datname = current_database()")
+        assert not any("traces" in name[0] for name in names)
+        assert consumer.end() == 0
+        assert "trace" not in consumer.said
+    assert receiver.requests == []
+    assert value(live.dsn, "select count(*) from iu_trace_cursor") == 0
