@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import anyio
@@ -19,6 +19,9 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.trace import Answer, Span, Verdict
 from iu_listen.telemetry.exporters import resource
 from iu_listen.telemetry.otlp import encode
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 #: How much of a collector's words is repeated.
 WORDS: Final = 200
@@ -41,6 +44,17 @@ def headers(text: str) -> dict[str, str]:
             "OTEL_EXPORTER_OTLP_HEADERS: a header has no name, or no =", "As in authorization=Bearer%20…,x-tenant=7"
         )
     return {key.strip().lower(): unquote(value.strip()) for key, _, value in pairs}
+
+
+def words(text: str) -> str:
+    """The beginning of what a collector says, in a line."""
+    return " ".join(text[:WORDS].split())
+
+
+def accepted(answer: ExportTraceServiceResponse) -> Verdict:
+    """Accepted; perhaps not all of it. The protocol forbids to send the rest again."""
+    partial = answer.partial_success
+    return Verdict(Answer.ACCEPTED, partial.error_message[:WORDS], rejected=partial.rejected_spans)
 
 
 class OtlpCollector(ABC):

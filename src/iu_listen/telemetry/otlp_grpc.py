@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.trace import Answer, Verdict
-from iu_listen.telemetry.collector import WORDS, OtlpCollector
+from iu_listen.telemetry.collector import OtlpCollector, accepted, words
 
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
@@ -57,8 +57,7 @@ class GrpcCollector(OtlpCollector):
             )
         except grpc.RpcError as error:
             return verdict(error)
-        partial = answer.partial_success
-        return Verdict(Answer.ACCEPTED, partial.error_message[:WORDS], rejected=partial.rejected_spans)
+        return accepted(answer)
 
     def close(self) -> None:
         """Close the connections."""
@@ -68,7 +67,7 @@ class GrpcCollector(OtlpCollector):
 def verdict(error: Any) -> Verdict:
     """What an error means."""
     code = error.code()
-    details = " ".join((error.details() or "")[:WORDS].split())
+    details = words(error.details() or "")
     why = f"the collector answered {code.name}" + (f": {details}" if details else "")
     kind = Answer.MALFORMED if code is grpc.StatusCode.INVALID_ARGUMENT else Answer.AGAIN
     return Verdict(kind, why, _delay(error))

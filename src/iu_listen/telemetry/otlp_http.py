@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from iu_listen.model.trace import Answer, Verdict
-from iu_listen.telemetry.collector import WORDS, OtlpCollector
+from iu_listen.telemetry.collector import OtlpCollector, accepted, words
 
 #: The answers that are about the bytes, and would be the same tomorrow.
 MALFORMED: Final = frozenset({400, 413, 422})
@@ -68,8 +68,8 @@ def verdict(answer: requests.Response) -> Verdict:
     if answer.status_code == requests.codes.ok:
         return _partial(answer.content)
     why = f"the collector answered {answer.status_code} {answer.reason}".rstrip()
-    if words := _words(answer):
-        why += f": {words}"
+    if said := _said(answer):
+        why += f": {said}"
     kind = Answer.MALFORMED if answer.status_code in MALFORMED else Answer.AGAIN
     return Verdict(kind, why, seconds(answer.headers.get("retry-after")))
 
@@ -88,20 +88,19 @@ def seconds(retry_after: str | None) -> float | None:
 
 
 def _partial(content: bytes) -> Verdict:
-    """Accepted; perhaps not all of it. The protocol forbids to send the rest again."""
+    """What a 200 means."""
     try:
-        partial = ExportTraceServiceResponse.FromString(content).partial_success
+        return accepted(ExportTraceServiceResponse.FromString(content))
     except DecodeError:
         # A proxy says 200 and HTML; that it was taken is all that can be known.
         return Verdict(Answer.ACCEPTED)
-    return Verdict(Answer.ACCEPTED, partial.error_message[:WORDS], rejected=partial.rejected_spans)
 
 
-def _words(answer: requests.Response) -> str:
+def _said(answer: requests.Response) -> str:
     """What it says, if that is text."""
     if not answer.headers.get("content-type", "").startswith(("text/plain", "application/json")):
         return ""
-    return " ".join(answer.text[:WORDS].split())
+    return words(answer.text)
 
 
 def _reason(error: BaseException) -> str:
