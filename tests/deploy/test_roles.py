@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -532,6 +532,29 @@ def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
     asyncio.run(run())
 
 
+async def nothing_to_spare(owner: asyncpg.Connection, role: str, work: Callable[[], Awaitable[None]]) -> None:
+    """A role can do its work, and without any one of its privileges it cannot."""
+    granted = [row["what"] for row in await owner.fetch(GRANTED, role)]
+    assert len(granted) > 25
+    spare = []
+    for taken in [None, *granted]:
+        transaction = owner.transaction()
+        await transaction.start()
+        try:
+            if taken:
+                await owner.execute(f"revoke {taken} from {role}")
+            async with acting_as(owner, role):
+                await work()
+            if taken:
+                spare.append(taken)
+        except Exception as error:
+            if taken is None or "permission denied" not in str(error):
+                raise AssertionError(f"without {taken}") from error
+        finally:
+            await transaction.rollback()
+    assert spare == []
+
+
 # -- janitor -------------------------------------------------------------------------------------------------------
 
 
@@ -568,25 +591,7 @@ def test_the_janitor_role_has_nothing_to_spare(applied: Database, roles: Logins)
                    update event_outbox set created_at = 'epoch';
                    update iu_retention_policy set enabled = true"""
             )
-            granted = [row["what"] for row in await owner.fetch(GRANTED, JANITOR)]
-            assert len(granted) > 25
-            spare = []
-            for taken in [None, *granted]:
-                transaction = owner.transaction()
-                await transaction.start()
-                try:
-                    if taken:
-                        await owner.execute(f"revoke {taken} from {JANITOR}")
-                    async with acting_as(owner, JANITOR):
-                        await what_a_janitor_does(owner)
-                    if taken:
-                        spare.append(taken)
-                except Exception as error:
-                    if taken is None or "permission denied" not in str(error):
-                        raise AssertionError(f"without {taken}") from error
-                finally:
-                    await transaction.rollback()
-            assert spare == []
+            await nothing_to_spare(owner, JANITOR, lambda: what_a_janitor_does(owner))
 
     asyncio.run(run())
 
@@ -651,25 +656,7 @@ def test_the_exporter_role_has_nothing_to_spare(applied: Database, roles: Logins
             assert (await run_batch(owner))["dead_lettered"] == 1
             await owner.execute("alter table iu_route_attempt disable trigger poison")
             settings = Settings.load({}, {"dsn": applied.dsn})
-            granted = [row["what"] for row in await owner.fetch(GRANTED, EXPORTER)]
-            assert len(granted) > 25
-            spare = []
-            for taken in [None, *granted]:
-                transaction = owner.transaction()
-                await transaction.start()
-                try:
-                    if taken:
-                        await owner.execute(f"revoke {taken} from {EXPORTER}")
-                    async with acting_as(owner, EXPORTER):
-                        await what_an_exporter_does(owner, settings)
-                    if taken:
-                        spare.append(taken)
-                except Exception as error:
-                    if taken is None or "permission denied" not in str(error):
-                        raise AssertionError(f"without {taken}") from error
-                finally:
-                    await transaction.rollback()
-            assert spare == []
+            await nothing_to_spare(owner, EXPORTER, lambda: what_an_exporter_does(owner, settings))
 
     asyncio.run(run())
 
