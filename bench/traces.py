@@ -27,12 +27,11 @@ select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(
   from generate_series(1, $1::int) n
 """
 SDK = """
-import resource, sys, time
+import sys, time
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import SpanKind
-from iu_listen.telemetry.spans import SpanWatcher
 exporter = OTLPSpanExporter()
 tracer = TracerProvider().get_tracer("bench")
 spans = int(sys.argv[1])

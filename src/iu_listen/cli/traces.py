@@ -103,7 +103,7 @@ def trace_export(
                     await export.run()
                 async with PostgresSessions(door.settings).tracer() as source:
                     if moment is not None:
-                        place, teller.total = await source.again(moment)
+                        place, _ = await source.again(moment)
                         async for page, rejected in export.pages(source, place):
                             teller.note(SpansExported(len(page.spans) - rejected, rejected, page.ignored))
                     else:
@@ -137,7 +137,6 @@ class _Teller:
         self._bar = bar
         self._task = bar.add_task("traces", total=None, spans="")
         self._began = time.monotonic()
-        self.total = 0
         self.exported = 0
         self.rejected = 0
 
