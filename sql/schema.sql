@@ -2344,6 +2344,7 @@ CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_a
     SET search_path TO ''
     AS $$
 begin
+    perform set_config('synchronous_commit', 'off', true);
     update public.iu_trace_cursor t
        set prev = case when p_done then t.tick else t.prev end,
            tick = case when p_done then null else t.tick end,
@@ -2361,13 +2362,14 @@ begin
                                         v(letter_xid, letter_id) order by 1 desc, 2 desc limit 1) l
              where x.name = p_name) n
      where t.name = n.name and t.tick::text = p_tick::text;
-    return found;
+    return exists (select from public.iu_route_worker_cursor w
+                    where w.tick is not null and w.last_run_at > clock_timestamp() - interval '2 seconds');
 end
 $$;
 
 -- Name: FUNCTION fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves an export after a page was accepted; p_done ends its tick. False: that tick is not open any more.';
+COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves an export after a page was accepted; p_done ends its tick. True: routing is behind, and an export gives way.';
 
 -- Name: fn_iu_trace_again(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 

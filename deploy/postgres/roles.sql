@@ -281,7 +281,7 @@ grant execute on function
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint)
     to iu_listen_exporter;
 grant select (key) on public.dot_config to iu_listen_exporter;
-grant select (worker_name) on public.iu_route_worker_cursor to iu_listen_exporter;
+grant select (worker_name, tick, last_run_at) on public.iu_route_worker_cursor to iu_listen_exporter;
 grant select on public.iu_migration, public.iu_outbox_anchor, public.v_iu_trace_attempt, public.v_iu_trace_letter
     to iu_listen_exporter;
 grant select (id, xact_id, created_at) on public.iu_route_attempt, public.iu_route_dead_letter to iu_listen_exporter;

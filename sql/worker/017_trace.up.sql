@@ -308,7 +308,10 @@ comment on function public.fn_iu_trace_again(timestamptz) is
     'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers; and how many attempts that is.';
 
 -- Two exporters may meet for a moment, when a lease changes hands: so a position never goes back, and only the tick
--- that is open is ended.
+-- that is open is ended. What a crash of the server undoes is exported again, so nobody waits for the disk.
+--
+-- The answer tells an exporter to give way: some worker was in the middle of a tick a moment ago, which it is while it
+-- drains a backlog. Its batches are worth more than our spans, and their spans are lost to nobody.
 create function public.fn_iu_trace_accepted(
     p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid,
     p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint)
@@ -317,6 +320,7 @@ language plpgsql
 set search_path = ''
 as $$
 begin
+    perform set_config('synchronous_commit', 'off', true);
     update public.iu_trace_cursor t
        set prev = case when p_done then t.tick else t.prev end,
            tick = case when p_done then null else t.tick end,
@@ -334,11 +338,12 @@ begin
                                         v(letter_xid, letter_id) order by 1 desc, 2 desc limit 1) l
              where x.name = p_name) n
      where t.name = n.name and t.tick::text = p_tick::text;
-    return found;
+    return exists (select from public.iu_route_worker_cursor w
+                    where w.tick is not null and w.last_run_at > clock_timestamp() - interval '2 seconds');
 end
 $$;
 comment on function public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint) is
-    'Moves an export after a page was accepted; p_done ends its tick. False: that tick is not open any more.';
+    'Moves an export after a page was accepted; p_done ends its tick. True: routing is behind, and an export gives way.';
 
 -- Retention ----------------------------------------------------------------------------------------------
 

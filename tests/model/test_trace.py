@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from iu_listen.model import trace
-from iu_listen.telemetry.otlp import SCOPE, encode
+from iu_listen.telemetry.otlp import SCOPE, encode_spans, request
 from support import connected
 
 HEX = "0123456789abcdef"
@@ -31,6 +31,9 @@ CONTEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60),
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+#: From nothing to more than two bytes can count.
+LONG = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), TEXT.map((500 * "ü").__add__),
+                 TEXT.map((20_000 * "x").__add__))  # fmt: skip
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
@@ -73,12 +76,10 @@ SPANS = st.builds(
     kind=st.sampled_from(trace.Kind),
     start=st.integers(0, 2**64 - 1),
     end=st.integers(0, 2**64 - 1),
-    attributes=st.dictionaries(
-        st.one_of(TEXT, st.just("iu.route.code")),
-        st.one_of(
-            st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=300), st.integers(-(2**63), 2**63 - 1)
-        ),
+    common=st.builds(
+        trace.Common, st.dictionaries(TEXT.map("c".__add__), st.one_of(LONG, st.integers(-(2**63), 2**63 - 1)))
     ),
+    own=st.dictionaries(TEXT.map("o".__add__), st.one_of(st.none(), LONG)),
     error=st.one_of(st.none(), TEXT),
     links=st.lists(st.builds(trace.Link, IDS, IDS.map(lambda i: i[:16])), max_size=3).map(tuple),
 )
@@ -88,11 +89,11 @@ SPANS = st.builds(
 @given(st.lists(SPANS, max_size=5))
 def test_what_we_write_is_what_protobuf_reads(spans):
     """The protocol's own library reads every field as it was meant, and knows no other."""
-    body = encode(spans, {"service.name": "x" * 5000, "service.instance.id": 7, "other": 1.5})
-    request = ExportTraceServiceRequest.FromString(body)
+    body = request(encode_spans(spans), {"service.name": "x" * 5000, "service.instance.id": 7, "other": 1.5})
+    found = ExportTraceServiceRequest.FromString(body)
 
-    assert not UnknownFieldSet(request)
-    (resource,) = request.resource_spans
+    assert not UnknownFieldSet(found)
+    (resource,) = found.resource_spans
     assert [(a.key, a.value.WhichOneof("value")) for a in resource.resource.attributes] == [
         ("service.name", "string_value"), ("service.instance.id", "int_value"), ("other", "string_value"),
     ]  # fmt: skip
@@ -107,6 +108,6 @@ def test_what_we_write_is_what_protobuf_reads(spans):
         assert (read.name, read.kind) == (span.name, span.kind)
         assert (read.start_time_unix_nano, read.end_time_unix_nano) == (span.start, span.end)
         values = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in read.attributes}
-        assert values == {k: v for k, v in span.attributes.items() if v is not None}
+        assert values == span.attributes
         assert [(link.trace_id.hex(), link.span_id.hex()) for link in read.links] == list(span.links)
         assert (read.status.code, read.status.message) == ((2, span.error) if span.error is not None else (0, ""))

@@ -1,4 +1,4 @@
--- Move an export after a page was accepted. False: its tick is not open any more.
+-- Move an export after a page was accepted. True: routing is behind, and an export gives way.
 --
 -- $1 text     name of the export
 -- $2 text     the tick

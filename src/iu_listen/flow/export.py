@@ -19,6 +19,10 @@ from iu_listen.model.trace import Answer, Page, Place, Span
 
 #: Attempts, or dead letters, a page.
 PAGE = 500
+#: Part of the time that the export may take while routing is behind.
+SHARE = 0.1
+#: Longest pause for that reason, in seconds.
+LONGEST_REST = 1.0
 #: Pause when there is nothing to export, in seconds: how late a trace is at most.
 IDLE_PAUSE = 0.5
 #: Longest pause after a failure, in seconds.
@@ -69,10 +73,14 @@ class Export:
         place = await source.tick()
         if place is None:
             return False
+        began = anyio.current_time()
         async for page, rejected in self.pages(source, place):
-            await source.accepted(page, rejected)
+            behind = await source.accepted(page, rejected)
             if page.spans:
                 self._watcher.note(SpansExported(len(page.spans) - rejected, rejected, page.ignored))
+            if behind:
+                await anyio.sleep(min((anyio.current_time() - began) * (1 / SHARE - 1), LONGEST_REST))
+            began = anyio.current_time()
         return True
 
     async def pages(self, source: TraceSource, place: Place) -> AsyncIterator[tuple[Page, int]]:

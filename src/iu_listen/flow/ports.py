@@ -99,8 +99,8 @@ class TraceSource(Protocol):
     async def page(self, place: Place, limit: int) -> Page:
         """The spans of the next ``limit`` rows."""
 
-    async def accepted(self, page: Page, rejected: int) -> None:
-        """Note that the collector has a page, ``rejected`` of its spans aside."""
+    async def accepted(self, page: Page, rejected: int) -> bool:
+        """Note that the collector has a page, ``rejected`` of its spans aside. True: routing is behind, give way."""
 
 
 class Collector(Protocol):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -39,9 +40,15 @@ class Link(NamedTuple):
     span_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One span, complete.
+@dataclass(frozen=True, slots=True, eq=False)
+class Common:
+    """Attributes that many spans have with the same values. One object for all of them: it is encoded once."""
+
+    values: Mapping[str, str | int]
+
+
+class Span(NamedTuple):
+    """One span, complete. A tuple: there are tens of thousands a second.
 
     Attributes:
         trace_id: 32 hexadecimal digits.
@@ -49,7 +56,8 @@ class Span:
         parent_id: 16 hexadecimal digits; empty: a root.
         start: Nanoseconds since 1970.
         end: Nanoseconds since 1970, not before ``start``.
-        attributes: Text and whole numbers; what is None is left out.
+        common: Attributes that it shares with others.
+        own: Its own ones; what is None is left out.
         error: What went wrong. None: nothing.
         links: Other spans that it has to do with.
     """
@@ -61,9 +69,15 @@ class Span:
     kind: Kind
     start: int
     end: int
-    attributes: Mapping[str, str | int | None]
+    common: Common
+    own: Mapping[str, str | None]
     error: str | None = None
-    links: tuple[Link, ...] = field(default=())
+    links: tuple[Link, ...] = ()
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """All that it has."""
+        return dict(self.common.values) | {key: value for key, value in self.own.items() if value is not None}
 
 
 # -- identity ----------------------------------------------------------------------------------------------------
@@ -92,6 +106,7 @@ def attempt_span_id(idempotency_key: str, attempt_no: int) -> str:
     return span_id("attempt", f"{idempotency_key} {attempt_no}")
 
 
+@lru_cache(maxsize=64)
 def batch_link(lineage: UUID | str, xact_id: int) -> Link:
     """The span of the batch that a transaction was: a trace of its own, which its attempts link to."""
     digits = sha256(f"batch {lineage} {xact_id}".encode()).hexdigest()
@@ -107,79 +122,85 @@ def _ns(moment: datetime) -> int:
     return (passed.days * 86_400_000_000 + passed.seconds * 1_000_000 + passed.microseconds) * 1000
 
 
-def _message(operation: str, kind: str, event: UUID, row: Any) -> dict[str, str | int | None]:
-    """What OpenTelemetry wants to know of a message, and what we know of an event."""
-    return {
+@lru_cache(maxsize=4096)
+def _common(operation: str, kind: str, *more: tuple[str, str | int | None]) -> Common:
+    """What OpenTelemetry wants to know of every message, and what more is the same for many."""
+    found = {
         "messaging.system": "postgresql",
         "messaging.operation.name": operation,
         "messaging.operation.type": kind,
         "messaging.destination.name": DESTINATION,
-        "messaging.message.id": str(event),
+    }
+    return Common(found | {key: value for key, value in more if value is not None})
+
+
+def _message(row: Any) -> dict[str, str | None]:
+    """Which message, and of whom."""
+    return {
+        "messaging.message.id": str(row["event_ref"]),
         "messaging.message.conversation_id": row["correlation_id"],
-        "iu.event.domain": row["event_domain"],
-        "iu.event.type": row["event_type"],
         "iu.event.subject": row["subject"],
     }
 
 
-def event_span(row: Any, decided: datetime) -> Span:
+def event_span(row: Any, decided: datetime, message: Mapping[str, str | None] | None = None) -> Span:
     """The span of an event: from its creation to its commit, or to when its decision began, if that is all we know.
 
     Args:
         row: A row of v_iu_trace_attempt whose event is still there, or of the query trace/event.
         decided: When it was decided.
+        message: Which message, if somebody has asked already.
     """
-    event, given = row["event_ref"], context(row["traceparent"])
-    sent = _ns(row["event_at"])
-    end = _ns(row["commit_at"]) if row["commit_at"] else _ns(decided)
+    message = message or _message(row)
+    given, sent = context(row["traceparent"]), row["event_at"]
     return Span(
-        trace_id(event, given), span_id("event", str(event)), given[36:52] if given else "",
-        f"send {DESTINATION}", Kind.PRODUCER, sent, max(sent, end), _message("send", "send", event, row),
+        trace_id(row["event_ref"], given), span_id("event", str(message["messaging.message.id"])),
+        given[36:52] if given else "", f"send {DESTINATION}", Kind.PRODUCER,
+        _ns(sent), _ns(max(sent, row["commit_at"] or decided)),
+        _common("send", "send", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"])),
+        message,
     )  # fmt: skip
 
 
-def attempt_span(row: Any, lineage: str) -> Span:
+def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | None = None) -> Span:
     """The span of an attempt.
 
     Args:
         row: A row of v_iu_trace_attempt.
         lineage: The history that its transaction belongs to.
+        message: Which message, if somebody has asked already.
     """
-    event, number, key = row["event_ref"], row["attempt_no"], row["idempotency_key"]
-    trace, parent = trace_id(event, context(row["traceparent"])), span_id("event", str(event))
-    start = _ns(row["created_at"])
+    message = message or _message(row)
+    number, key = row["attempt_no"], row["idempotency_key"]
+    trace = trace_id(row["event_ref"], context(row["traceparent"]))
+    parent = span_id("event", str(message["messaging.message.id"]))
     # A run that waited for another one began before the event was there.
-    for moment in (row["event_at"], row["commit_at"]):
-        start = max(start, _ns(moment)) if moment else start
-    links = [Link(trace, parent), batch_link(lineage, row["xact_id"])]
+    start = max(row["created_at"], row["event_at"] or _EPOCH, row["commit_at"] or _EPOCH)
+    links: tuple[Link, ...] = (Link(trace, parent), batch_link(lineage, row["xact_id"]))
     if number > 1:
-        links.append(Link(trace, attempt_span_id(key, number - 1)))
+        links += (Link(trace, attempt_span_id(key, number - 1)),)
         if row["letter_id"]:
             parent = span_id("dead_letter", str(row["letter_id"]))
-    failed = row["failure_code"] if row["status"] == "failed" else None
+    status = row["status"]
+    failed = row["failure_code"] if status == "failed" else None
+    common = _common(
+        "process", "process", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"]),
+        ("error.type", failed), ("iu.route.code", row["route_code"]), ("iu.route.kind", row["route_kind"]),
+        ("iu.attempt.status", status), ("iu.attempt.decision", row["decision"]), ("iu.attempt.number", number),
+    )  # fmt: skip
     return Span(
         trace, attempt_span_id(key, number), parent, f"process {DESTINATION}", Kind.CONSUMER,
-        start, max(start, _ns(row["finished_at"])),
-        _message("process", "process", event, row)
-        | {
-            "error.type": failed,
-            "iu.route.code": row["route_code"],
-            "iu.route.kind": row["route_kind"],
-            "iu.attempt.status": row["status"],
-            "iu.attempt.decision": row["decision"],
-            "iu.attempt.number": number,
-            "iu.idempotency_key": key,
-        },
-        error=(row["failure_detail"] or failed or "failed") if row["status"] == "failed" else None,
-        links=tuple(links),
+        _ns(start), _ns(max(start, row["finished_at"])), common, {**message, "iu.idempotency_key": key},
+        (row["failure_detail"] or failed or "failed") if status == "failed" else None, links,
     )  # fmt: skip
 
 
 def attempt_spans(row: Any, lineage: str) -> Iterator[Span]:
     """The span of an attempt; before that of a first one, the span of its event, if that is still there."""
+    message = _message(row)
     if row["attempt_no"] == 1 and row["event_at"] is not None:
-        yield event_span(row, row["created_at"])
-    yield attempt_span(row, lineage)
+        yield event_span(row, row["created_at"], message)
+    yield attempt_span(row, lineage, message)
 
 
 def letter_span(row: Any) -> Span:
@@ -195,17 +216,15 @@ def letter_span(row: Any) -> Span:
     if first is not None:
         at = max(at, _ns(first))
     parent = attempt_span_id(row["idempotency_key"], 1) if first is not None else span_id("event", str(event))
+    common = _common(
+        "dead_letter", "settle", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"]),
+        ("messaging.consumer.group.name", row["worker_name"]), ("error.type", row["failure_code"]),
+        ("iu.route.code", row["route_code"]), ("iu.route.kind", row["route_kind"]),
+    )  # fmt: skip
     return Span(
         trace, span_id("dead_letter", str(row["id"])), parent, f"dead_letter {DESTINATION}", Kind.CLIENT, at, at,
-        _message("dead_letter", "settle", event, row)
-        | {
-            "messaging.consumer.group.name": row["worker_name"],
-            "error.type": row["failure_code"],
-            "iu.route.code": row["route_code"],
-            "iu.route.kind": row["route_kind"],
-            "iu.dead_letter.id": str(row["id"]),
-            "iu.idempotency_key": row["idempotency_key"],
-        },
+        common, _message(row)
+        | {"iu.dead_letter.id": str(row["id"]), "iu.idempotency_key": row["idempotency_key"]},
         error=row["failure_detail"] or row["failure_code"],
     )  # fmt: skip
 
