@@ -1961,6 +1961,8 @@ declare
     v_open          xid8[];
     v_after_seq     bigint;
     v_after_id      uuid;
+    v_low_seq       bigint;
+    v_low_id        uuid;
     -- the page
     v_ids           uuid[];
     v_types         text[];
@@ -2092,6 +2094,8 @@ begin
                                  where pg_visible_in_snapshot(x.xid, c.tick));
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
+            v_low_seq := case when c.pos_seq >= c.tick_floor then c.pos_seq else c.tick_floor - 1 end;
+            v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
         else
             -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
             -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That
@@ -2103,6 +2107,7 @@ begin
             v_to_xid := null;
             v_after_seq := coalesce(c.own_seq, -9223372036854775808);
             v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+            v_low_seq := null;
         end if;
 
         select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq),
@@ -2125,8 +2130,7 @@ begin
                                 public.fn_iu_trace_context(o.traceparent) as traceparent
                            from public.event_outbox o
                           where o.event_domain = c.event_domain
-                            and o.event_seq >= c.tick_floor
-                            and (o.event_seq, o.id) > (v_after_seq, v_after_id)
+                            and (o.event_seq, o.id) > (v_low_seq, v_low_id)
                             and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
                             and o.xact_id <> all (v_open)
                             and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true
@@ -2550,7 +2554,9 @@ CREATE FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapsh
     SET jit TO 'off'
     AS $$
 declare
-    v_from     constant xid8 := pg_snapshot_xmax(p_prev);
+    c_first    constant bigint := -9223372036854775808;
+    v_low_xid  constant xid8 := greatest(pg_snapshot_xmax(p_prev), p_after_xid);
+    v_low_id   constant bigint := case when p_after_xid >= pg_snapshot_xmax(p_prev) then p_after_id else c_first end;
     v_to       constant xid8 := pg_snapshot_xmax(p_tick);
     v_open     constant xid8[] := array(select pg_snapshot_xip(p_tick));
     v_resolved constant xid8[] := array(select x.xid from pg_snapshot_xip(p_prev) x(xid)
@@ -2562,12 +2568,13 @@ begin
               from unnest(v_resolved) x(xid)
              cross join lateral (
                    select s.* from public.v_iu_trace_attempt s
-                    where s.xact_id <= x.xid and s.xact_id >= x.xid and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+                    where s.xact_id <= x.xid
+                      and (s.xact_id, s.id) > (greatest(x.xid, p_after_xid),
+                                               case when p_after_xid >= x.xid then p_after_id else c_first end)
                     order by s.xact_id, s.id limit p_limit) r
             union all
             (select s.* from public.v_iu_trace_attempt s
-              where s.xact_id >= v_from and s.xact_id < v_to and s.xact_id <> all (v_open)
-                and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+              where (s.xact_id, s.id) > (v_low_xid, v_low_id) and s.xact_id < v_to and s.xact_id <> all (v_open)
               order by s.xact_id, s.id limit p_limit)) u
      order by u.xact_id, u.id
      limit p_limit;
@@ -2641,7 +2648,9 @@ CREATE FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapsho
     SET jit TO 'off'
     AS $$
 declare
-    v_from     constant xid8 := pg_snapshot_xmax(p_prev);
+    c_first    constant uuid := '00000000-0000-0000-0000-000000000000';
+    v_low_xid  constant xid8 := greatest(pg_snapshot_xmax(p_prev), p_after_xid);
+    v_low_id   constant uuid := case when p_after_xid >= pg_snapshot_xmax(p_prev) then p_after_id else c_first end;
     v_to       constant xid8 := pg_snapshot_xmax(p_tick);
     v_open     constant xid8[] := array(select pg_snapshot_xip(p_tick));
     v_resolved constant xid8[] := array(select x.xid from pg_snapshot_xip(p_prev) x(xid)
@@ -2653,12 +2662,13 @@ begin
               from unnest(v_resolved) x(xid)
              cross join lateral (
                    select s.* from public.v_iu_trace_letter s
-                    where s.xact_id <= x.xid and s.xact_id >= x.xid and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+                    where s.xact_id <= x.xid
+                      and (s.xact_id, s.id) > (greatest(x.xid, p_after_xid),
+                                               case when p_after_xid >= x.xid then p_after_id else c_first end)
                     order by s.xact_id, s.id limit p_limit) r
             union all
             (select s.* from public.v_iu_trace_letter s
-              where s.xact_id >= v_from and s.xact_id < v_to and s.xact_id <> all (v_open)
-                and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+              where (s.xact_id, s.id) > (v_low_xid, v_low_id) and s.xact_id < v_to and s.xact_id <> all (v_open)
               order by s.xact_id, s.id limit p_limit)) u
      order by u.xact_id, u.id
      limit p_limit;

@@ -56,7 +56,8 @@ comment on function public.fn_iu_route_deliver(text, uuid, jsonb) is
 --   * (b) goes by event_seq from the lowest one in the tick (tick_floor) through event_outbox_order_idx. By
 --     transaction it would have to sort the whole tick again for each page: after an hour's absence that is most
 --     of the work. The floor is read from the rows, not derived from the sequence, so a sequence that was set
---     back costs time, not events.
+--     back costs time, not events. Floor and position are one bound: of two, an index begins its search at whichever
+--     comes first to it, which may be the beginning of the log, and skips from there, in silence, to the other.
 --   * Generic plans without sequential, bitmap or parallel scans: the shapes above are the only good ones, and a
 --     plan that depends on the statistics of the day is a latency that depends on the day.
 --   * The run's own transaction counts as in progress in its tick. Only where it had written events before it
@@ -93,6 +94,8 @@ declare
     v_open          xid8[];
     v_after_seq     bigint;
     v_after_id      uuid;
+    v_low_seq       bigint;
+    v_low_id        uuid;
     -- the page
     v_ids           uuid[];
     v_types         text[];
@@ -224,6 +227,8 @@ begin
                                  where pg_visible_in_snapshot(x.xid, c.tick));
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
+            v_low_seq := case when c.pos_seq >= c.tick_floor then c.pos_seq else c.tick_floor - 1 end;
+            v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
         else
             -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
             -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That
@@ -235,6 +240,7 @@ begin
             v_to_xid := null;
             v_after_seq := coalesce(c.own_seq, -9223372036854775808);
             v_after_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+            v_low_seq := null;
         end if;
 
         select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq),
@@ -257,8 +263,7 @@ begin
                                 public.fn_iu_trace_context(o.traceparent) as traceparent
                            from public.event_outbox o
                           where o.event_domain = c.event_domain
-                            and o.event_seq >= c.tick_floor
-                            and (o.event_seq, o.id) > (v_after_seq, v_after_id)
+                            and (o.event_seq, o.id) > (v_low_seq, v_low_id)
                             and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
                             and o.xact_id <> all (v_open)
                             and (o.xact_id = c.own_xid and o.event_seq <= c.own_seq) is not true

@@ -203,6 +203,7 @@ select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, 
   left join public.iu_route_attempt a on a.idempotency_key = d.idempotency_key and a.attempt_no = 1;
 comment on view public.v_iu_trace_letter is 'What the span of a dead letter is made of.';
 
+-- One lower bound, not two: of two, an index may begin its search at the earlier one (009).
 create function public.fn_iu_trace_attempts(
     p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer)
 returns setof public.v_iu_trace_attempt
@@ -218,7 +219,9 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    v_from     constant xid8 := pg_snapshot_xmax(p_prev);
+    c_first    constant bigint := -9223372036854775808;
+    v_low_xid  constant xid8 := greatest(pg_snapshot_xmax(p_prev), p_after_xid);
+    v_low_id   constant bigint := case when p_after_xid >= pg_snapshot_xmax(p_prev) then p_after_id else c_first end;
     v_to       constant xid8 := pg_snapshot_xmax(p_tick);
     v_open     constant xid8[] := array(select pg_snapshot_xip(p_tick));
     v_resolved constant xid8[] := array(select x.xid from pg_snapshot_xip(p_prev) x(xid)
@@ -230,12 +233,13 @@ begin
               from unnest(v_resolved) x(xid)
              cross join lateral (
                    select s.* from public.v_iu_trace_attempt s
-                    where s.xact_id <= x.xid and s.xact_id >= x.xid and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+                    where s.xact_id <= x.xid
+                      and (s.xact_id, s.id) > (greatest(x.xid, p_after_xid),
+                                               case when p_after_xid >= x.xid then p_after_id else c_first end)
                     order by s.xact_id, s.id limit p_limit) r
             union all
             (select s.* from public.v_iu_trace_attempt s
-              where s.xact_id >= v_from and s.xact_id < v_to and s.xact_id <> all (v_open)
-                and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+              where (s.xact_id, s.id) > (v_low_xid, v_low_id) and s.xact_id < v_to and s.xact_id <> all (v_open)
               order by s.xact_id, s.id limit p_limit)) u
      order by u.xact_id, u.id
      limit p_limit;
@@ -259,7 +263,9 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    v_from     constant xid8 := pg_snapshot_xmax(p_prev);
+    c_first    constant uuid := '00000000-0000-0000-0000-000000000000';
+    v_low_xid  constant xid8 := greatest(pg_snapshot_xmax(p_prev), p_after_xid);
+    v_low_id   constant uuid := case when p_after_xid >= pg_snapshot_xmax(p_prev) then p_after_id else c_first end;
     v_to       constant xid8 := pg_snapshot_xmax(p_tick);
     v_open     constant xid8[] := array(select pg_snapshot_xip(p_tick));
     v_resolved constant xid8[] := array(select x.xid from pg_snapshot_xip(p_prev) x(xid)
@@ -271,12 +277,13 @@ begin
               from unnest(v_resolved) x(xid)
              cross join lateral (
                    select s.* from public.v_iu_trace_letter s
-                    where s.xact_id <= x.xid and s.xact_id >= x.xid and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+                    where s.xact_id <= x.xid
+                      and (s.xact_id, s.id) > (greatest(x.xid, p_after_xid),
+                                               case when p_after_xid >= x.xid then p_after_id else c_first end)
                     order by s.xact_id, s.id limit p_limit) r
             union all
             (select s.* from public.v_iu_trace_letter s
-              where s.xact_id >= v_from and s.xact_id < v_to and s.xact_id <> all (v_open)
-                and (s.xact_id, s.id) > (p_after_xid, p_after_id)
+              where (s.xact_id, s.id) > (v_low_xid, v_low_id) and s.xact_id < v_to and s.xact_id <> all (v_open)
               order by s.xact_id, s.id limit p_limit)) u
      order by u.xact_id, u.id
      limit p_limit;

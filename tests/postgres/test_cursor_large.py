@@ -10,6 +10,9 @@ import pytest
 
 from clusters import cluster
 from iu_listen import embedded
+from iu_listen.app import PostgresSessions
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.trace import TraceSession
 from support import apply_package, attempted, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -69,6 +72,59 @@ async def test_a_plan_does_not_depend_on_the_statistics_of_the_day(live):
             await insert_event(other)
             assert await drain(worker) == 1
         assert await reads(worker) - before < 500
+
+
+#: Pages of its indexes that were looked at so far. An index skips in silence what does not fit: only this tells.
+PAGES = """
+    select sum(i.idx_blks_hit + i.idx_blks_read)::bigint
+      from pg_statio_user_indexes i where i.relname in ('event_outbox', 'iu_route_attempt', 'iu_route_dead_letter')
+"""
+
+
+async def pages(session: asyncpg.Connection) -> int:
+    await session.fetchval("select pg_stat_force_next_flush()")
+    return await session.fetchval(PAGES)
+
+
+@pytest.mark.slow
+async def test_what_is_past_is_not_walked_through(live):
+    """A run, and a look of the export, begin where the new begins, however large the log behind it has become.
+
+    Fails when: the position in a tick and its lowest number are two bounds: the index begins at the earlier one.
+    """
+    settings = Settings.load({}, {"dsn": live.dsn})
+    async with (
+        connected(live.dsn) as worker,
+        connected(live.dsn) as other,
+        PostgresSessions(settings).tracer() as traces,
+    ):
+        await traces.take_lease()
+        await insert_event(other)
+        costs: list[tuple[int, int]] = []
+        for past in (1000, 60_000):
+            await other.execute(MANY, past)
+            assert await drain(worker, 5000) == past + (past == 1000)
+            await exported(traces)
+            for _ in range(4):
+                await insert_event(other)
+                before = await pages(worker)
+                assert await drain(worker) == 1
+                routed = await pages(worker)
+                assert await exported(traces) == 1
+                costs.append((routed - before, await pages(worker) - routed))
+        for few, many in zip(zip(*costs[:4], strict=True), zip(*costs[4:], strict=True), strict=True):
+            assert min(many) <= 2 * max(few)
+
+
+async def exported(source: TraceSession) -> int:
+    """Take everything that there is to export; the number of attempts."""
+    attempts = 0
+    while (place := await source.tick()) is not None:
+        page = await source.page(place, 5000)
+        attempts += sum(span.name.startswith("process") for span in page.spans)
+        await source.accepted(page, 0)
+    await source._connection.fetchval("select pg_stat_force_next_flush()")
+    return attempts
 
 
 async def test_a_tick_is_never_sorted_to_be_paged(live):
