@@ -16,7 +16,7 @@ import anyio.abc
 
 from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
-from iu_listen.flow.export import Export
+from iu_listen.flow.export import SMALL_PAGE, Export
 from iu_listen.flow.ports import Auditor, Bell, Collector, Lookout, Outbox, TraceSource, Watcher
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
@@ -100,7 +100,9 @@ async def serve(
     try:
         async with anyio.create_task_group() as tasks:
             if collector is not None:
-                tasks.start_soon(Export(sessions, collector, told).run)
+                # The thread that sends must not keep the consumer waiting: by default it may for 5 ms.
+                sys.setswitchinterval(0.0005)
+                tasks.start_soon(Export(sessions, collector, told, SMALL_PAGE).run)
             async with stopped_by_signals(tasks, consumer.stop, settings.grace):
                 await consumer.run(database)
             tasks.cancel_scope.cancel()

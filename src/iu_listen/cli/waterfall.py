@@ -53,7 +53,7 @@ def result(span: Span) -> str:
     if span.error is not None:
         return span.error
     if attributes["messaging.operation.name"] == "send":
-        return f"of {attributes['iu.event.subject']}" if attributes["iu.event.subject"] else "written"
+        return f"of {attributes['iu.event.subject']}" if attributes.get("iu.event.subject") else "written"
     return f"{attributes['iu.attempt.status']} ({attributes['iu.attempt.decision']})"
 
 

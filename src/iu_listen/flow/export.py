@@ -17,8 +17,10 @@ from iu_listen.model.errors import IuListenError
 from iu_listen.model.observation import SessionFailed, SpansExported, SpansHeld
 from iu_listen.model.trace import Answer, Page, Place, Span
 
-#: Attempts, or dead letters, a page.
+#: Attempts, or dead letters, a page: what makes the most of a core.
 PAGE = 500
+#: The same beside a consumer, who waits while a page is read and sent.
+SMALL_PAGE = 100
 #: Part of the time that the export may take while routing is behind.
 SHARE = 0.1
 #: Longest pause for that reason, in seconds.
@@ -38,15 +40,22 @@ class Export:
         sessions: Where the trace reader's session comes from.
         collector: Where spans go.
         watcher: Who sees what happens.
+        page: Attempts, or dead letters, a page; None: PAGE.
         jitter: Source of randomness for backoff.
     """
 
     def __init__(
-        self, sessions: Sessions, collector: Collector, watcher: Watcher, jitter: random.Random | None = None
+        self,
+        sessions: Sessions,
+        collector: Collector,
+        watcher: Watcher,
+        page: int | None = None,
+        jitter: random.Random | None = None,
     ) -> None:
         self._sessions = sessions
         self._collector = collector
         self._watcher = watcher
+        self._page = page or PAGE
         self._jitter = jitter or random.Random()
 
     async def run(self) -> None:
@@ -87,7 +96,7 @@ class Export:
         """Every page from a place on, when the collector has it; with how many of its spans it refused for good."""
         last = False
         while not last:
-            page = await source.page(place, PAGE)
+            page = await source.page(place, self._page)
             yield page, await self._send(page.spans) if page.spans else 0
             place, last = page.place, page.last
 
