@@ -352,6 +352,35 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_core_routes_enabled() IS 'The master gate: true only while iu_core.routes_master_enabled is exactly ''true''.';
 
+-- Name: fn_iu_decision_latency(text, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) RETURNS TABLE(last_id bigint, seconds double precision[], since_commit boolean)
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    with young as materialized (
+        select a.event_ref, a.xact_id, a.finished_at
+          from public.iu_route_attempt a
+         where a.id > p_after and a.attempt_no = 1
+         order by a.id desc
+         limit p_limit)
+    select coalesce((select max(a.id) from public.iu_route_attempt a), 0),
+           coalesce(array_agg(greatest(t.seconds, 0)) filter (where t.seconds is not null), '{}'),
+           current_setting('track_commit_timestamp') = 'on'
+      from young y
+      join public.event_outbox o on o.id = y.event_ref
+      join public.iu_route_worker_cursor c on c.worker_name = p_worker_name and c.event_domain = o.event_domain
+     cross join lateral (
+           select extract(epoch from case when current_setting('track_commit_timestamp') = 'on'
+                                          then public.fn_iu_trace_commit_at(y.xact_id)
+                                               - public.fn_iu_trace_commit_at(o.xact_id)
+                                          else y.finished_at - o.created_at end)::double precision) t(seconds)
+$$;
+
+-- Name: FUNCTION fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
+
 -- Name: fn_iu_emit_event(text, text, uuid, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) RETURNS uuid
@@ -3461,6 +3490,70 @@ CREATE VIEW public.v_iu_event_backlog AS
 -- Name: VIEW v_iu_event_backlog; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON VIEW public.v_iu_event_backlog IS 'How many committed events each worker has not read yet, and since when the oldest waits.';
+
+-- Name: v_iu_measure; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_measure AS
+ SELECT NULL::text AS worker_name,
+    'gate'::text AS what,
+    g.gate AS part,
+    ((COALESCE((d.value = 'true'::text), false))::integer)::double precision AS figure
+   FROM (( VALUES ('master'::text,'iu_core.routes_master_enabled'::text), ('worker'::text,'iu_core.route_worker_enabled'::text)) g(gate, key)
+     LEFT JOIN public.dot_config d ON ((d.key = g.key)))
+UNION ALL
+ SELECT NULL::text AS worker_name,
+    'notification_queue'::text AS what,
+    NULL::text AS part,
+    pg_notification_queue_usage() AS figure
+UNION ALL
+ SELECT l.worker_name,
+    l.what,
+    l.part,
+    l.figure
+   FROM (( SELECT b.worker_name,
+            'backlog'::text AS part,
+            b.backlog AS items,
+            b.oldest_created_at AS since
+           FROM public.v_iu_event_backlog b
+        UNION ALL
+         SELECT c.worker_name,
+            'dead_letter'::text,
+            count(d.id) AS count,
+            min(d.created_at) AS min
+           FROM (public.iu_route_worker_cursor c
+             LEFT JOIN public.iu_route_dead_letter d ON (((d.worker_name = c.worker_name) AND (d.resolved_at IS NULL))))
+          GROUP BY c.worker_name
+        UNION ALL
+         SELECT NULL::text,
+            'open_transaction'::text,
+            count(w.pid) AS count,
+            min(w.xact_start) AS min
+           FROM ( SELECT a.pid,
+                    a.xact_start
+                   FROM (pg_locks l_1
+                     JOIN pg_stat_activity a ON ((a.pid = l_1.pid)))
+                  WHERE ((l_1.locktype = 'relation'::text) AND (l_1.mode = 'RowExclusiveLock'::text) AND l_1.granted AND (l_1.database = ( SELECT d.oid
+                           FROM pg_database d
+                          WHERE (d.datname = current_database()))) AND (l_1.relation = ('public.event_outbox'::regclass)::oid))) w
+        UNION ALL
+         SELECT NULL::text,
+            'trace'::text,
+            COALESCE(max(GREATEST(((n.last_id - f.id) + 1), (0)::bigint)), (0)::bigint) AS "coalesce",
+            min(f.created_at) AS min
+           FROM ((public.iu_trace_cursor t
+             CROSS JOIN LATERAL ( SELECT max(a.id) AS last_id
+                   FROM public.iu_route_attempt a) n)
+             LEFT JOIN LATERAL ( SELECT a.id,
+                    a.created_at
+                   FROM public.iu_route_attempt a
+                  WHERE (ROW(a.xact_id, a.id) > ROW(GREATEST(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id))
+                  ORDER BY a.xact_id, a.id
+                 LIMIT 1) f ON (true))) s
+     CROSS JOIN LATERAL ( VALUES (s.worker_name,'lag_items'::text,s.part,(s.items)::double precision), (s.worker_name,'lag_seconds'::text,s.part,(COALESCE(GREATEST(EXTRACT(epoch FROM (clock_timestamp() - s.since)), (0)::numeric), (0)::numeric))::double precision)) l(worker_name, what, part, figure));
+
+-- Name: VIEW v_iu_measure; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_measure IS 'What metrics say of the database: one row a figure, of a worker or of all.';
 
 -- Name: v_iu_route_attempt; Type: VIEW; Schema: public; Owner: -
 

@@ -10,6 +10,8 @@ The map of the house, in the order of an event's way:
 SQL lives in sql/, not in strings. docs/map.md walks through it in five minutes.
 """
 
+from iu_listen.telemetry.producer import trace_context
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "trace_context"]

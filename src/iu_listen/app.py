@@ -17,11 +17,12 @@ import anyio.abc
 from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
 from iu_listen.flow.export import SMALL_PAGE, Export
-from iu_listen.flow.ports import Auditor, Bell, Collector, Lookout, Outbox, TraceSource, Watcher
+from iu_listen.flow.ports import Auditor, Bell, Collector, Lookout, Outbox, Surveyor, TraceSource, Watcher
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
+from iu_listen.postgres.measure import surveyor_session
 from iu_listen.postgres.patrol import lookout_session
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
@@ -54,6 +55,10 @@ class PostgresSessions:
         """Open the audit session."""
         return audit_session(self._settings)
 
+    def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
+        """Open the session that measures."""
+        return surveyor_session(self._settings)
+
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
         return trace_session(self._settings, EXPORT)
@@ -82,7 +87,12 @@ class Watchers:
 
 
 async def serve(
-    settings: Settings, watchers: Iterable[Watcher], database: str = "", collector: Collector | None = None
+    settings: Settings,
+    watchers: Iterable[Watcher],
+    database: str = "",
+    *,
+    collector: Collector | None = None,
+    measuring: bool = False,
 ) -> None:
     """Run a consumer until SIGTERM or SIGINT; then end the running batch, at most ``settings.grace`` seconds long.
 
@@ -93,9 +103,10 @@ async def serve(
         watchers: Who sees what happens.
         database: What to call it in the log.
         collector: Where the spans of attempts and dead letters go; None: nowhere, and nothing is read for it.
+        measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
     """
     told, sessions = Watchers(watchers), PostgresSessions(settings)
-    consumer = Consumer(settings, sessions, told)
+    consumer = Consumer(settings, sessions, told, measuring=measuring)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         async with anyio.create_task_group() as tasks:

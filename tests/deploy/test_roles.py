@@ -28,6 +28,7 @@ from iu_listen.model.settings import Settings
 from iu_listen.postgres import audit, census, doctor, migrate, retention, verify
 from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
+from iu_listen.postgres.measure import SurveyorSession
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.trace import TraceSession
 from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
@@ -239,6 +240,9 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     # One event more is behind the cursor, and has lost its attempt.
     assert (page.status, page.missing) == ("passed", 1)
     await census.rows(connection, "audits")
+    surveyor = SurveyorSession(connection, settings)
+    for _ in range(2):
+        await surveyor.measure()
 
 
 GRANTED = """

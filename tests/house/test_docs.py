@@ -192,7 +192,7 @@ def test_every_metric_is_documented():
     source = page("src/iu_listen/telemetry/metrics.py")
     made = re.findall(r"create_(\w+)\(\s*\"([^\"]+)\", \"([^\"]+)\", \"([^\"]+)\"", source)
     rows = re.findall(
-        r"^\| `(iu\.[^`]+)` \| (\w+) \| `([^`]+)` \| [^|]+ \| ([^|]+) \|$",
+        r"^\| `((?:iu|messaging)\.[^`]+)` \| (\w+) \| `([^`]+)` \| [^|]+ \| ([^|]+) \|$",
         page("docs/reference/metrics.md"),
         re.MULTILINE,
     )

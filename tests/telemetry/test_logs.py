@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -18,6 +19,7 @@ from iu_listen.model.observation import (
     CulpritNamed,
     LeaseTaken,
     Listening,
+    Measured,
     Observation,
     Polling,
     SessionFailed,
@@ -30,6 +32,7 @@ from iu_listen.model.observation import (
     Stopping,
     WakeLost,
 )
+from iu_listen.model.trace import batch_link
 from iu_listen.telemetry.logs import BIG_BATCH, LogWatcher, configure
 
 W = DEFAULT_WORKER
@@ -101,6 +104,16 @@ def test_an_outage_is_told_once_a_minute():
     ]  # fmt: skip
 
 
+def test_lines_about_a_batch_lead_to_its_trace():
+    """A line about a batch has the ids of its span, under OpenTelemetry's names; one without a transaction has none."""
+    batch = Batch(status="ran", seen=3, dead_lettered=2, lineage="a history", xact_id=7)
+    with capture_logs() as lines:
+        LogWatcher().note(BatchRan(W, Wake.NOTIFY, batch))
+        LogWatcher().note(BatchRan(W, Wake.NOTIFY, replace(batch, xact_id=0)))
+    assert (lines[0]["trace_id"], lines[0]["span_id"]) == batch_link("a history", 7)
+    assert "trace_id" not in lines[1]
+
+
 def test_a_complete_audit_is_silent():
     """An audit that found nothing missing is no line."""
     with capture_logs() as lines:
@@ -120,7 +133,7 @@ def test_small_batches_are_silent(seen):
 
 
 #: No line: they would come for ever.
-SILENT = {Beaten, SpansExported}
+SILENT = {Beaten, Measured, SpansExported}
 
 
 @pytest.mark.parametrize("kind", sorted(set(get_args(Observation)) - SILENT, key=str), ids=lambda kind: kind.__name__)

@@ -10,9 +10,20 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.facts import DEFAULT_WORKER, Batch, Wake
-from iu_listen.model.observation import AuditPassed, BatchRan, Started, WakeLost
+from iu_listen.model.facts import DEFAULT_WORKER, Batch, Measure, Survey, Wake
+from iu_listen.model.observation import (
+    AuditPassed,
+    BatchRan,
+    Measured,
+    SessionFailed,
+    SpansExported,
+    SpansHeld,
+    Started,
+    WakeLost,
+)
 from iu_listen.telemetry.metrics import MetricWatcher, metric_watcher
+
+W = DEFAULT_WORKER
 
 
 @pytest.fixture
@@ -28,20 +39,79 @@ def kept():
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     for point in metric.data.data_points:
-                        found[(metric.name, *(point.attributes[k] for k in sorted(point.attributes)))] = point.value
+                        attributes = (point.attributes[k] for k in sorted(point.attributes) if k.startswith("iu."))
+                        value = getattr(point, "value", None)
+                        found[(metric.name, *attributes)] = (point.count, point.sum) if value is None else value
         return found
 
     yield watcher, read
     watcher.close()
 
 
-def test_batches_are_counted_by_wake(kept):
-    """Events add up for each wake that found them; a look that found nothing counts nothing."""
-    watcher, read = kept
-    for wake, seen in ((Wake.NOTIFY, 3), (Wake.CATCH_UP, 2), (Wake.NOTIFY, 4), (Wake.LINGER, 0)):
-        watcher.note(BatchRan(DEFAULT_WORKER, wake, Batch(status="ran", seen=seen)))
+def test_batches_are_recorded(kept):
+    """Events add up for each wake that found them, size and duration are distributions, decisions are told apart.
 
-    assert read() == {("iu.events", "notify", DEFAULT_WORKER): 7, ("iu.events", "catch_up", DEFAULT_WORKER): 2}
+    A look that found nothing is a wake, and nothing else.
+    """
+    watcher, read = kept
+    for wake, seen, more in (
+        (Wake.NOTIFY, 3, {"attempts": 4, "skipped": 1, "dead_lettered": 1}),
+        (Wake.CATCH_UP, 2, {"attempts": 2}),
+        (Wake.NOTIFY, 4, {"attempts": 4, "skipped": 4}),
+        (Wake.LINGER, 0, {}),
+    ):
+        watcher.note(BatchRan(W, wake, Batch(status="ran", seen=seen, seconds=0.5, **more)))
+
+    assert read() == {
+        ("messaging.client.consumed.messages", "notify"): 7,
+        ("messaging.client.consumed.messages", "catch_up"): 2,
+        ("messaging.process.duration",): (3, 1.5),
+        ("iu.batch.size", W): (3, 9),
+        ("iu.attempts", "dry_run", W): 4,
+        ("iu.attempts", "skipped", W): 5,
+        ("iu.attempts", "dead_letter", W): 1,
+        ("iu.wakes", "notify", W): 2,
+        ("iu.wakes", "catch_up", W): 1,
+        ("iu.wakes", "linger", W): 1,
+    }
+
+
+def test_what_was_measured_is_gauges_and_latencies(kept):
+    """A survey sets gauges, each with its part and its worker, and adds latencies to a distribution."""
+    watcher, read = kept
+    measures = (
+        Measure(what="gate", part="worker", figure=1.0),
+        Measure(what="notification_queue", part=None, figure=0.25),
+        Measure(what="lag_items", part="backlog", figure=7.0, worker=W),
+        Measure(what="lag_seconds", part="backlog", figure=1.5, worker=W),
+    )
+    watcher.note(Measured(W, Survey(measures=measures, latencies=(0.001, 0.002), since_commit=True)))
+    watcher.note(Measured(W, Survey(measures=measures[:1], latencies=(2.0,), since_commit=False)))
+
+    assert read() == {
+        ("iu.gate.open", "worker"): 1,
+        ("iu.notification_queue.usage",): 0.25,
+        ("iu.lag.items", "backlog", W): 7,
+        ("iu.lag.duration", "backlog", W): 1.5,
+        ("iu.decision.latency", "commit", W): (2, 0.003),
+        ("iu.decision.latency", "insert", W): (1, 2.0),
+    }
+
+
+def test_what_fails_is_counted(kept):
+    """Lost sessions by which, requests and spans that a collector does not take, contexts that are malformed."""
+    watcher, read = kept
+    watcher.note(SessionFailed("bell", "gone", 1.0))
+    watcher.note(SpansHeld("503", 1.0, None))
+    watcher.note(SpansExported(7, 2, 3))
+
+    assert read() == {
+        ("iu.sessions.failed", "bell"): 1,
+        ("iu.traces.held",): 1,
+        ("iu.traces.exported",): 7,
+        ("iu.traces.rejected",): 2,
+        ("iu.traces.ignored",): 3,
+    }
 
 
 def test_lost_wakes_are_counted(kept):

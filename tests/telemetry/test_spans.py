@@ -14,8 +14,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.facts import DEFAULT_WORKER, Batch, Wake
-from iu_listen.model.observation import BatchRan
-from iu_listen.telemetry.spans import SpanWatcher, span_watcher
+from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, SessionFailed, StandingBy
+from iu_listen.model.trace import batch_link
+from iu_listen.telemetry.spans import GivenIds, SpanWatcher, span_watcher
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_batch_is_a_consumer_span_with_its_own_length(kept):
     """The span has the messaging attributes of the conventions, and began as long ago as the batch took."""
     watcher, exporter = kept
     watcher.note(ran(seen=3, attempts=3))
-    (span,) = exporter.get_finished_spans()
+    wake, span = sorted(exporter.get_finished_spans(), key=lambda s: s.name == "process event_outbox")
 
     assert (span.name, span.kind) == ("process event_outbox", SpanKind.CONSUMER)
     assert span.end_time - span.start_time == 250_000_000
@@ -45,13 +46,76 @@ def test_a_batch_is_a_consumer_span_with_its_own_length(kept):
     assert span.attributes[messaging.MESSAGING_DESTINATION_NAME] == "event_outbox"
     assert span.attributes[messaging.MESSAGING_CONSUMER_GROUP_NAME] == DEFAULT_WORKER
     assert span.status.status_code is StatusCode.UNSET
+    assert (wake.name, wake.kind, wake.parent) == ("receive event_outbox", SpanKind.CLIENT, None)
+    assert span.parent == wake.context
+
+
+def test_a_wake_begins_when_it_rang(kept):
+    """The wake begins with the ring, the batch so much later, and both end together; it says why it came."""
+    watcher, exporter = kept
+    batch = Batch(status="ran", seen=1, seconds=0.25)
+    watcher.note(BatchRan(DEFAULT_WORKER, Wake.NOTIFY, batch, 0.125))
+    wake, span = sorted(exporter.get_finished_spans(), key=lambda s: s.name == "process event_outbox")
+
+    assert span.start_time - wake.start_time == 125_000_000
+    assert span.end_time == wake.end_time
+    assert wake.attributes["iu.wake"] == "notify"
+
+
+def test_attempts_find_their_batch():
+    """The batch has the ids that its attempts link to; its wake is of the same trace, and the next batch of another."""
+    exporter, ids = InMemorySpanExporter(), GivenIds()
+    provider = TracerProvider(id_generator=ids)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    watcher = SpanWatcher(provider, ids)
+    watcher.note(ran(seen=1, lineage="a history", xact_id=7))
+    watcher.note(ran(seen=1, lineage="a history", xact_id=8))
+    watcher.note(ran(seen=1))
+    found = [(format(s.context.trace_id, "032x"), format(s.context.span_id, "016x")) for s in
+             exporter.get_finished_spans() if s.name == "process event_outbox"]  # fmt: skip
+
+    assert found[:2] == [batch_link("a history", 7), batch_link("a history", 8)]
+    assert len({span.context.trace_id for span in exporter.get_finished_spans()}) == 3
+    assert len({span.context.span_id for span in exporter.get_finished_spans()}) == 6
+
+
+def test_a_reconnect_is_a_span(kept):
+    """From the first failure to the session that works, with why and how often; the next loss is another one."""
+    watcher, exporter = kept
+    watcher.note(SessionFailed("worker", "the server went away", 0.1))
+    watcher.note(SessionFailed("worker", "starting up", 0.2))
+    watcher.note(SessionFailed("bell", "the server went away", 0.1))
+    watcher.note(LeaseTaken(DEFAULT_WORKER))
+    watcher.note(Listening(1))
+    watcher.note(LeaseTaken(DEFAULT_WORKER))
+    worker, bell = exporter.get_finished_spans()
+
+    assert (worker.name, bell.name) == ("reconnect worker", "reconnect bell")
+    assert worker.attributes["iu.reconnect.tries"] == 2
+    assert worker.attributes["iu.reconnect.reason"] == "the server went away"
+    assert worker.end_time >= worker.start_time
+
+
+def test_a_take_over_is_a_span(kept):
+    """From the lease to the first batch, and from whom; a consumer that never stood by takes nothing over."""
+    watcher, exporter = kept
+    watcher.note(LeaseTaken(DEFAULT_WORKER))
+    watcher.note(ran())
+    assert exporter.get_finished_spans() == ()
+    watcher.note(StandingBy(DEFAULT_WORKER, "pid 7"))
+    watcher.note(LeaseTaken(DEFAULT_WORKER))
+    watcher.note(ran())
+    watcher.note(ran())
+    (span,) = exporter.get_finished_spans()
+
+    assert (span.name, span.attributes["iu.take_over.from"]) == ("take_over", "pid 7")
 
 
 def test_dead_letters_make_the_span_an_error(kept):
     """A batch with dead letters is an error that says how many."""
     watcher, exporter = kept
     watcher.note(ran(seen=3, attempts=3, dead_lettered=2))
-    (span,) = exporter.get_finished_spans()
+    (span,) = (span for span in exporter.get_finished_spans() if span.name == "process event_outbox")
 
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description == "2 dead letter(s)"
@@ -81,7 +145,8 @@ def test_the_console_exporter_works_as_asked():
     """OTEL_TRACES_EXPORTER=console prints the span of a batch."""
     program = """
 from iu_listen.model.facts import Batch, Wake
-from iu_listen.model.observation import BatchRan
+from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, SessionFailed, StandingBy
+from iu_listen.model.trace import batch_link
 from iu_listen.telemetry.spans import span_watcher
 watcher = span_watcher({"OTEL_TRACES_EXPORTER": "console"})
 watcher.note(BatchRan("worker", Wake.NOTIFY, Batch(status="ran", seen=1)))

@@ -73,14 +73,20 @@ async def _check_then_serve(door: Door) -> None:
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
-    exporting = [w for w in (span_watcher(os.environ), metric_watcher(os.environ)) if w]
-    traces = collector(os.environ)
-    watchers: list[Watcher] = [LogWatcher(), SystemdWatcher(), *exporting]
+    spans, metrics, traces = span_watcher(os.environ), metric_watcher(os.environ), collector(os.environ)
+    watchers: list[Watcher] = [
+        LogWatcher(),
+        SystemdWatcher(),
+        *([spans] if spans else []),
+        *([metrics] if metrics else []),
+    ]
+    database = f"{target['database']}, PostgreSQL {target['server_version']}"
     try:
-        await serve(door.settings, watchers, f"{target['database']}, PostgreSQL {target['server_version']}", traces)
+        await serve(door.settings, watchers, database, collector=traces, measuring=metrics is not None)
     finally:
-        for closing in (*exporting, *([traces] if traces else [])):
-            closing.close()
+        for closing in (spans, metrics, traces):
+            if closing is not None:
+                closing.close()
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:

@@ -15,6 +15,7 @@ import anyio
 
 from iu_listen.flow.audit import keep_auditing
 from iu_listen.flow.backoff import backoff
+from iu_listen.flow.measure import keep_measuring
 from iu_listen.flow.patrol import Patrol
 from iu_listen.flow.ports import Bell, NoBell, Outbox, Sessions, Watcher
 from iu_listen.flow.rhythm import Act, Rhythm
@@ -52,6 +53,7 @@ class Consumer:
         settings: Durations, limits and the worker's name.
         sessions: Where sessions come from.
         watcher: Who sees what happens.
+        measuring: Measure the database for metrics, too.
         clock: Monotonic clock, in seconds.
         jitter: Source of randomness for backoff and timers.
     """
@@ -62,12 +64,14 @@ class Consumer:
         sessions: Sessions,
         watcher: Watcher,
         *,
+        measuring: bool = False,
         clock: Callable[[], float] = anyio.current_time,
         jitter: random.Random | None = None,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._watcher = watcher
+        self._measuring = measuring
         self._clock = clock
         self._jitter = jitter or random.Random()
         self._worker = WorkerName(settings.worker)
@@ -130,6 +134,8 @@ class Consumer:
             tasks.start_soon(self._keep_bell)
             tasks.start_soon(self._patrol(outbox).run)
             tasks.start_soon(keep_auditing, self._settings, self._sessions, self._watcher)
+            if self._measuring:
+                tasks.start_soon(keep_measuring, self._sessions, self._watcher, self._worker)
             # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
             try:
                 await self._work(outbox, wake)
@@ -145,6 +151,7 @@ class Consumer:
         """Wake, batch, pause. Returns when asked to stop."""
         first = True
         while not self._stopping:
+            delay = self._ring.age if wake is Wake.NOTIFY else 0.0
             # Before the look: what rings from here on is about something that the look may not see.
             self._ring.clear()
             self._waiting_since = self._clock()
@@ -152,7 +159,7 @@ class Consumer:
                 batch = await outbox.run_batch(self._settings.batch_limit)
             finally:
                 self._waiting_since = None
-            self._count(wake, batch)
+            self._count(wake, batch, delay)
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)
             self._losses = 0
@@ -202,11 +209,11 @@ class Consumer:
             self._tally.count("lost")
             self._watcher.note(WakeLost(self._worker, batch.seen))
 
-    def _count(self, wake: Wake, batch: Batch) -> None:
+    def _count(self, wake: Wake, batch: Batch, delay: float) -> None:
         self._tally.count(wake)
         self._tally.last_wake, self._tally.last_wake_at = wake, datetime.now(UTC)
         self._tally.events += batch.seen
-        self._watcher.note(BatchRan(self._worker, wake, batch))
+        self._watcher.note(BatchRan(self._worker, wake, batch, delay))
 
     # -- bell ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Tally
+from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Survey, Tally
 from iu_listen.model.observation import Observation
 from iu_listen.model.trace import Page, Place, Span, Verdict
 
@@ -84,6 +84,13 @@ class Auditor(Protocol):
         """Look at the next ``limit`` events of this pass; None: of the one that is running, else of a new one."""
 
 
+class Surveyor(Protocol):
+    """The session that measures for metrics. Raises as Outbox does."""
+
+    async def measure(self) -> Survey:
+        """Everything that is measured now, and how late the decisions since the last time were."""
+
+
 class TraceSource(Protocol):
     """The session of the trace reader. Every method raises SessionLost or Refused, as those of Outbox do."""
 
@@ -127,6 +134,9 @@ class Sessions(Protocol):
 
     def auditor(self) -> AbstractAsyncContextManager[Auditor]:
         """Open the audit session."""
+
+    def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
+        """Open the session that measures."""
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 
 
@@ -10,15 +12,24 @@ class Ring:
 
     def __init__(self) -> None:
         self._event = anyio.Event()
+        self._rung_at: float | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it rang; 0: it has not."""
+        return 0.0 if self._rung_at is None else time.perf_counter() - self._rung_at
 
     def set(self) -> None:
         """Ring. Wakes everybody who waits."""
+        if self._rung_at is None:
+            self._rung_at = time.perf_counter()
         self._event.set()
 
     def clear(self) -> None:
         """Forget earlier rings. Clear before looking, never after: what rings during the look must not be lost."""
         if self._event.is_set():
             self._event = anyio.Event()
+        self._rung_at = None
 
     async def wait_rung(self, timeout: float) -> bool:
         """Wait until it rings, at most ``timeout`` seconds. True: it rang."""

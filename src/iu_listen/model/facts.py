@@ -176,6 +176,38 @@ class AuditPage:
         return self.status not in ("walking", "confirming")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One figure of the database: a row of v_iu_measure.
+
+    Attributes:
+        what: ``gate`` (0 or 1), ``notification_queue`` (0 to 1), ``lag_items`` or ``lag_seconds``.
+        part: Which gate, or what is waited for; None where there are no parts.
+        figure: The figure.
+        worker: Whose; None: of all.
+    """
+
+    what: str
+    part: str | None
+    figure: float
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was measured at one time.
+
+    Attributes:
+        measures: Figures of the database.
+        latencies: How late decisions since the last time were, in seconds; a sample of the youngest.
+        since_commit: They count from commit to commit; False: from insert to decision.
+    """
+
+    measures: tuple[Measure, ...]
+    latencies: tuple[float, ...]
+    since_commit: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """What one consumer has done since it started; part of its heartbeat."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iu_listen.model.facts import Batch, Culprit, State, Wake, WorkerName
+from iu_listen.model.facts import Batch, Culprit, State, Survey, Wake, WorkerName
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,12 @@ class Polling:
 
 @dataclass(frozen=True, slots=True)
 class BatchRan:
-    """A batch was run, whatever it found."""
+    """A batch was run, whatever it found; ``delay`` seconds after the ring that caused it, if one did."""
 
     worker: WorkerName
     wake: Wake
     batch: Batch
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,14 @@ class AuditPassed:
     checked: int
     missing: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The database was measured for metrics. Only where somebody asked for metrics."""
+
+    worker: WorkerName
+    survey: Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,7 @@ Observation = (
     | CulpritNamed
     | CulpritGone
     | AuditPassed
+    | Measured
     | SpansExported
     | SpansHeld
     | SessionFailed

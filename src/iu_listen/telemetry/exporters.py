@@ -19,7 +19,7 @@ def exporter(environ: Mapping[str, str], signal: Literal["traces", "metrics"]) -
         signal: What is to be exported.
 
     Raises:
-        ConfigurationError: no exporter of that name is installed.
+        ConfigurationError: no exporter of that name is installed, or it cannot begin.
     """
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     name = environ.get(variable, "none")
@@ -33,9 +33,18 @@ def exporter(environ: Mapping[str, str], signal: Literal["traces", "metrics"]) -
     found = list(entry_points(group=f"opentelemetry_{signal}_exporter", name=registered))
     if not found:
         raise ConfigurationError(
-            f"{variable}={name}: no such exporter is installed", "For otlp: pip install 'iu-listen[otlp]'"
+            f"{variable}={name}: no such exporter is installed",
+            f"pip install 'iu-listen[{name}]'" if name in ("otlp", "prometheus") else "otlp, prometheus or console",
         )
-    return found[0].load()()
+    try:
+        return found[0].load()()
+    except OSError as taken:
+        raise ConfigurationError(
+            f"{variable}={name} cannot begin: {taken.strerror or taken}",
+            "Another address: OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT (9464)"
+            if name == "prometheus"
+            else "",
+        ) from taken
 
 
 def resource(environ: Mapping[str, str]) -> Resource:

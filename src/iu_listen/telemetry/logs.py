@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from iu_listen.model.facts import Culprit, State
+from iu_listen.model.facts import Batch, Culprit, State
 from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
@@ -19,6 +19,7 @@ from iu_listen.model.observation import (
     CulpritNamed,
     LeaseTaken,
     Listening,
+    Measured,
     Observation,
     Polling,
     SessionFailed,
@@ -31,6 +32,7 @@ from iu_listen.model.observation import (
     Stopping,
     WakeLost,
 )
+from iu_listen.model.trace import batch_link
 
 #: A full batch is worth a line; single events are not, they are in the audit.
 BIG_BATCH = 1000
@@ -59,6 +61,11 @@ def _named(culprit: Culprit) -> dict[str, Any]:
     """What is known of a culprit, as fields of a line."""
     facts = asdict(culprit)
     return {name: round(v, 1) if isinstance(v, float) else v for name, v in facts.items() if v is not None}
+
+
+def _span_of(batch: Batch) -> dict[str, str]:
+    """Where a batch is in a tracing backend, under the names that OpenTelemetry wants in logs."""
+    return batch_link(batch.lineage, batch.xact_id)._asdict() if batch.xact_id else {}
 
 
 class LogWatcher:
@@ -111,9 +118,13 @@ class LogWatcher:
                     count=batch.dead_lettered,
                     wake=str(wake),
                     hint="iu-listen dead-letter list",
+                    **_span_of(batch),
                 )
             case BatchRan(worker, wake, batch) if batch.seen >= BIG_BATCH:
-                log.info("batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake))
+                log.info(
+                    "batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
+                    **_span_of(batch),
+                )  # fmt: skip
             case BatchRan() | Beaten():
                 pass
             case WakeLost(worker, events):
@@ -132,7 +143,7 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
-            case SpansExported():
+            case SpansExported() | Measured():
                 pass
             case SpansHeld(why, _, str(poison)):
                 log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)

@@ -1,19 +1,46 @@
-"""Observations as metrics: counted per batch, never per event. Off and free unless OTEL_METRICS_EXPORTER is set."""
+"""Observations as metrics: recorded per batch, never per event. Off and free unless OTEL_METRICS_EXPORTER is set.
+
+Names and units are OpenTelemetry's where it has them (messaging.*), else iu.*. docs/reference/metrics.md has the table;
+deploy/prometheus and deploy/grafana use it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from iu_listen.model.observation import AuditPassed, BatchRan, Observation, SpansExported, WakeLost
+from iu_listen.model.facts import Batch, Survey, Wake, WorkerName
+from iu_listen.model.observation import (
+    AuditPassed,
+    BatchRan,
+    Measured,
+    Observation,
+    SessionFailed,
+    SpansExported,
+    SpansHeld,
+    WakeLost,
+)
+from iu_listen.model.trace import DESTINATION
 from iu_listen.telemetry.exporters import exporter, resource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
 
+#: Edges of the buckets of latencies, in seconds: from the best that is possible to what is an outage.
+SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+#: Edges of the buckets of batches, in events.
+EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+#: Gauges by what a measure is called in v_iu_measure, with the attribute that its part becomes.
+_GAUGES: Final = {
+    "gate": "iu.gate",
+    "notification_queue": "",
+    "lag_items": "iu.lag.part",
+    "lag_seconds": "iu.lag.part",
+}
+
 
 class MetricWatcher:
-    """A Watcher that counts. docs/reference/metrics.md has every instrument.
+    """A Watcher that counts.
 
     Args:
         provider: Where metrics go.
@@ -22,31 +49,95 @@ class MetricWatcher:
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = provider
         meter = provider.get_meter("iu_listen")
-        self._events = meter.create_counter("iu.events", "{event}", "Events read, by the wake that found them.")
+        self._consumed = meter.create_counter(
+            "messaging.client.consumed.messages", "{message}", "Events read, by the wake that found them."
+        )
+        self._duration = meter.create_histogram(
+            "messaging.process.duration", "s", "How long a batch took that found events.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )  # fmt: skip
+        self._size = meter.create_histogram(
+            "iu.batch.size", "{event}", "Events of a batch that found some.", explicit_bucket_boundaries_advisory=EVENTS
+        )
+        self._attempts = meter.create_counter("iu.attempts", "{attempt}", "Attempts, by what was decided.")
+        self._wakes = meter.create_counter("iu.wakes", "{wake}", "Looks at the outbox, by what caused them.")
         self._lost = meter.create_counter("iu.wakes.lost", "{wake}", "Catch-ups that found what nobody rang for.")
+        self._latency = meter.create_histogram(
+            "iu.decision.latency", "s", "From commit to decision, of the youngest 200 attempts each time.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )  # fmt: skip
+        self._failures = meter.create_counter(
+            "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be had."
+        )
+        self._gauges = {
+            "gate": meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."),
+            "notification_queue": meter.create_gauge(
+                "iu.notification_queue.usage", "1", "How full the cluster's NOTIFY queue is, from 0 to 1."
+            ),
+            "lag_items": meter.create_gauge("iu.lag.items", "{item}", "How much waits, by what it waits for."),
+            "lag_seconds": meter.create_gauge("iu.lag.duration", "s", "How long the oldest of it has waited."),
+        }
         self._checked = meter.create_counter("iu.audit.checked", "{event}", "Events that an audit looked at.")
         self._missing = meter.create_gauge(
             "iu.audit.missing", "{event}", "Events that lack attempts, by the last audit."
         )
-
         self._exported = meter.create_counter("iu.traces.exported", "{span}", "Spans that a collector took.")
         self._rejected = meter.create_counter("iu.traces.rejected", "{span}", "Spans that one refused for good.")
+        self._held = meter.create_counter("iu.traces.held", "{request}", "Requests that a collector did not take.")
         self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
 
     def note(self, observation: Observation, /) -> None:
         """Record what an observation says, if it has a figure."""
         match observation:
-            case BatchRan(worker, wake, batch) if batch.seen:
-                self._events.add(batch.seen, {"iu.worker": worker, "iu.wake": wake.value})
+            case BatchRan(worker, wake, batch):
+                self._wakes.add(1, {"iu.worker": worker, "iu.wake": wake.value})
+                if batch.seen:
+                    self._batch(worker, wake, batch)
             case WakeLost(worker, _):
                 self._lost.add(1, {"iu.worker": worker})
+            case Measured(worker, survey):
+                self._measured(worker, survey)
+            case SessionFailed(session, _, _):
+                self._failures.add(1, {"iu.session": session})
             case SpansExported(spans, rejected, ignored):
                 self._exported.add(spans)
                 self._rejected.add(rejected)
                 self._ignored.add(ignored)
+            case SpansHeld():
+                self._held.add(1)
             case AuditPassed(worker, checked, missing, _):
                 self._checked.add(checked, {"iu.worker": worker})
                 self._missing.set(missing, {"iu.worker": worker})
+
+    def _batch(self, worker: WorkerName, wake: Wake, batch: Batch) -> None:
+        process = {
+            "messaging.system": "postgresql",
+            "messaging.operation.name": "process",
+            "messaging.destination.name": DESTINATION,
+            "messaging.consumer.group.name": worker,
+        }
+        self._consumed.add(batch.seen, {**process, "iu.wake": wake.value})
+        self._duration.record(batch.seconds, process)
+        self._size.record(batch.seen, {"iu.worker": worker})
+        # An attempt that failed is a dead letter, too; some dead letters have none (their audit failed).
+        decided = {
+            "dry_run": max(batch.attempts - batch.skipped - batch.dead_lettered, 0),
+            "skipped": batch.skipped,
+            "dead_letter": batch.dead_lettered,
+        }
+        for decision, count in decided.items():
+            if count:
+                self._attempts.add(count, {"iu.worker": worker, "iu.decision": decision})
+
+    def _measured(self, worker: WorkerName, survey: Survey) -> None:
+        for measure in survey.measures:
+            attributes: dict[str, Any] = {"iu.worker": measure.worker} if measure.worker else {}
+            if part := _GAUGES[measure.what]:
+                attributes[part] = measure.part
+            self._gauges[measure.what].set(measure.figure, attributes)
+        since = {"iu.worker": worker, "iu.since": "commit" if survey.since_commit else "insert"}
+        for seconds in survey.latencies:
+            self._latency.record(seconds, since)
 
     def close(self) -> None:
         """Send what is left, in bounded time."""
@@ -56,15 +147,17 @@ class MetricWatcher:
 def metric_watcher(environ: Mapping[str, str]) -> MetricWatcher | None:
     """The watcher that OTEL_METRICS_EXPORTER asks for; None when it asks for none.
 
+    ``prometheus`` serves them on http://localhost:9464/metrics, or where OTEL_EXPORTER_PROMETHEUS_HOST and _PORT say.
+
     Raises:
-        ConfigurationError: no exporter of that name is installed.
+        ConfigurationError: no exporter of that name is installed, or its port is taken.
     """
     found = exporter(environ, "metrics")
     if found is None:
         return None
     # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
 
-    reader = PeriodicExportingMetricReader(found)
+    reader = found if isinstance(found, MetricReader) else PeriodicExportingMetricReader(found)
     return MetricWatcher(MeterProvider([reader], resource=resource(environ), shutdown_on_exit=False))

@@ -1,6 +1,7 @@
-"""Observations as live spans: one for each batch that found something. Off and free unless OTEL_TRACES_EXPORTER is set.
+"""Observations as live spans: wake and batch, reconnect, take-over. Off and free unless OTEL_TRACES_EXPORTER is set.
 
-Names and attributes are OpenTelemetry's messaging conventions (process, CONSUMER), with iu.* beside them.
+They tell what the service does; what becomes of each event is exported from the audit (flow/export.py), and attempts
+link to the batch that decided them. Names and attributes: docs/reference/spans.md.
 """
 
 from __future__ import annotations
@@ -11,35 +12,39 @@ from collections.abc import Mapping
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
-from iu_listen.model.observation import BatchRan, Observation
-from iu_listen.model.trace import Link, batch_link
+from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, Observation, SessionFailed, StandingBy
+from iu_listen.model.trace import DESTINATION, batch_link
 from iu_listen.telemetry.exporters import exporter, resource
 
 
 class GivenIds(IdGenerator):
-    """Makes the next root span the one that attempts link to; any other is random.
+    """Random ids, but for the next trace or span, if it is given.
 
     Attributes:
-        next: Trace and span of the next root span; None: random ones.
+        trace: Trace of the next root span, in hexadecimal; None: a random one.
+        span: The next span, the same way.
     """
 
     def __init__(self) -> None:
-        self.next: Link | None = None
+        self.trace: str | None = None
+        self.span: str | None = None
         self._random = RandomIdGenerator()
 
     def generate_trace_id(self) -> int:
         """16 bytes."""
-        return int(self.next.trace_id, 16) if self.next else self._random.generate_trace_id()
+        given, self.trace = self.trace, None
+        return int(given, 16) if given else self._random.generate_trace_id()
 
     def generate_span_id(self) -> int:
         """8 bytes."""
-        return int(self.next.span_id, 16) if self.next else self._random.generate_span_id()
+        given, self.span = self.span, None
+        return int(given, 16) if given else self._random.generate_span_id()
 
 
 class SpanWatcher:
-    """A Watcher that makes a span of every batch that found events.
+    """A Watcher that makes spans of what has happened, with the times that it had.
 
     Args:
         provider: Where spans go.
@@ -50,33 +55,104 @@ class SpanWatcher:
         self._provider = provider
         self._ids = ids or GivenIds()
         self._tracer = provider.get_tracer("iu_listen")
+        # What has begun and not ended: lost sessions (since when, why first, how many tries), and a take-over.
+        self._lost: dict[str, tuple[int, str, int]] = {}
+        self._leader = ""
+        self._taken: tuple[int, str] | None = None
 
     def note(self, observation: Observation, /) -> None:
-        """Make the span of a batch, with the times that it had."""
-        if not isinstance(observation, BatchRan) or not observation.batch.seen:
-            return
-        batch, ended = observation.batch, time.time_ns()
-        self._ids.next = batch_link(batch.lineage, batch.xact_id) if batch.xact_id else None
+        """Make the spans that an observation ends."""
+        match observation:
+            case BatchRan():
+                self._take_over(observation)
+                if observation.batch.seen:
+                    self._batch(observation)
+            case SessionFailed(session, why, _):
+                since, first, tries = self._lost.get(session, (time.time_ns(), why, 0))
+                self._lost[session] = since, first, tries + 1
+                self._taken = None
+            case StandingBy(_, holder):
+                self._leader = holder
+            case LeaseTaken():
+                self._reconnected("worker")
+                self._taken, self._leader = (time.time_ns(), self._leader) if self._leader else None, ""
+            case Listening():
+                self._reconnected("bell")
+
+    def _batch(self, ran: BatchRan) -> None:
+        """The wake, and below it the batch, with the ids that its attempts link to."""
+        batch, ended = ran.batch, time.time_ns()
+        began = ended - round(batch.seconds * 1e9)
+        message: dict[str, str | int] = {
+            "messaging.system": "postgresql",
+            "messaging.destination.name": DESTINATION,
+            "messaging.consumer.group.name": ran.worker,
+            "messaging.batch.message_count": batch.seen,
+        }
+        link = batch_link(batch.lineage, batch.xact_id) if batch.xact_id else None
+        if link:
+            self._ids.trace = link.trace_id
+        wake = self._tracer.start_span(
+            f"receive {DESTINATION}",
+            kind=SpanKind.CLIENT,
+            start_time=began - round(ran.delay * 1e9),
+            attributes=message
+            | {
+                "messaging.operation.name": "receive",
+                "messaging.operation.type": "receive",
+                "iu.wake": ran.wake.value,
+            },
+        )
+        if link:
+            self._ids.span = link.span_id
         span = self._tracer.start_span(
-            "process event_outbox",
+            f"process {DESTINATION}",
+            context=set_span_in_context(wake),
             kind=SpanKind.CONSUMER,
-            start_time=ended - round(batch.seconds * 1e9),
-            attributes={
-                "messaging.system": "postgresql",
+            start_time=began,
+            attributes=message
+            | {
                 "messaging.operation.name": "process",
                 "messaging.operation.type": "process",
-                "messaging.destination.name": "event_outbox",
-                "messaging.consumer.group.name": observation.worker,
-                "messaging.batch.message_count": batch.seen,
-                "iu.wake": observation.wake.value,
+                "iu.wake": ran.wake.value,
                 "iu.attempts": batch.attempts,
                 "iu.skipped": batch.skipped,
                 "iu.dead_lettered": batch.dead_lettered,
             },
         )
+        self._ids.trace = self._ids.span = None
         if batch.dead_lettered:
             span.set_status(Status(StatusCode.ERROR, f"{batch.dead_lettered} dead letter(s)"))
         span.end(ended)
+        wake.end(ended)
+
+    def _reconnected(self, session: str) -> None:
+        """From the loss of a session until there is another one that works."""
+        lost = self._lost.pop(session, None)
+        if lost is None:
+            return
+        since, why, tries = lost
+        self._tracer.start_span(
+            f"reconnect {session}",
+            start_time=since,
+            attributes={
+                "db.system.name": "postgresql",
+                "iu.session": session,
+                "iu.reconnect.tries": tries,
+                "iu.reconnect.reason": why,
+            },
+        ).end()
+
+    def _take_over(self, ran: BatchRan) -> None:
+        """From the lease that another one let go of until our first batch."""
+        if self._taken is None:
+            return
+        (since, former), self._taken = self._taken, None
+        self._tracer.start_span(
+            "take_over",
+            start_time=since,
+            attributes={"messaging.consumer.group.name": ran.worker, "iu.take_over.from": former},
+        ).end()
 
     def close(self) -> None:
         """Send what is left, in bounded time."""

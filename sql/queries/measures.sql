@@ -1,0 +1,7 @@
+-- What metrics say of the database: the figures of a worker, and of all.
+--
+-- $1 text  worker
+
+select m.worker_name as worker, m.what, m.part, m.figure
+  from public.v_iu_measure m
+ where m.worker_name is null or m.worker_name = $1

@@ -1,0 +1,17 @@
+-- Takes the figures for metrics away. A consumer that measures says that it cannot, and works on.
+--
+-- loses: nothing
+-- refuses: while the worker gate is open
+-- locks: nothing that anybody else uses
+
+do $$
+begin
+    if exists (select from public.dot_config d where d.key = 'iu_core.route_worker_enabled' and d.value = 'true') then
+        raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Close it first: iu-listen gate close worker';
+    end if;
+end
+$$;
+
+drop function if exists public.fn_iu_decision_latency(text, bigint, integer);
+drop view if exists public.v_iu_measure;

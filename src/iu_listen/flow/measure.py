@@ -1,0 +1,36 @@
+"""What the database is asked for the sake of metrics, beside the work; only where somebody wants metrics."""
+
+from __future__ import annotations
+
+import anyio
+
+from iu_listen.flow.ports import Sessions, Watcher
+from iu_listen.model.errors import IuListenError
+from iu_listen.model.facts import WorkerName
+from iu_listen.model.observation import Measured, SessionFailed
+
+#: Pause between two measurements, in seconds. Prometheus asks every 15 s by default.
+PAUSE = 10.0
+#: Part of the time that measuring may take from the database: a huge backlog takes long to count.
+SHARE = 0.05
+
+
+async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerName) -> None:
+    """Measure again and again until cancelled. A failure is said once an episode, and ends nothing."""
+    told = ""
+    while True:
+        try:
+            async with sessions.surveyor() as surveyor:
+                while True:
+                    began = anyio.current_time()
+                    found = await surveyor.measure()
+                    took = anyio.current_time() - began
+                    watcher.note(Measured(worker, found))
+                    told = ""
+                    await anyio.sleep(max(PAUSE, took * (1 / SHARE - 1)))
+        except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+            why = failed.message if isinstance(failed, IuListenError) else repr(failed)
+            if why != told:
+                told = why
+                watcher.note(SessionFailed("measure", why, PAUSE))
+            await anyio.sleep(PAUSE)

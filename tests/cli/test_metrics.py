@@ -1,0 +1,83 @@
+"""Metrics as an operator gets them: scraped from a running consumer."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+import urllib.request
+
+import pytest
+
+from cli.command import POISON, execute, on_one_server, refused, rows, running, seen
+from iu_listen.model.facts import DEFAULT_WORKER
+
+pytestmark = on_one_server
+
+EVENTS = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address)
+    select 'iu', 'version_applied', 'update', 'immediate', case when n = 1 then 'poison' else 'kb/' || n end
+      from generate_series(1, 20) n
+"""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def scraping(port: int) -> dict[str, str]:
+    return {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+
+
+def scrape(port: int) -> dict[tuple[str, ...], float]:
+    """Figures by name and values of labels that are ours."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    found = {}
+    for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
+        ours = sorted(label for label in re.findall(r'(iu_\w+)="([^"]*)"', labels))
+        found[name, *(value for _, value in ours)] = float(value)
+    return found
+
+
+def test_a_running_consumer_can_be_scraped(live, port):
+    """Events, decisions, gates, lags and latencies are at the endpoint, on the loopback address only."""
+    execute(live.dsn, POISON)
+    with running("run", dsn=live.dsn, env=scraping(port)) as consumer:
+        consumer.until_it_says("listening")
+        execute(live.dsn, EVENTS)
+        seen(live.dsn, "select count(*) = 20 from iu_route_attempt")
+        deadline = time.monotonic() + 40
+        while "iu_decision_latency_seconds_count" not in {key[0] for key in scrape(port)}:
+            assert time.monotonic() < deadline, scrape(port)
+            execute(live.dsn, EVENTS.replace("20", "2"))
+            time.sleep(0.5)
+        found = scrape(port)
+        assert found["iu_attempts_total", "dead_letter", DEFAULT_WORKER] >= 1
+        assert found["iu_attempts_total", "dry_run", DEFAULT_WORKER] >= 19
+        assert found["iu_gate_open", "worker"] == found["iu_gate_open", "master"] == 1
+        assert found["iu_lag_items", "dead_letter", DEFAULT_WORKER] >= 1
+        assert found["iu_lag_items", "backlog", DEFAULT_WORKER] == 0
+        assert found["iu_lag_duration_seconds", "dead_letter", DEFAULT_WORKER] > 0
+        assert found["iu_notification_queue_usage",] < 0.5
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), 1):
+            pass
+        assert consumer.end() == 0
+
+
+def test_a_port_that_is_taken_is_said_so(live, port):
+    """Where the endpoint cannot be had, the consumer does not start, and says which variable names another one."""
+    with socket.create_server(("127.0.0.1", port)):
+        refused(2, "OTEL_EXPORTER_PROMETHEUS_PORT", dsn=live.dsn, env=scraping(port))("run")
+
+
+def test_without_the_variable_nothing_is_measured(live):
+    """A consumer that nobody asked for metrics has no session that measures."""
+    with running("run", dsn=live.dsn) as consumer:
+        consumer.until_it_says("listening")
+        sessions = rows(live.dsn, "select application_name from pg_stat_activity where datname = current_database()")
+        assert not any("measure" in session[0] for session in sessions)
+        assert consumer.end() == 0
