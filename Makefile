@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+AGENT  := .venv-agent
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test lint types imports unit storm schema bench clean
@@ -38,7 +39,14 @@ types: $(READY) ## Types, strictly
 imports: $(READY) ## Who may import whom
 	@PYTHONPATH=src $(BIN)/lint-imports
 
-unit: $(READY) ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
+# A receiver of traces that is not ours, for the tests; in an environment of its own, because of what it needs.
+$(AGENT)/.ready: tests/telemetry/agent-constraints.txt
+	@echo "preparing $(AGENT) (once) ..."
+	@$(PYTHON) -m venv --clear $(AGENT)
+	@$(AGENT)/bin/python -m pip install --quiet --disable-pip-version-check -c $< ddapm-test-agent
+	@touch $@
+
+unit: $(READY) $(AGENT)/.ready ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
 	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 # A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
@@ -58,4 +66,4 @@ bench: $(READY) ## Latency and drain, beside their bounds
 clean: ## Remove what make made, the embedded databases included
 	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
 	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
-	@rm -rf $(VENV) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(AGENT) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

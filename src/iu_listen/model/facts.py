@@ -73,6 +73,7 @@ class Batch:
         lineage: The history that its transaction belongs to; empty where it wrote nothing.
         xact_id: Its transaction; 0 where it wrote nothing.
         seconds: How long the call took.
+        began_ns: When it began, in nanoseconds since 1970; 0: nobody looked at the clock.
     """
 
     status: str
@@ -85,10 +86,11 @@ class Batch:
     lineage: str = ""
     xact_id: int = 0
     seconds: float = 0.0
+    began_ns: int = 0
 
     @classmethod
-    def from_answer(cls, answer: dict[str, Any], seconds: float) -> Batch:
-        """Read the JSON answer of the function; ``seconds`` is how long it took."""
+    def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0) -> Batch:
+        """Read the JSON answer of the function; ``seconds`` is how long it took, ``began_ns`` when it began."""
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),
@@ -100,6 +102,7 @@ class Batch:
             lineage=answer.get("lineage", ""),
             xact_id=int(answer.get("xact_id", 0)),
             seconds=seconds,
+            began_ns=began_ns,
         )
 
 

@@ -176,11 +176,11 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     parent = span_id("event", str(message["messaging.message.id"]))
     # A run that waited for another one began before the event was there.
     start = max(row["created_at"], row["event_at"] or _EPOCH, row["commit_at"] or _EPOCH)
-    links: tuple[Link, ...] = (Link(trace, parent), batch_link(lineage, row["xact_id"]))
-    if number > 1:
-        links += (Link(trace, attempt_span_id(key, number - 1)),)
-        if row["letter_id"]:
-            parent = span_id("dead_letter", str(row["letter_id"]))
+    # A replay is no batch: what it repeats says more.
+    made_by = batch_link(lineage, row["xact_id"]) if number == 1 else Link(trace, attempt_span_id(key, number - 1))
+    links = (Link(trace, parent), made_by)
+    if number > 1 and row["letter_id"]:
+        parent = span_id("dead_letter", str(row["letter_id"]))
     status = row["status"]
     failed = row["failure_code"] if status == "failed" else None
     common = _common(

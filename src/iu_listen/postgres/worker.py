@@ -67,14 +67,14 @@ class WorkerSession:
 
     async def run_batch(self, limit: int) -> Batch:
         """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session."""
-        began = time.perf_counter()
+        began, began_ns = time.perf_counter(), time.time_ns()
         try:
             answer = await ask(
                 self._connection, self._settings.batch_deadline, self._batch, self._settings.worker, limit
             )
         except SessionLost as lost:
             raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
-        return Batch.from_answer(json.loads(answer), time.perf_counter() - began)
+        return Batch.from_answer(json.loads(answer), time.perf_counter() - began, began_ns)
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat."""

@@ -81,8 +81,10 @@ class SpanWatcher:
 
     def _batch(self, ran: BatchRan) -> None:
         """The wake, and below it the batch, with the ids that its attempts link to."""
-        batch, ended = ran.batch, time.time_ns()
-        began = ended - round(batch.seconds * 1e9)
+        batch = ran.batch
+        took = round(batch.seconds * 1e9)
+        began = batch.began_ns or time.time_ns() - took
+        ended = began + took
         message: dict[str, str | int] = {
             "messaging.system": "postgresql",
             "messaging.destination.name": DESTINATION,
