@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 AGENT  := .venv-agent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit storm schema bench clean
+.PHONY: help demo up test lint types imports unit storm soak schema bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ PG      ?= 18
 
 storm: $(READY) ## Writers and faults against the consumer, and a verdict: SEED=… MINUTES=2 PG=18
 	@PYTHONPATH=tests $(BIN)/python -m storm $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) --pg $(PG) $(STORM)
+
+soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: EVENTS=100000 SECONDS=60
+	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(EVENTS),--events $(EVENTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
 schema: $(READY) ## Write sql/schema.sql anew
 	@$(BIN)/python tests/house/schema.py

@@ -49,14 +49,14 @@ class Receiver:
         behaviour: What it does instead of keeping them; None: it keeps them, and answers 200.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.spans: dict[str, Any] = {}
         self.received = 0
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.resource: dict[str, Any] = {}
         self.behaviour: Behaviour | None = None
         self._server: ThreadingHTTPServer | None = None
-        self._port = 0
+        self._port = port
         self.start()
 
     @property

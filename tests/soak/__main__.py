@@ -1,0 +1,41 @@
+"""`make soak`: each fault in a burst of its own, and a verdict each."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from dataclasses import astuple, fields
+
+from clusters import cluster, psql
+from iu_listen.cli import show
+from soak.traces import FAULTS, Verdict, soak
+from support import apply_package
+
+
+def main() -> int:
+    """Read the command line, run, tell."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=100_000, help="of each burst")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long a fault lasts")
+    parser.add_argument("--only", action="append", default=[], choices=FAULTS, help="only this; repeatable")
+    parser.add_argument("--protocol", default="http/protobuf", choices=("http/protobuf", "grpc"))
+    parser.add_argument("--pg", type=int, default=18, help="major version of the embedded PostgreSQL: 16 or 18")
+    options = parser.parse_args()
+    verdicts = []
+    with cluster(options.pg) as server:
+        for number, fault in enumerate(options.only or FAULTS):
+            psql(server, f"create database soak_{number}")
+            dsn = server.dsn(f"soak_{number}")
+            asyncio.run(apply_package(dsn))
+            found = asyncio.run(
+                soak(dsn, fault, events=options.events, seconds=options.seconds, protocol=options.protocol)
+            )
+            print(found, flush=True)
+            verdicts.append(found)
+    show.table(tuple(f.name for f in fields(Verdict)), map(astuple, verdicts))
+    return 1 if any(v.missing or v.invented for v in verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

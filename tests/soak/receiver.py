@@ -1,0 +1,43 @@
+"""A receiver of traces in a process of its own, that can be killed: what it has taken is in a file before it says so.
+
+Told on standard input how to behave: keep, 503, 429, hangs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from telemetry.receiver import GrpcReceiver, Receiver, hangs, says
+
+HTTP = {"keep": None, "503": says(503), "429": says(429, retry_after="2"), "hangs": hangs(3600)}
+GRPC = {"keep": None, "503": lambda _: ("UNAVAILABLE", {}, b""), "429": lambda _: ("RESOURCE_EXHAUSTED", {}, b""),
+        "hangs": hangs(3600)}  # fmt: skip
+
+
+def name(span: Any) -> str:
+    """Its name; that of a batch, which is called as an attempt is, is another one."""
+    return "batch" if any(a.key == "messaging.batch.message_count" for a in span.attributes) else span.name
+
+
+def main(protocol: str, port: str, file: str) -> None:
+    """Receive until killed."""
+    with Path(file).open("ab", buffering=0) as taken:
+
+        def keep(self: Receiver, request: Any) -> None:
+            spans = [span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans]
+            taken.write(b"".join(f"{span.span_id.hex()} {name(span)}\n".encode() for span in spans))
+
+        # Whoever was killed before us may have left half a line.
+        taken.write(b"\n")
+        kind, behaviours = (GrpcReceiver, GRPC) if protocol == "grpc" else (Receiver, HTTP)
+        receiver = type("Filing", (kind,), {"keep": keep})(int(port))
+        print(receiver.endpoint, flush=True)
+        for line in sys.stdin:
+            receiver.behaviour = behaviours[line.strip()]
+            print("yes", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
