@@ -789,6 +789,7 @@ declare
     v_workers   jsonb;
     v_touched   bigint;
     v_again     bigint;
+    v_traces    timestamptz;
 begin
     if pg_is_in_recovery() then
         raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
@@ -876,12 +877,26 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
+    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent.
+    if to_regclass('public.iu_trace_cursor') is not null then
+        select min(least(t.last_export_at, u.since)) into v_traces
+          from public.iu_trace_cursor t
+         cross join lateral (
+               select min(x.created_at) as since
+                 from (select a.created_at from public.iu_route_attempt a where not pg_visible_in_snapshot(a.xact_id, t.prev)
+                       union all
+                       select d.created_at from public.iu_route_dead_letter d
+                        where not pg_visible_in_snapshot(d.xact_id, t.prev)) x) u;
+        update public.iu_trace_cursor t
+           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
+               letter_id = '00000000-0000-0000-0000-000000000000';
+    end if;
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
             hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';
     end if;
     return jsonb_build_object('status', 'reanchored', 'lineage', v_lineage, 'again', v_again,
-                              'past', v_touched - v_again);
+                              'past', v_touched - v_again, 'traces_since', v_traces);
 end
 $$;
 
@@ -2409,18 +2424,27 @@ COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot,
 CREATE FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) RETURNS jsonb
     LANGUAGE sql STABLE
     SET search_path TO ''
-    AS $$
+    AS $_$
+    with here (xid) as (
+        -- All that is visible now, whatever its stamp: after a restore some lie beyond what is reached here.
+        select max(t.xid)
+          from (select pg_snapshot_xmax(pg_current_snapshot()) as xid
+                union all
+                select (max(a.xact_id)::text::bigint + 1)::text::xid8 from public.iu_route_attempt a
+                union all
+                select (max(d.xact_id)::text::bigint + 1)::text::xid8 from public.iu_route_dead_letter d) t)
     select jsonb_build_object(
-               'prev', '3:3:', 'tick', public.fn_iu_outbox_tick(), 'lineage', x.lineage,
-               'attempt', jsonb_build_array(coalesce(min(a.xact_id), pg_snapshot_xmax(public.fn_iu_outbox_tick())), 0),
-               'letter', jsonb_build_array(
-                   coalesce((select min(d.xact_id) from public.iu_route_dead_letter d where d.created_at >= p_since),
-                            pg_snapshot_xmax(public.fn_iu_outbox_tick())), '00000000-0000-0000-0000-000000000000'),
-               'attempts', count(a.id))
+               'prev', '3:3:', 'tick', format('%1$s:%1$s:', h.xid), 'lineage', x.lineage,
+               'attempt', jsonb_build_array(coalesce(a.first, h.xid), 0),
+               'letter', jsonb_build_array(coalesce(d.first, h.xid), '00000000-0000-0000-0000-000000000000'),
+               'attempts', a.attempts)
       from public.iu_outbox_anchor x
-      left join public.iu_route_attempt a on a.created_at >= p_since
-     group by x.lineage
-$$;
+     cross join here h
+     cross join lateral (select min(r.xact_id) as first, count(*) as attempts
+                           from public.iu_route_attempt r where r.created_at >= p_since) a
+     cross join lateral (select min(r.xact_id) as first
+                           from public.iu_route_dead_letter r where r.created_at >= p_since) d
+$_$;
 
 -- Name: FUNCTION fn_iu_trace_again(p_since timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
 
@@ -2743,6 +2767,7 @@ declare
     v_refusal text;
     v_open    xid8[];
     v_from    xid8;
+    v_to      xid8;
 begin
     select x.* into t from public.iu_trace_cursor x where x.name = p_name;
     if not found then
@@ -2755,10 +2780,12 @@ begin
     if t.tick is null then
         v_open := array(select pg_snapshot_xip(t.prev));
         v_from := pg_snapshot_xmax(t.prev);
-        if not exists (select from (select a.id from public.iu_route_attempt a where a.xact_id >= v_from
-                                     order by a.xact_id limit 1) new)
-           and not exists (select from (select d.id from public.iu_route_dead_letter d where d.xact_id >= v_from
-                                         order by d.xact_id limit 1) new)
+        -- Up to where transactions have got: after a restore there are stamps of another history beyond that.
+        v_to := pg_snapshot_xmax(pg_current_snapshot());
+        if not exists (select from (select a.id from public.iu_route_attempt a
+                                     where a.xact_id >= v_from and a.xact_id < v_to order by a.xact_id limit 1) new)
+           and not exists (select from (select d.id from public.iu_route_dead_letter d
+                                         where d.xact_id >= v_from and d.xact_id < v_to order by d.xact_id limit 1) new)
            and not exists (select from unnest(v_open) x(xid)
                             cross join lateral (select a.id from public.iu_route_attempt a
                                                  where a.xact_id between x.xid and x.xid
@@ -3546,7 +3573,7 @@ UNION ALL
              LEFT JOIN LATERAL ( SELECT a.id,
                     a.created_at
                    FROM public.iu_route_attempt a
-                  WHERE (ROW(a.xact_id, a.id) > ROW(GREATEST(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id))
+                  WHERE ((ROW(a.xact_id, a.id) > ROW(GREATEST(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id)) AND (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))
                   ORDER BY a.xact_id, a.id
                  LIMIT 1) f ON (true))) s
      CROSS JOIN LATERAL ( VALUES (s.worker_name,'lag_items'::text,s.part,(s.items)::double precision), (s.worker_name,'lag_seconds'::text,s.part,(COALESCE(GREATEST(EXTRACT(epoch FROM (clock_timestamp() - s.since)), (0)::numeric), (0)::numeric))::double precision)) l(worker_name, what, part, figure));

@@ -121,6 +121,7 @@ declare
     v_workers   jsonb;
     v_touched   bigint;
     v_again     bigint;
+    v_traces    timestamptz;
 begin
     if pg_is_in_recovery() then
         raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
@@ -208,12 +209,26 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
+    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent.
+    if to_regclass('public.iu_trace_cursor') is not null then
+        select min(least(t.last_export_at, u.since)) into v_traces
+          from public.iu_trace_cursor t
+         cross join lateral (
+               select min(x.created_at) as since
+                 from (select a.created_at from public.iu_route_attempt a where not pg_visible_in_snapshot(a.xact_id, t.prev)
+                       union all
+                       select d.created_at from public.iu_route_dead_letter d
+                        where not pg_visible_in_snapshot(d.xact_id, t.prev)) x) u;
+        update public.iu_trace_cursor t
+           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
+               letter_id = '00000000-0000-0000-0000-000000000000';
+    end if;
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
             hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';
     end if;
     return jsonb_build_object('status', 'reanchored', 'lineage', v_lineage, 'again', v_again,
-                              'past', v_touched - v_again);
+                              'past', v_touched - v_again, 'traces_since', v_traces);
 end
 $$;
 comment on function public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean) is

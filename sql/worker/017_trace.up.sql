@@ -125,6 +125,7 @@ declare
     v_refusal text;
     v_open    xid8[];
     v_from    xid8;
+    v_to      xid8;
 begin
     select x.* into t from public.iu_trace_cursor x where x.name = p_name;
     if not found then
@@ -137,10 +138,12 @@ begin
     if t.tick is null then
         v_open := array(select pg_snapshot_xip(t.prev));
         v_from := pg_snapshot_xmax(t.prev);
-        if not exists (select from (select a.id from public.iu_route_attempt a where a.xact_id >= v_from
-                                     order by a.xact_id limit 1) new)
-           and not exists (select from (select d.id from public.iu_route_dead_letter d where d.xact_id >= v_from
-                                         order by d.xact_id limit 1) new)
+        -- Up to where transactions have got: after a restore there are stamps of another history beyond that.
+        v_to := pg_snapshot_xmax(pg_current_snapshot());
+        if not exists (select from (select a.id from public.iu_route_attempt a
+                                     where a.xact_id >= v_from and a.xact_id < v_to order by a.xact_id limit 1) new)
+           and not exists (select from (select d.id from public.iu_route_dead_letter d
+                                         where d.xact_id >= v_from and d.xact_id < v_to order by d.xact_id limit 1) new)
            and not exists (select from unnest(v_open) x(xid)
                             cross join lateral (select a.id from public.iu_route_attempt a
                                                  where a.xact_id between x.xid and x.xid
@@ -300,16 +303,25 @@ language sql
 stable
 set search_path = ''
 as $$
+    with here (xid) as (
+        -- All that is visible now, whatever its stamp: after a restore some lie beyond what is reached here.
+        select max(t.xid)
+          from (select pg_snapshot_xmax(pg_current_snapshot()) as xid
+                union all
+                select (max(a.xact_id)::text::bigint + 1)::text::xid8 from public.iu_route_attempt a
+                union all
+                select (max(d.xact_id)::text::bigint + 1)::text::xid8 from public.iu_route_dead_letter d) t)
     select jsonb_build_object(
-               'prev', '3:3:', 'tick', public.fn_iu_outbox_tick(), 'lineage', x.lineage,
-               'attempt', jsonb_build_array(coalesce(min(a.xact_id), pg_snapshot_xmax(public.fn_iu_outbox_tick())), 0),
-               'letter', jsonb_build_array(
-                   coalesce((select min(d.xact_id) from public.iu_route_dead_letter d where d.created_at >= p_since),
-                            pg_snapshot_xmax(public.fn_iu_outbox_tick())), '00000000-0000-0000-0000-000000000000'),
-               'attempts', count(a.id))
+               'prev', '3:3:', 'tick', format('%1$s:%1$s:', h.xid), 'lineage', x.lineage,
+               'attempt', jsonb_build_array(coalesce(a.first, h.xid), 0),
+               'letter', jsonb_build_array(coalesce(d.first, h.xid), '00000000-0000-0000-0000-000000000000'),
+               'attempts', a.attempts)
       from public.iu_outbox_anchor x
-      left join public.iu_route_attempt a on a.created_at >= p_since
-     group by x.lineage
+     cross join here h
+     cross join lateral (select min(r.xact_id) as first, count(*) as attempts
+                           from public.iu_route_attempt r where r.created_at >= p_since) a
+     cross join lateral (select min(r.xact_id) as first
+                           from public.iu_route_dead_letter r where r.created_at >= p_since) d
 $$;
 comment on function public.fn_iu_trace_again(timestamptz) is
     'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers; and how many attempts that is.';

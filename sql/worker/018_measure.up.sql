@@ -42,6 +42,7 @@ select l.worker_name, l.what, l.part, l.figure
                select a.id, a.created_at
                  from public.iu_route_attempt a
                 where (a.xact_id, a.id) > (greatest(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id)
+                  and a.xact_id < pg_snapshot_xmax(pg_current_snapshot())
                 order by a.xact_id, a.id
                 limit 1) f on true) s
  cross join lateral (

@@ -239,6 +239,23 @@ def test_attempts_link_to_their_batch(live, receiver):
         assert (batch.trace_id, batch.span_id) in {(link.trace_id, link.span_id) for link in attempt.links}
 
 
+def test_an_export_that_is_late_is_seen(live, receiver):
+    """Status and doctor say what waits for the export, and warn of one that does not come along."""
+    findings = {f["what"]: f for f in run("doctor", "--json", dsn=live.dsn).json["findings"]}
+    assert (findings["traces"]["level"], findings["traces"]["found"]) == ("ok", "not exported")
+    run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    execute(live.dsn, "update iu_route_attempt set created_at = now() - interval '2 hours'")
+    (export,) = run("status", "--json", dsn=live.dsn).json["exports"]
+    assert (export["waiting"], export["exported"], export["refusal"]) == (3, 0, None)
+    assert "traces" in run("status", dsn=live.dsn).out
+    finding = {f["what"]: f for f in run("doctor", "--json", dsn=live.dsn).json["findings"]}["traces"]
+    assert (finding["level"], finding["found"][:45]) == ("warn", "3 attempts are not exported, the oldest for 7")
+    run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
+    finding = {f["what"]: f for f in run("doctor", "--json", dsn=live.dsn).json["findings"]}["traces"]
+    assert (finding["level"], finding["found"]) == ("ok", "exported: 6 spans")
+
+
 def test_without_the_variable_nothing_is_read_or_said(live, receiver):
     """A consumer that was not told to export has no session for it, and no cursor is made."""
     with running("run", "--log-format", "json", dsn=live.dsn, env=pointing_at(receiver)) as consumer:

@@ -135,7 +135,9 @@ def cursor_reanchor(
                 return 0
             did = await census.reanchor(connection, moment, force=force, plan=False)
             if machine:
-                show.as_json(answer | {"done": True} | {k: did[k] for k in ("lineage", "again", "past")})
+                show.as_json(
+                    answer | {"done": True} | {k: did[k] for k in ("lineage", "again", "past", "traces_since")}
+                )
             else:
                 again, past = show.text(did["again"]), show.text(did["past"])
                 show.line(f"Done: {again} event(s) are to be read, {past} were moved into the past.")
@@ -143,6 +145,11 @@ def cursor_reanchor(
                     "Next: iu-listen gate open worker. When nothing waits any more, iu-listen audit shows that"
                     " nothing is missing."
                 )
+                if did["traces_since"]:
+                    show.note(
+                        f"Traces: the export begins anew. What it had not sent: iu-listen trace-export --since"
+                        f" '{did['traces_since']}'"
+                    )
         return 0
 
     return anyio.run(run)

@@ -41,6 +41,7 @@ def status(*, where: Where | None = None) -> int:
                 "culprits": await census.rows(connection, "culprits"),
                 "attempts": await census.rows(connection, "attempt_summary"),
                 "audits": await census.rows(connection, "audits"),
+                "exports": await census.rows(connection, "trace/exports"),
             }
         for consumer in answer["consumers"]:
             consumer["wakes"] = json.loads(consumer["wakes"])
@@ -102,6 +103,15 @@ def _print_status(answer: dict[str, Any]) -> None:
             for a in answer["audits"]
         ),
     )  # fmt: skip
+    if answer["exports"]:
+        show.table(
+            ("export of", "spans", "refused", "waiting", "for", "last"),
+            (
+                (e["name"], e["exported"], e["rejected"], e["waiting"],
+                 show.duration(e["seconds"]) if e["waiting"] else "–", show.ago(e["last_export_at"]))
+                for e in answer["exports"]
+            ),
+        )  # fmt: skip
 
 
 def health(

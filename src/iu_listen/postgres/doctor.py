@@ -13,6 +13,9 @@ from iu_listen.postgres.session import Connection
 from iu_listen.postgres.verify import verify
 from iu_listen.postgres.worker import LEASE_KEY
 
+#: From here on an export is late, in seconds.
+LATE_TRACES: Final = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -34,7 +37,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _history, _health, _audit, _retention, _verification, _path, _lease, _queue,
+        _gates, _history, _health, _audit, _traces, _retention, _verification, _path, _lease, _queue,
     )  # fmt: skip
     for look in looks:
         try:
@@ -106,6 +109,17 @@ async def _audit(connection: Connection, worker: str) -> Finding:
             accepted = f", {row['accepted']} accepted as they are" if row["accepted"] else ""
             return Finding("ok", "audit", f"complete at {row['finished_at']:%Y-%m-%d %H:%M:%S}Z{accepted}")
     return Finding("ok", "audit", "none has ended yet", "iu-listen audit")
+
+
+async def _traces(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    for row in await census.rows(connection, "trace/exports"):
+        if row["refusal"]:
+            return Finding("fail", "traces", f"the cursor is not believed: {row['refusal']}", "docs/how-to/repair.md")
+        if row["seconds"] > LATE_TRACES:
+            words = f"{row['waiting']} attempts are not exported, the oldest for {row['seconds']:.0f} s"
+            return Finding("warn", "traces", words, "Does the collector take them? docs/how-to/traces.md")
+        return Finding("ok", "traces", f"exported: {row['exported']} spans")
+    return Finding("ok", "traces", "not exported")
 
 
 async def _retention(connection: Connection, worker: str) -> Finding:  # noqa: ARG001

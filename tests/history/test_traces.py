@@ -1,0 +1,87 @@
+"""The export of traces after a restore: refused, begun anew, and nothing that was not sent is forgotten."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from history.conftest import Pair
+from history.past import reanchor
+from iu_listen.app import PostgresSessions
+from iu_listen.model.errors import Refused
+from iu_listen.model.settings import Settings
+from iu_listen.postgres import migrate
+from iu_listen.postgres.session import session
+from iu_listen.postgres.trace import TraceSession
+from support import apply_package, connected, drain, insert_event, open_gate
+
+pytestmark = pytest.mark.asyncio
+
+
+async def exported(source: TraceSession, pages: int | None = None) -> set[str]:
+    """Take what there is to export, or so many pages of two; ids of the attempts."""
+    found: set[str] = set()
+    while (place := await source.tick()) is not None and pages != 0:
+        page = await source.page(place, 2)
+        found |= {span.span_id for span in page.spans if span.name.startswith("process")}
+        await source.accepted(page, 0)
+        pages = pages - 1 if pages else None
+    return found
+
+
+async def spans(dsn: str) -> set[str]:
+    async with connected(dsn) as connection:
+        return {row["span_id"] for row in await connection.fetch("select span_id from v_iu_route_attempt")}
+
+
+async def test_what_was_not_sent_before_a_restore_is_known(pair: Pair):
+    """A reader refuses what was restored; a reanchor begins it anew, and says since when spans are missing.
+
+    Fails when: the cursor of the traces is left out of the reanchor, or stamps of the other history, which lie beyond
+    what this cluster has reached, count as something to export.
+    """
+    database = pair.new()
+    origin = pair.source.dsn(database)
+    async with session(origin, name="tests") as connection:
+        await migrate.apply_base(connection)
+    await apply_package(origin)
+    async with connected(origin) as worker, PostgresSessions(Settings.load({}, {"dsn": origin})).tracer() as source:
+        await source.take_lease()
+        for _ in range(3):
+            await insert_event(worker)
+        await drain(worker)
+        sent = await exported(source)
+        for _ in range(5):
+            await insert_event(worker)
+        await drain(worker)
+        sent |= await exported(source, pages=1)
+        assert len(sent) == 5
+
+    dsn = pair.travel(database)
+    missing = await spans(dsn) - sent
+    assert len(missing) == 3
+    async with connected(dsn) as worker, PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer() as source:
+        await source.take_lease()
+        with pytest.raises(Refused, match="foreign_history"):
+            await source.tick()
+        await open_gate(dsn, "false")
+        since = datetime.fromisoformat((await reanchor(worker))["traces_since"])
+        assert await source.tick() is None
+
+        place, _ = await source.again(since)
+        again = set()
+        while True:
+            page = await source.page(place, 2)
+            again |= {span.span_id for span in page.spans}
+            if page.last:
+                break
+            place = page.place
+        assert missing <= again
+
+        await open_gate(dsn)
+        await insert_event(worker)
+        before = await spans(dsn)
+        await drain(worker)
+        assert await exported(source) == await spans(dsn) - before
+        assert await source.tick() is None
