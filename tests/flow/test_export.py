@@ -1,0 +1,107 @@
+"""The export beside the work, and the measuring: when they give way, and that nothing of them reaches the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+
+from flow.fakes import Recorder, until
+from iu_listen.flow.export import LONGEST_REST, SHARE, Export
+from iu_listen.flow.measure import PAUSE, keep_measuring
+from iu_listen.model.errors import SessionLost
+from iu_listen.model.facts import DEFAULT_WORKER, Survey
+from iu_listen.model.observation import Measured, SessionFailed
+from iu_listen.model.trace import Answer, Common, Kind, Page, Place, Span, Verdict
+
+pytestmark = pytest.mark.anyio
+
+PLACE = Place("1:1:", "9:9:", "l", ("0", 0), ("0", UUID(int=0)))
+SPAN = Span("1" * 32, "2" * 16, "", "process", Kind.CONSUMER, 1, 2, Common({}), {})
+
+
+class Source:
+    """A tick of some pages; routing may be behind."""
+
+    def __init__(self, pages: int, behind: bool) -> None:
+        self.left = pages
+        self.behind = behind
+
+    async def tick(self) -> Place | None:
+        return PLACE
+
+    async def page(self, place: Place, limit: int) -> Page:
+        self.left -= 1
+        return Page([SPAN], place, 0, last=self.left == 0)
+
+    async def accepted(self, page: Page, rejected: int) -> bool:
+        return self.behind
+
+
+class Collector:
+    """Takes everything, after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def send(self, spans: Any) -> Verdict:
+        await anyio.sleep(self.seconds)
+        return Verdict(Answer.ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("behind", "seconds", "each"),
+    [(False, 0.02, 0.02), (True, 0.02, 0.02 / SHARE), (True, 60.0, 60.0 + LONGEST_REST)],
+)
+async def test_it_gives_way_while_routing_is_behind(behind, seconds, each):
+    """It works all the time, or a tenth of it while routing is behind; a slow collector makes no longer rests.
+
+    Fails when: pages follow each other at once although routing is behind.
+    """
+    source = Source(10, behind)
+    began = anyio.current_time()
+    await Export(None, Collector(seconds), Recorder()).tick(source)  # type: ignore[arg-type]
+    assert anyio.current_time() - began == pytest.approx(10 * each)
+
+
+class Surveys:
+    """Sessions that measure; the second one fails, and each is lost after two measurements."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    @asynccontextmanager
+    async def surveyor(self) -> AsyncIterator[Surveys]:
+        self.opened += 1
+        if self.opened == 2:
+            raise SessionLost("there is none")
+        self.done = 0
+        yield self
+
+    async def measure(self) -> Survey:
+        self.done += 1
+        if self.done == 3:
+            raise SessionLost("it is gone")
+        await anyio.sleep(1 if self.opened == 1 else 100)
+        return Survey(measures=(), latencies=(), since_commit=True)
+
+
+async def test_measuring_goes_on_through_every_loss_and_takes_a_small_part_of_the_time():
+    """A session that is lost is told once and replaced; what takes long is done rarely.
+
+    Fails when: a lost session ends the measuring, or a huge backlog is counted all the time.
+    """
+    seen, sessions = Recorder(), Surveys()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keep_measuring, sessions, seen, DEFAULT_WORKER)
+        await until(lambda: len(seen.of(Measured)) == 4)
+        tasks.cancel_scope.cancel()
+    moments = [at for at, observation in seen.seen if isinstance(observation, Measured)]
+    assert moments[1] - moments[0] == pytest.approx(1 + max(PAUSE, 19))
+    assert moments[3] - moments[2] == pytest.approx(2000)
+    assert [o.why for o in seen.of(SessionFailed)] == ["it is gone", "there is none"]
+    assert sessions.opened == 3
