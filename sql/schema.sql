@@ -3518,9 +3518,40 @@ CREATE VIEW public.v_iu_event_backlog AS
 
 COMMENT ON VIEW public.v_iu_event_backlog IS 'How many committed events each worker has not read yet, and since when the oldest waits.';
 
+-- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_worker_health AS
+ SELECT c.worker_name,
+    ((h.j ->> 'healthy'::text))::boolean AS healthy,
+    (h.j ->> 'condition'::text) AS condition,
+    (h.j ->> 'condition_why'::text) AS condition_why,
+    (h.j ->> 'state'::text) AS state,
+    ((h.j ->> 'last_beat_at'::text))::timestamp with time zone AS last_beat_at,
+    c.last_run_at,
+    ((h.j ->> 'silent_seconds'::text))::double precision AS silent_seconds,
+    ((h.j ->> 'standbys'::text))::bigint AS standbys,
+    ((h.j ->> 'backlog'::text))::bigint AS backlog,
+    ((h.j ->> 'backlog_oldest_at'::text))::timestamp with time zone AS backlog_oldest_at,
+    ((h.j ->> 'open_dead_letters'::text))::bigint AS open_dead_letters,
+    (h.j -> 'reasons'::text) AS reasons,
+    (h.j -> 'warnings'::text) AS warnings
+   FROM (public.iu_route_worker_cursor c
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
+
+-- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
+
 -- Name: v_iu_measure; Type: VIEW; Schema: public; Owner: -
 
 CREATE VIEW public.v_iu_measure AS
+ WITH health AS MATERIALIZED (
+         SELECT h.worker_name,
+            h.healthy,
+            h.backlog,
+            h.backlog_oldest_at
+           FROM public.v_iu_worker_health h
+        )
  SELECT NULL::text AS worker_name,
     'gate'::text AS what,
     g.gate AS part,
@@ -3533,15 +3564,21 @@ UNION ALL
     NULL::text AS part,
     pg_notification_queue_usage() AS figure
 UNION ALL
+ SELECT h.worker_name,
+    'healthy'::text AS what,
+    NULL::text AS part,
+    (h.healthy)::integer AS figure
+   FROM health h
+UNION ALL
  SELECT l.worker_name,
     l.what,
     l.part,
     l.figure
-   FROM (( SELECT b.worker_name,
+   FROM (( SELECT h.worker_name,
             'backlog'::text AS part,
-            b.backlog AS items,
-            b.oldest_created_at AS since
-           FROM public.v_iu_event_backlog b
+            h.backlog AS items,
+            h.backlog_oldest_at AS since
+           FROM health h
         UNION ALL
          SELECT c.worker_name,
             'dead_letter'::text,
@@ -3641,30 +3678,6 @@ CREATE VIEW public.v_iu_route_dead_letter_open AS
 -- Name: VIEW v_iu_route_dead_letter_open; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that nobody has resolved.';
-
--- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.v_iu_worker_health AS
- SELECT c.worker_name,
-    ((h.j ->> 'healthy'::text))::boolean AS healthy,
-    (h.j ->> 'condition'::text) AS condition,
-    (h.j ->> 'condition_why'::text) AS condition_why,
-    (h.j ->> 'state'::text) AS state,
-    ((h.j ->> 'last_beat_at'::text))::timestamp with time zone AS last_beat_at,
-    c.last_run_at,
-    ((h.j ->> 'silent_seconds'::text))::double precision AS silent_seconds,
-    ((h.j ->> 'standbys'::text))::bigint AS standbys,
-    ((h.j ->> 'backlog'::text))::bigint AS backlog,
-    ((h.j ->> 'backlog_oldest_at'::text))::timestamp with time zone AS backlog_oldest_at,
-    ((h.j ->> 'open_dead_letters'::text))::bigint AS open_dead_letters,
-    (h.j -> 'reasons'::text) AS reasons,
-    (h.j -> 'warnings'::text) AS warnings
-   FROM (public.iu_route_worker_cursor c
-     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
-
--- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
 
 -- Name: event_outbox event_seq; Type: DEFAULT; Schema: public; Owner: -
 

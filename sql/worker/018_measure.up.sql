@@ -12,15 +12,19 @@
 --
 -- Delivery is a part, too, as soon as there is any (012).
 create view public.v_iu_measure as
+with health as materialized (
+    select h.worker_name, h.healthy, h.backlog, h.backlog_oldest_at from public.v_iu_worker_health h)
 select null::text as worker_name, 'gate' as what, g.gate as part, coalesce(d.value = 'true', false)::integer::double precision as figure
   from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled')) g(gate, key)
   left join public.dot_config d on d.key = g.key
 union all
 select null, 'notification_queue', null, pg_notification_queue_usage()
 union all
+select h.worker_name, 'healthy', null, h.healthy::integer from health h
+union all
 select l.worker_name, l.what, l.part, l.figure
-  from (select b.worker_name, 'backlog' as part, b.backlog as items, b.oldest_created_at as since
-          from public.v_iu_event_backlog b
+  from (select h.worker_name, 'backlog' as part, h.backlog as items, h.backlog_oldest_at as since
+          from health h
         union all
         select c.worker_name, 'dead_letter', count(d.id), min(d.created_at)
           from public.iu_route_worker_cursor c

@@ -168,9 +168,26 @@ def test_the_consumer_speaks_to_the_collector_as_it_listens() -> None:
     """The exporter that the image has speaks OTLP over HTTP, and the consumer is pointed at the collector's port for it."""
     environment = SERVICES["consumer"]["environment"]
     assert environment["OTEL_TRACES_EXPORTER"] == "otlp"
-    assert '.whl)[otlp]"' in DOCKERFILE.read_text()
+    assert '.whl)[otlp,prometheus]"' in DOCKERFILE.read_text()
     port = COLLECTOR["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
     assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"http://collector:{port}"
+
+
+def test_prometheus_and_grafana_find_what_they_show() -> None:
+    """The consumer serves metrics where Prometheus asks, with its rules; Grafana has the dashboard and that Prometheus."""
+    prometheus, grafana = ({target.split(":")[1]: target.split(":")[0] for target in SERVICES[name]["volumes"]}
+                           for name in ("prometheus", "grafana"))  # fmt: skip
+    for source in (*prometheus.values(), *grafana.values()):
+        assert (ROOT / "deploy" / "docker" / source).exists(), source
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())
+    assert config["scrape_configs"][0]["static_configs"][0]["targets"] == ["consumer:9464"]
+    assert set(config["rule_files"]) <= set(prometheus)
+    environment = SERVICES["consumer"]["environment"]
+    assert (environment["OTEL_METRICS_EXPORTER"], environment["OTEL_EXPORTER_PROMETHEUS_HOST"]) == (
+        "prometheus", "0.0.0.0",
+    )  # fmt: skip
+    sources = yaml.safe_load((ROOT / "deploy" / "grafana" / "provisioning" / "datasources.yaml").read_text())
+    assert sources["datasources"][0]["url"] == "http://prometheus:9090"
 
 
 def test_nothing_in_the_demo_may_more_than_it_must() -> None:

@@ -82,6 +82,7 @@ def test_what_was_measured_is_gauges_and_latencies(kept):
     measures = (
         Measure(what="gate", part="worker", figure=1.0),
         Measure(what="notification_queue", part=None, figure=0.25),
+        Measure(what="healthy", part=None, figure=0.0, worker=W),
         Measure(what="lag_items", part="backlog", figure=7.0, worker=W),
         Measure(what="lag_seconds", part="backlog", figure=1.5, worker=W),
     )
@@ -91,6 +92,7 @@ def test_what_was_measured_is_gauges_and_latencies(kept):
     assert read() == {
         ("iu.gate.open", "worker"): 1,
         ("iu.notification_queue.usage",): 0.25,
+        ("iu.worker.healthy", W): 0,
         ("iu.lag.items", "backlog", W): 7,
         ("iu.lag.duration", "backlog", W): 1.5,
         ("iu.decision.latency", "commit", W): (2, 0.003),

@@ -184,7 +184,7 @@ class Measure:
     """One figure of the database: a row of v_iu_measure.
 
     Attributes:
-        what: ``gate`` (0 or 1), ``notification_queue`` (0 to 1), ``lag_items`` or ``lag_seconds``.
+        what: ``gate`` and ``healthy`` (0 or 1), ``notification_queue`` (0 to 1), ``lag_items`` or ``lag_seconds``.
         part: Which gate, or what is waited for; None where there are no parts.
         figure: The figure.
         worker: Whose; None: of all.

@@ -33,6 +33,7 @@ EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 #: Gauges by what a measure is called in v_iu_measure, with the attribute that its part becomes.
 _GAUGES: Final = {
     "gate": "iu.gate",
+    "healthy": "",
     "notification_queue": "",
     "lag_items": "iu.lag.part",
     "lag_seconds": "iu.lag.part",
@@ -71,6 +72,7 @@ class MetricWatcher:
         )
         self._gauges = {
             "gate": meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."),
+            "healthy": meter.create_gauge("iu.worker.healthy", "1", "1 while the worker could do its work, else 0."),
             "notification_queue": meter.create_gauge(
                 "iu.notification_queue.usage", "1", "How full the cluster's NOTIFY queue is, from 0 to 1."
             ),
