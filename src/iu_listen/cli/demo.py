@@ -18,12 +18,12 @@ import anyio
 from cyclopts import App, Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from iu_listen.cli import show
+from iu_listen.cli import show, waterfall
 from iu_listen.cli.door import Door, opened, with_dsn
 from iu_listen.cli.prove import apply_on, print_proof
 from iu_listen.model.errors import Refused
 from iu_listen.model.facts import DEFAULT_WORKER
-from iu_listen.postgres import census
+from iu_listen.postgres import census, trace
 from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.probe import run_probe
 from iu_listen.postgres.session import Connection
@@ -173,6 +173,8 @@ class _Demo:
         )
         if not answer["resolved"]:
             raise Refused("the replay did not resolve the dead letter")
+        show.line("its whole life, out of the audit; `iu-listen trace ID` draws it of any event:")
+        waterfall.draw(await trace.life(connection, str(letters[0]["event_ref"])))
         self._figure("dead letters: open / resolved", "0 / 1")
 
     async def _die(self, connection: Connection, consumer: subprocess.Popen[bytes]) -> None:
