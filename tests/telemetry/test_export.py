@@ -239,6 +239,34 @@ async def test_a_tick_is_ended_before_the_next_one_begins(live):
         assert set(found) == await rows(connection)
 
 
+async def test_the_database_says_when_to_give_way(live):
+    """While a worker is in the middle of a tick, whoever notes a page is told so; when it is through, or silent, not.
+
+    Fails when: nobody looks at the worker's cursor.
+    """
+    await begin(live.dsn)
+    async with (
+        connected(live.dsn) as connection,
+        PostgresSessions(Settings.load({}, {"dsn": live.dsn})).tracer() as source,
+    ):
+
+        async def told() -> bool:
+            await connection.execute(ATTEMPT)
+            place = await source.tick()
+            assert place is not None
+            return await source.accepted(await source.page(place, 100), 0)
+
+        assert not await told()
+        for _ in range(3):
+            await insert_event(connection)
+        await run_batch(connection, 2)
+        assert await told()
+        await connection.execute("update iu_route_worker_cursor set last_run_at = now() - interval '3 seconds'")
+        assert not await told()
+        await drain(connection)
+        assert not await told()
+
+
 async def test_a_position_never_goes_back(live):
     """A reader that was overtaken moves nothing: neither the position back, nor a tick that is not open any more.
 
