@@ -6,14 +6,18 @@ Told on standard input how to behave: keep, 503, 429, hangs.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from telemetry.receiver import GrpcReceiver, Receiver, hangs, says
+from telemetry.receiver import GrpcReceiver, Receiver, says
 
-HTTP = {"keep": None, "503": says(503), "429": says(429, retry_after="2"), "hangs": hangs(3600)}
-GRPC = {"keep": None, "503": lambda _: ("UNAVAILABLE", {}, b""), "429": lambda _: ("RESOURCE_EXHAUSTED", {}, b""),
-        "hangs": hangs(3600)}  # fmt: skip
+HTTP = {"keep": None, "503": says(503), "429": says(429, retry_after="2")}
+GRPC = {
+    "keep": None,
+    "503": lambda _: ("UNAVAILABLE", {}, b""),
+    "429": lambda _: ("RESOURCE_EXHAUSTED", {}, b""),
+}
 
 
 def name(span: Any) -> str:
@@ -34,8 +38,15 @@ def main(protocol: str, port: str, file: str) -> None:
         kind, behaviours = (GrpcReceiver, GRPC) if protocol == "grpc" else (Receiver, HTTP)
         receiver = type("Filing", (kind,), {"keep": keep})(int(port))
         print(receiver.endpoint, flush=True)
+
+        def hangs(request: Any) -> Any:
+            """Say nothing until it is told otherwise."""
+            while receiver.behaviour is hangs:
+                time.sleep(0.1)
+            return behaviours["503"](request)
+
         for line in sys.stdin:
-            receiver.behaviour = behaviours[line.strip()]
+            receiver.behaviour = hangs if line.strip() == "hangs" else behaviours[line.strip()]
             print("yes", flush=True)
 
 
