@@ -11,6 +11,7 @@ import pytest
 
 from cli.command import POISON, execute, on_one_server, refused, rows, running, seen
 from iu_listen.model.facts import DEFAULT_WORKER
+from telemetry.receiver import Receiver
 
 pytestmark = on_one_server
 
@@ -66,6 +67,21 @@ def test_a_running_consumer_can_be_scraped(live, port):
         with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), 1):
             pass
         assert consumer.end() == 0
+
+
+def test_an_export_of_its_own_can_be_scraped(live, port):
+    """`trace-export --follow` counts what it sends, for whoever scrapes it."""
+    receiver = Receiver()
+    env = scraping(port) | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+    with running("trace-export", "--follow", dsn=live.dsn, env=env) as export:
+        seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
+        execute(live.dsn, EVENTS + "; select fn_iu_route_worker_run('iu_outbound_default', 100)")
+        deadline = time.monotonic() + 20
+        while scrape(port).get(("iu_traces_exported_total",)) != 40:
+            assert time.monotonic() < deadline, export.said
+            time.sleep(0.1)
+        export.end()
+    receiver.stop()
 
 
 def test_a_port_that_is_taken_is_said_so(live, port):

@@ -15,7 +15,7 @@ import anyio
 from cyclopts import App, Parameter
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from iu_listen.app import PostgresSessions
+from iu_listen.app import PostgresSessions, Watchers
 from iu_listen.cli import show, waterfall
 from iu_listen.cli.door import Where, looking, opened
 from iu_listen.flow.export import Export
@@ -26,6 +26,7 @@ from iu_listen.model.trace import Span
 from iu_listen.postgres import census, trace
 from iu_listen.telemetry.collector import collector
 from iu_listen.telemetry.exporters import resource
+from iu_listen.telemetry.metrics import metric_watcher
 from iu_listen.telemetry.otlp import as_json
 
 
@@ -90,9 +91,11 @@ def trace_export(
         raise ConfigurationError("--follow and --since exclude each other", "A period that is over ends by itself.")
     there = collector({**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"})
     assert there is not None
+    metrics = metric_watcher(os.environ)
     try:
         with opened(where) as door, _progress() as teller:
-            export = Export(PostgresSessions(door.settings), there, teller)
+            told = Watchers([teller, metrics] if metrics else [teller])
+            export = Export(PostgresSessions(door.settings), there, told)
 
             async def run() -> None:
                 async with door.session() as connection:
@@ -105,7 +108,7 @@ def trace_export(
                     if moment is not None:
                         place, _ = await source.again(moment)
                         async for page, rejected in export.pages(source, place):
-                            teller.note(SpansExported(len(page.spans) - rejected, rejected, page.ignored))
+                            told.note(SpansExported(len(page.spans) - rejected, rejected, page.ignored))
                     else:
                         await _catch_up(export, source)
 
@@ -114,6 +117,8 @@ def trace_export(
         raise Refused(lost.message, lost.hint or "Nothing is lost: try again.") from lost
     finally:
         there.close()
+        if metrics:
+            metrics.close()
     if where and where.json:
         show.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
     else:
