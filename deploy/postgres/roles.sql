@@ -244,6 +244,9 @@ grant update (xact_id, event_seq) on public.event_outbox to iu_listen_operator;
 -- What is kept how long. Setting it removes nothing; the janitor does.
 grant update (keep, enabled, updated_at) on public.iu_retention_policy to iu_listen_operator;
 
+-- An export is ended for good by a person: retention waits for it until then.
+grant select (name, exported), delete on public.iu_trace_cursor to iu_listen_operator;
+
 -- Janitor ------------------------------------------------------------------------------------------------
 --
 -- `iu-listen retention run`, from a timer. It can delete any event and all of the audit: give it to the login of that

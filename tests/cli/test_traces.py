@@ -239,6 +239,19 @@ def test_attempts_link_to_their_batch(live, receiver):
         assert (batch.trace_id, batch.span_id) in {(link.trace_id, link.span_id) for link in attempt.links}
 
 
+def test_an_export_is_ended_for_good(live, receiver):
+    """--end takes the cursor away, so that retention waits no more; not while somebody exports, and not by accident."""
+    assert run("trace-export", "--end", dsn=live.dsn).out == "There is no export.\n"
+    with running("trace-export", "--follow", dsn=live.dsn, env=pointing_at(receiver)) as export:
+        seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
+        execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+        seen(live.dsn, "select exported = 6 from iu_trace_cursor")
+        refused(1, "the export runs", dsn=live.dsn)("trace-export", "--end")
+        export.end()
+    assert run("trace-export", "--end", "--json", dsn=live.dsn).json == {"ended": True, "exported": 6}
+    assert value(live.dsn, "select count(*) from iu_trace_cursor") == 0
+
+
 def test_an_export_that_is_late_is_seen(live, receiver):
     """Status and doctor say what waits for the export, and warn of one that does not come along."""
     findings = {f["what"]: f for f in run("doctor", "--json", dsn=live.dsn).json["findings"]}

@@ -25,7 +25,7 @@ from conftest import Database
 from iu_listen.model.facts import CHANNEL, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import audit, census, doctor, migrate, retention, verify
+from iu_listen.postgres import audit, census, doctor, migrate, retention, trace, verify
 from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
 from iu_listen.postgres.measure import SurveyorSession
@@ -463,6 +463,8 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
             assert await census.value(operator, "reset_cursor", WORKER, "3:3:") == "3:3:"
             assert await census.value(operator, "reset_cursor", WORKER, None)
             assert (await retention.set_policy(operator, "events", "30 days"))["enabled"]
+            await owner.execute("select fn_iu_trace_register('traces')")
+            assert await trace.end(operator, "traces") == 0
 
     asyncio.run(run())
 

@@ -43,7 +43,10 @@ VERDICTS = {
         "They go after it: iu-listen retention set events --keep …",
     ),
     "open_dead_letter": ("of an open dead letter", "iu-listen dead-letter list"),
-    "not_released": ("the audit misses attempts of it", "iu-listen audit"),
+    "not_released": (
+        "the audit misses attempts of it, or its traces are not exported yet",
+        "iu-listen audit; iu-listen status says how far the export is",
+    ),
 }
 
 retention = App(name="retention", help="Show and set what is kept how long; remove what nobody needs any more.")

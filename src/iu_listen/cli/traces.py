@@ -15,7 +15,7 @@ import anyio
 from cyclopts import App, Parameter
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from iu_listen.app import PostgresSessions, Watchers
+from iu_listen.app import EXPORT, PostgresSessions, Watchers
 from iu_listen.cli import show, waterfall
 from iu_listen.cli.door import Where, looking, opened
 from iu_listen.flow.export import Export
@@ -79,6 +79,9 @@ def trace_export(
     since: Annotated[
         str | None, Parameter(help="Once more what was written since then: 2h, '3 days', or a point in time.")
     ] = None,
+    end: Annotated[
+        bool, Parameter(help="End the export for good: retention waits for it no more.", negative=())
+    ] = False,
     where: Where | None = None,
 ) -> int:
     """Export attempts and dead letters as spans, to the OTLP collector that OTEL_EXPORTER_OTLP_* name.
@@ -87,8 +90,10 @@ def trace_export(
     that is wanted once more. A repetition does no harm: ids are fixed, and backends take equal ids for one span.
     The first export begins now; what is older is exported with --since. Ctrl-C at any moment loses nothing.
     """
-    if follow and since:
-        raise ConfigurationError("--follow and --since exclude each other", "A period that is over ends by itself.")
+    if follow + bool(since) + end > 1:
+        raise ConfigurationError("--follow, --since and --end exclude each other", "Say one of them.")
+    if end:
+        return _end(where)
     there = collector({**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"})
     assert there is not None
     metrics = metric_watcher(os.environ)
@@ -125,6 +130,25 @@ def trace_export(
         refused = f", {show.text(teller.rejected)} were refused for good" if teller.rejected else ""
         show.line(f"Exported {show.text(teller.exported)} spans in {show.duration(teller.seconds)}{refused}.")
     return 1 if teller.rejected else 0
+
+
+def _end(where: Where | None) -> int:
+    """Take the cursor away, if nobody reads by it."""
+
+    async def run() -> int | None:
+        with opened(where) as door:
+            async with door.session() as connection:
+                await census.require_package(connection)
+                return await trace.end(connection, EXPORT)
+
+    spans = anyio.run(run)
+    if where and where.json:
+        show.as_json({"ended": spans is not None, "exported": spans or 0})
+    elif spans is None:
+        show.line("There is no export.")
+    else:
+        show.line(f"Ended: {show.text(spans)} spans were exported. The next export begins anew.")
+    return 0
 
 
 async def _catch_up(export: Export, source: TraceSource) -> None:

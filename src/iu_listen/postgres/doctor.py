@@ -117,7 +117,12 @@ async def _traces(connection: Connection, worker: str) -> Finding:  # noqa: ARG0
             return Finding("fail", "traces", f"the cursor is not believed: {row['refusal']}", "docs/how-to/repair.md")
         if row["seconds"] > LATE_TRACES:
             words = f"{row['waiting']} attempts are not exported, the oldest for {row['seconds']:.0f} s"
-            return Finding("warn", "traces", words, "Does the collector take them? docs/how-to/traces.md")
+            return Finding(
+                "warn",
+                "traces",
+                words,
+                "Does the collector take them? docs/how-to/traces.md. Or for good: iu-listen trace-export --end",
+            )
         return Finding("ok", "traces", f"exported: {row['exported']} spans")
     return Finding("ok", "traces", "not exported")
 

@@ -88,6 +88,19 @@ class TraceSession:
         return await ask_rows(self._connection, self._deadline, query(name), *args)
 
 
+async def end(connection: Connection, name: str) -> int | None:
+    """End an export for good; how many spans it had sent. None: there was none.
+
+    Raises:
+        Refused: somebody exports by it.
+    """
+    if not await census.value(connection, "take_lease", TRACE_KEY, name):
+        holder = await census.value(connection, "lease_holder", TRACE_KEY, name)
+        raise Refused(f"the export runs: {holder}", "End that process first, or start it without OTEL_TRACES_EXPORTER.")
+    spans: int | None = await census.value(connection, "trace/forget", name)
+    return spans
+
+
 async def life(connection: Connection, what: str) -> list[Span]:
     """Every span of an event, in order of their beginning; none: nothing of that name is known.
 
