@@ -79,6 +79,17 @@ def _print_gates(found: list[dict[str, Any]], where: Where | None) -> None:
         )
 
 
+#: What was done with an event, in words, by what the route would do with it.
+BACKTESTED = {
+    ("take", "no_route"): "skipped: no route took it",
+    ("take", "route_disabled"): "skipped: its routes were disabled",
+    ("take", "not decided"): "nobody has looked at it yet, or it was left to others",
+    ("take", "dry_run"): "taken by it: dry run",
+    ("take", "failed"): "taken by it, and failed",
+    ("leave", "dry_run"): "taken by it: dry run",
+    ("leave", "failed"): "taken by it, and failed",
+}
+
 # -- route -------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +115,43 @@ def route_enable(code: str, /, *, where: Where | None = None) -> int:
 def route_disable(code: str, /, *, where: Where | None = None) -> int:
     """Disable a route. Its events are audited as skipped."""
     return _set_route(code, where, enabled=False)
+
+
+@route.command(name="backtest")
+def route_backtest(
+    code: str,
+    /,
+    *,
+    since: Annotated[str, Parameter(help="How far back: 2h, '3 days', or a point in time.")] = "1 day",
+    where: Where | None = None,
+) -> int:
+    """Show what a route, as it stands now and were it enabled, would do with past events, beside what was done.
+
+    Nothing is written and nothing is delivered: enable a new or changed route when you have seen it.
+    """
+
+    async def run() -> tuple[list[census.Row], str]:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            moment = await census.moment(connection, since)
+            if not await census.rows(connection, "list_routes", code):
+                raise await _no_such_route(connection, code)
+            return await census.rows(connection, "backtest", code, moment), f"{moment:%Y-%m-%d %H:%M:%S}Z"
+
+    found, begin = anyio.run(run)
+    if where and where.json:
+        show.as_json({"route": code, "since": begin, "events": found})
+        return 0
+    show.table(
+        ("it would", "done so far", "events", "oldest", "youngest", "for example"),
+        (
+            (row["would"], BACKTESTED.get((row["would"], row["was"]), row["was"]), row["events"], row["oldest"],
+             row["youngest"], row["examples"][0])
+            for row in found
+        ),
+    )  # fmt: skip
+    show.note(f"Events since {begin}; nothing was changed." if found else f"No event since {begin} concerns it.")
+    return 0
 
 
 def _print_routes(code: str | None, where: Where | None) -> int:

@@ -106,7 +106,7 @@ def trace_export(
                 async with door.session() as connection:
                     await census.require_package(connection)
                     await census.require_primary(connection)
-                    moment = await trace.moment(connection, since) if since else None
+                    moment = await census.moment(connection, since) if since else None
                 if follow:
                     await export.run()
                 async with PostgresSessions(door.settings).tracer() as source:

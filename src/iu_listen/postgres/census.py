@@ -182,3 +182,18 @@ async def reanchor(connection: Connection, since: datetime | None, *, force: boo
     except asyncpg.LockNotAvailableError as error:
         raise Refused("somebody holds a cursor: a batch, or another reanchor", "Try again in a moment.") from error
     return answer
+
+
+async def moment(connection: Connection, text: str) -> datetime:
+    """A point in time, or how long ago it was, as PostgreSQL reads it.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    for name in ("ago", "moment"):
+        try:
+            found: datetime = await connection.fetchval(query(name), text)
+        except asyncpg.DataError:
+            continue
+        return found
+    raise ConfigurationError(f"{text} is no point in time and no interval", "As in 2h, '3 days' or '2026-11-24 08:00'.")

@@ -11,7 +11,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import anyio.lowlevel
-import asyncpg
 
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import Settings
@@ -133,21 +132,6 @@ async def _event(connection: Connection, what: str) -> UUID | None:
         return found
     letter_of = await census.value(connection, "trace/event_of_letter", UUID(what))
     return letter_of or UUID(what)
-
-
-async def moment(connection: Connection, text: str) -> datetime:
-    """A point in time, or how long ago it was, as PostgreSQL reads it.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    for name in ("trace/ago", "trace/moment"):
-        try:
-            found: datetime = await connection.fetchval(query(name), text)
-        except asyncpg.DataError:
-            continue
-        return found
-    raise ConfigurationError(f"{text} is no point in time and no interval", "As in 2h, '3 days' or '2026-11-24 08:00'.")
 
 
 def _place(answer: dict[str, Any]) -> Place:
