@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from iu_listen import trace_context
 from support import connected
@@ -84,6 +84,17 @@ async def with_a_session_of_sqlalchemy(dsn: str) -> None:
     engine.dispose()
 
 
+async def with_a_scoped_session_of_sqlalchemy(dsn: str) -> None:
+    engine = sqlalchemy.create_engine(url(dsn, "psycopg"))
+    session = scoped_session(sessionmaker(engine))
+    trace_context(session)
+    session.execute(sqlalchemy.text(UNIT))
+    session.execute(sqlalchemy.text(VERSIONS))
+    session.commit()
+    session.remove()
+    engine.dispose()
+
+
 async def with_sqlalchemy_async(dsn: str) -> None:
     engine = create_async_engine(url(dsn, "psycopg"))
     async with engine.begin() as connection:
@@ -104,7 +115,7 @@ async def with_an_async_session_of_sqlalchemy(dsn: str) -> None:
 
 WAYS: list[Callable[[str], Awaitable[None]]] = [
     with_asyncpg, with_a_pool_of_asyncpg, with_psycopg, with_autocommit_and_a_transaction, with_psycopg_async,
-    with_sqlalchemy, with_a_session_of_sqlalchemy, with_sqlalchemy_async, with_an_async_session_of_sqlalchemy,
+    with_sqlalchemy, with_a_session_of_sqlalchemy, with_a_scoped_session_of_sqlalchemy, with_sqlalchemy_async, with_an_async_session_of_sqlalchemy,
 ]  # fmt: skip
 
 

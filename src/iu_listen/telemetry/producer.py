@@ -12,6 +12,12 @@ from typing import Any, Final
 #: SET LOCAL with a parameter; it ends with the transaction.
 _SET: Final = "select set_config('iu.traceparent', {}, true)"
 
+#: What of SQLAlchemy can be written with.
+_SQLALCHEMY: Final = frozenset({
+    "sqlalchemy.Connection", "sqlalchemy.Session", "sqlalchemy.scoped_session", "sqlalchemy.AsyncConnection",
+    "sqlalchemy.AsyncSession", "sqlalchemy.async_scoped_session",
+})  # fmt: skip
+
 
 def trace_context(connection: Any) -> Any:
     """Give the running transaction the trace context of the current span; call it once, after the transaction began.
@@ -44,7 +50,7 @@ def trace_context(connection: Any) -> Any:
     if kinds & {"psycopg.Connection", "psycopg.AsyncConnection"}:
         _expect(not connection.autocommit or connection.info.transaction_status != 0)
         return connection.execute(_SET.format("%s"), (context,))
-    if kinds & {"sqlalchemy.Connection", "sqlalchemy.Session", "sqlalchemy.AsyncConnection", "sqlalchemy.AsyncSession"}:
+    if kinds & _SQLALCHEMY:
         from sqlalchemy import text  # noqa: PLC0415 only they have it
 
         return connection.execute(text(_SET.format(":context")), {"context": context})
