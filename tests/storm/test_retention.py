@@ -86,7 +86,10 @@ async def storm(dsn: str) -> None:
         nonlocal gone
         settings = Settings.load({}, {"dsn": dsn})
         async with session(dsn, name="retention") as connection:
-            while not writers.over:
+            over = False
+            while not over:
+                # One pass more, begun when all have written: how far the others got is the machine's business.
+                over = writers.over
                 async for answer in retention.batches(
                     connection, "events", "50 ms", 300, 0.001, settings.batch_deadline
                 ):
