@@ -14,7 +14,7 @@
 -- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
 -- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
 --
--- needs: worker/004 to 017, runtime/060
+-- needs: worker/004 to 018, runtime/060
 -- locks: none that readers or writers wait for
 
 begin;
