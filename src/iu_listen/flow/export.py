@@ -1,6 +1,6 @@
 """The export of traces: pages of the audit to a collector, at least once, held back when it is slow, never dropped.
 
-The cursor moves when the collector has a page. So a collector that is down, busy or misconfigured costs time and no
+The cursor moves when the collector has a page. So a collector that is down or busy costs time and no
 span; only spans that it calls malformed are left out, one by one, and counted.
 """
 
