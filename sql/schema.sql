@@ -883,7 +883,8 @@ begin
           from public.iu_trace_cursor t
          cross join lateral (
                select min(x.created_at) as since
-                 from (select a.created_at from public.iu_route_attempt a where not pg_visible_in_snapshot(a.xact_id, t.prev)
+                 from (select a.created_at from public.iu_route_attempt a
+                        where not pg_visible_in_snapshot(a.xact_id, t.prev)
                        union all
                        select d.created_at from public.iu_route_dead_letter d
                         where not pg_visible_in_snapshot(d.xact_id, t.prev)) x) u;
@@ -2139,7 +2140,8 @@ begin
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
             v_low_seq := case when c.pos_seq >= c.tick_floor then c.pos_seq else c.tick_floor - 1 end;
-            v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
+            v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id
+                             else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
         else
             -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
             -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That

@@ -8,13 +8,13 @@
 with route as (
     select r.* from public.iu_outbound_route r where r.route_code = $1
 ), taken as (
-    select o.id, o.created_at, a.status, a.decision, n.decision as otherwise
+    select o.id, o.created_at, coalesce(a.status, n.decision, 'not decided') as was
       from route r
       join public.event_outbox o
         on o.event_domain = r.event_domain and o.event_type = r.event_type and o.event_stream = r.event_stream
        and o.created_at >= $2
       left join lateral (
-           select x.status, x.decision from public.iu_route_attempt x
+           select x.status from public.iu_route_attempt x
             where x.idempotency_key = 'outbound:' || r.route_code || ':' || o.id
             order by x.attempt_no desc limit 1) a on true
       left join lateral (
@@ -31,12 +31,7 @@ with route as (
 )
 select c.would, c.was, count(*) as events, min(c.created_at) as oldest, max(c.created_at) as youngest,
        (array_agg(c.id order by c.created_at desc))[1:3] as examples
-  from (select 'take' as would,
-               case when t.status is not null then t.status
-                    when t.otherwise is not null then t.otherwise
-                    else 'not decided' end as was,
-               t.id, t.created_at
-          from taken t
+  from (select 'take' as would, t.was, t.id, t.created_at from taken t
         union all
         select 'leave', l.status, l.id, l.created_at from left_alone l) c
  group by c.would, c.was

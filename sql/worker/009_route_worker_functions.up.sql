@@ -228,7 +228,8 @@ begin
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
             v_low_seq := case when c.pos_seq >= c.tick_floor then c.pos_seq else c.tick_floor - 1 end;
-            v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
+            v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id
+                             else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
         else
             -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
             -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That

@@ -215,7 +215,8 @@ begin
           from public.iu_trace_cursor t
          cross join lateral (
                select min(x.created_at) as since
-                 from (select a.created_at from public.iu_route_attempt a where not pg_visible_in_snapshot(a.xact_id, t.prev)
+                 from (select a.created_at from public.iu_route_attempt a
+                        where not pg_visible_in_snapshot(a.xact_id, t.prev)
                        union all
                        select d.created_at from public.iu_route_dead_letter d
                         where not pg_visible_in_snapshot(d.xact_id, t.prev)) x) u;

@@ -79,18 +79,16 @@ def _print_gates(found: list[dict[str, Any]], where: Where | None) -> None:
         )
 
 
-#: What was done with an event, in words, by what the route would do with it.
-BACKTESTED = {
-    ("take", "no_route"): "skipped: no route took it",
-    ("take", "route_disabled"): "skipped: its routes were disabled",
-    ("take", "not decided"): "nobody has looked at it yet, or it was left to others",
-    ("take", "dry_run"): "taken by it: dry run",
-    ("take", "failed"): "taken by it, and failed",
-    ("leave", "dry_run"): "taken by it: dry run",
-    ("leave", "failed"): "taken by it, and failed",
-}
-
 # -- route -------------------------------------------------------------------------------------------------------
+
+#: What was done with an event so far, in words; other states stand for themselves.
+BACKTESTED = {
+    "no_route": "skipped: no route took it",
+    "route_disabled": "skipped: its routes were disabled",
+    "not decided": "nobody has looked at it yet, or it was left to others",
+    "dry_run": "taken by it: dry run",
+    "failed": "taken by it, and failed",
+}
 
 
 @route.command(name="list")
@@ -145,7 +143,7 @@ def route_backtest(
     show.table(
         ("it would", "done so far", "events", "oldest", "youngest", "for example"),
         (
-            (row["would"], BACKTESTED.get((row["would"], row["was"]), row["was"]), row["events"], row["oldest"],
+            (row["would"], BACKTESTED.get(row["was"], row["was"]), row["events"], row["oldest"],
              row["youngest"], row["examples"][0])
             for row in found
         ),

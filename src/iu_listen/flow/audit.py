@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 from iu_listen.flow.ports import Auditor, Sessions, Watcher
-from iu_listen.model.errors import IuListenError
+from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import AuditPassed, SessionFailed
 from iu_listen.model.settings import Settings
@@ -37,7 +37,7 @@ async def keep_auditing(settings: Settings, sessions: Sessions, watcher: Watcher
             told = ""
         except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
             pause = min(RETRY_PAUSE, settings.audit_interval)
-            why = failed.message if isinstance(failed, IuListenError) else repr(failed)
+            why = words(failed)
             if why != told:
                 told = why
                 watcher.note(SessionFailed("audit", why, pause))

@@ -1,7 +1,7 @@
 """The export of traces: pages of the audit to a collector, at least once, held back when it is slow, never dropped.
 
-The cursor moves when the collector has a page. So a collector that is down or busy costs time and no
-span; only spans that it calls malformed are left out, one by one, and counted.
+The cursor moves when the collector has a page. So a collector that is down or busy costs time and no span; only spans
+that it calls malformed are left out, one by one, and counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import anyio
 
 from iu_listen.flow.backoff import backoff
 from iu_listen.flow.ports import Collector, Sessions, TraceSource, Watcher
-from iu_listen.model.errors import IuListenError
+from iu_listen.model.errors import words
 from iu_listen.model.observation import SessionFailed, SpansExported, SpansHeld
 from iu_listen.model.trace import Answer, Page, Place, Span
 
@@ -73,7 +73,7 @@ class Export:
             except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
                 failures += 1
                 pause = backoff(failures, RETRY_PAUSE, self._jitter)
-                why = failed.message if isinstance(failed, IuListenError) else repr(failed)
+                why = words(failed)
                 self._watcher.note(SessionFailed("traces", why, pause))
                 await anyio.sleep(pause)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 from iu_listen.flow.ports import Sessions, Watcher
-from iu_listen.model.errors import IuListenError
+from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import Measured, SessionFailed
 
@@ -29,7 +29,7 @@ async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerNam
                     told = ""
                     await anyio.sleep(max(PAUSE, took * (1 / SHARE - 1)))
         except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
-            why = failed.message if isinstance(failed, IuListenError) else repr(failed)
+            why = words(failed)
             if why != told:
                 told = why
                 watcher.note(SessionFailed("measure", why, PAUSE))

@@ -29,6 +29,11 @@ class IuListenError(Exception):
         self.hint = hint
 
 
+def words(error: Exception) -> str:
+    """What is wrong, for a line of the log: our own words, else what Python makes of somebody else's."""
+    return error.message if isinstance(error, IuListenError) else repr(error)
+
+
 class ConfigurationError(IuListenError):
     """What was typed, set or installed cannot work; trying again will not help."""
 

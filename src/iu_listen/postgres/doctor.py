@@ -112,19 +112,17 @@ async def _audit(connection: Connection, worker: str) -> Finding:
 
 
 async def _traces(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    for row in await census.rows(connection, "trace/exports"):
-        if row["refusal"]:
-            return Finding("fail", "traces", f"the cursor is not believed: {row['refusal']}", "docs/how-to/repair.md")
-        if row["seconds"] > LATE_TRACES:
-            words = f"{row['waiting']} attempts are not exported, the oldest for {row['seconds']:.0f} s"
-            return Finding(
-                "warn",
-                "traces",
-                words,
-                "Does the collector take them? docs/how-to/traces.md. Or for good: iu-listen trace-export --end",
-            )
-        return Finding("ok", "traces", f"exported: {row['exported']} spans")
-    return Finding("ok", "traces", "not exported")
+    exports = await census.rows(connection, "trace/exports")
+    if not exports:
+        return Finding("ok", "traces", "not exported")
+    row = exports[0]
+    if row["refusal"]:
+        return Finding("fail", "traces", f"the cursor is not believed: {row['refusal']}", "docs/how-to/repair.md")
+    if row["seconds"] > LATE_TRACES:
+        words = f"{row['waiting']} attempts are not exported, the oldest for {row['seconds']:.0f} s"
+        hint = "Does the collector take them? docs/how-to/traces.md. Or for good: iu-listen trace-export --end"
+        return Finding("warn", "traces", words, hint)
+    return Finding("ok", "traces", f"exported: {row['exported']} spans")
 
 
 async def _retention(connection: Connection, worker: str) -> Finding:  # noqa: ARG001

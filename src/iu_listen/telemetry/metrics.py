@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 #: Edges of the buckets of batches, in events.
 EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-#: Gauges by what a measure is called in v_iu_measure, with the attribute that its part becomes.
-_GAUGES: Final = {
-    "gate": "iu.gate",
-    "healthy": "",
-    "notification_queue": "",
-    "lag_items": "iu.lag.part",
-    "lag_seconds": "iu.lag.part",
-}
 
 
 class MetricWatcher:
@@ -70,15 +62,25 @@ class MetricWatcher:
         self._failures = meter.create_counter(
             "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be had."
         )
+        # By what a measure is called in v_iu_measure, with the attribute that its part becomes.
         self._gauges = {
-            "gate": meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."),
-            "healthy": meter.create_gauge("iu.worker.healthy", "1", "1 while the worker could do its work, else 0."),
-            "notification_queue": meter.create_gauge(
-                "iu.notification_queue.usage", "1", "How full the cluster's NOTIFY queue is, from 0 to 1."
+            "gate": (meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."), "iu.gate"),
+            "healthy": (
+                meter.create_gauge("iu.worker.healthy", "1", "1 while the worker could do its work, else 0."), ""
             ),
-            "lag_items": meter.create_gauge("iu.lag.items", "{item}", "How much waits, by what it waits for."),
-            "lag_seconds": meter.create_gauge("iu.lag.duration", "s", "How long the oldest of it has waited."),
-        }
+            "notification_queue": (
+                meter.create_gauge(
+                    "iu.notification_queue.usage", "1", "How full the cluster's NOTIFY queue is, from 0 to 1."
+                ),
+                "",
+            ),
+            "lag_items": (
+                meter.create_gauge("iu.lag.items", "{item}", "How much waits, by what it waits for."), "iu.lag.part"
+            ),
+            "lag_seconds": (
+                meter.create_gauge("iu.lag.duration", "s", "How long the oldest of it has waited."), "iu.lag.part"
+            ),
+        }  # fmt: skip
         self._checked = meter.create_counter("iu.audit.checked", "{event}", "Events that an audit looked at.")
         self._missing = meter.create_gauge(
             "iu.audit.missing", "{event}", "Events that lack attempts, by the last audit."
@@ -133,10 +135,11 @@ class MetricWatcher:
 
     def _measured(self, worker: WorkerName, survey: Survey) -> None:
         for measure in survey.measures:
+            gauge, part = self._gauges[measure.what]
             attributes: dict[str, Any] = {"iu.worker": measure.worker} if measure.worker else {}
-            if part := _GAUGES[measure.what]:
+            if part:
                 attributes[part] = measure.part
-            self._gauges[measure.what].set(measure.figure, attributes)
+            gauge.set(measure.figure, attributes)
         since = {"iu.worker": worker, "iu.since": "commit" if survey.since_commit else "insert"}
         for seconds in survey.latencies:
             self._latency.record(seconds, since)

@@ -74,12 +74,7 @@ def _span(span: Span) -> bytes:
     parts += _name(span.name, span.kind), pack("<cQcQ", b"\x39", span.start, b"\x41", span.end), _common(span.common)
     for key, value in span.own.items():
         if value is not None:
-            # _field and _key_value, unfolded: half of the time of a span was their calls.
-            text = value.encode()
-            size = _SIZE[len(text)]
-            any_size = len(text) + len(size) + 1
-            pair = _key(key) + _SIZE[any_size] + b"\x0a" + size + text
-            parts += b"\x4a", _SIZE[len(pair)], pair
+            parts.append(_field(b"\x4a", _key_value(key, value)))
     for link in span.links:
         other = trace if link.trace_id is span.trace_id else bytes.fromhex(link.trace_id)
         parts += b"\x6a\x1c\x0a\x10", other, b"\x12\x08", bytes.fromhex(link.span_id)
