@@ -18,6 +18,7 @@ from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
 from iu_listen.flow.export import SMALL_PAGE, Export
 from iu_listen.flow.ports import Auditor, Bell, Collector, Lookout, Outbox, Surveyor, TraceSource, Watcher
+from iu_listen.model.errors import words
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.audit import audit_session
@@ -83,7 +84,7 @@ class Watchers:
                 self._watchers.remove(watcher)
                 # It may have broken because stderr is gone.
                 with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {error!r}\n")
+                    sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {words(error)}\n")
 
 
 async def serve(

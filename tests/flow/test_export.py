@@ -30,9 +30,16 @@ class Source:
     def __init__(self, pages: int, behind: bool) -> None:
         self.left = pages
         self.behind = behind
+        self.used = 0
 
     async def tick(self) -> Place | None:
         return PLACE
+
+    async def witness(self, place: Place) -> Span | None:
+        return None
+
+    async def alive(self) -> None:
+        self.used += 1
 
     async def page(self, place: Place, limit: int) -> Page:
         self.left -= 1

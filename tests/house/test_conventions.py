@@ -40,7 +40,7 @@ def made() -> dict[str, tuple[str, set[str], str]]:
     """Every span that is ever made, by name: its kind, its attributes, its type of operation."""
     found: dict[str, tuple[str, set[str], str]] = {}
     letter = ROW | {"id": uuid4(), "worker_name": "w", "first_attempt_at": NOW}
-    for span in [*attempt_spans(ROW, "l"), letter_span(letter)]:
+    for span in [*attempt_spans([ROW], "l"), letter_span(letter)]:
         found[span.name] = span.kind.name, set(span.attributes), str(span.attributes["messaging.operation.type"])
     exporter = InMemorySpanExporter()
     provider = TracerProvider()

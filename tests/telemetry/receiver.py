@@ -28,6 +28,42 @@ def says(status: int, **headers: str) -> Behaviour:
     return lambda _: (status, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
 
 
+class Dripping:
+    """Takes any connection, and sends the same bytes again and again, one at a time, with a pause after each.
+
+    Attributes:
+        taken: How many connections it has taken.
+        open: How many of them nobody has hung up yet.
+    """
+
+    def __init__(self, beginning: bytes, then: bytes, pause: float) -> None:
+        self.taken = self.open = 0
+        self._text, self._then, self._pause = beginning, then, pause
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                self.taken += 1
+                self.open += 1
+                threading.Thread(target=self._drip, args=(connection,), daemon=True).start()
+
+    def _drip(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(self._text)
+            while True:
+                connection.sendall(self._then)
+                time.sleep(self._pause)
+        self.open -= 1
+
+    def stop(self) -> None:
+        """Take no more."""
+        self._server.close()
+
+
 def hangs(seconds: float) -> Behaviour:
     """Says nothing for so long, then fails."""
 
@@ -44,12 +80,14 @@ class Receiver:
     Attributes:
         spans: By span id, in hexadecimal; the one that came last.
         received: How many came, repetitions included.
-        requests: Path and headers of each request.
+        requests: Path and headers of each request; ``:port`` is the sender's.
         resource: Attributes of the resource of the last request.
         behaviour: What it does instead of keeping them; None: it keeps them, and answers 200.
+        most: Most bytes of a request that it takes, over gRPC.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, most: int = 4 * 2**20) -> None:
+        self.most = most
         self.spans: dict[str, Any] = {}
         self.received = 0
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -87,7 +125,8 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                receiver.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+                headers = {k.lower(): v for k, v in self.headers.items()} | {":port": str(self.client_address[1])}
+                receiver.requests.append((self.path, headers))
                 request = ExportTraceServiceRequest.FromString(body)
                 if receiver.behaviour is None:
                     receiver.keep(request)
@@ -160,7 +199,8 @@ class GrpcReceiver(Receiver):
 
         handler = grpc.unary_unary_rpc_method_handler(export)
         service, method = METHOD[1:].split("/")
-        self._grpc = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", self.most)]
+        self._grpc = grpc.server(ThreadPoolExecutor(4), options=options)
         self._grpc.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
         self._port = self._grpc.add_insecure_port(f"127.0.0.1:{self._port}")
         self._grpc.start()

@@ -2,109 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from typing import Any
 from uuid import UUID
 
-import anyio
-import asyncpg
 import pytest
-from google.protobuf.any_pb2 import Any as Any_
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
-from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTracePartialSuccess,
-    ExportTraceServiceResponse,
-)
 
 from iu_listen.app import PostgresSessions
 from iu_listen.flow import export
-from iu_listen.flow.export import Export
 from iu_listen.model.observation import SpansExported, SpansHeld
 from iu_listen.model.settings import Settings
-from iu_listen.telemetry.collector import collector
 from postgres.routes import poison
-from support import Recorder, connected, drain, insert_event, run_batch, wait_until
-from telemetry.receiver import GrpcReceiver, Receiver, hangs, says
+from support import connected, drain, insert_event, run_batch, wait_until
+from telemetry.exporting import all_there, begin, burst, exporting, idle, rows
+from telemetry.receiver import says
 
 pytestmark = pytest.mark.asyncio
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    found = Receiver()
-    yield found
-    found.stop()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses and pages of tests."""
-    monkeypatch.setattr(export, "PAGE", 50)
-    monkeypatch.setattr(export, "IDLE_PAUSE", 0.02)
-    monkeypatch.setattr(export, "RETRY_PAUSE", 0.2)
-
-
-async def begin(dsn: str) -> None:
-    """Begin the export now."""
-    async with PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer() as source:
-        assert await source.take_lease() is None
-
-
-@asynccontextmanager
-async def exporting(dsn: str, receiver: Receiver, **environ: str) -> AsyncIterator[Recorder]:
-    """An export in this process, for the length of a block."""
-    recorder = Recorder()
-    variables = {
-        "OTEL_TRACES_EXPORTER": "otlp",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5",
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc" if isinstance(receiver, GrpcReceiver) else "http/protobuf",
-    }
-    there = collector(variables | environ)
-    assert there is not None
-    exporter = Export(PostgresSessions(Settings.load({}, {"dsn": dsn})), there, recorder)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(exporter.run)
-        yield recorder
-        tasks.cancel_scope.cancel()
-    there.close()
-
-
-async def rows(connection: asyncpg.Connection) -> set[str]:
-    """Span ids of all attempts and all dead letters."""
-    found = await connection.fetch("""select span_id from v_iu_route_attempt
-                                      union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter""")
-    return {row["span_id"] for row in found}
-
-
-async def all_there(connection: asyncpg.Connection, receiver: Receiver, timeout: float = 30) -> None:
-    """Wait until the receiver has the spans of all rows, and of nothing else but events."""
-
-    async def same() -> bool:
-        return {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
-            connection
-        )
-
-    await wait_until(same, "every row is a span at the receiver", timeout)
-
-
-async def burst(connection: asyncpg.Connection, events: int) -> None:
-    """Events, one in twenty of them poisonous, and half of the dead letters replayed, of which half fail again."""
-    async with connection.transaction():
-        for number in range(events):
-            await insert_event(connection, note="poison 22000" if number % 20 == 0 else "")
-    await drain(connection, 100)
-    letters = await connection.fetch("select id from iu_route_dead_letter where resolved_at is null order by id")
-    for number, letter in enumerate(letters[::2]):
-        if number == len(letters) // 4:
-            await connection.execute("alter table iu_route_attempt disable trigger test_poison")
-        await connection.fetchval("select fn_iu_route_dead_letter_replay($1)", letter["id"])
-    await connection.execute("alter table iu_route_attempt enable trigger test_poison")
 
 
 async def test_every_row_is_a_span(live, receiver):
@@ -119,7 +32,7 @@ async def test_every_row_is_a_span(live, receiver):
         await poison(connection)
         await burst(connection, 200)
         async with exporting(live.dsn, receiver) as recorder:
-            await wait_until(lambda: _idle(connection), "all is exported")
+            await wait_until(lambda: idle(connection), "all is exported")
             await insert_event(connection)
             await drain(connection)
             await recorder.wait_for(SpansExported, lambda o: o.spans == 2)
@@ -134,41 +47,6 @@ async def test_every_row_is_a_span(live, receiver):
         )
         assert len(receiver.named("send ")) == 201
         assert len(receiver.named("dead_letter ")) == 10
-
-
-async def _idle(connection: asyncpg.Connection) -> bool:
-    return await connection.fetchval("select fn_iu_trace_tick('traces') ->> 'status'") == "idle"
-
-
-@pytest.mark.parametrize("fault", ["503", "429", "404", "hangs", "gone"])
-async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, fault):
-    """However long the receiver fails in the middle of a burst, in the end it has everything.
-
-    Fails when: the cursor moves before a page was accepted, or spans are dropped after some tries.
-    """
-    async with connected(live.dsn) as connection:
-        await begin(live.dsn)
-        await poison(connection)
-        async with exporting(live.dsn, receiver) as recorder:
-            await burst(connection, 100)
-            await recorder.wait_for(SpansExported)
-            if fault == "gone":
-                receiver.stop()
-            else:
-                receiver.behaviour = {
-                    "503": says(503), "429": says(429, retry_after="1"), "404": says(404), "hangs": hangs(1)
-                }[fault]  # fmt: skip
-            await burst(connection, 100)
-            held = await recorder.wait_for(SpansHeld)
-            await recorder.wait_for(SpansHeld, lambda o: o is not held)
-            assert held.poison is None
-            assert fault not in ("503", "429", "404") or fault in held.why
-            if fault == "429":
-                assert held.retry_in == 1
-            if fault == "gone":
-                receiver.start()
-            receiver.behaviour = None
-            await all_there(connection, receiver)
 
 
 async def test_a_killed_export_goes_on_where_it_was_accepted(live, receiver):
@@ -314,57 +192,6 @@ async def test_late_commits_are_exported(live, receiver):
             assert len(receiver.spans) == 5
 
 
-async def test_a_malformed_span_is_left_out_alone(live, receiver):
-    """A span that the receiver calls malformed is found among its page, counted and told; all others arrive.
-
-    Fails when: the page is dropped whole, or sent again for ever.
-    """
-    bad = {}
-
-    def picky(request: Any) -> tuple[int, dict[str, str], bytes]:
-        spans = request.resource_spans[0].scope_spans[0].spans
-        if any(span.span_id.hex() == bad["span"] for span in spans):
-            return 400, {"content-type": "text/plain"}, b"bad span"
-        receiver.keep(request)
-        return 200, {}, b""
-
-    async with connected(live.dsn) as connection:
-        await begin(live.dsn)
-        for _ in range(60):
-            await insert_event(connection)
-        await drain(connection)
-        bad["span"] = await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 33 limit 1")
-        receiver.behaviour = picky
-        async with exporting(live.dsn, receiver) as recorder:
-            told = await recorder.wait_for(SpansHeld)
-            await wait_until(lambda: _idle(connection), "all is exported")
-        assert told.poison == bad["span"]
-        assert told.why == "the collector answered 400 Bad Request: bad span"
-        assert await rows(connection) - receiver.spans.keys() == {bad["span"]}
-        assert await connection.fetchval("select rejected from iu_trace_cursor") == 1
-
-
-async def test_partial_success_is_counted_and_not_repeated(live, receiver):
-    """What the receiver takes only in part is not sent again, as the protocol demands, and counted."""
-
-    def partly(request: Any) -> tuple[int, dict[str, str], bytes]:
-        receiver.keep(request)
-        partial = ExportTracePartialSuccess(rejected_spans=2, error_message="too old")
-        return 200, {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString()
-
-    receiver.behaviour = partly
-    async with connected(live.dsn) as connection:
-        await begin(live.dsn)
-        for _ in range(3):
-            await insert_event(connection)
-        await drain(connection)
-        async with exporting(live.dsn, receiver) as recorder:
-            assert (await recorder.wait_for(SpansExported)).rejected == 2
-            await wait_until(lambda: _idle(connection), "all is exported")
-        assert receiver.received == 6
-        assert tuple(await connection.fetchrow("select exported, rejected from iu_trace_cursor")) == (4, 2)
-
-
 async def test_one_trace_from_the_request_to_the_replay(live, receiver):
     """Parents, links, kinds, status and times of one event's life, field by field."""
     async with connected(live.dsn) as connection:
@@ -416,7 +243,7 @@ async def test_an_event_without_context_is_its_own_trace(live, receiver):
         await drain(connection)
         async with exporting(live.dsn, receiver):
             await all_there(connection, receiver)
-            await wait_until(lambda: _idle(connection), "all is noted")
+            await wait_until(lambda: idle(connection), "all is noted")
         assert {s.trace_id.hex() for s in receiver.spans.values()} == {plain.hex, odd.hex, huge.hex}
         assert await connection.fetchval("select ignored from iu_trace_cursor") == 2
 
@@ -432,7 +259,7 @@ async def test_what_is_not_exported_yet_is_not_removed(live, receiver):
         await drain(connection)
         assert await connection.fetchval("select fn_iu_retention_released($1)", event) is False
         async with exporting(live.dsn, receiver):
-            await wait_until(lambda: _idle(connection), "all is exported")
+            await wait_until(lambda: idle(connection), "all is exported")
         assert await connection.fetchval("select fn_iu_retention_released($1)", event) is True
 
 
@@ -471,74 +298,3 @@ async def test_two_readers_share_nothing(live, receiver):
             return await third.take_lease() is None
 
         await wait_until(taken, "the lease is free, because its sessions are gone")
-
-
-# -- gRPC ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def over_grpc() -> Iterator[GrpcReceiver]:
-    found = GrpcReceiver()
-    yield found
-    found.stop()
-
-
-@pytest.mark.parametrize("server", ["pg18"], indirect=True)
-@pytest.mark.parametrize("fault", [None, "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "gone"])
-async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
-    """The same spans arrive over gRPC, with the headers, compressed, and after any fault; RetryInfo is kept.
-
-    Fails when: an error is taken for the end of a page, or what the receiver asks for is not read.
-    """
-    receiver = over_grpc
-    async with connected(live.dsn) as connection:
-        await begin(live.dsn)
-        await poison(connection)
-        headers = {"OTEL_EXPORTER_OTLP_HEADERS": "x-token=a%20b", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
-        async with exporting(live.dsn, receiver, **headers) as recorder:
-            await burst(connection, 60)
-            await recorder.wait_for(SpansExported)
-            if fault == "gone":
-                receiver.stop()
-            elif fault:
-                status = Status(code=8, details=[Any_()])
-                status.details[0].Pack(RetryInfo(retry_delay=Duration(seconds=1)))
-                trailing = {"grpc-status-details-bin": status.SerializeToString()} if "EXHAUSTED" in fault else {}
-                receiver.behaviour = lambda _: (fault, trailing, b"not now")
-            await burst(connection, 60)
-            if fault:
-                held = await recorder.wait_for(SpansHeld)
-                assert fault == "gone" or held.why == f"the collector answered {fault}: not now"
-                assert fault != "RESOURCE_EXHAUSTED" or held.retry_in == 1
-            if fault == "gone":
-                receiver.start()
-            receiver.behaviour = None
-            await all_there(connection, receiver)
-        assert receiver.requests[0][1]["x-token"] == "a b"
-
-
-@pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
-    """INVALID_ARGUMENT isolates the span, as 400 does; a partial success is counted."""
-    bad: list[str] = []
-
-    def picky(request: Any) -> tuple[str, dict[str, Any], bytes]:
-        spans = request.resource_spans[0].scope_spans[0].spans
-        if any(span.span_id.hex() in bad for span in spans):
-            return "INVALID_ARGUMENT", {}, b"bad span"
-        over_grpc.keep(request)
-        partial = ExportTracePartialSuccess(rejected_spans=1)
-        return "OK", {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString()
-
-    async with connected(live.dsn) as connection:
-        await begin(live.dsn)
-        for _ in range(3):
-            await insert_event(connection)
-        await drain(connection)
-        bad.append(await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 1 limit 1"))
-        over_grpc.behaviour = picky
-        async with exporting(live.dsn, over_grpc) as recorder:
-            assert (await recorder.wait_for(SpansHeld)).poison == bad[0]
-            await wait_until(lambda: _idle(connection), "all is exported")
-        assert await rows(connection) - over_grpc.spans.keys() == set(bad)
-        assert await connection.fetchval("select rejected from iu_trace_cursor") > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from iu_listen.cli import show
 from iu_listen.cli.change import Plan
 from iu_listen.cli.door import Where, looking
-from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.errors import Refused
 from iu_listen.postgres import census
 
 Yes = Annotated[bool, Parameter(help="Really do it.", negative=())]
@@ -103,7 +103,7 @@ def cursor_reset(
 def cursor_reanchor(
     *,
     since: Annotated[
-        str | None, Parameter(help="Read what was created since then again, whatever the cursors say. ISO 8601.")
+        str | None, Parameter(help="Read what was created since then again: 2h, '3 days', or ISO 8601.")
     ] = None,
     force: Annotated[bool, Parameter(help="Although no worker refuses.", negative=())] = False,
     plan: Plan = False,
@@ -117,12 +117,12 @@ def cursor_reanchor(
     and writers do not wait. The worker gate must be closed.
     """
     machine = bool(where and where.json)
-    moment = _moment(since)
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             await census.require_primary(connection)
+            moment = await census.moment(connection, since) if since else None
             found = await census.reanchor(connection, moment, force=force, plan=True)
             answer = {"done": False, "since": moment} | {k: v for k, v in found.items() if k != "status"}
             if plan or not yes:
@@ -153,17 +153,6 @@ def cursor_reanchor(
         return 0
 
     return anyio.run(run)
-
-
-def _moment(since: str | None) -> datetime | None:
-    """A time as people type it; without a zone it is UTC, as everything that we print."""
-    if since is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(since)
-    except ValueError:
-        raise ConfigurationError(f"--since {since} is no time", "It looks like 2026-11-24T15:00:00Z.") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _print_plan(found: dict[str, Any], since: datetime | None) -> None:

@@ -19,14 +19,13 @@ from iu_listen.app import EXPORT, PostgresSessions, Watchers
 from iu_listen.cli import show, waterfall
 from iu_listen.cli.door import Where, looking, opened
 from iu_listen.flow.export import Export
-from iu_listen.flow.ports import TraceSource
-from iu_listen.model.errors import ConfigurationError, Refused, SessionLost
+from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
 from iu_listen.model.observation import Observation, SessionFailed, SpansExported, SpansHeld
 from iu_listen.model.trace import Span
 from iu_listen.postgres import census, trace
 from iu_listen.telemetry.collector import collector
 from iu_listen.telemetry.exporters import resource
-from iu_listen.telemetry.metrics import metric_watcher
+from iu_listen.telemetry.metrics import MetricWatcher, metric_watcher
 from iu_listen.telemetry.otlp import as_json
 
 
@@ -77,7 +76,7 @@ def trace_export(
         bool, Parameter(help="Go on until Ctrl-C, instead of ending when all is exported.", negative=())
     ] = False,
     since: Annotated[
-        str | None, Parameter(help="Once more what was written since then: 2h, '3 days', or a point in time.")
+        str | None, Parameter(help="Once more what was written since then: 2h, '3 days', or ISO 8601.")
     ] = None,
     end: Annotated[
         bool, Parameter(help="End the export for good: retention waits for it no more.", negative=())
@@ -96,30 +95,24 @@ def trace_export(
         return _end(where)
     there = collector({**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"})
     assert there is not None
-    metrics = metric_watcher(os.environ)
+    metrics = None
     try:
         with opened(where) as door, _progress() as teller:
-            told = Watchers([teller, metrics] if metrics else [teller])
-            export = Export(PostgresSessions(door.settings), there, told)
+            metrics = _metrics()
+            export = Export(
+                PostgresSessions(door.settings), there, Watchers([teller, metrics] if metrics else [teller])
+            )
 
             async def run() -> None:
                 async with door.session() as connection:
                     await census.require_package(connection)
                     await census.require_primary(connection)
                     moment = await census.moment(connection, since) if since else None
-                if follow:
-                    await export.run()
-                async with PostgresSessions(door.settings).tracer() as source:
-                    if moment is not None:
-                        place, _ = await source.again(moment)
-                        async for page, rejected in export.pages(source, place):
-                            told.note(SpansExported(len(page.spans) - rejected, rejected, page.ignored))
-                    else:
-                        await _catch_up(export, source)
+                await (export.run() if follow else export.once(moment))
 
             anyio.run(run)
     except SessionLost as lost:
-        raise Refused(lost.message, lost.hint or "Nothing is lost: try again.") from lost
+        raise DatabaseUnreachable(lost.message, lost.hint or "Nothing is lost: try again.") from lost
     finally:
         there.close()
         if metrics:
@@ -151,12 +144,15 @@ def _end(where: Where | None) -> int:
     return 0
 
 
-async def _catch_up(export: Export, source: TraceSource) -> None:
-    """Everything that there is now."""
-    if holder := await source.take_lease():
-        raise Refused(f"another export is at it: {holder}", "It goes on where this one would begin.")
-    while await export.tick(source):
-        pass
+def _metrics() -> MetricWatcher | None:
+    """Metrics, if somebody wants them; without, where a consumer beside us is already scraped at the same port."""
+    try:
+        return metric_watcher(os.environ)
+    except ConfigurationError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        show.note(f"Without metrics: {error.message}. {error.hint}")
+        return None
 
 
 class _Teller:
@@ -166,6 +162,7 @@ class _Teller:
         self._bar = bar
         self._task = bar.add_task("traces", total=None, spans="")
         self._began = time.monotonic()
+        self._said: set[str] = set()
         self.exported = 0
         self.rejected = 0
 
@@ -175,16 +172,24 @@ class _Teller:
 
     def note(self, observation: Observation, /) -> None:
         match observation:
-            case SpansExported(spans, rejected, _):
+            case SpansExported(spans, rejected, _, why):
                 self.exported += spans
                 self.rejected += rejected
+                if why:
+                    self._say(f"Refused for good: {why}.")
                 rate = round(self.exported / max(self.seconds, 0.001))
                 words = f"{show.text(self.exported)} spans, {show.text(rate)}/s"
                 self._bar.update(self._task, spans=words)
             case SpansHeld(why, _, str(poison)):
-                show.note(f"Left out: span {poison}, {why}.")
+                self._say(f"Left out, as others that are refused so: span {poison}, {why}.", why)
             case SpansHeld(why, pause, None) | SessionFailed(_, why, pause):
-                show.note(f"Held back, nothing is lost: {why}; again in {pause:.1f} s.")
+                self._say(f"Held back, nothing is lost: {why}; again in {pause:.1f} s.", why)
+
+    def _say(self, line: str, why: str = "") -> None:
+        """Once for each reason: an outage of an hour is thousands of tries."""
+        if (key := why or line) not in self._said:
+            self._said.add(key)
+            show.note(line)
 
 
 @contextmanager

@@ -103,6 +103,12 @@ class TraceSource(Protocol):
     async def again(self, since: datetime) -> tuple[Place, int]:
         """Where a repetition of all since then begins, and how many attempts it is."""
 
+    async def witness(self, place: Place) -> Span | None:
+        """A span from before a place: one like others, which a collector takes. None: there is none."""
+
+    async def alive(self) -> None:
+        """Use the session, so that the server does not take it for a dead one."""
+
     async def page(self, place: Place, limit: int) -> Page:
         """The spans of the next ``limit`` rows."""
 

@@ -10,6 +10,8 @@ IuListenError
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -30,8 +32,15 @@ class IuListenError(Exception):
 
 
 def words(error: Exception) -> str:
-    """What is wrong, for a line of the log: our own words, else what Python makes of somebody else's."""
-    return error.message if isinstance(error, IuListenError) else repr(error)
+    """What is wrong, for a line of the log: our own words, else the kind of somebody else's, and where it was raised.
+
+    Not its text: that may hold what was being worked on, a token among it.
+    """
+    if isinstance(error, IuListenError):
+        return error.message
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 class ConfigurationError(IuListenError):

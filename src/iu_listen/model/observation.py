@@ -115,11 +115,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class SpansExported:
-    """A collector has so many more spans; some it refused for good, and some trace contexts were malformed."""
+    """A collector has so many more spans; some it refused for good (``why``), some trace contexts were malformed."""
 
     spans: int
     rejected: int
     ignored: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

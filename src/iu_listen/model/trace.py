@@ -8,7 +8,7 @@ hangs below the dead letter.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -195,12 +195,15 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     )  # fmt: skip
 
 
-def attempt_spans(row: Any, lineage: str) -> Iterator[Span]:
-    """The span of an attempt; before that of a first one, the span of its event, if that is still there."""
-    message = _message(row)
-    if row["attempt_no"] == 1 and row["event_at"] is not None:
-        yield event_span(row, row["created_at"], message)
-    yield attempt_span(row, lineage, message)
+def attempt_spans(rows: Iterable[Any], lineage: str) -> Iterator[Span]:
+    """The spans of attempts; before those of a first one, once, the span of its event, if that is still there."""
+    former = None
+    for row in rows:
+        message = _message(row)
+        if row["attempt_no"] == 1 and row["event_at"] is not None and row["event_ref"] != former:
+            yield event_span(row, row["created_at"], message)
+        former = row["event_ref"]
+        yield attempt_span(row, lineage, message)
 
 
 def letter_span(row: Any) -> Span:
@@ -238,8 +241,10 @@ class Answer(IntEnum):
     ACCEPTED = 0
     #: Not now, or not like this: the same spans are sent again, until somebody mends what is wrong.
     AGAIN = 1
-    #: These bytes are wrong, whenever they are sent.
+    #: These spans are wrong, whenever they are sent.
     MALFORMED = 2
+    #: Perhaps too many at once.
+    TOO_LARGE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,7 @@ class Verdict:
 
     Attributes:
         answer: What is to be done with the spans.
-        why: Its words; empty where they are accepted.
+        why: Its words; empty where all are accepted.
         retry_after: Seconds that it wants to be left alone; None: it did not say.
         rejected: How many of the accepted ones it has thrown away (OTLP's partial success).
     """

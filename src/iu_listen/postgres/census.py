@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -185,15 +186,21 @@ async def reanchor(connection: Connection, since: datetime | None, *, force: boo
 
 
 async def moment(connection: Connection, text: str) -> datetime:
-    """A point in time, or how long ago it was, as PostgreSQL reads it.
+    """A point in time, or how long ago it was. A time without a zone is UTC, as everything that we print.
 
     Raises:
         ConfigurationError: it is neither.
     """
-    for name in ("ago", "moment"):
-        try:
-            found: datetime = await connection.fetchval(query(name), text)
-        except asyncpg.DataError:
-            continue
-        return found
-    raise ConfigurationError(f"{text} is no point in time and no interval", "As in 2h, '3 days' or '2026-11-24 08:00'.")
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    # PostgreSQL reads a number without a unit as seconds; whoever types one means something else, perhaps a year.
+    if not text.strip().isdigit():
+        with suppress(asyncpg.DataError):
+            ago: datetime = await connection.fetchval(query("ago"), text)
+            return ago
+    raise ConfigurationError(
+        f"{text} is no point in time and no interval", "As in 2h, '3 days' or 2026-11-24T15:00:00Z."
+    )

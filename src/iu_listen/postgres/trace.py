@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,11 +17,11 @@ from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import Settings
 from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, event_span, letter_span
 from iu_listen.postgres import census
-from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again
+from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: Rows that are made into spans at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
-SLICE: Final = 16
+#: Spans that are made at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
+SLICE: Final = 32
 #: First key of the advisory lock that one export holds; the second is a hash of its name.
 TRACE_KEY: Final = 726006
 
@@ -56,14 +57,30 @@ class TraceSession:
         answer = json.loads(await ask(self._connection, self._deadline, query("trace/again"), since))
         return _place(answer), answer["attempts"]
 
+    async def witness(self, place: Place) -> Span | None:
+        """The last attempt from before a place, which an exporter had long ago, if there was one; else None."""
+        rows = await self._rows("trace/witness", place.prev)
+        return attempt_span(rows[0], place.lineage) if rows else None
+
+    async def alive(self) -> None:
+        """Use the session."""
+        await ask(self._connection, self._deadline, query("backend_pid"))
+
     async def page(self, place: Place, limit: int) -> Page:
         """The next spans: of ``limit`` attempts, and after the last attempt of as many dead letters."""
         rows = await self._rows("trace/attempts", place.prev, place.tick, *place.attempt, limit)
         spans: list[Span] = []
-        for begin in range(0, len(rows), SLICE):
-            spans += [span for row in rows[begin : begin + SLICE] for span in attempt_spans(row, place.lineage)]
+        made = attempt_spans(rows, place.lineage)
+        while some := list(islice(made, SLICE)):
+            spans += some
             await anyio.lowlevel.checkpoint()
-        ignored = sum(row["event_context"] is not None and row["traceparent"] is None for row in rows)
+        # An event whose context was malformed has an attempt for each route, and is one.
+        odd = {
+            row["event_ref"]
+            for row in rows
+            if row["event_context"] is not None and row["traceparent"] is None and row["attempt_no"] == 1
+        }
+        ignored = len(odd)
         if rows:
             place = replace(place, attempt=(str(rows[-1]["xact_id"]), rows[-1]["id"]))
         if len(rows) == limit:
@@ -93,10 +110,14 @@ async def end(connection: Connection, name: str) -> int | None:
     Raises:
         Refused: somebody exports by it.
     """
-    if not await census.value(connection, "take_lease", TRACE_KEY, name):
-        holder = await census.value(connection, "lease_holder", TRACE_KEY, name)
-        raise Refused(f"the export runs: {holder}", "End that process first, or start it without OTEL_TRACES_EXPORTER.")
-    spans: int | None = await census.value(connection, "trace/forget", name)
+    # In one transaction, and a lock that ends with it: behind a pooler the next one is another session's.
+    with errors_become_ours():
+        async with connection.transaction():
+            if not await census.value(connection, "trace/lock", TRACE_KEY, name):
+                holder = await census.value(connection, "lease_holder", TRACE_KEY, name)
+                hint = "End that process first, or start it without OTEL_TRACES_EXPORTER."
+                raise Refused(f"the export runs: {holder}", hint)
+            spans: int | None = await census.value(connection, "trace/forget", name)
     return spans
 
 

@@ -2,21 +2,22 @@
 
 What an answer means: https://opentelemetry.io/docs/specs/otlp/#otlphttp-response. There a client drops what a server
 does not want. Ours does not: the spans can be had again at any time, and a collector that says 404 or 401 is one that
-somebody will mend. Only what the server calls malformed is wrong whenever it is sent.
+somebody will mend. Only what the server calls malformed may be wrong whenever it is sent.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.trace import Answer, Span, Verdict
 from iu_listen.telemetry.exporters import resource
 from iu_listen.telemetry.otlp import encode_spans, request
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 
 #: Spans that are encoded at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
 SLICE: Final = 32
+#: Most bytes of a request: gRPC's servers take 4 MiB unless they are told otherwise.
+MOST: Final = 3 * 2**20
 #: How much of a collector's words is repeated.
 WORDS: Final = 200
+#: Longest timeout, in seconds.
+LONGEST: Final = 300
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
 
 
 def variable(environ: Mapping[str, str], name: str) -> str:
@@ -39,25 +46,49 @@ def headers(text: str) -> dict[str, str]:
     """``key=value,key=value``, the values percent-encoded (W3C Baggage).
 
     Raises:
-        ConfigurationError: a pair without ``=``. The text is not repeated: it may hold a token.
+        ConfigurationError: a pair without ``=``, or characters that HTTP and gRPC do not allow (RFC 9110, 5.5). No
+            value is repeated: it may hold a token.
     """
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if any(not separator or not key.strip() for key, separator, _ in pairs):
-        raise ConfigurationError(
-            "OTEL_EXPORTER_OTLP_HEADERS: a header has no name, or no =", "As in authorization=Bearer%20…,x-tenant=7"
-        )
-    return {key.strip().lower(): unquote(value.strip()) for key, _, value in pairs}
+    hint = "As in authorization=Bearer%20…,x-tenant=7"
+    found = {}
+    for pair in filter(str.strip, text.split(",")):
+        key, separator, value = pair.partition("=")
+        name, value = key.strip().lower(), unquote(value.strip())
+        if not separator or not _NAME.fullmatch(name):
+            raise ConfigurationError("OTEL_EXPORTER_OTLP_HEADERS: a header has no name, an odd one, or no =", hint)
+        if not _VALUE.fullmatch(value):
+            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_HEADERS: {name} has characters that no header may have", hint)
+        found[name] = value
+    return found
 
 
-def words(text: str) -> str:
+def address(url: str, example: str) -> str:
+    """An endpoint, if it is one.
+
+    Raises:
+        ConfigurationError: it is no http address, or has no host, or no port that there is.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        # With a name and a password in it, only their place.
+        told = f"…@{url.rpartition('@')[2]}" if "@" in url else url
+        raise ConfigurationError(f"the OTLP endpoint {told} is no http address", f"As in {example}")
+    return url
+
+
+def quoted(text: str) -> str:
     """The beginning of what a collector says, in a line."""
-    return " ".join(text[:WORDS].split())
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:WORDS]).split())
 
 
 def accepted(answer: ExportTraceServiceResponse) -> Verdict:
     """Accepted; perhaps not all of it. The protocol forbids to send the rest again."""
     partial = answer.partial_success
-    return Verdict(Answer.ACCEPTED, partial.error_message[:WORDS], rejected=partial.rejected_spans)
+    return Verdict(Answer.ACCEPTED, quoted(partial.error_message), rejected=partial.rejected_spans)
 
 
 class OtlpCollector(ABC):
@@ -74,13 +105,16 @@ class OtlpCollector(ABC):
     default: str
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.url = self.endpoint(environ)
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"the OTLP endpoint {self.url} is no http address", f"As in {self.default}")
+        self.url = address(self.endpoint(environ), self.default)
+        given = variable(environ, "TIMEOUT") or "10"
         try:
-            self.timeout = float(variable(environ, "TIMEOUT") or 10)
+            self.timeout = float(given)
         except ValueError:
-            raise ConfigurationError("OTEL_EXPORTER_OTLP_TIMEOUT is no number of seconds") from None
+            self.timeout = 0.0
+        if not 0 < self.timeout <= LONGEST:
+            raise ConfigurationError(
+                f"OTEL_EXPORTER_OTLP_TIMEOUT={given} is no number of seconds up to {LONGEST}", "As in 10"
+            )
         compression = variable(environ, "COMPRESSION") or "none"
         if compression not in ("none", "gzip"):
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_COMPRESSION must be none or gzip, not {compression}")
@@ -103,14 +137,28 @@ class OtlpCollector(ABC):
             parts.append(encode_spans(spans[begin : begin + SLICE]))
             await anyio.lowlevel.checkpoint()
         body = request(b"".join(parts), self._resource)
-        # In a thread that is left to itself when it takes too long: no way of sending is trusted to keep its timeout.
-        with anyio.move_on_after(3 * self.timeout):
-            return await anyio.to_thread.run_sync(self.post, body, abandon_on_cancel=True)
-        return Verdict(Answer.AGAIN, f"no answer within {3 * self.timeout:g} s")
+        if len(body) > MOST and len(spans) > 1:
+            return Verdict(Answer.TOO_LARGE)
+        # No library's timeout is trusted: they begin anew with each byte. So the thread is left, and its way cut.
+        try:
+            with anyio.fail_after(self.timeout):
+                return await anyio.to_thread.run_sync(self.post, body, abandon_on_cancel=True)
+        except TimeoutError:
+            self.hang_up()
+            return Verdict(Answer.AGAIN, f"no answer within {self.timeout:g} s")
+        except anyio.get_cancelled_exc_class():
+            self.hang_up()
+            raise
+        except Exception as error:  # noqa: BLE001 whatever it is, the spans are sent again
+            return Verdict(Answer.AGAIN, f"no way to the collector: {words(error)}")
 
     @abstractmethod
     def post(self, body: bytes) -> Verdict:
-        """Send a request, and wait for what comes of it. Raises nothing."""
+        """Send a request, and wait for what comes of it."""
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """Let a post() that is under way fail, soon. Called from another thread than that."""
 
     @abstractmethod
     def close(self) -> None:

@@ -143,10 +143,14 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
+            case SpansExported(_, rejected, _, why) if rejected and why:
+                if self._is_news("partial success", why):
+                    log.error("the collector refused spans for good", spans=rejected, why=why)
             case SpansExported() | Measured():
                 pass
             case SpansHeld(why, _, str(poison)):
-                log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)
+                if self._is_news("malformed", why):
+                    log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)
             case SpansHeld(why, retry_in, None):
                 if self._is_news("collector", why):
                     log.warning("traces are held back: nothing is lost", why=why, retry_in_s=round(retry_in, 2))

@@ -20,6 +20,9 @@ SCOPE: Final = "iu_listen"
 #: The conventions that names and attributes follow.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 
+#: Longest text of an attribute or a status, in characters: a page must stay smaller than what a server takes at once.
+LONGEST: Final = 4096
+
 
 def _varint(number: int) -> bytes:
     out = bytearray()
@@ -51,8 +54,16 @@ def _key(key: str) -> bytes:
     return _field(b"\x0a", key.encode()) + b"\x12"
 
 
+def shortened(text: str) -> str:
+    """A text that is not longer than LONGEST, or its beginning with a mark."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
 def _key_value(key: str, value: str | int) -> bytes:
-    any_value = _field(b"\x0a", value.encode()) if isinstance(value, str) else b"\x18" + _varint(value % 2**64)
+    if isinstance(value, str):
+        any_value = _field(b"\x0a", shortened(value).encode())
+    else:
+        any_value = b"\x18" + _varint(value % 2**64)
     return _key(key) + _SIZE[len(any_value)] + any_value
 
 
@@ -79,7 +90,7 @@ def _span(span: Span) -> bytes:
         other = trace if link.trace_id is span.trace_id else bytes.fromhex(link.trace_id)
         parts += b"\x6a\x1c\x0a\x10", other, b"\x12\x08", bytes.fromhex(link.span_id)
     if span.error is not None:
-        parts.append(_field(b"\x7a", _field(b"\x12", span.error.encode()) + b"\x18\x02"))
+        parts.append(_field(b"\x7a", _field(b"\x12", shortened(span.error).encode()) + b"\x18\x02"))
     return b"".join(parts)
 
 
@@ -117,7 +128,7 @@ def as_json(spans: Iterable[Span], resource: Mapping[str, Any]) -> dict[str, Any
 
 def _json_attributes(attributes: Mapping[str, str | int]) -> list[dict[str, Any]]:
     return [
-        {"key": k, "value": {"stringValue": v} if isinstance(v, str) else {"intValue": str(v)}}
+        {"key": k, "value": {"stringValue": shortened(v)} if isinstance(v, str) else {"intValue": str(v)}}
         for k, v in attributes.items()
     ]
 
@@ -133,5 +144,5 @@ def _json_span(span: Span) -> dict[str, Any]:
         "endTimeUnixNano": str(span.end),
         "attributes": _json_attributes(span.attributes),
         "links": [{"traceId": link.trace_id, "spanId": link.span_id} for link in span.links],
-        "status": {"code": 2, "message": span.error} if span.error is not None else {},
+        "status": {"code": 2, "message": shortened(span.error)} if span.error is not None else {},
     }

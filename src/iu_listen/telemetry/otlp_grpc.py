@@ -15,8 +15,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.trace import Answer, Verdict
-from iu_listen.telemetry.collector import OtlpCollector, accepted, words
+from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
 
+#: Answers that may be about what was sent.
+KINDS: Final = {
+    grpc.StatusCode.INVALID_ARGUMENT: Answer.MALFORMED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Answer.TOO_LARGE,
+}
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
@@ -30,14 +35,16 @@ class GrpcCollector(OtlpCollector):
         parts = urlsplit(self.url)
         # It keeps the connection, and makes it again; how often it tries is ours to say.
         options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.enable_retries", 0)]
+        host = parts.netloc.rpartition("@")[2]
         if parts.scheme == "http":
-            self._channel = grpc.insecure_channel(parts.netloc, options)
+            self._channel = grpc.insecure_channel(host, options)
         else:
-            self._channel = grpc.secure_channel(parts.netloc, self._credentials(), options)
+            self._channel = grpc.secure_channel(host, self._credentials(), options)
         self._export: Any = self._channel.unary_unary(
             METHOD, request_serializer=None, response_deserializer=ExportTraceServiceResponse.FromString
         )
         self._compression = grpc.Compression.Gzip if self.zipped else grpc.Compression.NoCompression
+        self._call: Any = None
 
     def _credentials(self) -> Any:
         try:
@@ -52,12 +59,17 @@ class GrpcCollector(OtlpCollector):
     def post(self, body: bytes) -> Verdict:
         """Send a request, and wait for what comes of it."""
         try:
-            answer = self._export(
+            self._call = self._export.future(
                 body, timeout=self.timeout, metadata=tuple(self.headers.items()), compression=self._compression
             )
+            return accepted(self._call.result())
         except grpc.RpcError as error:
             return verdict(error)
-        return accepted(answer)
+
+    def hang_up(self) -> None:
+        """Cancel the call."""
+        if self._call is not None:
+            self._call.cancel()
 
     def close(self) -> None:
         """Close the connections."""
@@ -67,10 +79,11 @@ class GrpcCollector(OtlpCollector):
 def verdict(error: Any) -> Verdict:
     """What an error means."""
     code = error.code()
-    details = words(error.details() or "")
+    details = quoted(error.details() or "")
     why = f"the collector answered {code.name}" + (f": {details}" if details else "")
-    kind = Answer.MALFORMED if code is grpc.StatusCode.INVALID_ARGUMENT else Answer.AGAIN
-    return Verdict(kind, why, _delay(error))
+    kind, delay = KINDS.get(code, Answer.AGAIN), _delay(error)
+    # Who says when to come again is busy; who does not may mean the size of the request.
+    return Verdict(Answer.AGAIN if kind is Answer.TOO_LARGE and delay is not None else kind, why, delay)
 
 
 def _delay(error: Any) -> float | None:

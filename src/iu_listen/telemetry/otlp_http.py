@@ -3,21 +3,57 @@
 from __future__ import annotations
 
 import gzip
-import ssl
-from collections.abc import Mapping
-from datetime import UTC, datetime
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import requests
+import urllib3
 from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from iu_listen.model.trace import Answer, Verdict
-from iu_listen.telemetry.collector import OtlpCollector, accepted, words
+from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
 
-#: The answers that are about the bytes, and would be the same tomorrow.
+#: The answers that may be about what was sent, and would be the same tomorrow.
 MALFORMED: Final = frozenset({400, 413, 422})
+#: How much of an answer is read, in bytes.
+ANSWER: Final = 2**16
+
+
+class _Adapter(HTTPAdapter):
+    """An adapter that tells every socket that it opens, so that it can be cut from outside.
+
+    urllib3's timeouts begin anew with each byte that comes, and a request of its cannot be ended otherwise.
+    """
+
+    def __init__(self, tell: Callable[[socket.socket], None]) -> None:
+        self._tell = tell
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        tell = self._tell
+
+        class Telling:
+            def connect(self) -> None:
+                super().connect()  # type: ignore[misc]
+                tell(self.sock)  # type: ignore[attr-defined]
+
+        class Http(HTTPConnectionPool):
+            ConnectionCls = type("Connection", (Telling, HTTPConnectionPool.ConnectionCls), {})
+
+        class Https(HTTPSConnectionPool):
+            ConnectionCls = type("Connection", (Telling, HTTPSConnectionPool.ConnectionCls), {})
+
+        self.poolmanager.pool_classes_by_scheme = {"http": Http, "https": Https}
 
 
 class HttpCollector(OtlpCollector):
@@ -27,7 +63,10 @@ class HttpCollector(OtlpCollector):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(environ)
+        self._socket: socket.socket | None = None
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter(self._note))
         # Neither .netrc nor proxies of the environment: headers with tokens go where they were meant to go.
         self._session.trust_env = False
         self._session.headers.update(self.headers)
@@ -53,22 +92,32 @@ class HttpCollector(OtlpCollector):
             body = gzip.compress(body, 1)
         try:
             # Not to where somebody else says: a redirect would take the headers along.
-            answer = self._session.post(self.url, body, timeout=self.timeout, allow_redirects=False)
-        except (requests.RequestException, ssl.SSLError, OSError) as error:
+            with self._session.post(self.url, body, timeout=self.timeout, allow_redirects=False, stream=True) as answer:
+                content = answer.raw.read(ANSWER, decode_content=True)
+                return verdict(answer, content)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             return Verdict(Answer.AGAIN, _reason(error))
-        return verdict(answer)
+
+    def _note(self, made: socket.socket) -> None:
+        self._socket = made
+
+    def hang_up(self) -> None:
+        """Cut the connection: whoever reads from it is told that it is at its end."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
 
-def verdict(answer: requests.Response) -> Verdict:
+def verdict(answer: requests.Response, content: bytes) -> Verdict:
     """What an answer means."""
     if answer.status_code == requests.codes.ok:
-        return _partial(answer.content)
-    why = f"the collector answered {answer.status_code} {answer.reason}".rstrip()
-    if said := _said(answer):
+        return _partial(content)
+    why = f"the collector answered {answer.status_code} {quoted(answer.reason or '')}".rstrip()
+    if said := _said(answer.headers.get("content-type", "text/plain"), content):
         why += f": {said}"
     kind = Answer.MALFORMED if answer.status_code in MALFORMED else Answer.AGAIN
     return Verdict(kind, why, seconds(answer.headers.get("retry-after")))
@@ -78,13 +127,12 @@ def seconds(retry_after: str | None) -> float | None:
     """Retry-After, in seconds: a number, or a date (RFC 9110, 10.2.3). None: there is none that makes sense."""
     if not retry_after:
         return None
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
         return float(retry_after)
     try:
-        until = parsedate_to_datetime(retry_after)
-    except ValueError:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _partial(content: bytes) -> Verdict:
@@ -96,11 +144,14 @@ def _partial(content: bytes) -> Verdict:
         return Verdict(Answer.ACCEPTED)
 
 
-def _said(answer: requests.Response) -> str:
-    """What it says, if that is text."""
-    if not answer.headers.get("content-type", "").startswith(("text/plain", "application/json")):
-        return ""
-    return words(answer.text)
+def _said(kind: str, content: bytes) -> str:
+    """What it says, if that is a Status of OTLP, or text; a port that wants TLS names no type at all."""
+    if kind.startswith("application/x-protobuf"):
+        with suppress(DecodeError):
+            return quoted(Status.FromString(content).message)
+    if kind.startswith(("text/plain", "application/json")):
+        return quoted(content.decode(errors="replace"))
+    return ""
 
 
 def _reason(error: BaseException) -> str:

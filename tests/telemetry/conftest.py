@@ -1,0 +1,32 @@
+"""What the tests of the export share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from iu_listen.flow import export
+from telemetry.receiver import GrpcReceiver, Receiver
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses and pages of tests."""
+    monkeypatch.setattr(export, "PAGE", 50)
+    monkeypatch.setattr(export, "IDLE_PAUSE", 0.02)
+    monkeypatch.setattr(export, "RETRY_PAUSE", 0.2)
+
+
+@pytest.fixture
+def receiver(quick: None) -> Iterator[Receiver]:
+    found = Receiver()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def over_grpc(quick: None) -> Iterator[GrpcReceiver]:
+    found = GrpcReceiver()
+    yield found
+    found.stop()

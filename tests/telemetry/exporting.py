@@ -1,0 +1,82 @@
+"""An export in this process, a burst for it, and whether the receiver has all of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import asyncpg
+
+from iu_listen.app import PostgresSessions
+from iu_listen.flow.export import Export
+from iu_listen.model.settings import Settings
+from iu_listen.telemetry.collector import collector
+from support import Recorder, drain, insert_event, wait_until
+from telemetry.receiver import Dripping, GrpcReceiver, Receiver
+
+
+async def begin(dsn: str) -> None:
+    """Begin the export now."""
+    async with PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer() as source:
+        assert await source.take_lease() is None
+
+
+@asynccontextmanager
+async def exporting(
+    dsn: str, receiver: Receiver | Dripping, lease: float = 15, **environ: str
+) -> AsyncIterator[Recorder]:
+    """An export in this process, for the length of a block."""
+    recorder = Recorder()
+    variables = {
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc" if isinstance(receiver, GrpcReceiver) else "http/protobuf",
+    }
+    there = collector(variables | environ)
+    assert there is not None
+    exporter = Export(
+        PostgresSessions(Settings.load({}, {"dsn": dsn, "lease": lease, "catch_up": lease / 2})), there, recorder
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exporter.run)
+        yield recorder
+        tasks.cancel_scope.cancel()
+    there.close()
+
+
+async def rows(connection: asyncpg.Connection) -> set[str]:
+    """Span ids of all attempts and all dead letters."""
+    found = await connection.fetch("""select span_id from v_iu_route_attempt
+                                      union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter""")
+    return {row["span_id"] for row in found}
+
+
+async def all_there(connection: asyncpg.Connection, receiver: Receiver, timeout: float = 30) -> None:
+    """Wait until the receiver has the spans of all rows, and of nothing else but events."""
+
+    async def same() -> bool:
+        return {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
+            connection
+        )
+
+    await wait_until(same, "every row is a span at the receiver", timeout)
+
+
+async def burst(connection: asyncpg.Connection, events: int) -> None:
+    """Events, one in twenty of them poisonous, and half of the dead letters replayed, of which half fail again."""
+    async with connection.transaction():
+        for number in range(events):
+            await insert_event(connection, note="poison 22000" if number % 20 == 0 else "")
+    await drain(connection, 100)
+    letters = await connection.fetch("select id from iu_route_dead_letter where resolved_at is null order by id")
+    for number, letter in enumerate(letters[::2]):
+        if number == len(letters) // 4:
+            await connection.execute("alter table iu_route_attempt disable trigger test_poison")
+        await connection.fetchval("select fn_iu_route_dead_letter_replay($1)", letter["id"])
+    await connection.execute("alter table iu_route_attempt enable trigger test_poison")
+
+
+async def idle(connection: asyncpg.Connection) -> bool:
+    return await connection.fetchval("select fn_iu_trace_tick('traces') ->> 'status'") == "idle"

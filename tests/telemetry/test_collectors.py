@@ -1,0 +1,437 @@
+"""Collectors that misbehave: whatever they answer, or do not, nothing is missing in the end, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from typing import Any
+
+import anyio
+import pytest
+from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
+
+from iu_listen.app import PostgresSessions
+from iu_listen.flow import export
+from iu_listen.flow.export import Export
+from iu_listen.model.observation import SessionFailed, SpansExported, SpansHeld
+from iu_listen.model.settings import Settings
+from iu_listen.model.trace import Answer
+from iu_listen.telemetry import collector as collectors
+from postgres.routes import poison
+from support import Recorder, connected, drain, insert_event, wait_until
+from telemetry.exporting import all_there, begin, burst, exporting, idle, rows
+from telemetry.receiver import Behaviour, Dripping, GrpcReceiver, Receiver, hangs, says
+
+pytestmark = pytest.mark.asyncio
+
+
+def refuses(receiver: Receiver, bad: Collection[str]) -> Behaviour:
+    """Keeps what has no bad span in it; calls the rest malformed, in the words of HTTP or gRPC."""
+    over_grpc = isinstance(receiver, GrpcReceiver)
+
+    def behave(request: Any) -> tuple[Any, dict[str, Any], bytes]:
+        if any(span.span_id.hex() in bad for span in request.resource_spans[0].scope_spans[0].spans):
+            return ("INVALID_ARGUMENT", {}, b"bad span") if over_grpc else (400, {}, b"bad span")
+        receiver.keep(request)
+        return "OK" if over_grpc else 200, {}, ExportTraceServiceResponse().SerializeToString()
+
+    return behave
+
+
+@pytest.mark.parametrize("fault", ["503", "429", "404", "hangs", "gone"])
+async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, fault):
+    """However long the receiver fails in the middle of a burst, in the end it has everything.
+
+    Fails when: the cursor moves before a page was accepted, or spans are dropped after some tries.
+    """
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await poison(connection)
+        async with exporting(live.dsn, receiver) as recorder:
+            await burst(connection, 100)
+            await recorder.wait_for(SpansExported)
+            if fault == "gone":
+                receiver.stop()
+            else:
+                receiver.behaviour = {
+                    "503": says(503), "429": says(429, retry_after="1"), "404": says(404), "hangs": hangs(1)
+                }[fault]  # fmt: skip
+            await burst(connection, 100)
+            held = await recorder.wait_for(SpansHeld)
+            await recorder.wait_for(SpansHeld, lambda o: o is not held)
+            assert held.poison is None
+            assert fault not in ("503", "429", "404") or fault in held.why
+            if fault == "429":
+                assert held.retry_in == 1
+            if fault == "gone":
+                receiver.start()
+            receiver.behaviour = None
+            await all_there(connection, receiver)
+
+
+async def test_a_malformed_span_is_left_out_alone(live, receiver):
+    """A span that the receiver calls malformed is found among its page, counted and told; all others arrive.
+
+    Fails when: the page is dropped whole, or sent again for ever.
+    """
+    bad = {}
+
+    def picky(request: Any) -> tuple[int, dict[str, str], bytes]:
+        spans = request.resource_spans[0].scope_spans[0].spans
+        if any(span.span_id.hex() == bad["span"] for span in spans):
+            return 400, {"content-type": "text/plain"}, b"bad span"
+        receiver.keep(request)
+        return 200, {}, b""
+
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        for _ in range(60):
+            await insert_event(connection)
+        await drain(connection)
+        bad["span"] = await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 33 limit 1")
+        receiver.behaviour = picky
+        async with exporting(live.dsn, receiver) as recorder:
+            told = await recorder.wait_for(SpansHeld)
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert told.poison == bad["span"]
+        assert told.why == "the collector answered 400 Bad Request: bad span"
+        assert await rows(connection) - receiver.spans.keys() == {bad["span"]}
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 1
+
+
+async def test_partial_success_is_counted_and_not_repeated(live, receiver):
+    """What the receiver takes only in part is not sent again, as the protocol demands, and counted."""
+
+    def partly(request: Any) -> tuple[int, dict[str, str], bytes]:
+        receiver.keep(request)
+        partial = ExportTracePartialSuccess(rejected_spans=2, error_message="too old")
+        return 200, {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+
+    receiver.behaviour = partly
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        for _ in range(3):
+            await insert_event(connection)
+        await drain(connection)
+        async with exporting(live.dsn, receiver) as recorder:
+            assert (await recorder.wait_for(SpansExported)).rejected == 2
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert receiver.received == 6
+        assert tuple(await connection.fetchrow("select exported, rejected from iu_trace_cursor")) == (4, 2)
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize("fault", [None, "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "gone"])
+async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
+    """The same spans arrive over gRPC, with the headers, compressed, and after any fault; RetryInfo is kept.
+
+    Fails when: an error is taken for the end of a page, or what the receiver asks for is not read.
+    """
+    receiver = over_grpc
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await poison(connection)
+        headers = {"OTEL_EXPORTER_OTLP_HEADERS": "x-token=a%20b", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
+        async with exporting(live.dsn, receiver, **headers) as recorder:
+            await burst(connection, 60)
+            await recorder.wait_for(SpansExported)
+            if fault == "gone":
+                receiver.stop()
+            elif fault:
+                status = Status(code=8, details=[Any_()])
+                status.details[0].Pack(RetryInfo(retry_delay=Duration(seconds=1)))
+                trailing = {"grpc-status-details-bin": status.SerializeToString()} if "EXHAUSTED" in fault else {}
+                receiver.behaviour = lambda _: (fault, trailing, b"not now")
+            await burst(connection, 60)
+            if fault:
+                held = await recorder.wait_for(SpansHeld)
+                assert fault == "gone" or held.why == f"the collector answered {fault}: not now"
+                assert fault != "RESOURCE_EXHAUSTED" or held.retry_in == 1
+            if fault == "gone":
+                receiver.start()
+            receiver.behaviour = None
+            await all_there(connection, receiver)
+        assert receiver.requests[0][1]["x-token"] == "a b"
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
+    """INVALID_ARGUMENT isolates the span, as 400 does; a partial success is counted."""
+    bad: list[str] = []
+
+    def picky(request: Any) -> tuple[str, dict[str, Any], bytes]:
+        spans = request.resource_spans[0].scope_spans[0].spans
+        if any(span.span_id.hex() in bad for span in spans):
+            return "INVALID_ARGUMENT", {}, b"bad span"
+        over_grpc.keep(request)
+        partial = ExportTracePartialSuccess(rejected_spans=1)
+        return "OK", {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        for _ in range(3):
+            await insert_event(connection)
+        await drain(connection)
+        bad.append(await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 1 limit 1"))
+        over_grpc.behaviour = picky
+        async with exporting(live.dsn, over_grpc) as recorder:
+            assert (await recorder.wait_for(SpansHeld)).poison == bad[0]
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert await rows(connection) - over_grpc.spans.keys() == set(bad)
+        assert await connection.fetchval("select rejected from iu_trace_cursor") > 1
+
+
+# -- who says no to everything ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize("answer", [400, 413, 422, "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"])
+async def test_who_calls_everything_malformed_has_left_out_nothing(live, receiver, over_grpc, answer):
+    """A collector that refuses every request, as a port does that wants TLS, gets all of it when that was mended.
+
+    Fails when: a span is left out although the collector takes no other one either.
+    """
+    there = over_grpc if isinstance(answer, str) else receiver
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await poison(connection)
+        async with exporting(live.dsn, there) as recorder:
+            await burst(connection, 40)
+            await recorder.wait_for(SpansExported)
+            there.behaviour = lambda _: (answer, {}, b"wrong port")
+            await burst(connection, 40)
+            held = [await recorder.wait_for(SpansHeld, lambda o: str(answer) in o.why)]
+            for _ in range(3):
+                held.append(await recorder.wait_for(SpansHeld, lambda o: o not in held))
+            assert {(o.poison, o.why.rpartition(": ")[2]) for o in held} == {(None, "wrong port")}
+            there.behaviour = None
+            await all_there(connection, there)
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_a_reader_that_begins_with_a_malformed_span_leaves_it_out(live, receiver):
+    """Right after a start, with nothing to send but what is malformed, what was sent before shows that it is the span.
+
+    Fails when: only what this process has sent is asked for.
+    """
+    async with connected(live.dsn) as connection:
+        await insert_event(connection)
+        await drain(connection)
+        await begin(live.dsn)
+        await insert_event(connection)
+        await drain(connection)
+        bad = {row["span_id"] for row in await connection.fetch(
+            "select span_id from v_iu_route_attempt union all select fn_iu_span_id('event', event_ref::text) from iu_route_attempt"
+            " order by 1"
+        )}  # fmt: skip
+        first = await connection.fetchval("select span_id from v_iu_route_attempt order by id limit 1")
+        receiver.behaviour = refuses(receiver, bad - {first})
+        async with exporting(live.dsn, receiver):
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert receiver.spans.keys() == {first}
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 2
+
+
+async def test_the_words_of_a_port_that_wants_tls(receiver):
+    """What a server says without naming a type, and in a Status of OTLP, is repeated; HTML is not."""
+    from iu_listen.telemetry.otlp_http import HttpCollector
+
+    for headers, body, said in (
+        ({}, b"Client sent an HTTP request to an HTTPS server.\n", ": Client sent an HTTP request to an HTTPS server."),
+        (
+            {"content-type": "application/x-protobuf"},
+            Status(message="bad\x1b[31m data").SerializeToString(),
+            ": bad [31m data",
+        ),
+        ({"content-type": "text/html"}, b"<html>", ""),
+    ):
+        receiver.behaviour = lambda _, answer=(400, headers, body): answer
+        there = HttpCollector({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
+        verdict = there.post(b"")
+        there.close()
+        assert (verdict.answer, verdict.why) == (Answer.MALFORMED, f"the collector answered 400 Bad Request{said}")
+
+
+# -- who never comes to an end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize(
+    ("beginning", "then"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
+    """A collector that answers a byte at a time costs a timeout, again and again: no thread, no connection stays.
+
+    Fails when: the connection is not cut at the end of the time.
+    """
+    there = Dripping(beginning, then, 0.05)
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await insert_event(connection)
+        await drain(connection)
+        async with exporting(live.dsn, there) as recorder:
+
+            async def tried() -> bool:
+                return len(recorder.of(SpansHeld)) >= 4
+
+            await wait_until(tried, "it is tried four times")
+            assert {o.why for o in recorder.of(SpansHeld)} == {"no answer within 0.5 s"}
+            assert there.open <= 2
+            assert sum(t.name.startswith("AnyIO worker") for t in threading.enumerate()) <= 3
+
+        async def hung_up() -> bool:
+            return there.open == 0
+
+        await wait_until(hung_up, "an export that is ended hangs up", 5)
+    there.stop()
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_one_connection_serves_all(live, receiver):
+    """Requests follow each other on one connection.
+
+    Fails when: an answer is not read to its end.
+    """
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        for _ in range(200):
+            await insert_event(connection)
+        await drain(connection)
+        async with exporting(live.dsn, receiver):
+            await all_there(connection, receiver)
+        assert len(receiver.requests) >= 4
+        assert len({headers[":port"] for _, headers in receiver.requests}) == 1
+
+
+# -- what is too large -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
+    """Over gRPC a page beyond the receiver's limit is halved until its parts fit; nothing is left out.
+
+    Fails when: RESOURCE_EXHAUSTED is only waited for.
+    """
+    there = GrpcReceiver(most=6000)
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await poison(connection)
+        await burst(connection, 60)
+        async with exporting(live.dsn, there) as recorder:
+            await all_there(connection, there)
+            assert recorder.of(SpansHeld) == []
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
+    there.stop()
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, monkeypatch):
+    """A page of long texts is sent in parts that are small enough, and long texts are cut.
+
+    Fails when: the size of a request is not looked at.
+    """
+    monkeypatch.setattr(collectors, "MOST", 40_000)
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await connection.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address)
+               select 'iu', 'version_applied', 'update', 'immediate', n || repeat(' long', 2000)
+                 from generate_series(10, 40) n"""
+        )
+        await drain(connection)
+        async with exporting(live.dsn, receiver):
+            await all_there(connection, receiver)
+    assert len(receiver.requests) > 3
+    assert max(int(headers["content-length"]) for _, headers in receiver.requests) <= 40_000
+    (subject,) = {
+        len(a.value.string_value)
+        for span in receiver.named("process ").values() for a in span.attributes if a.key == "iu.event.subject"
+    }  # fmt: skip
+    assert subject == 4096
+
+
+# -- what takes longer than the session ------------------------------------------------------------------------------
+
+
+async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypatch):
+    """While the collector is busy for longer than an idle session lives, the session is used, and nothing comes twice.
+
+    Fails when: nobody uses the session meanwhile.
+    """
+    monkeypatch.setattr(export, "ALIVE", 1.0)
+    monkeypatch.setattr(export, "RETRY_PAUSE", 10.0)
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await insert_event(connection)
+        await drain(connection)
+        receiver.behaviour = says(429, retry_after="7")
+        async with exporting(live.dsn, receiver, lease=1) as recorder:
+            await recorder.wait_for(SpansHeld)
+            receiver.behaviour = None
+            await all_there(connection, receiver)
+            await wait_until(lambda: idle(connection), "all is exported")
+            assert recorder.of(SessionFailed) == []
+        assert receiver.received == 2
+
+
+def slowly(receiver: Receiver) -> Behaviour:
+    """Keeps everything, after a while."""
+
+    def behave(request: Any) -> tuple[Any, dict[str, Any], bytes]:
+        time.sleep(0.3)
+        receiver.keep(request)
+        return 200, {}, ExportTraceServiceResponse().SerializeToString()
+
+    return behave
+
+
+async def exported(seen: Recorder, pages: int) -> bool:
+    return len(seen.of(SpansExported)) >= pages
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, again):
+    """Whoever exports once opens another session when one is lost in the middle, and goes on where it was.
+
+    Fails when: a lost session ends the command, or it begins anew.
+    """
+    async with connected(live.dsn) as connection:
+        begun = await connection.fetchval("select now()")
+        await begin(live.dsn)
+        for _ in range(300):
+            await insert_event(connection)
+        await drain(connection)
+        receiver.behaviour = slowly(receiver)
+        seen = Recorder()
+        there = collectors.collector({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
+        assert there is not None
+        once = Export(PostgresSessions(Settings.load({}, {"dsn": live.dsn})), there, seen)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(once.once, begun if again else None)
+            for pages in (1, 3):
+                await wait_until(lambda known=pages: exported(seen, known), "some pages are sent")
+                await connection.fetch(
+                    """select pg_terminate_backend(pid) from pg_stat_activity
+                        where application_name like 'iu-listen traces%'"""
+                )
+        there.close()
+        assert {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
+            connection
+        )
+        assert receiver.received <= 600 + 4 * 2 * export.PAGE
+        assert seen.of(SessionFailed)
