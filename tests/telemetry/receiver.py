@@ -32,12 +32,12 @@ class Dripping:
     """Takes any connection, and sends the same bytes again and again, one at a time, with a pause after each.
 
     Attributes:
-        taken: How many connections it has taken.
-        open: How many of them nobody has hung up yet.
+        open: How many connections there are that nobody has hung up yet.
     """
 
     def __init__(self, beginning: bytes, then: bytes, pause: float) -> None:
-        self.taken = self.open = 0
+        self.open = 0
+        self._over = False
         self._text, self._then, self._pause = beginning, then, pause
         self._server = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
@@ -47,20 +47,20 @@ class Dripping:
         with suppress(OSError):
             while True:
                 connection, _ = self._server.accept()
-                self.taken += 1
                 self.open += 1
                 threading.Thread(target=self._drip, args=(connection,), daemon=True).start()
 
     def _drip(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             connection.sendall(self._text)
-            while True:
+            while not self._over:
                 connection.sendall(self._then)
                 time.sleep(self._pause)
         self.open -= 1
 
     def stop(self) -> None:
-        """Take no more."""
+        """Take no more, and hang up."""
+        self._over = True
         self._server.close()
 
 

@@ -265,6 +265,10 @@ async def test_the_words_of_a_port_that_wants_tls(receiver):
 # -- who never comes to an end ---------------------------------------------------------------------------------------
 
 
+async def hanging(there: Dripping, many: int) -> bool:
+    return there.open == many
+
+
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize(
     ("beginning", "then"),
@@ -280,25 +284,25 @@ async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
     Fails when: the connection is not cut at the end of the time.
     """
     there = Dripping(beginning, then, 0.05)
-    async with connected(live.dsn) as connection:
-        await begin(live.dsn)
-        await insert_event(connection)
-        await drain(connection)
-        async with exporting(live.dsn, there) as recorder:
+    try:
+        async with connected(live.dsn) as connection:
+            await begin(live.dsn)
+            await insert_event(connection)
+            await drain(connection)
+            async with exporting(live.dsn, there) as recorder:
 
-            async def tried() -> bool:
-                return len(recorder.of(SpansHeld)) >= 4
+                async def tried() -> bool:
+                    return len(recorder.of(SpansHeld)) >= 4
 
-            await wait_until(tried, "it is tried four times")
-            assert {o.why for o in recorder.of(SpansHeld)} == {"no answer within 0.5 s"}
-            assert there.open <= 2
-            assert sum(t.name.startswith("AnyIO worker") for t in threading.enumerate()) <= 3
+                await wait_until(tried, "it is tried four times")
+                assert {o.why for o in recorder.of(SpansHeld)} == {"no answer within 0.5 s"}
+                assert there.open <= 2
+                await wait_until(lambda: hanging(there, 1), "it is tried once more")
+                assert sum(t.name.startswith("AnyIO worker") for t in threading.enumerate()) <= 3
 
-        async def hung_up() -> bool:
-            return there.open == 0
-
-        await wait_until(hung_up, "an export that is ended hangs up", 5)
-    there.stop()
+            await wait_until(lambda: hanging(there, 0), "an export that is ended hangs up", 5)
+    finally:
+        there.stop()
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
@@ -332,9 +336,9 @@ async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
         await begin(live.dsn)
         await poison(connection)
         await burst(connection, 60)
-        async with exporting(live.dsn, there) as recorder:
+        # The library's server ends the connection with such an answer.
+        async with exporting(live.dsn, there, OTEL_EXPORTER_OTLP_TIMEOUT="5"):
             await all_there(connection, there)
-            assert recorder.of(SpansHeld) == []
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
     there.stop()
 
@@ -423,7 +427,7 @@ async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, a
         once = Export(PostgresSessions(Settings.load({}, {"dsn": live.dsn})), there, seen)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(once.once, begun if again else None)
-            for pages in (1, 3):
+            for pages in (3, 6):
                 await wait_until(lambda known=pages: exported(seen, known), "some pages are sent")
                 await connection.fetch(
                     """select pg_terminate_backend(pid) from pg_stat_activity
@@ -433,5 +437,5 @@ async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, a
         assert {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
             connection
         )
-        assert receiver.received <= 600 + 4 * 2 * export.PAGE
+        assert receiver.received <= 600 + 2 * 2 * export.PAGE
         assert seen.of(SessionFailed)
