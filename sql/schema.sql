@@ -790,6 +790,7 @@ declare
     v_touched   bigint;
     v_again     bigint;
     v_traces    timestamptz;
+    v_anchor    public.iu_outbox_anchor;
 begin
     if pg_is_in_recovery() then
         raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
@@ -810,6 +811,7 @@ begin
     end if;
 
     select public.fn_iu_outbox_tick() into v_now;
+    select x.* into v_anchor from public.iu_outbox_anchor x;
     select a.lineage, case when a.xmin::text <> (a.xact_id::text::numeric % 4294967296)::text
                            then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end
       into v_lineage, v_arrived
@@ -877,17 +879,19 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent.
+    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent. What
+    -- is older than the last anchor and stamped beyond it had been restored then: that reanchor has told of it.
     if to_regclass('public.iu_trace_cursor') is not null then
-        select min(least(t.last_export_at, u.since)) into v_traces
+        select min(least(case when v_foreign and t.last_export_at is not null
+                              then greatest(t.last_export_at, v_anchor.created_at) end, u.since)) into v_traces
           from public.iu_trace_cursor t
          cross join lateral (
                select min(x.created_at) as since
-                 from (select a.created_at from public.iu_route_attempt a
-                        where not pg_visible_in_snapshot(a.xact_id, t.prev)
+                 from (select a.created_at, a.xact_id from public.iu_route_attempt a
                        union all
-                       select d.created_at from public.iu_route_dead_letter d
-                        where not pg_visible_in_snapshot(d.xact_id, t.prev)) x) u;
+                       select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
+                where not pg_visible_in_snapshot(x.xact_id, t.prev)
+                  and (x.created_at < v_anchor.created_at and x.xact_id > v_anchor.xact_id) is not true) u;
         update public.iu_trace_cursor t
            set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
                letter_id = '00000000-0000-0000-0000-000000000000';
@@ -1486,7 +1490,7 @@ COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'When the export began. W
 
 CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))))))));
+    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))) WHERE (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))))));
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 
@@ -2395,23 +2399,21 @@ CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_a
     AS $$
 begin
     perform set_config('synchronous_commit', 'off', true);
+    -- Of the row alone: whoever waited for its lock computes from what it is by then.
     update public.iu_trace_cursor t
        set prev = case when p_done then t.tick else t.prev end,
            tick = case when p_done then null else t.tick end,
-           attempt_xid = case when p_done then '0' else n.attempt_xid end,
-           attempt_id = case when p_done then 0 else n.attempt_id end,
-           letter_xid = case when p_done then '0' else n.letter_xid end,
-           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000' else n.letter_id end,
+           attempt_xid = case when p_done then '0' else greatest(t.attempt_xid, p_attempt_xid) end,
+           attempt_id = case when p_done then 0
+                             when (p_attempt_xid, p_attempt_id) > (t.attempt_xid, t.attempt_id) then p_attempt_id
+                             else t.attempt_id end,
+           letter_xid = case when p_done then '0' else greatest(t.letter_xid, p_letter_xid) end,
+           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000'
+                            when (p_letter_xid, p_letter_id) > (t.letter_xid, t.letter_id) then p_letter_id
+                            else t.letter_id end,
            exported = t.exported + p_exported, rejected = t.rejected + p_rejected, ignored = t.ignored + p_ignored,
            last_export_at = case when p_exported > 0 then clock_timestamp() else t.last_export_at end
-      from (select x.name, a.attempt_xid, a.attempt_id, l.letter_xid, l.letter_id
-              from public.iu_trace_cursor x
-             cross join lateral (select v.* from (values (x.attempt_xid, x.attempt_id), (p_attempt_xid, p_attempt_id))
-                                        v(attempt_xid, attempt_id) order by 1 desc, 2 desc limit 1) a
-             cross join lateral (select v.* from (values (x.letter_xid, x.letter_id), (p_letter_xid, p_letter_id))
-                                        v(letter_xid, letter_id) order by 1 desc, 2 desc limit 1) l
-             where x.name = p_name) n
-     where t.name = n.name and t.tick::text = p_tick::text;
+     where t.name = p_name and t.tick::text = p_tick::text;
     return exists (select from public.iu_route_worker_cursor w
                     where w.tick is not null and w.last_run_at > clock_timestamp() - interval '2 seconds');
 end
@@ -2461,6 +2463,40 @@ CREATE FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) RETURNS timestamp w
 -- Name: FUNCTION fn_iu_trace_commit_at(p_xact_id xid8); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) IS 'When a transaction was committed; null where the server does not track that, or not any more.';
+
+-- Name: iu_outbox_anchor; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_outbox_anchor (
+    one boolean DEFAULT true NOT NULL,
+    lineage uuid DEFAULT gen_random_uuid() NOT NULL,
+    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT iu_outbox_anchor_one CHECK (one)
+);
+
+-- Name: TABLE iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_outbox_anchor IS 'One row that tells whether this is the history in which the cursors were written. Never update it.';
+
+-- Name: COLUMN iu_outbox_anchor.one; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_anchor.one IS 'Always true: there is one row.';
+
+-- Name: COLUMN iu_outbox_anchor.lineage; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_anchor.lineage IS 'Name of this history; every cursor carries it.';
+
+-- Name: COLUMN iu_outbox_anchor.xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_anchor.xact_id IS 'The transaction that inserted this row; equals its xmin in its own history.';
+
+-- Name: COLUMN iu_outbox_anchor.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_anchor.created_at IS 'Since when this history counts.';
+
+-- Name: CONSTRAINT iu_outbox_anchor_one ON iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbox_anchor_one ON public.iu_outbox_anchor IS 'There is one row.';
 
 -- Name: iu_route_dead_letter; Type: TABLE; Schema: public; Owner: -
 
@@ -2586,7 +2622,10 @@ CREATE VIEW public.v_iu_trace_attempt AS
     o.correlation_id,
     o.traceparent AS event_context,
     d.id AS letter_id,
-    d.failure_detail
+    d.failure_detail,
+    COALESCE(((a.xact_id >= ( SELECT x.xact_id
+           FROM public.iu_outbox_anchor x)) AND (a.created_at >= ( SELECT x.created_at
+           FROM public.iu_outbox_anchor x))), false) AS own_history
    FROM ((public.iu_route_attempt a
      LEFT JOIN public.event_outbox o ON ((o.id = a.event_ref)))
      LEFT JOIN public.iu_route_dead_letter d ON (((d.idempotency_key = a.idempotency_key) AND ((a.attempt_no > 1) OR (a.status = 'failed'::text)))));
@@ -2780,7 +2819,9 @@ begin
         return jsonb_build_object('status', 'refused', 'reason', v_refusal);
     end if;
     if t.tick is null then
-        v_open := array(select pg_snapshot_xip(t.prev));
+        -- Those that have ended: after a restore an attempt may carry the number of one that has not.
+        v_open := array(select x.xid from pg_snapshot_xip(t.prev) x(xid)
+                         where pg_visible_in_snapshot(x.xid, pg_current_snapshot()));
         v_from := pg_snapshot_xmax(t.prev);
         -- Up to where transactions have got: after a restore there are stamps of another history beyond that.
         v_to := pg_snapshot_xmax(pg_current_snapshot());
@@ -3077,40 +3118,6 @@ COMMENT ON COLUMN public.iu_migration.evidence IS 'What the gates showed when it
 -- Name: CONSTRAINT iu_migration_checksum_chk ON iu_migration; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_migration_checksum_chk ON public.iu_migration IS 'SHA-256 in hexadecimal.';
-
--- Name: iu_outbox_anchor; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_outbox_anchor (
-    one boolean DEFAULT true NOT NULL,
-    lineage uuid DEFAULT gen_random_uuid() NOT NULL,
-    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT iu_outbox_anchor_one CHECK (one)
-);
-
--- Name: TABLE iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_outbox_anchor IS 'One row that tells whether this is the history in which the cursors were written. Never update it.';
-
--- Name: COLUMN iu_outbox_anchor.one; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbox_anchor.one IS 'Always true: there is one row.';
-
--- Name: COLUMN iu_outbox_anchor.lineage; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbox_anchor.lineage IS 'Name of this history; every cursor carries it.';
-
--- Name: COLUMN iu_outbox_anchor.xact_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbox_anchor.xact_id IS 'The transaction that inserted this row; equals its xmin in its own history.';
-
--- Name: COLUMN iu_outbox_anchor.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbox_anchor.created_at IS 'Since when this history counts.';
-
--- Name: CONSTRAINT iu_outbox_anchor_one ON iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_outbox_anchor_one ON public.iu_outbox_anchor IS 'There is one row.';
 
 -- Name: iu_retention_policy; Type: TABLE; Schema: public; Owner: -
 

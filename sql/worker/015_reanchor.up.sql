@@ -122,6 +122,7 @@ declare
     v_touched   bigint;
     v_again     bigint;
     v_traces    timestamptz;
+    v_anchor    public.iu_outbox_anchor;
 begin
     if pg_is_in_recovery() then
         raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
@@ -142,6 +143,7 @@ begin
     end if;
 
     select public.fn_iu_outbox_tick() into v_now;
+    select x.* into v_anchor from public.iu_outbox_anchor x;
     select a.lineage, case when a.xmin::text <> (a.xact_id::text::numeric % 4294967296)::text
                            then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end
       into v_lineage, v_arrived
@@ -209,17 +211,19 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent.
+    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent. What
+    -- is older than the last anchor and stamped beyond it had been restored then: that reanchor has told of it.
     if to_regclass('public.iu_trace_cursor') is not null then
-        select min(least(t.last_export_at, u.since)) into v_traces
+        select min(least(case when v_foreign and t.last_export_at is not null
+                              then greatest(t.last_export_at, v_anchor.created_at) end, u.since)) into v_traces
           from public.iu_trace_cursor t
          cross join lateral (
                select min(x.created_at) as since
-                 from (select a.created_at from public.iu_route_attempt a
-                        where not pg_visible_in_snapshot(a.xact_id, t.prev)
+                 from (select a.created_at, a.xact_id from public.iu_route_attempt a
                        union all
-                       select d.created_at from public.iu_route_dead_letter d
-                        where not pg_visible_in_snapshot(d.xact_id, t.prev)) x) u;
+                       select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
+                where not pg_visible_in_snapshot(x.xact_id, t.prev)
+                  and (x.created_at < v_anchor.created_at and x.xact_id > v_anchor.xact_id) is not true) u;
         update public.iu_trace_cursor t
            set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
                letter_id = '00000000-0000-0000-0000-000000000000';

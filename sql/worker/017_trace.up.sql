@@ -136,7 +136,9 @@ begin
         return jsonb_build_object('status', 'refused', 'reason', v_refusal);
     end if;
     if t.tick is null then
-        v_open := array(select pg_snapshot_xip(t.prev));
+        -- Those that have ended: after a restore an attempt may carry the number of one that has not.
+        v_open := array(select x.xid from pg_snapshot_xip(t.prev) x(xid)
+                         where pg_visible_in_snapshot(x.xid, pg_current_snapshot()));
         v_from := pg_snapshot_xmax(t.prev);
         -- Up to where transactions have got: after a restore there are stamps of another history beyond that.
         v_to := pg_snapshot_xmax(pg_current_snapshot());
@@ -179,7 +181,8 @@ comment on function public.fn_iu_trace_commit_at(xid8) is
     'When a transaction was committed; null where the server does not track that, or not any more.';
 
 -- What a span is made of: an attempt, its event, if that is still there, and the dead letter that it belongs to. What a
--- writer says of times is believed as far as it can be true: neither infinity nor the future is.
+-- writer says of times is believed as far as it can be true: neither infinity nor the future is. An attempt that was
+-- restored is older than the anchor of today, or its stamp is: in which history its batch was, nobody knows any more.
 create view public.v_iu_trace_attempt as
 select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.failure_code, a.idempotency_key,
        a.attempt_no, greatest('epoch', least(a.created_at, now())) as created_at,
@@ -187,7 +190,9 @@ select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.dec
        case when o.id is not null then greatest('epoch', least(o.created_at, a.finished_at, now())) end as event_at,
        case when o.id is not null then public.fn_iu_trace_commit_at(o.xact_id) end as commit_at,
        o.event_domain, o.event_type, coalesce(o.event_subject_ref::text, o.canonical_address) as subject,
-       o.correlation_id, o.traceparent as event_context, d.id as letter_id, d.failure_detail
+       o.correlation_id, o.traceparent as event_context, d.id as letter_id, d.failure_detail,
+       coalesce(a.xact_id >= (select x.xact_id from public.iu_outbox_anchor x)
+                and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history
   from public.iu_route_attempt a
   left join public.event_outbox o on o.id = a.event_ref
   left join public.iu_route_dead_letter d
@@ -340,23 +345,21 @@ set search_path = ''
 as $$
 begin
     perform set_config('synchronous_commit', 'off', true);
+    -- Of the row alone: whoever waited for its lock computes from what it is by then.
     update public.iu_trace_cursor t
        set prev = case when p_done then t.tick else t.prev end,
            tick = case when p_done then null else t.tick end,
-           attempt_xid = case when p_done then '0' else n.attempt_xid end,
-           attempt_id = case when p_done then 0 else n.attempt_id end,
-           letter_xid = case when p_done then '0' else n.letter_xid end,
-           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000' else n.letter_id end,
+           attempt_xid = case when p_done then '0' else greatest(t.attempt_xid, p_attempt_xid) end,
+           attempt_id = case when p_done then 0
+                             when (p_attempt_xid, p_attempt_id) > (t.attempt_xid, t.attempt_id) then p_attempt_id
+                             else t.attempt_id end,
+           letter_xid = case when p_done then '0' else greatest(t.letter_xid, p_letter_xid) end,
+           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000'
+                            when (p_letter_xid, p_letter_id) > (t.letter_xid, t.letter_id) then p_letter_id
+                            else t.letter_id end,
            exported = t.exported + p_exported, rejected = t.rejected + p_rejected, ignored = t.ignored + p_ignored,
            last_export_at = case when p_exported > 0 then clock_timestamp() else t.last_export_at end
-      from (select x.name, a.attempt_xid, a.attempt_id, l.letter_xid, l.letter_id
-              from public.iu_trace_cursor x
-             cross join lateral (select v.* from (values (x.attempt_xid, x.attempt_id), (p_attempt_xid, p_attempt_id))
-                                        v(attempt_xid, attempt_id) order by 1 desc, 2 desc limit 1) a
-             cross join lateral (select v.* from (values (x.letter_xid, x.letter_id), (p_letter_xid, p_letter_id))
-                                        v(letter_xid, letter_id) order by 1 desc, 2 desc limit 1) l
-             where x.name = p_name) n
-     where t.name = n.name and t.tick::text = p_tick::text;
+     where t.name = p_name and t.tick::text = p_tick::text;
     return exists (select from public.iu_route_worker_cursor w
                     where w.tick is not null and w.last_run_at > clock_timestamp() - interval '2 seconds');
 end
@@ -366,7 +369,8 @@ comment on function public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint,
 
 -- Retention ----------------------------------------------------------------------------------------------
 
--- What an export still has to read is not released: attempts are found by their keys, as the audit finds them.
+-- What an export still has to read is not released: attempts are found by their keys, as the audit finds them. A stamp
+-- that this history has not reached was restored: the reanchor has said what of that was not exported.
 create or replace function public.fn_iu_retention_released(p_event_ref uuid)
 returns boolean
 language sql
@@ -380,6 +384,7 @@ return not exists (select from public.iu_route_worker_cursor w
                                     union select unnest(u.codes) from public.iu_audit u union select '(none)') k
                         cross join lateral (select a.xact_id from public.iu_route_attempt a
                                              where a.idempotency_key = 'outbound:' || k.route_code || ':' || p_event_ref) a
-                         join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)));
+                         join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
+                         where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
 comment on function public.fn_iu_retention_released(uuid) is
     'Whether every reader of the audit is done with this event: the audit misses nothing of it, and its attempts are exported.';

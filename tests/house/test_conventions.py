@@ -32,6 +32,7 @@ ROW = {
     "decision": "dead_letter", "failure_code": "worker_process_error", "idempotency_key": "k", "attempt_no": 1,
     "created_at": NOW, "finished_at": NOW, "traceparent": None, "event_at": NOW, "commit_at": NOW, "event_domain": "iu",
     "event_type": "t", "subject": "s", "correlation_id": "c", "letter_id": None, "failure_detail": "why",
+    "own_history": True,
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
 
     Args:
         row: A row of v_iu_trace_attempt.
-        lineage: The history that its transaction belongs to.
+        lineage: The history that its transaction belongs to, if it is one of our own history.
         message: Which message, if somebody has asked already.
     """
     message = message or _message(row)
@@ -176,9 +176,12 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     parent = span_id("event", str(message["messaging.message.id"]))
     # A run that waited for another one began before the event was there.
     start = max(row["created_at"], row["event_at"] or _EPOCH, row["commit_at"] or _EPOCH)
-    # A replay is no batch: what it repeats says more.
-    made_by = batch_link(lineage, row["xact_id"]) if number == 1 else Link(trace, attempt_span_id(key, number - 1))
-    links = (Link(trace, parent), made_by)
+    links: tuple[Link, ...] = (Link(trace, parent),)
+    if number > 1:
+        # A replay is no batch: what it repeats says more.
+        links = (*links, Link(trace, attempt_span_id(key, number - 1)))
+    elif row["own_history"]:
+        links = (*links, batch_link(lineage, row["xact_id"]))
     if number > 1 and row["letter_id"]:
         parent = span_id("dead_letter", str(row["letter_id"]))
     status = row["status"]

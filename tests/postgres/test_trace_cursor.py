@@ -1,0 +1,168 @@
+"""The cursor of the traces, where two readers meet, and where attempts have the stamps of another history."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+import asyncpg
+import pytest
+
+from history.past import reanchor
+from history.test_reanchor import blocked, restored
+from iu_listen.app import PostgresSessions
+from iu_listen.model.settings import Settings
+from iu_listen.model.trace import batch_link
+from iu_listen.postgres.trace import TraceSession
+from support import connected, drain, insert_event, open_gate, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+ATTEMPT = """insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key, xact_id)
+             select e.id, 'outbound', 'r', 'dry_run', 'outbound:r:' || e.id, coalesce($1::text::xid8, pg_current_xact_id())
+               from gen_random_uuid() e(id)"""
+#: All attempts so far, as a restore into lower transaction ids brings them.
+BEYOND = "update iu_route_attempt set xact_id = (9000000000 + id)::text::xid8"
+POSITION = "select tick::text, attempt_xid::text, attempt_id from iu_trace_cursor"
+
+
+def tracing(dsn: str):
+    return PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer()
+
+
+async def exported(source: TraceSession) -> int:
+    """Take what there is to export; how many ticks that was."""
+    for ticks in range(10):
+        place = await source.tick()
+        if place is None:
+            return ticks
+        await source.accepted(await source.page(place, 100), 0)
+    raise AssertionError("after ten ticks there is still another one")
+
+
+# -- two readers ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_reader_that_waited_moves_nothing_back(live):
+    """A reader that had to wait for another one's commit compares with where that one got, not with where it was.
+
+    Fails when: the position is computed from what was there before the row was locked.
+    """
+    async with (
+        tracing(live.dsn) as source,
+        connected(live.dsn) as faster,
+        connected(live.dsn) as slower,
+        connected(live.dsn) as looker,
+    ):
+        await source.take_lease()
+        for _ in range(5):
+            await looker.execute(ATTEMPT, None)
+        place = await source.tick()
+        assert place is not None
+        first = await source.page(place, 1)
+        second = await source.page(first.place, 2)
+
+        async def accept(connection: asyncpg.Connection, page) -> None:
+            await connection.execute(
+                "select fn_iu_trace_accepted('traces', $1::text::pg_snapshot, $2::text::xid8, $3, '0', $4, false, 1, 0, 0)",
+                page.place.tick, *page.place.attempt, page.place.letter[1],
+            )  # fmt: skip
+
+        async with faster.transaction():
+            await accept(faster, second)
+            waiting = asyncio.create_task(accept(slower, first))
+            await wait_until(lambda: blocked(looker, slower.get_server_pid()), "the slower one waits for the row")
+        await waiting
+        assert tuple(await looker.fetchrow(POSITION)) == (place.tick, *second.place.attempt)
+        assert await looker.fetchval("select exported from iu_trace_cursor") == 2
+
+
+# -- stamps of another history -------------------------------------------------------------------------------------
+
+
+async def test_an_open_transaction_with_a_restored_number_is_no_tick(live):
+    """A restored attempt may carry the number of a transaction that is in progress here: that makes no tick after tick.
+
+    Fails when: transactions that have not ended are looked up, too.
+    """
+    async with tracing(live.dsn) as source, connected(live.dsn) as connection, connected(live.dsn) as late:
+        await source.take_lease()
+        await late.execute("begin")
+        number = await late.fetchval("select pg_current_xact_id()::text")
+        await connection.execute(ATTEMPT, number)
+        await connection.execute(ATTEMPT, None)
+        assert await exported(source) == 1
+        assert await source.tick() is None
+        await late.execute("commit")
+        assert await exported(source) == 1
+        assert await source.tick() is None
+
+
+async def test_restored_attempts_do_not_hold_retention_back(live):
+    """After a restore into lower transaction ids and a reanchor, an event whose attempts came along may be removed.
+
+    Fails when: attempts with stamps that this cluster has not reached wait for an export.
+    """
+    async with tracing(live.dsn) as source, connected(live.dsn) as connection:
+        await source.take_lease()
+        event = await insert_event(connection)
+        await drain(connection)
+        assert await connection.fetchval("select fn_iu_retention_released($1)", event) is False
+        await connection.execute(BEYOND)
+        await restored(connection)
+        await open_gate(live.dsn, "false")
+        await reanchor(connection)
+        assert await connection.fetchval("select fn_iu_retention_released($1)", event) is True
+
+
+async def test_what_a_reanchor_has_told_is_not_told_again(live):
+    """A second reanchor says only since when this history has unexported attempts, and nothing where it has none.
+
+    Fails when: what the first one has told counts as left over, whether by its stamps or by the last export of before.
+    """
+    async with tracing(live.dsn) as source, connected(live.dsn) as connection:
+        await source.take_lease()
+        for left_over in (False, True):
+            await insert_event(connection)
+            await drain(connection)
+            if not left_over:
+                await exported(source)
+        await connection.execute(BEYOND)
+        oldest = await connection.fetchval("select min(created_at) from iu_route_attempt")
+        await restored(connection)
+        await open_gate(live.dsn, "false")
+        assert datetime.fromisoformat((await reanchor(connection))["traces_since"]) == oldest
+        assert (await reanchor(connection, force=True))["traces_since"] is None
+
+        await connection.execute(ATTEMPT, None)
+        new = await connection.fetchval("select max(created_at) from iu_route_attempt")
+        anchored = await connection.fetchval("select created_at from iu_outbox_anchor")
+        await restored(connection)
+        told = datetime.fromisoformat((await reanchor(connection))["traces_since"])
+        assert anchored <= told <= new
+
+
+async def test_attempts_of_another_history_link_to_no_batch(live):
+    """A batch is named by its history, and only of its own one does an attempt know the name.
+
+    Fails when: the lineage of today is taken for that of restored attempts.
+    """
+    async with tracing(live.dsn) as source, connected(live.dsn) as connection:
+        await source.take_lease()
+        await insert_event(connection)
+        await drain(connection)
+        await connection.execute(BEYOND)
+        await restored(connection)
+        await open_gate(live.dsn, "false")
+        since = datetime.fromisoformat((await reanchor(connection))["traces_since"])
+        await open_gate(live.dsn)
+        event = await insert_event(connection)
+        await drain(connection)
+        place, attempts = await source.again(since)
+        assert attempts == 2
+        spans = [s for s in (await source.page(place, 100)).spans if s.name.startswith("process")]
+        links = {span.trace_id == event.hex: len(span.links) for span in spans}
+        assert links == {True: 2, False: 1}
+        made_by = await connection.fetchval("select xact_id from iu_route_attempt where event_ref = $1", event)
+        (own,) = (span for span in spans if span.trace_id == event.hex)
+        assert own.links[1] == batch_link(place.lineage, made_by)
