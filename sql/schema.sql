@@ -790,7 +790,8 @@ declare
     v_touched   bigint;
     v_again     bigint;
     v_traces    timestamptz;
-    v_anchor    public.iu_outbox_anchor;
+    v_anchor    xid8;
+    v_anchored  timestamptz;
 begin
     if pg_is_in_recovery() then
         raise exception 'this server is a standby' using errcode = 'read_only_sql_transaction',
@@ -811,10 +812,10 @@ begin
     end if;
 
     select public.fn_iu_outbox_tick() into v_now;
-    select x.* into v_anchor from public.iu_outbox_anchor x;
     select a.lineage, case when a.xmin::text <> (a.xact_id::text::numeric % 4294967296)::text
-                           then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end
-      into v_lineage, v_arrived
+                           then public.fn_iu_outbox_full_xid(a.xmin, pg_snapshot_xmax(v_now)) end,
+           a.xact_id, a.created_at
+      into v_lineage, v_arrived, v_anchor, v_anchored
       from public.iu_outbox_anchor a;
     select bool_or(r.refusal is not null),
            coalesce(array_agg(w.worker_name) filter (where b.believed), '{}'),
@@ -883,7 +884,7 @@ begin
     -- is older than the last anchor and stamped beyond it had been restored then: that reanchor has told of it.
     if to_regclass('public.iu_trace_cursor') is not null then
         select min(least(case when v_foreign and t.last_export_at is not null
-                              then greatest(t.last_export_at, v_anchor.created_at) end, u.since)) into v_traces
+                              then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
           from public.iu_trace_cursor t
          cross join lateral (
                select min(x.created_at) as since
@@ -891,7 +892,7 @@ begin
                        union all
                        select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
                 where not pg_visible_in_snapshot(x.xact_id, t.prev)
-                  and (x.created_at < v_anchor.created_at and x.xact_id > v_anchor.xact_id) is not true) u;
+                  and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
         update public.iu_trace_cursor t
            set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
                letter_id = '00000000-0000-0000-0000-000000000000';

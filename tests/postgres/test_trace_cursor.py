@@ -13,7 +13,7 @@ from history.test_reanchor import blocked, restored
 from iu_listen.app import PostgresSessions
 from iu_listen.model.settings import Settings
 from iu_listen.model.trace import batch_link
-from iu_listen.postgres.trace import TraceSession
+from iu_listen.postgres.trace import TraceSession, life
 from support import connected, drain, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -166,3 +166,28 @@ async def test_attempts_of_another_history_link_to_no_batch(live):
         made_by = await connection.fetchval("select xact_id from iu_route_attempt where event_ref = $1", event)
         (own,) = (span for span in spans if span.trace_id == event.hex)
         assert own.links[1] == batch_link(place.lineage, made_by)
+
+
+async def test_a_foreign_stamp_tells_no_time(live):
+    """An event whose stamp is by now that of another transaction is not committed after it was decided.
+
+    Fails when: the moment at which the transaction with its number was committed is believed whatever it is.
+    """
+    async with tracing(live.dsn) as source, connected(live.dsn) as connection:
+        if await connection.fetchval("show track_commit_timestamp") == "off":
+            pytest.skip("this server does not note commits")
+        await source.take_lease()
+        event = await insert_event(connection)
+        await drain(connection)
+        async with connection.transaction():
+            later = await connection.fetchval("select pg_current_xact_id()::text")
+        await connection.execute("alter table event_outbox disable trigger user")
+        await connection.execute("update event_outbox set xact_id = $1::text::xid8", later)
+        row = await connection.fetchrow("select commit_at > finished_at as foreign from v_iu_trace_attempt")
+        assert row["foreign"]
+        place = await source.tick()
+        assert place is not None
+        for spans in ((await source.page(place, 10)).spans, await life(connection, str(event))):
+            sent, attempt = sorted(spans, key=lambda span: span.kind)
+            assert (sent.name[:4], attempt.name[:7]) == ("send", "process")
+            assert sent.start <= sent.end <= attempt.start < attempt.end

@@ -1,9 +1,10 @@
--- What the span of an event is made of; no row: it is not there any more, or never was.
+-- What the span of an event is made of that has no attempts; no row: it is not there any more, or never was.
 --
 -- $1 uuid  the event
 
 select o.id as event_ref, public.fn_iu_trace_context(o.traceparent) as traceparent,
        greatest('epoch', least(o.created_at, now())) as event_at, public.fn_iu_trace_commit_at(o.xact_id) as commit_at,
+       clock_timestamp() as finished_at,
        o.event_domain, o.event_type, coalesce(o.event_subject_ref::text, o.canonical_address) as subject,
        o.correlation_id
   from public.event_outbox o

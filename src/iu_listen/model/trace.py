@@ -143,6 +143,12 @@ def _message(row: Any) -> dict[str, str | None]:
     }
 
 
+def _committed(row: Any) -> datetime | None:
+    """When an event was committed. None: nobody knows, as where its stamp is of another history: it came too late."""
+    moment: datetime | None = row["commit_at"]
+    return moment if moment is not None and moment <= row["finished_at"] else None
+
+
 def event_span(row: Any, decided: datetime, message: Mapping[str, str | None] | None = None) -> Span:
     """The span of an event: from its creation to its commit, or to when its decision began, if that is all we know.
 
@@ -156,7 +162,7 @@ def event_span(row: Any, decided: datetime, message: Mapping[str, str | None] | 
     return Span(
         trace_id(row["event_ref"], given), span_id("event", str(message["messaging.message.id"])),
         given[36:52] if given else "", f"send {DESTINATION}", Kind.PRODUCER,
-        _ns(sent), _ns(max(sent, row["commit_at"] or decided)),
+        _ns(sent), _ns(max(sent, _committed(row) or decided)),
         _common("send", "send", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"])),
         message,
     )  # fmt: skip
@@ -175,7 +181,7 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     trace = trace_id(row["event_ref"], context(row["traceparent"]))
     parent = span_id("event", str(message["messaging.message.id"]))
     # A run that waited for another one began before the event was there.
-    start = max(row["created_at"], row["event_at"] or _EPOCH, row["commit_at"] or _EPOCH)
+    start = max(row["created_at"], row["event_at"] or _EPOCH, _committed(row) or _EPOCH)
     links: tuple[Link, ...] = (Link(trace, parent),)
     if number > 1:
         # A replay is no batch: what it repeats says more.

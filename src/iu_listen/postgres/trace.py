@@ -142,7 +142,8 @@ async def life(connection: Connection, what: str) -> list[Span]:
     lineage = str(await census.value(connection, "trace/lineage"))
     spans = [attempt_span(row, lineage) for row in attempts]
     spans += [letter_span(row) for row in await census.rows(connection, "trace/letters_of", event)]
-    for row in await census.rows(connection, "trace/event", event):
+    known = [row for row in attempts if row["event_at"] is not None]
+    for row in known[:1] or await census.rows(connection, "trace/event", event):
         spans.append(event_span(row, attempts[0]["created_at"] if attempts else row["event_at"]))
     return sorted(spans, key=lambda span: (span.start, -span.kind.value if span.parent_id == "" else 0, span.end))
 
