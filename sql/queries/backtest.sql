@@ -29,7 +29,9 @@ with route as (
      where (o.event_domain, o.event_type, o.event_stream) is distinct from (r.event_domain, r.event_type, r.event_stream)
      order by a.event_ref, a.attempt_no desc
 )
-select c.would, c.was, count(*) as events, min(c.created_at) as oldest, max(c.created_at) as youngest,
+-- Python counts no further than the year 9999; what a writer says of times may lie beyond.
+select c.would, c.was, count(*) as events, least(min(c.created_at), '9999-12-30') as oldest,
+       least(max(c.created_at), '9999-12-30') as youngest,
        (array_agg(c.id order by c.created_at desc))[1:3] as examples
   from (select 'take' as would, t.was, t.id, t.created_at from taken t
         union all

@@ -65,6 +65,19 @@ def test_a_changed_route_is_shown_what_it_would_leave(past):
     }  # fmt: skip
 
 
+def test_a_date_that_python_cannot_count(past):
+    """Events of the far future, or of no time at all, are counted like others; the year 9999 stands for them.
+
+    Fails when: the youngest is shown as it is.
+    """
+    execute(past.dsn, NEW.format("false"))
+    for events, created in ((3, "20000-01-01"), (4, "infinity")):
+        execute(past.dsn, EVENTS.format("noted", "kb/9", "0", 1).replace("now() - interval '0'", f"'{created}'"))
+        done = run("route", "backtest", "new", "--json", dsn=past.dsn).json
+        (row,) = (r for r in done["events"] if r["was"] == "not decided")
+        assert (row["events"], row["youngest"][:10]) == (events, "9999-12-30")
+
+
 def test_nothing_is_changed(past):
     """A backtest reads, and nothing else."""
     execute(past.dsn, NEW.format("true"))
