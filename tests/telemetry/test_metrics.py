@@ -100,6 +100,21 @@ def test_what_was_measured_is_gauges_and_latencies(kept):
     }
 
 
+def test_a_measure_that_nobody_knows_is_left_out(kept):
+    """A database that is newer than the process may measure more: what is known is recorded all the same.
+
+    Fails when: every measure must have a gauge.
+    """
+    watcher, read = kept
+    measures = (
+        Measure(what="mood", part="good", figure=1.0),
+        Measure(what="notification_queue", part=None, figure=0.25),
+    )
+    watcher.note(Measured(W, Survey(measures=measures, latencies=(0.5,), since_commit=True)))
+
+    assert read() == {("iu.notification_queue.usage",): 0.25, ("iu.decision.latency", "commit", W): (1, 0.5)}
+
+
 def test_what_fails_is_counted(kept):
     """Lost sessions by which, requests and spans that a collector does not take, contexts that are malformed."""
     watcher, read = kept

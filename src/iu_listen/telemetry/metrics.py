@@ -62,7 +62,7 @@ class MetricWatcher:
         self._failures = meter.create_counter(
             "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be had."
         )
-        # By what a measure is called in v_iu_measure, with the attribute that its part becomes.
+        # By what a measure is called in fn_iu_measure, with the attribute that its part becomes.
         self._gauges = {
             "gate": (meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."), "iu.gate"),
             "healthy": (
@@ -135,6 +135,9 @@ class MetricWatcher:
 
     def _measured(self, worker: WorkerName, survey: Survey) -> None:
         for measure in survey.measures:
+            if measure.what not in self._gauges:
+                # The database may be newer than this process.
+                continue
             gauge, part = self._gauges[measure.what]
             attributes: dict[str, Any] = {"iu.worker": measure.worker} if measure.worker else {}
             if part:
