@@ -357,24 +357,35 @@ COMMENT ON FUNCTION public.fn_iu_core_routes_enabled() IS 'The master gate: true
 CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) RETURNS TABLE(last_id bigint, seconds double precision[], since_commit boolean)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
     AS $$
     with young as materialized (
-        select a.event_ref, a.xact_id, a.finished_at
-          from public.iu_route_attempt a
-         where a.id > p_after and a.attempt_no = 1
-         order by a.id desc
+        select y.xact_id, y.finished_at, o.xact_id as event_xact_id, o.created_at
+          from (select a.id, a.event_ref, a.xact_id, a.finished_at, a.attempt_no
+                  from public.iu_route_attempt a
+                 where a.id > p_after
+                 order by a.id desc
+                 limit 10 * p_limit) y
+          join public.event_outbox o on o.id = y.event_ref
+         where y.attempt_no = 1
+           and o.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
+                                  where c.worker_name = p_worker_name)
+         order by y.id desc
          limit p_limit)
     select coalesce((select max(a.id) from public.iu_route_attempt a), 0),
            coalesce(array_agg(greatest(t.seconds, 0)) filter (where t.seconds is not null), '{}'),
            current_setting('track_commit_timestamp') = 'on'
       from young y
-      join public.event_outbox o on o.id = y.event_ref
-      join public.iu_route_worker_cursor c on c.worker_name = p_worker_name and c.event_domain = o.event_domain
      cross join lateral (
            select extract(epoch from case when current_setting('track_commit_timestamp') = 'on'
                                           then public.fn_iu_trace_commit_at(y.xact_id)
-                                               - public.fn_iu_trace_commit_at(o.xact_id)
-                                          else y.finished_at - o.created_at end)::double precision) t(seconds)
+                                               - public.fn_iu_trace_commit_at(y.event_xact_id)
+                                          else y.finished_at - y.created_at end)::double precision) t(seconds)
 $$;
 
 -- Name: FUNCTION fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
@@ -418,6 +429,69 @@ $$;
 -- Name: FUNCTION fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is closed or the type is not registered and active.';
+
+-- Name: fn_iu_measure(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    with worker as (
+        select c.worker_name from public.iu_route_worker_cursor c where c.worker_name = p_worker_name
+    ), health as materialized (
+        select w.worker_name, public.fn_iu_route_worker_health(w.worker_name) as j from worker w
+    ), locks as materialized (
+        select l.locktype, l.database, l.relation, l.mode, l.granted, l.transactionid, l.virtualtransaction, l.pid
+          from pg_catalog.pg_locks l
+    ), writing as (
+        select distinct l.virtualtransaction, l.pid
+          from locks l
+         where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.granted
+           and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+           and l.relation = 'public.event_outbox'::regclass
+    ), unfinished as (
+        select a.xact_start as since
+          from writing w
+          join pg_catalog.pg_stat_activity a on a.pid = w.pid
+        union all
+        select p.prepared
+          from pg_catalog.pg_prepared_xacts p
+         where exists (select from locks l
+                         join writing w on w.virtualtransaction = l.virtualtransaction
+                        where l.pid is null and l.locktype = 'transactionid' and l.transactionid = p.transaction)
+    ), lag (worker_name, part, items, since) as (
+        select h.worker_name, 'backlog', (h.j ->> 'backlog')::bigint, (h.j ->> 'backlog_oldest_at')::timestamptz
+          from health h
+        union all
+        select w.worker_name, 'dead_letter', d.items, d.since
+          from worker w
+         cross join lateral (
+               select count(*) as items, min(l.created_at) as since
+                 from public.iu_route_dead_letter l
+                where l.worker_name = w.worker_name and l.resolved_at is null) d
+        union all
+        select null, 'open_transaction', count(*), min(u.since) from unfinished u
+        union all
+        select null, 'trace', coalesce(max(t.items), 0), min(t.since) from public.v_iu_trace_lag t
+    )
+    select null::text, 'gate', g.gate, coalesce(d.value = 'true', false)::integer::double precision
+      from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled')) g(gate, key)
+      left join public.dot_config d on d.key = g.key
+    union all
+    select null, 'notification_queue', null, pg_notification_queue_usage()
+    union all
+    select h.worker_name, 'healthy', null, (h.j ->> 'healthy')::boolean::integer from health h
+    union all
+    select l.worker_name, f.what, l.part, f.figure
+      from lag l
+     cross join lateral (
+           values ('lag_items', l.items::double precision),
+                  ('lag_seconds', coalesce(greatest(extract(epoch from clock_timestamp() - l.since), 0), 0))) f(what, figure)
+$$;
+
+-- Name: FUNCTION fn_iu_measure(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_measure(p_worker_name text) IS 'What metrics say of the database: one row a figure, of this worker or of all.';
 
 -- Name: fn_iu_outbound_on_version(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3528,107 +3602,6 @@ CREATE VIEW public.v_iu_event_backlog AS
 
 COMMENT ON VIEW public.v_iu_event_backlog IS 'How many committed events each worker has not read yet, and since when the oldest waits.';
 
--- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.v_iu_worker_health AS
- SELECT c.worker_name,
-    ((h.j ->> 'healthy'::text))::boolean AS healthy,
-    (h.j ->> 'condition'::text) AS condition,
-    (h.j ->> 'condition_why'::text) AS condition_why,
-    (h.j ->> 'state'::text) AS state,
-    ((h.j ->> 'last_beat_at'::text))::timestamp with time zone AS last_beat_at,
-    c.last_run_at,
-    ((h.j ->> 'silent_seconds'::text))::double precision AS silent_seconds,
-    ((h.j ->> 'standbys'::text))::bigint AS standbys,
-    ((h.j ->> 'backlog'::text))::bigint AS backlog,
-    ((h.j ->> 'backlog_oldest_at'::text))::timestamp with time zone AS backlog_oldest_at,
-    ((h.j ->> 'open_dead_letters'::text))::bigint AS open_dead_letters,
-    (h.j -> 'reasons'::text) AS reasons,
-    (h.j -> 'warnings'::text) AS warnings
-   FROM (public.iu_route_worker_cursor c
-     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
-
--- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
-
--- Name: v_iu_measure; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.v_iu_measure AS
- WITH health AS MATERIALIZED (
-         SELECT h.worker_name,
-            h.healthy,
-            h.backlog,
-            h.backlog_oldest_at
-           FROM public.v_iu_worker_health h
-        )
- SELECT NULL::text AS worker_name,
-    'gate'::text AS what,
-    g.gate AS part,
-    ((COALESCE((d.value = 'true'::text), false))::integer)::double precision AS figure
-   FROM (( VALUES ('master'::text,'iu_core.routes_master_enabled'::text), ('worker'::text,'iu_core.route_worker_enabled'::text)) g(gate, key)
-     LEFT JOIN public.dot_config d ON ((d.key = g.key)))
-UNION ALL
- SELECT NULL::text AS worker_name,
-    'notification_queue'::text AS what,
-    NULL::text AS part,
-    pg_notification_queue_usage() AS figure
-UNION ALL
- SELECT h.worker_name,
-    'healthy'::text AS what,
-    NULL::text AS part,
-    (h.healthy)::integer AS figure
-   FROM health h
-UNION ALL
- SELECT l.worker_name,
-    l.what,
-    l.part,
-    l.figure
-   FROM (( SELECT h.worker_name,
-            'backlog'::text AS part,
-            h.backlog AS items,
-            h.backlog_oldest_at AS since
-           FROM health h
-        UNION ALL
-         SELECT c.worker_name,
-            'dead_letter'::text,
-            count(d.id) AS count,
-            min(d.created_at) AS min
-           FROM (public.iu_route_worker_cursor c
-             LEFT JOIN public.iu_route_dead_letter d ON (((d.worker_name = c.worker_name) AND (d.resolved_at IS NULL))))
-          GROUP BY c.worker_name
-        UNION ALL
-         SELECT NULL::text,
-            'open_transaction'::text,
-            count(w.pid) AS count,
-            min(w.xact_start) AS min
-           FROM ( SELECT a.pid,
-                    a.xact_start
-                   FROM (pg_locks l_1
-                     JOIN pg_stat_activity a ON ((a.pid = l_1.pid)))
-                  WHERE ((l_1.locktype = 'relation'::text) AND (l_1.mode = 'RowExclusiveLock'::text) AND l_1.granted AND (l_1.database = ( SELECT d.oid
-                           FROM pg_database d
-                          WHERE (d.datname = current_database()))) AND (l_1.relation = ('public.event_outbox'::regclass)::oid))) w
-        UNION ALL
-         SELECT NULL::text,
-            'trace'::text,
-            COALESCE(max(GREATEST(((n.last_id - f.id) + 1), (0)::bigint)), (0)::bigint) AS "coalesce",
-            min(f.created_at) AS min
-           FROM ((public.iu_trace_cursor t
-             CROSS JOIN LATERAL ( SELECT max(a.id) AS last_id
-                   FROM public.iu_route_attempt a) n)
-             LEFT JOIN LATERAL ( SELECT a.id,
-                    a.created_at
-                   FROM public.iu_route_attempt a
-                  WHERE ((ROW(a.xact_id, a.id) > ROW(GREATEST(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id)) AND (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))
-                  ORDER BY a.xact_id, a.id
-                 LIMIT 1) f ON (true))) s
-     CROSS JOIN LATERAL ( VALUES (s.worker_name,'lag_items'::text,s.part,(s.items)::double precision), (s.worker_name,'lag_seconds'::text,s.part,(COALESCE(GREATEST(EXTRACT(epoch FROM (clock_timestamp() - s.since)), (0)::numeric), (0)::numeric))::double precision)) l(worker_name, what, part, figure));
-
--- Name: VIEW v_iu_measure; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.v_iu_measure IS 'What metrics say of the database: one row a figure, of a worker or of all.';
-
 -- Name: v_iu_route_attempt; Type: VIEW; Schema: public; Owner: -
 
 CREATE VIEW public.v_iu_route_attempt AS
@@ -3688,6 +3661,50 @@ CREATE VIEW public.v_iu_route_dead_letter_open AS
 -- Name: VIEW v_iu_route_dead_letter_open; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that nobody has resolved.';
+
+-- Name: v_iu_trace_lag; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_trace_lag AS
+ SELECT t.name,
+    GREATEST(((n.last_id - f.id) + 1), (0)::bigint) AS items,
+    f.created_at AS since
+   FROM ((public.iu_trace_cursor t
+     CROSS JOIN LATERAL ( SELECT max(a.id) AS last_id
+           FROM public.iu_route_attempt a) n)
+     LEFT JOIN LATERAL ( SELECT a.id,
+            a.created_at
+           FROM public.iu_route_attempt a
+          WHERE ((ROW(a.xact_id, a.id) > ROW(GREATEST(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id)) AND (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))
+          ORDER BY a.xact_id, a.id
+         LIMIT 1) f ON (true));
+
+-- Name: VIEW v_iu_trace_lag; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_trace_lag IS 'About how many attempts each export has not exported yet, numbers have gaps; and since when the oldest waits.';
+
+-- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_worker_health AS
+ SELECT c.worker_name,
+    ((h.j ->> 'healthy'::text))::boolean AS healthy,
+    (h.j ->> 'condition'::text) AS condition,
+    (h.j ->> 'condition_why'::text) AS condition_why,
+    (h.j ->> 'state'::text) AS state,
+    ((h.j ->> 'last_beat_at'::text))::timestamp with time zone AS last_beat_at,
+    c.last_run_at,
+    ((h.j ->> 'silent_seconds'::text))::double precision AS silent_seconds,
+    ((h.j ->> 'standbys'::text))::bigint AS standbys,
+    ((h.j ->> 'backlog'::text))::bigint AS backlog,
+    ((h.j ->> 'backlog_oldest_at'::text))::timestamp with time zone AS backlog_oldest_at,
+    ((h.j ->> 'open_dead_letters'::text))::bigint AS open_dead_letters,
+    (h.j -> 'reasons'::text) AS reasons,
+    (h.j -> 'warnings'::text) AS warnings
+   FROM (public.iu_route_worker_cursor c
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
+
+-- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
 
 -- Name: event_outbox event_seq; Type: DEFAULT; Schema: public; Owner: -
 

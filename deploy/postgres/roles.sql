@@ -57,7 +57,7 @@ revoke all on
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
-    public.v_iu_measure
+    public.v_iu_trace_lag
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 -- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
@@ -82,7 +82,7 @@ revoke execute on function
     public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
     public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint),
-    public.fn_iu_decision_latency(text, bigint, integer)
+    public.fn_iu_measure(text), public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 grant usage on schema public
@@ -158,10 +158,12 @@ grant select on public.iu_migration, public.v_iu_event_backlog, public.v_iu_culp
 grant select (worker_name, resolved_at) on public.iu_route_dead_letter to iu_listen_consumer;
 
 -- Figures for metrics, where somebody wants them.
-grant execute on function public.fn_iu_decision_latency(text, bigint, integer), public.fn_iu_trace_commit_at(xid8)
+grant execute on function
+    public.fn_iu_measure(text), public.fn_iu_decision_latency(text, bigint, integer), public.fn_iu_trace_commit_at(xid8)
     to iu_listen_consumer;
 grant select (id, xact_id, finished_at) on public.iu_route_attempt to iu_listen_consumer;
-grant select on public.v_iu_measure to iu_listen_consumer;
+grant select (created_at) on public.iu_route_dead_letter to iu_listen_consumer;
+grant select on public.v_iu_trace_lag to iu_listen_consumer;
 
 -- Its own heartbeat, and the rows of processes that are gone.
 grant select, delete,
@@ -181,7 +183,7 @@ grant execute on function
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
-    public.fn_iu_trace_commit_at(xid8)
+    public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text)
     to iu_listen_reader;
 
 grant select on
@@ -191,7 +193,7 @@ grant select on
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
-    public.v_iu_measure
+    public.v_iu_trace_lag
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,

@@ -3,5 +3,4 @@
 -- $1 text  worker
 
 select m.worker_name as worker, m.what, m.part, m.figure
-  from public.v_iu_measure m
- where m.worker_name is null or m.worker_name = $1
+  from public.fn_iu_measure($1) m

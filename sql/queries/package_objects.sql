@@ -70,7 +70,8 @@ with objects (file, kind, name) as (
         ('worker/017_trace', 'function', 'fn_iu_trace_letters(pg_snapshot,pg_snapshot,xid8,uuid,integer)'),
         ('worker/017_trace', 'function', 'fn_iu_trace_again(timestamp with time zone)'),
         ('worker/017_trace', 'function', 'fn_iu_trace_accepted(text,pg_snapshot,xid8,bigint,xid8,uuid,boolean,bigint,bigint,bigint)'),
-        ('worker/018_measure', 'view', 'v_iu_measure'),
+        ('worker/018_measure', 'view', 'v_iu_trace_lag'),
+        ('worker/018_measure', 'function', 'fn_iu_measure(text)'),
         ('worker/018_measure', 'function', 'fn_iu_decision_latency(text,bigint,integer)'),
         ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
         ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))

@@ -2,6 +2,7 @@
 --
 -- $1 text     idle_session_timeout, e.g. 15000ms; 0 means never
 -- $2 boolean  true: it may only look, listen and hold advisory locks
+-- $3 text     statement_timeout, e.g. 15000ms; null leaves it as it is
 
 select set_config('client_min_messages', 'warning', false),
        set_config('tcp_keepalives_idle', '5', false),
@@ -10,4 +11,5 @@ select set_config('client_min_messages', 'warning', false),
        set_config('tcp_user_timeout', '10000', false),
        set_config('idle_session_timeout', $1, false),
        set_config('default_transaction_read_only',
-                  case when $2 then 'on' else current_setting('default_transaction_read_only') end, false)
+                  case when $2 then 'on' else current_setting('default_transaction_read_only') end, false),
+       set_config('statement_timeout', coalesce($3, current_setting('statement_timeout')), false)

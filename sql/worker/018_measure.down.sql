@@ -14,4 +14,5 @@ end
 $$;
 
 drop function if exists public.fn_iu_decision_latency(text, bigint, integer);
-drop view if exists public.v_iu_measure;
+drop function if exists public.fn_iu_measure(text);
+drop view if exists public.v_iu_trace_lag;

@@ -3,84 +3,132 @@
 -- needs: 009, 013, 017
 -- locks: nothing that exists
 
+create view public.v_iu_trace_lag as
+select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since
+  from public.iu_trace_cursor t
+ cross join lateral (select max(a.id) as last_id from public.iu_route_attempt a) n
+  left join lateral (
+       select a.id, a.created_at
+         from public.iu_route_attempt a
+        where (a.xact_id, a.id) > (greatest(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id)
+          and a.xact_id < pg_snapshot_xmax(pg_current_snapshot())
+        order by a.xact_id, a.id
+        limit 1) f on true;
+comment on view public.v_iu_trace_lag is
+    'About how many attempts each export has not exported yet, numbers have gaps; and since when the oldest waits.';
+
 -- One row a figure; seconds where the name says so. A lag has parts, because each has a remedy of its own:
 --
 --   open_transaction   somebody has written to the log and has not committed; only he can end it
 --   backlog            committed and not looked at yet: the consumer is behind, or the gate is closed
 --   dead_letter        looked at and not resolved: somebody has to decide
---   trace              decided and not at the collector yet; about so many, numbers of attempts have gaps
+--   trace              decided and not at the collector yet
 --
 -- Delivery is a part, too, as soon as there is any (012).
-create view public.v_iu_measure as
-with health as materialized (
-    select h.worker_name, h.healthy, h.backlog, h.backlog_oldest_at from public.v_iu_worker_health h)
-select null::text as worker_name, 'gate' as what, g.gate as part, coalesce(d.value = 'true', false)::integer::double precision as figure
-  from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled')) g(gate, key)
-  left join public.dot_config d on d.key = g.key
-union all
-select null, 'notification_queue', null, pg_notification_queue_usage()
-union all
-select h.worker_name, 'healthy', null, h.healthy::integer from health h
-union all
-select l.worker_name, l.what, l.part, l.figure
-  from (select h.worker_name, 'backlog' as part, h.backlog as items, h.backlog_oldest_at as since
+--
+-- Of one worker: every consumer asks for its own, and counting what waits is what costs. Health is materialized, because
+-- each column that is taken from it would count again.
+create function public.fn_iu_measure(p_worker_name text)
+returns table (worker_name text, what text, part text, figure double precision)
+language sql
+stable
+set search_path = ''
+as $$
+    with worker as (
+        select c.worker_name from public.iu_route_worker_cursor c where c.worker_name = p_worker_name
+    ), health as materialized (
+        select w.worker_name, public.fn_iu_route_worker_health(w.worker_name) as j from worker w
+    ), locks as materialized (
+        select l.locktype, l.database, l.relation, l.mode, l.granted, l.transactionid, l.virtualtransaction, l.pid
+          from pg_catalog.pg_locks l
+    ), writing as (
+        select distinct l.virtualtransaction, l.pid
+          from locks l
+         where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.granted
+           and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+           and l.relation = 'public.event_outbox'::regclass
+    ), unfinished as (
+        select a.xact_start as since
+          from writing w
+          join pg_catalog.pg_stat_activity a on a.pid = w.pid
+        union all
+        select p.prepared
+          from pg_catalog.pg_prepared_xacts p
+         where exists (select from locks l
+                         join writing w on w.virtualtransaction = l.virtualtransaction
+                        where l.pid is null and l.locktype = 'transactionid' and l.transactionid = p.transaction)
+    ), lag (worker_name, part, items, since) as (
+        select h.worker_name, 'backlog', (h.j ->> 'backlog')::bigint, (h.j ->> 'backlog_oldest_at')::timestamptz
           from health h
         union all
-        select c.worker_name, 'dead_letter', count(d.id), min(d.created_at)
-          from public.iu_route_worker_cursor c
-          left join public.iu_route_dead_letter d on d.worker_name = c.worker_name and d.resolved_at is null
-         group by c.worker_name
+        select w.worker_name, 'dead_letter', d.items, d.since
+          from worker w
+         cross join lateral (
+               select count(*) as items, min(l.created_at) as since
+                 from public.iu_route_dead_letter l
+                where l.worker_name = w.worker_name and l.resolved_at is null) d
         union all
-        select null, 'open_transaction', count(w.pid), min(w.xact_start)
-          from (select a.pid, a.xact_start
-                  from pg_catalog.pg_locks l
-                  join pg_catalog.pg_stat_activity a on a.pid = l.pid
-                 where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.granted
-                   and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
-                   and l.relation = 'public.event_outbox'::regclass) w
+        select null, 'open_transaction', count(*), min(u.since) from unfinished u
         union all
-        select null, 'trace', coalesce(max(greatest(n.last_id - f.id + 1, 0)), 0), min(f.created_at)
-          from public.iu_trace_cursor t
-         cross join lateral (select max(a.id) as last_id from public.iu_route_attempt a) n
-          left join lateral (
-               select a.id, a.created_at
-                 from public.iu_route_attempt a
-                where (a.xact_id, a.id) > (greatest(pg_snapshot_xmax(t.prev), t.attempt_xid), t.attempt_id)
-                  and a.xact_id < pg_snapshot_xmax(pg_current_snapshot())
-                order by a.xact_id, a.id
-                limit 1) f on true) s
- cross join lateral (
-       values (s.worker_name, 'lag_items', s.part, s.items::double precision),
-              (s.worker_name, 'lag_seconds', s.part,
-               coalesce(greatest(extract(epoch from clock_timestamp() - s.since), 0), 0)::double precision)) l(worker_name, what, part, figure);
-comment on view public.v_iu_measure is
-    'What metrics say of the database: one row a figure, of a worker or of all.';
+        select null, 'trace', coalesce(max(t.items), 0), min(t.since) from public.v_iu_trace_lag t
+    )
+    select null::text, 'gate', g.gate, coalesce(d.value = 'true', false)::integer::double precision
+      from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled')) g(gate, key)
+      left join public.dot_config d on d.key = g.key
+    union all
+    select null, 'notification_queue', null, pg_notification_queue_usage()
+    union all
+    select h.worker_name, 'healthy', null, (h.j ->> 'healthy')::boolean::integer from health h
+    union all
+    select l.worker_name, f.what, l.part, f.figure
+      from lag l
+     cross join lateral (
+           values ('lag_items', l.items::double precision),
+                  ('lag_seconds', coalesce(greatest(extract(epoch from clock_timestamp() - l.since), 0), 0))) f(what, figure)
+$$;
+comment on function public.fn_iu_measure(text) is
+    'What metrics say of the database: one row a figure, of this worker or of all.';
 
 -- How late decisions were: from the commit of the event to that of its attempt, where the server notes commits; else
 -- from its insert to the moment that the attempt was written.
+--
+-- Whose an attempt is, only its event tells. So the youngest are walked through until there are enough of this worker's,
+-- in the order of the index, and no more than ten times as many: beside a neighbour that is busier than that, some of a
+-- period go uncounted.
 create function public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer)
 returns table (last_id bigint, seconds double precision[], since_commit boolean)
 language sql
 stable
 set search_path = ''
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
 as $$
     with young as materialized (
-        select a.event_ref, a.xact_id, a.finished_at
-          from public.iu_route_attempt a
-         where a.id > p_after and a.attempt_no = 1
-         order by a.id desc
+        select y.xact_id, y.finished_at, o.xact_id as event_xact_id, o.created_at
+          from (select a.id, a.event_ref, a.xact_id, a.finished_at, a.attempt_no
+                  from public.iu_route_attempt a
+                 where a.id > p_after
+                 order by a.id desc
+                 limit 10 * p_limit) y
+          join public.event_outbox o on o.id = y.event_ref
+         where y.attempt_no = 1
+           and o.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
+                                  where c.worker_name = p_worker_name)
+         order by y.id desc
          limit p_limit)
     select coalesce((select max(a.id) from public.iu_route_attempt a), 0),
            coalesce(array_agg(greatest(t.seconds, 0)) filter (where t.seconds is not null), '{}'),
            current_setting('track_commit_timestamp') = 'on'
       from young y
-      join public.event_outbox o on o.id = y.event_ref
-      join public.iu_route_worker_cursor c on c.worker_name = p_worker_name and c.event_domain = o.event_domain
      cross join lateral (
            select extract(epoch from case when current_setting('track_commit_timestamp') = 'on'
                                           then public.fn_iu_trace_commit_at(y.xact_id)
-                                               - public.fn_iu_trace_commit_at(o.xact_id)
-                                          else y.finished_at - o.created_at end)::double precision) t(seconds)
+                                               - public.fn_iu_trace_commit_at(y.event_xact_id)
+                                          else y.finished_at - y.created_at end)::double precision) t(seconds)
 $$;
 comment on function public.fn_iu_decision_latency(text, bigint, integer) is
     'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';

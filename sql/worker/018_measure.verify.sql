@@ -2,7 +2,7 @@
 
 with checks (id, label, expected, observed) as (
     select 'W26', 'every gate is a figure', '2',
-           (select count(*)::text from public.v_iu_measure m where m.what = 'gate')
+           (select count(*)::text from public.fn_iu_measure(null) m where m.what = 'gate')
 )
 select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
   from checks c

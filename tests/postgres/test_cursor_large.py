@@ -114,7 +114,7 @@ async def test_what_is_past_is_not_walked_through(live):
                 sent = await pages(worker)
                 last = await worker.fetchval("select max(id) - 10 from iu_route_attempt")
                 await worker.fetch("select * from fn_iu_decision_latency($1, $2, 5)", WORKER, last)
-                await worker.fetch("select * from v_iu_measure")
+                await worker.fetch("select * from fn_iu_measure($1)", WORKER)
                 costs.append((routed - before, sent - routed, await pages(worker) - sent))
         for few, many in zip(zip(*costs[:4], strict=True), zip(*costs[4:], strict=True), strict=True):
             assert min(many) <= 2 * max(few)

@@ -19,18 +19,26 @@ async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerNam
     """Measure again and again until cancelled. A failure is said once an episode, and ends nothing."""
     told = ""
     while True:
+        took = 0.0
         try:
             async with sessions.surveyor() as surveyor:
                 while True:
                     began = anyio.current_time()
-                    found = await surveyor.measure()
-                    took = anyio.current_time() - began
+                    try:
+                        found = await surveyor.measure()
+                    finally:
+                        took = anyio.current_time() - began
                     watcher.note(Measured(worker, found))
                     told = ""
-                    await anyio.sleep(max(PAUSE, took * (1 / SHARE - 1)))
+                    await anyio.sleep(_pause(took))
         except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
             why = words(failed)
             if why != told:
                 told = why
-                watcher.note(SessionFailed("measure", why, PAUSE))
-            await anyio.sleep(PAUSE)
+                watcher.note(SessionFailed("measure", why, _pause(took)))
+            await anyio.sleep(_pause(took))
+
+
+def _pause(took: float) -> float:
+    """How long to leave the database alone after so many seconds, whether they were of use or not."""
+    return max(PAUSE, took * (1 / SHARE - 1))

@@ -181,7 +181,7 @@ class AuditPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One figure of the database: a row of v_iu_measure.
+    """One figure of the database: a row of fn_iu_measure.
 
     Attributes:
         what: ``gate`` and ``healthy`` (0 or 1), ``notification_queue`` (0 to 1), ``lag_items`` or ``lag_seconds``.

@@ -13,6 +13,8 @@ from iu_listen.postgres.sqlfiles import query
 
 #: How many of the youngest attempts are asked how late they were.
 SAMPLE: Final = 200
+#: Part of the client's patience after which the server ends a query: what nobody waits for any more piles up.
+PATIENCE: Final = 0.9
 
 
 class SurveyorSession:
@@ -46,7 +48,11 @@ async def surveyor_session(settings: Settings) -> AsyncIterator[SurveyorSession]
         SessionLost: no session can be had.
     """
     connection = await connect_again(
-        settings.dsn, name=f"iu-listen measure {settings.worker}", deadline=settings.deadline, read_only=True
+        settings.dsn,
+        name=f"iu-listen measure {settings.worker}",
+        deadline=settings.deadline,
+        read_only=True,
+        statement_timeout=PATIENCE * settings.batch_deadline,
     )
     try:
         yield SurveyorSession(connection, settings)

@@ -36,9 +36,11 @@ class Connection(_Driver):
 
     Attributes:
         pooled: True: something stands between us and the server, and it told us another pid than the server's own.
+        statement_timeout: When the server ends a statement, in its own words; None: as it is set there.
     """
 
     pooled = False
+    statement_timeout: str | None = None
 
 
 #: Errors that say: this session is over, or this server cannot take writes any more.
@@ -78,7 +80,13 @@ def _one_line(error: BaseException) -> str:
 
 
 async def connect(
-    dsn: str | None, *, name: str, deadline: float, idle_timeout: float = 0, read_only: bool = False
+    dsn: str | None,
+    *,
+    name: str,
+    deadline: float,
+    idle_timeout: float = 0,
+    read_only: bool = False,
+    statement_timeout: float | None = None,
 ) -> Connection:
     """Open a session.
 
@@ -91,6 +99,7 @@ async def connect(
         deadline: Longest wait, in seconds.
         idle_timeout: After how many idle seconds the server ends the session; 0 means never.
         read_only: The server refuses whatever it might write.
+        statement_timeout: After how many seconds the server ends a statement of ask_rows(); None: as it is set there.
 
     Raises:
         DatabaseUnreachable: there is no session to be had.
@@ -112,8 +121,15 @@ async def connect(
                 # In one transaction, so that a pooler in transaction mode answers from one session.
                 async with connection.transaction():
                     connection.pooled = await connection.fetchval(query("backend_pid")) != connection.get_server_pid()
+                if statement_timeout is not None:
+                    connection.statement_timeout = f"{round(statement_timeout * 1000)}ms"
                 if not connection.pooled:
-                    await connection.fetchrow(query("session_settings"), f"{round(idle_timeout * 1000)}ms", read_only)
+                    await connection.fetchrow(
+                        query("session_settings"),
+                        f"{round(idle_timeout * 1000)}ms",
+                        read_only,
+                        connection.statement_timeout,
+                    )
             except BaseException:
                 connection.terminate()
                 raise
@@ -217,6 +233,8 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
                 return await connection.fetch(statement, *args)
             # The driver parses and executes in two steps; only a transaction keeps both in one server session.
             async with connection.transaction():
+                if connection.statement_timeout is not None:
+                    await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
                 return await connection.fetch(statement, *args)
         connection.terminate()
         raise NoAnswer(f"no answer within {deadline:g} s")
