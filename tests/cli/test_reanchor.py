@@ -83,7 +83,7 @@ def test_our_own_history(applied):
 
 def test_a_time_that_is_none(applied):
     """What is no time is refused, with an example."""
-    refused(2, "yesterday is no time", "2026-11-24T15:00:00Z")(
+    refused(2, "yesterday is no point in time", "2026-11-24T15:00:00Z")(
         "cursor", "reanchor", "--since", "yesterday", dsn=applied.dsn
     )
 

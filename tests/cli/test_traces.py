@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,6 +15,7 @@ from telemetry.receiver import Receiver, says
 
 pytestmark = on_one_server
 
+GRPC = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
 EVENTS = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address)
     select 'iu', 'version_applied', 'update', 'immediate', case when n % 20 = 0 then 'poison' else 'kb/' || n end
@@ -142,8 +145,26 @@ def test_a_period_is_exported_once_more(live, receiver):
         (("--since", "yesterdayish"), {}, 2, "yesterdayish is no point in time and no interval"),
         (("--since", "1h", "--follow"), {}, 2, "exclude each other"),
         ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, 2, "is no http address"),
+        (("--since", "2026"), {}, 2, "2026 is no point in time and no interval"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:s3cret@:4317", **GRPC}, 2, "endpoint …@:4317 is no http"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, 2, "is no http address"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:99999"}, 2, "is no http address"),
         ((), {"OTEL_EXPORTER_OTLP_HEADERS": "s3cret"}, 2, "a header has no name"),
+        ((), {"OTEL_EXPORTER_OTLP_HEADERS": "bearer s3cret=1"}, 2, "a header has no name, an odd one"),
+        ((), {"OTEL_EXPORTER_OTLP_HEADERS": "a=b,x-token=s3cret%C3%A9"}, 2, "x-token has characters that no header"),
+        ((), {"OTEL_EXPORTER_OTLP_HEADERS": "x-token=s3cret%0D%0Ax: y", **GRPC}, 2, "x-token has characters that no"),
         ((), {"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, 2, "is no number of seconds"),
+        ((), {"OTEL_EXPORTER_OTLP_TIMEOUT": "0"}, 2, "=0 is no number of seconds"),
+        ((), {"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, 2, "=-1 is no number of seconds"),
+        ((), {"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"}, 2, "=nan is no number of seconds"),
+        (
+            (),
+            {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "x"},
+            2,
+            "cannot begin: ValueError",
+        ),
+        ((), {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "99999"}, 2, "cannot begin"),
+        ((), {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "0"}, 2, "cannot begin"),
         ((), {"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, 2, "must be none or gzip"),
         ((), {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, 2, "must be http/protobuf or grpc"),
     ],
@@ -157,6 +178,47 @@ def test_what_is_typed_wrong(live, arguments, env, code, words):
 def test_without_the_package_it_says_so(substrate, receiver):
     """On a database without the package it says what to do."""
     refused(2, "iu-listen apply", dsn=substrate.dsn, env=pointing_at(receiver))("trace-export")
+
+
+def test_beside_a_consumer_that_is_scraped_it_goes_without_metrics(live, receiver):
+    """Where the port of the metrics is taken, as a consumer's is, it says so and exports all the same."""
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = pointing_at(receiver, OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT=port)
+        done = run("trace-export", "--since", "1h", dsn=live.dsn, env=env)
+    assert done.code == 0
+    assert "Without metrics: OTEL_METRICS_EXPORTER=prometheus cannot begin" in done.err
+    assert complete(live.dsn, receiver)
+
+
+def test_a_time_without_a_zone_is_utc(live, receiver):
+    """--since means UTC, as everything that is printed, whatever the zone of the session.
+
+    Fails when: the database reads it in the session's zone.
+    """
+    execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+    database = value(live.dsn, "select current_database()")
+    execute(live.dsn, f"alter database {database} set timezone = 'Asia/Tokyo'")
+    soon = (datetime.now(UTC) + timedelta(hours=1)).replace(tzinfo=None).isoformat(timespec="seconds")
+    for since, spans in ((soon, 0), (soon.replace("T", " "), 0), ("1 hour", 6)):
+        done = run("trace-export", "--since", since, "--json", dsn=live.dsn, env=pointing_at(receiver))
+        assert done.json["exported"] == spans
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_secret_is_never_said(live, protocol):
+    """A password in an endpoint, and a token, appear nowhere, over HTTP and gRPC, whatever fails."""
+    execute(live.dsn, "select fn_iu_trace_register('traces');" + EVENTS.format(3) + ";" + WORK)
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:s3cret@nowhere.invalid:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        # In gRPC a name that ends so wants bytes; the library's error has the value in it.
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-token=s3cret,te-bin=s3cret", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+    }  # fmt: skip
+    with running("trace-export", dsn=live.dsn, env=env) as command:
+        command.until_it_says("Held back")
+        command.end(signal.SIGINT)
+        assert "s3cret" not in command.said
 
 
 def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from typing import get_args
 
@@ -179,3 +180,33 @@ def test_console_lines_are_for_people_and_auto_is_json_where_nobody_looks(capsys
     line = capsys.readouterr().err
     assert "active" in line
     assert line.startswith("{") == (log_format == "auto")
+
+
+def test_the_sdk_speaks_as_we_do(capsys):
+    """What OpenTelemetry's SDK says is a line like ours, without its stack, and once a minute from one place.
+
+    Fails when: its logger is left as it is.
+    """
+    configure("json")
+    for tries in range(3):
+        try:
+            int("s3cret")
+        except ValueError:
+            logging.getLogger("opentelemetry.sdk.x").exception("try %s failed\nat length", tries)
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["event"], line["level"]) == ("the SDK of OpenTelemetry says", "warning")
+    assert (line["logger"], line["why"]) == ("opentelemetry.sdk.x", "try 0 failed (ValueError)")
+
+
+def test_what_is_left_out_or_refused_is_a_line_a_minute_for_each_reason():
+    """A thousand malformed spans, and a thousand partial successes, are a line for each reason."""
+    with capture_logs() as lines:
+        watcher = LogWatcher()
+        for number in range(1000):
+            watcher.note(SpansHeld("400 too old", 0.0, f"{number:016x}"))
+            watcher.note(SpansExported(9, 1, 0, "too old"))
+            watcher.note(SpansExported(10, 0, 0))
+    assert [(line["event"], line["why"]) for line in lines] == [
+        ("a span is left out: the collector calls it malformed", "400 too old"),
+        ("the collector refused spans for good", "too old"),
+    ]

@@ -111,6 +111,23 @@ def test_a_take_over_is_a_span(kept):
     assert (span.name, span.attributes["iu.take_over.from"]) == ("take_over", "pid 7")
 
 
+def test_a_take_over_survives_whatever_fails_beside_it(kept):
+    """A collector or an audit that fails between lease and batch takes nothing away; the loss of the lease does.
+
+    Fails when: any failed session ends a take-over, or is kept for a return that nobody notes.
+    """
+    watcher, exporter = kept
+    for session, names in (("traces", ["take_over"]), ("worker", ["reconnect worker"])):
+        exporter.clear()
+        watcher.note(StandingBy(DEFAULT_WORKER, "pid 7"))
+        watcher.note(LeaseTaken(DEFAULT_WORKER))
+        watcher.note(SessionFailed(session, "gone", 1.0))
+        if session == "worker":
+            watcher.note(LeaseTaken(DEFAULT_WORKER))
+        watcher.note(ran())
+        assert [span.name for span in exporter.get_finished_spans()] == names
+
+
 def test_dead_letters_make_the_span_an_error(kept):
     """A batch with dead letters is an error that says how many."""
     watcher, exporter = kept

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
@@ -36,15 +37,39 @@ def exporter(environ: Mapping[str, str], signal: Literal["traces", "metrics"]) -
             f"{variable}={name}: no such exporter is installed",
             f"pip install 'iu-listen[{name}]'" if name in ("otlp", "prometheus") else "otlp, prometheus or console",
         )
-    try:
+    with _begins(variable, name):
         return found[0].load()()
-    except OSError as taken:
-        raise ConfigurationError(
-            f"{variable}={name} cannot begin: {taken.strerror or taken}",
-            "Another address: OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT (9464)"
+
+
+@contextmanager
+def _begins(variable: str, name: str) -> Iterator[None]:
+    """An exporter, or its reader, is made: what it makes of its own variables may be wrong."""
+    try:
+        yield
+    except (OSError, ValueError, OverflowError) as wrong:
+        # Other texts may hold what was set, and that may be a token.
+        why = (wrong.strerror or str(wrong)) if isinstance(wrong, OSError) else type(wrong).__name__
+        hint = (
+            "Its address: OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT (9464)"
             if name == "prometheus"
-            else "",
-        ) from taken
+            else "Is one of its own variables wrong? They begin with OTEL_EXPORTER_OTLP_ or OTEL_METRIC_EXPORT_."
+        )
+        raise ConfigurationError(f"{variable}={name} cannot begin: {why}", hint) from wrong
+
+
+def metric_reader(found: Any) -> Any:
+    """The reader of a metric exporter, as the SDK wants it; ``prometheus`` is one itself.
+
+    Raises:
+        ConfigurationError: OTEL_METRIC_EXPORT_INTERVAL or _TIMEOUT cannot work.
+    """
+    # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
+
+    if isinstance(found, MetricReader):
+        return found
+    with _begins("OTEL_METRICS_EXPORTER", "with an interval"):
+        return PeriodicExportingMetricReader(found)
 
 
 def resource(environ: Mapping[str, str]) -> Resource:

@@ -21,7 +21,7 @@ from iu_listen.model.observation import (
     WakeLost,
 )
 from iu_listen.model.trace import DESTINATION
-from iu_listen.telemetry.exporters import exporter, resource
+from iu_listen.telemetry.exporters import exporter, metric_reader, resource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -165,7 +165,5 @@ def metric_watcher(environ: Mapping[str, str]) -> MetricWatcher | None:
         return None
     # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
-    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
 
-    reader = found if isinstance(found, MetricReader) else PeriodicExportingMetricReader(found)
-    return MetricWatcher(MeterProvider([reader], resource=resource(environ), shutdown_on_exit=False))
+    return MetricWatcher(MeterProvider([metric_reader(found)], resource=resource(environ), shutdown_on_exit=False))

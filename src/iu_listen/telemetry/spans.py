@@ -67,10 +67,11 @@ class SpanWatcher:
                 self._take_over(observation)
                 if observation.batch.seen:
                     self._batch(observation)
-            case SessionFailed(session, why, _):
+            case SessionFailed("worker" | "bell" as session, why, _):
                 since, first, tries = self._lost.get(session, (time.time_ns(), why, 0))
                 self._lost[session] = since, first, tries + 1
-                self._taken = None
+                if session == "worker":
+                    self._taken = None
             case StandingBy(_, holder):
                 self._leader = holder
             case LeaseTaken():
