@@ -114,10 +114,10 @@ def test_a_take_over_is_a_span(kept):
 def test_a_take_over_survives_whatever_fails_beside_it(kept):
     """A collector or an audit that fails between lease and batch takes nothing away; the loss of the lease does.
 
-    Fails when: any failed session ends a take-over, or is kept for a return that nobody notes.
+    Fails when: any failed session ends a take-over.
     """
     watcher, exporter = kept
-    for session, names in (("traces", ["take_over"]), ("worker", ["reconnect worker"])):
+    for session, names in (("bell", ["take_over"]), ("traces", ["take_over"]), ("worker", ["reconnect worker"])):
         exporter.clear()
         watcher.note(StandingBy(DEFAULT_WORKER, "pid 7"))
         watcher.note(LeaseTaken(DEFAULT_WORKER))
