@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from flow.fakes import Recorder, until
-from iu_listen.flow.export import LONGEST_REST, SHARE, Export
+from iu_listen.flow.export import IDLE_PAUSE, LONGEST_REST, SHARE, Export
 from iu_listen.flow.measure import PAUSE, keep_measuring
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import DEFAULT_WORKER, Survey
@@ -47,6 +47,40 @@ class Source:
 
     async def accepted(self, page: Page, rejected: int) -> bool:
         return self.behind
+
+
+class Hollow(Source):
+    """Ticks without a row, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(0, False)
+        self.asked = 0
+
+    @asynccontextmanager
+    async def tracer(self) -> AsyncIterator[Hollow]:
+        yield self
+
+    async def take_lease(self) -> None:
+        return None
+
+    async def tick(self) -> Place | None:
+        self.asked += 1
+        return PLACE
+
+    async def page(self, place: Place, limit: int) -> Page:
+        await anyio.sleep(0.001)
+        return Page([], place, 0, last=True)
+
+
+async def test_a_tick_without_a_row_is_followed_by_a_pause():
+    """Whatever the database takes for new, without anything to send nobody is kept busy.
+
+    Fails when: only an idle database is left alone.
+    """
+    source = Hollow()
+    with anyio.move_on_after(100):
+        await Export(source, Collector(0), Recorder()).run()  # type: ignore[arg-type]
+    assert 150 <= source.asked <= 100 / IDLE_PAUSE + 1
 
 
 class Collector:

@@ -11,8 +11,11 @@ import asyncpg
 import pytest
 
 from iu_listen import embedded
+from iu_listen.model.errors import Refused
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, Polling
+from iu_listen.postgres import trace
+from iu_listen.postgres.session import session
 from lab.pooler import missing, pooling
 from postgres.bells import sleep_sets_in
 from support import apply_package, attempted, connected, consuming, insert_event, wait_until
@@ -87,3 +90,22 @@ async def test_nothing_of_ours_stays_in_the_pooled_sessions(dsns):
     through.terminate()
 
     assert (locks, left, idle) == (0, 0, "0")
+
+
+async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
+    """trace-export --end holds its lock no longer than its transaction: a session of the pooler outlives it.
+
+    Fails when: the lease is taken for the life of the session.
+    """
+    direct, pooled = dsns
+    async with session(pooled, name="test") as operator, connected(direct) as other:
+        assert operator.pooled
+        await other.fetchval("select fn_iu_trace_register('traces')")
+        assert await trace.end(operator, "traces") == 0
+        assert await trace.end(operator, "traces") is None
+        assert await other.fetchval("select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2") == 0
+        # And whoever exports by a session of its own is not ended.
+        await other.fetchval("select fn_iu_trace_register('traces')")
+        assert await other.fetchval("select pg_try_advisory_lock($1, hashtext('traces'))", trace.TRACE_KEY)
+        with pytest.raises(Refused, match="the export runs"):
+            await trace.end(operator, "traces")
