@@ -3700,7 +3700,8 @@ CREATE VIEW public.v_iu_worker_health AS
     (h.j -> 'reasons'::text) AS reasons,
     (h.j -> 'warnings'::text) AS warnings
    FROM (public.iu_route_worker_cursor c
-     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j) h);
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_route_worker_health(c.worker_name) AS j
+         OFFSET 0) h);
 
 -- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
 

@@ -32,7 +32,8 @@ select c.worker_name, (h.j ->> 'healthy')::boolean as healthy, h.j ->> 'conditio
        (h.j ->> 'open_dead_letters')::bigint as open_dead_letters,
        h.j -> 'reasons' as reasons, h.j -> 'warnings' as warnings
   from public.iu_route_worker_cursor c
- cross join lateral (select public.fn_iu_route_worker_health(c.worker_name) as j) h;
+-- "offset 0": once a worker, not once a column.
+ cross join lateral (select public.fn_iu_route_worker_health(c.worker_name) as j offset 0) h;
 comment on view public.v_iu_worker_health is
     'How every worker is, in columns: fn_iu_route_worker_health for each.';
 

@@ -25,8 +25,12 @@ async def lag(connection: asyncpg.Connection, part: str, worker: str = WORKER) -
     return found["lag_items"], found["lag_seconds"]
 
 
-async def test_a_consumer_counts_its_own_backlog_once(live):
-    """What is measured for one worker asks for the health of that one, and once, however many there are.
+@pytest.mark.parametrize(
+    ("statement", "times"),
+    [("select * from fn_iu_measure('iu_outbound_default')", 1), ("select * from v_iu_worker_health", 4)],
+)
+async def test_a_backlog_is_counted_once(live, statement, times):
+    """What is measured for one worker asks for the health of that one, and once; status asks once for each.
 
     Fails when: every worker is looked at and the others are left out afterwards, or each column asks again.
     """
@@ -34,12 +38,20 @@ async def test_a_consumer_counts_its_own_backlog_once(live):
         await connection.execute(OTHERS)
         await insert_event(connection)
         await connection.execute("set track_functions = 'all'")
-        rows = await connection.fetch("select * from fn_iu_measure($1)", WORKER)
+        await connection.fetch(statement)
         await connection.execute("select pg_stat_force_next_flush()")
         calls = await connection.fetchval(
             "select calls from pg_stat_user_functions where funcname = 'fn_iu_route_worker_health'"
         )
-        assert calls == 1
+        assert calls == times
+
+
+async def test_a_consumer_measures_its_own_backlog(live):
+    """A figure is of the worker that is asked for, or of all."""
+    async with connected(live.dsn) as connection:
+        await connection.execute(OTHERS)
+        await insert_event(connection)
+        rows = await connection.fetch("select * from fn_iu_measure($1)", WORKER)
         assert {row["worker_name"] for row in rows} == {None, WORKER}
         assert (await lag(connection, "backlog"))[0] == 1
         assert (await lag(connection, "backlog", "other 1"))[0] == 0
