@@ -25,10 +25,14 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from cli.command import POISON, REMEDY, execute, on_one_server, rows, run, running, seen
 from iu_listen import trace_context
+from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from support import connected
 from telemetry.agent import Agent, agent
 
 pytestmark = on_one_server
 
+#: So that only the bell wakes it.
+TIMER_OUT_OF_REACH = {f"IU_LISTEN_{name.upper()}": str(value) for name, value in ONLY_THE_BELL.items()}
 INSERT = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address, correlation_id)
     values ('iu', 'version_applied', 'update', 'immediate', $1, 'order 7') returning id
@@ -74,6 +78,12 @@ def application(dsn: str, tracer: Tracer) -> Iterator[str]:
         server.server_close()
 
 
+async def asleep(dsn: str) -> None:
+    """Wait until a consumer sleeps: only then does a writer ring."""
+    async with connected(dsn) as watching:
+        await sleep_sets_in(watching)
+
+
 @pytest.fixture
 def backend() -> Iterator[Agent]:
     with agent() as found:
@@ -110,11 +120,12 @@ def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
     execute(live.dsn, POISON)
     began = time.time_ns()
     with (
-        running("run", dsn=live.dsn, env=backend.environment(protocol)) as consumer,
+        running("run", dsn=live.dsn, env=backend.environment(protocol) | TIMER_OUT_OF_REACH) as consumer,
         application(live.dsn, tracer) as url,
     ):
         consumer.until_it_says("listening")
         seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
+        asyncio.run(asleep(live.dsn))
         with tracer.start_as_current_span("POST", kind=SpanKind.CLIENT) as client:
             headers: dict[str, str] = {}
             propagate.inject(headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import json
 import os
@@ -9,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +21,7 @@ import yaml
 from conftest import Database
 from iu_listen import __version__, embedded
 from iu_listen.model.settings import Settings
+from support import connected
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "docker"
@@ -236,11 +238,25 @@ def test_the_collector_passes_on_what_it_takes() -> None:
     assert taken == {port.rpartition(":")[2] for port in SERVICES["collector"]["ports"]}
 
 
+async def roles(dsn: str) -> set[str]:
+    """Every role of the cluster."""
+    async with connected(dsn) as connection:
+        return {row["rolname"] for row in await connection.fetch("select rolname from pg_roles")}
+
+
+async def drop_roles(dsn: str, names: Iterable[str]) -> None:
+    """Drop these roles, and what they may do in this database."""
+    async with connected(dsn) as connection:
+        for name in names:
+            await connection.execute(f"drop owned by {name}; drop role {name}")
+
+
 @pytest.fixture
 def fresh(empty: Database) -> Iterator[dict[str, str]]:
-    """An empty database, as environment variables name it; the demo's roles are dropped with it."""
+    """An empty database, as environment variables name it; the roles that a test makes are dropped with it."""
     if empty.server is None:
         pytest.skip("makes roles with fixed names")
+    before = asyncio.run(roles(empty.dsn))
     parts = urlsplit(empty.dsn)
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     path = f"{embedded.binaries(18)}{os.pathsep}{os.environ['PATH']}"
@@ -252,17 +268,7 @@ def fresh(empty: Database) -> Iterator[dict[str, str]]:
         "PGPORT": query["port"],
         "PGDATABASE": parts.path.lstrip("/"),
     }
-    drop = "".join(
-        f"drop owned by {role}; drop role {role};"
-        for role in ("iu_demo_consumer", "iu_listen_consumer", "iu_listen_operator", "iu_listen_reader")
-    )
-    subprocess.run(
-        ["psql", "-qX", "-c", drop, empty.dsn],
-        env={**clean, "PATH": path},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    asyncio.run(drop_roles(empty.dsn, asyncio.run(roles(empty.dsn)) - before))
 
 
 def test_the_demo_sets_itself_up(fresh: dict[str, str], tmp_path: Path) -> None:
