@@ -1,0 +1,166 @@
+"""What befalls the receiver, or the consumer, in the middle of a burst, and that it is the middle.
+
+Half of the events wait for the fault, and it does not end before they are routed: routing does not wait for a receiver.
+So at its end the receiver lacks them, whatever a machine is fast at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from cli.command import Running
+from soak.backend import Backend
+from support import connected, wait_until
+
+#: Most events of one statement of a writer, and how many of them write.
+CHUNK: Final = 200
+WRITERS: Final = 4
+#: How often somebody is killed.
+KILLS: Final = 10
+FAULTS: Final = ("none", "gone", "503", "429", "hangs", "receiver killed", "consumer killed")
+EVENTS: Final = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address)
+    select 'iu', 'version_applied', 'update', 'immediate', case when n % 50 = 0 then 'poison' else 'kb/' || n end
+      from generate_series($1::integer, $2::integer) n
+"""
+ROUTED: Final = "select count(*) = $1 from iu_route_attempt where attempt_no = 1"
+ROWS: Final = "select (select count(*) from iu_route_attempt) + (select count(*) from iu_route_dead_letter)"
+
+
+class Pen:
+    """Several writers, who write as much as they may, at once.
+
+    Attributes:
+        allowed: How many events they may have written.
+        written: How many of them are committed.
+    """
+
+    def __init__(self) -> None:
+        self.allowed = self.written = self._begun = 0
+        self._more = asyncio.Condition()
+
+    async def allow(self, events: int) -> None:
+        """Let them write so many more."""
+        async with self._more:
+            self.allowed += events
+            self._more.notify_all()
+
+    async def write(self, dsn: str) -> None:
+        """One writer, until cancelled."""
+        async with connected(dsn) as writer:
+            while True:
+                async with self._more:
+                    await self._more.wait_for(lambda: self._begun < self.allowed)
+                first, left = self._begun + 1, self.allowed - self._begun
+                self._begun += min(CHUNK, -(-left // WRITERS))
+                last = self._begun
+                await writer.execute(EVENTS, first, last)
+                self.written += last - first + 1
+
+
+async def asked(watching: asyncpg.Connection, question: str, *args: object) -> bool:
+    """Ask, not too often: counting is not what is measured."""
+    await asyncio.sleep(0.2)
+    return bool(await watching.fetchval(question, *args))
+
+
+@dataclass
+class Scene:
+    """Who is there when it happens.
+
+    Attributes:
+        begin: Starts another consumer.
+        held: How many rows the receiver lacked when the fault ended; of several faults, the most.
+    """
+
+    there: Backend
+    begin: Callable[[], Running]
+    consumer: Running
+    pen: Pen
+    watching: asyncpg.Connection
+    held: int = 0
+
+    async def routed(self) -> None:
+        """Wait until all that may be written is written and routed."""
+        await wait_until(
+            lambda: asked(self.watching, ROUTED, self.pen.allowed), f"all of {self.pen.allowed} are routed", 1800
+        )
+
+    async def lacking(self, least: int) -> None:
+        """While the receiver takes nothing: everything is routed, and it lacks at least so many rows of that."""
+        await self.routed()
+        held = await self.watching.fetchval(ROWS) - len(self.there.rows())
+        assert held >= least > 0, f"the fault ends, and the receiver lacks {held} rows instead of {least}"
+        self.held = max(self.held, held)
+
+    async def taking(self) -> None:
+        """Wait until the receiver has taken something more: an export is going on."""
+        before = self.there.size()
+
+        async def more() -> bool:
+            return self.there.size() > before
+
+        await wait_until(more, "the receiver takes more", 120)
+
+
+async def strike(fault: str, scene: Scene, events: int, seconds: float) -> None:
+    """Let the fault happen, ``events`` be written meanwhile, and end, no sooner than after ``seconds``."""
+    if fault == "none":
+        await scene.pen.allow(events)
+    elif fault == "receiver killed":
+        for part in _shares(events):
+            await _kill_receiver(scene, part, seconds / KILLS)
+    elif fault == "consumer killed":
+        for number, part in enumerate(_shares(events)):
+            await (_kill_waiting_consumer if number % 2 else _kill_exporting_consumer)(scene, part, seconds / KILLS)
+    else:
+        scene.there.kill() if fault == "gone" else scene.there.behave(fault)
+        await scene.pen.allow(events)
+        await asyncio.sleep(seconds)
+        await scene.lacking(events)
+        scene.there.start() if fault == "gone" else scene.there.behave("keep")
+
+
+def _shares(events: int) -> list[int]:
+    """So many events in parts, one for each kill."""
+    return [events * (n + 1) // KILLS - events * n // KILLS for n in range(KILLS)]
+
+
+async def _kill_receiver(scene: Scene, events: int, seconds: float) -> None:
+    """While it takes spans; what is written until it is back, it lacks."""
+    await scene.pen.allow(events // 2)
+    await scene.taking()
+    scene.there.kill()
+    await scene.pen.allow(events - events // 2)
+    await scene.lacking(events - events // 2)
+    scene.there.start()
+    await asyncio.sleep(seconds)
+
+
+async def _kill_exporting_consumer(scene: Scene, events: int, seconds: float) -> None:
+    """While it exports: the receiver may have what the cursor does not know of."""
+    await scene.pen.allow(events)
+    await scene.taking()
+    _replace(scene)
+    await asyncio.sleep(seconds)
+
+
+async def _kill_waiting_consumer(scene: Scene, events: int, seconds: float) -> None:
+    """While it has rows that nobody takes."""
+    scene.there.behave("hangs")
+    await scene.pen.allow(events)
+    await scene.lacking(events)
+    _replace(scene)
+    scene.there.behave("keep")
+    await asyncio.sleep(seconds)
+
+
+def _replace(scene: Scene) -> None:
+    scene.consumer.process.kill()
+    scene.consumer.close()
+    scene.consumer = scene.begin()
