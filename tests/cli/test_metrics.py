@@ -6,6 +6,7 @@ import re
 import socket
 import time
 import urllib.request
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -33,19 +34,32 @@ def scraping(port: int) -> dict[str, str]:
     return {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
 
 
+def exposed(port: int) -> list[tuple[str, str, str]]:
+    """Name, labels and figure of each line."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", answer.read().decode(), re.MULTILINE)
+
+
+def databases(port: int) -> set[str]:
+    """Of which databases our figures are."""
+    labels = [found for name, found, _ in exposed(port) if name.startswith(("iu_", "messaging_"))]
+    return {database for found in labels for database in re.findall(r'db_namespace="([^"]*)"', found) or [""]}
+
+
 def scrape(port: int) -> dict[tuple[str, ...], float]:
     """Figures by name and values of labels that are ours."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        text = answer.read().decode()
     found = {}
-    for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
+    for name, labels, value in exposed(port):
         ours = sorted(label for label in re.findall(r'(iu_\w+)="([^"]*)"', labels))
         found[name, *(value for _, value in ours)] = float(value)
     return found
 
 
 def test_a_running_consumer_can_be_scraped(live, port):
-    """Events, decisions, gates, lags and latencies are at the endpoint, on the loopback address only."""
+    """Events, decisions, gates, lags and latencies are at the endpoint, all with the name of the database.
+
+    It is on the loopback address only.
+    """
     execute(live.dsn, POISON)
     with running("run", dsn=live.dsn, env=scraping(port)) as consumer:
         consumer.until_it_says("listening")
@@ -63,10 +77,12 @@ def test_a_running_consumer_can_be_scraped(live, port):
             time.sleep(0.5)
         assert found["iu_attempts_total", "dead_letter", DEFAULT_WORKER] >= 1
         assert found["iu_attempts_total", "dry_run", DEFAULT_WORKER] >= 19
+        assert found["iu_measurements_total", DEFAULT_WORKER] >= 1
         assert found["iu_gate_open", "worker"] == found["iu_gate_open", "master"] == 1
         assert found["iu_lag_items", "dead_letter", DEFAULT_WORKER] >= 1
         assert found["iu_lag_duration_seconds", "dead_letter", DEFAULT_WORKER] > 0
         assert found["iu_notification_queue_usage",] < 0.5
+        assert databases(port) == {urlsplit(live.dsn).path[1:]}
         with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), 1):
             pass
         assert consumer.end() == 0
@@ -83,6 +99,7 @@ def test_an_export_of_its_own_can_be_scraped(live, port):
         while scrape(port).get(("iu_traces_exported_total",)) != 40:
             assert time.monotonic() < deadline, export.said
             time.sleep(0.1)
+        assert databases(port) == {urlsplit(live.dsn).path[1:]}
         export.end()
     receiver.stop()
 

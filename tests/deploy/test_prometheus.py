@@ -21,6 +21,7 @@ from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
     Measured,
+    MeasureFailed,
     Observation,
     SessionFailed,
     SpansExported,
@@ -78,6 +79,7 @@ def observations() -> Iterator[Observation]:
     for wake in Wake:
         yield BatchRan(worker, wake, Batch(status="ran", seen=6, attempts=6, skipped=2, dead_lettered=2, seconds=0.1))
     yield WakeLost(worker, 1)
+    yield MeasureFailed(worker, "NoAnswer")
     for session in values("iu.session"):
         yield SessionFailed(session, "why", 1.0)
     yield AuditPassed(worker, 3, 1, 1.0)
@@ -110,7 +112,7 @@ def exposed() -> Exposed:
     from prometheus_client import generate_latest
     from prometheus_client.parser import text_string_to_metric_families
 
-    watcher = MetricWatcher(MeterProvider([prometheus.PrometheusMetricReader()], shutdown_on_exit=False))
+    watcher = MetricWatcher(MeterProvider([prometheus.PrometheusMetricReader()], shutdown_on_exit=False), "iu")
     try:
         for observation in observations():
             watcher.note(observation)
@@ -232,7 +234,7 @@ class Query:
 
 def filled(expression: str) -> str:
     """An expression of the dashboard as Grafana sends it."""
-    return expression.replace("$__rate_interval", "1m").replace("$worker", ".*")
+    return expression.replace("$__rate_interval", "1m").replace("$worker", ".*").replace("$database", ".*")
 
 
 def panel_queries() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -253,12 +255,12 @@ def expressions() -> Iterator[tuple[str, str]]:
         yield f"panel: {title}", filled(target["expr"])
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
-            metric, label = re.findall(r"^label_values\((\w+), (\w+)\)$", variable["query"]["query"])[0]
-            yield f"variable: {variable['name']}", f"count by ({label}) ({metric})"
+            selector, label = re.findall(r"^label_values\((.+), (\w+)\)$", filled(variable["query"]["query"]))[0]
+            yield f"variable: {variable['name']}", f"count by ({label}) ({selector})"
 
 
 #: Labels whose values are not ours to know: a worker has any name.
-OPEN = TARGET | {"iu_worker", "messaging_consumer_group_name"}
+OPEN = TARGET | {"db_namespace", "iu_worker", "messaging_consumer_group_name", "error_type"}
 
 
 def strangers(expression: str, exposed: Exposed) -> Iterator[str]:
@@ -323,6 +325,21 @@ def test_every_metric_is_used(exposed: Exposed) -> None:
     used = {name for where, text in expressions() if "case:" not in where for name, _ in Query(text).selectors}
 
     assert [name for name, unit, _ in rows() if not exposed.families[family(name, unit)] & used] == []
+
+
+def test_no_database_hides_another(exposed: Exposed) -> None:
+    """Every series has the name of its database, and rules and panels put together only what is of the same one."""
+    assert [name for name, labels in exposed.labels.items() if "db_namespace" not in labels] == []
+    put_together = [
+        (where, labels)
+        for where, text in expressions() if "variable:" not in where
+        for word, labels, _ in Query(text).groupings
+        # A process, too, is of one database.
+        if word == "by" and not {"job", "instance"} <= {*labels}
+    ]  # fmt: skip
+
+    assert put_together
+    assert [(where, labels) for where, labels in put_together if "db_namespace" not in labels] == []
 
 
 # -- Prometheus ----------------------------------------------------------------------------------------------------
@@ -446,9 +463,9 @@ def test_the_dashboard_works_with_any_prometheus() -> None:
     """Every panel, query and variable takes the data source that the dashboard's variable says, and it is a Prometheus."""
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
-    assert {"datasource", "worker"} == variables.keys()
+    assert {"datasource", "database", "worker"} == variables.keys()
     found = list(sources(DASHBOARD))
-    assert len(found) == len(PANELS) + len(list(panel_queries())) + 1
+    assert len(found) == len(PANELS) + len(list(panel_queries())) + 2
     assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in found)
 
 

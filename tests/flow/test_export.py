@@ -15,7 +15,7 @@ from iu_listen.flow.export import IDLE_PAUSE, LONGEST_REST, SHARE, Export
 from iu_listen.flow.measure import PAUSE, keep_measuring
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import DEFAULT_WORKER, Survey
-from iu_listen.model.observation import Measured, SessionFailed
+from iu_listen.model.observation import Measured, MeasureFailed, SessionFailed
 from iu_listen.model.trace import Answer, Common, Kind, Page, Place, Span, Verdict
 
 pytestmark = pytest.mark.anyio
@@ -110,7 +110,7 @@ async def test_it_gives_way_while_routing_is_behind(behind, seconds, each):
 
 
 class Surveys:
-    """Sessions that measure; the second one fails, and each is lost after two measurements."""
+    """Sessions that measure; the second and the third fail, and each other one is lost after two measurements."""
 
     def __init__(self) -> None:
         self.opened = 0
@@ -118,7 +118,7 @@ class Surveys:
     @asynccontextmanager
     async def surveyor(self) -> AsyncIterator[Surveys]:
         self.opened += 1
-        if self.opened == 2:
+        if self.opened in (2, 3):
             raise SessionLost("there is none")
         self.done = 0
         yield self
@@ -132,7 +132,7 @@ class Surveys:
 
 
 async def test_measuring_goes_on_through_every_loss_and_takes_a_small_part_of_the_time():
-    """A session that is lost is told once and replaced; what takes long is done rarely.
+    """A session that is lost is replaced, told once to the log and each time to metrics; what takes long is done rarely.
 
     Fails when: a lost session ends the measuring, or a huge backlog is counted all the time.
     """
@@ -145,4 +145,5 @@ async def test_measuring_goes_on_through_every_loss_and_takes_a_small_part_of_th
     assert moments[1] - moments[0] == pytest.approx(1 + max(PAUSE, 19))
     assert moments[3] - moments[2] == pytest.approx(2000)
     assert [o.why for o in seen.of(SessionFailed)] == ["it is gone", "there is none"]
-    assert sessions.opened == 3
+    assert [o.kind for o in seen.of(MeasureFailed)] == ["SessionLost"] * 3
+    assert sessions.opened == 4

@@ -21,6 +21,7 @@ from iu_listen.model.observation import (
     LeaseTaken,
     Listening,
     Measured,
+    MeasureFailed,
     Observation,
     Polling,
     SessionFailed,
@@ -134,7 +135,7 @@ def test_small_batches_are_silent(seen):
 
 
 #: No line: they would come for ever.
-SILENT = {Beaten, Measured, SpansExported}
+SILENT = {Beaten, Measured, MeasureFailed, SpansExported}
 
 
 @pytest.mark.parametrize("kind", sorted(set(get_args(Observation)) - SILENT, key=str), ids=lambda kind: kind.__name__)

@@ -15,9 +15,11 @@ from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
     Measured,
+    MeasureFailed,
     SessionFailed,
     SpansExported,
     SpansHeld,
+    StandingBy,
     Started,
     WakeLost,
 )
@@ -28,9 +30,9 @@ W = DEFAULT_WORKER
 
 @pytest.fixture
 def kept():
-    """A watcher, and a function that reads what it has recorded: by name and attributes."""
+    """A watcher, and a function that reads what it has recorded: by name and attributes; all of the same database."""
     reader = InMemoryMetricReader()
-    watcher = MetricWatcher(MeterProvider([reader], shutdown_on_exit=False))
+    watcher = MetricWatcher(MeterProvider([reader], shutdown_on_exit=False), "kb")
 
     def read():
         found = {}
@@ -39,7 +41,9 @@ def kept():
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     for point in metric.data.data_points:
-                        attributes = (point.attributes[k] for k in sorted(point.attributes) if k.startswith("iu."))
+                        assert point.attributes["db.namespace"] == "kb"
+                        told = ("iu.", "error.")
+                        attributes = (point.attributes[k] for k in sorted(point.attributes) if k.startswith(told))
                         value = getattr(point, "value", None)
                         found[(metric.name, *attributes)] = (point.count, point.sum) if value is None else value
         return found
@@ -90,6 +94,7 @@ def test_what_was_measured_is_gauges_and_latencies(kept):
     watcher.note(Measured(W, Survey(measures=measures[:1], latencies=(2.0,), since_commit=False)))
 
     assert read() == {
+        ("iu.measurements", W): 2,
         ("iu.gate.open", "worker"): 1,
         ("iu.notification_queue.usage",): 0.25,
         ("iu.worker.healthy", W): 0,
@@ -116,13 +121,16 @@ def test_a_measure_that_nobody_knows_is_left_out(kept):
 
 
 def test_what_fails_is_counted(kept):
-    """Lost sessions by which, requests and spans that a collector does not take, contexts that are malformed."""
+    """Lost sessions by which, measurements, requests and spans that a collector does not take, malformed contexts."""
     watcher, read = kept
+    watcher.note(MeasureFailed(W, "NoAnswer"))
+    watcher.note(MeasureFailed(W, "NoAnswer"))
     watcher.note(SessionFailed("bell", "gone", 1.0))
     watcher.note(SpansHeld("503", 1.0, None))
     watcher.note(SpansExported(7, 2, 3))
 
     assert read() == {
+        ("iu.measurements", "NoAnswer", W): 2,
         ("iu.sessions.failed", "bell"): 1,
         ("iu.traces.held",): 1,
         ("iu.traces.exported",): 7,
@@ -152,21 +160,29 @@ def test_the_last_audit_is_a_gauge(kept):
 def test_observations_without_a_figure_record_nothing(kept):
     """What has no figure makes no metric."""
     watcher, read = kept
-    watcher.note(Started(DEFAULT_WORKER, ""))
+    watcher.note(StandingBy(W, "another"))
 
     assert read() == {}
 
 
+def test_a_worker_is_known_from_the_start(kept):
+    """A consumer that has not looked yet has looked zero times: so one that never does is seen, whoever else does."""
+    watcher, read = kept
+    watcher.note(Started(W, ""))
+
+    assert read() == {("iu.wakes", "start_up", W): 0}
+
+
 def test_without_the_variable_there_is_no_watcher():
     """Metrics that nobody asked for cost nothing: there is no watcher at all."""
-    assert metric_watcher({}) is None
-    assert metric_watcher({"OTEL_METRICS_EXPORTER": "console", "OTEL_SDK_DISABLED": "true"}) is None
+    assert metric_watcher({}, "kb") is None
+    assert metric_watcher({"OTEL_METRICS_EXPORTER": "console", "OTEL_SDK_DISABLED": "true"}, "kb") is None
 
 
 def test_an_exporter_that_is_not_installed_is_named():
     """An exporter that does not exist is a configuration error, not a silence."""
     with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXPORTER=nowhere"):
-        metric_watcher({"OTEL_METRICS_EXPORTER": "nowhere"})
+        metric_watcher({"OTEL_METRICS_EXPORTER": "nowhere"}, "kb")
 
 
 def test_the_console_exporter_works_as_asked():
@@ -174,7 +190,7 @@ def test_the_console_exporter_works_as_asked():
     program = """
 from iu_listen.model.observation import AuditPassed
 from iu_listen.telemetry.metrics import metric_watcher
-watcher = metric_watcher({"OTEL_METRICS_EXPORTER": "console"})
+watcher = metric_watcher({"OTEL_METRICS_EXPORTER": "console"}, "kb")
 watcher.note(AuditPassed("worker", 100, 25, 1.0))
 watcher.close()
 """

@@ -73,7 +73,8 @@ async def _check_then_serve(door: Door) -> None:
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
-    spans, metrics, traces = span_watcher(os.environ), metric_watcher(os.environ), collector(os.environ)
+    spans, traces = span_watcher(os.environ), collector(os.environ)
+    metrics = metric_watcher(os.environ, target["database"])
     watchers: list[Watcher] = [
         LogWatcher(),
         SystemdWatcher(),

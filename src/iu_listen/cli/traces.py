@@ -95,19 +95,21 @@ def trace_export(
         return _end(where)
     there = collector({**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"})
     assert there is not None
-    metrics = None
+    metrics: MetricWatcher | None = None
     try:
         with opened(where) as door, _progress() as teller:
-            metrics = _metrics()
-            export = Export(
-                PostgresSessions(door.settings), there, Watchers([teller, metrics] if metrics else [teller])
-            )
 
             async def run() -> None:
+                nonlocal metrics
                 async with door.session() as connection:
                     await census.require_package(connection)
                     await census.require_primary(connection)
                     moment = await census.moment(connection, since) if since else None
+                    database = (await census.rows(connection, "target"))[0]["database"]
+                metrics = _metrics(database)
+                export = Export(
+                    PostgresSessions(door.settings), there, Watchers([teller, metrics] if metrics else [teller])
+                )
                 await (export.run() if follow else export.once(moment))
 
             anyio.run(run)
@@ -144,10 +146,10 @@ def _end(where: Where | None) -> int:
     return 0
 
 
-def _metrics() -> MetricWatcher | None:
+def _metrics(database: str) -> MetricWatcher | None:
     """Metrics, if somebody wants them; without, where a consumer beside us is already scraped at the same port."""
     try:
-        return metric_watcher(os.environ)
+        return metric_watcher(os.environ, database)
     except ConfigurationError as error:
         if not isinstance(error.__cause__, OSError):
             raise

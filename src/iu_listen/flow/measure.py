@@ -7,7 +7,7 @@ import anyio
 from iu_listen.flow.ports import Sessions, Watcher
 from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
-from iu_listen.model.observation import Measured, SessionFailed
+from iu_listen.model.observation import Measured, MeasureFailed, SessionFailed
 
 #: Pause between two measurements, in seconds. Prometheus asks every 15 s by default.
 PAUSE = 10.0
@@ -32,6 +32,7 @@ async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerNam
                     told = ""
                     await anyio.sleep(_pause(took))
         except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+            watcher.note(MeasureFailed(worker, type(failed).__name__))
             why = words(failed)
             if why != told:
                 told = why

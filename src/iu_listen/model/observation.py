@@ -114,6 +114,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureFailed:
+    """The database could not be measured, by the name of the error. Said each time; its episode is a SessionFailed."""
+
+    worker: WorkerName
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class SpansExported:
     """A collector has so many more spans; some it refused for good (``why``), some trace contexts were malformed."""
 
@@ -170,6 +178,7 @@ Observation = (
     | CulpritGone
     | AuditPassed
     | Measured
+    | MeasureFailed
     | SpansExported
     | SpansHeld
     | SessionFailed

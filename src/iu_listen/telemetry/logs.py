@@ -20,6 +20,7 @@ from iu_listen.model.observation import (
     LeaseTaken,
     Listening,
     Measured,
+    MeasureFailed,
     Observation,
     Polling,
     SessionFailed,
@@ -173,7 +174,7 @@ class LogWatcher:
             case SpansExported(_, rejected, _, why) if rejected and why:
                 if self._is_news("partial success", why):
                     log.error("the collector refused spans for good", spans=rejected, why=why)
-            case SpansExported() | Measured():
+            case SpansExported() | Measured() | MeasureFailed():
                 pass
             case SpansHeld(why, _, str(poison)):
                 if self._is_news("malformed", why):

@@ -1,23 +1,25 @@
 """Observations as metrics: recorded per batch, never per event. Off and free unless OTEL_METRICS_EXPORTER is set.
 
 Names and units are OpenTelemetry's where it has them (messaging.*), else iu.*. docs/reference/metrics.md has the table;
-deploy/prometheus and deploy/grafana use it.
+deploy/prometheus and deploy/grafana use it. Each data point says of which database it is: a scrape may have many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from iu_listen.model.facts import Batch, Survey, Wake, WorkerName
 from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
     Measured,
+    MeasureFailed,
     Observation,
     SessionFailed,
     SpansExported,
     SpansHeld,
+    Started,
     WakeLost,
 )
 from iu_listen.model.trace import DESTINATION
@@ -37,10 +39,12 @@ class MetricWatcher:
 
     Args:
         provider: Where metrics go.
+        database: What the database is called.
     """
 
-    def __init__(self, provider: MeterProvider) -> None:
+    def __init__(self, provider: MeterProvider, database: str) -> None:
         self._provider = provider
+        self._here = {"db.namespace": database}
         meter = provider.get_meter("iu_listen")
         self._consumed = meter.create_counter(
             "messaging.client.consumed.messages", "{message}", "Events read, by the wake that found them."
@@ -81,6 +85,9 @@ class MetricWatcher:
                 meter.create_gauge("iu.lag.duration", "s", "How long the oldest of it has waited."), "iu.lag.part"
             ),
         }  # fmt: skip
+        self._measurements = meter.create_counter(
+            "iu.measurements", "{measurement}", "Measurements of the database; those with an error failed."
+        )
         self._checked = meter.create_counter("iu.audit.checked", "{event}", "Events that an audit looked at.")
         self._missing = meter.create_gauge(
             "iu.audit.missing", "{event}", "Events that lack attempts, by the last audit."
@@ -90,31 +97,42 @@ class MetricWatcher:
         self._held = meter.create_counter("iu.traces.held", "{request}", "Requests that a collector did not take.")
         self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
 
-    def note(self, observation: Observation, /) -> None:
+    def note(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
         """Record what an observation says, if it has a figure."""
         match observation:
+            case Started(worker, _):
+                # So that a worker is known whom nobody has looked after yet.
+                self._wakes.add(0, self._of(worker) | {"iu.wake": Wake.START_UP.value})
             case BatchRan(worker, wake, batch):
-                self._wakes.add(1, {"iu.worker": worker, "iu.wake": wake.value})
+                self._wakes.add(1, self._of(worker) | {"iu.wake": wake.value})
                 if batch.seen:
                     self._batch(worker, wake, batch)
             case WakeLost(worker, _):
-                self._lost.add(1, {"iu.worker": worker})
+                self._lost.add(1, self._of(worker))
             case Measured(worker, survey):
+                self._measurements.add(1, self._of(worker))
                 self._measured(worker, survey)
+            case MeasureFailed(worker, kind):
+                self._measurements.add(1, self._of(worker) | {"error.type": kind})
             case SessionFailed(session, _, _):
-                self._failures.add(1, {"iu.session": session})
+                self._failures.add(1, self._of() | {"iu.session": session})
             case SpansExported(spans, rejected, ignored):
-                self._exported.add(spans)
-                self._rejected.add(rejected)
-                self._ignored.add(ignored)
+                self._exported.add(spans, self._of())
+                self._rejected.add(rejected, self._of())
+                self._ignored.add(ignored, self._of())
             case SpansHeld():
-                self._held.add(1)
+                self._held.add(1, self._of())
             case AuditPassed(worker, checked, missing, _):
-                self._checked.add(checked, {"iu.worker": worker})
-                self._missing.set(missing, {"iu.worker": worker})
+                self._checked.add(checked, self._of(worker))
+                self._missing.set(missing, self._of(worker))
+
+    def _of(self, worker: str | None = None) -> dict[str, str]:
+        """Attributes of a data point: of this database, and of a worker."""
+        return self._here | ({"iu.worker": worker} if worker else {})
 
     def _batch(self, worker: WorkerName, wake: Wake, batch: Batch) -> None:
         process = {
+            **self._here,
             "messaging.system": "postgresql",
             "messaging.operation.name": "process",
             "messaging.destination.name": DESTINATION,
@@ -122,7 +140,7 @@ class MetricWatcher:
         }
         self._consumed.add(batch.seen, {**process, "iu.wake": wake.value})
         self._duration.record(batch.seconds, process)
-        self._size.record(batch.seen, {"iu.worker": worker})
+        self._size.record(batch.seen, self._of(worker))
         # An attempt that failed is a dead letter, too; some dead letters have none (their audit failed).
         decided = {
             "dry_run": max(batch.attempts - batch.skipped - batch.dead_lettered, 0),
@@ -131,7 +149,7 @@ class MetricWatcher:
         }
         for decision, count in decided.items():
             if count:
-                self._attempts.add(count, {"iu.worker": worker, "iu.decision": decision})
+                self._attempts.add(count, self._of(worker) | {"iu.decision": decision})
 
     def _measured(self, worker: WorkerName, survey: Survey) -> None:
         for measure in survey.measures:
@@ -139,11 +157,8 @@ class MetricWatcher:
                 # The database may be newer than this process.
                 continue
             gauge, part = self._gauges[measure.what]
-            attributes: dict[str, Any] = {"iu.worker": measure.worker} if measure.worker else {}
-            if part:
-                attributes[part] = measure.part
-            gauge.set(measure.figure, attributes)
-        since = {"iu.worker": worker, "iu.since": "commit" if survey.since_commit else "insert"}
+            gauge.set(measure.figure, self._of(measure.worker) | ({part: measure.part} if part else {}))
+        since = self._of(worker) | {"iu.since": "commit" if survey.since_commit else "insert"}
         for seconds in survey.latencies:
             self._latency.record(seconds, since)
 
@@ -152,8 +167,8 @@ class MetricWatcher:
         self._provider.shutdown()
 
 
-def metric_watcher(environ: Mapping[str, str]) -> MetricWatcher | None:
-    """The watcher that OTEL_METRICS_EXPORTER asks for; None when it asks for none.
+def metric_watcher(environ: Mapping[str, str], database: str) -> MetricWatcher | None:
+    """The watcher that OTEL_METRICS_EXPORTER asks for, of the database of this name; None when it asks for none.
 
     ``prometheus`` serves them on http://localhost:9464/metrics, or where OTEL_EXPORTER_PROMETHEUS_HOST and _PORT say.
 
@@ -166,4 +181,6 @@ def metric_watcher(environ: Mapping[str, str]) -> MetricWatcher | None:
     # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
 
-    return MetricWatcher(MeterProvider([metric_reader(found)], resource=resource(environ), shutdown_on_exit=False))
+    return MetricWatcher(
+        MeterProvider([metric_reader(found)], resource=resource(environ), shutdown_on_exit=False), database
+    )
