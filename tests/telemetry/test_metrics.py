@@ -117,7 +117,11 @@ def test_a_measure_that_nobody_knows_is_left_out(kept):
     )
     watcher.note(Measured(W, Survey(measures=measures, latencies=(0.5,), since_commit=True)))
 
-    assert read() == {("iu.notification_queue.usage",): 0.25, ("iu.decision.latency", "commit", W): (1, 0.5)}
+    assert read() == {
+        ("iu.notification_queue.usage",): 0.25,
+        ("iu.decision.latency", "commit", W): (1, 0.5),
+        ("iu.measurements", W): 1,
+    }
 
 
 def test_what_fails_is_counted(kept):
