@@ -48,17 +48,31 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        if self.refusing:
-            writer.transport.abort()
-            return
-        ends, pumps = {writer}, set()
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._tasks.add(serving)
+        ends = {writer}
+        try:
+            if not self.refusing:
+                await self._forward(reader, writer, ends)
+        finally:
+            # Whatever ended it, a block that is left in the middle of a connect included.
+            for end in ends:
+                end.transport.abort()
+            self._open -= ends
+            self._swallowed -= ends
+            self._tasks.discard(serving)
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[asyncio.StreamWriter]
+    ) -> None:
+        pumps = set()
         if self.mute:
             pumps.add(asyncio.create_task(self._ignore(reader)))
         else:
             try:
                 back, on = await asyncio.open_connection(self._to.hostname, self._to.port)
             except OSError:
-                writer.transport.abort()
                 return
             ends.add(on)
             pumps.add(asyncio.create_task(self._pump(reader, on, True)))
@@ -69,10 +83,6 @@ class Proxy:
         # Where nothing gets through for good, a goodbye does not either: each end has to find out for itself.
         if writer in self._swallowed:
             await asyncio.wait(pumps)
-        for end in ends:
-            end.transport.abort()
-        self._open -= ends
-        self._swallowed -= ends
 
     async def _ignore(self, source: asyncio.StreamReader) -> None:
         with suppress(OSError):
@@ -103,6 +113,7 @@ class Proxy:
         finally:
             server.close()
             self.reset()
-            for task in self._tasks:
+            left = list(self._tasks)
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
