@@ -2515,11 +2515,10 @@ CREATE FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) RETUR
     select jsonb_build_object(
                'prev', '3:3:', 'tick', format('%1$s:%1$s:', h.xid), 'lineage', x.lineage,
                'attempt', jsonb_build_array(coalesce(a.first, h.xid), 0),
-               'letter', jsonb_build_array(coalesce(d.first, h.xid), '00000000-0000-0000-0000-000000000000'),
-               'attempts', a.attempts)
+               'letter', jsonb_build_array(coalesce(d.first, h.xid), '00000000-0000-0000-0000-000000000000'))
       from public.iu_outbox_anchor x
      cross join here h
-     cross join lateral (select min(r.xact_id) as first, count(*) as attempts
+     cross join lateral (select min(r.xact_id) as first
                            from public.iu_route_attempt r where r.created_at >= p_since) a
      cross join lateral (select min(r.xact_id) as first
                            from public.iu_route_dead_letter r where r.created_at >= p_since) d
@@ -2527,7 +2526,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_trace_again(p_since timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) IS 'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers; and how many attempts that is.';
+COMMENT ON FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) IS 'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers.';
 
 -- Name: fn_iu_trace_commit_at(xid8); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2693,11 +2692,11 @@ CREATE VIEW public.v_iu_trace_attempt AS
         END AS commit_at,
     o.event_domain,
     o.event_type,
-    COALESCE((o.event_subject_ref)::text, o.canonical_address) AS subject,
-    o.correlation_id,
+    "left"(COALESCE((o.event_subject_ref)::text, o.canonical_address), 4097) AS subject,
+    "left"(o.correlation_id, 4097) AS correlation_id,
     o.traceparent AS event_context,
     d.id AS letter_id,
-    d.failure_detail,
+    "left"(d.failure_detail, 4097) AS failure_detail,
     COALESCE(((a.xact_id >= ( SELECT x.xact_id
            FROM public.iu_outbox_anchor x)) AND (a.created_at >= ( SELECT x.created_at
            FROM public.iu_outbox_anchor x))), false) AS own_history
@@ -2785,13 +2784,13 @@ CREATE VIEW public.v_iu_trace_letter AS
     d.route_code,
     d.idempotency_key,
     d.failure_code,
-    d.failure_detail,
+    "left"(d.failure_detail, 4097) AS failure_detail,
     GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(d.created_at, now())) AS created_at,
     public.fn_iu_trace_context((d.event_snapshot ->> 'traceparent'::text)) AS traceparent,
     (d.event_snapshot ->> 'event_domain'::text) AS event_domain,
     (d.event_snapshot ->> 'event_type'::text) AS event_type,
-    COALESCE((d.event_snapshot ->> 'event_subject_ref'::text), (d.event_snapshot ->> 'canonical_address'::text)) AS subject,
-    (d.event_snapshot ->> 'correlation_id'::text) AS correlation_id,
+    "left"(COALESCE((d.event_snapshot ->> 'event_subject_ref'::text), (d.event_snapshot ->> 'canonical_address'::text)), 4097) AS subject,
+    "left"((d.event_snapshot ->> 'correlation_id'::text), 4097) AS correlation_id,
         CASE
             WHEN (a.id IS NOT NULL) THEN GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(a.finished_at, now()))
             ELSE NULL::timestamp with time zone

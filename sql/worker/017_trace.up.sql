@@ -183,14 +183,16 @@ comment on function public.fn_iu_trace_commit_at(xid8) is
 -- What a span is made of: an attempt, its event, if that is still there, and the dead letter that it belongs to. What a
 -- writer says of times is believed as far as it can be true: neither infinity nor the future is. An attempt that was
 -- restored is older than the anchor of today, or its stamp is: in which history its batch was, nobody knows any more.
+-- Of a long text the beginning is enough, one character more than a span may have.
 create view public.v_iu_trace_attempt as
 select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.failure_code, a.idempotency_key,
        a.attempt_no, greatest('epoch', least(a.created_at, now())) as created_at,
        greatest('epoch', least(a.finished_at, now())) as finished_at, a.traceparent,
        case when o.id is not null then greatest('epoch', least(o.created_at, a.finished_at, now())) end as event_at,
        case when o.id is not null then public.fn_iu_trace_commit_at(o.xact_id) end as commit_at,
-       o.event_domain, o.event_type, coalesce(o.event_subject_ref::text, o.canonical_address) as subject,
-       o.correlation_id, o.traceparent as event_context, d.id as letter_id, d.failure_detail,
+       o.event_domain, o.event_type, left(coalesce(o.event_subject_ref::text, o.canonical_address), 4097) as subject,
+       left(o.correlation_id, 4097) as correlation_id, o.traceparent as event_context, d.id as letter_id,
+       left(d.failure_detail, 4097) as failure_detail,
        coalesce(a.xact_id >= (select x.xact_id from public.iu_outbox_anchor x)
                 and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history
   from public.iu_route_attempt a
@@ -201,11 +203,11 @@ comment on view public.v_iu_trace_attempt is 'What the span of an attempt, and t
 
 create view public.v_iu_trace_letter as
 select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, d.idempotency_key, d.failure_code,
-       d.failure_detail, greatest('epoch', least(d.created_at, now())) as created_at,
+       left(d.failure_detail, 4097) as failure_detail, greatest('epoch', least(d.created_at, now())) as created_at,
        public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent') as traceparent,
        d.event_snapshot ->> 'event_domain' as event_domain, d.event_snapshot ->> 'event_type' as event_type,
-       coalesce(d.event_snapshot ->> 'event_subject_ref', d.event_snapshot ->> 'canonical_address') as subject,
-       d.event_snapshot ->> 'correlation_id' as correlation_id,
+       left(coalesce(d.event_snapshot ->> 'event_subject_ref', d.event_snapshot ->> 'canonical_address'), 4097) as subject,
+       left(d.event_snapshot ->> 'correlation_id', 4097) as correlation_id,
        case when a.id is not null then greatest('epoch', least(a.finished_at, now())) end as first_attempt_at
   from public.iu_route_dead_letter d
   left join public.iu_route_attempt a on a.idempotency_key = d.idempotency_key and a.attempt_no = 1;
@@ -319,17 +321,16 @@ as $$
     select jsonb_build_object(
                'prev', '3:3:', 'tick', format('%1$s:%1$s:', h.xid), 'lineage', x.lineage,
                'attempt', jsonb_build_array(coalesce(a.first, h.xid), 0),
-               'letter', jsonb_build_array(coalesce(d.first, h.xid), '00000000-0000-0000-0000-000000000000'),
-               'attempts', a.attempts)
+               'letter', jsonb_build_array(coalesce(d.first, h.xid), '00000000-0000-0000-0000-000000000000'))
       from public.iu_outbox_anchor x
      cross join here h
-     cross join lateral (select min(r.xact_id) as first, count(*) as attempts
+     cross join lateral (select min(r.xact_id) as first
                            from public.iu_route_attempt r where r.created_at >= p_since) a
      cross join lateral (select min(r.xact_id) as first
                            from public.iu_route_dead_letter r where r.created_at >= p_since) d
 $$;
 comment on function public.fn_iu_trace_again(timestamptz) is
-    'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers; and how many attempts that is.';
+    'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers.';
 
 -- Two exporters may meet for a moment, when a lease changes hands: so a position never goes back, and only the tick
 -- that is open is ended. What a crash of the server undoes is exported again, so nobody waits for the disk.

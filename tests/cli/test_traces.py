@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cli.command import POISON, REMEDY, execute, on_one_server, refused, rows, run, running, seen, value
-from telemetry.receiver import Receiver, says
+from telemetry.receiver import Dripping, Receiver, says
 
 pytestmark = on_one_server
 
@@ -165,6 +165,21 @@ def test_a_period_is_exported_once_more(live, receiver):
         ),
         ((), {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "99999"}, 2, "cannot begin"),
         ((), {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "0"}, 2, "cannot begin"),
+        (
+            (),
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "x:4318?token=s3cret"},
+            2,
+            "the OTLP endpoint x:4318 is no http",
+        ),
+        ((), {"OTEL_EXPORTER_OTLP_CERTIFICATE": "nowhere"}, 2, "a certificate or key cannot be used: No such file"),
+        ((), {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": __file__}, 2, "a certificate or key cannot be used"),
+        (
+            (),
+            {"OTEL_EXPORTER_OTLP_CLIENT_KEY": __file__, "OTEL_EXPORTER_OTLP_ENDPOINT": "https://x", **GRPC},
+            2,
+            "go together over gRPC",
+        ),
+        ((), {"OTEL_SERVICE_NAME": "\udcff"}, 2, "OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES is not UTF-8"),
         ((), {"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, 2, "must be none or gzip"),
         ((), {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, 2, "must be http/protobuf or grpc"),
     ],
@@ -207,22 +222,59 @@ def test_a_time_without_a_zone_is_utc(live, receiver):
         assert done.json["exported"] == spans
 
 
+@pytest.mark.parametrize("command", ["trace-export", "run"])
 @pytest.mark.parametrize(
     ("protocol", "name"),
     # In gRPC a name that ends with -bin wants bytes; the library's error has the value in it.
     [("http/protobuf", "x-token"), ("grpc", "x-token"), ("grpc", "token-bin")],
 )
-def test_a_secret_is_never_said(live, protocol, name):
-    """A password in an endpoint, and a token, appear nowhere, over HTTP and gRPC, whatever fails."""
+def test_a_secret_is_never_said(live, command, protocol, name):
+    """A password in an endpoint, and a token, appear nowhere, over HTTP and gRPC, whatever fails; nor does the SDK say any.
+
+    Fails when: a foreign error's text is repeated, or the SDK's lines with what is put into them.
+    """
     execute(live.dsn, "select fn_iu_trace_register('traces');" + EVENTS.format(3) + ";" + WORK)
     env = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:s3cret@127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "20",
         "OTEL_EXPORTER_OTLP_HEADERS": f"{name}=s3cret", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "200", "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_RESOURCE_ATTRIBUTES": "s3cret",
     }  # fmt: skip
-    with running("trace-export", dsn=live.dsn, env=env) as command:
-        command.until_it_says("Held back")
-        command.end(signal.SIGINT)
-        assert "s3cret" not in command.said
+    with running(command, dsn=live.dsn, env=env) as going:
+        going.until_it_says("Held back" if command == "trace-export" else "traces are held back")
+        going.until_it_says("opentelemetry")
+        going.end(signal.SIGINT)
+        assert "s3cret" not in going.said
+        assert "Traceback" not in going.said
+
+
+@pytest.mark.parametrize(
+    ("scheme", "says", "protocol"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\nx: ", "http/protobuf"), ("http", b"", "http/protobuf"), ("http", b"", "grpc"),
+        ("https", b"", "http/protobuf"), ("http", None, "http/protobuf"),
+    ],
+    ids=["drips", "says nothing", "says nothing over grpc", "leaves a handshake", "is gone"],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [("run",), ("trace-export", "--follow")])
+def test_sigterm_ends_it_whatever_the_collector_does(live, command, scheme, says, protocol):
+    """With traces and metrics on the way to somebody who never answers, the process is gone within seconds.
+
+    Fails when: the SDK's goodbye, or a thread that sends, is waited for.
+    """
+    execute(live.dsn, "select fn_iu_trace_register('traces');" + EVENTS.format(3) + ";" + WORK)
+    there = Dripping(says or b"", b"x" if says else b"", 0.05)
+    if says is None:
+        there.stop()
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": there.endpoint.replace("http", scheme), "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+    }  # fmt: skip
+    with running(*command, dsn=live.dsn, env=env) as going:
+        seen(live.dsn, "select exists (select from iu_trace_cursor where tick is not null)")
+        assert going.end(signal.SIGTERM, timeout=8) == (143 if command != ("run",) else 0)
+    there.stop()
 
 
 def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):

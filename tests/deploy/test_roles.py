@@ -645,8 +645,9 @@ async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settin
     page = await source.page(place, 100)
     assert [span.name.split()[0] for span in page.spans] == ["send", "process", "dead_letter"]
     await source.accepted(page, 0)
-    again, attempts = await source.again(datetime(2000, 1, 1, tzinfo=UTC))
-    assert attempts == 1
+    again = await source.again(datetime(2000, 1, 1, tzinfo=UTC))
+    assert await source.beyond(again) == []
+    await source.alive()
     assert len((await source.page(again, 100)).spans) == 3
 
 

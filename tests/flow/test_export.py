@@ -15,7 +15,7 @@ from iu_listen.flow.export import IDLE_PAUSE, LONGEST_REST, SHARE, Export
 from iu_listen.flow.measure import PAUSE, keep_measuring
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import DEFAULT_WORKER, Survey
-from iu_listen.model.observation import Measured, MeasureFailed, SessionFailed
+from iu_listen.model.observation import Measured, MeasureFailed, SessionFailed, SpansExported
 from iu_listen.model.trace import Answer, Common, Kind, Page, Place, Span, Verdict
 
 pytestmark = pytest.mark.anyio
@@ -31,12 +31,13 @@ class Source:
         self.left = pages
         self.behind = behind
         self.used = 0
+        self.others: list[Span] = []
 
     async def tick(self) -> Place | None:
         return PLACE
 
-    async def witness(self, place: Place) -> Span | None:
-        return None
+    async def beyond(self, place: Place) -> list[Span]:
+        return self.others
 
     async def alive(self) -> None:
         self.used += 1
@@ -81,6 +82,25 @@ async def test_a_tick_without_a_row_is_followed_by_a_pause():
     with anyio.move_on_after(100):
         await Export(source, Collector(0), Recorder()).run()  # type: ignore[arg-type]
     assert 150 <= source.asked <= 100 / IDLE_PAUSE + 1
+
+
+class Endless(Hollow):
+    """There is always more."""
+
+    async def page(self, place: Place, limit: int) -> Page:
+        return Page([SPAN], place, 0, last=True)
+
+
+async def test_a_command_ends_beside_a_steady_writer():
+    """Exported once is what was begun and what there was then, not what comes meanwhile.
+
+    Fails when: it goes on until there is nothing.
+    """
+    source, seen = Endless(), Recorder()
+    with anyio.fail_after(100):
+        await Export(source, Collector(1), seen).once()  # type: ignore[arg-type]
+    assert source.asked == 2
+    assert len(seen.of(SpansExported)) == 2
 
 
 class Collector:

@@ -69,7 +69,7 @@ async def test_what_was_not_sent_before_a_restore_is_known(pair: Pair):
         since = datetime.fromisoformat((await reanchor(worker))["traces_since"])
         assert await source.tick() is None
 
-        place, _ = await source.again(since)
+        place = await source.again(since)
         again = set()
         while True:
             page = await source.page(place, 2)

@@ -158,8 +158,7 @@ async def test_attempts_of_another_history_link_to_no_batch(live):
         await open_gate(live.dsn)
         event = await insert_event(connection)
         await drain(connection)
-        place, attempts = await source.again(since)
-        assert attempts == 2
+        place = await source.again(since)
         spans = [s for s in (await source.page(place, 100)).spans if s.name.startswith("process")]
         links = {span.trace_id == event.hex: len(span.links) for span in spans}
         assert links == {True: 2, False: 1}

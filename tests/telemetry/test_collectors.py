@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from iu_listen.app import PostgresSessions
 from iu_listen.flow import export
 from iu_listen.flow.export import Export
+from iu_listen.model import trace
 from iu_listen.model.observation import SessionFailed, SpansExported, SpansHeld
 from iu_listen.model.settings import Settings
 from iu_listen.model.trace import Answer
@@ -99,7 +100,7 @@ async def test_a_malformed_span_is_left_out_alone(live, receiver):
         bad["span"] = await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 33 limit 1")
         receiver.behaviour = picky
         async with exporting(live.dsn, receiver) as recorder:
-            told = await recorder.wait_for(SpansHeld)
+            told = await recorder.wait_for(SpansHeld, lambda o: o.poison)
             await wait_until(lambda: idle(connection), "all is exported")
         assert told.poison == bad["span"]
         assert told.why == "the collector answered 400 Bad Request: bad span"
@@ -164,29 +165,30 @@ async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
-    """INVALID_ARGUMENT isolates the span, as 400 does; a partial success is counted."""
+    """INVALID_ARGUMENT isolates the span, as 400 does, when another one comes; a partial success is counted."""
     bad: list[str] = []
-
-    def picky(request: Any) -> tuple[str, dict[str, Any], bytes]:
-        spans = request.resource_spans[0].scope_spans[0].spans
-        if any(span.span_id.hex() in bad for span in spans):
-            return "INVALID_ARGUMENT", {}, b"bad span"
-        over_grpc.keep(request)
-        partial = ExportTracePartialSuccess(rejected_spans=1)
-        return "OK", {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString()
-
+    partial = ExportTracePartialSuccess(rejected_spans=1)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         for _ in range(3):
             await insert_event(connection)
         await drain(connection)
         bad.append(await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 1 limit 1"))
-        over_grpc.behaviour = picky
+        over_grpc.behaviour = refuses(over_grpc, bad)
         async with exporting(live.dsn, over_grpc) as recorder:
-            assert (await recorder.wait_for(SpansHeld)).poison == bad[0]
+            await recorder.wait_for(SpansHeld)
+            await insert_event(connection)
+            await drain(connection)
+            assert (await recorder.wait_for(SpansHeld, lambda o: o.poison)).poison == bad[0]
             await wait_until(lambda: idle(connection), "all is exported")
-        assert await rows(connection) - over_grpc.spans.keys() == set(bad)
-        assert await connection.fetchval("select rejected from iu_trace_cursor") > 1
+            assert await rows(connection) - over_grpc.spans.keys() == set(bad)
+            over_grpc.behaviour = lambda _: (
+                "OK", {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+            )  # fmt: skip
+            await insert_event(connection)
+            await drain(connection)
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 2
 
 
 # -- who says no to everything ---------------------------------------------------------------------------------------
@@ -219,27 +221,115 @@ async def test_who_calls_everything_malformed_has_left_out_nothing(live, receive
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_a_reader_that_begins_with_a_malformed_span_leaves_it_out(live, receiver):
-    """Right after a start, with nothing to send but what is malformed, what was sent before shows that it is the span.
+async def test_a_malformed_end_waits_for_something_else(live, receiver):
+    """Where there is nothing but what is refused, nothing is left out; when something new comes and is taken, it is.
 
-    Fails when: only what this process has sent is asked for.
+    Fails when: what was taken long ago is evidence, or what comes after the page is not looked at.
     """
     async with connected(live.dsn) as connection:
         await insert_event(connection)
         await drain(connection)
         await begin(live.dsn)
+        event = await insert_event(connection)
+        await drain(connection)
+        bad = {trace.span_id("event", str(event)), await connection.fetchval(
+            "select span_id from v_iu_route_attempt where event_ref = $1", event
+        )}  # fmt: skip
+        receiver.behaviour = refuses(receiver, bad)
+        async with exporting(live.dsn, receiver) as recorder:
+
+            async def refused_often() -> bool:
+                return len(recorder.of(SpansHeld)) > 2 * export.REFUSALS
+
+            await wait_until(refused_often, "it is held back for long")
+            assert {o.poison for o in recorder.of(SpansHeld)} == {None}
+            assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
+            await insert_event(connection)
+            await drain(connection)
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert {o.poison for o in recorder.of(SpansHeld)} == {None, *bad}
+        assert await rows(connection) - receiver.spans.keys() >= bad & await rows(connection)
+        assert len(receiver.spans) == 2
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 2
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver):
+    """A page and more of nothing but what is refused is no outage if what comes after it is taken: it is left out, and no more.
+
+    Fails when: a page that is refused whole is an outage whatever comes after it.
+    """
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        for _ in range(80):
+            await insert_event(connection)
+        await drain(connection)
+        bad = await rows(connection) | {
+            row[0] for row in await connection.fetch("select fn_iu_span_id('event', id::text) from event_outbox")
+        }
+        for _ in range(30):
+            await insert_event(connection)
+        await drain(connection)
+        receiver.behaviour = refuses(receiver, bad)
+        async with exporting(live.dsn, receiver):
+            await wait_until(lambda: idle(connection), "all is exported", 60)
+        assert await rows(connection) - receiver.spans.keys() == bad & await rows(connection)
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 160
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize("whim", ["every second request", "traces beyond a limit"])
+async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
+    """A collector of which one replica calls everything malformed, or that has reached a limit, gets all in the end.
+
+    Fails when: a span is left out after one refusal, or because what is known already is taken.
+    """
+    asked = 0
+    known: set[bytes] = set()
+
+    def behave(request: Any) -> tuple[int, dict[str, Any], bytes]:
+        nonlocal asked
+        asked += 1
+        traces = {span.trace_id for span in request.resource_spans[0].scope_spans[0].spans}
+        if asked % 2 if whim == "every second request" else len(known | traces) > 30:
+            return 400, {}, b"no"
+        known.update(traces)
+        receiver.keep(request)
+        return 200, {}, b""
+
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await poison(connection)
+        receiver.behaviour = behave
+        async with exporting(live.dsn, receiver) as recorder:
+            await burst(connection, 60)
+            if whim == "traces beyond a limit":
+
+                async def held_for_long() -> bool:
+                    return len(recorder.of(SpansHeld)) > 2 * export.REFUSALS
+
+                await wait_until(held_for_long, "it is held back for long", 60)
+                receiver.behaviour = None
+            await all_there(connection, receiver)
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize(("said", "counted"), [(-(2**63), (2, 0)), (2**63 - 1, (0, 2)), (1, (1, 1))])
+async def test_a_count_that_cannot_be_is_none(live, receiver, said, counted):
+    """How much a collector says that it threw away is between nothing and what it was given.
+
+    Fails when: its number is taken as it is.
+    """
+    partial = ExportTracePartialSuccess(rejected_spans=said)
+    receiver.behaviour = lambda _: (200, {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString())
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
         await insert_event(connection)
         await drain(connection)
-        bad = {row["span_id"] for row in await connection.fetch(
-            "select span_id from v_iu_route_attempt union all select fn_iu_span_id('event', event_ref::text) from iu_route_attempt"
-            " order by 1"
-        )}  # fmt: skip
-        first = await connection.fetchval("select span_id from v_iu_route_attempt order by id limit 1")
-        receiver.behaviour = refuses(receiver, bad - {first})
         async with exporting(live.dsn, receiver):
             await wait_until(lambda: idle(connection), "all is exported")
-        assert receiver.spans.keys() == {first}
-        assert await connection.fetchval("select rejected from iu_trace_cursor") == 2
+        assert tuple(await connection.fetchrow("select exported, rejected from iu_trace_cursor")) == counted
 
 
 async def test_the_words_of_a_port_that_wants_tls(receiver):

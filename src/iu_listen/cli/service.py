@@ -19,6 +19,7 @@ from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import session
 from iu_listen.telemetry.collector import collector
+from iu_listen.telemetry.foreign import close_all
 from iu_listen.telemetry.logs import LogWatcher, configure
 from iu_listen.telemetry.metrics import metric_watcher
 from iu_listen.telemetry.spans import span_watcher
@@ -73,7 +74,9 @@ async def _check_then_serve(door: Door) -> None:
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
-    spans, traces = span_watcher(os.environ), collector(os.environ)
+    # Before the SDK, which would repeat what is wrong with it.
+    traces = collector(os.environ)
+    spans = span_watcher(os.environ)
     metrics = metric_watcher(os.environ, target["database"])
     watchers: list[Watcher] = [
         LogWatcher(),
@@ -85,9 +88,7 @@ async def _check_then_serve(door: Door) -> None:
     try:
         await serve(door.settings, watchers, database, collector=traces, measuring=metrics is not None)
     finally:
-        for closing in (spans, metrics, traces):
-            if closing is not None:
-                closing.close()
+        close_all((spans, metrics, traces))
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:

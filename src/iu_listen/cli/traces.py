@@ -25,6 +25,7 @@ from iu_listen.model.trace import Span
 from iu_listen.postgres import census, trace
 from iu_listen.telemetry.collector import collector
 from iu_listen.telemetry.exporters import resource
+from iu_listen.telemetry.foreign import close_all, tame
 from iu_listen.telemetry.metrics import MetricWatcher, metric_watcher
 from iu_listen.telemetry.otlp import as_json
 
@@ -93,7 +94,10 @@ def trace_export(
         raise ConfigurationError("--follow, --since and --end exclude each other", "Say one of them.")
     if end:
         return _end(where)
-    there = collector({**os.environ, "OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "false"})
+    tame(lambda who, words: show.note(f"{who}: {words}"))
+    named = os.environ.get("OTEL_TRACES_EXPORTER", "")
+    wanted = {"OTEL_TRACES_EXPORTER": named if named.startswith("otlp") else "otlp", "OTEL_SDK_DISABLED": "false"}
+    there = collector({**os.environ, **wanted})
     assert there is not None
     metrics: MetricWatcher | None = None
     try:
@@ -116,9 +120,7 @@ def trace_export(
     except SessionLost as lost:
         raise DatabaseUnreachable(lost.message, lost.hint or "Nothing is lost: try again.") from lost
     finally:
-        there.close()
-        if metrics:
-            metrics.close()
+        close_all((there, metrics))
     if where and where.json:
         show.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
     else:
@@ -177,8 +179,8 @@ class _Teller:
             case SpansExported(spans, rejected, _, why):
                 self.exported += spans
                 self.rejected += rejected
-                if why:
-                    self._say(f"Refused for good: {why}.")
+                if rejected:
+                    self._say(f"Refused for good: {why or 'the collector does not say why'}.")
                 rate = round(self.exported / max(self.seconds, 0.001))
                 words = f"{show.text(self.exported)} spans, {show.text(rate)}/s"
                 self._bar.update(self._task, spans=words)

@@ -1,8 +1,9 @@
 """The export of traces: pages of the audit to a collector, at least once, held back when it is slow, never dropped.
 
 The cursor moves when the collector has a page. So a collector that is down, busy or wrongly addressed costs time and no
-span. Left out, and counted, is only a span that it calls malformed while it takes another one: what says no to
-everything (a proxy, a port that wants TLS) says nothing about spans.
+span. Left out, and counted, is only what it throws away of what it took (OTLP's partial success), and a span that it
+calls malformed again and again, alone, while it takes new ones: what says no to everything (a proxy, a port that wants
+TLS, a quota) says nothing about spans.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ IDLE_PAUSE = 0.5
 RETRY_PAUSE = 30.0
 #: How often a session is used while a page waits for the collector, in seconds: an idle one is ended by the server.
 ALIVE = 5.0
+#: How often a span is refused, alone, before it is left out: who refuses at random hardly does so often in a row.
+REFUSALS: Final = 6
+#: How many spans are refused before one is taken, until that is an outage: then the others need not be tried.
+OUTAGE: Final = 8
 #: Losses of the session in a row, without a page in between, after which a command gives up.
 PATIENCE: Final = 5
 #: Pause of a second reader between two tries to become the one, in seconds.
@@ -67,8 +72,6 @@ class Export:
         self._jitter = jitter or random.Random()
         # Losses since the last page.
         self._losses = 0
-        # A span that the collector took.
-        self._witness: Span | None = None
 
     async def run(self) -> None:
         """Read, send, note; until cancelled, through every loss of the session. Nothing that happens ends the work."""
@@ -100,11 +103,13 @@ class Export:
                         if holder := await source.take_lease():
                             # The server may not have noticed yet that our own last session is gone.
                             kind = SessionLost if lost else Refused
-                            raise kind(f"another export is at it: {holder}", "It goes on where this one would begin.")
-                        while await self.tick(source) is not None:
-                            pass
+                            said = f"another export is at it: {holder}"
+                            raise kind(said, "It goes on where this one would begin.")
+                        # What was begun, and what there is now; where somebody writes, there is always more.
+                        if await self.tick(source) is not None:
+                            await self.tick(source)
                         return
-                    place = place or (await source.again(since))[0]
+                    place = place or await source.again(since)
                     async with aclosing(self._pages(source, place)) as pages:
                         async for page, verdict in pages:
                             place = page.place
@@ -147,45 +152,72 @@ class Export:
 
     async def _pages(self, source: TraceSource, place: Place) -> AsyncGenerator[tuple[Page, Verdict]]:
         """Every page from a place on, when the collector has it; with how many of its spans it refused for good."""
-        self._witness = self._witness or await source.witness(place)
         last = False
         while not last:
             page = await source.page(place, self._page)
-            yield page, await _meanwhile_alive(source, lambda spans=page.spans: self._send(spans))  # type: ignore[misc]
+            yield page, await _meanwhile_alive(source, lambda it=page: self._send(source, it))  # type: ignore[misc]
             place, last = page.place, page.last
 
-    async def _send(self, spans: Sequence[Span]) -> Verdict:
-        """Send until the collector has them; how many it refused for good, and why it did."""
-        rejected, why, failures = 0, "", 0
-        left = [spans] if spans else []
-        while left:
-            part = left.pop()
+    async def _send(self, source: TraceSource, page: Page) -> Verdict:
+        """Send until the collector has the page; how many of its spans it refused for good, and why it did."""
+        parts: list[Sequence[Span]] = [page.spans] if page.spans else []
+        refused: list[Span] = []
+        thrown, why = 0, ""
+        taken = failures = rounds = 0
+        outage = sure = False
+        while parts or refused:
+            if not parts or (len(refused) >= OUTAGE and not taken and not sure):
+                # A round is over, or goes on in vain. What is refused in every round, alone, is malformed.
+                outage = bool(parts)
+                rounds += 1
+                if rounds >= REFUSALS and await self._takes_others(source, page):
+                    if not outage:
+                        for span in refused:
+                            self._watcher.note(SpansHeld(why, 0.0, span.span_id))
+                        return Verdict(Answer.ACCEPTED, why, rejected=thrown + len(refused))
+                    # So it is no outage, but many of them: all rounds to their end, from now on.
+                    sure, outage, rounds = True, False, 0
+                failures += 1
+                await self._held(why, backoff(failures, RETRY_PAUSE, self._jitter))
+                parts.append(refused)
+                refused, taken = [], 0
+            part = parts.pop()
             verdict = await self._collector.send(part)
             if verdict.answer is Answer.ACCEPTED:
-                failures, self._witness = 0, part[-1]
-                if verdict.rejected:
-                    rejected, why = rejected + verdict.rejected, verdict.why
+                thrown, taken, failures = thrown + verdict.rejected, taken + len(part) - verdict.rejected, 0
+                why = verdict.why or why
+                # What was refused during an outage was not refused for its own sake.
+                rounds, outage = 0 if outage else rounds, False
             elif verdict.answer is not Answer.AGAIN and len(part) > 1:
                 half = len(part) // 2
-                left += part[half:], part[:half]
-            elif verdict.answer is Answer.MALFORMED and await self._takes_another():
-                rejected += 1
-                self._watcher.note(SpansHeld(verdict.why, 0.0, part[0].span_id))
+                parts += part[half:], part[:half]
+            elif verdict.answer is Answer.MALFORMED:
+                refused += part
+                why = verdict.why
             else:
                 failures += 1
                 # What a collector asks for is kept, within reason: half an hour would be an outage of ours.
                 asked = min(verdict.retry_after or 0.0, 10 * RETRY_PAUSE)
-                pause = max(asked, backoff(failures, RETRY_PAUSE, self._jitter))
-                self._watcher.note(SpansHeld(verdict.why, pause, None))
-                await anyio.sleep(pause)
-                left.append(part)
-        return Verdict(Answer.ACCEPTED, why, rejected=rejected)
+                await self._held(verdict.why, max(asked, backoff(failures, RETRY_PAUSE, self._jitter)))
+                parts.append(part)
+        return Verdict(Answer.ACCEPTED, why if thrown else "", rejected=thrown)
 
-    async def _takes_another(self) -> bool:
-        """Whether the collector takes a span that it took before, once more: a backend takes both for one."""
-        if self._witness is None:
-            return False
-        return (await self._collector.send([self._witness])).answer is Answer.ACCEPTED
+    async def _held(self, why: str, pause: float) -> None:
+        self._watcher.note(SpansHeld(why, pause, None))
+        await anyio.sleep(pause)
+
+    async def _takes_others(self, source: TraceSource, page: Page) -> bool:
+        """Whether the collector takes spans at this moment: some that come after the page, which it has never had.
+
+        What it has is no proof: at a limit it still takes what it knows. Without anything new there is no hurry either,
+        nothing waits behind the page. What is sent before its turn is sent once more then, and is the same span.
+        """
+        others = await source.beyond(page.place)
+        for span in self._jitter.sample(others, min(3, len(others))):
+            verdict = await self._collector.send([span])
+            if verdict.answer is not Answer.ACCEPTED or verdict.rejected:
+                return False
+        return bool(others)
 
 
 async def _meanwhile_alive(source: TraceSource, work: Callable[[], Awaitable[Verdict]]) -> Verdict:
@@ -195,24 +227,30 @@ async def _meanwhile_alive(source: TraceSource, work: Callable[[], Awaitable[Ver
         SessionLost, Refused: the session is of no use any more; the work was given up.
     """
     lost: Exception | None = None
+    verdict: Verdict | None = None
+    over = anyio.Event()
 
     async def use() -> None:
         nonlocal lost
         try:
-            while True:
-                await anyio.sleep(ALIVE)
-                # To its end: a question that is cancelled would leave the session in the middle of it.
-                with anyio.CancelScope(shield=True):
+            while not over.is_set():
+                with anyio.move_on_after(ALIVE):
+                    await over.wait()
+                if not over.is_set():
                     await source.alive()
         except (SessionLost, Refused) as failed:
             lost = failed
             tasks.cancel_scope.cancel()
 
-    verdict: Verdict | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(use)
-        verdict = await work()
-        tasks.cancel_scope.cancel()
+        # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
+        try:
+            verdict = await work()
+        except (SessionLost, Refused) as failed:
+            lost = failed
+        # Whatever is being asked of the session is asked to its end: cancelled, it would be left in the middle of it.
+        over.set()
     if lost is not None:
         raise lost
     assert verdict is not None

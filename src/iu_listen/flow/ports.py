@@ -100,11 +100,11 @@ class TraceSource(Protocol):
     async def tick(self) -> Place | None:
         """Where the open tick was accepted up to; None: there is nothing to export."""
 
-    async def again(self, since: datetime) -> tuple[Place, int]:
-        """Where a repetition of all since then begins, and how many attempts it is."""
+    async def again(self, since: datetime) -> Place:
+        """Where a repetition of all since then begins."""
 
-    async def witness(self, place: Place) -> Span | None:
-        """A span from before a place: one like others, which a collector takes. None: there is none."""
+    async def beyond(self, place: Place) -> Sequence[Span]:
+        """The youngest of the attempts that follow a place, in this tick or after it; none: there are none."""
 
     async def alive(self) -> None:
         """Use the session, so that the server does not take it for a dead one."""

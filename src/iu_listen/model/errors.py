@@ -36,6 +36,8 @@ def words(error: Exception) -> str:
 
     Not its text: that may hold what was being worked on, a token among it.
     """
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     if isinstance(error, IuListenError):
         return error.message
     frames = traceback.extract_tb(error.__traceback__)

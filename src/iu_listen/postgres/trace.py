@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
+import anyio
 import anyio.lowlevel
 
 from iu_listen.model.errors import ConfigurationError, Refused
@@ -22,6 +23,8 @@ from iu_listen.postgres.sqlfiles import query
 
 #: Spans that are made at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
 SLICE: Final = 32
+#: Longest wait for an answer that costs nothing, in seconds: the end of a process may wait for it.
+PATIENCE: Final = 4.0
 #: First key of the advisory lock that one export holds; the second is a hash of its name.
 TRACE_KEY: Final = 726006
 
@@ -33,6 +36,8 @@ class TraceSession:
         self._connection = connection
         self._deadline = settings.batch_deadline
         self._name = name
+        # While a page is sent, two ask.
+        self._one = anyio.Lock()
 
     async def take_lease(self) -> str | None:
         """Become the one reader of this export, which begins now if it is new. None: done. Else: who is it already."""
@@ -52,19 +57,20 @@ class TraceSession:
             return None
         return _place(answer)
 
-    async def again(self, since: datetime) -> tuple[Place, int]:
-        """Where a repetition begins, and how many attempts there are since then."""
-        answer = json.loads(await ask(self._connection, self._deadline, query("trace/again"), since))
-        return _place(answer), answer["attempts"]
+    async def again(self, since: datetime) -> Place:
+        """Where a repetition of all since then begins."""
+        return _place(json.loads(await ask(self._connection, self._deadline, query("trace/again"), since)))
 
-    async def witness(self, place: Place) -> Span | None:
-        """The last attempt from before a place, which an exporter had long ago, if there was one; else None."""
-        rows = await self._rows("trace/witness", place.prev)
-        return attempt_span(rows[0], place.lineage) if rows else None
+    async def beyond(self, place: Place) -> list[Span]:
+        """The youngest of the attempts that follow a place, in this tick or after it."""
+        async with self._one:
+            rows = await self._rows("trace/beyond", place.prev, *place.attempt)
+        return [attempt_span(row, place.lineage) for row in rows]
 
     async def alive(self) -> None:
         """Use the session."""
-        await ask(self._connection, self._deadline, query("backend_pid"))
+        async with self._one:
+            await ask(self._connection, min(self._deadline, PATIENCE), query("backend_pid"))
 
     async def page(self, place: Place, limit: int) -> Page:
         """The next spans: of ``limit`` attempts, and after the last attempt of as many dead letters."""

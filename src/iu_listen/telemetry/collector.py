@@ -8,14 +8,18 @@ somebody will mend. Only what the server calls malformed may be wrong whenever i
 from __future__ import annotations
 
 import re
+import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
-import anyio.to_thread
 
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.trace import Answer, Span, Verdict
@@ -62,6 +66,24 @@ def headers(text: str) -> dict[str, str]:
     return found
 
 
+def _readable(files: Mapping[str, str]) -> None:
+    """Whether certificates and keys are what they ought to be.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or holds something else.
+    """
+    context = ssl.create_default_context()
+    try:
+        if files["CERTIFICATE"]:
+            context.load_verify_locations(files["CERTIFICATE"])
+        if files["CLIENT_CERTIFICATE"]:
+            context.load_cert_chain(files["CLIENT_CERTIFICATE"], files["CLIENT_KEY"] or None)
+    except OSError as error:
+        names = ", ".join(f"OTEL_EXPORTER_OTLP_{name}={file}" for name, file in files.items() if file)
+        why = error.strerror or type(error).__name__
+        raise ConfigurationError(f"a certificate or key cannot be used: {why}", names) from error
+
+
 def address(url: str, example: str) -> str:
     """An endpoint, if it is one.
 
@@ -74,8 +96,9 @@ def address(url: str, example: str) -> str:
     except ValueError:
         good = False
     if not good:
-        # With a name and a password in it, only their place.
-        told = f"…@{url.rpartition('@')[2]}" if "@" in url else url
+        # Name, password and query may be secrets.
+        told = url.partition("?")[0]
+        told = f"…@{told.rpartition('@')[2]}" if "@" in told else told
         raise ConfigurationError(f"the OTLP endpoint {told} is no http address", f"As in {example}")
     return url
 
@@ -120,10 +143,14 @@ class OtlpCollector(ABC):
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_COMPRESSION must be none or gzip, not {compression}")
         self.zipped = compression == "gzip"
         self.headers = headers(variable(environ, "HEADERS"))
-        self.certificate = variable(environ, "CERTIFICATE")
-        self.client_certificate = variable(environ, "CLIENT_CERTIFICATE")
-        self.client_key = variable(environ, "CLIENT_KEY")
+        files = {name: variable(environ, name) for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")}
+        _readable(files)
+        self.certificate, self.client_certificate, self.client_key = files.values()
         self._resource: dict[str, Any] = dict(resource(environ).attributes)
+        try:
+            request(b"", self._resource)
+        except UnicodeEncodeError:
+            raise ConfigurationError("OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES is not UTF-8") from None
 
     @classmethod
     def endpoint(cls, environ: Mapping[str, str]) -> str:
@@ -139,10 +166,10 @@ class OtlpCollector(ABC):
         body = request(b"".join(parts), self._resource)
         if len(body) > MOST and len(spans) > 1:
             return Verdict(Answer.TOO_LARGE)
-        # No library's timeout is trusted: they begin anew with each byte. So the thread is left, and its way cut.
+        # No library's timeout is trusted: they begin anew with each byte. So the way is cut, the thread left behind.
         try:
             with anyio.fail_after(self.timeout):
-                return await anyio.to_thread.run_sync(self.post, body, abandon_on_cancel=True)
+                verdict = await _aside(lambda: self.post(body))
         except TimeoutError:
             self.hang_up()
             return Verdict(Answer.AGAIN, f"no answer within {self.timeout:g} s")
@@ -151,6 +178,8 @@ class OtlpCollector(ABC):
             raise
         except Exception as error:  # noqa: BLE001 whatever it is, the spans are sent again
             return Verdict(Answer.AGAIN, f"no way to the collector: {words(error)}")
+        # It is counted, so it must be a count.
+        return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
 
     @abstractmethod
     def post(self, body: bytes) -> Verdict:
@@ -163,6 +192,27 @@ class OtlpCollector(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the connections."""
+
+
+async def _aside(work: Callable[[], Verdict]) -> Verdict:
+    """Work in a thread of its own, which nobody waits for when this is cancelled, the interpreter's end included."""
+    token, over = anyio.lowlevel.current_token(), anyio.Event()
+    outcome: list[Verdict | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except Exception as error:  # noqa: BLE001 it is raised where it is waited for
+            outcome.append(error)
+        # The loop may be over by now.
+        with suppress(RuntimeError):
+            anyio.from_thread.run_sync(over.set, token=token)
+
+    Thread(target=run, name="iu-listen collector", daemon=True).start()
+    await over.wait()
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def collector(environ: Mapping[str, str]) -> OtlpCollector | None:

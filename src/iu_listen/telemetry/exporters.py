@@ -10,6 +10,10 @@ from typing import Any, Literal
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.telemetry.foreign import tame
+
+# Whoever uses the SDK has its lines in order, whatever is set up besides.
+tame()
 
 
 def exporter(environ: Mapping[str, str], signal: Literal["traces", "metrics"]) -> Any:

@@ -33,8 +33,8 @@ from iu_listen.model.observation import (
     Stopping,
     WakeLost,
 )
-from iu_listen.model.settings import mask
 from iu_listen.model.trace import batch_link
+from iu_listen.telemetry.foreign import tame
 
 #: A full batch is worth a line; single events are not, they are in the audit.
 BIG_BATCH = 1000
@@ -57,41 +57,7 @@ def configure(log_format: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    foreign = logging.getLogger("opentelemetry")
-    foreign.handlers, foreign.propagate = [_Foreign()], False
-
-
-class _News:
-    """An outage of an hour is thousands of tries and sixty lines: a new reason, or a minute later."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, tuple[str, float]] = {}
-
-    def __call__(self, who: str, why: str) -> bool:
-        """Whether this is worth a line."""
-        now = time.monotonic()
-        before, at = self._told.get(who, ("", float("-inf")))
-        if why == before and now - at < SAME_FAILURE:
-            return False
-        self._told[who] = why, now
-        return True
-
-
-class _Foreign(logging.Handler):
-    """What OpenTelemetry's SDK has to say, as lines like ours: without traces of its stack, and not all the time."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._is_news = _News()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the first line of it."""
-        why = record.getMessage().partition("\n")[0][:200]
-        if record.exc_info and record.exc_info[0]:
-            why += f" ({record.exc_info[0].__name__})"
-        # By where it is said: the text may count tries.
-        if self._is_news(f"{record.name} {record.lineno}", ""):
-            structlog.get_logger().warning("the SDK of OpenTelemetry says", logger=record.name, why=mask(why))
+    tame(lambda who, why: structlog.get_logger().warning("the SDK of OpenTelemetry says", logger=who, why=why))
 
 
 def _named(culprit: Culprit) -> dict[str, Any]:
@@ -110,7 +76,16 @@ class LogWatcher:
 
     def __init__(self) -> None:
         self._log = structlog.get_logger()
-        self._is_news = _News()
+        self._told: dict[str, tuple[str, float]] = {}
+
+    def _is_news(self, who: str, why: str) -> bool:
+        """An outage of an hour is thousands of tries and sixty lines: a new reason, or a minute later."""
+        now = time.monotonic()
+        before, at = self._told.get(who, ("", float("-inf")))
+        if why == before and now - at < SAME_FAILURE:
+            return False
+        self._told[who] = why, now
+        return True
 
     def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912, PLR0915 a table, a line for each
         """Write the line for an observation, if it deserves one."""
@@ -171,13 +146,13 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
-            case SpansExported(_, rejected, _, why) if rejected and why:
-                if self._is_news("partial success", why):
+            case SpansExported(_, rejected, _, why) if rejected:
+                if self._is_news("refused", ""):
                     log.error("the collector refused spans for good", spans=rejected, why=why)
             case SpansExported() | Measured() | MeasureFailed():
                 pass
             case SpansHeld(why, _, str(poison)):
-                if self._is_news("malformed", why):
+                if self._is_news("malformed", ""):
                     log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)
             case SpansHeld(why, retry_in, None):
                 if self._is_news("collector", why):

@@ -34,7 +34,7 @@ class GrpcCollector(OtlpCollector):
         super().__init__(environ)
         parts = urlsplit(self.url)
         # It keeps the connection, and makes it again; how often it tries is ours to say.
-        options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.enable_retries", 0)]
+        options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
         host = parts.netloc.rpartition("@")[2]
         if parts.scheme == "http":
             self._channel = grpc.insecure_channel(host, options)
@@ -47,13 +47,16 @@ class GrpcCollector(OtlpCollector):
         self._call: Any = None
 
     def _credentials(self) -> Any:
-        try:
-            root, key, chain = (
-                Path(file).read_bytes() if file else None
-                for file in (self.certificate, self.client_key, self.client_certificate)
+        root, key, chain = (
+            Path(file).read_bytes() if file else None
+            for file in (self.certificate, self.client_key, self.client_certificate)
+        )
+        # The library ends the process over one without the other.
+        if (key is None) != (chain is None):
+            raise ConfigurationError(
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY go together over gRPC",
+                "Set both, or neither.",
             )
-        except OSError as error:
-            raise ConfigurationError(f"a certificate cannot be read: {error.strerror}, {error.filename}") from error
         return grpc.ssl_channel_credentials(root, key, chain)
 
     def post(self, body: bytes) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -63,6 +64,7 @@ class HttpCollector(OtlpCollector):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(environ)
+        self._thread: int | None = None
         self._socket: socket.socket | None = None
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
@@ -88,6 +90,7 @@ class HttpCollector(OtlpCollector):
 
     def post(self, body: bytes) -> Verdict:
         """Send a request, and wait for what comes of it."""
+        self._thread = threading.get_ident()
         if self.zipped:
             body = gzip.compress(body, 1)
         try:
@@ -99,22 +102,32 @@ class HttpCollector(OtlpCollector):
             return Verdict(Answer.AGAIN, _reason(error))
 
     def _note(self, made: socket.socket) -> None:
-        self._socket = made
+        if threading.get_ident() == self._thread:
+            self._socket = made
+        else:
+            # Of a thread that was left behind while it looked for the way.
+            _cut(made)
 
     def hang_up(self) -> None:
         """Cut the connection: whoever reads from it is told that it is at its end."""
+        self._thread = None
         if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            _cut(self._socket)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
 
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def verdict(answer: requests.Response, content: bytes) -> Verdict:
     """What an answer means."""
-    if answer.status_code == requests.codes.ok:
+    # 200 by the protocol; others have 202.
+    if 200 <= answer.status_code < 300:
         return _partial(content)
     why = f"the collector answered {answer.status_code} {quoted(answer.reason or '')}".rstrip()
     if said := _said(answer.headers.get("content-type", "text/plain"), content):

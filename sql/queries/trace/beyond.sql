@@ -1,0 +1,12 @@
+-- The youngest attempts that follow a place.
+--
+-- $1 text    the snapshot before
+-- $2 text    transaction of the last attempt
+-- $3 bigint  id of that one
+
+select s.*
+  from public.v_iu_trace_attempt s
+ where (s.xact_id, s.id) > (greatest(pg_snapshot_xmax($1::text::pg_snapshot), $2::text::xid8), $3)
+   and s.xact_id < pg_snapshot_xmax(pg_current_snapshot())
+ order by s.xact_id desc, s.id desc
+ limit 10
