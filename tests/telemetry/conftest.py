@@ -16,6 +16,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PAGE", 50)
     monkeypatch.setattr(export, "IDLE_PAUSE", 0.02)
     monkeypatch.setattr(export, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(export, "REFUSAL_PAUSE", 0.1)
 
 
 @pytest.fixture

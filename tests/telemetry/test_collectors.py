@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Collection
@@ -278,20 +279,25 @@ async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver):
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-@pytest.mark.parametrize("whim", ["every second request", "traces beyond a limit"])
+@pytest.mark.parametrize("whim", ["half of all requests", "traces beyond a limit", "an end in the middle of a round"])
 async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
-    """A collector of which one replica calls everything malformed, or that has reached a limit, gets all in the end.
+    """A collector of which one replica is ill, that has reached a limit, or is mended while it is asked, gets all.
 
-    Fails when: a span is left out after one refusal, or because what is known already is taken.
+    Fails when: a span is left out after one refusal, because what is known already is taken, or for one of an outage.
     """
-    asked = 0
-    known: set[bytes] = set()
+    chance, known, left = random.Random(1), set[bytes](), [10**6]
+
+    def refuse(traces: set[bytes]) -> bool:
+        if whim == "half of all requests":
+            return chance.random() < 0.5
+        if whim == "traces beyond a limit":
+            return len(known | traces) > 30
+        left[0] -= 1
+        return left[0] >= 0
 
     def behave(request: Any) -> tuple[int, dict[str, Any], bytes]:
-        nonlocal asked
-        asked += 1
         traces = {span.trace_id for span in request.resource_spans[0].scope_spans[0].spans}
-        if asked % 2 if whim == "every second request" else len(known | traces) > 30:
+        if refuse(traces):
             return 400, {}, b"no"
         known.update(traces)
         receiver.keep(request)
@@ -302,14 +308,17 @@ async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
         await poison(connection)
         receiver.behaviour = behave
         async with exporting(live.dsn, receiver) as recorder:
-            await burst(connection, 60)
+            await burst(connection, 90)
+
+            async def held_for_long() -> bool:
+                return len(recorder.of(SpansHeld)) > 2 * export.REFUSALS
+
             if whim == "traces beyond a limit":
-
-                async def held_for_long() -> bool:
-                    return len(recorder.of(SpansHeld)) > 2 * export.REFUSALS
-
                 await wait_until(held_for_long, "it is held back for long", 60)
                 receiver.behaviour = None
+            elif whim == "an end in the middle of a round":
+                await wait_until(held_for_long, "it is held back for long", 60)
+                left[0] = 5
             await all_there(connection, receiver)
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
 

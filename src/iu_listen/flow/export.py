@@ -37,7 +37,9 @@ RETRY_PAUSE = 30.0
 #: How often a session is used while a page waits for the collector, in seconds: an idle one is ended by the server.
 ALIVE = 5.0
 #: How often a span is refused, alone, before it is left out: who refuses at random hardly does so often in a row.
-REFUSALS: Final = 6
+REFUSALS: Final = 12
+#: Longest pause between these tries, in seconds.
+REFUSAL_PAUSE: Final = 2.0
 #: How many spans are refused before one is taken, until that is an outage: then the others need not be tried.
 OUTAGE: Final = 8
 #: Losses of the session in a row, without a page in between, after which a command gives up.
@@ -178,7 +180,8 @@ class Export:
                     # So it is no outage, but many of them: all rounds to their end, from now on.
                     sure, outage, rounds = True, False, 0
                 failures += 1
-                await self._held(why, backoff(failures, RETRY_PAUSE, self._jitter))
+                soon = not outage and rounds < REFUSALS
+                await self._held(why, backoff(failures, REFUSAL_PAUSE if soon else RETRY_PAUSE, self._jitter))
                 parts.append(refused)
                 refused, taken = [], 0
             part = parts.pop()
