@@ -646,7 +646,7 @@ async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settin
     assert [span.name.split()[0] for span in page.spans] == ["send", "process", "dead_letter"]
     await source.accepted(page, 0)
     again = await source.again(datetime(2000, 1, 1, tzinfo=UTC))
-    assert await source.beyond(again) == []
+    assert len(await source.beyond(again)) == 1
     await source.alive()
     assert len((await source.page(again, 100)).spans) == 3
 

@@ -92,7 +92,11 @@ async def test_a_standby_takes_over_from_one_that_stops(live):
                          where pid = (select pid from pg_locks where locktype = 'advisory' and classid = 726003
                          and database = (select oid from pg_database where datname = current_database()))"""
             assert told.holder.startswith(await admin.fetchval(holder))
-            assert (await _heartbeat(admin))["state_detail"] == told.holder
+
+            async def beaten() -> bool:
+                return (await _heartbeat(admin))["state_detail"] == told.holder
+
+            await wait_until(beaten, "the standby beats, and says behind whom it stands")
             events = [await insert_event(admin)]
             await routed(admin, events)
             assert not standby.recorder.of(LeaseTaken)
