@@ -392,6 +392,106 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
 
+-- Name: fn_iu_delivery_enabled(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_enabled() RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false)
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_enabled(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_enabled() IS 'The delivery gate: true only while iu_core.delivery_enabled is exactly ''true''.';
+
+-- Name: fn_iu_delivery_function(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_function(p_target_ref text) RETURNS regprocedure
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+declare
+    v_found regprocedure;
+begin
+    if p_target_ref = any (public.fn_iu_delivery_list('iu_core.delivery_sql_functions')) is not true then
+        raise exception 'function % is not on the list of functions that routes may call', p_target_ref
+            using errcode = 'feature_not_supported', hint = 'dot_config, iu_core.delivery_sql_functions';
+    end if;
+    select p.oid into v_found
+      from pg_catalog.pg_proc p
+      join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+     where n.nspname || '.' || p.proname = p_target_ref
+       and pg_catalog.oidvectortypes(p.proargtypes) = 'text, jsonb'
+       and p.prokind = 'f' and not p.prosecdef and not p.proretset;
+    if v_found is null then
+        raise exception 'there is no function %(idempotency_key text, event jsonb) that runs with the rights of its caller',
+                        p_target_ref
+            using errcode = 'feature_not_supported',
+                  hint = 'No set-returning, no SECURITY DEFINER function; its name in lower case, with its schema.';
+    end if;
+    return v_found;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_function(p_target_ref text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The function that a target_ref names, if routes may call it; else an error that says why not.';
+
+-- Name: fn_iu_delivery_list(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_list(p_key text) RETURNS text[]
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $_$
+    select coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
+                       from public.dot_config d
+                      where d.key = p_key and d.value ~ '^\s*[\w.:-]+(\s*,\s*[\w.:-]+)*\s*$'), '{}')
+$_$;
+
+-- Name: FUNCTION fn_iu_delivery_list(p_key text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_list(p_key text) IS 'A list of names in dot_config. Missing, empty or malformed: no name at all.';
+
+-- Name: fn_iu_delivery_list_guard(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_list_guard() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    update public.iu_outbound_route r
+       set dry_run = true
+     where r.enabled and not r.dry_run
+       and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true;
+    return null;
+exception when insufficient_privilege then
+    -- Somebody who may change settings and no routes. What is not on the list does not deliver all the same.
+    return null;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_list_guard(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_list_guard() IS 'Turns routes that are not on the list of live routes back to dry run.';
+
+-- Name: fn_iu_delivery_lock(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_lock(p_route_code text) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
+                when not public.fn_iu_route_worker_enabled() then 'worker_gate_closed'
+                when not public.fn_iu_delivery_enabled() then 'delivery_gate_closed'
+                when p_route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true
+                then 'route_not_listed' end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_lock(p_route_code text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'Which lock keeps a route from delivering, the first one of the four; null: none does.';
+
 -- Name: fn_iu_emit_event(text, text, uuid, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) RETURNS uuid
@@ -475,7 +575,8 @@ CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_na
         select null, 'trace', coalesce(max(t.items), 0), min(t.since) from public.v_iu_trace_lag t
     )
     select null::text, 'gate', g.gate, coalesce(d.value = 'true', false)::integer::double precision
-      from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled')) g(gate, key)
+      from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled'),
+               ('delivery', 'iu_core.delivery_enabled')) g(gate, key)
       left join public.dot_config d on d.key = g.key
     union all
     select null, 'notification_queue', null, pg_notification_queue_usage()
@@ -515,6 +616,45 @@ $$;
 -- Name: FUNCTION fn_iu_outbound_on_version(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_outbound_on_version() IS 'Emits version_applied for every version after birth, when the master gate is open.';
+
+-- Name: fn_iu_outbound_route_guard(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbound_route_guard() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    v_was boolean := tg_op = 'UPDATE' and old.enabled and not old.dry_run and old.route_code = new.route_code;
+    v_is  constant boolean := new.enabled and not new.dry_run;
+begin
+    if v_is then
+        perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
+        if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
+            raise exception 'route % may not deliver: it is not on the list of live routes', new.route_code
+                using errcode = 'check_violation', hint = 'iu-listen route live ' || new.route_code;
+        end if;
+    end if;
+    if v_is is distinct from v_was then
+        begin
+            insert into public.iu_delivery_change (route_code, live, actor, why)
+            values (new.route_code, v_is, coalesce(nullif(current_setting('iu.actor', true), ''), session_user),
+                    nullif(current_setting('iu.why', true), ''));
+        exception when insufficient_privilege then
+            -- Whoever may stop a route must not be kept from it by a note.
+            if v_is then
+                raise;
+            end if;
+            raise warning 'route % is a dry run again, and % may not write so into iu_delivery_change',
+                          new.route_code, current_user;
+        end;
+    end if;
+    return new;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_outbound_route_guard(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbound_route_guard() IS 'Lets a route be enabled and no dry run only while it is on the list of live routes; writes who changed that.';
 
 -- Name: iu_route_worker_cursor; Type: TABLE; Schema: public; Owner: -
 
@@ -1336,7 +1476,6 @@ CREATE TABLE public.iu_outbound_route (
     dry_run boolean DEFAULT true NOT NULL,
     fail_closed boolean DEFAULT true NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT iu_outbound_route_safe_chk CHECK (((enabled = false) OR (dry_run = true))),
     CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
 );
 
@@ -1383,10 +1522,6 @@ COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a d
 -- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
-
--- Name: CONSTRAINT iu_outbound_route_safe_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_outbound_route_safe_chk ON public.iu_outbound_route IS 'No enabled route may deliver: enabled means dry_run.';
 
 -- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
 
@@ -1797,6 +1932,7 @@ declare
     v_message  text;
     v_audit    text;
     v_faults   constant text[] := array['22', '23', '44', '54', 'P0'];  -- as in the batch
+    v_system   constant text := '^(08|40|53|57|58|XX|55P03)';           -- as in the batch
 begin
     if not public.fn_iu_core_routes_enabled() then
         return jsonb_build_object('status', 'master_gate_closed', 'dead_letter_id', p_dead_letter_id, 'resolved', false);
@@ -1828,9 +1964,8 @@ begin
             v_status := 'dry_run';
             v_decision := 'dry_run';
         else
-            perform public.fn_iu_route_deliver(d.route_code, d.event_ref, d.event_snapshot);
-            v_status := 'sent';
-            v_decision := 'delivered';
+            v_decision := public.fn_iu_route_dispatch(d.route_code, d.event_ref, d.event_snapshot);
+            v_status := case v_decision when 'delivered' then 'sent' when 'dry_run' then 'dry_run' else 'skipped' end;
         end if;
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
@@ -1840,7 +1975,7 @@ begin
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        if left(v_state, 2) <> all (v_faults || '0A'::text) then
+        if v_state ~ v_system then
             raise;
         end if;
         v_status := 'failed';
@@ -1895,6 +2030,90 @@ $$;
 -- Name: FUNCTION fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb) IS 'The delivery seam. It fails closed: it always raises, so nothing can leave by mistake.';
+
+-- Name: fn_iu_route_dispatch(text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $_$
+declare
+    r        public.iu_outbound_route;
+    v_lock   text;
+    v_target regprocedure;
+begin
+    select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
+    -- A batch knows its routes from its beginning; who turned one back since then wants no more of it.
+    if r.enabled is not true then
+        return 'route_disabled';
+    elsif r.dry_run then
+        return 'dry_run';
+    end if;
+    v_lock := public.fn_iu_delivery_lock(p_route_code);
+    if v_lock is not null then
+        raise exception '%: route % may not deliver event %', v_lock, p_route_code, p_event_id
+            using errcode = 'feature_not_supported', hint = 'iu-listen route live ' || p_route_code;
+    end if;
+    if r.target_kind <> 'sql_function' then
+        perform public.fn_iu_route_deliver(p_route_code, p_event_id, p_event);
+        return 'delivered';
+    end if;
+    v_target := public.fn_iu_delivery_function(r.target_ref);
+    set constraints all deferred;
+    execute format('select %s($1, $2)', v_target::regproc)
+      using 'outbound:' || p_route_code || ':' || p_event_id, p_event;
+    set constraints all immediate;
+    return 'delivered';
+end
+$_$;
+
+-- Name: FUNCTION fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) IS 'Delivers an event by a route whose locks are all open: calls its SQL function; all else goes to the seam, which raises. Answers the decision: delivered, or dry_run or route_disabled where the route is not live by now.';
+
+-- Name: fn_iu_route_live(text, boolean, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    r      public.iu_outbound_route;
+    v_list text[];
+begin
+    -- The list before the route, as everybody locks them.
+    perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for update;
+    if not found then
+        raise exception 'iu_core.delivery_live_routes is missing from dot_config' using errcode = 'undefined_object',
+            hint = 'iu-listen apply creates it.';
+    end if;
+    select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code for update;
+    if not found then
+        raise exception 'there is no route %', p_route_code using errcode = 'no_data_found';
+    end if;
+    perform set_config('iu.actor', p_actor, true), set_config('iu.why', p_why, true);
+    v_list := array_remove(public.fn_iu_delivery_list('iu_core.delivery_live_routes'), p_route_code);
+    if p_live then
+        if r.target_kind <> 'sql_function' then
+            raise exception 'route %: nothing delivers to a % yet', p_route_code, r.target_kind
+                using errcode = 'feature_not_supported';
+        end if;
+        perform public.fn_iu_delivery_function(r.target_ref);
+        v_list := v_list || p_route_code;
+    end if;
+    update public.dot_config d
+       set value = array_to_string(v_list, ','), updated_at = clock_timestamp()
+     where d.key = 'iu_core.delivery_live_routes';
+    if p_live then
+        update public.iu_outbound_route x set enabled = true, dry_run = false where x.route_code = p_route_code;
+    end if;
+    return jsonb_build_object('route', p_route_code, 'live', p_live, 'lock', public.fn_iu_delivery_lock(p_route_code));
+end
+$$;
+
+-- Name: FUNCTION fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text) IS 'Lets a route deliver, or turns it back to dry run: the list and the route in one transaction, with who and why.';
 
 -- Name: fn_iu_route_worker_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2102,9 +2321,13 @@ declare
     v_lives         boolean;
     v_counts        jsonb;
     v_live          record;
+    v_decision      text;
     -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
     -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
     v_faults        constant text[] := array['22', '23', '44', '54', 'P0'];
+    -- A target is somebody else's code: whatever it raises is about the event, but for what nobody can help (connections,
+    -- deadlocks, resources, an operator's hand, the system, a lock that was not waited for).
+    v_system        constant text := '^(08|40|53|57|58|XX|55P03)';
     v_bad           record;
     v_event         jsonb;
     v_failed_id     uuid[];
@@ -2119,6 +2342,7 @@ declare
     v_attempts      bigint := 0;
     v_skipped       bigint := 0;
     v_dead          bigint := 0;
+    v_delivered     bigint := 0;
     v_done          boolean;
     v_more          boolean := false;
     v_answer        jsonb;
@@ -2323,7 +2547,7 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs go through the seam, event by event.
+        -- Enabled routes that are not dry runs are delivered, event by event; by what 012 knows of who may.
         if v_lives and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
@@ -2331,27 +2555,31 @@ begin
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
-                 -- The key comes before the seam: what was decided once is not delivered by a second reading.
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
             loop
                 begin
                     select to_jsonb(o) into v_event from public.event_outbox o where o.id = v_live.id;
-                    perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
+                    v_decision := public.fn_iu_route_dispatch(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
                          idempotency_key, attempt_no, route_count, traceparent)
-                    values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
+                    values (v_live.id, 'outbound', v_live.route_code,
+                            case v_decision when 'delivered' then 'sent' when 'dry_run' then 'dry_run' else 'skipped' end,
+                            v_decision, v_decision = 'delivered',
                             'outbound:' || v_live.route_code || ':' || v_live.id, 1,
                             coalesce((v_counts ->> v_live.route_code)::smallint, 1),
                             public.fn_iu_trace_context(v_event ->> 'traceparent'))
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
+                    v_skipped := v_skipped + case v_decision when 'route_disabled' then v_count else 0 end;
+                    v_delivered := v_delivered + case v_decision when 'delivered' then v_count else 0 end;
                 exception when others then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                    if left(v_state, 2) <> all (v_faults || '0A'::text) then
+                    if v_state ~ v_system then
                         raise;
                     end if;
                     v_failed_id := v_failed_id || v_live.id;
@@ -2436,7 +2664,7 @@ begin
 
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
-        'skipped', v_skipped, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
+        'skipped', v_skipped, 'delivered', v_delivered, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
         'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at,
         'lineage', c.lineage, 'xact_id', pg_current_xact_id()::text);
 
@@ -3149,6 +3377,56 @@ COMMENT ON CONSTRAINT iu_consumer_heartbeat_cadence_positive ON public.iu_consum
 
 COMMENT ON CONSTRAINT iu_consumer_heartbeat_state_chk ON public.iu_consumer_heartbeat IS 'The states that exist.';
 
+-- Name: iu_delivery_change; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_delivery_change (
+    id bigint NOT NULL,
+    route_code text NOT NULL,
+    live boolean NOT NULL,
+    actor text DEFAULT SESSION_USER NOT NULL,
+    why text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+-- Name: TABLE iu_delivery_change; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_delivery_change IS 'Every time that a route went live or back to dry run. Append-only.';
+
+-- Name: COLUMN iu_delivery_change.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.id IS 'Order of writing.';
+
+-- Name: COLUMN iu_delivery_change.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.route_code IS 'The route.';
+
+-- Name: COLUMN iu_delivery_change.live; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.live IS 'True: it may deliver from then on. False: no longer.';
+
+-- Name: COLUMN iu_delivery_change.actor; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.actor IS 'Who did it: iu.actor of his session, else his role.';
+
+-- Name: COLUMN iu_delivery_change.why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.why IS 'Why, in his own words: iu.why of his session.';
+
+-- Name: COLUMN iu_delivery_change.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.created_at IS 'When.';
+
+-- Name: iu_delivery_change_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.iu_delivery_change ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.iu_delivery_change_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 -- Name: iu_migration; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_migration (
@@ -3782,6 +4060,15 @@ ALTER TABLE ONLY public.iu_consumer_heartbeat
 
 COMMENT ON CONSTRAINT iu_consumer_heartbeat_pkey ON public.iu_consumer_heartbeat IS 'One row a process and worker.';
 
+-- Name: iu_delivery_change iu_delivery_change_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_delivery_change
+    ADD CONSTRAINT iu_delivery_change_pkey PRIMARY KEY (id);
+
+-- Name: CONSTRAINT iu_delivery_change_pkey ON iu_delivery_change; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_delivery_change_pkey ON public.iu_delivery_change IS 'Order of writing.';
+
 -- Name: iu_migration iu_migration_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.iu_migration
@@ -3957,6 +4244,16 @@ ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_bell;
 
 COMMENT ON TRIGGER zz_dot_config_bell ON public.dot_config IS 'A gate that opens or closes wakes the consumer, so that it obeys at once.';
 
+-- Name: dot_config zz_dot_config_live_routes; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER zz_dot_config_live_routes AFTER INSERT OR DELETE OR UPDATE OR TRUNCATE ON public.dot_config FOR EACH STATEMENT EXECUTE FUNCTION public.fn_iu_delivery_list_guard();
+
+ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_live_routes;
+
+-- Name: TRIGGER zz_dot_config_live_routes ON dot_config; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER zz_dot_config_live_routes ON public.dot_config IS 'A route that is taken off the list is a dry run again, in the same transaction.';
+
 -- Name: event_outbox zz_event_outbox_bell; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER zz_event_outbox_bell AFTER INSERT OR UPDATE OF event_domain ON public.event_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (((new.event_domain = 'iu'::text) AND
@@ -3990,6 +4287,16 @@ ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_stamp;
 -- Name: TRIGGER zz_event_outbox_stamp ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TRIGGER zz_event_outbox_stamp ON public.event_outbox IS 'Nothing enters the log unstamped, not even under session_replication_role = replica.';
+
+-- Name: iu_outbound_route zz_iu_outbound_route_guard; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER zz_iu_outbound_route_guard BEFORE INSERT OR UPDATE ON public.iu_outbound_route FOR EACH ROW EXECUTE FUNCTION public.fn_iu_outbound_route_guard();
+
+ALTER TABLE public.iu_outbound_route ENABLE ALWAYS TRIGGER zz_iu_outbound_route_guard;
+
+-- Name: TRIGGER zz_iu_outbound_route_guard ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER zz_iu_outbound_route_guard ON public.iu_outbound_route IS 'No route delivers that is not on the list.';
 
 -- Name: iu_tree_path iu_tree_path_unit_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 

@@ -57,13 +57,16 @@ revoke all on
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
-    public.v_iu_trace_lag
+    public.v_iu_trace_lag, public.iu_delivery_change
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- The worker is nobody's business but the worker's. The two trigger functions stay as they are: they cannot be called.
+-- The worker is nobody's business but the worker's. Trigger functions stay as they are: they cannot be called.
 revoke execute on function
     public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot),
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
+    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text),
+    public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text),
+    public.fn_iu_route_live(text, boolean, text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
@@ -107,6 +110,12 @@ grant execute on function
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_health(text), public.fn_iu_trace_context(text)
+    to iu_listen_consumer;
+
+-- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.
+grant execute on function
+    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_lock(text), public.fn_iu_delivery_enabled(),
+    public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text)
     to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.
@@ -183,7 +192,8 @@ grant execute on function
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
-    public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text)
+    public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text), public.fn_iu_delivery_lock(text),
+    public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text)
     to iu_listen_reader;
 
 grant select on
@@ -193,7 +203,7 @@ grant select on
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
-    public.v_iu_trace_lag
+    public.v_iu_trace_lag, public.iu_delivery_change
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,
@@ -215,9 +225,14 @@ grant update (value, updated_at) on public.dot_config to iu_listen_operator;
 
 grant update (enabled, dry_run) on public.iu_outbound_route to iu_listen_operator;
 
+-- route live, route dry.
+grant execute on function public.fn_iu_route_live(text, boolean, text, text) to iu_listen_operator;
+grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
+
 -- A replay decides from the snapshot, so it reads whole dead letters, and it writes its attempt.
 grant execute on function
-    public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb)
+    public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb),
+    public.fn_iu_route_dispatch(text, uuid, jsonb)
     to iu_listen_operator;
 grant select, update (attempt_no, replay_count, last_replay_at, failure_detail, resolved_at, resolution)
     on public.iu_route_dead_letter to iu_listen_operator;

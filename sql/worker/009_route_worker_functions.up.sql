@@ -111,9 +111,13 @@ declare
     v_lives         boolean;
     v_counts        jsonb;
     v_live          record;
+    v_decision      text;
     -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
     -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
     v_faults        constant text[] := array['22', '23', '44', '54', 'P0'];
+    -- A target is somebody else's code: whatever it raises is about the event, but for what nobody can help (connections,
+    -- deadlocks, resources, an operator's hand, the system, a lock that was not waited for).
+    v_system        constant text := '^(08|40|53|57|58|XX|55P03)';
     v_bad           record;
     v_event         jsonb;
     v_failed_id     uuid[];
@@ -128,6 +132,7 @@ declare
     v_attempts      bigint := 0;
     v_skipped       bigint := 0;
     v_dead          bigint := 0;
+    v_delivered     bigint := 0;
     v_done          boolean;
     v_more          boolean := false;
     v_answer        jsonb;
@@ -332,7 +337,7 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs go through the seam, event by event.
+        -- Enabled routes that are not dry runs are delivered, event by event; by what 012 knows of who may.
         if v_lives and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
@@ -340,27 +345,31 @@ begin
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
-                 -- The key comes before the seam: what was decided once is not delivered by a second reading.
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
             loop
                 begin
                     select to_jsonb(o) into v_event from public.event_outbox o where o.id = v_live.id;
-                    perform public.fn_iu_route_deliver(v_live.route_code, v_live.id, v_event);
+                    v_decision := public.fn_iu_route_dispatch(v_live.route_code, v_live.id, v_event);
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered,
                          idempotency_key, attempt_no, route_count, traceparent)
-                    values (v_live.id, 'outbound', v_live.route_code, 'sent', 'delivered', true,
+                    values (v_live.id, 'outbound', v_live.route_code,
+                            case v_decision when 'delivered' then 'sent' when 'dry_run' then 'dry_run' else 'skipped' end,
+                            v_decision, v_decision = 'delivered',
                             'outbound:' || v_live.route_code || ':' || v_live.id, 1,
                             coalesce((v_counts ->> v_live.route_code)::smallint, 1),
                             public.fn_iu_trace_context(v_event ->> 'traceparent'))
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
+                    v_skipped := v_skipped + case v_decision when 'route_disabled' then v_count else 0 end;
+                    v_delivered := v_delivered + case v_decision when 'delivered' then v_count else 0 end;
                 exception when others then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                    if left(v_state, 2) <> all (v_faults || '0A'::text) then
+                    if v_state ~ v_system then
                         raise;
                     end if;
                     v_failed_id := v_failed_id || v_live.id;
@@ -445,7 +454,7 @@ begin
 
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
-        'skipped', v_skipped, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
+        'skipped', v_skipped, 'delivered', v_delivered, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
         'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at,
         'lineage', c.lineage, 'xact_id', pg_current_xact_id()::text);
 
@@ -482,6 +491,7 @@ declare
     v_message  text;
     v_audit    text;
     v_faults   constant text[] := array['22', '23', '44', '54', 'P0'];  -- as in the batch
+    v_system   constant text := '^(08|40|53|57|58|XX|55P03)';           -- as in the batch
 begin
     if not public.fn_iu_core_routes_enabled() then
         return jsonb_build_object('status', 'master_gate_closed', 'dead_letter_id', p_dead_letter_id, 'resolved', false);
@@ -513,9 +523,8 @@ begin
             v_status := 'dry_run';
             v_decision := 'dry_run';
         else
-            perform public.fn_iu_route_deliver(d.route_code, d.event_ref, d.event_snapshot);
-            v_status := 'sent';
-            v_decision := 'delivered';
+            v_decision := public.fn_iu_route_dispatch(d.route_code, d.event_ref, d.event_snapshot);
+            v_status := case v_decision when 'delivered' then 'sent' when 'dry_run' then 'dry_run' else 'skipped' end;
         end if;
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
@@ -525,7 +534,7 @@ begin
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        if left(v_state, 2) <> all (v_faults || '0A'::text) then
+        if v_state ~ v_system then
             raise;
         end if;
         v_status := 'failed';

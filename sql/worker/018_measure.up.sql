@@ -73,7 +73,8 @@ as $$
         select null, 'trace', coalesce(max(t.items), 0), min(t.since) from public.v_iu_trace_lag t
     )
     select null::text, 'gate', g.gate, coalesce(d.value = 'true', false)::integer::double precision
-      from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled')) g(gate, key)
+      from (values ('master', 'iu_core.routes_master_enabled'), ('worker', 'iu_core.route_worker_enabled'),
+               ('delivery', 'iu_core.delivery_enabled')) g(gate, key)
       left join public.dot_config d on d.key = g.key
     union all
     select null, 'notification_queue', null, pg_notification_queue_usage()

@@ -1,7 +1,7 @@
 -- What 018 must have left behind. Same columns as runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W26', 'every gate is a figure', '2',
+    select 'W26', 'every gate is a figure', '3',
            (select count(*)::text from public.fn_iu_measure(null) m where m.what = 'gate')
 )
 select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass

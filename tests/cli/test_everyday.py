@@ -101,7 +101,9 @@ def test_status(live):
     run("emit", "--count", "3", dsn=live.dsn)
     answer = run("status", "--json", dsn=live.dsn).json
     assert set(answer) >= {"gates", "workers", "consumers", "attempts"}
-    assert [(g["gate"], g["open"]) for g in answer["gates"]] == [("master", True), ("worker", True)]
+    assert [(g["gate"], g["open"]) for g in answer["gates"]] == [
+        ("master", True), ("worker", True), ("delivery", False),
+    ]  # fmt: skip
     (worker,) = answer["workers"]
     assert (worker["worker_name"], worker["backlog"], worker["total_seen"]) == ("iu_outbound_default", 3, 2)
     assert worker["open_dead_letters"] == 0
@@ -223,6 +225,7 @@ def test_gate(live):
     assert {g["gate"]: (g["open"], g["value"]) for g in done.json} == {
         "master": (True, "true"),
         "worker": (False, "false"),
+        "delivery": (False, "false"),
     }
     again = run("gate", "close", "worker", "--json", dsn=live.dsn)
     assert again.json == done.json == run("gate", "show", "--json", dsn=live.dsn).json
@@ -247,9 +250,11 @@ def test_route(live):
 
 
 def test_a_route_that_would_deliver(live):
-    """A route that is no dry run cannot be enabled: the safety check refuses, and its words are shown."""
+    """A route that is no dry run cannot be enabled: the guard refuses, and its words are shown."""
     execute(live.dsn, "update iu_outbound_route set enabled = false, dry_run = false")
-    refused(1, "iu_outbound_route_safe_chk")("route", "enable", ROUTE, dsn=live.dsn)
+    refused(1, f"route {ROUTE} may not deliver: it is not on the list", "iu-listen route live")(
+        "route", "enable", ROUTE, dsn=live.dsn
+    )
     assert value(live.dsn, "select enabled from iu_outbound_route") is False
 
 

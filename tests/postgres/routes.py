@@ -60,9 +60,51 @@ async def emit(connection: asyncpg.Connection, event_type: str) -> UUID:
     )
 
 
-async def open_live_route(connection: asyncpg.Connection) -> None:
-    """Make the default route live, past the CHECK that forbids it."""
+OPEN = """
+    update dot_config set value = 'true' where key = 'iu_core.delivery_enabled';
+    update dot_config set value = '{}' where key = 'iu_core.delivery_live_routes';
+"""
+
+
+async def open_live_route(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
+    """Make a route live that leads to the seam: nothing delivers to a workflow yet."""
     await connection.execute(
-        """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
-           update iu_outbound_route set dry_run = false"""
+        OPEN.format(route) + f"update iu_outbound_route set dry_run = false where route_code = '{route}'"
     )
+
+
+#: A target in SQL: notes what arrives, and misbehaves as the event asks.
+SQL_TARGET = """
+    create table if not exists arrived (n bigint generated always as identity, event_ref uuid, key text, note text);
+    create table if not exists late (id integer primary key, of integer references late deferrable initially deferred);
+    create or replace function public.misbehave(note text) returns void language plpgsql set search_path = public as $$
+    begin
+        if note = 'wait' then
+            perform pg_advisory_xact_lock(4711);
+        elsif note = 'raise deferred' then
+            insert into late values (1, 2);
+        elsif note like 'raise %' then
+            raise exception 'as asked' using errcode = substr(note, 7);
+        end if;
+    end $$;
+    create or replace function public.arrive(idempotency_key text, event jsonb) returns void language plpgsql as $$
+    begin
+        insert into public.arrived (event_ref, key, note)
+        values ((event ->> 'id')::uuid, idempotency_key, event -> 'safe_payload' ->> 'note');
+        perform public.misbehave(event -> 'safe_payload' ->> 'note');
+    end $$
+"""
+
+
+async def go_live(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
+    """All locks open, and the route delivers to the SQL target."""
+    await connection.execute(SQL_TARGET)
+    await connection.execute(
+        """update dot_config set value = 'true' where key = 'iu_core.delivery_enabled';
+           update dot_config set value = 'public.arrive' where key = 'iu_core.delivery_sql_functions'"""
+    )
+    await connection.execute(
+        "update iu_outbound_route set target_kind = 'sql_function', target_ref = 'public.arrive' where route_code = $1",
+        route,
+    )
+    await connection.fetchval("select fn_iu_route_live($1, true, 'a test', 'tester')", route)

@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from postgres.routes import ROUTE, emit, open_live_route, poison, register, route
+from postgres.routes import OPEN, ROUTE, emit, open_live_route, poison, register, route
 from support import WORKER, attempted, connect, connected, consuming, drain, insert_event, open_gate, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -167,7 +167,7 @@ async def test_every_kind_of_attempt_says_how_many_there_are(live):
         await route(worker, "dry", "sent")
         await register(worker, "noted")
         await open_live_route(worker)
-        await worker.execute("update iu_outbound_route set dry_run = true where route_code <> $1", ROUTE)
+        await worker.execute(OPEN.format(f"{ROUTE},live"))
         await worker.execute(
             "insert into iu_outbound_route select 'live', event_domain, 'sent', event_stream, target_kind, target_ref, true, false"
             "  from iu_outbound_route where route_code = $1", ROUTE,

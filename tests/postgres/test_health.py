@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from iu_listen.postgres import census
+from postgres.routes import open_live_route
 from support import WORKER, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -141,10 +142,7 @@ async def test_foreign_history_is_not_healthy(live):
 async def test_backlog_and_dead_letters_are_warnings(live):
     """Unread events and open dead letters are warnings with their figures, and do not make a worker unhealthy."""
     async with connected(live.dsn) as worker:
-        await worker.execute(
-            """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
-               update iu_outbound_route set dry_run = false"""
-        )
+        await open_live_route(worker)
         for _ in range(5):
             await insert_event(worker)
         await run_batch(worker, 2)

@@ -9,6 +9,7 @@ from iu_listen.model.observation import BatchRan, WakeLost
 from iu_listen.postgres import census, migrate
 from iu_listen.postgres.session import session
 from postgres.bells import ONLY_THE_BELL
+from postgres.routes import open_live_route
 from support import attempted, connected, consuming, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -46,8 +47,7 @@ async def test_what_was_decided_is_not_delivered_by_a_second_reading(live):
     async with connected(live.dsn) as connection:
         event = await insert_event(connection)
         await drain(connection)
-        await connection.execute("alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk")
-        await connection.execute("update iu_outbound_route set dry_run = false")
+        await open_live_route(connection)
         await connection.execute("update iu_route_worker_cursor set prev = '3:3:'")
         await drain(connection)
 

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from postgres.routes import open_live_route
 from support import connected, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -18,10 +19,7 @@ ROUTE = "iu.version_applied.workflow"
 
 async def give_up(connection: asyncpg.Connection) -> tuple[UUID, UUID]:
     """An event that went to the seam and became a dead letter; both ids. The route stays live."""
-    await connection.execute(
-        """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
-           update iu_outbound_route set dry_run = false"""
-    )
+    await open_live_route(connection)
     event = await insert_event(connection)
     assert (await run_batch(connection))["dead_lettered"] == 1
     return event, await connection.fetchval("select id from iu_route_dead_letter")

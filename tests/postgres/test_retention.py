@@ -14,6 +14,7 @@ import pytest
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
 from iu_listen.postgres.verify import verify
+from postgres.routes import open_live_route
 from support import WORKER, connected, drain, insert_event, open_gate, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -80,10 +81,7 @@ async def dead_letter(
     connection: asyncpg.Connection, created: str = "now() - interval '100 days'"
 ) -> tuple[UUID, UUID]:
     """An old event that went to the seam and became a dead letter; both ids. Routes are dry again."""
-    await connection.execute(
-        """alter table iu_outbound_route drop constraint if exists iu_outbound_route_safe_chk;
-           update iu_outbound_route set dry_run = false"""
-    )
+    await open_live_route(connection)
     event = await old_event(connection, created)
     assert (await run_batch(connection))["dead_lettered"] == 1
     await connection.execute("update iu_outbound_route set dry_run = true")

@@ -7,7 +7,7 @@ import json
 import asyncpg
 import pytest
 
-from postgres.routes import ROUTE, emit, open_live_route, poison, register, route
+from postgres.routes import OPEN, ROUTE, emit, open_live_route, poison, register, route
 from support import WORKER, attempted, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -267,8 +267,8 @@ async def test_route_that_changes_during_a_run(live):
     async with connected(live.dsn) as worker:
         await poison(worker)
         await worker.execute(
-            """alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk;
-               create function test_open() returns trigger language plpgsql as
+            OPEN.format(ROUTE)
+            + """create function test_open() returns trigger language plpgsql as
                $$ begin update public.iu_outbound_route set dry_run = false; return null; end $$;
                create trigger test_open after insert on iu_route_attempt execute function test_open()"""
         )

@@ -16,10 +16,10 @@ from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
 
 Plan = Annotated[bool, Parameter(help="Show what would happen, and change nothing.", negative=())]
-GateName = Literal["master", "worker"]
+GateName = Literal["master", "worker", "delivery"]
 
 gate = App(name="gate", help="Show, open and close the gates. A gate that is missing is closed.")
-route = App(name="route", help="List, show, enable and disable routes.")
+route = App(name="route", help="List, show, enable and disable routes, and let them deliver.")
 dead_letter = App(name="dead-letter", help="List, show and replay what could not be routed.")
 
 
@@ -87,6 +87,7 @@ BACKTESTED = {
     "route_disabled": "skipped: its routes were disabled",
     "not decided": "nobody has looked at it yet, or it was left to others",
     "dry_run": "taken by it: dry run",
+    "sent": "taken by it, and delivered",
     "failed": "taken by it, and failed",
 }
 
@@ -133,7 +134,7 @@ def route_backtest(
             await census.require_package(connection)
             moment = await census.moment(connection, since)
             if not await census.rows(connection, "list_routes", code):
-                raise await _no_such_route(connection, code)
+                raise await no_such_route(connection, code)
             return await census.rows(connection, "backtest", code, moment), f"{moment:%Y-%m-%d %H:%M:%S}Z"
 
     found, begin = anyio.run(run)
@@ -158,7 +159,7 @@ def _print_routes(code: str | None, where: Where | None) -> int:
             await census.require_substrate(connection)
             found = await census.rows(connection, "list_routes", code)
             if code and not found:
-                raise await _no_such_route(connection, code)
+                raise await no_such_route(connection, code)
         if where and where.json:
             show.as_json(found[0] if code else found)
         else:
@@ -181,13 +182,14 @@ def _set_route(code: str, where: Where | None, *, enabled: bool) -> int:
             await census.require_substrate(connection)
             await census.require_primary(connection)
             if not await census.rows(connection, "set_route", code, enabled):
-                raise await _no_such_route(connection, code)
+                raise await no_such_route(connection, code)
 
     anyio.run(run)
     return _print_routes(code, where)
 
 
-async def _no_such_route(connection: Connection, code: str) -> ConfigurationError:
+async def no_such_route(connection: Connection, code: str) -> ConfigurationError:
+    """The error for a code that nobody has registered, with those that there are."""
     known = ", ".join(r["route_code"] for r in await census.rows(connection, "list_routes", None))
     return ConfigurationError(f"there is no route {code}", f"Routes: {known or 'none'}.")
 

@@ -19,6 +19,7 @@ CHANNEL = "iu_event_outbox"
 GATES = {
     "master": "iu_core.routes_master_enabled",
     "worker": "iu_core.route_worker_enabled",
+    "delivery": "iu_core.delivery_enabled",
 }
 
 
@@ -67,6 +68,7 @@ class Batch:
         seen: Events read.
         attempts: Attempts written; suppressed duplicates do not count.
         skipped: Of these, skipped.
+        delivered: Of the attempts, how many really left.
         dead_lettered: Dead letters written.
         more: True when the page was full: run again at once.
         reason: Why a worker refuses; empty otherwise.
@@ -80,6 +82,7 @@ class Batch:
     seen: int = 0
     attempts: int = 0
     skipped: int = 0
+    delivered: int = 0
     dead_lettered: int = 0
     more: bool = False
     reason: str = ""
@@ -96,6 +99,7 @@ class Batch:
             seen=answer.get("seen", 0),
             attempts=answer.get("attempts_written", 0),
             skipped=answer.get("skipped", 0),
+            delivered=answer.get("delivered", 0),
             dead_lettered=answer.get("dead_lettered", 0),
             more=answer.get("more", False),
             reason=answer.get("reason", ""),

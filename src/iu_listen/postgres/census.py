@@ -118,6 +118,15 @@ async def set_gate(connection: Connection, gate: str, *, opened: bool) -> None:
         raise Refused(f"{GATES[gate]} is missing from dot_config, so the gate is closed", "iu-listen apply creates it.")
 
 
+async def route_live(connection: Connection, code: str, *, live: bool, why: str | None, actor: str | None) -> None:
+    """Let a route deliver, or turn it back to dry run; ``actor`` and ``why`` are recorded.
+
+    Raises:
+        Refused: its target cannot be delivered to, or this role may not.
+    """
+    await value(connection, "route_live", code, live, why, actor)
+
+
 async def worker_health(connection: Connection, worker: str) -> Row:
     """The answer of fn_iu_route_worker_health."""
     health: Row = json.loads(await value(connection, "worker_health", worker))

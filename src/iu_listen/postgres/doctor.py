@@ -37,7 +37,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _history, _health, _audit, _traces, _retention, _verification, _path, _lease, _queue,
+        _gates, _delivery, _history, _health, _audit, _traces, _retention, _verification, _path, _lease, _queue,
     )  # fmt: skip
     for look in looks:
         try:
@@ -73,10 +73,21 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
 
 
 async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG001 one shape for all looks
-    closed = [g["gate"] for g in await census.gates(connection) if not g["open"]]
+    # That nothing is delivered is how it is installed: _delivery looks whether somebody wants it otherwise.
+    closed = [g["gate"] for g in await census.gates(connection) if not g["open"] and g["gate"] != "delivery"]
     if closed:
         return Finding("warn", "gates", f"closed: {', '.join(closed)}", f"iu-listen gate open {closed[0]}")
     return Finding("ok", "gates", "open")
+
+
+async def _delivery(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    live = await census.rows(connection, "live_routes")
+    if locked := next((r for r in live if r["lock"]), None):
+        words = (
+            f"{locked['route_code']} is live, and {locked['lock'].replace('_', ' ')}: its events become dead letters"
+        )
+        return Finding("warn", "delivery", words, f"iu-listen route live {locked['route_code']} --plan")
+    return Finding("ok", "delivery", f"live: {', '.join(r['route_code'] for r in live) or 'none'}")
 
 
 async def _history(connection: Connection, worker: str) -> Finding:

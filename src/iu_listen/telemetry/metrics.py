@@ -143,7 +143,8 @@ class MetricWatcher:
         self._size.record(batch.seen, self._of(worker))
         # An attempt that failed is a dead letter, too; some dead letters have none (their audit failed).
         decided = {
-            "dry_run": max(batch.attempts - batch.skipped - batch.dead_lettered, 0),
+            "dry_run": max(batch.attempts - batch.skipped - batch.delivered - batch.dead_lettered, 0),
+            "delivered": batch.delivered,
             "skipped": batch.skipped,
             "dead_letter": batch.dead_lettered,
         }

@@ -61,7 +61,8 @@ def shortened(text: str) -> str:
 
 def _key_value(key: str, value: str | int) -> bytes:
     if isinstance(value, str):
-        any_value = _field(b"\x0a", shortened(value).encode())
+        # Not asked by a call: there are ten texts in a span.
+        any_value = _field(b"\x0a", (value if len(value) <= LONGEST else shortened(value)).encode())
     else:
         any_value = b"\x18" + _varint(value % 2**64)
     return _key(key) + _SIZE[len(any_value)] + any_value

@@ -1,0 +1,36 @@
+-- Takes delivery away: the safety check forbids live routes again, and the seam is all there is.
+--
+-- loses: who let which route deliver, and why
+-- refuses: while a route is live
+-- locks: iu_outbound_route and dot_config against everybody, for the moment that a trigger and a check take
+
+do $$
+declare
+    v_live text;
+begin
+    select r.route_code into v_live from public.iu_outbound_route r where r.enabled and not r.dry_run limit 1;
+    if found then
+        raise exception 'route % is live', v_live using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Turn it back first: iu-listen route dry ' || v_live;
+    end if;
+end
+$$;
+
+-- "if exists": a package of which something is missing must be able to be taken back.
+alter table public.iu_outbound_route drop constraint if exists iu_outbound_route_safe_chk;
+alter table public.iu_outbound_route
+    add constraint iu_outbound_route_safe_chk check (enabled = false or dry_run = true);
+comment on constraint iu_outbound_route_safe_chk on public.iu_outbound_route is
+    'No enabled route may deliver: enabled means dry_run.';
+
+drop function if exists public.fn_iu_route_dispatch(text, uuid, jsonb);
+drop function if exists public.fn_iu_route_live(text, boolean, text, text);
+drop function if exists public.fn_iu_delivery_function(text);
+drop function if exists public.fn_iu_delivery_list_guard() cascade;
+drop function if exists public.fn_iu_outbound_route_guard() cascade;
+drop function if exists public.fn_iu_delivery_lock(text);
+drop function if exists public.fn_iu_delivery_list(text);
+drop function if exists public.fn_iu_delivery_enabled();
+drop table if exists public.iu_delivery_change;
+delete from public.dot_config d
+ where d.key in ('iu_core.delivery_enabled', 'iu_core.delivery_live_routes', 'iu_core.delivery_sql_functions');

@@ -1,0 +1,316 @@
+"""Delivery: four locks, the guard of the routes, and targets that are SQL functions. 012_delivery."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from postgres.routes import go_live
+from support import connected, drain, insert_event, run_batch, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+ROUTE = "iu.version_applied.workflow"
+KEYS = {
+    "master_gate_closed": "iu_core.routes_master_enabled",
+    "worker_gate_closed": "iu_core.route_worker_enabled",
+    "delivery_gate_closed": "iu_core.delivery_enabled",
+    "route_not_listed": "iu_core.delivery_live_routes",
+}
+
+
+async def lock(connection: asyncpg.Connection) -> str | None:
+    found: str | None = await connection.fetchval("select fn_iu_delivery_lock($1)", ROUTE)
+    return found
+
+
+async def is_live(connection: asyncpg.Connection) -> bool:
+    return bool(
+        await connection.fetchval("select enabled and not dry_run from iu_outbound_route where route_code = $1", ROUTE)
+    )
+
+
+async def delivered(connection: asyncpg.Connection) -> list[UUID]:
+    """What has arrived at the target, in order."""
+    return [row["event_ref"] for row in await connection.fetch("select event_ref from arrived order by n")]
+
+
+async def outcomes(connection: asyncpg.Connection) -> list[tuple[str, str, bool]]:
+    rows = await connection.fetch("select status, decision, delivered from iu_route_attempt order by id")
+    return [tuple(row) for row in rows]
+
+
+# -- the way ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_is_delivered_in_the_transaction_that_decides(live):
+    """With all locks open the function is called once for each event, with its key and the event; the attempt says sent."""
+    async with connected(live.dsn) as connection:
+        await go_live(connection)
+        events = [await insert_event(connection, note=str(n)) for n in range(3)]
+        answer = await run_batch(connection)
+        assert (answer["attempts_written"], answer["dead_lettered"]) == (3, 0)
+        assert await delivered(connection) == events
+        assert await outcomes(connection) == [("sent", "delivered", True)] * 3
+        rows = await connection.fetch("select key, note from arrived order by n")
+        assert [tuple(row) for row in rows] == [(f"outbound:{ROUTE}:{e}", str(n)) for n, e in enumerate(events)]
+        # A second reading delivers nothing twice.
+        await connection.execute("update iu_route_worker_cursor set prev = '3:3:', tick = null")
+        await drain(connection)
+        assert await delivered(connection) == events
+
+
+async def test_a_target_that_raises_takes_only_its_own_event_along(live):
+    """Whatever a target raises, its writes are undone, its event is a dead letter, and the others are delivered.
+
+    Fails when: only bad data is taken for a fault of the event, or a deferred constraint waits for the commit.
+    """
+    faults = ["22012", "42501", "42P01", "23505", "P0001", "0A000", "2F005", "55000", "deferred"]
+    async with connected(live.dsn) as connection:
+        await go_live(connection)
+        events = {
+            fault: await insert_event(connection, note=f"raise {fault}" if fault else "") for fault in ["", *faults]
+        }
+        answer = await run_batch(connection)
+        assert answer["dead_lettered"] == len(faults)
+        assert await delivered(connection) == [events[""]]
+        letters = await connection.fetch("select event_ref, failure_detail from iu_route_dead_letter")
+        assert {row["event_ref"] for row in letters} == {events[fault] for fault in faults}
+        # And replayed when it works.
+        await connection.execute(
+            "create or replace function public.misbehave(note text) returns void language sql as ''"
+        )
+        for row in await connection.fetch("select id from iu_route_dead_letter order by id"):
+            await connection.fetchval("select fn_iu_route_dead_letter_replay($1)", row["id"])
+        assert set(await delivered(connection)) == set(events.values())
+
+
+async def test_what_no_event_can_help_fails_the_batch(live):
+    """A deadlock, a full disk or an operator's hand is not the event's fault: the batch is tried again, and delivers.
+
+    Fails when: every error of a target makes a dead letter.
+    """
+    async with connected(live.dsn) as connection:
+        await go_live(connection)
+        event = await insert_event(connection, note="raise 40P01")
+        with pytest.raises(asyncpg.DeadlockDetectedError):
+            await run_batch(connection)
+        await connection.execute(
+            "create or replace function public.misbehave(note text) returns void language sql as ''"
+        )
+        await drain(connection)
+        assert await delivered(connection) == [event]
+        assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+
+
+# -- the locks -------------------------------------------------------------------------------------------------------
+
+
+GATES = [None, "missing", "", "True", "true "]
+LISTS = [None, "missing", "", "a,,b", "a;drop", f"{ROUTE},", f"x {ROUTE}"]
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize(
+    ("closed", "value"),
+    [(lock, value) for lock in KEYS for value in (LISTS if lock == "route_not_listed" else GATES)],
+)
+async def test_a_lock_that_is_closed_missing_or_malformed_lets_nothing_out(live, closed, value):
+    """With any one of the four locks not open nothing leaves, whatever the route says, and it is named.
+
+    Fails when: a lock is not asked, or is open by default.
+    """
+    async with connected(live.dsn) as connection:
+        await go_live(connection)
+        assert await lock(connection) is None
+        if value == "missing":
+            await connection.execute("delete from dot_config where key = $1", KEYS[closed])
+        else:
+            await connection.execute("update dot_config set value = $2 where key = $1", KEYS[closed], value)
+        assert await lock(connection) == closed
+        # As if the guard had been out of its place.
+        await connection.execute(
+            """alter table iu_outbound_route disable trigger zz_iu_outbound_route_guard;
+               update iu_outbound_route set enabled = true, dry_run = false"""
+        )
+        await insert_event(connection)
+        answer = await run_batch(connection)
+        assert await delivered(connection) == []
+        if closed in ("master_gate_closed", "worker_gate_closed"):
+            assert answer["status"] == closed
+        else:
+            why = await connection.fetchval("select failure_detail from iu_route_dead_letter")
+            assert closed in why
+            assert await outcomes(connection) == [("failed", "dead_letter", False)]
+
+
+CLOSING = {
+    "update dot_config set value = 'false' where key = 'iu_core.delivery_enabled'": ("failed", "dead_letter", False),
+    f"select fn_iu_route_live('{ROUTE}', false, 'a test')": ("dry_run", "dry_run", False),
+    "update iu_outbound_route set enabled = false": ("skipped", "route_disabled", False),
+}
+
+
+@pytest.mark.parametrize("closing", CLOSING)
+async def test_a_lock_that_closes_during_a_batch_stops_the_next_event(live, closing):
+    """Locks are asked event by event: what is closed while an event is being delivered keeps back the one after it.
+
+    Fails when: the locks, or the route, are read once a batch.
+    """
+    async with connected(live.dsn) as connection, connected(live.dsn) as operator:
+        await go_live(connection)
+        events = [await insert_event(connection, note="wait" if n == 1 else "") for n in range(3)]
+        await operator.execute("select pg_advisory_lock(4711)")
+        running = asyncio.create_task(run_batch(connection))
+
+        async def waiting() -> bool:
+            return bool(
+                await operator.fetchval(
+                    "select exists (select from pg_locks where locktype = 'advisory' and not granted)"
+                )
+            )
+
+        await wait_until(waiting, "the second event is being delivered")
+        await operator.execute(closing)
+        await operator.execute("select pg_advisory_unlock(4711)")
+        answer = await running
+        assert await delivered(connection) == events[:2]
+        assert await outcomes(connection) == [("sent", "delivered", True)] * 2 + [CLOSING[closing]]
+        assert (answer["attempts_written"], answer["skipped"]) == (
+            3,
+            int(CLOSING[closing][0] == "skipped"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("setup", "why"),
+    [
+        (
+            "update dot_config set value = '' where key = 'iu_core.delivery_sql_functions'",
+            "is not on the list of functions",
+        ),
+        ("drop function public.arrive(text, jsonb)", "there is no function"),
+        ("alter function public.arrive(text, jsonb) security definer", "there is no function"),
+        (
+            "update iu_outbound_route set target_ref = 'public.arrive; drop table arrived'",
+            "is not on the list of functions",
+        ),
+        ("update iu_outbound_route set target_ref = 'arrive'", "is not on the list of functions"),
+        ("update iu_outbound_route set target_kind = 'external_endpoint'", "delivery is not built"),
+    ],
+)
+async def test_only_an_allowed_function_is_called(live, setup, why):
+    """A function is called that is on the list, has the signature, and runs with the rights of its caller; no other."""
+    async with connected(live.dsn) as connection:
+        await go_live(connection)
+        await connection.execute(setup)
+        await insert_event(connection)
+        await run_batch(connection)
+        assert await delivered(connection) == []
+        assert why in await connection.fetchval("select failure_detail from iu_route_dead_letter")
+
+
+# -- the guard -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_route_is_live_only_while_it_is_on_the_list(live):
+    """No route becomes live that is not listed; one that is taken off is a dry run in the same transaction.
+
+    Fails when: the guard or the trigger of the list is missing.
+    """
+    async with connected(live.dsn) as connection:
+        for statement in (
+            "update iu_outbound_route set dry_run = false",
+            """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref,
+                                              enabled, dry_run) values ('new', 'iu', 'x', 'update', 'workflow', 'x', true, false)""",
+        ):
+            with pytest.raises(asyncpg.CheckViolationError, match="not on the list of live routes"):
+                await connection.execute(statement)
+        for take_off in (
+            "update dot_config set value = 'other' where key = 'iu_core.delivery_live_routes'",
+            "update dot_config set value = 'other,;' where key = 'iu_core.delivery_live_routes'",
+            "delete from dot_config where key = 'iu_core.delivery_live_routes'",
+            "truncate dot_config",
+        ):
+            kept = await connection.fetch("select key, value, description from dot_config")
+            await go_live(connection)
+            assert await is_live(connection)
+            await connection.execute(take_off)
+            assert not await is_live(connection)
+            await connection.executemany(
+                "insert into dot_config (key, value, description) values ($1, $2, $3) on conflict (key) do nothing",
+                [tuple(row) for row in kept],
+            )
+        with pytest.raises(asyncpg.CheckViolationError):
+            await go_live(connection)
+            await connection.execute("update iu_outbound_route set route_code = 'renamed'")
+
+
+async def test_the_list_and_a_route_change_at_the_same_moment(live):
+    """Whoever takes a route off the list while it is made live waits, and turns it back: it never stays live unlisted.
+
+    Fails when: the guard reads the list without holding it.
+    """
+    async with connected(live.dsn) as connection, connected(live.dsn) as other:
+        await go_live(connection)
+        await connection.execute("update iu_outbound_route set dry_run = true")
+        await connection.execute("begin")
+        await connection.execute("update iu_outbound_route set dry_run = false")
+        taking = asyncio.create_task(
+            other.execute("update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
+        )
+
+        async def waits() -> bool:
+            return bool(await connection.fetchval("select exists (select from pg_locks where not granted)"))
+
+        await wait_until(waits, "the other one waits")
+        await connection.execute("commit")
+        await taking
+        assert not await is_live(connection)
+
+
+async def test_who_and_why_are_kept(live):
+    """Every way to make a route live, or to turn it back, leaves a row with who and why."""
+    async with connected(live.dsn) as connection:
+        await go_live(connection)
+        await connection.fetchval("select fn_iu_route_live($1, false, 'incident 7', 'ann')", ROUTE)
+        await connection.fetchval("select fn_iu_route_live($1, true, 'mended', 'bob')", ROUTE)
+        await connection.execute("update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
+        rows = await connection.fetch("select live, actor, why from iu_delivery_change order by id")
+        user = await connection.fetchval("select session_user")
+        assert [tuple(row) for row in rows] == [
+            (True, "tester", "a test"), (False, "ann", "incident 7"), (True, "bob", "mended"), (False, user, None),
+        ]  # fmt: skip
+
+
+async def test_a_stop_works_without_the_right_to_write_about_it(live):
+    """Who may change settings only can take a route off the list; who may change routes only can turn it back.
+
+    Fails when: what is written about a stop, or the route, keeps it from happening.
+    """
+    async with connected(live.dsn) as connection:
+        name = "stop_" + (await connection.fetchval("select current_database()"))[-12:]
+        await go_live(connection)
+        await connection.execute(
+            f"""create role {name};
+                grant select, update on dot_config to {name};
+                grant execute on all functions in schema public to {name}"""
+        )
+        try:
+            async with connection.transaction():
+                await connection.execute(f"set local role {name}")
+                await connection.execute("update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
+            assert await lock(connection) == "route_not_listed"
+            await go_live(connection)
+            await connection.execute(
+                f"revoke all on dot_config from {name}; grant select, update on iu_outbound_route to {name}"
+            )
+            async with connection.transaction():
+                await connection.execute(f"set local role {name}")
+                await connection.execute("update iu_outbound_route set dry_run = true")
+            assert not await is_live(connection)
+        finally:
+            await connection.execute(f"drop owned by {name}; drop role {name}")
