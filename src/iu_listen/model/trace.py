@@ -181,15 +181,18 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     trace = trace_id(row["event_ref"], context(row["traceparent"]))
     parent = span_id("event", str(message["messaging.message.id"]))
     # A run that waited for another one began before the event was there.
-    start = max(row["created_at"], row["event_at"] or _EPOCH, _committed(row) or _EPOCH)
-    links: tuple[Link, ...] = (Link(trace, parent),)
+    start, committed, finished = max(row["created_at"], row["event_at"] or _EPOCH), row["commit_at"], row["finished_at"]
+    if committed is not None and start < committed <= finished:
+        start = committed
+    sent = Link(trace, parent)
+    links: tuple[Link, ...]
     if number > 1:
         # A replay is no batch: what it repeats says more.
-        links = (*links, Link(trace, attempt_span_id(key, number - 1)))
-    elif row["own_history"]:
-        links = (*links, batch_link(lineage, row["xact_id"]))
-    if number > 1 and row["letter_id"]:
-        parent = span_id("dead_letter", str(row["letter_id"]))
+        links = sent, Link(trace, attempt_span_id(key, number - 1))
+        if row["letter_id"]:
+            parent = span_id("dead_letter", str(row["letter_id"]))
+    else:
+        links = (sent, batch_link(lineage, row["xact_id"])) if row["own_history"] else (sent,)
     status = row["status"]
     failed = row["failure_code"] if status == "failed" else None
     common = _common(
@@ -199,7 +202,7 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     )  # fmt: skip
     return Span(
         trace, attempt_span_id(key, number), parent, f"process {DESTINATION}", Kind.CONSUMER,
-        _ns(start), _ns(max(start, row["finished_at"])), common, {**message, "iu.idempotency_key": key},
+        _ns(start), _ns(max(start, finished)), common, {**message, "iu.idempotency_key": key},
         (row["failure_detail"] or failed or "failed") if status == "failed" else None, links,
     )  # fmt: skip
 
