@@ -121,7 +121,7 @@ def route_backtest(
     code: str,
     /,
     *,
-    since: Annotated[str, Parameter(help="How far back: 2h, '3 days', or a point in time.")] = "1 day",
+    since: Annotated[str, Parameter(help="How far back: 2h, '3 days', or ISO 8601.")] = "1 day",
     where: Where | None = None,
 ) -> int:
     """Show what a route, as it stands now and were it enabled, would do with past events, beside what was done.
