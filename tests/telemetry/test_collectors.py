@@ -472,6 +472,7 @@ async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, mo
 # -- what takes longer than the session ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypatch):
     """While the collector is busy for longer than an idle session lives, the session is used, and nothing comes twice.
 
