@@ -255,11 +255,12 @@ async def test_a_malformed_end_waits_for_something_else(live, receiver):
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver):
+async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver, monkeypatch):
     """A page and more of nothing but what is refused is no outage if what comes after it is taken: it is left out, and no more.
 
     Fails when: a page that is refused whole is an outage whatever comes after it.
     """
+    monkeypatch.setattr(export, "REFUSALS", 4)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         for _ in range(80):

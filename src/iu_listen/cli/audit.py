@@ -256,7 +256,7 @@ async def _wait_until_decided(connection: Connection, worker: str) -> str | None
 
 async def _held_up(connection: Connection, worker: str) -> str | None:
     """Why nobody decides anything now; None when somebody does."""
-    if closed := [g["gate"] for g in await census.gates(connection) if not g["open"]]:
+    if closed := await census.in_the_way(connection):
         return f"the {closed[0]} gate is closed"
     active = [
         c for c in await census.rows(connection, "consumers")

@@ -107,6 +107,11 @@ async def gates(connection: Connection) -> list[Row]:
     ]
 
 
+async def in_the_way(connection: Connection) -> list[str]:
+    """The closed gates that keep events from being decided. That of delivery does not, and is closed by default."""
+    return [g["gate"] for g in await gates(connection) if not g["open"] and g["gate"] != "delivery"]
+
+
 async def set_gate(connection: Connection, gate: str, *, opened: bool) -> None:
     """Open or close a gate.
 

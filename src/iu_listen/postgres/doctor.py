@@ -73,9 +73,7 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
 
 
 async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG001 one shape for all looks
-    # That nothing is delivered is how it is installed: _delivery looks whether somebody wants it otherwise.
-    closed = [g["gate"] for g in await census.gates(connection) if not g["open"] and g["gate"] != "delivery"]
-    if closed:
+    if closed := await census.in_the_way(connection):
         return Finding("warn", "gates", f"closed: {', '.join(closed)}", f"iu-listen gate open {closed[0]}")
     return Finding("ok", "gates", "open")
 
