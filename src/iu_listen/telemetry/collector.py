@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -146,6 +147,7 @@ class OtlpCollector(ABC):
         files = {name: variable(environ, name) for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")}
         _readable(files)
         self.certificate, self.client_certificate, self.client_key = files.values()
+        self._aside: _Aside | None = None
         self._resource: dict[str, Any] = dict(resource(environ).attributes)
         try:
             request(b"", self._resource)
@@ -169,17 +171,25 @@ class OtlpCollector(ABC):
         # No library's timeout is trusted: they begin anew with each byte. So the way is cut, the thread left behind.
         try:
             with anyio.fail_after(self.timeout):
-                verdict = await _aside(lambda: self.post(body))
+                self._aside = self._aside or _Aside()
+                verdict = await self._aside.do(lambda: self.post(body))
         except TimeoutError:
-            self.hang_up()
+            self._leave()
             return Verdict(Answer.AGAIN, f"no answer within {self.timeout:g} s")
         except anyio.get_cancelled_exc_class():
-            self.hang_up()
+            self._leave()
             raise
         except Exception as error:  # noqa: BLE001 whatever it is, the spans are sent again
             return Verdict(Answer.AGAIN, f"no way to the collector: {words(error)}")
         # It is counted, so it must be a count.
         return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
+
+    def _leave(self) -> None:
+        """Wait no longer for what is under way."""
+        self.hang_up()
+        if self._aside is not None:
+            self._aside.end()
+            self._aside = None
 
     @abstractmethod
     def post(self, body: bytes) -> Verdict:
@@ -189,30 +199,48 @@ class OtlpCollector(ABC):
     def hang_up(self) -> None:
         """Let a post() that is under way fail, soon. Called from another thread than that."""
 
-    @abstractmethod
     def close(self) -> None:
         """Close the connections."""
+        self._leave()
 
 
-async def _aside(work: Callable[[], Verdict]) -> Verdict:
-    """Work in a thread of its own, which nobody waits for when this is cancelled, the interpreter's end included."""
-    token, over = anyio.lowlevel.current_token(), anyio.Event()
-    outcome: list[Verdict | Exception] = []
+class _Aside:
+    """A thread that does one thing after the other, and that nobody waits for, the interpreter's end included.
 
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except Exception as error:  # noqa: BLE001 it is raised where it is waited for
-            outcome.append(error)
-        # The loop may be over by now.
-        with suppress(RuntimeError):
-            anyio.from_thread.run_sync(over.set, token=token)
+    One that is kept: to start a thread takes as long as it takes to be given the interpreter, and the consumer waits.
+    """
 
-    Thread(target=run, name="iu-listen collector", daemon=True).start()
-    await over.wait()
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        Thread(target=self._work, name="iu-listen collector", daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def end(self) -> None:
+        """Let it go when it has done what it is at."""
+        self._jobs.put(None)
+
+    async def do(self, work: Callable[[], Verdict]) -> Verdict:
+        """Wait until something is done; raises what it raises."""
+        token, over = anyio.lowlevel.current_token(), anyio.Event()
+        outcome: list[Verdict | Exception] = []
+
+        def run() -> None:
+            try:
+                outcome.append(work())
+            except Exception as error:  # noqa: BLE001 it is raised where it is waited for
+                outcome.append(error)
+            # The loop may be over by now.
+            with suppress(RuntimeError):
+                anyio.from_thread.run_sync(over.set, token=token)
+
+        self._jobs.put(run)
+        await over.wait()
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
 
 
 def collector(environ: Mapping[str, str]) -> OtlpCollector | None:

@@ -76,6 +76,7 @@ class GrpcCollector(OtlpCollector):
 
     def close(self) -> None:
         """Close the connections."""
+        super().close()
         self._channel.close()
 
 

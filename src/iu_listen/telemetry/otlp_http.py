@@ -116,6 +116,7 @@ class HttpCollector(OtlpCollector):
 
     def close(self) -> None:
         """Close the connections."""
+        super().close()
         self._session.close()
 
 
