@@ -399,7 +399,7 @@ async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
                 assert there.open <= 2
                 for many in (0, 1):
                     await wait_until(lambda n=many: hanging(there, n), "it is tried once more")
-                assert sum(t.name.startswith("AnyIO worker") for t in threading.enumerate()) <= 3
+                assert sum(t.name == "iu-listen collector" for t in threading.enumerate()) <= 3
 
             await wait_until(lambda: hanging(there, 0), "an export that is ended hangs up", 5)
     finally:
