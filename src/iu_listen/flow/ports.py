@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
+from iu_listen.model.delivery import Delivery
 from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Survey, Tally
 from iu_listen.model.observation import Observation
 from iu_listen.model.trace import Page, Place, Span, Verdict
@@ -121,6 +122,20 @@ class Collector(Protocol):
 
     async def send(self, spans: Sequence[Span]) -> Verdict:
         """Send spans, in bounded time."""
+
+
+class Target(Protocol):
+    """Where deliveries of one or more routes go. Made when it is first needed, inside the running loop."""
+
+    async def deliver(self, delivery: Delivery, /) -> None:
+        """Deliver one event. Called many times at once, up to the concurrency of the route.
+
+        It returns when the target has the event, and raises as iu_listen.model.delivery says. It may be cancelled at
+        any moment (the deadline, a stop); then the event is delivered again, with the same idempotency key.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of connections, in bounded time. Nothing is delivered any more."""
 
 
 class Sessions(Protocol):

@@ -1,0 +1,236 @@
+"""Deliveries: what a target is given, what may come of it, and how a target says so.
+
+A target returns when the event has arrived, and raises otherwise:
+
+    Reject        it will never take this event         dead letter, at once
+    Unavailable   it takes nothing now                  an outage: the route waits, no attempt is spent
+    Failed        it did not take it this time          tried again, as the policy of the route says
+
+Anything else that it raises counts as Failed, but for what says that nobody is there (a ConnectionError, a name that does
+not resolve, a host that cannot be reached), which counts as Unavailable. Running into the deadline is Failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from iu_listen.model.errors import ConfigurationError, words
+
+#: Errors of the system that say: nobody is there.
+_NOBODY_THERE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
+#: Longest text of a failure that is kept, in characters.
+LONGEST_DETAIL: Final = 1000
+
+
+class Result(StrEnum):
+    """What came of an attempt to deliver."""
+
+    SENT = "sent"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    UNAVAILABLE = "unavailable"
+    #: Not begun, or given up because we are leaving: nothing is known and nothing is counted.
+    RETURNED = "returned"
+
+
+class DeliveryError(Exception):
+    """Base of what a target raises on purpose.
+
+    Args:
+        reason: What happened, for a person; without secrets. It is kept in the dead letter.
+        code: The same for a machine: lower case, digits and ``_``, as in ``http_503``.
+        retry_after: Do not try this route's target again before so many seconds; None: as the policy says.
+    """
+
+    result: ClassVar[Result]
+
+    def __init__(self, reason: str = "", *, code: str = "", retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code or type(self).__name__.lower()
+        self.retry_after = retry_after
+
+
+class Reject(DeliveryError):
+    """The target will never take this event. It becomes a dead letter at once."""
+
+    result = Result.REJECTED
+
+
+class Unavailable(DeliveryError):
+    """The target takes nothing now: an outage, not this event's fault. No attempt is spent."""
+
+    result = Result.UNAVAILABLE
+
+
+class Failed(DeliveryError):
+    """The target did not take the event this time. It is tried again, as often as the policy of the route says."""
+
+    result = Result.FAILED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """An event, as a target sees it: the row of ``event_outbox``.
+
+    Attributes:
+        id: Its identity, the same in every attempt.
+        domain: ``event_domain``.
+        type: ``event_type``.
+        stream: ``event_stream``.
+        subject: What it is about: ``event_subject_ref``, else ``canonical_address``; None: nothing in particular.
+        subject_table: Where that is kept.
+        source: ``source_system``.
+        actor: ``actor_ref``.
+        correlation_id: As the writer gave it.
+        occurred_at: When it happened, as the writer says.
+        created_at: When it was written, as the writer says.
+        traceparent: W3C trace context for the target: it names the span of this attempt.
+        payload: ``safe_payload``, as JSON text.
+    """
+
+    id: UUID
+    domain: str
+    type: str
+    stream: str
+    subject: str | None = None
+    subject_table: str | None = None
+    source: str | None = None
+    actor: str | None = None
+    correlation_id: str | None = None
+    occurred_at: datetime | None = None
+    created_at: datetime | None = None
+    traceparent: str | None = None
+    payload: str = "{}"
+
+    @cached_property
+    def data(self) -> Any:
+        """``safe_payload``, parsed."""
+        return json.loads(self.payload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """An event on its way to a target, and which attempt this is.
+
+    Attributes:
+        id: Row of ``iu_route_delivery``.
+        route: Code of the route.
+        idempotency_key: ``outbound:<route>:<event id>``, the same in every attempt and every replay.
+        attempt: Number of this attempt, from 1.
+        event: The event.
+        deadline: How long this attempt may take, in seconds.
+    """
+
+    id: int
+    route: str
+    idempotency_key: str
+    attempt: int
+    event: Event
+    deadline: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one attempt.
+
+    Attributes:
+        id: Row of ``iu_route_delivery``.
+        result: What came of it.
+        began: When it began, in seconds since 1970.
+        ended: When it ended, in the same.
+        code: Machine-readable reason of a failure.
+        detail: The same for a person.
+        retry_after: Not again before so many seconds; None: as the policy says.
+    """
+
+    id: int
+    result: Result
+    began: float
+    ended: float
+    code: str = ""
+    detail: str = ""
+    retry_after: float | None = None
+
+
+def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | None]:
+    """What an attempt came to that ended with this error (None: with none): result, code, detail, retry_after.
+
+    The text of somebody else's error is not kept, because it may hold what was being worked on.
+    """
+    if error is None:
+        return Result.SENT, "", "", None
+    if isinstance(error, DeliveryError):
+        return error.result, error.code[:100], error.reason[:LONGEST_DETAIL], error.retry_after
+    if not isinstance(error, Exception):
+        return Result.RETURNED, "", "", None
+    if isinstance(error, (ConnectionError, socket.gaierror)) or getattr(error, "errno", None) in _NOBODY_THERE:
+        return Result.UNAVAILABLE, type(error).__name__.lower(), words(error), None
+    return Result.FAILED, "timeout" if isinstance(error, TimeoutError) else "target_error", words(error), None
+
+
+class Secret:
+    """A secret that shows itself to nobody who does not ask for it by name."""
+
+    __slots__ = ("_value", "name")
+
+    def __init__(self, name: str, value: str) -> None:
+        self.name = name
+        self._value = value
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({self.name})"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a secret is not to be pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Where secrets come from: the environment, or files. Routes name them, and never hold them.
+
+    Args:
+        environ: The environment.
+    """
+
+    environ: Mapping[str, str] = field(repr=False)
+
+    def get(self, name: str) -> Secret:
+        """The secret that ``env:NAME`` or ``file:/path`` names; of a file, without white space at its ends.
+
+        Raises:
+            ConfigurationError: there is none, or it is no such name. The text says the name, never the value.
+        """
+        scheme, _, rest = name.partition(":")
+        if scheme == "env" and rest:
+            if value := self.environ.get(rest):
+                return Secret(name, value)
+            raise ConfigurationError(f"{rest} is not set", "The route names it as the place of a secret.")
+        if scheme == "file" and rest:
+            try:
+                value = Path(rest).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"the secret in {rest} cannot be read: {type(error).__name__}") from None
+            if value:
+                return Secret(name, value)
+            raise ConfigurationError(f"the secret in {rest} is empty")
+        # Whoever wrote the secret itself into the route must not read it in the log, too.
+        raise ConfigurationError(
+            "a secret must be given by its place, env:NAME or file:/path", "Never by itself: routes are read by many."
+        )
