@@ -6,8 +6,8 @@ A target returns when the event has arrived, and raises otherwise:
     Unavailable   it takes nothing now                  an outage: the route waits, no attempt is spent
     Failed        it did not take it this time          tried again, as the policy of the route says
 
-Anything else that it raises counts as Failed, but for what says that nobody is there (a ConnectionError, a name that does
-not resolve, a host that cannot be reached), which counts as Unavailable. Running into the deadline is Failed.
+Anything else that it raises counts as Failed, but for what says that nobody is there (a ConnectionError, a name that
+does not resolve, a host that cannot be reached), which counts as Unavailable. Running into the deadline is Failed.
 """
 
 from __future__ import annotations

@@ -87,6 +87,8 @@ def load(app: str) -> list[PythonTarget]:
         raise ConfigurationError(
             f"{name} has no attribute {attribute}", "--app is module or module:attribute."
         ) from error
+    except Exception as error:
+        raise ConfigurationError(f"{name} cannot be imported: {words(error)}", f"Try: python -m {name}") from error
     if isinstance(found, PythonTarget):
         return [found]
     members: Iterable[Any] = vars(found).values() if inspect.ismodule(found) else found
