@@ -108,7 +108,8 @@ declare
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
-    v_lives         boolean;
+    v_calls         boolean;
+    v_queues        boolean;
     v_counts        jsonb;
     v_live          record;
     v_decision      text;
@@ -133,6 +134,7 @@ declare
     v_skipped       bigint := 0;
     v_dead          bigint := 0;
     v_delivered     bigint := 0;
+    v_queued        bigint := 0;
     v_done          boolean;
     v_more          boolean := false;
     v_answer        jsonb;
@@ -193,9 +195,11 @@ begin
     v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
     -- How many attempts a decision consists of, by route; 1 where a route has its events for itself, which is mostly
     -- all of them, and then there is nothing to look up for an event.
-    select bool_or(not x.dry_run), jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
-      into v_lives, v_counts
-      from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
+    select bool_or(not x.dry_run and x.target_kind = 'sql_function'),
+           bool_or(not x.dry_run and x.target_kind <> 'sql_function'),
+           jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
+      into v_calls, v_queues, v_counts
+      from (select r.route_code, r.dry_run, r.target_kind, count(*) over (partition by r.event_type, r.event_stream) as n
               from unnest(v_routes) r
              where r.enabled) x;
 
@@ -337,15 +341,56 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs are delivered, event by event; by what 012 knows of who may.
-        if v_lives and v_page > 0 then
+        -- Enabled routes that are not dry runs deliver. What a function of the database does is done here, event by event,
+        -- by what 012 knows of who may. All else is queued; while a lock is closed it waits, and an attempt says so.
+        if v_queues and v_page > 0 then
+            with routes as materialized (
+                select r.route_code, r.event_domain, r.event_type, r.event_stream,
+                       r.delivery_policy ->> 'order' = 'subject' as ordered,
+                       public.fn_iu_delivery_lock(r.route_code) as lock
+                  from unnest(v_routes) r
+                 where r.enabled and not r.dry_run and r.target_kind <> 'sql_function'
+            ), queued as (
+                insert into public.iu_route_delivery
+                    (worker_name, route_code, event_ref, subject_key, attempt_no, route_count, traceparent)
+                select p_worker_name, r.route_code, k.id,
+                       case when r.ordered
+                            then (select hashtextextended(coalesce(o.event_subject_ref::text, o.canonical_address), 0)
+                                    from public.event_outbox o where o.id = k.id) end,
+                       case when r.lock is null then 1 else 2 end,
+                       coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
+                  from unnest(v_ids, v_types, v_streams, v_contexts)
+                       with ordinality k(id, event_type, event_stream, traceparent, n)
+                  join routes r
+                    on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
+                 where not exists (select from public.iu_route_attempt a
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
+                 order by k.n, r.route_code
+                on conflict do nothing
+                returning route_code, event_ref, route_count, traceparent
+            ), held as (
+                insert into public.iu_route_attempt
+                    (event_ref, route_kind, route_code, status, decision, delivered,
+                     idempotency_key, attempt_no, route_count, traceparent)
+                select q.event_ref, 'outbound', q.route_code, 'pending', r.lock, false,
+                       'outbound:' || q.route_code || ':' || q.event_ref, 1, q.route_count, q.traceparent
+                  from queued q
+                  join routes r on r.route_code = q.route_code and r.lock is not null
+                on conflict (idempotency_key, attempt_no) do nothing
+                returning 1)
+            select (select count(*) from queued), (select count(*) from held) into v_count, v_skip;
+            v_queued := v_queued + v_count;
+            v_attempts := v_attempts + v_skip;
+        end if;
+        if v_calls and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
+                   and r.target_kind = 'sql_function'
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
@@ -454,7 +499,8 @@ begin
 
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
-        'skipped', v_skipped, 'delivered', v_delivered, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
+        'skipped', v_skipped, 'delivered', v_delivered, 'queued', v_queued, 'dead_lettered', v_dead,
+        'more', v_more or v_seen >= p_batch_limit,
         'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at,
         'lineage', c.lineage, 'xact_id', pg_current_xact_id()::text);
 
@@ -484,6 +530,7 @@ declare
     d          public.iu_route_dead_letter;
     r          public.iu_outbound_route;
     v_no       integer;
+    v_new      integer;
     v_status   text;
     v_decision text;
     v_resolved boolean := false;
@@ -513,6 +560,25 @@ begin
     select coalesce(max(a.attempt_no), 0) + 1 into v_no
       from public.iu_route_attempt a where a.idempotency_key = d.idempotency_key;
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
+
+    -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
+    if r.enabled and not r.dry_run and r.target_kind <> 'sql_function' then
+        insert into public.iu_route_delivery
+            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
+        values (d.worker_name, d.route_code, d.event_ref,
+                case when r.delivery_policy ->> 'order' = 'subject'
+                     then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                    d.event_snapshot ->> 'canonical_address'), 0) end,
+                v_no, now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
+        on conflict do nothing;
+        get diagnostics v_new = row_count;
+        update public.iu_route_dead_letter x
+           set replay_count = x.replay_count + v_new, last_replay_at = clock_timestamp()
+         where x.id = d.id and v_new > 0;
+        return jsonb_build_object('status', case v_new when 1 then 'queued' else 'already_queued' end,
+                                  'dead_letter_id', d.id, 'event_id', d.event_ref, 'route_code', d.route_code,
+                                  'decision', 'queued', 'attempt_no', v_no, 'resolved', false);
+    end if;
 
     -- The same decision as in the batch, for one event, from its snapshot.
     begin

@@ -1,7 +1,7 @@
 -- Takes delivery away: the safety check forbids live routes again, and the seam is all there is.
 --
--- loses: who let which route deliver, and why
--- refuses: while a route is live
+-- loses: who let which route deliver, and why; the policies of routes
+-- refuses: while a route is live, or deliveries are not over
 -- locks: iu_outbound_route and dot_config against everybody, for the moment that a trigger and a check take
 
 do $$
@@ -12,6 +12,10 @@ begin
     if found then
         raise exception 'route % is live', v_live using errcode = 'object_not_in_prerequisite_state',
             hint = 'Turn it back first: iu-listen route dry ' || v_live;
+    end if;
+    if to_regclass('public.iu_route_delivery') is not null and exists (select from public.iu_route_delivery) then
+        raise exception 'there are deliveries that are not over' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'iu-listen delivery list; they end by being delivered, or by iu-listen delivery cancel.';
     end if;
 end
 $$;
@@ -32,5 +36,8 @@ drop function if exists public.fn_iu_delivery_lock(text);
 drop function if exists public.fn_iu_delivery_list(text);
 drop function if exists public.fn_iu_delivery_enabled();
 drop table if exists public.iu_delivery_change;
+drop table if exists public.iu_route_delivery;
+drop function if exists public.fn_iu_delivery_policy(jsonb);
+alter table public.iu_outbound_route drop column if exists delivery_policy;
 delete from public.dot_config d
  where d.key in ('iu_core.delivery_enabled', 'iu_core.delivery_live_routes', 'iu_core.delivery_sql_functions');

@@ -90,6 +90,7 @@ declare
     v_was boolean := tg_op = 'UPDATE' and old.enabled and not old.dry_run and old.route_code = new.route_code;
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
+    perform public.fn_iu_delivery_policy(new.delivery_policy);
     if v_is then
         perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
         if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
@@ -153,6 +154,127 @@ create trigger zz_dot_config_live_routes
 comment on trigger zz_dot_config_live_routes on public.dot_config is
     'A route that is taken off the list is a dry run again, in the same transaction.';
 alter table public.dot_config enable always trigger zz_dot_config_live_routes;
+
+-- Deliveries ---------------------------------------------------------------------------------------------
+--
+-- What cannot be done in the transaction of the batch waits here: the batch inserts, whoever holds the lease of the
+-- worker (019) delivers, and the row goes with its last attempt. A row is proof of its event as an attempt is: to the audit
+-- (014), to retention (016, 017) and to a second reading.
+--
+-- Two lists in one table. Rows that were never tried have no due_at and are taken by id, from a position that only goes
+-- on: what was deleted before it is not read again, however long vacuum is held back. The others are few, and are taken
+-- by due_at.
+create table public.iu_route_delivery (
+    route_code      text         not null,
+    id              bigint       generated always as identity,
+    worker_name     text         not null,
+    event_ref       uuid         not null,
+    route_kind      text         not null default 'outbound',
+    subject_key     bigint,
+    attempt_no      integer      not null default 1,
+    tries           integer      not null default 0,
+    route_count     smallint,
+    due_at          timestamptz,
+    failed_at       timestamptz,
+    failure_code    text,
+    failure_detail  text,
+    replayed_by     text,
+    traceparent     text,
+    created_at      timestamptz  not null default now(),
+
+    constraint iu_route_delivery_pkey primary key (route_code, id),
+    constraint iu_route_delivery_event_unique unique (event_ref, route_code)
+)
+with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+comment on table public.iu_route_delivery is 'Deliveries that are not over: waiting, under way, or to be tried again.';
+comment on column public.iu_route_delivery.route_code is 'The route.';
+comment on column public.iu_route_delivery.id is 'Order of routing, within a worker.';
+comment on column public.iu_route_delivery.worker_name is 'The worker that routed it; its consumer delivers.';
+comment on column public.iu_route_delivery.event_ref is 'The event. It stays in the log until this is over.';
+comment on column public.iu_route_delivery.route_kind is 'As in iu_route_attempt.';
+comment on column public.iu_route_delivery.subject_key is
+    'Hash of its subject, where the route keeps the order of a subject. Null: it waits for nobody.';
+comment on column public.iu_route_delivery.attempt_no is 'Number that the next attempt will have.';
+comment on column public.iu_route_delivery.tries is 'Attempts spent, of those that the policy of the route allows.';
+comment on column public.iu_route_delivery.route_count is 'As in iu_route_attempt.';
+comment on column public.iu_route_delivery.due_at is 'Not before. Null: at once, it was never tried.';
+comment on column public.iu_route_delivery.failed_at is 'When the last attempt failed.';
+comment on column public.iu_route_delivery.failure_code is 'Why, for a machine.';
+comment on column public.iu_route_delivery.failure_detail is 'Why, for a person.';
+comment on column public.iu_route_delivery.replayed_by is 'Who replays its dead letter. Null: it is no replay.';
+comment on column public.iu_route_delivery.traceparent is 'Trace context of the producer.';
+comment on column public.iu_route_delivery.created_at is 'When it was routed.';
+comment on constraint iu_route_delivery_pkey on public.iu_route_delivery is 'Order of routing, by route.';
+comment on constraint iu_route_delivery_event_unique on public.iu_route_delivery is 'An event is on its way by a route once.';
+
+create index iu_route_delivery_due_idx on public.iu_route_delivery (route_code, due_at) where due_at is not null;
+comment on index public.iu_route_delivery_due_idx is 'What is to be tried again, by when.';
+create index iu_route_delivery_subject_idx on public.iu_route_delivery (route_code, subject_key, id)
+    where subject_key is not null;
+comment on index public.iu_route_delivery_subject_idx is 'Whether somebody of the same subject comes first.';
+
+-- How a route delivers, and how often it tries. What is not said is as by default; what is said wrong is refused when it
+-- is said.
+alter table public.iu_outbound_route add column delivery_policy jsonb not null default '{}';
+comment on column public.iu_outbound_route.delivery_policy is
+    'How a live route delivers: attempts, backoff, deadline, concurrency, order, ... (fn_iu_delivery_policy).';
+
+create function public.fn_iu_delivery_policy(p_policy jsonb)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    -- name, default, least, most
+    v_numbers constant jsonb := '{"attempts": [5, 1, 1000], "backoff": [1, 0.001, 3600],
+                                  "backoff_max": [300, 0.001, 86400], "deadline": [30, 0.01, 3600],
+                                  "concurrency": [10, 1, 1000], "breaker": [5, 1, 1000], "probe_max": [30, 0.01, 3600],
+                                  "dead_letters_per_hour": [100, 1, 1000000]}';
+    v_all     constant jsonb := '{"order": "none", "target": {}}';
+    v_name    text;
+    v_value   jsonb;
+    v_number  numeric;
+    v_answer  jsonb := v_all;
+begin
+    if jsonb_typeof(p_policy) <> 'object' then
+        raise exception 'a delivery policy is an object, as in {"attempts": 5}' using errcode = 'check_violation';
+    end if;
+    for v_name, v_value in select n.key, n.value -> 0 from jsonb_each(v_numbers) n loop
+        v_answer := v_answer || jsonb_build_object(v_name, v_value);
+    end loop;
+    for v_name, v_value in select p.key, p.value from jsonb_each(p_policy) p loop
+        if v_name = 'order' then
+            if v_value not in ('"none"', '"subject"') then
+                raise exception 'delivery policy: order must be none or subject, not %', v_value
+                    using errcode = 'check_violation';
+            end if;
+        elsif v_name = 'target' then
+            if jsonb_typeof(v_value) <> 'object' then
+                raise exception 'delivery policy: target must be an object of options' using errcode = 'check_violation';
+            end if;
+        elsif v_numbers -> v_name is null then
+            raise exception 'delivery policy: there is no %', v_name
+                using errcode = 'check_violation',
+                      hint = 'There are: ' || (select string_agg(k, ', ' order by k) from jsonb_object_keys(v_answer) k);
+        else
+            v_number := case when jsonb_typeof(v_value) = 'number' then v_value::numeric end;
+            if (v_number between (v_numbers -> v_name ->> 1)::numeric and (v_numbers -> v_name ->> 2)::numeric) is not true
+               or v_name in ('attempts', 'concurrency', 'breaker', 'dead_letters_per_hour')
+                  and v_number <> trunc(v_number)
+            then
+                raise exception 'delivery policy: % must be from % to %, not %', v_name,
+                                v_numbers -> v_name ->> 1, v_numbers -> v_name ->> 2, v_value
+                    using errcode = 'check_violation';
+            end if;
+        end if;
+        v_answer := v_answer || jsonb_build_object(v_name, v_value);
+    end loop;
+    return v_answer;
+end
+$$;
+comment on function public.fn_iu_delivery_policy(jsonb) is
+    'A delivery policy with its defaults filled in. Raises what is wrong with it.';
 
 -- Delivery -----------------------------------------------------------------------------------------------
 
@@ -251,11 +373,12 @@ begin
     perform set_config('iu.actor', p_actor, true), set_config('iu.why', p_why, true);
     v_list := array_remove(public.fn_iu_delivery_list('iu_core.delivery_live_routes'), p_route_code);
     if p_live then
-        if r.target_kind <> 'sql_function' then
-            raise exception 'route %: nothing delivers to a % yet', p_route_code, r.target_kind
+        if r.target_kind = 'sql_function' then
+            perform public.fn_iu_delivery_function(r.target_ref);
+        elsif r.target_kind not in ('workflow', 'external_endpoint') then
+            raise exception 'route %: nothing delivers to a %', p_route_code, r.target_kind
                 using errcode = 'feature_not_supported';
         end if;
-        perform public.fn_iu_delivery_function(r.target_ref);
         v_list := v_list || p_route_code;
     end if;
     update public.dot_config d

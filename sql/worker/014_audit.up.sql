@@ -84,7 +84,8 @@ comment on constraint iu_audit_missing_pkey on public.iu_audit_missing is 'An ev
 -- by us, so what an event had when it was suspected is visible now.
 --
 -- An event is complete when it has as many first attempts as its decision consisted of; at least one where that was
--- not counted. A dead letter stands for an attempt that could not be written (attempt_no 0).
+-- not counted. A dead letter stands for an attempt that could not be written (attempt_no 0), a delivery for one that is
+-- still to come.
 create function public.fn_iu_audit_confirm(p_worker_name text)
 returns jsonb
 language plpgsql
@@ -126,6 +127,11 @@ begin
           from public.iu_route_dead_letter d
           join suspects s on s.event_ref = d.event_ref
          where d.attempt_no = 0
+        union all
+        select d.event_ref, d.route_code, d.route_count
+          from public.iu_route_delivery d
+          join suspects s on s.event_ref = d.event_ref
+         where d.attempt_no = 1
     ), verdict as materialized (
         select s.event_ref, s.gone, s.consumed, count(p.event_ref) as found,
                greatest(max(p.route_count), 1) as wanted
@@ -290,13 +296,15 @@ begin
                 select e.id, t.found, t.wanted, t.place
                   from unnest(v_short) e(id)
                  cross join lateral (
-                       select count(coalesce(x.idempotency_key, d.idempotency_key)) as found,
-                              greatest(max(x.route_count), 1) as wanted, max(x.ctid) as place
+                       select count(coalesce(x.event_ref, d.event_ref, v.event_ref)) as found,
+                              greatest(max(x.route_count), max(v.route_count), 1) as wanted, max(x.ctid) as place
                          from unnest(a.codes) k(route_code)
                          left join public.iu_route_attempt x
                            on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
                          left join public.iu_route_dead_letter d
-                           on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0) t
+                           on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0
+                         left join public.iu_route_delivery v
+                           on v.event_ref = e.id and v.route_code = k.route_code and v.attempt_no = 1) t
             ), added as (
                 insert into public.iu_audit_missing (worker_name, event_ref)
                 select p_worker_name, p.id from probed p where p.found < p.wanted

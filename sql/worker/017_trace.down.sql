@@ -24,9 +24,11 @@ begin
         stable
         return not exists (select from public.iu_route_worker_cursor w
                              join public.iu_audit_missing m
-                               on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null);
+                               on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
+           and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref);
         comment on function public.fn_iu_retention_released(uuid) is
-            'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it.';
+            'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it, '
+            'and that it is on its way nowhere.';
     end if;
     -- As 009 has it; a view cannot lose columns by "create or replace".
     if to_regclass('public.v_iu_route_dead_letter_open') is not null then

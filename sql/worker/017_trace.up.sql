@@ -379,6 +379,7 @@ stable
 return not exists (select from public.iu_route_worker_cursor w
                      join public.iu_audit_missing m
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
+   and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref)
    -- Asked about every row: where nobody exports, that is all that is looked at.
    and (not exists (select from public.iu_trace_cursor)
         or not exists (select from (select r.route_code from public.iu_outbound_route r
@@ -388,4 +389,5 @@ return not exists (select from public.iu_route_worker_cursor w
                          join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
                          where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
 comment on function public.fn_iu_retention_released(uuid) is
-    'Whether every reader of the audit is done with this event: the audit misses nothing of it, and its attempts are exported.';
+    'Whether every reader of the audit is done with this event: the audit misses nothing of it, '
+    'it is on its way nowhere, and its attempts are exported.';

@@ -22,9 +22,8 @@ comment on view public.v_iu_trace_lag is
 --   open_transaction   somebody has written to the log and has not committed; only he can end it
 --   backlog            committed and not looked at yet: the consumer is behind, or the gate is closed
 --   dead_letter        looked at and not resolved: somebody has to decide
+--   delivery           decided and not delivered yet: under way, waiting for its next attempt, or held
 --   trace              decided and not at the collector yet
---
--- Delivery is a part, too, as soon as there is any (012).
 --
 -- Of one worker: every consumer asks for its own, and counting what waits is what costs. Health is materialized, because
 -- each column that is taken from it would count again.
@@ -67,6 +66,13 @@ as $$
                select count(*) as items, min(l.created_at) as since
                  from public.iu_route_dead_letter l
                 where l.worker_name = w.worker_name and l.resolved_at is null) d
+        union all
+        select w.worker_name, 'delivery', d.items, d.since
+          from worker w
+         cross join lateral (
+               select count(*) as items, min(l.created_at) as since
+                 from public.iu_route_delivery l
+                where l.worker_name = w.worker_name) d
         union all
         select null, 'open_transaction', count(*), min(u.since) from unfinished u
         union all

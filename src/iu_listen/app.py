@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,17 +17,20 @@ import anyio.abc
 
 from iu_listen import __version__
 from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.deliver import Deliverer
 from iu_listen.flow.export import SMALL_PAGE, Export
-from iu_listen.flow.ports import Auditor, Bell, Collector, Lookout, Outbox, Surveyor, TraceSource, Watcher
+from iu_listen.flow.ports import Auditor, Bell, Collector, Deliveries, Lookout, Outbox, Surveyor, TraceSource, Watcher
 from iu_listen.model.errors import words
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
+from iu_listen.postgres.delivery import delivery_session
 from iu_listen.postgres.measure import surveyor_session
 from iu_listen.postgres.patrol import lookout_session
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
+from iu_listen.targets import Targets
 
 #: Name of the export of traces; there is one.
 EXPORT: Final = "traces"
@@ -59,6 +63,10 @@ class PostgresSessions:
     def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
         """Open the session that measures."""
         return surveyor_session(self._settings)
+
+    def deliveries(self) -> AbstractAsyncContextManager[Deliveries]:
+        """Open the delivery session."""
+        return delivery_session(self._settings, self._consumer)
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
@@ -94,6 +102,7 @@ async def serve(
     *,
     collector: Collector | None = None,
     measuring: bool = False,
+    targets: Targets | None = None,
 ) -> None:
     """Run a consumer until SIGTERM or SIGINT; then end the running batch, at most ``settings.grace`` seconds long.
 
@@ -105,9 +114,16 @@ async def serve(
         database: What to call it in the log.
         collector: Where the spans of attempts and dead letters go; None: nowhere, and nothing is read for it.
         measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
+        targets: Where live routes deliver to; None: to what needs no coroutine.
     """
     told, sessions = Watchers(watchers), PostgresSessions(settings)
-    consumer = Consumer(settings, sessions, told, measuring=measuring)
+    deliverer = Deliverer(settings, sessions, targets or Targets(environ=os.environ), told)
+    consumer = Consumer(settings, sessions, told, measuring=measuring, courier=deliverer)
+
+    def stop(why: str) -> None:
+        deliverer.stop()
+        consumer.stop(why)
+
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         async with anyio.create_task_group() as tasks:
@@ -115,7 +131,8 @@ async def serve(
                 # The thread that sends must not keep the consumer waiting: by default it may for 5 ms.
                 sys.setswitchinterval(0.0005)
                 tasks.start_soon(Export(sessions, collector, told, SMALL_PAGE).run)
-            async with stopped_by_signals(tasks, consumer.stop, settings.grace):
+            async with stopped_by_signals(tasks, stop, settings.grace), anyio.create_task_group() as work:
+                work.start_soon(deliverer.run)
                 await consumer.run(database)
             tasks.cancel_scope.cancel()
     finally:

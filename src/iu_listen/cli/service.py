@@ -18,6 +18,8 @@ from iu_listen.postgres import census
 from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import session
+from iu_listen.targets import Targets
+from iu_listen.targets.python import load
 from iu_listen.telemetry.collector import collector
 from iu_listen.telemetry.foreign import close_all
 from iu_listen.telemetry.logs import LogWatcher, configure
@@ -46,6 +48,9 @@ def run(
     lease: Annotated[float | None, Parameter(help="After how much silence a standby takes over, s.")] = None,
     grace: Annotated[float | None, Parameter(help="Longest wait for the running batch when asked to stop, s.")] = None,
     log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None,
+    app: Annotated[
+        str | None, Parameter(help="Where coroutines are that live routes deliver to: module, or module:attribute.")
+    ] = None,
     where: Where | None = None,
 ) -> int:
     """Run the consumer until SIGTERM or SIGINT. The running batch ends first; a second signal leaves at once.
@@ -56,7 +61,7 @@ def run(
     overrides = {
         "worker": worker, "batch_limit": batch_limit, "catch_up": catch_up, "linger": linger,
         "poll_interval": poll_interval, "listen": listen, "listen_dsn": listen_dsn, "lease": lease, "grace": grace,
-        "log_format": "json" if where and where.json else log_format,
+        "log_format": "json" if where and where.json else log_format, "app": app,
     }  # fmt: skip
     with opened(where, **overrides) as door:
         configure(door.settings.log_format)
@@ -71,6 +76,7 @@ async def _check_then_serve(door: Door) -> None:
         await census.require_package(connection)
         await census.require_worker(connection, door.settings.worker)
         target = (await census.rows(connection, "target"))[0]
+    targets = Targets(load(door.settings.app) if door.settings.app else (), os.environ)
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
@@ -86,7 +92,7 @@ async def _check_then_serve(door: Door) -> None:
     ]
     database = f"{target['database']}, PostgreSQL {target['server_version']}"
     try:
-        await serve(door.settings, watchers, database, collector=traces, measuring=metrics is not None)
+        await serve(door.settings, watchers, database, collector=traces, measuring=metrics is not None, targets=targets)
     finally:
         close_all((spans, metrics, traces))
 

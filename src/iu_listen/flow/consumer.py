@@ -17,7 +17,7 @@ from iu_listen.flow.audit import keep_auditing
 from iu_listen.flow.backoff import backoff
 from iu_listen.flow.measure import keep_measuring
 from iu_listen.flow.patrol import Patrol
-from iu_listen.flow.ports import Bell, NoBell, Outbox, Sessions, Watcher
+from iu_listen.flow.ports import Bell, Courier, NoBell, Outbox, Sessions, Watcher
 from iu_listen.flow.rhythm import Act, Rhythm
 from iu_listen.flow.ring import Ring
 from iu_listen.model.errors import Refused, SessionLost
@@ -54,6 +54,7 @@ class Consumer:
         sessions: Where sessions come from.
         watcher: Who sees what happens.
         measuring: Measure the database for metrics, too.
+        courier: Who delivers what is queued; None: nobody does here.
         clock: Monotonic clock, in seconds.
         jitter: Source of randomness for backoff and timers.
     """
@@ -65,6 +66,7 @@ class Consumer:
         watcher: Watcher,
         *,
         measuring: bool = False,
+        courier: Courier | None = None,
         clock: Callable[[], float] = anyio.current_time,
         jitter: random.Random | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Consumer:
         self._sessions = sessions
         self._watcher = watcher
         self._measuring = measuring
+        self._courier = courier
         self._clock = clock
         self._jitter = jitter or random.Random()
         self._worker = WorkerName(settings.worker)
@@ -120,10 +123,14 @@ class Consumer:
             holder = await outbox.take_lease()
             if holder is None:
                 self._watcher.note(LeaseTaken(self._worker))
+                if self._courier is not None:
+                    self._courier.work()
                 return True
             if holder != told:
                 told = holder
                 self._watcher.note(StandingBy(self._worker, holder))
+                if self._courier is not None:
+                    self._courier.rest()
             await self._say(outbox, State.STANDING_BY, holder)
             await self._ring.wait_rung(STANDBY_PAUSE * self._jitter.uniform(0.5, 1))
         return False
@@ -213,6 +220,8 @@ class Consumer:
         self._tally.count(wake)
         self._tally.last_wake, self._tally.last_wake_at = wake, datetime.now(UTC)
         self._tally.events += batch.seen
+        if batch.queued and self._courier is not None:
+            self._courier.work()
         self._watcher.note(BatchRan(self._worker, wake, batch, delay))
 
     # -- bell ----------------------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from iu_listen.model.delivery import Delivery
+from iu_listen.model.delivery import Delivery, Lease, Outcome, Turn, Want
 from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Survey, Tally
 from iu_listen.model.observation import Observation
 from iu_listen.model.trace import Page, Place, Span, Verdict
@@ -138,6 +138,42 @@ class Target(Protocol):
         """Let go of connections, in bounded time. Nothing is delivered any more."""
 
 
+class Courier(Protocol):
+    """Who delivers what is queued. It must neither raise nor wait."""
+
+    def work(self) -> None:
+        """The worker is ours, or there is something new to deliver."""
+
+    def rest(self) -> None:
+        """The worker is somebody else's."""
+
+
+class Targets(Protocol):
+    """Where targets are found."""
+
+    def find(self, kind: str, reference: str, options: Mapping[str, Any]) -> Target:
+        """The target of a route. Raises ConfigurationError where there is none."""
+
+    async def aclose(self) -> None:
+        """Close all that were found."""
+
+
+class Deliveries(Protocol):
+    """The delivery session. Every method raises SessionLost or Refused, as those of Outbox do."""
+
+    async def take_lease(self) -> Lease:
+        """Become the one who delivers for the worker, if nobody is."""
+
+    async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
+        """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled.
+
+        ``busy`` are the ids that are under way, of deliveries that might be found again.
+        """
+
+    async def release(self) -> None:
+        """Give the lease back."""
+
+
 class Sessions(Protocol):
     """Where sessions come from. Each is a context manager that ends its session in bounded time, come what may.
 
@@ -161,6 +197,9 @@ class Sessions(Protocol):
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
+
+    def deliveries(self) -> AbstractAsyncContextManager[Deliveries]:
+        """Open the delivery session."""
 
 
 class NoBell(Exception):

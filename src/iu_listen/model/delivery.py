@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -141,20 +141,94 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A delivery that the consumer has taken.
+
+    Attributes:
+        delivery: The delivery.
+        ordered: Whether its route keeps the order of a subject.
+        subject_key: The subject, where that is so; None: it has none.
+    """
+
+    delivery: Delivery
+    ordered: bool = False
+    subject_key: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteState:
+    """A route, as the database has it at this moment.
+
+    Attributes:
+        route: Its code.
+        kind: ``target_kind``.
+        reference: ``target_ref``.
+        policy: Its delivery policy, with the defaults (fn_iu_delivery_policy).
+        held: What holds it back; empty: nothing.
+        after: The last id that was taken, of those that were never tried.
+        due_in: Seconds until the next delivery is due that waits for its time; None: none does.
+        more: Not all were looked at that there is room for: ask again at once.
+        why: The last failure, where the breaker is open.
+    """
+
+    route: str
+    kind: str
+    reference: str
+    policy: Mapping[str, Any]
+    held: str = ""
+    after: int = 0
+    due_in: float | None = None
+    more: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """How many deliveries of a route there is room for, beyond which id of those that were never tried."""
+
+    route: str
+    room: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Whether a consumer may deliver.
+
+    Attributes:
+        held: It may.
+        again: It could all the time, so what it has taken is still its own.
+        holder: Who may instead.
+    """
+
+    held: bool
+    again: bool = False
+    holder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What the database answered: the next deliveries, and what it has to say of each route."""
+
+    taken: Sequence[Taken]
+    routes: Sequence[RouteState]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What came of one attempt.
 
     Attributes:
-        id: Row of ``iu_route_delivery``.
+        taken: Which delivery.
         result: What came of it.
-        began: When it began, in seconds since 1970.
-        ended: When it ended, in the same.
+        began: When it began, by the clock of the consumer, in seconds.
+        ended: When it ended, by the same.
         code: Machine-readable reason of a failure.
         detail: The same for a person.
         retry_after: Not again before so many seconds; None: as the policy says.
     """
 
-    id: int
+    taken: Taken
     result: Result
     began: float
     ended: float

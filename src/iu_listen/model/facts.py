@@ -69,6 +69,7 @@ class Batch:
         attempts: Attempts written; suppressed duplicates do not count.
         skipped: Of these, skipped.
         delivered: Of the attempts, how many really left.
+        queued: Deliveries that were queued.
         dead_lettered: Dead letters written.
         more: True when the page was full: run again at once.
         reason: Why a worker refuses; empty otherwise.
@@ -83,6 +84,7 @@ class Batch:
     attempts: int = 0
     skipped: int = 0
     delivered: int = 0
+    queued: int = 0
     dead_lettered: int = 0
     more: bool = False
     reason: str = ""
@@ -100,6 +102,7 @@ class Batch:
             attempts=answer.get("attempts_written", 0),
             skipped=answer.get("skipped", 0),
             delivered=answer.get("delivered", 0),
+            queued=answer.get("queued", 0),
             dead_lettered=answer.get("dead_lettered", 0),
             more=answer.get("more", False),
             reason=answer.get("reason", ""),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from iu_listen.model.delivery import Outcome
 from iu_listen.model.facts import Batch, Culprit, State, Survey, Wake, WorkerName
 
 
@@ -122,6 +124,33 @@ class MeasureFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveriesSettled:
+    """Attempts to deliver were settled in one transaction."""
+
+    worker: WorkerName
+    outcomes: Sequence[Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHeld:
+    """A route delivers no more: a lock, its breaker, its budget of dead letters, no target. Said once an episode."""
+
+    worker: WorkerName
+    route: str
+    held_by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFree:
+    """That ended."""
+
+    worker: WorkerName
+    route: str
+    held_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class SpansExported:
     """A collector has so many more spans; some it refused for good (``why``), some trace contexts were malformed."""
 
@@ -179,6 +208,9 @@ Observation = (
     | AuditPassed
     | Measured
     | MeasureFailed
+    | DeliveriesSettled
+    | RouteHeld
+    | RouteFree
     | SpansExported
     | SpansHeld
     | SessionFailed

@@ -57,6 +57,9 @@ class Settings:
     )
     grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
     reconnect_max: float = _setting(1.0, "Longest pause between two tries to connect.", 0.1, 300)
+    app: str | None = _setting(
+        None, "Where the coroutines are that live routes deliver to: `module`, or `module:attribute`."
+    )
     log_format: str = _setting(
         "auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json")
     )

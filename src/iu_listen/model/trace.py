@@ -106,6 +106,13 @@ def attempt_span_id(idempotency_key: str, attempt_no: int) -> str:
     return span_id("attempt", f"{idempotency_key} {attempt_no}")
 
 
+def attempt_context(event: UUID, traceparent: str | None, idempotency_key: str, attempt_no: int) -> str:
+    """W3C trace context for whoever is called in an attempt: its trace, its span, and the flags of the producer."""
+    valid = context(traceparent)
+    flags = valid[-2:] if valid else "01"
+    return f"00-{trace_id(event, traceparent)}-{attempt_span_id(idempotency_key, attempt_no)}-{flags}"
+
+
 @lru_cache(maxsize=64)
 def batch_link(lineage: UUID | str, xact_id: int) -> Link:
     """The span of the batch that a transaction was: a trace of its own, which its attempts link to."""

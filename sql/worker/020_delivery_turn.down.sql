@@ -1,0 +1,10 @@
+-- Takes away what tells a consumer what to deliver next. Deliveries wait.
+--
+-- loses: nothing
+-- refuses: never
+-- locks: nothing that anybody else uses
+
+-- "if exists": a package of which something is missing must be able to be taken back.
+drop view if exists public.v_iu_delivery_parked;
+drop view if exists public.v_iu_delivery;
+drop function if exists public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]);

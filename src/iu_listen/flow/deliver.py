@@ -1,0 +1,343 @@
+"""Deliveries: turn after turn, what is done is settled and what there is room for is taken, for ever.
+
+A turn is one round trip. While it is under way deliveries go on, and what they come to is settled by the next one: the
+more there is to do, the more a turn carries. Deliveries outlive the session: the database may restart while a target
+answers, and the attempt is settled afterwards, unless somebody else had the lease meanwhile.
+
+Whoever cannot renew his lease gives up what is under way before another one can begin with it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import anyio.abc
+
+from iu_listen.flow.backoff import backoff
+from iu_listen.flow.ports import Deliveries, Sessions, Target, Targets, Watcher
+from iu_listen.flow.ring import Ring
+from iu_listen.model.delivery import Outcome, RouteState, Taken, Turn, Want, outcome_of
+from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.facts import WorkerName
+from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
+from iu_listen.model.settings import Settings
+
+#: How old the database's word on the locks may be when a delivery begins, in seconds.
+FRESH: Final = 0.05
+#: Longest pause between two turns, in seconds: replays and locks ring no bell.
+TICK: Final = 1.0
+#: How many deliveries of a route are taken beyond those under way, as a multiple of its concurrency.
+AHEAD: Final = 3
+#: Most deliveries that are taken and not begun, of one route.
+MOST_AHEAD: Final = 1000
+#: How often a subject is looked for that nobody freed, in seconds.
+RESCAN: Final = 30.0
+#: How long a target that could not be found is not looked for again, in seconds.
+NOT_FOUND: Final = 10.0
+
+
+@dataclass(slots=True)
+class _Route:
+    """What the consumer knows of a route."""
+
+    state: RouteState
+    target: Target | None = None
+    no_target: str = ""
+    looked_at: float = -math.inf
+    after: int = 0
+    workers: int = 0
+    queue: deque[Taken] = field(default_factory=deque)
+    told: str = ""
+
+    @property
+    def concurrency(self) -> int:
+        return int(self.state.policy["concurrency"])
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What its target depends on."""
+        return self.state.kind, self.state.reference, repr(self.state.policy["target"])
+
+    @property
+    def room(self) -> int:
+        ahead = min(self.concurrency * AHEAD, MOST_AHEAD)
+        return max(0, self.concurrency + ahead - self.workers - len(self.queue)) if self.target else 0
+
+
+class Deliverer:
+    """Delivers what one worker has routed, while its consumer works.
+
+    Args:
+        settings: Durations, and the worker's name.
+        sessions: Where the delivery session comes from.
+        targets: Where targets are found.
+        watcher: Who sees what happens.
+        jitter: Source of randomness for backoff.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        targets: Targets,
+        watcher: Watcher,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._worker = WorkerName(settings.worker)
+        self._sessions = sessions
+        self._targets = targets
+        self._watcher = watcher
+        self._clock = clock
+        self._jitter = jitter or random.Random()
+        self._ring = Ring()
+        self._routes: dict[str, _Route] = {}
+        #: Taken, and not settled yet, by id; those that are begun have a scope.
+        self._busy: dict[int, anyio.CancelScope | None] = {}
+        self._again: set[int] = set()
+        self._done: list[Outcome] = []
+        self._working = False
+        self._stopping = False
+        self._answered = -math.inf
+        self._trusted = -math.inf
+        self._rescanned = -math.inf
+        self._losses = 0
+
+    def work(self) -> None:
+        """The worker is ours: deliver. Also called when there is something new to deliver."""
+        self._working = True
+        self._ring.set()
+
+    def rest(self) -> None:
+        """The worker is somebody else's: what is under way ends, and the lease is given back."""
+        self._working = False
+        self._ring.set()
+
+    def stop(self) -> None:
+        """Begin no delivery any more; run() returns when those under way have ended and are settled."""
+        self._stopping = True
+        self._ring.set()
+
+    async def run(self) -> None:
+        """Deliver until stop() is called, through every loss of the session. Nothing that happens ends the work."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._guard)
+                while not self._stopping or self._busy:
+                    try:
+                        if self._working or self._busy:
+                            await self._session()
+                        if not self._stopping:
+                            await self._ring.wait_rung(math.inf)
+                    except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+                        self._losses += 1
+                        pause = backoff(self._losses, self._settings.reconnect_max, self._jitter)
+                        self._watcher.note(SessionFailed("delivery", words(failed), pause))
+                        await anyio.sleep(pause)
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(self._settings.deadline, shield=True):
+                await self._targets.aclose()
+
+    async def _session(self) -> None:
+        """Deliver by one session. Returns when there is nothing to deliver: what comes next rings."""
+        async with self._sessions.deliveries() as session:
+            while not (lease := await session.take_lease()).held:
+                self._forget()
+                if self._stopping or not self._working:
+                    return
+                self._ring.clear()
+                await self._ring.wait_rung(TICK * self._jitter.uniform(0.5, 1))
+            if not lease.again:
+                self._forget()
+            self._trust(self._clock())
+            if await self._turns(session):
+                await session.release()
+
+    async def _turns(self, session: Deliveries) -> bool:
+        """Turn after turn, until there is nothing to deliver. False: the lease is lost."""
+        while True:
+            self._ring.clear()
+            if not await self._turn(session):
+                self._ring.set()
+                return False
+            if not self._busy and (self._stopping or not self._working or not self._routes):
+                return True
+            await self._ring.wait_rung(self._pause())
+
+    async def _turn(self, session: Deliveries) -> bool:
+        """One turn. False: the lease is lost, and all that was taken with it."""
+        asked = self._clock()
+        done, self._done = self._done, []
+        wants = [] if self._stopping or not self._working else self._wants(asked)
+        try:
+            turn = await session.turn(done, wants, list(self._again))
+        except BaseException:
+            self._done = done + self._done
+            raise
+        if turn is None:
+            self._forget()
+            return False
+        self._losses = 0
+        self._answered = asked
+        self._trust(asked)
+        for outcome in done:
+            self._again.discard(outcome.taken.delivery.id)
+            self._busy.pop(outcome.taken.delivery.id, None)
+        if done:
+            self._watcher.note(DeliveriesSettled(self._worker, done))
+        self._learn(turn)
+        self._begin()
+        return True
+
+    def _wants(self, now: float) -> list[Want]:
+        if now - self._rescanned > RESCAN:
+            # What somebody cancelled freed nobody.
+            self._rescanned = now
+            for route in self._routes.values():
+                if route.state.policy["order"] == "subject":
+                    route.after = 0
+        return [Want(route=code, room=route.room, after=route.after) for code, route in self._routes.items()]
+
+    def _learn(self, turn: Turn) -> None:
+        """What the database said of each route, and what it gave."""
+        known = {state.route for state in turn.routes}
+        for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
+            self._drop(self._routes.pop(code))
+        for state in turn.routes:
+            route = self._routes.setdefault(state.route, _Route(state))
+            before, route.state = route.key, state
+            route.after = max(route.after, state.after)
+            if state.held:
+                self._drop(route)
+            if state.more:
+                self._ring.set()
+            self._find_target(route, before)
+            self._tell(route)
+        for taken in turn.taken:
+            delivery = taken.delivery
+            if delivery.id in self._busy:
+                continue
+            self._busy[delivery.id] = None
+            if taken.ordered or delivery.attempt > 1:
+                self._again.add(delivery.id)
+            self._routes[delivery.route].queue.append(taken)
+
+    def _find_target(self, route: _Route, before: tuple[str, str, str]) -> None:
+        now = self._clock()
+        if before != route.key:
+            route.target = None
+        elif route.target or now - route.looked_at < NOT_FOUND:
+            return
+        route.looked_at = now
+        try:
+            route.target = self._targets.find(route.state.kind, route.state.reference, route.state.policy["target"])
+            route.no_target = ""
+            # There is room now; ask again at once.
+            self._ring.set()
+        except ConfigurationError as error:
+            route.no_target = error.message
+
+    def _tell(self, route: _Route) -> None:
+        held, why = route.state.held, route.state.why
+        if not held and route.no_target:
+            held, why = "no_target", route.no_target
+        if held != route.told:
+            code = route.state.route
+            self._watcher.note(
+                RouteHeld(self._worker, code, held, why) if held else RouteFree(self._worker, code, route.told)
+            )
+            route.told = held
+
+    def _drop(self, route: _Route) -> None:
+        """Give back what was taken and not begun."""
+        while route.queue:
+            taken = route.queue.pop()
+            route.after = min(route.after, taken.delivery.id - 1)
+            self._busy.pop(taken.delivery.id)
+            self._again.discard(taken.delivery.id)
+
+    def _forget(self) -> None:
+        """Nothing that was taken is ours any more."""
+        for scope in self._busy.values():
+            if scope is not None:
+                scope.cancel()
+        self._busy.clear()
+        self._again.clear()
+        self._done.clear()
+        for route in self._routes.values():
+            route.queue.clear()
+            route.after = 0
+
+    # -- delivering ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        for route in self._routes.values():
+            if self._stopping:
+                self._drop(route)
+            for _ in range(min(len(route.queue), route.concurrency - route.workers)):
+                route.workers += 1
+                self._tasks.start_soon(self._deliver_some, route)
+
+    async def _deliver_some(self, route: _Route) -> None:
+        """Deliver one after the other, as long as the word of the database on the locks is fresh."""
+        try:
+            while route.queue and route.target and not self._stopping and self._clock() - self._answered < FRESH:
+                await self._deliver(route.queue.popleft(), route.target)
+        finally:
+            route.workers -= 1
+
+    async def _deliver(self, taken: Taken, target: Target) -> None:
+        delivery = taken.delivery
+        began = self._clock()
+        error: BaseException | None = None
+        with anyio.move_on_after(delivery.deadline) as scope:
+            self._busy[delivery.id] = scope
+            try:
+                await target.deliver(delivery)
+            except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
+                error = raised
+        if self._busy.get(delivery.id) is not scope:
+            # It was forgotten meanwhile: somebody else delivers it.
+            return
+        if scope.cancelled_caught:
+            error = TimeoutError(f"no answer within {delivery.deadline:g} s")
+        result, code, detail, retry_after = outcome_of(error)
+        self._done.append(
+            Outcome(
+                taken=taken, result=result, began=began, ended=self._clock(),
+                code=code, detail=detail, retry_after=retry_after,
+            )
+        )  # fmt: skip
+        self._ring.set()
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _pause(self) -> float:
+        """Until the next turn, if nothing rings."""
+        if any(route.queue for route in self._routes.values()):
+            return FRESH / 4
+        due = [r.state.due_in for r in self._routes.values() if r.state.due_in is not None and r.room]
+        return min(TICK, max(0.01, *due)) if due else TICK
+
+    def _trust(self, since: float) -> None:
+        """Our lease was good in a turn that began then: until when nobody else can have it (a turn may renew late)."""
+        self._trusted = since + self._settings.lease * 0.75
+
+    async def _guard(self) -> None:
+        """Give up what is under way before the lease ends, if it cannot be renewed."""
+        while True:
+            left = self._trusted - self._clock() if self._busy else math.inf
+            await anyio.sleep(max(0.05, min(left, self._settings.lease / 4)))
+            if self._clock() >= self._trusted and self._busy:
+                self._forget()

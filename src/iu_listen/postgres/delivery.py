@@ -1,0 +1,129 @@
+"""The delivery session: what is to be delivered, and what came of it. The lease and the breaker are in 019."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import anyio
+
+from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, RouteState, Taken, Turn, Want
+from iu_listen.model.settings import Settings
+from iu_listen.model.trace import attempt_context
+from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
+from iu_listen.postgres.sqlfiles import query
+
+
+class DeliverySession:
+    """Satisfies flow.ports.Deliveries. Made by delivery_session()."""
+
+    def __init__(self, connection: Connection, settings: Settings, consumer: UUID) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._consumer = consumer
+        self._turn: str | Prepared = query("delivery/turn")
+
+    async def prepare(self) -> None:
+        """Prepare what is asked for again and again, where the session is ours alone."""
+        if not self._connection.pooled:
+            with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+                self._turn = await self._connection.prepare(query("delivery/turn"))
+
+    async def take_lease(self) -> Lease:
+        """Become the one who delivers for the worker, if nobody is."""
+        answer = await ask(
+            self._connection, self._settings.deadline, query("delivery/lease"),
+            self._settings.worker, self._consumer, self._settings.lease, self._connection.pooled,
+        )  # fmt: skip
+        return Lease(**{k: v for k, v in json.loads(answer).items() if k != "since"})
+
+    async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
+        """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled."""
+        now = time.monotonic()
+        freed = [o.taken for o in done if o.taken.subject_key is not None]
+        rows = await ask_rows(
+            self._connection, self._settings.deadline, self._turn, self._settings.worker, self._consumer,
+            [o.taken.delivery.route for o in done], [o.taken.delivery.id for o in done],
+            [o.result.value for o in done], [now - o.began for o in done], [now - o.ended for o in done],
+            [o.code for o in done], [o.detail for o in done], [o.retry_after for o in done],
+            [w.route for w in wants], [w.room for w in wants], [w.after for w in wants], busy,
+            [t.delivery.route for t in freed], [t.subject_key for t in freed],
+        )  # fmt: skip
+        if not rows[0]["ours"]:
+            return None
+        routes = [_state(row) for row in rows if row["route"] is not None]
+        deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
+        taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
+        return Turn(taken=taken, routes=routes)
+
+    async def release(self) -> None:
+        """Give the lease back."""
+        await ask(
+            self._connection, self._settings.deadline, query("delivery/release"),
+            self._settings.worker, self._consumer,
+        )  # fmt: skip
+
+
+def _state(row: Any) -> RouteState:
+    answer = json.loads(row["route"])
+    return RouteState(
+        route=row["route_code"],
+        kind=answer["kind"],
+        reference=answer["ref"],
+        policy=answer["policy"],
+        held=answer["held"] or "",
+        after=answer["after"] or 0,
+        due_in=answer["due_in"],
+        more=answer["more"],
+        why=answer["why"],
+    )
+
+
+def _taken(row: Any, deadlines: dict[str, float]) -> Taken:
+    route = row["route_code"]
+    key = f"outbound:{route}:{row['event_ref']}"
+    event = Event(
+        id=row["event_ref"],
+        domain=row["event_domain"],
+        type=row["event_type"],
+        stream=row["event_stream"],
+        subject=row["subject"],
+        subject_table=row["subject_table"],
+        source=row["source_system"],
+        actor=row["actor_ref"],
+        correlation_id=row["correlation_id"],
+        occurred_at=row["occurred_at"],
+        created_at=row["created_at"],
+        traceparent=attempt_context(row["event_ref"], row["traceparent"], key, row["attempt_no"]),
+        payload=row["payload"],
+    )
+    delivery = Delivery(
+        id=row["delivery_id"],
+        route=route,
+        idempotency_key=key,
+        attempt=row["attempt_no"],
+        event=event,
+        deadline=deadlines[route],
+    )
+    return Taken(delivery=delivery, ordered=row["ordered"], subject_key=row["subject_key"])
+
+
+@asynccontextmanager
+async def delivery_session(settings: Settings, consumer: UUID) -> AsyncIterator[DeliverySession]:
+    """Open the delivery session.
+
+    Raises:
+        SessionLost: no session can be had.
+    """
+    name = f"iu-listen delivery {settings.worker}"
+    connection = await connect_again(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
+    try:
+        session = DeliverySession(connection, settings, consumer)
+        await session.prepare()
+        yield session
+    finally:
+        connection.terminate()
