@@ -102,6 +102,7 @@ with objects (file, kind, name) as (
         ('worker/020_delivery_turn', 'function', 'fn_iu_delivery_take(text,text[],integer[],bigint[],bigint[],text[],bigint[])'),
         ('worker/020_delivery_turn', 'view', 'v_iu_delivery'),
         ('worker/020_delivery_turn', 'view', 'v_iu_delivery_parked'),
+        ('worker/020_delivery_turn', 'function', 'fn_iu_delivery_cancel(text,uuid,text,text)'),
         ('runtime/060_activate_inert', 'key', 'iu_core.route_worker_enabled'),
         ('runtime/060_activate_inert', 'row', 'iu_route_worker_cursor.iu_outbound_default'))
 select o.file, o.kind, o.name,

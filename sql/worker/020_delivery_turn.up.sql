@@ -202,3 +202,52 @@ select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_f
   join public.iu_route_delivery h on h.route_code = q.route_code and h.id = q.id;
 comment on view public.v_iu_delivery_parked is
     'Subjects of which deliveries wait for an earlier one: how many, for which event, since when.';
+
+-- Ends deliveries that nobody wants any more. Nothing is lost: each becomes a dead letter, which says who and why. Only of
+-- a route that is held: what is under way cannot be called back.
+create function public.fn_iu_delivery_cancel(
+    p_route_code text, p_event_ref uuid, p_why text, p_actor text default session_user)
+returns bigint
+language plpgsql
+set search_path = ''
+as $$
+declare
+    v_held  text;
+    v_count bigint;
+begin
+    select v.held_by into v_held from public.v_iu_delivery v where v.route_code = p_route_code;
+    if v_held is null and exists (select from public.iu_outbound_route r where r.route_code = p_route_code) then
+        raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
+            using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
+    end if;
+    with gone as (
+        delete from public.iu_route_delivery d
+         where d.route_code = p_route_code and (p_event_ref is null or d.event_ref = p_event_ref)
+        returning d.*, 'outbound:' || d.route_code || ':' || d.event_ref as key
+    ), written as (
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+             route_count, traceparent)
+        select g.event_ref, g.route_kind, g.route_code, 'failed', 'dead_letter', false, 'cancelled', g.key, g.attempt_no,
+               g.route_count, g.traceparent
+          from gone g
+        on conflict (idempotency_key, attempt_no) do nothing
+    ), letters as (
+        insert into public.iu_route_dead_letter
+            (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+             failure_detail)
+        select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
+               coalesce((select to_jsonb(o) from public.event_outbox o where o.id = g.event_ref),
+                        jsonb_build_object('id', g.event_ref)),
+               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
+          from gone g
+        on conflict (idempotency_key) do update
+           set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+               failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
+    )
+    select count(*) into v_count from gone;
+    return v_count;
+end
+$$;
+comment on function public.fn_iu_delivery_cancel(text, uuid, text, text) is
+    'Ends the deliveries of a route that is held, all or that of one event: each becomes a dead letter. Answers how many.';

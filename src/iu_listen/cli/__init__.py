@@ -14,7 +14,21 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 
 from iu_listen import __version__
-from iu_listen.cli import audit, change, cursor, delivery, demo, emit, look, prove, retention, service, show, traces
+from iu_listen.cli import (
+    audit,
+    change,
+    cursor,
+    deliveries,
+    delivery,
+    demo,
+    emit,
+    look,
+    prove,
+    retention,
+    service,
+    show,
+    traces,
+)
 from iu_listen.model.errors import IuListenError
 
 HELP = """Listens to a PostgreSQL outbox: routes every committed event once, audits it, and shows that it does.
@@ -27,7 +41,7 @@ Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach
 
 # Interrupts are ours to answer, below: cyclopts would make every signal a 130.
 app = App(name="iu-listen", help=HELP, version=__version__, help_format="markdown", suppress_keyboard_interrupt=False)
-for group in (service, demo, prove, look, audit, change, delivery, cursor, retention, traces, emit):
+for group in (service, demo, prove, look, audit, change, delivery, deliveries, cursor, retention, traces, emit):
     group.register(app)
 
 

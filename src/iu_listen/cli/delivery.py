@@ -113,8 +113,10 @@ async def _locks(connection: Connection, code: str) -> dict[str, Any]:
 
 async def _problem(connection: Connection, found: dict[str, Any]) -> str | None:
     """Why nothing could be delivered by this route; None: it could."""
+    if found["target_kind"] in ("workflow", "external_endpoint"):
+        return None
     if found["target_kind"] != "sql_function":
-        return f"nothing delivers to a {found['target_kind']} yet, only to an sql_function"
+        return f"nothing delivers to a {found['target_kind']}"
     try:
         await census.value(connection, "delivery_function", found["target_ref"])
     except Refused as refused:

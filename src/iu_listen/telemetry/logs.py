@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from iu_listen.model.delivery import Result
 from iu_listen.model.facts import Batch, Culprit, State
 from iu_listen.model.observation import (
     AuditPassed,
@@ -17,12 +18,15 @@ from iu_listen.model.observation import (
     Beaten,
     CulpritGone,
     CulpritNamed,
+    DeliveriesSettled,
     LeaseTaken,
     Listening,
     Measured,
     MeasureFailed,
     Observation,
     Polling,
+    RouteFree,
+    RouteHeld,
     SessionFailed,
     SpansExported,
     SpansHeld,
@@ -40,6 +44,19 @@ from iu_listen.telemetry.foreign import tame
 BIG_BATCH = 1000
 #: The same failure of the same session is worth a line once in so many seconds.
 SAME_FAILURE = 60.0
+
+#: What to do about a route that is held.
+HELD = {
+    "master_gate_closed": "iu-listen gate open master",
+    "worker_gate_closed": "iu-listen gate open worker",
+    "delivery_gate_closed": "iu-listen gate open delivery",
+    "route_not_listed": "iu-listen route live CODE",
+    "route_disabled": "iu-listen route live CODE, or delivery cancel CODE",
+    "dry_run": "iu-listen route live CODE, or delivery cancel CODE",
+    "breaker_open": "nothing is lost: the target is tried again and again",
+    "dead_letter_budget": "iu-listen dead-letter list; then route resume CODE",
+    "no_target": "iu-listen run --app MODULE; docs/how-to/delivery.md",
+}
 
 
 def configure(log_format: str) -> None:
@@ -146,6 +163,13 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
+            case RouteHeld(worker, route, held_by, why):
+                log.warning("a route is held", worker=worker, route=route, held_by=held_by, why=why, hint=HELD[held_by])
+            case RouteFree(worker, route, held_by):
+                log.info("a route delivers again", worker=worker, route=route, was_held_by=held_by)
+            case DeliveriesSettled(worker, outcomes):
+                if dead := sum(1 for o in outcomes if o.result is Result.REJECTED):
+                    log.error("targets rejected events", worker=worker, count=dead, hint="iu-listen dead-letter list")
             case SpansExported(_, rejected, _, why) if rejected:
                 if self._is_news("refused", ""):
                     log.error("the collector refused spans for good", spans=rejected, why=why)

@@ -6,16 +6,22 @@ deploy/prometheus and deploy/grafana use it. Each data point says of which datab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from iu_listen.model.delivery import Outcome
 from iu_listen.model.facts import Batch, Survey, Wake, WorkerName
 from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
+    DeliveriesSettled,
     Measured,
     MeasureFailed,
     Observation,
+    RouteFree,
+    RouteHeld,
     SessionFailed,
     SpansExported,
     SpansHeld,
@@ -92,12 +98,20 @@ class MetricWatcher:
         self._missing = meter.create_gauge(
             "iu.audit.missing", "{event}", "Events that lack attempts, by the last audit."
         )
+        self._deliveries = meter.create_counter(
+            "iu.deliveries", "{attempt}", "Attempts to deliver, by route and result; those that failed have an error."
+        )
+        self._delivery_duration = meter.create_histogram(
+            "iu.delivery.duration", "s", "How long attempts to deliver took: the median of each turn.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )  # fmt: skip
+        self._route_held = meter.create_gauge("iu.route.held", "1", "1 while a route is held back, else 0.")
         self._exported = meter.create_counter("iu.traces.exported", "{span}", "Spans that a collector took.")
         self._rejected = meter.create_counter("iu.traces.rejected", "{span}", "Spans that one refused for good.")
         self._held = meter.create_counter("iu.traces.held", "{request}", "Requests that a collector did not take.")
         self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
 
-    def note(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
+    def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912 a table, a line for each
         """Record what an observation says, if it has a figure."""
         match observation:
             case Started(worker, _):
@@ -116,6 +130,11 @@ class MetricWatcher:
                 self._measurements.add(1, self._of(worker) | {"error.type": kind})
             case SessionFailed(session, _, _):
                 self._failures.add(1, self._of() | {"iu.session": session})
+            case DeliveriesSettled(worker, outcomes):
+                self._settled(worker, outcomes)
+            case RouteHeld(worker, route) | RouteFree(worker, route):
+                held = isinstance(observation, RouteHeld)
+                self._route_held.set(int(held), self._of(worker) | {"iu.route.code": route})
             case SpansExported(spans, rejected, ignored):
                 self._exported.add(spans, self._of())
                 self._rejected.add(rejected, self._of())
@@ -151,6 +170,16 @@ class MetricWatcher:
         for decision, count in decided.items():
             if count:
                 self._attempts.add(count, self._of(worker) | {"iu.decision": decision})
+
+    def _settled(self, worker: WorkerName, outcomes: Sequence[Outcome]) -> None:
+        counts = Counter((o.taken.delivery.route, o.result.value, o.code) for o in outcomes)
+        for (route, result, code), count in counts.items():
+            of = self._of(worker) | {"iu.route.code": route, "iu.delivery.result": result}
+            self._deliveries.add(count, of | ({"error.type": code} if code else {}))
+        # One figure a route and turn: a record costs as much as the rest of a delivery.
+        for route in {o.taken.delivery.route for o in outcomes}:
+            took = [o.ended - o.began for o in outcomes if o.taken.delivery.route == route]
+            self._delivery_duration.record(statistics.median(took), self._of(worker) | {"iu.route.code": route})
 
     def _measured(self, worker: WorkerName, survey: Survey) -> None:
         for measure in survey.measures:

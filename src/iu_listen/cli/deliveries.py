@@ -1,0 +1,172 @@
+"""delivery list and cancel, route policy and resume: what is on its way, and what holds it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+import anyio
+from cyclopts import App, Parameter
+
+from iu_listen.cli import show
+from iu_listen.cli.change import no_such_route, route
+from iu_listen.cli.door import Where, between, looking
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.postgres import census
+
+delivery = App(name="delivery", help="List what is on its way to a target, and cancel it.")
+
+
+def register(app: App) -> None:
+    """Add these commands."""
+    app.command(delivery)
+    route.command(policy, name="policy")
+    route.command(resume, name="resume")
+
+
+@delivery.command(name="list")
+def delivery_list(
+    *,
+    limit: Annotated[int, Parameter(help="How many parked subjects at most.", validator=between(1, 1_000_000))] = 20,
+    where: Where | None = None,
+) -> int:
+    """List every route that delivers: how much is on its way, since when, and what holds it; and parked subjects.
+
+    A subject is parked, on a route that keeps its order, while an earlier event of it waits for its next attempt.
+    """
+
+    async def run() -> dict[str, list[census.Row]]:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            return {
+                "routes": await census.rows(connection, "delivery/routes"),
+                "parked": await census.rows(connection, "delivery/parked", limit),
+            }
+
+    found = anyio.run(run)
+    if where and where.json:
+        show.as_json(found)
+        return 0
+    show.table(
+        ("route", "target", "on its way", "retrying", "oldest", "held by", "because of"),
+        (
+            (r["route_code"], f"{r['target_kind']} {r['target_ref']}", r["pending"], r["retrying"],
+             show.ago(r["since"]), show.mark(not r["held_by"], "–", show.text(r["held_by"])), r["why"])
+            for r in found["routes"]
+        ),
+    )  # fmt: skip
+    if found["parked"]:
+        show.table(
+            ("route", "parked subject", "behind it", "waits for", "since", "attempts", "failure"),
+            (
+                (p["route_code"], p["subject"], p["depth"], p["waits_for"], show.ago(p["since"]), p["tries"],
+                 p["failure_code"])
+                for p in found["parked"]
+            ),
+        )  # fmt: skip
+    return 0
+
+
+@delivery.command(name="cancel")
+def delivery_cancel(
+    code: str,
+    /,
+    *,
+    why: Annotated[str, Parameter(help="Why; kept in the dead letter.")],
+    event: Annotated[UUID | None, Parameter(help="Only the delivery of this event.")] = None,
+    actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
+    where: Where | None = None,
+) -> int:
+    """End deliveries of a route that is held (route dry CODE). Each becomes a dead letter, and can be replayed."""
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            return int(await census.value(connection, "delivery/cancel", code, event, why, actor))
+
+    count = anyio.run(run)
+    if where and where.json:
+        show.as_json({"route": code, "cancelled": count})
+    else:
+        show.line(f"{count} cancelled.")
+    return 0
+
+
+def policy(
+    code: str,
+    changes: Annotated[
+        list[str] | None, Parameter(help="As in attempts=3; the value is JSON. name= takes it away.")
+    ] = None,
+    /,
+    *,
+    where: Where | None = None,
+) -> int:
+    """Show how a route delivers, or change it: attempts, backoff, deadline, concurrency, order, ...
+
+    Durations are in seconds. docs/how-to/delivery.md lists all of them. A consumer takes a change at its next turn.
+    """
+
+    async def run() -> census.Row:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            found = await _policy(connection, code)
+            if changes:
+                await census.require_primary(connection)
+                await census.value(connection, "delivery/set_policy", code, json.dumps(_changed(found["set"], changes)))
+                found = await _policy(connection, code)
+            return found
+
+    found = anyio.run(run)
+    if where and where.json:
+        show.as_json(found)
+    else:
+        show.table(
+            ("policy", "", ""),
+            ((name, json.dumps(value), "" if name in found["set"] else "default")
+             for name, value in sorted(found["policy"].items())),
+        )  # fmt: skip
+    return 0
+
+
+async def _policy(connection: Any, code: str) -> census.Row:
+    found = await census.rows(connection, "delivery/policy", code)
+    if not found:
+        raise await no_such_route(connection, code)
+    return {name: json.loads(value) for name, value in found[0].items()}
+
+
+def _changed(before: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    after = dict(before)
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigurationError(f"{change} is no name=value", "As in attempts=3, order=subject, or deadline= .")
+        if not value:
+            after.pop(name, None)
+            continue
+        try:
+            after[name] = json.loads(value)
+        except ValueError:
+            # A word is a word; whether it is one of those that there are, the database says.
+            after[name] = value
+    return after
+
+
+def resume(code: str, /, *, where: Where | None = None) -> int:
+    """Let a route go on that has spent its budget of dead letters, or that its breaker holds."""
+
+    async def run() -> bool:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            await _policy(connection, code)
+            return bool(await census.value(connection, "delivery/resume", code))
+
+    resumed = anyio.run(run)
+    if where and where.json:
+        show.as_json({"route": code, "resumed": resumed})
+    else:
+        show.line(f"{code} goes on." if resumed else f"{code} was not held by its breaker or its budget.")
+    return 0

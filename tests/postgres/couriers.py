@@ -1,0 +1,133 @@
+"""What the tests of deliveries share: a consumer that delivers, in the test's own process, and targets that remember."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import anyio
+import asyncpg
+
+from iu_listen.app import PostgresSessions
+from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.deliver import Deliverer
+from iu_listen.model.delivery import Delivery
+from iu_listen.model.settings import Settings
+from iu_listen.targets import Targets
+from iu_listen.targets.python import PythonTarget
+from support import Recorder
+
+ROUTE = "iu.version_applied.workflow"
+
+
+@dataclass
+class Arrivals:
+    """A coroutine target that remembers every call, and does what ``behave`` does."""
+
+    behave: Callable[[Delivery], Awaitable[Any]] | None = None
+    calls: list[Delivery] = field(default_factory=list)
+    arrived: Counter[UUID] = field(default_factory=Counter)
+    running: Counter[str | None] = field(default_factory=Counter)
+    most: int = 0
+    """Most calls at once, of all subjects."""
+    crowded: set[str | None] = field(default_factory=set)
+    """Subjects that were called twice at once."""
+
+    async def __call__(self, delivery: Delivery) -> None:
+        subject = delivery.event.subject
+        self.calls.append(delivery)
+        self.running[subject] += 1
+        self.most = max(self.most, self.running.total())
+        if self.running[subject] > 1:
+            self.crowded.add(subject)
+        try:
+            if self.behave is not None:
+                await self.behave(delivery)
+            self.arrived[delivery.event.id] += 1
+        finally:
+            self.running[subject] -= 1
+
+    def target(self, name: str = "event_outbox") -> PythonTarget:
+        return PythonTarget(name, self.__call__)
+
+    @property
+    def attempts(self) -> list[int]:
+        return [call.attempt for call in self.calls]
+
+
+async def open_route(connection: asyncpg.Connection, route: str = ROUTE, **policy: Any) -> None:
+    """All four locks open, and the route with this policy."""
+    await connection.execute(
+        "update iu_outbound_route set delivery_policy = $2::jsonb where route_code = $1", route, json.dumps(policy)
+    )
+    await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
+    await connection.fetchval("select fn_iu_route_live($1, true, 'a test', 'tester')", route)
+
+
+async def add_route(connection: asyncpg.Connection, code: str, **policy: Any) -> str:
+    """A further live route of the same events, to the coroutine of its name; the locks are open."""
+    await connection.execute(
+        """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref)
+           values ($1, 'iu', 'version_applied', 'update', 'workflow', $1)""",
+        code,
+    )
+    await open_route(connection, code, **policy)
+    return code
+
+
+@asynccontextmanager
+async def delivering(dsn: str, *targets: PythonTarget, **settings: Any) -> AsyncIterator[Recorder]:
+    """A consumer that delivers, for the length of a block; asked to stop at its end, and waited for."""
+    chosen = Settings(dsn=dsn, **settings)
+    recorder, sessions = Recorder(), PostgresSessions(chosen)
+    deliverer = Deliverer(chosen, sessions, Targets(targets), recorder)
+    consumer = Consumer(chosen, sessions, recorder, courier=deliverer)
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(deliverer.run)
+            await consumer.run()
+
+    running = asyncio.create_task(run())
+    try:
+        yield recorder
+    finally:
+        deliverer.stop()
+        consumer.stop("the end")
+        done, _ = await asyncio.wait([running], timeout=15)
+        if not done:
+            running.cancel()
+            await asyncio.wait([running])
+            raise AssertionError("the consumer did not stop")
+        running.result()
+
+
+async def pending(connection: asyncpg.Connection) -> int:
+    count: int = await connection.fetchval("select count(*) from iu_route_delivery")
+    return count
+
+
+async def settled(connection: asyncpg.Connection, timeout: float = 20) -> None:
+    """Wait until nothing waits for the cursor, and no delivery is left."""
+    with anyio.fail_after(timeout):
+        while await connection.fetchval("select sum(backlog) from v_iu_event_backlog") or await pending(connection):
+            await anyio.sleep(0.01)
+
+
+async def attempts(
+    connection: asyncpg.Connection, event: UUID, route: str = ROUTE
+) -> list[tuple[int, str, str, str | None]]:
+    """Number, status, decision and failure code of the attempts of an event, in order."""
+    rows = await connection.fetch(
+        """select attempt_no, status, decision, failure_code from iu_route_attempt
+            where event_ref = $1 and route_code = $2 order by attempt_no""",
+        event,
+        route,
+    )
+    return [tuple(row) for row in rows]

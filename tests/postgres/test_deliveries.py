@@ -1,0 +1,585 @@
+"""Deliveries outside the database: queued by the batch, delivered by the consumer, settled in sets. 012, 019, 020."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import uuid4
+
+import anyio
+import asyncpg
+import pytest
+
+from iu_listen.model.delivery import Failed, Reject, Unavailable
+from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
+from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
+from support import connected, drain, insert_event, run_batch, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def letters(connection: asyncpg.Connection) -> list[tuple[str, str, bool]]:
+    rows = await connection.fetch(
+        "select failure_code, failure_detail, resolved_at is not null from iu_route_dead_letter order by created_at"
+    )
+    return [tuple(row) for row in rows]
+
+
+# -- the way ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_reaches_its_coroutine_and_is_settled(live):
+    """The coroutine gets the event with its key; the attempt says sent, with the times of the call; the row is gone.
+
+    Fails when: the batch does not queue, nobody takes, or what arrived is not settled.
+    """
+    arrivals = Arrivals(lambda _: anyio.sleep(0.05))
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            event = await insert_event(connection, note="hello")
+            await settled(connection)
+        (call,) = arrivals.calls
+        assert (call.event.id, call.route, call.attempt) == (event, ROUTE, 1)
+        assert call.idempotency_key == f"outbound:{ROUTE}:{event}"
+        assert call.event.data == {"note": "hello"}
+        assert call.event.type == "version_applied"
+        row = await connection.fetchrow(
+            """select status, decision, delivered, attempt_no, extract(epoch from finished_at - created_at)::float8 as took,
+                      span_id, trace_id from v_iu_route_attempt"""
+        )
+        assert tuple(row)[:4] == ("sent", "delivered", True, 1)
+        assert 0.04 < row["took"] < 5
+        assert call.event.traceparent == f"00-{row['trace_id']}-{row['span_id']}-01"
+
+
+async def test_a_second_reading_delivers_nothing_again(live):
+    """A cursor that was set back finds what is on its way, and what was delivered, and queues neither.
+
+    Fails when: the batch asks only the attempts, or only the deliveries.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        events = [await insert_event(connection) for _ in range(5)]
+        assert (await run_batch(connection))["queued"] == 5
+        for _ in range(2):
+            await connection.execute(
+                "update iu_route_worker_cursor set prev = '3:3:', tick = null, pos_seq = null, pos_id = null"
+            )
+            assert (await run_batch(connection))["queued"] == 0
+            async with delivering(live.dsn, arrivals.target()):
+                await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
+    """At most so many run at once as the policy says, and all of them come.
+
+    Fails when: concurrency is not looked at.
+    """
+    arrivals = Arrivals(lambda _: anyio.sleep(0.01))
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=7)
+        for _ in range(100):
+            await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+    assert arrivals.most == 7
+    assert len(arrivals.arrived) == 100
+
+
+# -- failure ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
+    """Three attempts, longer and longer apart, then a dead letter that says why; a healthy event beside it is delivered.
+
+    Fails when: attempts are not counted, or a failure ends at the first.
+    """
+
+    async def behave(delivery):
+        if delivery.event.data["note"] == "bad":
+            raise Failed("no, not this", code="not_this")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=3, backoff=0.1)
+        bad, good = await insert_event(connection, note="bad"), await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert await attempts(connection, bad) == [
+            (1, "failed", "retry", "not_this"),
+            (2, "failed", "retry", "not_this"),
+            (3, "failed", "dead_letter", "not_this"),
+        ]
+        assert await attempts(connection, good) == [(1, "sent", "delivered", None)]
+        assert await letters(connection) == [("not_this", "no, not this", False)]
+        waits = await connection.fetch(
+            "select extract(epoch from created_at - lag(finished_at) over (order by attempt_no)) from iu_route_attempt where event_ref = $1",
+            bad,
+        )
+        assert [0.04 < row[0] < 5 for row in waits[1:]] == [True, True]
+
+
+async def test_a_rejected_event_is_a_dead_letter_at_once(live):
+    """Reject ends it with the first attempt. Fails when: it counts as any other error."""
+
+    async def behave(_):
+        raise Reject("unknown customer", code="unknown_customer")
+
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, Arrivals(behave).target()):
+            await settled(connection)
+        assert await attempts(connection, event) == [(1, "failed", "dead_letter", "unknown_customer")]
+        assert await letters(connection) == [("unknown_customer", "unknown customer", False)]
+
+
+async def test_an_error_of_somebody_else_keeps_its_text_to_itself(live):
+    """What a coroutine raises by accident is retried, and its text, which may hold anything, is stored nowhere.
+
+    Fails when: the message of a foreign error becomes the detail.
+    """
+
+    async def behave(_):
+        raise ValueError("token=s3cr3t")
+
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=1)
+        await insert_event(connection)
+        async with delivering(live.dsn, Arrivals(behave).target()):
+            await settled(connection)
+        ((code, detail, _),) = await letters(connection)
+        assert code == "target_error"
+        assert detail.startswith("ValueError (test_deliveries.py, line ")
+
+
+async def test_a_deadline_ends_an_attempt(live):
+    """An attempt that takes too long is ended and is a failure called timeout. Fails when: nobody watches the clock."""
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=2, backoff=0.01, deadline=0.2)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, Arrivals(lambda _: anyio.sleep(60)).target()):
+            await settled(connection)
+        assert [a[3] for a in await attempts(connection, event)] == ["timeout", "timeout"]
+
+
+async def test_retry_after_is_honoured(live):
+    """What the target says of when to come again counts, where it is later than the backoff.
+
+    Fails when: it is not asked.
+    """
+    times = []
+
+    async def behave(delivery):
+        times.append(time.monotonic())
+        if delivery.attempt == 1:
+            raise Failed("later", retry_after=0.8)
+
+    async with connected(live.dsn) as connection:
+        await open_route(connection, backoff=0.001)
+        await insert_event(connection)
+        async with delivering(live.dsn, Arrivals(behave).target()):
+            await settled(connection)
+    assert times[1] - times[0] > 0.75
+
+
+# -- outage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["unavailable", "failed"])
+async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
+    """A target that takes nothing for many times its policy: no dead letter, all delivered after it, the other route at once.
+
+    Fails when: the breaker does not open, or what had opened it is not given back.
+    """
+    down = True
+
+    async def behave(_):
+        if down:
+            raise (Unavailable if how == "unavailable" else Failed)("down", code="down")
+
+    hit, other = Arrivals(behave), Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=2, backoff=0.01, backoff_max=0.02, breaker=5, probe_max=0.05)
+        healthy = await add_route(connection, "healthy")
+        async with delivering(live.dsn, hit.target(), other.target("healthy")) as recorder:
+            events = [await insert_event(connection) for _ in range(30)]
+            held = await recorder.wait_for(RouteHeld)
+            assert (held.route, held.held_by, held.why) == (ROUTE, "breaker_open", "down")
+            await wait_until(lambda: connection.fetchval("select probes >= 8 from iu_delivery_breaker"), "eight probes")
+            assert set(other.arrived) == set(events)
+            calls = len(hit.calls)
+            assert (
+                await connection.fetchval("select held_by from v_iu_delivery where route_code = $1", ROUTE)
+                == "breaker_open"
+            )
+            down = False
+            await settled(connection)
+            await recorder.wait_for(RouteFree)
+        assert calls < 30 + 60  # the first thirty at most, then one at a time
+        assert hit.arrived == dict.fromkeys(events, 1)
+        assert await letters(connection) == []
+        assert [len(await attempts(connection, e, healthy)) for e in events] == [1] * 30
+
+
+async def test_one_poison_event_is_one_dead_letter(live):
+    """Among hundreds that arrive, one that never does spends its attempts alone, and the breaker stays closed.
+
+    Fails when: failures of one event count as an outage, or are never spent.
+    """
+    subject = uuid4()
+
+    async def behave(delivery):
+        if delivery.event.data["note"] == "poison":
+            raise Failed("never", code="never")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=4, backoff=0.01, breaker=2, order="subject")
+        events = [
+            await insert_event(connection, note="poison" if n == 100 else "", subject=subject if n % 50 == 0 else None)
+            for n in range(300)
+        ]
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await settled(connection)
+            assert recorder.of(RouteHeld) == []
+        assert [code for code, _, _ in await letters(connection)] == ["never"]
+        assert len(await attempts(connection, events[100])) == 4
+        assert set(arrivals.arrived) == set(events) - {events[100]}
+        # Those of its subject waited for its end, and went on after it.
+        same = [c.event.id for c in arrivals.calls if c.event.subject == str(subject)]
+        assert same == events[0:100:50] + [events[100]] * 4 + events[150:300:50]
+
+
+async def test_a_budget_of_dead_letters_stops_a_route(live):
+    """A route that fails wholesale is stopped, says so, and goes on when somebody says so.
+
+    Fails when: dead letters are not counted.
+    """
+    bad = True
+
+    async def behave(_):
+        if bad:
+            raise Reject("everything is wrong")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, dead_letters_per_hour=5, concurrency=1)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            for _ in range(50):
+                await insert_event(connection)
+            held = await recorder.wait_for(RouteHeld)
+            assert held.held_by == "dead_letter_budget"
+            dead = len(await letters(connection))
+            assert 5 <= dead <= 10
+            assert await pending(connection) == 50 - dead
+            bad = False
+            assert await connection.fetchval("select fn_iu_route_resume($1)", ROUTE)
+            await settled(connection)
+        assert len(await letters(connection)) == dead
+        assert len(arrivals.arrived) == 50 - dead
+
+
+# -- locks -----------------------------------------------------------------------------------------------------------
+
+CLOSE = {
+    "master_gate_closed": "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'",
+    "worker_gate_closed": "update dot_config set value = 'false' where key = 'iu_core.route_worker_enabled'",
+    "delivery_gate_closed": "update dot_config set value = 'TRUE' where key = 'iu_core.delivery_enabled'",
+    "dry_run": "update dot_config set value = 'a,,b' where key = 'iu_core.delivery_live_routes'",
+}
+OPEN = {
+    "master_gate_closed": "update dot_config set value = 'true' where key = 'iu_core.routes_master_enabled'",
+    "worker_gate_closed": "update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'",
+    "delivery_gate_closed": "update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'",
+    "dry_run": f"select fn_iu_route_live('{ROUTE}', true, 'again', 'tester')",
+}
+
+
+@pytest.mark.parametrize("lock", CLOSE)
+async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(live, lock):
+    """From 100 ms after the commit that closed it no delivery begins; the rest waits, and comes when it is open again.
+
+    Fails when: locks are asked once a page, and not while it is delivered.
+    """
+    begun: list[float] = []
+
+    async def behave(_):
+        begun.append(time.monotonic())
+        await anyio.sleep(0.004)
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=4)
+        events = [await insert_event(connection) for _ in range(400)]
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await wait_until(lambda: asyncio.sleep(0, len(begun) > 20), "a burst")
+            await connection.execute(CLOSE[lock])
+            closed = time.monotonic()
+            held = await recorder.wait_for(RouteHeld)
+            assert held.held_by == lock
+            await asyncio.sleep(0.3)
+            assert max(begun) - closed < 0.1
+            assert len(begun) < 400
+            assert await pending(connection) == 400 - len(arrivals.arrived)
+            await connection.execute(OPEN[lock])
+            await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live):
+    """What is routed while the delivery gate is closed is queued with an attempt that names the lock; it leaves later.
+
+    Fails when: it becomes a dead letter, or nothing tells.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await connection.execute(CLOSE["delivery_gate_closed"])
+        event = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await recorder.wait_for(RouteHeld, lambda h: h.held_by == "delivery_gate_closed")
+            assert await attempts(connection, event) == [(1, "pending", "delivery_gate_closed", None)]
+            await connection.execute(OPEN["delivery_gate_closed"])
+            await settled(connection)
+        assert await attempts(connection, event) == [
+            (1, "pending", "delivery_gate_closed", None),
+            (2, "sent", "delivered", None),
+        ]
+        assert await letters(connection) == []
+
+
+async def test_a_route_without_its_target_waits_and_says_so(live):
+    """A consumer that lacks the coroutine holds its deliveries; one that has it delivers them.
+
+    Fails when: they are dead letters, or silent.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        async with delivering(live.dsn) as recorder:
+            held = await recorder.wait_for(RouteHeld)
+            assert (held.held_by, held.why) == ("no_target", "there is no target called event_outbox (known: none)")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert arrivals.arrived == {event: 1}
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_route_keeps_the_order_of_a_subject(live):
+    """One subject waits for its failed event, others flow; never two of one at once; what is parked can be seen.
+
+    Fails when: only the first taking looks at subjects.
+    """
+    slow = uuid4()
+    blocked = True
+
+    async def behave(delivery):
+        if delivery.event.subject == str(slow) and blocked:
+            raise Failed("not yet")
+        await anyio.sleep(0.002)
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=1000, backoff=0.02, backoff_max=0.05, order="subject", concurrency=20)
+        subjects = [uuid4() for _ in range(10)]
+        mine, others = [], {s: [] for s in subjects}
+        for n in range(200):
+            others[subjects[n % 10]].append(await insert_event(connection, subject=subjects[n % 10]))
+            if n % 20 == 0:
+                mine.append(await insert_event(connection, subject=slow))
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.arrived) == 200), "the others")
+            parked = await connection.fetchrow(
+                "select depth, waits_for, tries > 0 as tried, since from v_iu_delivery_parked"
+            )
+            assert tuple(parked)[:3] == (9, mine[0], True)
+            assert {c.event.id for c in arrivals.calls if c.event.subject == str(slow)} == {mine[0]}
+            blocked = False
+            await settled(connection)
+        for subject, events in {**others, slow: mine}.items():
+            assert list(dict.fromkeys(c.event.id for c in arrivals.calls if c.event.subject == str(subject))) == events
+        assert arrivals.crowded == set()
+        assert arrivals.most > 5
+
+
+# -- lease -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(live):
+    """The database may end the session while a target answers: the attempt is settled afterwards, and not made again.
+
+    Fails when: a lost session forgets what was taken.
+    """
+    arrivals = Arrivals(lambda _: anyio.sleep(1.0))
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            event = await insert_event(connection)
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            ended = await connection.fetchval(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like 'iu-listen %' and datname = current_database()"
+            )
+            assert ended >= 2
+            await settled(connection)
+        assert [c.event.id for c in arrivals.calls] == [event]
+        assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
+
+
+async def test_who_has_lost_the_lease_settles_nothing(live):
+    """A consumer whose lease somebody else took drops what it had; the other one delivers it, and settles it once.
+
+    Fails when: settling does not ask for the lease.
+    """
+    gate = anyio.Event()
+    arrivals = Arrivals(lambda _: gate.wait())
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            thief = uuid4()
+            await connection.execute(
+                "update iu_delivery_lease set owner = $1, backend = null, renewed_at = clock_timestamp()", thief
+            )
+            await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up")
+            gate.set()
+            await asyncio.sleep(0.3)
+            assert recorder.of(DeliveriesSettled) == []
+            assert await pending(connection) == 1
+            await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
+            await settled(connection)
+        assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
+
+
+async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
+    """Nobody gets it while its holder's session lives and it was renewed; at once when that is gone; and when its time is over.
+
+    Fails when: the session is not looked at, or a clock that was set back makes it longer.
+    """
+    one, two = uuid4(), uuid4()
+    take = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false) ->> 'held' = 'true'"
+    async with connected(live.dsn) as connection:
+        holder = await asyncpg.connect(live.dsn)
+        assert await holder.fetchval(take, one)
+        assert not await connection.fetchval(take, two)
+        for moved in ("- interval '61 seconds'", "+ interval '1 hour'"):
+            await connection.execute(f"update iu_delivery_lease set renewed_at = clock_timestamp() {moved}")
+            assert await connection.fetchval(take, two)
+            await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", two)
+            assert await holder.fetchval(take, one)
+        holder.terminate()
+        await wait_until(lambda: connection.fetchval(take, two), "the lease of a session that is gone", timeout=10)
+
+
+# -- stop ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_ends_what_is_under_way_and_hands_back_the_rest(live):
+    """Asked to stop, nothing new begins, what runs is finished and settled, and what was not begun waits for the next.
+
+    Fails when: the stop cancels, or goes on to begin.
+    """
+    arrivals = Arrivals(lambda _: anyio.sleep(0.3))
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=3)
+        events = [await insert_event(connection) for _ in range(12)]
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 3), "three calls")
+        assert len(arrivals.arrived) == 3
+        assert await pending(connection) == 9
+        assert await connection.fetchval("select released from iu_delivery_lease")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+# -- replay, audit, retention ----------------------------------------------------------------------------------------
+
+
+async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_letter(live):
+    """Replayed twice at once it is queued once, goes on with attempt 2 under the same key, and who did it is kept.
+
+    Fails when: a replay begins anew, or nobody resolves the dead letter.
+    """
+    bad = True
+
+    async def behave(_):
+        if bad:
+            raise Reject("broken")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+            bad = False
+            letter = await connection.fetchval("select id from iu_route_dead_letter")
+            await connection.execute("delete from event_outbox where id = $1", event)
+            replay = "select fn_iu_route_dead_letter_replay($1, 'ann')::jsonb ->> 'status'"
+            async with connection.transaction():
+                assert await connection.fetchval(replay, letter) == "queued"
+                assert await connection.fetchval(replay, letter) == "already_queued"
+            await settled(connection)
+        assert len({c.idempotency_key for c in arrivals.calls}) == 1
+        assert arrivals.calls[1].event.data == arrivals.calls[0].event.data
+        assert await attempts(connection, event) == [
+            (1, "failed", "dead_letter", "reject"),
+            (2, "sent", "delivered", None),
+        ]
+        row = await connection.fetchrow("select resolution, replay_count, attempt_no from iu_route_dead_letter")
+        assert tuple(row) == ("replayed by ann: delivered", 1, 2)
+
+
+async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
+    """A queued event counts as decided to the audit, and stays in the log until it is over, whatever retention says.
+
+    Fails when: the audit knows only attempts, or retention only cursors.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await insert_event(connection)
+        await drain(connection)
+        for _ in range(3):
+            await connection.fetchval("select fn_iu_audit_page('iu_outbound_default', 1000, null)")
+        assert await connection.fetchval("select missing from v_iu_audit") == 0
+        await connection.execute(
+            "alter table event_outbox disable trigger user; update event_outbox set created_at = now() - interval '1 year'; alter table event_outbox enable trigger user"
+        )
+        await connection.fetchval("select fn_iu_retention_run('events', 100, '1 day')")
+        assert await connection.fetchval("select count(*) from event_outbox") == 1
+        await connection.execute("delete from iu_route_delivery")
+        await connection.fetchval("select fn_iu_audit_page('iu_outbound_default', 1000, null)")
+        await connection.fetchval("select fn_iu_audit_page('iu_outbound_default', 1000, null)")
+        assert await connection.fetchval("select missing from v_iu_audit") == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "wrong"),
+    [
+        ('{"attempts": 0}', "attempts must be from 1 to 1000, not 0"),
+        ('{"attempts": 2.5}', "attempts must be from 1"),
+        ('{"deadline": "30"}', 'deadline must be from 0.01 to 3600, not "30"'),
+        ('{"order": "fifo"}', "order must be none or subject"),
+        ('{"retries": 3}', "there is no retries"),
+        ('{"target": "x"}', "target must be an object"),
+        ("[]", "a delivery policy is an object"),
+        ("null", "a delivery policy is an object"),
+    ],
+)
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_a_wrong_policy_is_refused_where_it_is_written(live, policy, wrong):
+    """A policy that cannot be meant does not get into the route, and the error says what is wrong with it.
+
+    Fails when: it is only looked at when something is delivered.
+    """
+    async with connected(live.dsn) as connection:
+        with pytest.raises(asyncpg.CheckViolationError, match=wrong):
+            await connection.execute("update iu_outbound_route set delivery_policy = $1::jsonb", policy)
