@@ -14,7 +14,7 @@
 -- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
 -- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
 --
--- needs: worker/004 to 018, runtime/060
+-- needs: worker/004 to 020, runtime/060
 -- locks: none that readers or writers wait for
 
 begin;
@@ -57,7 +57,8 @@ revoke all on
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
-    public.v_iu_trace_lag, public.iu_delivery_change
+    public.v_iu_trace_lag, public.iu_delivery_change, public.iu_route_delivery, public.iu_delivery_lease,
+    public.iu_delivery_breaker, public.v_iu_delivery, public.v_iu_delivery_parked
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 -- The worker is nobody's business but the worker's. Trigger functions stay as they are: they cannot be called.
@@ -66,7 +67,14 @@ revoke execute on function
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text),
     public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text),
-    public.fn_iu_route_live(text, boolean, text, text),
+    public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_policy(jsonb),
+    public.fn_iu_delivery_queues(public.iu_outbound_route[]),
+    public.fn_iu_delivery_lease(text, uuid, double precision, boolean), public.fn_iu_delivery_release(text, uuid),
+    public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
+    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[],
+                                 text[], double precision[]),
+    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
+    public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
@@ -115,8 +123,25 @@ grant execute on function
 -- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.
 grant execute on function
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_lock(text), public.fn_iu_delivery_enabled(),
-    public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text)
+    public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_policy(jsonb),
+    public.fn_iu_delivery_queues(public.iu_outbound_route[]),
+    public.fn_iu_delivery_lease(text, uuid, double precision, boolean), public.fn_iu_delivery_release(text, uuid),
+    public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
+    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[],
+                                 text[], double precision[]),
+    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[])
     to iu_listen_consumer;
+grant select, delete,
+      insert (route_code, worker_name, event_ref, subject_key, attempt_no, route_count, traceparent),
+      update (attempt_no, tries, due_at, failed_at, failure_code, failure_detail)
+    on public.iu_route_delivery to iu_listen_consumer;
+grant select, insert (worker_name, owner, seconds, released),
+      update (owner, backend, backend_start, seconds, renewed_at, released)
+    on public.iu_delivery_lease to iu_listen_consumer;
+grant select, insert (route_code),
+      update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
+              stopped_at)
+    on public.iu_delivery_breaker to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.
 grant select (key, value, updated_at) on public.dot_config to iu_listen_consumer;
@@ -132,11 +157,11 @@ grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, po
                       total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary)
     on public.iu_route_worker_cursor to iu_listen_consumer;
 
--- The audit grows. It is neither changed nor pruned by the one who is audited; created_at is the database's.
+-- The audit grows. It is neither changed nor pruned by the one who is audited.
 -- What may be read of it is what ON CONFLICT and RETURNING need.
 grant select (status, idempotency_key, attempt_no),
       insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-              route_count, traceparent)
+              route_count, traceparent, created_at, finished_at)
     on public.iu_route_attempt to iu_listen_consumer;
 
 -- The audit of completeness reads which attempts an event has, and keeps its own books. It repairs nothing.
@@ -154,11 +179,12 @@ grant select, delete, insert (worker_name, event_ref), update (found, wanted, co
     on public.iu_audit_missing to iu_listen_consumer;
 grant select on public.v_iu_audit to iu_listen_consumer;
 
--- A dead letter is written, and reopened when its event fails once more. Resolving and replaying are for operators.
+-- A dead letter is written, reopened when its event fails once more, and resolved when a replay arrives. To replay is
+-- for operators.
 grant select (idempotency_key, failure_detail, event_snapshot),
-      insert (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+      insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
               failure_detail),
-      update (resolved_at, resolution, failure_detail, event_snapshot)
+      update (resolved_at, resolution, attempt_no, failure_code, failure_detail, event_snapshot)
     on public.iu_route_dead_letter to iu_listen_consumer;
 
 -- Before it starts it looks whether the package is whole and the worker is there; and where it runs, `iu-listen health`
@@ -193,7 +219,9 @@ grant execute on function
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text), public.fn_iu_delivery_lock(text),
-    public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text)
+    public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text),
+    public.fn_iu_delivery_policy(jsonb),
+    public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker)
     to iu_listen_reader;
 
 grant select on
@@ -203,7 +231,8 @@ grant select on
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
-    public.v_iu_trace_lag, public.iu_delivery_change
+    public.v_iu_trace_lag, public.iu_delivery_change, public.iu_route_delivery, public.iu_delivery_lease,
+    public.iu_delivery_breaker, public.v_iu_delivery, public.v_iu_delivery_parked
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,
@@ -223,18 +252,31 @@ grant iu_listen_reader to iu_listen_operator;
 -- there. So it is for people, not for services; and no key can be added or removed.
 grant update (value, updated_at) on public.dot_config to iu_listen_operator;
 
-grant update (enabled, dry_run) on public.iu_outbound_route to iu_listen_operator;
+grant update (enabled, dry_run, delivery_policy) on public.iu_outbound_route to iu_listen_operator;
 
 -- route live, route dry.
 grant execute on function public.fn_iu_route_live(text, boolean, text, text) to iu_listen_operator;
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
+-- route resume, delivery cancel, and replays that are queued.
+grant execute on function public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text)
+    to iu_listen_operator;
+grant update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
+              stopped_at)
+    on public.iu_delivery_breaker to iu_listen_operator;
+grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
+    on public.iu_route_delivery to iu_listen_operator;
+grant insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+              failure_detail)
+    on public.iu_route_dead_letter to iu_listen_operator;
+grant insert (route_count) on public.iu_route_attempt to iu_listen_operator;
+
 -- A replay decides from the snapshot, so it reads whole dead letters, and it writes its attempt.
 grant execute on function
     public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_dispatch(text, uuid, jsonb)
+    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_queues(public.iu_outbound_route[])
     to iu_listen_operator;
-grant select, update (attempt_no, replay_count, last_replay_at, failure_detail, resolved_at, resolution)
+grant select, update (attempt_no, replay_count, last_replay_at, failure_code, failure_detail, resolved_at, resolution)
     on public.iu_route_dead_letter to iu_listen_operator;
 grant insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
               traceparent)

@@ -108,8 +108,8 @@ declare
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
-    v_calls         boolean;
-    v_queues        boolean;
+    v_lives         boolean;
+    v_queues        jsonb;
     v_counts        jsonb;
     v_live          record;
     v_decision      text;
@@ -195,13 +195,15 @@ begin
     v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
     -- How many attempts a decision consists of, by route; 1 where a route has its events for itself, which is mostly
     -- all of them, and then there is nothing to look up for an event.
-    select bool_or(not x.dry_run and x.target_kind = 'sql_function'),
-           bool_or(not x.dry_run and x.target_kind <> 'sql_function'),
-           jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
-      into v_calls, v_queues, v_counts
-      from (select r.route_code, r.dry_run, r.target_kind, count(*) over (partition by r.event_type, r.event_stream) as n
+    select bool_or(not x.dry_run), jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
+      into v_lives, v_counts
+      from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
               from unnest(v_routes) r
              where r.enabled) x;
+    -- Which of the live ones are queued, each with the lock that holds it (012).
+    if v_lives then
+        v_queues := public.fn_iu_delivery_queues(v_routes);
+    end if;
 
     loop
         v_pass := v_pass + 1;
@@ -341,15 +343,14 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs deliver. What a function of the database does is done here, event by event,
-        -- by what 012 knows of who may. All else is queued; while a lock is closed it waits, and an attempt says so.
-        if v_queues and v_page > 0 then
+        -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
+        -- lock is closed, what is queued waits, and an attempt says so.
+        if v_lives and v_queues <> '{}' and v_page > 0 then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
-                       r.delivery_policy ->> 'order' = 'subject' as ordered,
-                       public.fn_iu_delivery_lock(r.route_code) as lock
+                       r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
                   from unnest(v_routes) r
-                 where r.enabled and not r.dry_run and r.target_kind <> 'sql_function'
+                 where v_queues ? r.route_code
             ), queued as (
                 insert into public.iu_route_delivery
                     (worker_name, route_code, event_ref, subject_key, attempt_no, route_count, traceparent)
@@ -383,14 +384,14 @@ begin
             v_queued := v_queued + v_count;
             v_attempts := v_attempts + v_skip;
         end if;
-        if v_calls and v_page > 0 then
+        if v_lives and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
-                   and r.target_kind = 'sql_function'
+                   and not v_queues ? r.route_code
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
@@ -562,7 +563,7 @@ begin
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
-    if r.enabled and not r.dry_run and r.target_kind <> 'sql_function' then
+    if r.enabled and not r.dry_run and public.fn_iu_delivery_queues(array[r]) <> '{}' then
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
         values (d.worker_name, d.route_code, d.event_ref,

@@ -32,6 +32,7 @@ drop function if exists public.fn_iu_route_live(text, boolean, text, text);
 drop function if exists public.fn_iu_delivery_function(text);
 drop function if exists public.fn_iu_delivery_list_guard() cascade;
 drop function if exists public.fn_iu_outbound_route_guard() cascade;
+drop function if exists public.fn_iu_delivery_queues(public.iu_outbound_route[]);
 drop function if exists public.fn_iu_delivery_lock(text);
 drop function if exists public.fn_iu_delivery_list(text);
 drop function if exists public.fn_iu_delivery_enabled();

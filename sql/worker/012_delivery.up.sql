@@ -276,6 +276,21 @@ $$;
 comment on function public.fn_iu_delivery_policy(jsonb) is
     'A delivery policy with its defaults filled in. Raises what is wrong with it.';
 
+-- A live route that is not on the list got there past the guard: it is not queued, its events become dead letters that say so.
+create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[])
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+    select coalesce(jsonb_object_agg(r.route_code, public.fn_iu_delivery_lock(r.route_code)), '{}')
+      from unnest(p_routes) r
+     where r.enabled and not r.dry_run and r.target_kind in ('workflow', 'external_endpoint')
+       and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes'))
+$$;
+comment on function public.fn_iu_delivery_queues(public.iu_outbound_route[]) is
+    'Those of these routes whose events are queued for delivery, each with the lock that holds it, or null.';
+
 -- Delivery -----------------------------------------------------------------------------------------------
 
 -- A target is a function of the database: allowed by name, of one signature, run with the rights of the consumer. It runs

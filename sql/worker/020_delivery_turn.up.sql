@@ -48,7 +48,7 @@ begin
           from public.iu_outbound_route x
          where x.event_domain = (select w.event_domain from public.iu_route_worker_cursor w
                                   where w.worker_name = p_worker_name)
-           and x.target_kind <> 'sql_function'
+           and x.target_kind in ('workflow', 'external_endpoint')
            and (x.enabled and not x.dry_run
                 or exists (select from public.iu_route_delivery d where d.route_code = x.route_code))
     loop
@@ -187,7 +187,7 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
        select count(*) as pending, count(*) filter (where x.tries > 0) as retrying, min(x.created_at) as since
          from public.iu_route_delivery x
         where x.route_code = r.route_code) d on true
- where r.target_kind <> 'sql_function' and (r.enabled and not r.dry_run or d.pending > 0);
+ where r.target_kind in ('workflow', 'external_endpoint') and (r.enabled and not r.dry_run or d.pending > 0);
 comment on view public.v_iu_delivery is
     'Every route that delivers, or has deliveries: how many are not over, since when, and what holds them back.';
 

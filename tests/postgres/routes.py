@@ -67,9 +67,10 @@ OPEN = """
 
 
 async def open_live_route(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
-    """Make a route live that leads to the seam: nothing delivers to a workflow yet."""
+    """Make a route live that leads to the seam: nothing delivers to a vector."""
     await connection.execute(
-        OPEN.format(route) + f"update iu_outbound_route set dry_run = false where route_code = '{route}'"
+        OPEN.format(route)
+        + f"update iu_outbound_route set dry_run = false, target_kind = 'vector' where route_code = '{route}'"
     )
 
 

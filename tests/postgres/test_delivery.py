@@ -199,7 +199,7 @@ async def test_a_lock_that_closes_during_a_batch_stops_the_next_event(live, clos
             "is not on the list of functions",
         ),
         ("update iu_outbound_route set target_ref = 'arrive'", "is not on the list of functions"),
-        ("update iu_outbound_route set target_kind = 'external_endpoint'", "delivery is not built"),
+        ("update iu_outbound_route set target_kind = 'vector'", "delivery is not built"),
     ],
 )
 async def test_only_an_allowed_function_is_called(live, setup, why):

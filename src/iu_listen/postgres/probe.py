@@ -237,6 +237,7 @@ class _Walk:
 
     async def e_fail(self) -> tuple[str, str]:
         self._second = await self._emit()
+        await self._connection.execute(query("probe/unlist"))
         await self._connection.execute(query("probe/drop_safety_check"))
         await self._connection.execute(query("probe/drop_safety_guard"))
         await self._connection.execute(query("probe/route_dry_run"), False)

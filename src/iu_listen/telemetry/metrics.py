@@ -111,7 +111,7 @@ class MetricWatcher:
         self._held = meter.create_counter("iu.traces.held", "{request}", "Requests that a collector did not take.")
         self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
 
-    def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912 a table, a line for each
+    def note(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
         """Record what an observation says, if it has a figure."""
         match observation:
             case Started(worker, _):
