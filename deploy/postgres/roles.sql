@@ -68,6 +68,7 @@ revoke execute on function
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text),
     public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text),
     public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_policy(jsonb),
+    public.fn_iu_delivery_policy_check(jsonb),
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
@@ -258,8 +259,8 @@ grant update (enabled, dry_run, delivery_policy) on public.iu_outbound_route to 
 grant execute on function public.fn_iu_route_live(text, boolean, text, text) to iu_listen_operator;
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
--- route resume, delivery cancel, and replays that are queued.
-grant execute on function public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text)
+-- route policy, route resume, delivery cancel, and replays that are queued.
+grant execute on function public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text)
     to iu_listen_operator;
 grant update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)

@@ -48,6 +48,7 @@ with objects (file, kind, name) as (
         ('worker/012_delivery', 'index', 'iu_route_delivery_subject_idx'),
         ('worker/012_delivery', 'column', 'iu_outbound_route.delivery_policy'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_policy(jsonb)'),
+        ('worker/012_delivery', 'function', 'fn_iu_delivery_policy_check(jsonb)'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_queues(iu_outbound_route[])'),
         ('worker/012_delivery', 'function', 'fn_iu_outbound_route_guard()'),
         ('worker/012_delivery', 'trigger', 'iu_outbound_route.zz_iu_outbound_route_guard'),

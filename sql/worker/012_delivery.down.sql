@@ -38,6 +38,7 @@ drop function if exists public.fn_iu_delivery_list(text);
 drop function if exists public.fn_iu_delivery_enabled();
 drop table if exists public.iu_delivery_change;
 drop table if exists public.iu_route_delivery;
+drop function if exists public.fn_iu_delivery_policy_check(jsonb);
 drop function if exists public.fn_iu_delivery_policy(jsonb);
 alter table public.iu_outbound_route drop column if exists delivery_policy;
 delete from public.dot_config d

@@ -5,6 +5,8 @@
 
 -- Locks --------------------------------------------------------------------------------------------------
 --
+-- In plpgsql, as everything that is asked again and again (009).
+--
 -- Nothing leaves unless all four are open: the master gate, the worker gate, the delivery gate, and the list of the
 -- routes that may deliver. Missing, empty or malformed is closed. They are asked event by event, in the transaction that
 -- delivers: a lock that somebody closes during a burst stops the event after the one that is being delivered.
@@ -19,11 +21,13 @@ insert into public.dot_config (key, value, description) values
 
 create function public.fn_iu_delivery_enabled()
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false)
+begin
+    return coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false);
+end
 $$;
 comment on function public.fn_iu_delivery_enabled() is
     'The delivery gate: true only while iu_core.delivery_enabled is exactly ''true''.';
@@ -31,28 +35,32 @@ comment on function public.fn_iu_delivery_enabled() is
 -- A list with one odd entry is no list: whoever mistyped it meant something else, and nobody knows what.
 create function public.fn_iu_delivery_list(p_key text)
 returns text[]
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
+begin
+    return coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
                        from public.dot_config d
-                      where d.key = p_key and d.value ~ '^\s*[\w.:-]+(\s*,\s*[\w.:-]+)*\s*$'), '{}')
+                      where d.key = p_key and d.value ~ '^\s*[\w.:-]+(\s*,\s*[\w.:-]+)*\s*$'), '{}');
+end
 $$;
 comment on function public.fn_iu_delivery_list(text) is
     'A list of names in dot_config. Missing, empty or malformed: no name at all.';
 
 create function public.fn_iu_delivery_lock(p_route_code text)
 returns text
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
+begin
+    return case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
                 when not public.fn_iu_route_worker_enabled() then 'worker_gate_closed'
                 when not public.fn_iu_delivery_enabled() then 'delivery_gate_closed'
                 when p_route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true
-                then 'route_not_listed' end
+                then 'route_not_listed' end;
+end
 $$;
 comment on function public.fn_iu_delivery_lock(text) is
     'Which lock keeps a route from delivering, the first one of the four; null: none does.';
@@ -90,7 +98,7 @@ declare
     v_was boolean := tg_op = 'UPDATE' and old.enabled and not old.dry_run and old.route_code = new.route_code;
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
-    perform public.fn_iu_delivery_policy(new.delivery_policy);
+    perform public.fn_iu_delivery_policy_check(new.delivery_policy);
     if v_is then
         perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
         if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
@@ -222,71 +230,78 @@ comment on column public.iu_outbound_route.delivery_policy is
 create function public.fn_iu_delivery_policy(p_policy jsonb)
 returns jsonb
 language plpgsql
-stable
+immutable
+set search_path = ''
+as $$
+begin
+    return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
+                   "breaker": 5, "probe_max": 30, "dead_letters_per_hour": 100, "target": {}}' || p_policy;
+end
+$$;
+comment on function public.fn_iu_delivery_policy(jsonb) is 'A delivery policy with its defaults filled in.';
+
+create function public.fn_iu_delivery_policy_check(p_policy jsonb)
+returns void
+language plpgsql
+immutable
 set search_path = ''
 as $$
 declare
-    -- name, default, least, most
-    v_numbers constant jsonb := '{"attempts": [5, 1, 1000], "backoff": [1, 0.001, 3600],
-                                  "backoff_max": [300, 0.001, 86400], "deadline": [30, 0.01, 3600],
-                                  "concurrency": [10, 1, 1000], "breaker": [5, 1, 1000], "probe_max": [30, 0.01, 3600],
-                                  "dead_letters_per_hour": [100, 1, 1000000]}';
-    v_all     constant jsonb := '{"order": "none", "target": {}}';
-    v_name    text;
-    v_value   jsonb;
-    v_number  numeric;
-    v_answer  jsonb := v_all;
+    -- least, most
+    v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
+                                 "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
+                                 "probe_max": [0.01, 3600], "dead_letters_per_hour": [1, 1000000]}';
+    v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_per_hour'];
+    p        record;
+    v_number numeric;
 begin
     if jsonb_typeof(p_policy) <> 'object' then
         raise exception 'a delivery policy is an object, as in {"attempts": 5}' using errcode = 'check_violation';
     end if;
-    for v_name, v_value in select n.key, n.value -> 0 from jsonb_each(v_numbers) n loop
-        v_answer := v_answer || jsonb_build_object(v_name, v_value);
-    end loop;
-    for v_name, v_value in select p.key, p.value from jsonb_each(p_policy) p loop
-        if v_name = 'order' then
-            if v_value not in ('"none"', '"subject"') then
-                raise exception 'delivery policy: order must be none or subject, not %', v_value
+    for p in select e.key as name, e.value from jsonb_each(p_policy) e loop
+        if p.name = 'order' then
+            if p.value not in ('"none"', '"subject"') then
+                raise exception 'delivery policy: order must be none or subject, not %', p.value
                     using errcode = 'check_violation';
             end if;
-        elsif v_name = 'target' then
-            if jsonb_typeof(v_value) <> 'object' then
-                raise exception 'delivery policy: target must be an object of options' using errcode = 'check_violation';
+        elsif p.name = 'target' then
+            if jsonb_typeof(p.value) <> 'object' then
+                raise exception 'delivery policy: target must be an object of options, not %', p.value
+                    using errcode = 'check_violation';
             end if;
-        elsif v_numbers -> v_name is null then
-            raise exception 'delivery policy: there is no %', v_name
+        elsif v_ranges -> p.name is null then
+            raise exception 'delivery policy: there is no %', p.name
                 using errcode = 'check_violation',
-                      hint = 'There are: ' || (select string_agg(k, ', ' order by k) from jsonb_object_keys(v_answer) k);
+                      hint = 'There are: ' || (select string_agg(k, ', ' order by k)
+                                                 from jsonb_object_keys(public.fn_iu_delivery_policy('{}')) k);
         else
-            v_number := case when jsonb_typeof(v_value) = 'number' then v_value::numeric end;
-            if (v_number between (v_numbers -> v_name ->> 1)::numeric and (v_numbers -> v_name ->> 2)::numeric) is not true
-               or v_name in ('attempts', 'concurrency', 'breaker', 'dead_letters_per_hour')
-                  and v_number <> trunc(v_number)
-            then
-                raise exception 'delivery policy: % must be from % to %, not %', v_name,
-                                v_numbers -> v_name ->> 1, v_numbers -> v_name ->> 2, v_value
+            v_number := case when jsonb_typeof(p.value) = 'number' then p.value::numeric end;
+            if (v_number between (v_ranges -> p.name ->> 0)::numeric and (v_ranges -> p.name ->> 1)::numeric) is not true
+               or p.name = any (v_whole) and v_number <> trunc(v_number) then
+                raise exception 'delivery policy: % must be % from % to %, not %', p.name,
+                                case when p.name = any (v_whole) then 'a whole number' else 'a number' end,
+                                v_ranges -> p.name ->> 0, v_ranges -> p.name ->> 1, p.value
                     using errcode = 'check_violation';
             end if;
         end if;
-        v_answer := v_answer || jsonb_build_object(v_name, v_value);
     end loop;
-    return v_answer;
 end
 $$;
-comment on function public.fn_iu_delivery_policy(jsonb) is
-    'A delivery policy with its defaults filled in. Raises what is wrong with it.';
+comment on function public.fn_iu_delivery_policy_check(jsonb) is 'Raises what is wrong with a delivery policy.';
 
 -- A live route that is not on the list got there past the guard: it is not queued, its events become dead letters that say so.
 create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[])
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select coalesce(jsonb_object_agg(r.route_code, public.fn_iu_delivery_lock(r.route_code)), '{}')
-      from unnest(p_routes) r
-     where r.enabled and not r.dry_run and r.target_kind in ('workflow', 'external_endpoint')
-       and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes'))
+begin
+    return (select coalesce(jsonb_object_agg(r.route_code, public.fn_iu_delivery_lock(r.route_code)), '{}')
+              from unnest(p_routes) r
+             where r.enabled and not r.dry_run and r.target_kind in ('workflow', 'external_endpoint')
+               and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')));
+end
 $$;
 comment on function public.fn_iu_delivery_queues(public.iu_outbound_route[]) is
     'Those of these routes whose events are queued for delivery, each with the lock that holds it, or null.';

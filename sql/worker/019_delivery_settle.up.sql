@@ -136,15 +136,17 @@ comment on function public.fn_iu_route_resume(text) is
 -- What holds a route back, the first of all reasons; null: nothing does. A breaker lets one through when its time has come.
 create function public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker)
 returns text
-language sql
+language plpgsql
 stable
 set search_path = ''
 as $$
-    select case when (p_route).enabled is not true then 'route_disabled'
-                when (p_route).dry_run then 'dry_run'
-                else coalesce(public.fn_iu_delivery_lock((p_route).route_code),
-                              case when (p_breaker).stopped_at is not null then 'dead_letter_budget'
-                                   when (p_breaker).opened_at is not null then 'breaker_open' end) end
+begin
+    return case when p_route.enabled is not true then 'route_disabled'
+                when p_route.dry_run then 'dry_run'
+                else coalesce(public.fn_iu_delivery_lock(p_route.route_code),
+                              case when p_breaker.stopped_at is not null then 'dead_letter_budget'
+                                   when p_breaker.opened_at is not null then 'breaker_open' end) end;
+end
 $$;
 comment on function public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker) is
     'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';

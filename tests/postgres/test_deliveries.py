@@ -564,9 +564,9 @@ async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
 @pytest.mark.parametrize(
     ("policy", "wrong"),
     [
-        ('{"attempts": 0}', "attempts must be from 1 to 1000, not 0"),
-        ('{"attempts": 2.5}', "attempts must be from 1"),
-        ('{"deadline": "30"}', 'deadline must be from 0.01 to 3600, not "30"'),
+        ('{"attempts": 0}', "attempts must be a whole number from 1 to 1000, not 0"),
+        ('{"attempts": 2.5}', "attempts must be a whole number from 1"),
+        ('{"deadline": "30"}', 'deadline must be a number from 0.01 to 3600, not "30"'),
         ('{"order": "fifo"}', "order must be none or subject"),
         ('{"retries": 3}', "there is no retries"),
         ('{"target": "x"}', "target must be an object"),
