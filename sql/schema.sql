@@ -74,6 +74,11 @@ begin
           from public.iu_route_dead_letter d
           join suspects s on s.event_ref = d.event_ref
          where d.attempt_no = 0
+        union all
+        select d.event_ref, d.route_code, d.route_count
+          from public.iu_route_delivery d
+          join suspects s on s.event_ref = d.event_ref
+         where d.attempt_no = 1
     ), verdict as materialized (
         select s.event_ref, s.gone, s.consumed, count(p.event_ref) as found,
                greatest(max(p.route_count), 1) as wanted
@@ -221,13 +226,15 @@ begin
                 select e.id, t.found, t.wanted, t.place
                   from unnest(v_short) e(id)
                  cross join lateral (
-                       select count(coalesce(x.idempotency_key, d.idempotency_key)) as found,
-                              greatest(max(x.route_count), 1) as wanted, max(x.ctid) as place
+                       select count(coalesce(x.event_ref, d.event_ref, v.event_ref)) as found,
+                              greatest(max(x.route_count), max(v.route_count), 1) as wanted, max(x.ctid) as place
                          from unnest(a.codes) k(route_code)
                          left join public.iu_route_attempt x
                            on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
                          left join public.iu_route_dead_letter d
-                           on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0) t
+                           on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0
+                         left join public.iu_route_delivery v
+                           on v.event_ref = e.id and v.route_code = k.route_code and v.attempt_no = 1) t
             ), added as (
                 insert into public.iu_audit_missing (worker_name, event_ref)
                 select p_worker_name, p.id from probed p where p.found < p.wanted
@@ -392,13 +399,64 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
 
+-- Name: fn_iu_delivery_cancel(text, uuid, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    v_held  text;
+    v_count bigint;
+begin
+    select v.held_by into v_held from public.v_iu_delivery v where v.route_code = p_route_code;
+    if v_held is null and exists (select from public.iu_outbound_route r where r.route_code = p_route_code) then
+        raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
+            using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
+    end if;
+    with gone as (
+        delete from public.iu_route_delivery d
+         where d.route_code = p_route_code and (p_event_ref is null or d.event_ref = p_event_ref)
+        returning d.*, 'outbound:' || d.route_code || ':' || d.event_ref as key
+    ), written as (
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+             route_count, traceparent)
+        select g.event_ref, g.route_kind, g.route_code, 'failed', 'dead_letter', false, 'cancelled', g.key, g.attempt_no,
+               g.route_count, g.traceparent
+          from gone g
+        on conflict (idempotency_key, attempt_no) do nothing
+    ), letters as (
+        insert into public.iu_route_dead_letter
+            (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+             failure_detail)
+        select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
+               coalesce((select to_jsonb(o) from public.event_outbox o where o.id = g.event_ref),
+                        jsonb_build_object('id', g.event_ref)),
+               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
+          from gone g
+        on conflict (idempotency_key) do update
+           set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+               failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
+    )
+    select count(*) into v_count from gone;
+    return v_count;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text) IS 'Ends the deliveries of a route that is held, all or that of one event: each becomes a dead letter. Answers how many.';
+
 -- Name: fn_iu_delivery_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_enabled() RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-    select coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false)
+begin
+    return coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false);
+end
 $$;
 
 -- Name: FUNCTION fn_iu_delivery_enabled(); Type: COMMENT; Schema: public; Owner: -
@@ -438,15 +496,212 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The function that a target_ref names, if routes may call it; else an error that says why not.';
 
+-- Name: iu_delivery_breaker; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_delivery_breaker (
+    route_code text NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    last_id bigint,
+    streak_from timestamp with time zone,
+    opened_at timestamp with time zone,
+    probes integer DEFAULT 0 NOT NULL,
+    probe_at timestamp with time zone,
+    probing_id bigint,
+    why text,
+    letters integer DEFAULT 0 NOT NULL,
+    letters_from timestamp with time zone,
+    stopped_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+-- Name: TABLE iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_delivery_breaker IS 'What keeps a route from delivering although its locks are open. No row: nothing ever did.';
+
+-- Name: COLUMN iu_delivery_breaker.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'The route.';
+
+-- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures in a row, of different events.';
+
+-- Name: COLUMN iu_delivery_breaker.last_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.last_id IS 'The delivery that failed last.';
+
+-- Name: COLUMN iu_delivery_breaker.streak_from; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.streak_from IS 'When these failures began.';
+
+-- Name: COLUMN iu_delivery_breaker.opened_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'Since when the route is held. Null: it is not.';
+
+-- Name: COLUMN iu_delivery_breaker.probes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'How many probes have failed since.';
+
+-- Name: COLUMN iu_delivery_breaker.probe_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'When one delivery is tried again.';
+
+-- Name: COLUMN iu_delivery_breaker.probing_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'The delivery that is.';
+
+-- Name: COLUMN iu_delivery_breaker.why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'The last failure.';
+
+-- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters since letters_from.';
+
+-- Name: COLUMN iu_delivery_breaker.letters_from; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.letters_from IS 'Beginning of the hour in which they are counted.';
+
+-- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'Since when the route is stopped, because it made more dead letters than its budget. Null: it is not.';
+
+-- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_outbound_route (
+    route_code text NOT NULL,
+    event_domain text NOT NULL,
+    event_type text NOT NULL,
+    event_stream text NOT NULL,
+    target_kind text NOT NULL,
+    target_ref text NOT NULL,
+    enabled boolean DEFAULT false NOT NULL,
+    dry_run boolean DEFAULT true NOT NULL,
+    fail_closed boolean DEFAULT true NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivery_policy jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
+);
+
+-- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
+
+-- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, part of every idempotency key.';
+
+-- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
+
+-- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
+
+-- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
+
+-- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
+
+-- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
+
+-- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
+
+-- Name: COLUMN iu_outbound_route.delivery_policy; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.delivery_policy IS 'How a live route delivers: attempts, backoff, deadline, concurrency, order, ... (fn_iu_delivery_policy).';
+
+-- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
+
+-- Name: fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+begin
+    return case when p_route.enabled is not true then 'route_disabled'
+                when p_route.dry_run then 'dry_run'
+                else coalesce(public.fn_iu_delivery_lock(p_route.route_code),
+                              case when p_breaker.stopped_at is not null then 'dead_letter_budget'
+                                   when p_breaker.opened_at is not null then 'breaker_open' end) end;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker) IS 'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
+
+-- Name: fn_iu_delivery_lease(text, uuid, double precision, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    l       public.iu_delivery_lease;
+    v_now   timestamptz;
+    v_start timestamptz;
+begin
+    insert into public.iu_delivery_lease (worker_name, owner, seconds, released)
+    values (p_worker_name, p_owner, p_seconds, true)
+    on conflict do nothing;
+    select x.* into l from public.iu_delivery_lease x where x.worker_name = p_worker_name for update;
+    v_now := clock_timestamp();
+    if l.owner <> p_owner and not l.released
+       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second'
+       and (l.backend is null
+            or exists (select from pg_catalog.pg_stat_activity a
+                        where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true))) then
+        return jsonb_build_object('held', false, 'holder', l.owner, 'since', l.renewed_at);
+    end if;
+    select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
+    update public.iu_delivery_lease x
+       set owner = p_owner, seconds = p_seconds, renewed_at = v_now, released = false,
+           backend = case when not p_pooled then pg_backend_pid() end,
+           backend_start = case when not p_pooled then v_start end
+     where x.worker_name = p_worker_name;
+    return jsonb_build_object('held', true, 'again', l.owner = p_owner and not l.released);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean) IS 'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break.';
+
 -- Name: fn_iu_delivery_list(text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_list(p_key text) RETURNS text[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $_$
-    select coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
+begin
+    return coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
                        from public.dot_config d
-                      where d.key = p_key and d.value ~ '^\s*[\w.:-]+(\s*,\s*[\w.:-]+)*\s*$'), '{}')
+                      where d.key = p_key and d.value ~ '^\s*[\w.:-]+(\s*,\s*[\w.:-]+)*\s*$'), '{}');
+end
 $_$;
 
 -- Name: FUNCTION fn_iu_delivery_list(p_key text); Type: COMMENT; Schema: public; Owner: -
@@ -478,19 +733,456 @@ COMMENT ON FUNCTION public.fn_iu_delivery_list_guard() IS 'Turns routes that are
 -- Name: fn_iu_delivery_lock(text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_lock(p_route_code text) RETURNS text
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-    select case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
+begin
+    return case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
                 when not public.fn_iu_route_worker_enabled() then 'worker_gate_closed'
                 when not public.fn_iu_delivery_enabled() then 'delivery_gate_closed'
                 when p_route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true
-                then 'route_not_listed' end
+                then 'route_not_listed' end;
+end
 $$;
 
 -- Name: FUNCTION fn_iu_delivery_lock(p_route_code text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'Which lock keeps a route from delivering, the first one of the four; null: none does.';
+
+-- Name: fn_iu_delivery_policy(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+begin
+    return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
+                   "breaker": 5, "probe_max": 30, "dead_letters_per_hour": 100, "target": {}}' || p_policy;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_policy(p_policy jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) IS 'A delivery policy with its defaults filled in.';
+
+-- Name: fn_iu_delivery_policy_check(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+declare
+    -- least, most
+    v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
+                                 "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
+                                 "probe_max": [0.01, 3600], "dead_letters_per_hour": [1, 1000000]}';
+    v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_per_hour'];
+    p        record;
+    v_number numeric;
+begin
+    if jsonb_typeof(p_policy) <> 'object' then
+        raise exception 'a delivery policy is an object, as in {"attempts": 5}' using errcode = 'check_violation';
+    end if;
+    for p in select e.key as name, e.value from jsonb_each(p_policy) e loop
+        if p.name = 'order' then
+            if p.value not in ('"none"', '"subject"') then
+                raise exception 'delivery policy: order must be none or subject, not %', p.value
+                    using errcode = 'check_violation';
+            end if;
+        elsif p.name = 'target' then
+            if jsonb_typeof(p.value) <> 'object' then
+                raise exception 'delivery policy: target must be an object of options, not %', p.value
+                    using errcode = 'check_violation';
+            end if;
+        elsif v_ranges -> p.name is null then
+            raise exception 'delivery policy: there is no %', p.name
+                using errcode = 'check_violation',
+                      hint = 'There are: ' || (select string_agg(k, ', ' order by k)
+                                                 from jsonb_object_keys(public.fn_iu_delivery_policy('{}')) k);
+        else
+            v_number := case when jsonb_typeof(p.value) = 'number' then p.value::numeric end;
+            if (v_number between (v_ranges -> p.name ->> 0)::numeric and (v_ranges -> p.name ->> 1)::numeric) is not true
+               or p.name = any (v_whole) and v_number <> trunc(v_number) then
+                raise exception 'delivery policy: % must be % from % to %, not %', p.name,
+                                case when p.name = any (v_whole) then 'a whole number' else 'a number' end,
+                                v_ranges -> p.name ->> 0, v_ranges -> p.name ->> 1, p.value
+                    using errcode = 'check_violation';
+            end if;
+        end if;
+    end loop;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_policy_check(p_policy jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) IS 'Raises what is wrong with a delivery policy.';
+
+-- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+begin
+    return (select coalesce(jsonb_object_agg(r.route_code, public.fn_iu_delivery_lock(r.route_code)), '{}')
+              from unnest(p_routes) r
+             where r.enabled and not r.dry_run and r.target_kind in ('workflow', 'external_endpoint')
+               and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')));
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_queues(p_routes public.iu_outbound_route[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) IS 'Those of these routes whose events are queued for delivery, each with the lock that holds it, or null.';
+
+-- Name: fn_iu_delivery_release(text, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) RETURNS void
+    LANGUAGE sql
+    SET search_path TO ''
+    AS $$
+    update public.iu_delivery_lease x set released = true where x.worker_name = p_worker_name and x.owner = p_owner
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_release(p_worker_name text, p_owner uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) IS 'Gives the lease back, if it is ours.';
+
+-- Name: fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[]) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_now     constant timestamptz := clock_timestamp();
+    f         record;
+    b         public.iu_delivery_breaker;
+    v_policy  jsonb;
+    v_spent   boolean;
+    v_dead    boolean;
+    v_pause   double precision;
+    v_letters integer := 0;
+    v_alive   constant text[] := array(select distinct s.route_code
+                                         from unnest(p_routes, p_results) s(route_code, result)
+                                        where s.result in ('sent', 'rejected'));
+begin
+    -- A turn that settles nothing waits for no disk: it renews the lease when a quarter of it is over.
+    if cardinality(p_ids) = 0 and exists (
+           select from public.iu_delivery_lease l
+            where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
+              and v_now between l.renewed_at and l.renewed_at + l.seconds / 4 * interval '1 second') then
+        return 0;
+    end if;
+    update public.iu_delivery_lease l
+       set renewed_at = v_now
+     where l.worker_name = p_worker_name and l.owner = p_owner and not l.released;
+    if not found then
+        return null;
+    elsif cardinality(p_ids) = 0 then
+        return 0;
+    end if;
+
+    with gone as (
+        delete from public.iu_route_delivery d
+         using unnest(p_routes, p_ids, p_results, p_began, p_ended) s(route_code, id, result, began, ended)
+         where s.result = 'sent' and d.route_code = s.route_code and d.id = s.id
+        returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
+                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+    ), resolved as (
+        update public.iu_route_dead_letter l
+           set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
+          from gone g
+         where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+    )
+    insert into public.iu_route_attempt
+        (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
+         traceparent, created_at, finished_at)
+    select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
+           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+      from gone g
+    on conflict (idempotency_key, attempt_no) do nothing;
+
+    if cardinality(v_alive) > 0 then
+        update public.iu_delivery_breaker x
+           set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
+               probing_id = null, why = null
+         where x.route_code = any (v_alive) and (x.failures > 0 or x.opened_at is not null)
+           and exists (select from unnest(p_routes, p_ids, p_results) s(route_code, id, result)
+                        where s.route_code = x.route_code and s.result in ('sent', 'rejected')
+                          and (x.opened_at is null or s.id = x.probing_id));
+    end if;
+
+    for f in
+        select d.*, s.result, s.began, s.ended, s.code, s.detail, s.retry_after,
+               'outbound:' || d.route_code || ':' || d.event_ref as key
+          from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after) with ordinality
+               s(route_code, id, result, began, ended, code, detail, retry_after, n)
+          join public.iu_route_delivery d on d.route_code = s.route_code and d.id = s.id
+         where s.result in ('failed', 'rejected', 'unavailable')
+         order by s.n
+           for update of d
+    loop
+        select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
+          from (select) one
+          left join public.iu_outbound_route r on r.route_code = f.route_code;
+        insert into public.iu_delivery_breaker (route_code) values (f.route_code) on conflict do nothing;
+        select x.* into b from public.iu_delivery_breaker x where x.route_code = f.route_code for update;
+
+        if f.result <> 'rejected' and f.route_code <> all (v_alive) then
+            if b.opened_at is not null then
+                if b.probing_id = f.id then
+                    b.probes := b.probes + 1;
+                    b.probing_id := null;
+                    v_pause := least(0.25 * 2 ^ least(b.probes, 20), (v_policy ->> 'probe_max')::double precision)
+                               * (0.5 + random() / 2);
+                    b.probe_at := v_now + greatest(v_pause, f.retry_after) * interval '1 second';
+                    b.why := f.code;
+                end if;
+            else
+                if f.result = 'unavailable' or b.last_id is distinct from f.id then
+                    b.failures := b.failures + 1;
+                end if;
+                b.last_id := f.id;
+                b.streak_from := coalesce(b.streak_from, v_now);
+                if b.failures >= (v_policy ->> 'breaker')::integer
+                   or f.result = 'unavailable' and f.retry_after is not null then
+                    b.opened_at := v_now;
+                    b.probe_at := v_now + greatest(0.25, f.retry_after) * interval '1 second';
+                    b.why := f.code;
+                    update public.iu_route_delivery d
+                       set tries = d.tries - 1
+                     where d.route_code = f.route_code and d.due_at is not null and d.failed_at >= b.streak_from
+                       and d.tries > 0 and d.id <> f.id;
+                end if;
+            end if;
+        end if;
+
+        v_spent := f.result = 'failed' and b.opened_at is null;
+        v_dead := f.result = 'rejected' or v_spent and f.tries + 1 >= (v_policy ->> 'attempts')::integer;
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+             route_count, traceparent, created_at, finished_at)
+        values (f.event_ref, f.route_kind, f.route_code, 'failed',
+                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
+                f.attempt_no, f.route_count, f.traceparent,
+                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
+        on conflict (idempotency_key, attempt_no) do nothing;
+
+        if v_dead then
+            v_letters := v_letters + 1;
+            delete from public.iu_route_delivery d where d.route_code = f.route_code and d.id = f.id;
+            insert into public.iu_route_dead_letter
+                (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
+                 failure_code, failure_detail)
+            select f.worker_name, f.event_ref, f.route_kind, f.route_code, f.key, f.attempt_no,
+                   coalesce((select to_jsonb(o) from public.event_outbox o where o.id = f.event_ref),
+                            jsonb_build_object('id', f.event_ref)),
+                   f.code, f.detail
+            on conflict (idempotency_key) do update
+               set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+                   failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
+            if (b.letters_from > v_now - interval '1 hour' and b.letters_from <= v_now) is not true then
+                b.letters := 0;
+                b.letters_from := v_now;
+            end if;
+            b.letters := b.letters + 1;
+            if b.letters >= (v_policy ->> 'dead_letters_per_hour')::integer then
+                b.stopped_at := coalesce(b.stopped_at, v_now);
+            end if;
+        else
+            v_pause := case when v_spent
+                            then least((v_policy ->> 'backoff')::double precision * 2 ^ least(f.tries, 30),
+                                       (v_policy ->> 'backoff_max')::double precision) * (0.5 + random() / 2)
+                            else 0 end;
+            update public.iu_route_delivery d
+               set attempt_no = f.attempt_no + 1, tries = f.tries + v_spent::integer,
+                   due_at = v_now + greatest(v_pause, f.retry_after) * interval '1 second',
+                   failed_at = v_now, failure_code = f.code, failure_detail = f.detail
+             where d.route_code = f.route_code and d.id = f.id;
+        end if;
+        update public.iu_delivery_breaker x
+           set failures = b.failures, last_id = b.last_id, streak_from = b.streak_from, opened_at = b.opened_at,
+               probes = b.probes, probe_at = b.probe_at, probing_id = b.probing_id, why = b.why, letters = b.letters,
+               letters_from = b.letters_from, stopped_at = b.stopped_at
+         where x.route_code = b.route_code;
+    end loop;
+    return v_letters;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[]) IS 'Renews the lease and writes what came of deliveries, an attempt each: what arrived goes, what failed waits, or becomes a dead letter. Answers how many of these; null: the lease is not ours any more, and nothing was written.';
+
+-- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, ordered boolean, subject_key bigint, traceparent text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, payload text, route jsonb)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+    c         constant integer := 1000;  -- most rows of a route that a call looks at
+    r         public.iu_outbound_route;
+    b         public.iu_delivery_breaker;
+    v_policy  jsonb;
+    v_held    text;
+    v_room    integer;
+    v_after   bigint;
+    v_ordered boolean;
+    v_looked  bigint;
+    v_last    bigint;
+    v_ids     bigint[];
+    v_more    bigint[];
+    v_due     timestamptz;
+begin
+    for r in
+        select x.*
+          from public.iu_outbound_route x
+         where x.event_domain = (select w.event_domain from public.iu_route_worker_cursor w
+                                  where w.worker_name = p_worker_name)
+           and x.target_kind in ('workflow', 'external_endpoint')
+           and (x.enabled and not x.dry_run
+                or exists (select from public.iu_route_delivery d where d.route_code = x.route_code))
+    loop
+        b := null;
+        select x.* into b from public.iu_delivery_breaker x where x.route_code = r.route_code;
+        v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
+        v_held := public.fn_iu_delivery_held(r, b);
+        v_ordered := v_policy ->> 'order' = 'subject';
+        v_after := null;
+        v_ids := '{}';
+        v_room := null;
+        v_looked := null;
+        select t.room, t.after into v_room, v_after
+          from unnest(p_routes, p_rooms, p_after) t(code, room, after) where t.code = r.route_code;
+        -- A probe: one, however much room there is.
+        if v_held = 'breaker_open' and v_room > 0 and clock_timestamp() >= b.probe_at then
+            v_room := 1;
+        elsif v_held is not null then
+            v_room := 0;
+        end if;
+
+        if v_room > 0 then
+            -- Those that were waiting for somebody, or for their time.
+            v_ids := array(
+                select q.id
+                  from (select h.id
+                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                         cross join lateral (
+                               select d.id, d.due_at, d.worker_name
+                                 from public.iu_route_delivery d
+                                where d.route_code = f.code and d.subject_key = f.key
+                                order by d.id
+                                limit 1) h
+                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
+                        union all
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
+                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.due_at
+                          limit v_room)) q
+                 where q.id <> all (p_busy)
+                 limit v_room);
+            -- Those that were never tried.
+            if v_room > cardinality(v_ids) then
+                if v_ordered then
+                    select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
+                      into v_last, v_looked, v_more
+                      from (select d.id,
+                                   d.id <> all (p_busy || v_ids)
+                                   and not exists (select from public.iu_route_delivery e
+                                                    where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                                      and e.id < d.id) as first
+                              from public.iu_route_delivery d
+                             where d.route_code = r.route_code and d.id > v_after and d.due_at is null
+                               and d.worker_name = p_worker_name
+                             order by d.id
+                             limit c) p;
+                    v_after := coalesce(case when cardinality(v_more) > v_room - cardinality(v_ids)
+                                             then v_more[v_room - cardinality(v_ids)] else v_last end, v_after);
+                    v_ids := v_ids || v_more[1:v_room - cardinality(v_ids)];
+                else
+                    v_more := array(select d.id
+                                      from public.iu_route_delivery d
+                                     where d.route_code = r.route_code and d.id > v_after and d.due_at is null
+                                       and d.worker_name = p_worker_name
+                                     order by d.id
+                                     limit v_room - cardinality(v_ids));
+                    v_after := coalesce(v_more[cardinality(v_more)], v_after);
+                    v_ids := v_ids || v_more;
+                end if;
+            end if;
+            if v_held = 'breaker_open' and cardinality(v_ids) > 0 then
+                update public.iu_delivery_breaker x
+                   set probing_id = v_ids[1],
+                       probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
+                 where x.route_code = r.route_code;
+            end if;
+            return query
+            select r.route_code, d.id, d.attempt_no, v_ordered, d.subject_key, d.traceparent, d.event_ref,
+                   coalesce(o.event_domain, r.event_domain), coalesce(o.event_type, r.event_type),
+                   coalesce(o.event_stream, r.event_stream),
+                   coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system,
+                   o.actor_ref, o.correlation_id::text, o.occurred_at, o.created_at, o.safe_payload::text, null::jsonb
+              from unnest(v_ids) with ordinality t(id, n)
+              join public.iu_route_delivery d on d.route_code = r.route_code and d.id = t.id
+              left join lateral (
+                   select x.* from public.event_outbox x where x.id = d.event_ref
+                   union all
+                   -- A replay has its snapshot, however long its event is gone.
+                   select x.*
+                     from public.iu_route_dead_letter l
+                    cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
+                    where d.replayed_by is not null
+                      and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                   limit 1) o on true
+             order by t.n;
+        end if;
+
+        v_due := null;
+        if v_held is null then
+            select d.due_at into v_due
+              from public.iu_route_delivery d
+             where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)
+               and not exists (select from public.iu_route_delivery e
+                                where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+             order by d.due_at
+             limit 1;
+        elsif v_held = 'breaker_open' then
+            v_due := b.probe_at;
+        end if;
+        route_code := r.route_code;
+        delivery_id := null;
+        route := jsonb_build_object(
+            'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
+            'more', coalesce(v_looked = c and cardinality(v_ids) < v_room, false),
+            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''));
+        return next;
+    end loop;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) IS 'What is to be delivered next, and what holds each route. Writes nothing, but that a breaker probes.';
 
 -- Name: fn_iu_emit_event(text, text, uuid, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -570,6 +1262,13 @@ CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_na
                  from public.iu_route_dead_letter l
                 where l.worker_name = w.worker_name and l.resolved_at is null) d
         union all
+        select w.worker_name, 'delivery', d.items, d.since
+          from worker w
+         cross join lateral (
+               select count(*) as items, min(l.created_at) as since
+                 from public.iu_route_delivery l
+                where l.worker_name = w.worker_name) d
+        union all
         select null, 'open_transaction', count(*), min(u.since) from unfinished u
         union all
         select null, 'trace', coalesce(max(t.items), 0), min(t.since) from public.v_iu_trace_lag t
@@ -627,6 +1326,7 @@ declare
     v_was boolean := tg_op = 'UPDATE' and old.enabled and not old.dry_run and old.route_code = new.route_code;
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
+    perform public.fn_iu_delivery_policy_check(new.delivery_policy);
     if v_is then
         perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
         if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
@@ -1463,70 +2163,6 @@ COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put befor
 
 COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it as it is: it is listed, and alarms no more.';
 
--- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_outbound_route (
-    route_code text NOT NULL,
-    event_domain text NOT NULL,
-    event_type text NOT NULL,
-    event_stream text NOT NULL,
-    target_kind text NOT NULL,
-    target_ref text NOT NULL,
-    enabled boolean DEFAULT false NOT NULL,
-    dry_run boolean DEFAULT true NOT NULL,
-    fail_closed boolean DEFAULT true NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
-);
-
--- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
-
--- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, part of every idempotency key.';
-
--- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
-
--- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
-
--- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
-
--- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
-
--- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
-
--- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
-
--- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
-
 -- Name: iu_route_attempt; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_route_attempt (
@@ -1621,6 +2257,96 @@ COMMENT ON CONSTRAINT iu_route_attempt_kind_chk ON public.iu_route_attempt IS 'T
 
 COMMENT ON CONSTRAINT iu_route_attempt_status_chk ON public.iu_route_attempt IS 'The states that exist.';
 
+-- Name: iu_route_delivery; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_route_delivery (
+    route_code text NOT NULL,
+    id bigint NOT NULL,
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    route_kind text DEFAULT 'outbound'::text NOT NULL,
+    subject_key bigint,
+    attempt_no integer DEFAULT 1 NOT NULL,
+    tries integer DEFAULT 0 NOT NULL,
+    route_count smallint,
+    due_at timestamp with time zone,
+    failed_at timestamp with time zone,
+    failure_code text,
+    failure_detail text,
+    replayed_by text,
+    traceparent text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000');
+
+-- Name: TABLE iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_route_delivery IS 'Deliveries that are not over: waiting, under way, or to be tried again.';
+
+-- Name: COLUMN iu_route_delivery.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.route_code IS 'The route.';
+
+-- Name: COLUMN iu_route_delivery.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.id IS 'Order of routing, within a worker.';
+
+-- Name: COLUMN iu_route_delivery.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.worker_name IS 'The worker that routed it; its consumer delivers.';
+
+-- Name: COLUMN iu_route_delivery.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.event_ref IS 'The event. It stays in the log until this is over.';
+
+-- Name: COLUMN iu_route_delivery.route_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.route_kind IS 'As in iu_route_attempt.';
+
+-- Name: COLUMN iu_route_delivery.subject_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.subject_key IS 'Hash of its subject, where the route keeps the order of a subject. Null: it waits for nobody.';
+
+-- Name: COLUMN iu_route_delivery.attempt_no; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.attempt_no IS 'Number that the next attempt will have.';
+
+-- Name: COLUMN iu_route_delivery.tries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.tries IS 'Attempts spent, of those that the policy of the route allows.';
+
+-- Name: COLUMN iu_route_delivery.route_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.route_count IS 'As in iu_route_attempt.';
+
+-- Name: COLUMN iu_route_delivery.due_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once, it was never tried.';
+
+-- Name: COLUMN iu_route_delivery.failed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'When the last attempt failed.';
+
+-- Name: COLUMN iu_route_delivery.failure_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.failure_code IS 'Why, for a machine.';
+
+-- Name: COLUMN iu_route_delivery.failure_detail; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.failure_detail IS 'Why, for a person.';
+
+-- Name: COLUMN iu_route_delivery.replayed_by; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.replayed_by IS 'Who replays its dead letter. Null: it is no replay.';
+
+-- Name: COLUMN iu_route_delivery.traceparent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.traceparent IS 'Trace context of the producer.';
+
+-- Name: COLUMN iu_route_delivery.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.created_at IS 'When it was routed.';
+
 -- Name: iu_trace_cursor; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_trace_cursor (
@@ -1700,11 +2426,11 @@ COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'When the export began. W
 
 CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
-    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))) WHERE (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))))));
+    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND (NOT (EXISTS (SELECT FROM public.iu_route_delivery d WHERE (d.event_ref = fn_iu_retention_released.p_event_ref)))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))) WHERE (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))))));
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event: the audit misses nothing of it, and its attempts are exported.';
+COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event: the audit misses nothing of it, it is on its way nowhere, and its attempts are exported.';
 
 -- Name: fn_iu_retention_run(text, integer, interval, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1925,6 +2651,7 @@ declare
     d          public.iu_route_dead_letter;
     r          public.iu_outbound_route;
     v_no       integer;
+    v_new      integer;
     v_status   text;
     v_decision text;
     v_resolved boolean := false;
@@ -1954,6 +2681,25 @@ begin
     select coalesce(max(a.attempt_no), 0) + 1 into v_no
       from public.iu_route_attempt a where a.idempotency_key = d.idempotency_key;
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
+
+    -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
+    if r.enabled and not r.dry_run and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+        insert into public.iu_route_delivery
+            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
+        values (d.worker_name, d.route_code, d.event_ref,
+                case when r.delivery_policy ->> 'order' = 'subject'
+                     then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                    d.event_snapshot ->> 'canonical_address'), 0) end,
+                v_no, now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
+        on conflict do nothing;
+        get diagnostics v_new = row_count;
+        update public.iu_route_dead_letter x
+           set replay_count = x.replay_count + v_new, last_replay_at = clock_timestamp()
+         where x.id = d.id and v_new > 0;
+        return jsonb_build_object('status', case v_new when 1 then 'queued' else 'already_queued' end,
+                                  'dead_letter_id', d.id, 'event_id', d.event_ref, 'route_code', d.route_code,
+                                  'decision', 'queued', 'attempt_no', v_no, 'resolved', false);
+    end if;
 
     -- The same decision as in the batch, for one event, from its snapshot.
     begin
@@ -2094,11 +2840,12 @@ begin
     perform set_config('iu.actor', p_actor, true), set_config('iu.why', p_why, true);
     v_list := array_remove(public.fn_iu_delivery_list('iu_core.delivery_live_routes'), p_route_code);
     if p_live then
-        if r.target_kind <> 'sql_function' then
-            raise exception 'route %: nothing delivers to a % yet', p_route_code, r.target_kind
+        if r.target_kind = 'sql_function' then
+            perform public.fn_iu_delivery_function(r.target_ref);
+        elsif r.target_kind not in ('workflow', 'external_endpoint') then
+            raise exception 'route %: nothing delivers to a %', p_route_code, r.target_kind
                 using errcode = 'feature_not_supported';
         end if;
-        perform public.fn_iu_delivery_function(r.target_ref);
         v_list := v_list || p_route_code;
     end if;
     update public.dot_config d
@@ -2114,6 +2861,25 @@ $$;
 -- Name: FUNCTION fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text) IS 'Lets a route deliver, or turns it back to dry run: the list and the route in one transaction, with who and why.';
+
+-- Name: fn_iu_route_resume(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    update public.iu_delivery_breaker b
+       set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
+           probing_id = null, why = null, letters = 0, letters_from = null, stopped_at = null
+     where b.route_code = p_route_code and (b.opened_at is not null or b.stopped_at is not null);
+    return found;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_route_resume(p_route_code text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_route_resume(p_route_code text) IS 'Lets a route go on that its breaker holds, or that has spent its budget of dead letters. False: neither was so.';
 
 -- Name: fn_iu_route_worker_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2319,6 +3085,7 @@ declare
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
     v_lives         boolean;
+    v_queues        jsonb;
     v_counts        jsonb;
     v_live          record;
     v_decision      text;
@@ -2343,6 +3110,7 @@ declare
     v_skipped       bigint := 0;
     v_dead          bigint := 0;
     v_delivered     bigint := 0;
+    v_queued        bigint := 0;
     v_done          boolean;
     v_more          boolean := false;
     v_answer        jsonb;
@@ -2408,6 +3176,10 @@ begin
       from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
               from unnest(v_routes) r
              where r.enabled) x;
+    -- Which of the live ones are queued, each with the lock that holds it (012).
+    if v_lives then
+        v_queues := public.fn_iu_delivery_queues(v_routes);
+    end if;
 
     loop
         v_pass := v_pass + 1;
@@ -2547,7 +3319,47 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs are delivered, event by event; by what 012 knows of who may.
+        -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
+        -- lock is closed, what is queued waits, and an attempt says so.
+        if v_lives and v_queues <> '{}' and v_page > 0 then
+            with routes as materialized (
+                select r.route_code, r.event_domain, r.event_type, r.event_stream,
+                       r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
+                  from unnest(v_routes) r
+                 where v_queues ? r.route_code
+            ), queued as (
+                insert into public.iu_route_delivery
+                    (worker_name, route_code, event_ref, subject_key, attempt_no, route_count, traceparent)
+                select p_worker_name, r.route_code, k.id,
+                       case when r.ordered
+                            then (select hashtextextended(coalesce(o.event_subject_ref::text, o.canonical_address), 0)
+                                    from public.event_outbox o where o.id = k.id) end,
+                       case when r.lock is null then 1 else 2 end,
+                       coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
+                  from unnest(v_ids, v_types, v_streams, v_contexts)
+                       with ordinality k(id, event_type, event_stream, traceparent, n)
+                  join routes r
+                    on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
+                 where not exists (select from public.iu_route_attempt a
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
+                 order by k.n, r.route_code
+                on conflict do nothing
+                returning route_code, event_ref, route_count, traceparent
+            ), held as (
+                insert into public.iu_route_attempt
+                    (event_ref, route_kind, route_code, status, decision, delivered,
+                     idempotency_key, attempt_no, route_count, traceparent)
+                select q.event_ref, 'outbound', q.route_code, 'pending', r.lock, false,
+                       'outbound:' || q.route_code || ':' || q.event_ref, 1, q.route_count, q.traceparent
+                  from queued q
+                  join routes r on r.route_code = q.route_code and r.lock is not null
+                on conflict (idempotency_key, attempt_no) do nothing
+                returning 1)
+            select (select count(*) from queued), (select count(*) from held) into v_count, v_skip;
+            v_queued := v_queued + v_count;
+            v_attempts := v_attempts + v_skip;
+        end if;
         if v_lives and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
@@ -2555,7 +3367,7 @@ begin
                   join unnest(v_routes) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
+                   and not v_queues ? r.route_code
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
                  order by k.n, r.route_code
@@ -2664,7 +3476,8 @@ begin
 
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
-        'skipped', v_skipped, 'delivered', v_delivered, 'dead_lettered', v_dead, 'more', v_more or v_seen >= p_batch_limit,
+        'skipped', v_skipped, 'delivered', v_delivered, 'queued', v_queued, 'dead_lettered', v_dead,
+        'more', v_more or v_seen >= p_batch_limit,
         'cursor_event_id', c.last_event_id, 'cursor_created_at', c.last_created_at,
         'lineage', c.lineage, 'xact_id', pg_current_xact_id()::text);
 
@@ -3427,6 +4240,51 @@ ALTER TABLE public.iu_delivery_change ALTER COLUMN id ADD GENERATED ALWAYS AS ID
     CACHE 1
 );
 
+-- Name: iu_delivery_lease; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_delivery_lease (
+    worker_name text NOT NULL,
+    owner uuid NOT NULL,
+    backend integer,
+    backend_start timestamp with time zone,
+    seconds double precision NOT NULL,
+    renewed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    released boolean DEFAULT false NOT NULL
+)
+WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
+
+-- Name: TABLE iu_delivery_lease; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_delivery_lease IS 'Which consumer delivers for each worker.';
+
+-- Name: COLUMN iu_delivery_lease.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_delivery_lease.owner; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.owner IS 'The consumer (iu_consumer_heartbeat.consumer_id).';
+
+-- Name: COLUMN iu_delivery_lease.backend; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.backend IS 'Server process of its session. Null: a pooler hides it.';
+
+-- Name: COLUMN iu_delivery_lease.backend_start; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.backend_start IS 'When that began.';
+
+-- Name: COLUMN iu_delivery_lease.seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.seconds IS 'How long the lease lasts when it is not renewed.';
+
+-- Name: COLUMN iu_delivery_lease.renewed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.renewed_at IS 'When it was last renewed.';
+
+-- Name: COLUMN iu_delivery_lease.released; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.released IS 'True: it was given back.';
+
 -- Name: iu_migration; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_migration (
@@ -3529,6 +4387,17 @@ COMMENT ON CONSTRAINT iu_retention_policy_what_chk ON public.iu_retention_policy
 
 ALTER TABLE public.iu_route_attempt ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.iu_route_attempt_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+-- Name: iu_route_delivery_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+ALTER TABLE public.iu_route_delivery ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.iu_route_delivery_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
@@ -3852,6 +4721,57 @@ UNION ALL
 
 COMMENT ON VIEW public.v_iu_culprit IS 'Who delays or threatens us, by name: sessions, prepared transactions, slots, foreign locks, triggers.';
 
+-- Name: v_iu_delivery; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_delivery AS
+ SELECT r.route_code,
+    r.target_kind,
+    r.target_ref,
+    COALESCE(d.pending, (0)::bigint) AS pending,
+    COALESCE(d.retrying, (0)::bigint) AS retrying,
+    d.since,
+    public.fn_iu_delivery_held(r.*, b.*) AS held_by,
+    b.why,
+    b.opened_at,
+    b.stopped_at
+   FROM ((public.iu_outbound_route r
+     LEFT JOIN public.iu_delivery_breaker b ON ((b.route_code = r.route_code)))
+     LEFT JOIN LATERAL ( SELECT count(*) AS pending,
+            count(*) FILTER (WHERE (x.tries > 0)) AS retrying,
+            min(x.created_at) AS since
+           FROM public.iu_route_delivery x
+          WHERE (x.route_code = r.route_code)) d ON (true))
+  WHERE ((r.target_kind = ANY (ARRAY['workflow'::text, 'external_endpoint'::text])) AND ((r.enabled AND (NOT r.dry_run)) OR (d.pending > 0)));
+
+-- Name: VIEW v_iu_delivery; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_delivery IS 'Every route that delivers, or has deliveries: how many are not over, since when, and what holds them back.';
+
+-- Name: v_iu_delivery_parked; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_delivery_parked AS
+ SELECT h.route_code,
+    h.subject_key,
+    (q.depth - 1) AS depth,
+    h.event_ref AS waits_for,
+    h.created_at AS since,
+    h.tries,
+    h.due_at,
+    h.failure_code
+   FROM (( SELECT d.route_code,
+            d.subject_key,
+            min(d.id) AS id,
+            count(*) AS depth
+           FROM public.iu_route_delivery d
+          WHERE (d.subject_key IS NOT NULL)
+          GROUP BY d.route_code, d.subject_key
+         HAVING (count(*) > 1)) q
+     JOIN public.iu_route_delivery h ON (((h.route_code = q.route_code) AND (h.id = q.id))));
+
+-- Name: VIEW v_iu_delivery_parked; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_delivery_parked IS 'Subjects of which deliveries wait for an earlier one: how many, for which event, since when.';
+
 -- Name: v_iu_event_backlog; Type: VIEW; Schema: public; Owner: -
 
 CREATE VIEW public.v_iu_event_backlog AS
@@ -4060,6 +4980,15 @@ ALTER TABLE ONLY public.iu_consumer_heartbeat
 
 COMMENT ON CONSTRAINT iu_consumer_heartbeat_pkey ON public.iu_consumer_heartbeat IS 'One row a process and worker.';
 
+-- Name: iu_delivery_breaker iu_delivery_breaker_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_delivery_breaker
+    ADD CONSTRAINT iu_delivery_breaker_pkey PRIMARY KEY (route_code);
+
+-- Name: CONSTRAINT iu_delivery_breaker_pkey ON iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_delivery_breaker_pkey ON public.iu_delivery_breaker IS 'One breaker a route.';
+
 -- Name: iu_delivery_change iu_delivery_change_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.iu_delivery_change
@@ -4068,6 +4997,15 @@ ALTER TABLE ONLY public.iu_delivery_change
 -- Name: CONSTRAINT iu_delivery_change_pkey ON iu_delivery_change; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_delivery_change_pkey ON public.iu_delivery_change IS 'Order of writing.';
+
+-- Name: iu_delivery_lease iu_delivery_lease_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_delivery_lease
+    ADD CONSTRAINT iu_delivery_lease_pkey PRIMARY KEY (worker_name);
+
+-- Name: CONSTRAINT iu_delivery_lease_pkey ON iu_delivery_lease; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_delivery_lease_pkey ON public.iu_delivery_lease IS 'One lease a worker.';
 
 -- Name: iu_migration iu_migration_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -4140,6 +5078,24 @@ ALTER TABLE ONLY public.iu_route_dead_letter
 -- Name: CONSTRAINT iu_route_dead_letter_pkey ON iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_route_dead_letter_pkey ON public.iu_route_dead_letter IS 'Identity of the dead letter.';
+
+-- Name: iu_route_delivery iu_route_delivery_event_unique; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_route_delivery
+    ADD CONSTRAINT iu_route_delivery_event_unique UNIQUE (event_ref, route_code);
+
+-- Name: CONSTRAINT iu_route_delivery_event_unique ON iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_delivery_event_unique ON public.iu_route_delivery IS 'An event is on its way by a route once.';
+
+-- Name: iu_route_delivery iu_route_delivery_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_route_delivery
+    ADD CONSTRAINT iu_route_delivery_pkey PRIMARY KEY (route_code, id);
+
+-- Name: CONSTRAINT iu_route_delivery_pkey ON iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_route_delivery_pkey ON public.iu_route_delivery IS 'Order of routing, by route.';
 
 -- Name: iu_route_worker_cursor iu_route_worker_cursor_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -4217,6 +5173,22 @@ CREATE INDEX iu_route_dead_letter_tick_idx ON public.iu_route_dead_letter USING 
 -- Name: INDEX iu_route_dead_letter_tick_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.iu_route_dead_letter_tick_idx IS 'Serves readers of the audit: dead letters of given transactions, and of all that began after a snapshot.';
+
+-- Name: iu_route_delivery_due_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_delivery_due_idx ON public.iu_route_delivery USING btree (route_code, due_at) WHERE (due_at IS NOT NULL);
+
+-- Name: INDEX iu_route_delivery_due_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_delivery_due_idx IS 'What is to be tried again, by when.';
+
+-- Name: iu_route_delivery_subject_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_delivery_subject_idx ON public.iu_route_delivery USING btree (route_code, subject_key, id) WHERE (subject_key IS NOT NULL);
+
+-- Name: INDEX iu_route_delivery_subject_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_delivery_subject_idx IS 'Whether somebody of the same subject comes first.';
 
 -- Name: event_outbox trg_event_outbox_type_validate; Type: TRIGGER; Schema: public; Owner: -
 

@@ -160,7 +160,7 @@ comment on function public.fn_iu_delivery_held(public.iu_outbound_route, public.
 create function public.fn_iu_delivery_settle(
     p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[],
     p_codes text[], p_details text[], p_retry_after double precision[])
-returns text
+returns integer
 language plpgsql
 set search_path = ''
 set plan_cache_mode = force_generic_plan
@@ -171,23 +171,24 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    v_now    constant timestamptz := clock_timestamp();
-    f        record;
-    b        public.iu_delivery_breaker;
-    v_policy jsonb;
-    v_spent  boolean;
-    v_dead   boolean;
-    v_pause  double precision;
-    v_alive  constant text[] := array(select distinct s.route_code
-                                        from unnest(p_routes, p_results) s(route_code, result)
-                                       where s.result in ('sent', 'rejected'));
+    v_now     constant timestamptz := clock_timestamp();
+    f         record;
+    b         public.iu_delivery_breaker;
+    v_policy  jsonb;
+    v_spent   boolean;
+    v_dead    boolean;
+    v_pause   double precision;
+    v_letters integer := 0;
+    v_alive   constant text[] := array(select distinct s.route_code
+                                         from unnest(p_routes, p_results) s(route_code, result)
+                                        where s.result in ('sent', 'rejected'));
 begin
     -- A turn that settles nothing waits for no disk: it renews the lease when a quarter of it is over.
     if cardinality(p_ids) = 0 and exists (
            select from public.iu_delivery_lease l
             where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
               and v_now between l.renewed_at and l.renewed_at + l.seconds / 4 * interval '1 second') then
-        return p_worker_name;
+        return 0;
     end if;
     update public.iu_delivery_lease l
        set renewed_at = v_now
@@ -195,7 +196,7 @@ begin
     if not found then
         return null;
     elsif cardinality(p_ids) = 0 then
-        return p_worker_name;
+        return 0;
     end if;
 
     with gone as (
@@ -285,6 +286,7 @@ begin
         on conflict (idempotency_key, attempt_no) do nothing;
 
         if v_dead then
+            v_letters := v_letters + 1;
             delete from public.iu_route_delivery d where d.route_code = f.route_code and d.id = f.id;
             insert into public.iu_route_dead_letter
                 (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
@@ -321,9 +323,9 @@ begin
                letters_from = b.letters_from, stopped_at = b.stopped_at
          where x.route_code = b.route_code;
     end loop;
-    return p_worker_name;
+    return v_letters;
 end
 $$;
 comment on function public.fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[]) is
     'Renews the lease and writes what came of deliveries, an attempt each: what arrived goes, what failed waits, or becomes '
-    'a dead letter. Answers the worker; null: the lease is not ours any more, and nothing was written.';
+    'a dead letter. Answers how many of these; null: the lease is not ours any more, and nothing was written.';

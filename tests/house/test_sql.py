@@ -54,7 +54,7 @@ union all select 'index', c.relname from pg_class c
 union all select 'function', p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace
 union all select 'trigger', t.tgrelid::regclass || '.' || t.tgname from pg_trigger t where not t.tgisinternal
 union all select 'column', c.relname || '.' || a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid
- where c.relname in ('event_outbox', 'iu_route_attempt') and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped
+ where c.relname in ('event_outbox', 'iu_route_attempt', 'iu_outbound_route') and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped
 union all select 'key', d.key from dot_config d
 """
 

@@ -18,8 +18,8 @@
 -- $15 text[]             freed subjects: routes
 -- $16 bigint[]           subject keys
 
-select s.worker_name is not null as ours, t.route_code, t.delivery_id, t.attempt_no, t.ordered, t.subject_key, t.traceparent, t.event_ref, t.event_domain,
+select s.dead, t.route_code, t.delivery_id, t.attempt_no, t.ordered, t.subject_key, t.traceparent, t.event_ref, t.event_domain,
        t.event_type, t.event_stream, t.subject, t.subject_table, t.source_system, t.actor_ref, t.correlation_id,
        t.occurred_at, t.created_at, t.payload, t.route::text as route
-  from public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s(worker_name)
-  left join lateral public.fn_iu_delivery_take(s.worker_name, $11, $12, $13, $14, $15, $16) t on true
+  from public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s(dead)
+  left join lateral public.fn_iu_delivery_take(case when s.dead is not null then $1 end, $11, $12, $13, $14, $15, $16) t on true

@@ -195,7 +195,7 @@ class Deliverer:
             self._again.discard(outcome.taken.delivery.id)
             self._busy.pop(outcome.taken.delivery.id, None)
         if done:
-            self._watcher.note(DeliveriesSettled(self._worker, done))
+            self._watcher.note(DeliveriesSettled(self._worker, done, turn.dead))
         self._learn(turn)
         self._begin()
         return True

@@ -208,10 +208,17 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What the database answered: the next deliveries, and what it has to say of each route."""
+    """What the database answered.
+
+    Attributes:
+        taken: The next deliveries.
+        routes: What it has to say of each route.
+        dead: How many of those that were settled became dead letters.
+    """
 
     taken: Sequence[Taken]
     routes: Sequence[RouteState]
+    dead: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,10 +125,11 @@ class MeasureFailed:
 
 @dataclass(frozen=True, slots=True)
 class DeliveriesSettled:
-    """Attempts to deliver were settled in one transaction."""
+    """Attempts to deliver were settled in one transaction; so many of them became dead letters."""
 
     worker: WorkerName
     outcomes: Sequence[Outcome]
+    dead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,12 +53,12 @@ class DeliverySession:
             [w.route for w in wants], [w.room for w in wants], [w.after for w in wants], busy,
             [t.delivery.route for t in freed], [t.subject_key for t in freed],
         )  # fmt: skip
-        if not rows[0]["ours"]:
+        if rows[0]["dead"] is None:
             return None
         routes = [_state(row) for row in rows if row["route"] is not None]
         deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
         taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
-        return Turn(taken=taken, routes=routes)
+        return Turn(taken=taken, routes=routes, dead=rows[0]["dead"])
 
     async def release(self) -> None:
         """Give the lease back."""

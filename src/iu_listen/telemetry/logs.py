@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 
-from iu_listen.model.delivery import Result
 from iu_listen.model.facts import Batch, Culprit, State
 from iu_listen.model.observation import (
     AuditPassed,
@@ -167,9 +166,12 @@ class LogWatcher:
                 log.warning("a route is held", worker=worker, route=route, held_by=held_by, why=why, hint=HELD[held_by])
             case RouteFree(worker, route, held_by):
                 log.info("a route delivers again", worker=worker, route=route, was_held_by=held_by)
-            case DeliveriesSettled(worker, outcomes):
-                if dead := sum(1 for o in outcomes if o.result is Result.REJECTED):
-                    log.error("targets rejected events", worker=worker, count=dead, hint="iu-listen dead-letter list")
+            case DeliveriesSettled(worker, _, dead) if dead:
+                log.error(
+                    "deliveries became dead letters", worker=worker, count=dead, hint="iu-listen dead-letter list"
+                )
+            case DeliveriesSettled():
+                pass
             case SpansExported(_, rejected, _, why) if rejected:
                 if self._is_news("refused", ""):
                     log.error("the collector refused spans for good", spans=rejected, why=why)
