@@ -9,20 +9,20 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Final
+from typing import Final, Self
 from uuid import uuid4
 
 import anyio
 import anyio.abc
 
-from iu_listen import __version__
-from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.consumer import Consumer as Worker
 from iu_listen.flow.deliver import Deliverer
 from iu_listen.flow.export import SMALL_PAGE, Export
 from iu_listen.flow.ports import Auditor, Bell, Collector, Deliveries, Lookout, Outbox, Surveyor, TraceSource, Watcher
 from iu_listen.model.errors import words
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
+from iu_listen.model.version import VERSION
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
 from iu_listen.postgres.delivery import delivery_session
@@ -31,6 +31,7 @@ from iu_listen.postgres.patrol import lookout_session
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
 from iu_listen.targets import Targets
+from iu_listen.targets.python import PythonTarget
 
 #: Name of the export of traces; there is one.
 EXPORT: Final = "traces"
@@ -46,7 +47,7 @@ class PostgresSessions:
 
     def outbox(self) -> AbstractAsyncContextManager[Outbox]:
         """Open the worker session."""
-        return worker_session(self._settings, self._consumer, __version__, self._former)
+        return worker_session(self._settings, self._consumer, VERSION, self._former)
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
         """Open the bell session."""
@@ -95,6 +96,66 @@ class Watchers:
                     sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {words(error)}\n")
 
 
+class Consumer:
+    """A consumer inside a program of your own.
+
+    ::
+
+        async with Consumer(Settings(dsn="postgresql://…"), targets=[to_crm]):
+            await until_the_program_ends()
+
+    It works from the beginning of the block, through every loss of the database, and at its end finishes the running
+    batch and the deliveries under way, at most ``settings.grace`` seconds long. Entering waits for no database.
+
+    Args:
+        settings: How to run.
+        targets: Where live routes deliver to: coroutines that were made targets, or a Targets.
+        watchers: Who sees what happens, as iu_listen.telemetry.logs.LogWatcher().
+        measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
+
+    Raises:
+        ConfigurationError: two targets have the same name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        targets: Iterable[PythonTarget] | Targets = (),
+        watchers: Iterable[Watcher] = (),
+        measuring: bool = False,
+    ) -> None:
+        self.told = Watchers(watchers)
+        self.sessions = PostgresSessions(settings)
+        self._grace = settings.grace
+        found = targets if isinstance(targets, Targets) else Targets(targets, os.environ)
+        self._deliverer = Deliverer(settings, self.sessions, found, self.told)
+        self._consumer = Worker(settings, self.sessions, self.told, measuring=measuring, courier=self._deliverer)
+
+    def stop(self, why: str) -> None:
+        """Ask it to leave after the running batch and the deliveries under way. Returns at once."""
+        self._deliverer.stop()
+        self._consumer.stop(why)
+
+    async def run(self, database: str = "") -> None:
+        """Work until stop() is called. ``database`` is what to call it in the log."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._deliverer.run)
+            await self._consumer.run(database)
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self.run)
+        return self
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        self.stop("the program ends")
+        # The clock runs from here on; whoever is cancelled himself waits for nobody.
+        self._tasks.cancel_scope.deadline = anyio.current_time() + self._grace
+        return await self._tasks.__aexit__(*error)  # type: ignore[arg-type]
+
+
 async def serve(
     settings: Settings,
     watchers: Iterable[Watcher],
@@ -116,23 +177,15 @@ async def serve(
         measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
         targets: Where live routes deliver to; None: to what needs no coroutine.
     """
-    told, sessions = Watchers(watchers), PostgresSessions(settings)
-    deliverer = Deliverer(settings, sessions, targets or Targets(environ=os.environ), told)
-    consumer = Consumer(settings, sessions, told, measuring=measuring, courier=deliverer)
-
-    def stop(why: str) -> None:
-        deliverer.stop()
-        consumer.stop(why)
-
+    consumer = Consumer(settings, targets=targets or (), watchers=watchers, measuring=measuring)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         async with anyio.create_task_group() as tasks:
             if collector is not None:
                 # The thread that sends must not keep the consumer waiting: by default it may for 5 ms.
                 sys.setswitchinterval(0.0005)
-                tasks.start_soon(Export(sessions, collector, told, SMALL_PAGE).run)
-            async with stopped_by_signals(tasks, stop, settings.grace), anyio.create_task_group() as work:
-                work.start_soon(deliverer.run)
+                tasks.start_soon(Export(consumer.sessions, collector, consumer.told, SMALL_PAGE).run)
+            async with stopped_by_signals(tasks, consumer.stop, settings.grace):
                 await consumer.run(database)
             tasks.cancel_scope.cancel()
     finally:

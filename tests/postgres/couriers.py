@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,12 +13,8 @@ from uuid import UUID
 import anyio
 import asyncpg
 
-from iu_listen.app import PostgresSessions
-from iu_listen.flow.consumer import Consumer
-from iu_listen.flow.deliver import Deliverer
-from iu_listen.model.delivery import Delivery
-from iu_listen.model.settings import Settings
-from iu_listen.targets import Targets
+from iu_listen import Consumer, Delivery, Settings
+from iu_listen.model.observation import Stopped
 from iu_listen.targets.python import PythonTarget
 from support import Recorder
 
@@ -84,28 +79,10 @@ async def add_route(connection: asyncpg.Connection, code: str, **policy: Any) ->
 @asynccontextmanager
 async def delivering(dsn: str, *targets: PythonTarget, **settings: Any) -> AsyncIterator[Recorder]:
     """A consumer that delivers, for the length of a block; asked to stop at its end, and waited for."""
-    chosen = Settings(dsn=dsn, **settings)
-    recorder, sessions = Recorder(), PostgresSessions(chosen)
-    deliverer = Deliverer(chosen, sessions, Targets(targets), recorder)
-    consumer = Consumer(chosen, sessions, recorder, courier=deliverer)
-
-    async def run() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(deliverer.run)
-            await consumer.run()
-
-    running = asyncio.create_task(run())
-    try:
+    recorder = Recorder()
+    async with Consumer(Settings(dsn=dsn, **settings), targets=targets, watchers=[recorder]):
         yield recorder
-    finally:
-        deliverer.stop()
-        consumer.stop("the end")
-        done, _ = await asyncio.wait([running], timeout=15)
-        if not done:
-            running.cancel()
-            await asyncio.wait([running])
-            raise AssertionError("the consumer did not stop")
-        running.result()
+    assert recorder.of(Stopped), "the consumer had to be cancelled"
 
 
 async def pending(connection: asyncpg.Connection) -> int:

@@ -13,11 +13,11 @@ from types import FrameType
 
 from cyclopts import App, CycloptsError
 
-from iu_listen import __version__
 from iu_listen.cli import (
     audit,
     change,
     cursor,
+    dead_letter,
     deliveries,
     delivery,
     demo,
@@ -30,6 +30,7 @@ from iu_listen.cli import (
     traces,
 )
 from iu_listen.model.errors import IuListenError
+from iu_listen.model.version import VERSION
 
 HELP = """Listens to a PostgreSQL outbox: routes every committed event once, audits it, and shows that it does.
 
@@ -40,8 +41,22 @@ The database is --dsn, else IU_LISTEN_DSN, else the PG* variables, else an embed
 Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach the database."""
 
 # Interrupts are ours to answer, below: cyclopts would make every signal a 130.
-app = App(name="iu-listen", help=HELP, version=__version__, help_format="markdown", suppress_keyboard_interrupt=False)
-for group in (service, demo, prove, look, audit, change, delivery, deliveries, cursor, retention, traces, emit):
+app = App(name="iu-listen", help=HELP, version=VERSION, help_format="markdown", suppress_keyboard_interrupt=False)
+for group in (
+    service,
+    demo,
+    prove,
+    look,
+    audit,
+    change,
+    delivery,
+    deliveries,
+    dead_letter,
+    cursor,
+    retention,
+    traces,
+    emit,
+):
     group.register(app)
 
 

@@ -177,9 +177,9 @@ async def emit(
     raise Refused("the master gate is closed: nothing is emitted", "iu-listen gate open master")
 
 
-async def replay(connection: Connection, dead_letter: UUID, actor: str | None) -> Row:
+async def replay(connection: Connection, dead_letter: UUID, actor: str | None, why: str | None = None) -> Row:
     """Decide a dead letter again; the answer of fn_iu_route_dead_letter_replay."""
-    answer: Row = json.loads(await value(connection, "replay_dead_letter", dead_letter, actor))
+    answer: Row = json.loads(await value(connection, "replay_dead_letter", dead_letter, actor, why))
     return answer
 
 

@@ -255,7 +255,7 @@ class _Walk:
         letters = await self._connection.fetch(query("probe/open_dead_letters"), self._second)
         if not letters:
             return SCENARIOS[6].expected, "there is no dead letter to replay"
-        answer = json.loads(await self._value("replay_dead_letter", letters[0]["id"], "iu-listen probe"))
+        answer = json.loads(await self._value("replay_dead_letter", letters[0]["id"], "iu-listen probe", None))
         resolved = await self._value("probe/resolved_dead_letters", self._second)
         left = await self._connection.fetch(query("probe/open_dead_letters"), self._second)
         return SCENARIOS[6].expected, (

@@ -12,8 +12,8 @@ from functools import lru_cache
 from struct import pack
 from typing import Any, Final
 
-from iu_listen import __version__
 from iu_listen.model.trace import Common, Span
+from iu_listen.model.version import VERSION
 
 #: Name of our instrumentation scope.
 SCOPE: Final = "iu_listen"
@@ -107,7 +107,7 @@ def request(spans: bytes, resource: Mapping[str, Any]) -> bytes:
         spans: What encode_spans() has made.
         resource: Who exports: attributes, text or whole numbers; others as text.
     """
-    scope = _field(b"\x0a", SCOPE.encode()) + _field(b"\x12", __version__.encode())
+    scope = _field(b"\x0a", SCOPE.encode()) + _field(b"\x12", VERSION.encode())
     scope_spans = _field(b"\x0a", scope) + spans + _field(b"\x1a", SCHEMA.encode())
     who = b"".join(_field(b"\x0a", _key_value(k, v if type(v) in (str, int) else str(v))) for k, v in resource.items())
     return _field(b"\x0a", _field(b"\x0a", who) + _field(b"\x12", scope_spans))
@@ -119,7 +119,7 @@ def as_json(spans: Iterable[Span], resource: Mapping[str, Any]) -> dict[str, Any
         "resourceSpans": [{
             "resource": {"attributes": _json_attributes({k: str(v) for k, v in resource.items()})},
             "scopeSpans": [{
-                "scope": {"name": SCOPE, "version": __version__},
+                "scope": {"name": SCOPE, "version": VERSION},
                 "spans": [_json_span(span) for span in spans],
                 "schemaUrl": SCHEMA,
             }],

@@ -1,0 +1,142 @@
+"""run --app, route policy and resume, delivery list and cancel: coroutines as a user has them, in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.command import execute, on_one_server, refused, rows, run, running, seen, value
+
+pytestmark = on_one_server
+
+ROUTE = "iu.version_applied.workflow"
+#: Appends what arrives to the file that ARRIVED names; rejects what it is told to.
+MODULE = """
+import os
+from iu_listen import Delivery, Reject, target
+
+@target("event_outbox")
+async def arrive(delivery: Delivery) -> None:
+    if os.path.exists(os.environ["ARRIVED"] + ".reject"):
+        raise Reject("not today")
+    with open(os.environ["ARRIVED"], "a") as file:
+        file.write(delivery.idempotency_key + "\\n")
+
+not_a_target = 1
+"""
+
+
+@pytest.fixture
+def ready(live):
+    """A route to a coroutine that is live, and all locks open."""
+    run("gate", "open", "delivery", dsn=live.dsn)
+    run("route", "live", ROUTE, "--why", "a test", "--yes", dsn=live.dsn)
+    return live.dsn
+
+
+@pytest.fixture
+def module(tmp_path):
+    """Where the coroutine is, and the environment that leads there."""
+    (tmp_path / "my_targets.py").write_text(MODULE)
+    return {"PYTHONPATH": str(tmp_path), "ARRIVED": str(tmp_path / "arrived")}
+
+
+def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
+    """run --app delivers to the coroutine of the module; without it the route is held, and the log says what to do.
+
+    Fails when: --app is not read, or a route without its coroutine is silent.
+    """
+    with running("run", "--log-format", "json", dsn=ready, env=module) as consumer:
+        run("emit", dsn=ready)
+        consumer.until_it_says("a route is held")
+        consumer.until_it_says("there is no target called event_outbox")
+    assert value(ready, "select count(*) from iu_route_delivery") == 1
+    with running("run", "--app", "my_targets", dsn=ready, env=module):
+        run("emit", dsn=ready)
+        assert seen(ready, "select count(*) = 2 from iu_route_attempt where status = 'sent'")
+    keys = [row[0] for row in rows(ready, "select idempotency_key from iu_route_attempt order by id")]
+    assert Path(module["ARRIVED"]).read_text().split() == keys
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        ("nowhere", "there is no module nowhere"),
+        ("my_targets:missing", "my_targets has no attribute missing"),
+        ("my_targets:not_a_target", "my_targets:not_a_target holds no target"),
+        ("json", "json holds no target"),
+        ("broken", "broken cannot be imported: ZeroDivisionError"),
+    ],
+)
+def test_an_app_that_cannot_work_is_said_at_the_start(live, module, tmp_path, app, words):
+    """What --app cannot mean ends the command with what is wrong, before anything is routed."""
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    refused(2, words)("run", "--app", app, dsn=live.dsn, env=module)
+
+
+def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
+    """delivery list shows what holds a route; cancel refuses while it delivers, and makes dead letters, which can be replayed.
+
+    Fails when: a cancelled delivery is lost, or one that is under way is called back.
+    """
+    run("emit", dsn=ready)
+    execute(ready, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
+    listed = run("delivery", "list", "--json", dsn=ready).json
+    assert [(r["route_code"], r["pending"], r["held_by"]) for r in listed["routes"]] == [(ROUTE, 1, None)]
+    refused(1, "nothing of it can be cancelled", f"iu-listen route dry {ROUTE}")(
+        "delivery", "cancel", ROUTE, "--why", "x", dsn=ready
+    )
+    run("route", "dry", ROUTE, dsn=ready)
+    assert "dry_run" in run("delivery", "list", dsn=ready).out
+    done = run("delivery", "cancel", ROUTE, "--why", "incident 7", "--actor", "ann", "--json", dsn=ready)
+    assert done.json == {"route": ROUTE, "cancelled": 1}
+    letter = rows(ready, "select id, failure_code, failure_detail from iu_route_dead_letter")[0]
+    assert tuple(letter)[1:] == ("cancelled", "cancelled by ann: incident 7")
+    run("route", "live", ROUTE, "--why", "again", "--yes", dsn=ready)
+    plan = run("dead-letter", "replay", "--all", "--plan", dsn=ready)
+    assert "deliver" in plan.out
+    assert run("dead-letter", "replay", "--all", dsn=ready).code == 0
+    with running("run", "--app", "my_targets", dsn=ready, env=module):
+        assert seen(ready, "select resolved_at is not null from iu_route_dead_letter")
+    assert value(ready, "select max(attempt_no) from iu_route_attempt where status = 'sent'") == 2
+
+
+def test_a_policy_is_shown_set_and_refused(ready):
+    """route policy shows what counts, changes one value, goes back to the default, and says what cannot be meant.
+
+    Fails when: a wrong policy is written.
+    """
+    run("route", "policy", ROUTE, "attempts=3", "order=subject", 'target={"mode": "binary"}', dsn=ready)
+    found = run("route", "policy", ROUTE, "--json", dsn=ready).json
+    assert found["set"] == {"attempts": 3, "order": "subject", "target": {"mode": "binary"}}
+    assert found["policy"]["backoff"] == 1
+    run("route", "policy", ROUTE, "order=", dsn=ready)
+    assert "order" not in run("route", "policy", ROUTE, "--json", dsn=ready).json["set"]
+    refused(1, "deadline must be a number from 0.01 to 3600, not -1")(
+        "route", "policy", ROUTE, "deadline=-1", dsn=ready
+    )
+    refused(1, "there is no retries")("route", "policy", ROUTE, "retries=3", dsn=ready)
+    refused(2, "is no name=value")("route", "policy", ROUTE, "retries", dsn=ready)
+    refused(2, "there is no route nowhere")("route", "policy", "nowhere", dsn=ready)
+
+
+def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_path):
+    """The budget of dead letters stops the route; resume lets it go on, and says when there was nothing to resume.
+
+    Fails when: the budget is not counted, or resume does not reach the consumer.
+    """
+    run("route", "policy", ROUTE, "dead_letters_per_hour=2", "concurrency=1", dsn=ready)
+    assert "was not held" in run("route", "resume", ROUTE, dsn=ready).out
+    reject = tmp_path / "arrived.reject"
+    reject.touch()
+    with running("run", "--app", "my_targets", "--log-format", "json", dsn=ready, env=module) as consumer:
+        run("emit", "--count", "20", dsn=ready)
+        consumer.until_it_says("dead_letter_budget")
+        assert "dead_letter_budget" in run("delivery", "list", dsn=ready).out
+        reject.unlink()
+        assert f"{ROUTE} goes on" in run("route", "resume", ROUTE, dsn=ready).out
+        assert seen(ready, "select count(*) = 0 from iu_route_delivery")
+    dead = value(ready, "select count(*) from iu_route_dead_letter")
+    assert 2 <= dead < 10
+    assert value(ready, "select count(*) from iu_route_attempt where status = 'sent'") == 20 - dead
