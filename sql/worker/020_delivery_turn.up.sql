@@ -6,7 +6,7 @@
 -- Take ---------------------------------------------------------------------------------------------------
 --
 -- The caller says how many deliveries of each route it has room for, up to where it has taken it (p_after), and which of
--- those that are not over it has (p_busy). It is answered one row for each route, with what holds it, and one for each
+-- those that were tried before it has (p_busy). What it has already, it passes over. It is answered one row for each route, with what holds it, and one for each
 -- delivery. Nothing is written: what was taken is known to the holder of the lease, and to nobody else.
 --
 -- A route that keeps order gives the first of a subject only. So the position passes those that are not, and they
@@ -15,7 +15,7 @@ create function public.fn_iu_delivery_take(
     p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[],
     p_freed_routes text[], p_freed_keys bigint[])
 returns table (
-    route_code text, delivery_id bigint, attempt_no integer, ordered boolean, subject_key bigint, traceparent text,
+    route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, traceparent text,
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, payload text, route jsonb)
 language plpgsql
@@ -29,12 +29,12 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
-    c         constant integer := 1000;  -- most rows of a route that a call looks at
     r         public.iu_outbound_route;
     b         public.iu_delivery_breaker;
     v_policy  jsonb;
     v_held    text;
     v_room    integer;
+    v_most    integer;
     v_after   bigint;
     v_ordered boolean;
     v_looked  bigint;
@@ -93,23 +93,22 @@ begin
                                                and e.id < d.id)
                           order by d.due_at
                           limit v_room)) q
-                 where q.id <> all (p_busy)
                  limit v_room);
             -- Those that were never tried.
             if v_room > cardinality(v_ids) then
                 if v_ordered then
+                    v_most := 2 * v_room + 100;
                     select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
                       into v_last, v_looked, v_more
                       from (select d.id,
-                                   d.id <> all (p_busy || v_ids)
-                                   and not exists (select from public.iu_route_delivery e
-                                                    where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                      and e.id < d.id) as first
+                                   not exists (select from public.iu_route_delivery e
+                                                where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                                  and e.id < d.id) as first
                               from public.iu_route_delivery d
                              where d.route_code = r.route_code and d.id > v_after and d.due_at is null
                                and d.worker_name = p_worker_name
                              order by d.id
-                             limit c) p;
+                             limit v_most) p;
                     v_after := coalesce(case when cardinality(v_more) > v_room - cardinality(v_ids)
                                              then v_more[v_room - cardinality(v_ids)] else v_last end, v_after);
                     v_ids := v_ids || v_more[1:v_room - cardinality(v_ids)];
@@ -131,7 +130,7 @@ begin
                  where x.route_code = r.route_code;
             end if;
             return query
-            select r.route_code, d.id, d.attempt_no, v_ordered, d.subject_key, d.traceparent, d.event_ref,
+            select r.route_code, d.id, d.attempt_no, d.subject_key, d.traceparent, d.event_ref,
                    coalesce(o.event_domain, r.event_domain), coalesce(o.event_type, r.event_type),
                    coalesce(o.event_stream, r.event_stream),
                    coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system,
@@ -167,7 +166,7 @@ begin
         delivery_id := null;
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
-            'more', coalesce(v_looked = c and cardinality(v_ids) < v_room, false),
+            'more', coalesce(v_looked = v_most and cardinality(v_ids) < v_room, false),
             'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''));
         return next;
     end loop;

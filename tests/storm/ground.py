@@ -33,6 +33,8 @@ from support import WORKER, open_gate
 if TYPE_CHECKING:
     from storm.writers import Writers
 
+TESTS = Path(__file__).parents[1]
+
 #: How the consumers are run, in seconds; by default they would be 15, 5, 10, 60 and 10.
 LEASE, CATCH_UP, DEADLINE, BATCH_DEADLINE, RECONNECT_MAX = 3.0, 1.0, 4.0, 15.0, 1.0
 #: How long a supervisor waits before it starts a consumer again, in seconds.
@@ -53,15 +55,19 @@ OPTIONS = {
 #: So small that it can be filled; PostgreSQL has the setting since 17.
 SMALL_QUEUE, SINCE_SMALL_QUEUES = {"max_notify_queue_pages": "64"}, 17
 
-#: What a storm needs besides the package. Every event that counts takes both routes that are enabled.
-ROUTES = ("iu.version_applied.workflow", "storm.second")
+#: What a storm needs besides the package. Every event that counts takes both routes that are enabled: a dry run, and one
+#: that delivers to storm/target.py, keeping the order of subjects.
+ROUTES = ("iu.version_applied.workflow", "storm.live")
 SCHEMA = """
     insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
     values ('system', 'version_applied', 'update', 'immediate');
+    update dot_config set value = 'true' where key = 'iu_core.delivery_enabled';
+    update dot_config set value = 'storm.live' where key = 'iu_core.delivery_live_routes';
     insert into iu_outbound_route
-        (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
-    values ('storm.second', 'iu', 'version_applied', 'update', 'report', 'storm', true, true),
-           ('storm.disabled', 'iu', 'version_applied', 'update', 'report', 'storm', false, true);
+        (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run, delivery_policy)
+    values ('storm.live', 'iu', 'version_applied', 'update', 'workflow', 'storm', true, false,
+            '{"order": "subject", "concurrency": 100, "attempts": 1000, "backoff": 0.01, "backoff_max": 0.1}'),
+           ('storm.disabled', 'iu', 'version_applied', 'update', 'report', 'storm', false, true, '{}');
     create schema storm;
     -- Each row is a subject. turn counts its events: whoever holds the row lock draws the next one.
     create table storm.subject (id int primary key, turn bigint not null default 0) with (fillfactor = 20);
@@ -106,6 +112,7 @@ class Consumer:
         folder: Where its log goes.
 
     Attributes:
+        arrived: What its target has noted (storm/target.py).
         environ: What it finds in its environment besides its settings, from its next start on.
         starts: How often it was started.
     """
@@ -113,6 +120,7 @@ class Consumer:
     def __init__(self, name: str, dsn: str, folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self.arrived = folder / f"{name}.arrived"
         self.environ: dict[str, str] = {}
         self._dsn = dsn
         self._process: asyncio.subprocess.Process | None = None
@@ -143,9 +151,10 @@ class Consumer:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_", "OTEL_"))}
         settings = {
             "LEASE": LEASE, "CATCH_UP": CATCH_UP, "DEADLINE": DEADLINE, "BATCH_DEADLINE": BATCH_DEADLINE,
-            "RECONNECT_MAX": RECONNECT_MAX, "LOG_FORMAT": "json", "DSN": self._dsn,
+            "RECONNECT_MAX": RECONNECT_MAX, "LOG_FORMAT": "json", "DSN": self._dsn, "APP": "storm.target",
         }  # fmt: skip
         environ = clean | {f"IU_LISTEN_{name}": str(value) for name, value in settings.items()}
+        environ |= {"PYTHONPATH": str(TESTS), "STORM_ARRIVED": str(self.arrived)}
         try:
             while True:
                 with self.log.open("ab") as log:

@@ -38,7 +38,7 @@ INSERT = """
 """
 MANY = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, canonical_address)
-    select storm.event($1, n), 'iu', 'version_applied', 'update', 'immediate', $4
+    select storm.event($1, n), 'iu', 'version_applied', 'update', 'immediate', $4 || '/' || n
       from generate_series($2::int, $3::int) n
 """
 INVENTED = """

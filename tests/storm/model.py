@@ -191,7 +191,7 @@ class Judge:
             why = transaction.fate.name.lower() + (", this row was undone" if row in transaction.undone else "")
             self._wrong("invented", event, route, transaction.kind, why)
             return
-        if number is None or decision != "dry_run":
+        if number is None or decision not in ("dry_run", "delivered"):
             self._wrong("invented", event, route, transaction.kind, f"decision {decision}")
             return
         if (heard := self._heard.get(key)) is None:

@@ -55,6 +55,8 @@ class Report:
     minutes: float = 0.0
     events: int = 0
     attempts: int = 0
+    calls: int = 0
+    again: int = 0
     removed: int = 0
     transactions: dict[str, dict[str, int]] = field(default_factory=dict)
     retried: dict[str, int] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def tell(report: Report) -> None:
     totals: list[tuple[str, Any]] = [
         ("seed", str(report.seed)), ("PostgreSQL", report.postgresql), ("minutes", report.minutes),
         ("events", report.events), ("attempts", report.attempts),
+        ("calls of the target", report.calls), ("of these, for an event that had arrived", report.again),
         ("events removed by retention meanwhile", report.removed),
         ("retried (serialization, deadlock)", sum(report.retried.values())),
         ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),

@@ -34,12 +34,15 @@ DISK = 16_000
 MOSTLY_RUNG = 5
 #: How long after a fault an event may be late because of it, in seconds.
 AFTERMATH = 2.0
-#: The audit in its order, and when each decision was made.
+#: The audit in its order, and when each decision was made; without attempts that were not the last ones.
 AUDIT = """
     select uuid_send(event_ref), route_code, decision, extract(epoch from finished_at)::float8
       from iu_route_attempt
+     where decision not in ('retry', 'outage')
      order by id
 """
+#: What the target has noted is judged as if it were a route of its own.
+ARRIVED = "arrived"
 #: Why the consumers woke; "lost" counts the alarms: events that nobody had rung for, found by the timer.
 WAKES = """
     select w.key, sum(w.value::bigint)::bigint
@@ -171,10 +174,9 @@ class Storm:
             finally:
                 if session:
                     session.terminate()
+        # What delivers has its own backlog, and its own pace.
         await self.ground.until(
-            "select count(*) = $2 from iu_route_attempt where idempotency_key = any ($1)",
-            [f"outbound:{route}:{event}" for route in ROUTES],
-            len(ROUTES),
+            "select exists (select from iu_route_attempt where idempotency_key = $1)", f"outbound:{ROUTES[0]}:{event}"
         )
 
     def _check(self) -> None:
@@ -190,11 +192,12 @@ class Storm:
         await self.ground.until(
             "select coalesce(sum(backlog), 0) = 0 from v_iu_event_backlog", within=2 * PATIENCE, pause=0.5
         )
+        await self.ground.until("select not exists (select from iu_route_delivery)", within=10 * PATIENCE, pause=0.5)
 
     async def _judge(self) -> None:
         report, model, ground = self.report, self.model, self.ground
         self.troubled.append((time.time(), inf))
-        judge = Judge(model, ROUTES)
+        judge = Judge(model, (*ROUTES, ARRIVED))
         session, waited = await ground.connect("storm judge"), array("f")
         async with session.transaction(isolation="repeatable_read"):
             async for event, route, decision, decided_at in session.cursor(AUDIT, prefetch=20_000):
@@ -203,6 +206,8 @@ class Storm:
                 tx = model.transactions.get(int.from_bytes(event[:8]))
                 if tx and tx.rows == 1 and route == ROUTES[0] and self._undisturbed(tx.ended, decided_at):
                     waited.append(max(0.0, decided_at - tx.ended))
+        report.calls, report.again, crowded = hear_arrivals(judge, [c.arrived for c in ground.consumers])
+        report.failures += [f"two of subject {subject} at once" for subject in crowded]
         read = await session.fetchval("select sum(total_seen)::bigint from iu_route_worker_cursor")
         verdict = judge.verdict(read)
         report.wakes = dict(await session.fetch(WAKES))
@@ -305,6 +310,37 @@ class Storm:
                 f"{self.writers.weather:7} {len(self.recoveries):3} faults  {len(self.model.errors)} errors  {self.doing}"
             )
             print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+
+def hear_arrivals(judge: Judge, files: list[Path]) -> tuple[int, int, list[str]]:
+    """What the target has noted: calls, calls after the first that succeeded, and subjects that were called twice at once.
+
+    Each event is judged once, when it first arrived: at least once on the wire, once by its key, in order by subject. A
+    call that never ended was that of a consumer who died: the next one of its subject must be about the same event.
+    """
+    lines = sorted(
+        (int(at), what, bytes.fromhex(event), subject)
+        for file in files
+        if file.exists()
+        for at, what, event, subject, _ in (line.split() for line in file.read_text().splitlines())
+    )
+    arrived: set[bytes] = set()
+    busy: dict[str, bytes] = {}
+    crowded, calls, again = set(), 0, 0
+    for _, what, event, subject in lines:
+        if what == "began":
+            calls += 1
+            if subject != "-" and busy.get(subject, event) != event:
+                crowded.add(subject)
+            busy[subject] = event
+            continue
+        busy.pop(subject, None)
+        if what == "ended" and event in arrived:
+            again += 1
+        elif what == "ended":
+            arrived.add(event)
+            judge.hear(event, ARRIVED, "delivered")
+    return calls, again, sorted(crowded)
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def test_nothing_is_lost_in_a_storm(major):
     Fails when: the cursor loses late commits, the stamp believes what it is sent, two consumers work at once, or
     anything that was struck does not recover by itself; docs/how-to/storm.md lists what was tried.
     """
-    report = asyncio.run(storm(Plan(seed=3, minutes=1, major=major, bulk_rows=10_000, lull=(0.1, 0.8))))
+    report = asyncio.run(storm(Plan(seed=3, minutes=1, major=major, bulk_rows=2_000, lull=(0.1, 0.8))))
 
     assert report.failures == [], report.logs
     assert report.lost == report.duplicated == report.reread == report.invented == report.disordered == 0

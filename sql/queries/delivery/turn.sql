@@ -18,7 +18,7 @@
 -- $15 text[]             freed subjects: routes
 -- $16 bigint[]           subject keys
 
-select s.dead, t.route_code, t.delivery_id, t.attempt_no, t.ordered, t.subject_key, t.traceparent, t.event_ref, t.event_domain,
+select s.dead, t.route_code, t.delivery_id, t.attempt_no, t.subject_key, t.traceparent, t.event_ref, t.event_domain,
        t.event_type, t.event_stream, t.subject, t.subject_table, t.source_system, t.actor_ref, t.correlation_id,
        t.occurred_at, t.created_at, t.payload, t.route::text as route
   from public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s(dead)

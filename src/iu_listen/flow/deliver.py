@@ -229,7 +229,7 @@ class Deliverer:
             if delivery.id in self._busy:
                 continue
             self._busy[delivery.id] = None
-            if taken.ordered or delivery.attempt > 1:
+            if delivery.attempt > 1:
                 self._again.add(delivery.id)
             self._routes[delivery.route].queue.append(taken)
 

@@ -167,7 +167,7 @@ class Deliveries(Protocol):
     async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
         """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled.
 
-        ``busy`` are the ids that are under way, of deliveries that might be found again.
+        ``busy`` are the ids that are under way, of deliveries that were tried before.
         """
 
     async def release(self) -> None:

@@ -146,12 +146,10 @@ class Taken:
 
     Attributes:
         delivery: The delivery.
-        ordered: Whether its route keeps the order of a subject.
-        subject_key: The subject, where that is so; None: it has none.
+        subject_key: Its subject, where the route keeps the order of one; None: it waits for nobody.
     """
 
     delivery: Delivery
-    ordered: bool = False
     subject_key: int | None = None
 
 

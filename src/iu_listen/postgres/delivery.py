@@ -109,7 +109,7 @@ def _taken(row: Any, deadlines: dict[str, float]) -> Taken:
         event=event,
         deadline=deadlines[route],
     )
-    return Taken(delivery=delivery, ordered=row["ordered"], subject_key=row["subject_key"])
+    return Taken(delivery=delivery, subject_key=row["subject_key"])
 
 
 @asynccontextmanager
