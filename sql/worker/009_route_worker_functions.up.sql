@@ -364,9 +364,10 @@ begin
                        with ordinality k(id, event_type, event_stream, traceparent, n)
                   join routes r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading. Looked up
+                 -- one by one (offset 0): a join would be planned by what the audit was like when the session began.
                  where not exists (select from public.iu_route_attempt a
-                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
                  order by k.n, r.route_code
                 on conflict do nothing
                 returning route_code, event_ref, route_count, traceparent
@@ -393,7 +394,7 @@ begin
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
                    and not v_queues ? r.route_code
                  where not exists (select from public.iu_route_attempt a
-                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
                  order by k.n, r.route_code
             loop
                 begin

@@ -153,7 +153,8 @@ comment on function public.fn_iu_delivery_held(public.iu_outbound_route, public.
 
 -- Settle -------------------------------------------------------------------------------------------------
 --
--- What arrived is settled in one statement, which is nearly all of it; what did not, one by one.
+-- What arrived is settled in one statement, which is nearly all of it; what did not, one by one. Rows are looked up one by
+-- one (limit 1) and never joined: how many there are changes faster than any plan.
 --
 -- Times are given as ages: the clocks of consumers are nobody's business. The lease is renewed in the same transaction, so
 -- whoever has lost it settles nothing.
@@ -199,10 +200,19 @@ begin
         return 0;
     end if;
 
-    with gone as (
+    with found as materialized (
+        select x.ctid, s.began, s.ended
+          from unnest(p_routes, p_ids, p_results, p_began, p_ended) s(route_code, id, result, began, ended)
+         cross join lateral (
+               select d.ctid
+                 from public.iu_route_delivery d
+                where d.route_code = s.route_code and d.id = s.id
+                limit 1) x
+         where s.result = 'sent'
+    ), gone as (
         delete from public.iu_route_delivery d
-         using unnest(p_routes, p_ids, p_results, p_began, p_ended) s(route_code, id, result, began, ended)
-         where s.result = 'sent' and d.route_code = s.route_code and d.id = s.id
+         using found s
+         where d.ctid = s.ctid
         returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
                   d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
     ), resolved as (
@@ -234,10 +244,13 @@ begin
                'outbound:' || d.route_code || ':' || d.event_ref as key
           from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after) with ordinality
                s(route_code, id, result, began, ended, code, detail, retry_after, n)
-          join public.iu_route_delivery d on d.route_code = s.route_code and d.id = s.id
+         cross join lateral (
+               select d.*
+                 from public.iu_route_delivery d
+                where d.route_code = s.route_code and d.id = s.id
+                limit 1) d
          where s.result in ('failed', 'rejected', 'unavailable')
          order by s.n
-           for update of d
     loop
         select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
           from (select) one

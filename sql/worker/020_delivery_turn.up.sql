@@ -136,7 +136,11 @@ begin
                    coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system,
                    o.actor_ref, o.correlation_id::text, o.occurred_at, o.created_at, o.safe_payload::text, null::jsonb
               from unnest(v_ids) with ordinality t(id, n)
-              join public.iu_route_delivery d on d.route_code = r.route_code and d.id = t.id
+             cross join lateral (
+                   select x.*
+                     from public.iu_route_delivery x
+                    where x.route_code = r.route_code and x.id = t.id
+                    limit 1) d
               left join lateral (
                    select x.* from public.event_outbox x where x.id = d.event_ref
                    union all

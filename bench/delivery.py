@@ -1,0 +1,209 @@
+"""Throughput to a coroutine that does nothing, one durable attempt each; beside it pgqueuer and graphile-worker.
+
+Then single events: from the begin of the insert to the call of the coroutine. The peers are not ours and not among our
+dependencies: give the Python of an environment that has pgqueuer (--pgqueuer), and a directory with graphile-worker in
+its node_modules (--graphile). Each gets its own database on the same server, and the settings that were fastest here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+
+from common import consumer, database, listening, percentile, spread
+
+ROUTE = "iu.version_applied.workflow"
+TARGET = """
+import os, time
+from iu_listen import Delivery, target
+
+@target("event_outbox")
+async def nothing(delivery: Delivery) -> None:
+    if LATE is not None:
+        os.write(LATE, f"{time.time() - delivery.event.created_at.timestamp()}\\n".encode())
+
+LATE = os.open(os.environ["LATE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if os.environ.get("LATE") else None
+"""
+EMIT = """
+select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(), 'bench', '{}'))
+  from generate_series(1, $1::int) n
+"""
+PGQUEUER = """
+import asyncio, asyncpg, sys
+from datetime import timedelta
+try:
+    import uvloop
+    uvloop.install()
+except ImportError:
+    pass
+from pgqueuer import AsyncpgPoolDriver, PgQueuer, Queries
+from pgqueuer.types import QueueExecutionMode
+
+async def main(dsn, jobs, concurrency):
+    pool = await asyncpg.create_pool(dsn, min_size=4, max_size=10)
+    driver = AsyncpgPoolDriver(pool)
+    queries = Queries(driver)
+    if not await queries.schema_is_installed():
+        await queries.install()
+    await queries.clear_queue()
+    for _ in range(0, jobs, 1000):
+        await queries.enqueue(["noop"] * 1000, [b"{}"] * 1000, [0] * 1000)
+    await pool.execute("vacuum analyze")
+    await pool.execute("checkpoint")
+    pgq = PgQueuer(driver)
+
+    @pgq.entrypoint("noop")
+    async def noop(job):
+        pass
+
+    await pgq.run(batch_size=concurrency, max_concurrent_tasks=2 * concurrency, mode=QueueExecutionMode.drain)
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+"""
+#: When the first job was picked and the last one was done, by its own log.
+PGQUEUER_RATE = """
+select count(*) filter (where status = 'successful')
+       / extract(epoch from max(created) - min(created) filter (where status = 'picked')) from pgqueuer_log
+"""
+GRAPHILE = """
+const { run, makeWorkerUtils } = require("graphile-worker");
+(async () => {
+  const [connectionString, jobs, concurrency] = [process.argv[1], Number(process.argv[2]), Number(process.argv[3])];
+  const utils = await makeWorkerUtils({ connectionString });
+  await utils.migrate();
+  for (let n = 0; n < jobs; n += 1000)
+    await utils.addJobs(Array.from({ length: 1000 }, () => ({ identifier: "noop", payload: {} })));
+  await utils.withPgClient((c) => c.query("vacuum analyze"));
+  await utils.withPgClient((c) => c.query("checkpoint"));
+  let done = 0, began = 0;
+  const left = async () => (await utils.withPgClient((c) =>
+    c.query("select exists (select from graphile_worker._private_jobs) as any"))).rows[0].any;
+  began = process.hrtime.bigint();
+  const runner = await run({
+    connectionString, noHandleSignals: true, logger: new (require("graphile-worker").Logger)(() => () => {}),
+    taskList: { noop: async () => { done++; } },
+    preset: { worker: { concurrentJobs: concurrency, maxPoolSize: 10, completeJobBatchDelay: 0, failJobBatchDelay: 0,
+                        localQueue: { size: 5 * concurrency } } },
+  });
+  while (done < jobs || await left()) await new Promise((r) => setTimeout(r, 5));
+  console.log(JSON.stringify({ rate: jobs / (Number(process.hrtime.bigint() - began) / 1e9) }));
+  await runner.stop();
+  await utils.release();
+})();
+"""
+
+
+async def prepare(dsn: str, concurrency: int) -> None:
+    """The route is live, with this concurrency; and there are databases for the peers."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("create database pgq")
+    await connection.execute("create database gw")
+    await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
+    await connection.execute(
+        "update iu_outbound_route set delivery_policy = $1::jsonb where route_code = $2",
+        json.dumps({"concurrency": concurrency}),
+        ROUTE,
+    )
+    await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
+    await connection.close()
+
+
+async def ours(dsn: str, events: int) -> float:
+    """Events a second, from the first call to the last attempt, routing included."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("truncate event_outbox, iu_route_attempt, iu_route_delivery, iu_consumer_heartbeat")
+    await connection.fetchval(EMIT, events)
+    await connection.execute("vacuum analyze")
+    await connection.execute("checkpoint")
+    with consumer(dsn, "--app", "bench_target"):
+        while await connection.fetchval("select count(*) from iu_route_attempt where status = 'sent'") < events:
+            await asyncio.sleep(0.05)
+    rate = await connection.fetchval(
+        "select count(*) / extract(epoch from max(finished_at) - min(created_at)) from iu_route_attempt"
+    )
+    await connection.close()
+    return float(rate)
+
+
+async def singly(dsn: str, times: int, late: Path) -> list[float]:
+    """Milliseconds from the begin of each insert to the call, one every 20 ms."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("truncate event_outbox, iu_route_attempt, iu_route_delivery, iu_consumer_heartbeat")
+    os.environ["LATE"] = str(late)
+    with consumer(dsn, "--app", "bench_target"):
+        await listening(connection)
+        await asyncio.sleep(1)
+        for _ in range(times):
+            await connection.fetchval(EMIT, 1)
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+    del os.environ["LATE"]
+    await connection.close()
+    return [float(line) * 1000 for line in late.read_text().split()]
+
+
+def pgqueuer(python: str, dsn: str, jobs: int, concurrency: int) -> float:
+    """Jobs a second of pgqueuer."""
+    subprocess.run([python, "-c", PGQUEUER, dsn, str(jobs), str(concurrency)], check=True, capture_output=True)
+
+    async def rate() -> float:
+        connection = await asyncpg.connect(dsn)
+        found = float(await connection.fetchval(PGQUEUER_RATE))
+        await connection.execute("truncate pgqueuer_log, pgqueuer")
+        await connection.close()
+        return found
+
+    return asyncio.run(rate())
+
+
+def graphile(folder: str, dsn: str, jobs: int, concurrency: int) -> float:
+    """Jobs a second of graphile-worker, from the call of run() to the last job that is gone."""
+    done = subprocess.run(
+        ["node", "-e", GRAPHILE, "--", dsn, str(jobs), str(concurrency)],
+        check=True, capture_output=True, text=True, cwd=folder,
+    )  # fmt: skip
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["rate"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--concurrency", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--times", type=int, default=500, help="single events")
+    parser.add_argument("--pgqueuer", metavar="PYTHON", help="a Python that has pgqueuer")
+    parser.add_argument("--graphile", metavar="DIR", help="a directory with node_modules/graphile-worker")
+    options = parser.parse_args()
+    rates: dict[str, list[float]] = {}
+    with TemporaryDirectory(prefix="iu-listen-bench-") as folder, database(tcp=True) as server:
+        (Path(folder) / "bench_target.py").write_text(TARGET)
+        os.environ["PYTHONPATH"] = folder
+        dsn = server.dsn("iu")
+        asyncio.run(prepare(dsn, options.concurrency))
+        for _ in range(options.rounds):
+            rates.setdefault("iu-listen", []).append(asyncio.run(ours(dsn, options.events)))
+            if options.pgqueuer:
+                found = pgqueuer(options.pgqueuer, server.tcp_dsn("pgq"), options.events, options.concurrency)
+                rates.setdefault("pgqueuer", []).append(found)
+            if options.graphile:
+                found = graphile(options.graphile, server.tcp_dsn("gw"), options.events, options.concurrency)
+                rates.setdefault("graphile-worker", []).append(found)
+        waits = asyncio.run(singly(dsn, options.times, Path(folder) / "late"))
+    for name, found in rates.items():
+        ratio = statistics.median(rates["iu-listen"]) / statistics.median(found)
+        print(f"{name:16} {spread(found)} a second; iu-listen is {ratio:.2f} times as fast")
+    print(
+        f"single events: p50 {percentile(waits, 0.5):.2f} ms, p99 {percentile(waits, 0.99):.2f} ms, {len(waits)} calls"
+    )
+
+
+if __name__ == "__main__":
+    main()
