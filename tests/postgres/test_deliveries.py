@@ -50,7 +50,7 @@ async def test_an_event_reaches_its_coroutine_and_is_settled(live):
         )
         assert tuple(row)[:4] == ("sent", "delivered", True, 1)
         assert 0.04 < row["took"] < 5
-        assert call.event.traceparent == f"00-{row['trace_id']}-{row['span_id']}-01"
+        assert call.traceparent == f"00-{row['trace_id']}-{row['span_id']}-01"
 
 
 async def test_a_second_reading_delivers_nothing_again(live):

@@ -71,6 +71,15 @@ class _Route:
         return max(0, self.concurrency + ahead - self.workers - len(self.queue)) if self.target else 0
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A delivery that was begun, and what cancels it."""
+
+    scope: anyio.CancelScope
+    taken: Taken
+    began: float
+
+
 class Deliverer:
     """Delivers what one worker has routed, while its consumer works.
 
@@ -101,8 +110,9 @@ class Deliverer:
         self._jitter = jitter or random.Random()
         self._ring = Ring()
         self._routes: dict[str, _Route] = {}
-        #: Taken, and not settled yet, by id; those that are begun have a scope.
-        self._busy: dict[int, anyio.CancelScope | None] = {}
+        #: Taken, and not settled yet, by id; and of these, those that are begun, and those that were tried before.
+        self._busy: set[int] = set()
+        self._calls: dict[int, _Call] = {}
         self._again: set[int] = set()
         self._done: list[Outcome] = []
         self._working = False
@@ -192,8 +202,7 @@ class Deliverer:
         self._answered = asked
         self._trust(asked)
         for outcome in done:
-            self._again.discard(outcome.taken.delivery.id)
-            self._busy.pop(outcome.taken.delivery.id, None)
+            self._let_go(outcome.taken.delivery.id)
         if done:
             self._watcher.note(DeliveriesSettled(self._worker, done, turn.dead))
         self._learn(turn)
@@ -228,7 +237,7 @@ class Deliverer:
             delivery = taken.delivery
             if delivery.id in self._busy:
                 continue
-            self._busy[delivery.id] = None
+            self._busy.add(delivery.id)
             if delivery.attempt > 1:
                 self._again.add(delivery.id)
             self._routes[delivery.route].queue.append(taken)
@@ -264,15 +273,19 @@ class Deliverer:
         while route.queue:
             taken = route.queue.pop()
             route.after = min(route.after, taken.delivery.id - 1)
-            self._busy.pop(taken.delivery.id)
-            self._again.discard(taken.delivery.id)
+            self._let_go(taken.delivery.id)
+
+    def _let_go(self, id: int) -> None:
+        self._busy.discard(id)
+        self._calls.pop(id, None)
+        self._again.discard(id)
 
     def _forget(self) -> None:
         """Nothing that was taken is ours any more."""
-        for scope in self._busy.values():
-            if scope is not None:
-                scope.cancel()
+        for call in self._calls.values():
+            call.scope.cancel()
         self._busy.clear()
+        self._calls.clear()
         self._again.clear()
         self._done.clear()
         for route in self._routes.values():
@@ -285,41 +298,59 @@ class Deliverer:
         for route in self._routes.values():
             if self._stopping:
                 self._drop(route)
-            for _ in range(min(len(route.queue), route.concurrency - route.workers)):
-                route.workers += 1
-                self._tasks.start_soon(self._deliver_some, route)
+            self._one_more(route)
+
+    def _one_more(self, route: _Route) -> None:
+        """Somebody who delivers, if there is work for him. He calls the next one before he begins.
+
+        So a target that never waits is served by one, and one that does by as many as there may be.
+        """
+        if route.queue and route.workers < route.concurrency:
+            route.workers += 1
+            self._tasks.start_soon(self._deliver_some, route)
 
     async def _deliver_some(self, route: _Route) -> None:
         """Deliver one after the other, as long as the word of the database on the locks is fresh."""
+        call: _Call | None = None
         try:
-            while route.queue and route.target and not self._stopping and self._clock() - self._answered < FRESH:
-                await self._deliver(route.queue.popleft(), route.target)
+            while self._may_begin(route):
+                with anyio.CancelScope() as scope:
+                    while self._may_begin(route) and not scope.cancel_called:
+                        taken = route.queue.popleft()
+                        self._one_more(route)
+                        call = self._calls[taken.delivery.id] = _Call(scope, taken, self._clock())
+                        scope.deadline = anyio.current_time() + taken.delivery.deadline
+                        await self._deliver(call, route.target)  # type: ignore[arg-type]
+                        call = None
+                if call is not None:
+                    self._over(call, TimeoutError(f"no answer within {call.taken.delivery.deadline:g} s"))
+                    call = None
         finally:
             route.workers -= 1
 
-    async def _deliver(self, taken: Taken, target: Target) -> None:
-        delivery = taken.delivery
-        began = self._clock()
-        error: BaseException | None = None
-        with anyio.move_on_after(delivery.deadline) as scope:
-            self._busy[delivery.id] = scope
-            try:
-                await target.deliver(delivery)
-            except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
-                error = raised
-        if self._busy.get(delivery.id) is not scope:
-            # It was forgotten meanwhile: somebody else delivers it.
-            return
-        if scope.cancelled_caught:
-            error = TimeoutError(f"no answer within {delivery.deadline:g} s")
-        result, code, detail, retry_after = outcome_of(error)
-        self._done.append(
-            Outcome(
-                taken=taken, result=result, began=began, ended=self._clock(),
-                code=code, detail=detail, retry_after=retry_after,
-            )
-        )  # fmt: skip
-        self._ring.set()
+    def _may_begin(self, route: _Route) -> bool:
+        fresh = self._clock() - self._answered < FRESH
+        return bool(route.queue) and route.target is not None and not self._stopping and fresh
+
+    async def _deliver(self, call: _Call, target: Target) -> None:
+        try:
+            await target.deliver(call.taken.delivery)
+        except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
+            self._over(call, raised)
+        else:
+            self._over(call, None)
+
+    def _over(self, call: _Call, error: Exception | None) -> None:
+        # It may have been forgotten meanwhile: then somebody else delivers it.
+        if self._calls.get(call.taken.delivery.id) is call:
+            result, code, detail, retry_after = outcome_of(error)
+            self._done.append(
+                Outcome(
+                    taken=call.taken, result=result, began=call.began, ended=self._clock(),
+                    code=code, detail=detail, retry_after=retry_after,
+                )
+            )  # fmt: skip
+            self._ring.set()
 
     # -- time ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.trace import attempt_context
 
 #: Errors of the system that say: nobody is there.
 _NOBODY_THERE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
@@ -95,7 +96,7 @@ class Event:
         correlation_id: As the writer gave it.
         occurred_at: When it happened, as the writer says.
         created_at: When it was written, as the writer says.
-        traceparent: W3C trace context for the target: it names the span of this attempt.
+        traceparent: Trace context of the producer, if he gave one that is valid.
         payload: ``safe_payload``, as JSON text.
     """
 
@@ -119,7 +120,7 @@ class Event:
         return json.loads(self.payload)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Delivery:
     """An event on its way to a target, and which attempt this is.
 
@@ -138,6 +139,11 @@ class Delivery:
     attempt: int
     event: Event
     deadline: float = 30.0
+
+    @cached_property
+    def traceparent(self) -> str:
+        """W3C trace context for the target: it names the span of this attempt."""
+        return attempt_context(self.event.id, self.event.traceparent, self.idempotency_key, self.attempt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

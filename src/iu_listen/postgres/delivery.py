@@ -13,7 +13,6 @@ import anyio
 
 from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, RouteState, Taken, Turn, Want
 from iu_listen.model.settings import Settings
-from iu_listen.model.trace import attempt_context
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
@@ -98,7 +97,7 @@ def _taken(row: Any, deadlines: dict[str, float]) -> Taken:
         correlation_id=row["correlation_id"],
         occurred_at=row["occurred_at"],
         created_at=row["created_at"],
-        traceparent=attempt_context(row["event_ref"], row["traceparent"], key, row["attempt_no"]),
+        traceparent=row["traceparent"],
         payload=row["payload"],
     )
     delivery = Delivery(
