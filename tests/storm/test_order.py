@@ -1,0 +1,89 @@
+"""An ordered route under kills: each subject in the order of its commits, never two of one subject at once.
+
+ORDER_EVENTS and ORDER_SUBJECTS make it longer: `make order`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import defaultdict
+from uuid import UUID, uuid4
+
+import pytest
+
+from postgres.couriers import add_route, attempts, pending
+from storm.ground import Consumer
+from support import connected
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+EVENTS, SUBJECTS = int(os.environ.get("ORDER_EVENTS", "4000")), int(os.environ.get("ORDER_SUBJECTS", "100"))
+KILLS = 5
+SENT = "select (select count(*) from iu_route_attempt where status = 'sent')"
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_subjects_keep_their_order_through_failures_and_kills(live, tmp_path):
+    """Events of many subjects, some failing once, the consumer killed five times: in order, one at a time, all there.
+
+    Fails when: taking does not ask for the first of a subject, or what was under way is not taken again after a kill.
+    """
+    dice = random.Random(5)
+    subjects = [uuid4() for _ in range(SUBJECTS)]
+    written: dict[str, list[UUID]] = defaultdict(list)
+    consumer = Consumer("consumer", live.dsn, tmp_path)
+    async with connected(live.dsn) as connection:
+        await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
+        await add_route(connection, "storm", order="subject", concurrency=50, attempts=1000, backoff=0.01)
+        for _ in range(EVENTS // 100):
+            chosen = dice.choices(subjects, k=100)
+            rows = await connection.fetch(
+                """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
+                   select 'iu', 'version_applied', 'update', 'immediate', s from unnest($1::uuid[]) with ordinality t(s, n)
+                    order by n returning id, event_subject_ref::text""",
+                chosen,
+            )
+            for row in rows:
+                written[row[1]].append(row[0])
+        consumer.begin()
+        try:
+            for kill in range(1, KILLS + 1):
+                wanted, starts = EVENTS * kill // (KILLS + 1), consumer.starts
+                while await connection.fetchval(SENT + " >= $1", wanted) is not True:
+                    await asyncio.sleep(0.01)
+                consumer.signal(signal.SIGKILL)
+                while consumer.starts == starts:
+                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(60 + EVENTS / 100):
+                while await connection.fetchval("select sum(backlog) from v_iu_event_backlog") or await pending(
+                    connection
+                ):
+                    await asyncio.sleep(0.05)
+        finally:
+            await consumer.end()
+        assert consumer.starts > KILLS
+        failed = [e for events in written.values() for e in events if e.int % 50 == 0]
+        for event in failed[:20]:
+            found = await attempts(connection, event, "storm")
+            assert found[-1][1:3] == ("sent", "delivered")
+        assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+        sent = "select count(*), count(distinct event_ref) from iu_route_attempt where route_code = 'storm' and status = 'sent'"
+        assert tuple(await connection.fetchrow(sent)) == (EVENTS, EVENTS)
+
+    arrived: dict[str, list[UUID]] = defaultdict(list)
+    busy: dict[str, UUID] = {}
+    for line in consumer.arrived.read_text().splitlines():
+        _, what, hexed, subject, _ = line.split()
+        event = UUID(hex=hexed)
+        if what == "began":
+            # A call that never ended was that of a consumer who was killed: the same event comes again.
+            assert busy.get(subject, event) == event, f"two of subject {subject} at once"
+            busy[subject] = event
+            continue
+        del busy[subject]
+        if what == "ended" and event not in arrived[subject]:
+            arrived[subject].append(event)
+    assert arrived == written
