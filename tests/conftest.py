@@ -11,12 +11,11 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from clusters import cluster
 from iu_listen import embedded
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
@@ -93,12 +92,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
         yield ours
         ours.execute(*(f"drop database if exists {name} with (force)" for name in ours.templates.values()))
         return
-    options = {"max_prepared_transactions": "10", "track_commit_timestamp": "on"}
-    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
-        # As root, the server's own account must get in; pytest's tmp_path would be closed to it.
-        Path(root).chmod(0o755)
-        with embedded.running(Path(root), int(request.param[2:]), durable=False, options=options) as running:
-            yield TestServer(running.dsn("postgres"), running)
+    # The data is where the server's own account gets in; pytest's tmp_path would be closed to it.
+    major = int(request.param[2:])
+    with cluster(major, max_prepared_transactions="10", track_commit_timestamp="on") as running:
+        yield TestServer(running.dsn("postgres"), running)
 
 
 @pytest.fixture

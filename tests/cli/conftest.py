@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
+from clusters import place
 from conftest import Database
 from iu_listen import embedded
 from iu_listen.embedded_keeper import owner
@@ -18,10 +17,8 @@ from iu_listen.embedded_keeper import run as run_as
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[embedded.Server]:
     """A server that a test may stop, with TCP and a password; iu-listen is applied to its database iu, gate open."""
-    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
-        Path(root).chmod(0o755)
-        with embedded.running(Path(root), 18, durable=False, tcp=True) as server:
-            yield server
+    with place() as root, embedded.running(root, 18, durable=False, tcp=True) as server:
+        yield server
 
 
 @pytest.fixture
@@ -31,9 +28,8 @@ def standby(applied: Database) -> Iterator[str]:
     if primary is None:
         pytest.skip("a standby can only be made of a server of ours")
     account = owner(primary.data)
-    with TemporaryDirectory(prefix="iu-listen-standby-") as root:
-        Path(root).chmod(0o755)
-        data, socket = Path(root) / "data", Path(root) / "socket"
+    with place() as root:
+        data, socket = root / "data", root / "socket"
         data.mkdir(mode=0o700)
         socket.mkdir(mode=0o755)
         if account is not None:

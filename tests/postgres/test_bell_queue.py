@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
+from clusters import cluster
 from conftest import Database, TestServer
-from iu_listen import embedded
 from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, SessionFailed
 from iu_listen.postgres import census
@@ -22,10 +20,8 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def small() -> Iterator[TestServer]:
     """A server with the smallest notification queue there is: 64 pages."""
-    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
-        Path(root).chmod(0o755)
-        with embedded.running(Path(root), 18, durable=False, options={"max_notify_queue_pages": "64"}) as server:
-            yield TestServer(server.dsn("postgres"), server)
+    with cluster(18, max_notify_queue_pages="64") as server:
+        yield TestServer(server.dsn("postgres"), server)
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import UUID
 
 import anyio
@@ -18,6 +16,7 @@ import pytest
 
 from chaos import Proxy
 from cli.command import Running
+from clusters import place
 from conftest import Database, TestServer
 from iu_listen import embedded
 from iu_listen.app import PostgresSessions
@@ -47,10 +46,8 @@ def tcp() -> Iterator[TestServer]:
         yield ours
         ours.execute(*(f"drop database if exists {name} with (force)" for name in ours.templates.values()))
         return
-    with TemporaryDirectory(prefix="iu-listen-tests-") as root:
-        Path(root).chmod(0o755)
-        with embedded.running(Path(root), 18, durable=False, tcp=True) as server:
-            yield TestServer(server.tcp_dsn("postgres"), server)
+    with place() as root, embedded.running(root, 18, durable=False, tcp=True) as server:
+        yield TestServer(server.tcp_dsn("postgres"), server)
 
 
 @pytest.fixture
