@@ -23,6 +23,7 @@ import asyncpg
 import psutil
 import pytest
 
+from cli.nursery import born, may_be_born
 from support import connected
 
 ROUTE = "iu.version_applied.workflow"
@@ -70,21 +71,18 @@ def environment(home: str, dsn: str | None = None, env: Mapping[str, str] | None
     return clean | ({"IU_LISTEN_DSN": dsn} if dsn else {}) | dict(env or {})
 
 
-def run(
-    *args: str,
-    dsn: str | None = None,
-    env: Mapping[str, str] | None = None,
-    input: str | None = None,
-    timeout: float = 60,
-) -> Done:
+def run(*args: str, dsn: str | None = None, env: Mapping[str, str] | None = None, timeout: float = 60) -> Done:
     """Run one command to its end, in an empty directory and a clean environment. A traceback is never an answer."""
     with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
         began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "iu_listen", *args],
-            env=environment(home, dsn, env), cwd=home, input=input, capture_output=True, text=True,
-            timeout=timeout, check=False,
-        )  # fmt: skip
+        whole = environment(home, dsn, env)
+        if may_be_born(env or {}):
+            done = born(args, whole, home, timeout)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "iu_listen", *args],
+                env=whole, cwd=home, capture_output=True, text=True, timeout=timeout, check=False,
+            )  # fmt: skip
         seconds = time.monotonic() - began
         assert not list(Path(home).iterdir()), f"{args} left something behind in the current directory"
     assert "Traceback" not in done.stderr, done.stderr
