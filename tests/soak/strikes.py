@@ -20,8 +20,6 @@ from support import connected, wait_until
 #: Most events of one statement of a writer, and how many of them write.
 CHUNK: Final = 200
 WRITERS: Final = 4
-#: How often somebody is killed.
-KILLS: Final = 10
 FAULTS: Final = ("none", "gone", "503", "429", "hangs", "receiver killed", "consumer killed")
 EVENTS: Final = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address)
@@ -108,16 +106,19 @@ class Scene:
         await wait_until(more, "the receiver takes more", 120)
 
 
-async def strike(fault: str, scene: Scene, events: int, seconds: float) -> None:
-    """Let the fault happen, ``events`` be written meanwhile, and end, no sooner than after ``seconds``."""
+async def strike(fault: str, scene: Scene, events: int, seconds: float, kills: int) -> None:
+    """Let the fault happen, ``events`` be written meanwhile, and end, no sooner than after ``seconds``.
+
+    Where somebody is killed he is killed ``kills`` times.
+    """
     if fault == "none":
         await scene.pen.allow(events)
     elif fault == "receiver killed":
-        for part in _shares(events):
-            await _kill_receiver(scene, part, seconds / KILLS)
+        for part in _shares(events, kills):
+            await _kill_receiver(scene, part, seconds / kills)
     elif fault == "consumer killed":
-        for number, part in enumerate(_shares(events)):
-            await (_kill_waiting_consumer if number % 2 else _kill_exporting_consumer)(scene, part, seconds / KILLS)
+        for number, part in enumerate(_shares(events, kills)):
+            await (_kill_waiting_consumer if number % 2 else _kill_exporting_consumer)(scene, part, seconds / kills)
     else:
         scene.there.kill() if fault == "gone" else scene.there.behave(fault)
         await scene.pen.allow(events)
@@ -126,9 +127,9 @@ async def strike(fault: str, scene: Scene, events: int, seconds: float) -> None:
         scene.there.start() if fault == "gone" else scene.there.behave("keep")
 
 
-def _shares(events: int) -> list[int]:
+def _shares(events: int, kills: int) -> list[int]:
     """So many events in parts, one for each kill."""
-    return [events * (n + 1) // KILLS - events * n // KILLS for n in range(KILLS)]
+    return [events * (n + 1) // kills - events * n // kills for n in range(kills)]
 
 
 async def _kill_receiver(scene: Scene, events: int, seconds: float) -> None:

@@ -22,7 +22,7 @@ def test_every_row_is_a_span_exactly(live, fault, protocol):
     It lacked some of them when the fault ended, else that would be no news.
     Fails when: the cursor moves before a page was accepted, spans are dropped after some tries, or replays are not read.
     """
-    found = asyncio.run(soak(live.dsn, fault, events=2000, seconds=3, protocol=protocol))
+    found = asyncio.run(soak(live.dsn, fault, events=2000, seconds=3, kills=4, protocol=protocol))
 
     assert (found.missing, found.invented) == (0, 0)
     assert bool(found.held) is (fault != "none")

@@ -73,7 +73,9 @@ async def _replay(dsn: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def soak(dsn: str, fault: str, *, events: int, seconds: float, protocol: str = "http/protobuf") -> Verdict:
+async def soak(
+    dsn: str, fault: str, *, events: int, seconds: float, kills: int = 10, protocol: str = "http/protobuf"
+) -> Verdict:
     """One burst: half of it before the fault, half while it lasts.
 
     Args:
@@ -81,6 +83,7 @@ async def soak(dsn: str, fault: str, *, events: int, seconds: float, protocol: s
         fault: One of FAULTS.
         events: How many are written.
         seconds: How long the fault lasts at least.
+        kills: How often somebody is killed, where that is the fault.
         protocol: ``http/protobuf`` or ``grpc``.
 
     Raises:
@@ -106,7 +109,7 @@ async def soak(dsn: str, fault: str, *, events: int, seconds: float, protocol: s
                     going.append(tasks.create_task(_replay(dsn)))
                     await scene.pen.allow(events // 2)
                     await wait_until(lambda: asked(watching, SOME, events // 10), "some are exported", 600)
-                    await strike(fault, scene, events - events // 2, seconds)
+                    await strike(fault, scene, events - events // 2, seconds, kills)
                     await scene.routed()
                     await wait_until(lambda: asked(watching, REPLAYED), "every dead letter was replayed", 600)
                     for task in going:
