@@ -1,4 +1,7 @@
-"""A short storm with every fault in it, on both embedded versions. `make storm` is the long one; docs/how-to/storm.md."""
+"""Two short storms, on both embedded versions, with every fault in one of them.
+
+`make storm` is the long one, with all of them on either version; docs/how-to/storm.md.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,26 @@ from storm.run import storm
 
 pytestmark = pytest.mark.slow
 
+#: Which faults strike where: every other one, so that each strikes in one of the two.
+DEALT = {16: tuple(faults.FAULTS)[0::2], 18: tuple(faults.FAULTS)[1::2]}
 
-@pytest.mark.parametrize("major", [16, 18])
-def test_nothing_is_lost_in_a_storm(major):
+
+@pytest.mark.parametrize(("major", "other"), [(16, 18), (18, 16)])
+def test_nothing_is_lost_in_a_storm(major, other):
     """Through every fault of the table, each committed event has one attempt a route, in the order of its subject.
 
     Fails when: the cursor loses late commits, the stamp believes what it is sent, two consumers work at once, or
     anything that was struck does not recover by itself; docs/how-to/storm.md lists what was tried.
     """
-    report = asyncio.run(storm(Plan(seed=3, minutes=1, major=major, bulk_rows=2_000, lull=(0.1, 0.8))))
+    plan = Plan(seed=3, minutes=0.5, major=major, bulk_rows=2_000, lull=(0.1, 0.8), only=DEALT[major])
+    report = asyncio.run(storm(plan))
 
     assert report.failures == [], report.logs
     assert report.lost == report.duplicated == report.reread == report.invented == report.disordered == 0
     assert report.writer_errors == 0
-    assert set(report.faults) | set(report.skipped_faults) == set(faults.FAULTS)
+    assert set(report.faults) | set(report.skipped_faults) == set(DEALT[major])
+    # What is left out lacks a tool; what only the other version can suffer would have to be dealt to it.
+    assert all(faults.FAULTS[name].missing(other) for name in report.skipped_faults)
     assert {kind for kind, fates in report.transactions.items() if sum(fates.values())} >= set(KINDS)
     assert report.attempts == 2 * report.events
     assert min(report.naive_lost.values()) > HARD_ENOUGH
