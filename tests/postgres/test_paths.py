@@ -20,6 +20,7 @@ from clusters import place
 from conftest import Database, TestServer
 from iu_listen import embedded
 from iu_listen.app import PostgresSessions
+from iu_listen.flow import backoff
 from iu_listen.flow.consumer import Consumer
 from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, Stopped
 from iu_listen.model.settings import Settings
@@ -232,6 +233,12 @@ async def test_a_reset_at_any_step_of_the_start_is_survived(there, step):
             assert len(seen.of(SessionFailed)) == 1
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a loss it connects again at once: the pause before that has no message, and tests of its own."""
+    monkeypatch.setattr(backoff, "BASE", 0.002)
+
+
 async def beside_each_message(dsn: str, *, cut: bool) -> int:
     """A consumer begins anew, again and again, from its connect to its sleep. In the n-th round an event is written before
     the n-th message on its path is forwarded, in whichever direction; or never, because the session is cut over it.
@@ -271,6 +278,7 @@ async def beside_each_message(dsn: str, *, cut: bool) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("at_once")
 async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there):
     """Whichever message between the connect and the sleep a session is cut over, it recovers, and events are routed once.
 
@@ -280,6 +288,7 @@ async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("at_once")
 async def test_an_event_beside_any_message_is_woken_for(there):
     """Whatever a consumer is about to hear or to say, an event that commits just then is routed without the timer.
 
