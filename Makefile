@@ -47,7 +47,8 @@ $(AGENT)/.ready: tests/telemetry/agent-constraints.txt
 	@touch $@
 
 unit: $(READY) $(AGENT)/.ready ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+	@# With bytecode, whatever the environment says: else each process of the tests compiles all of them again.
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 # A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
 MINUTES ?= 2
