@@ -1,0 +1,291 @@
+"""Whom a target may connect to: addresses of URLs, addresses of hosts, and a way to exactly the one that was checked.
+
+A route is a row that many may write, so its address may be meant to reach what only we can reach: a service of our
+network, or the metadata of the cloud (server-side request forgery).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+import httpcore
+
+from iu_listen.model.delivery import Unavailable
+from iu_listen.model.errors import ConfigurationError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: What is no address of somebody far away. Our own table: that of the standard library differs by its version, and
+#: calls public what leads back to IPv4 (NAT64, 6to4). The first row that fits says what it is.
+NOT_PUBLIC: Final = [(ipaddress.ip_network(network), what) for network, what in (
+    ("0.0.0.0/8", "this host"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "of a carrier or a cloud"),
+    ("127.0.0.0/8", "loopback"),
+    ("168.63.129.16/32", "of a cloud"),
+    ("169.254.0.0/16", "link-local"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "reserved"),
+    ("192.0.2.0/24", "for documentation"),
+    ("192.88.99.0/24", "a 6to4 relay"),
+    ("192.168.0.0/16", "private"),
+    ("198.18.0.0/15", "for benchmarks"),
+    ("198.51.100.0/24", "for documentation"),
+    ("203.0.113.0/24", "for documentation"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("::/128", "this host"),
+    ("::1/128", "loopback"),
+    ("::ffff:0:0/96", "IPv4-mapped"),
+    ("64:ff9b::/96", "NAT64"),
+    ("64:ff9b:1::/48", "NAT64"),
+    ("2001::/23", "a tunnel, or reserved"),
+    ("2001:db8::/32", "for documentation"),
+    ("2002::/16", "6to4"),
+    ("3fff::/20", "for documentation"),
+    ("fc00::/7", "private"),
+    ("fe80::/10", "link-local"),
+    ("ff00::/8", "multicast"),
+    # All that is public lies in 2000::/3.
+    ("::/3", "reserved"),
+    ("4000::/2", "reserved"),
+    ("8000::/1", "reserved"),
+)]  # fmt: skip
+
+_HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_.\-]*[a-z0-9_])?")
+#: RFC 3986. A URL with anything else is read differently by different readers.
+_URL: Final = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL, taken apart.
+
+    Attributes:
+        scheme: ``http`` or ``https``.
+        host: In lower case, without the dot at its end and the brackets of IPv6.
+        port: From 1.
+        path: What is asked for, query included; it begins with ``/``.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Take a URL apart.
+
+        Raises:
+            ValueError: it is none that we use; the text says why, and nothing of the URL.
+        """
+        if not _URL.fullmatch(text):
+            raise ValueError("an address is a URL in ASCII; other characters are percent-encoded, hosts are xn--")
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            raise ValueError("host and port of the address make no sense") from None
+        host = (parts.hostname or "").rstrip(".")
+        if "@" in parts.netloc:
+            raise ValueError("user and password do not belong into an address: routes are read by many")
+        if parts.scheme not in _PORTS or not host or port == 0:
+            raise ValueError("an address is https://host/path")
+        if not _HOST.fullmatch(host) and literal(host) is None:
+            raise ValueError("the host of the address is no name")
+        if parts.fragment:
+            raise ValueError("a fragment (#) is never sent")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return cls(parts.scheme, host, port or _PORTS[parts.scheme], path)
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as in a URL and in the header Host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Which hosts may be reached that are not public.
+
+    Attributes:
+        hosts: Names that may have any address.
+        networks: Addresses that any name may have.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def allowing(cls, entries: Iterable[str]) -> Guard:
+        """The guard that lets through these names and networks (CIDR, or one address).
+
+        Raises:
+            ConfigurationError: an entry is neither.
+        """
+        hosts, networks = set(), []
+        for entry in entries:
+            try:
+                networks.append(ipaddress.ip_network(entry))
+            except ValueError:
+                name = entry.lower().rstrip(".")
+                if not _HOST.fullmatch(name):
+                    raise ConfigurationError(
+                        f"the option allow_private has {entry!a}", "It is a list of CIDRs and host names."
+                    ) from None
+                hosts.add(name)
+        return cls(frozenset(hosts), tuple(networks))
+
+    def trusts(self, host: str) -> bool:
+        """Whether this host is allowed by what it is called, whatever address it has."""
+        if host in self.hosts:
+            return True
+        ip = literal(host)
+        return ip is not None and any(ip in network for network in self.networks)
+
+    def refusal(self, host: str, address: str) -> str:
+        """What speaks against this address of a host: what it is, as in ``loopback``; empty: nothing."""
+        ip = literal(address)
+        if ip is None:
+            return "no address"
+        if self.trusts(host) or self.trusts(address):
+            return ""
+        return next((what for network, what in NOT_PUBLIC if ip in network), "")
+
+
+def literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is written as; None: it is a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+#: Host and port to addresses.
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    """The addresses of a host, as the system finds them.
+
+    Raises:
+        OSError: it has none.
+        UnicodeError: it cannot be a name.
+    """
+    return [str(found[4][0]) for found in await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connections to addresses that were checked, and to no other: a name is looked up once for each connection.
+
+    What goes wrong before a request is sent is Unavailable, with the code ``dns``, ``address_refused``, ``connect`` or
+    ``tls``: no event can help it, so none may become a dead letter by it.
+
+    Args:
+        guard: Which addresses are allowed.
+        resolve: Where addresses come from.
+    """
+
+    def __init__(self, guard: Guard, resolve: Resolve = resolve) -> None:
+        self._guard = guard
+        self._resolve = resolve
+        self._inner = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to a host, within ``timeout`` seconds; to one of its addresses after the other.
+
+        Raises:
+            Unavailable: it has no address, none that is allowed, or none where anybody answers.
+        """
+        with anyio.move_on_after(timeout) as scope:
+            addresses = await self._allowed(host, port)
+            kind = ""
+            for left in range(len(addresses), 0, -1):
+                # Somebody silent must not take the time of the others.
+                share = (scope.deadline - anyio.current_time()) / left
+                try:
+                    stream = await self._inner.connect_tcp(addresses[-left], port, share, local_address, socket_options)
+                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                    kind = type(_root(error)).__name__
+                else:
+                    return _Stream(stream, host)
+            raise Unavailable(f"no connection to {host}, port {port}: {kind}", code="connect")
+        raise Unavailable(f"no connection to {host}, port {port}, within {timeout:g} s", code="connect")
+
+    async def _allowed(self, host: str, port: int) -> list[str]:
+        try:
+            addresses = list(dict.fromkeys(await self._resolve(host, port)))
+        except (OSError, UnicodeError) as error:
+            raise Unavailable(f"{host} has no address: {type(error).__name__}", code="dns") from None
+        refused = {address: self._guard.refusal(host, address) for address in addresses}
+        allowed = [address for address in addresses if not refused[address]]
+        if not allowed:
+            what = ", ".join(f"{address} ({why})" for address, why in refused.items()) or "nothing"
+            raise Unavailable(f"{host} leads to {what}, which allow_private does not have", code="address_refused")
+        return allowed
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection that tells a failure of TLS from one of the network."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream, host: str) -> None:
+        self._inner = inner
+        self._host = host
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._inner.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            root = _root(error)
+            # The words of OpenSSL: of the certificate, and of the protocol. Nothing of ours is in them.
+            why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
+            raise Unavailable(f"no TLS with {self._host}: {why}", code="tls") from None
+        except BaseException:
+            # Cancelled: httpcore would leave it to the garbage collector.
+            with anyio.CancelScope(shield=True):
+                await self._inner.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was made of."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
