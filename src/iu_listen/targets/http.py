@@ -1,0 +1,193 @@
+"""Webhooks: an event as a CloudEvent in an HTTP request, signed as Standard Webhooks says.
+
+httpcore is what httpx is made of. It is used without httpx because nothing of what that adds may happen here: redirects
+elsewhere, proxies of the environment, cookies, answers that are unpacked; and because connections to addresses that
+were checked (guard.py) are part of its interface, not of httpx's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import quote, urljoin
+
+import anyio
+import httpcore
+
+from iu_listen.flow.ports import Target
+from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secrets, Unavailable
+from iu_listen.targets import http_options
+from iu_listen.targets.cloudevents import MODES, header_value, traceparent
+from iu_listen.targets.guard import Address, GuardedBackend, Resolve, resolve
+from iu_listen.targets.http_options import Options
+from iu_listen.targets.http_pool import Answer, Pool
+
+#: Longest wait for a connection, and for its TLS, in seconds; a third of the deadline where that is less, so that
+#: being kept waiting for them both is no running into the deadline.
+CONNECT: Final = 10.0
+#: Most redirects that are followed.
+REDIRECTS: Final = 2
+#: Longest wait that an answer may ask for, in seconds.
+MOST_RETRY_AFTER: Final = 3600.0
+#: Longest part of an answer that is kept for people, in characters.
+EXCERPT: Final = 200
+
+#: What an answer means: by its status, else by its hundred, else Failed. 502 and 504 are among the Failed, though a
+#: gateway says them of an outage, too: an event that makes the receiver fall over must not hold its whole route.
+OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
+    408: Failed,
+    425: Failed,
+    429: Unavailable,
+    503: Unavailable,
+    3: Reject,
+    4: Reject,
+}
+
+#: What may happen while a request is under way, and what is said of it. No text of theirs: it may hold headers.
+_BROKEN: Final[Mapping[type[Exception], tuple[str, str]]] = {
+    httpcore.TimeoutException: ("timeout", "no answer in time"),
+    httpcore.NetworkError: ("disconnect", "the connection broke before the answer came"),
+    httpcore.RemoteProtocolError: ("disconnect", "the other side left before it answered, or its answer is no HTTP"),
+    httpcore.ProtocolError: ("disconnect", "the connection could not be used any more"),
+}
+
+
+class HttpTarget:
+    """Events to one URL. Satisfies flow.ports.Target.
+
+    Args:
+        options: Where to, and how.
+        resolve: Where addresses come from.
+        clock: Seconds since 1970, for signatures.
+    """
+
+    def __init__(self, options: Options, resolve: Resolve = resolve, clock: Callable[[], float] = time.time) -> None:
+        self._options = options
+        self._clock = clock
+        self._pool = Pool(options.address, options.tls, options.http2, GuardedBackend(options.guard, resolve))
+
+    def __repr__(self) -> str:
+        return f"HttpTarget({self._options.address.scheme}://{self._options.address.authority})"
+
+    async def deliver(self, delivery: Delivery, /) -> None:
+        """Deliver one event; it has arrived when the answer is 2xx.
+
+        Raises:
+            Reject: the answer says that this event will never be taken (4xx, a redirect).
+            Unavailable: there is no connection (``dns``, ``address_refused``, ``connect``, ``tls``), or the answer is
+                429 or 503.
+            Failed: 408, 425, 5xx, no answer (``timeout``), or half of one (``disconnect``).
+        """
+        headers, body = self.message(delivery)
+        try:
+            with anyio.fail_after(delivery.deadline):
+                answer = await self._follow(headers, body, min(CONNECT, delivery.deadline / 3))
+        except TimeoutError:
+            raise Failed(f"no answer within {delivery.deadline:g} s", code="timeout") from None
+        except tuple(_BROKEN) as error:
+            code, words = next(said for kind, said in _BROKEN.items() if isinstance(error, kind))
+            raise Failed(words, code=code) from None
+        self._settle(answer)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._pool.aclose()
+
+    def message(self, delivery: Delivery) -> tuple[dict[str, str], bytes]:
+        """Headers and body of the request for a delivery."""
+        headers, body = MODES[self._options.mode](delivery.event)
+        headers |= {
+            "host": self._options.address.authority,
+            "content-length": str(len(body)),
+            "user-agent": "iu-listen",
+            "idempotency-key": header_value(delivery.idempotency_key),
+        }
+        if context := traceparent(delivery.event):
+            headers["traceparent"] = context
+        if self._options.signers:
+            # A dot separates what is signed; nothing else of a key needs to go, and two keys never become one.
+            name = quote(delivery.idempotency_key, safe=":", errors="replace").replace(".", "%2E")
+            now = datetime.fromtimestamp(int(self._clock()), UTC)
+            signatures = [signer.sign(name, now, body.decode()) for signer in self._options.signers]
+            headers |= {
+                "webhook-id": name,
+                "webhook-timestamp": str(int(now.timestamp())),
+                "webhook-signature": " ".join(signatures),
+            }
+        return {**headers, **self._options.headers}, body
+
+    async def _follow(self, headers: Mapping[str, str], body: bytes, connect: float) -> Answer:
+        """Ask, and ask again where an answer says so. The last answer, or the first redirect that is not followed."""
+        address = self._options.address
+        for _ in range(REDIRECTS):
+            answer = await self._ask(address, headers, body, connect)
+            if answer.status not in {307, 308} or not (there := answer.header("location")):
+                return answer
+            try:
+                address = Address.parse(urljoin(f"{address.scheme}://{address.authority}{address.path}", there))
+            except ValueError:
+                return answer
+            if address.origin != self._options.address.origin:
+                return answer
+        return await self._ask(address, headers, body, connect)
+
+    async def _ask(self, address: Address, headers: Mapping[str, str], body: bytes, connect: float) -> Answer:
+        options = self._options
+        return await self._pool.ask(
+            options.method, address.path, headers, body, connect=connect, most=options.max_response
+        )
+
+    def _settle(self, answer: Answer) -> None:
+        status = answer.status
+        if 200 <= status < 300:
+            return
+        kind = OUTCOMES.get(status) or OUTCOMES.get(status // 100, Failed)
+        code = "redirect" if 300 <= status < 400 else f"http_{status}"
+        said = self._excerpt(answer)
+        raise kind(
+            f"HTTP {status}: {said}" if said else f"HTTP {status}",
+            code=code,
+            retry_after=retry_after(answer.header("retry-after"), self._clock()) if kind is Unavailable else None,
+        )
+
+    def _excerpt(self, answer: Answer) -> str:
+        """The beginning of an answer, for people: in characters that can be printed, and without our secrets."""
+        text = answer.body.decode(errors="replace")
+        for secret in self._options.hidden:
+            text = text.replace(secret, "***")
+        if not answer.whole and self._options.hidden:
+            # What was cut off may have cut a secret.
+            text = text[: -len(self._options.hidden[0])]
+        # One for one: what is left out between two halves would join them.
+        return "".join(c if c.isprintable() else " " for c in text)[:EXCERPT].strip()
+
+
+def retry_after(text: str, now: float) -> float | None:
+    """How long the header Retry-After asks to wait, in seconds from ``now``; None: it says nothing of use."""
+    if re.fullmatch(r"[0-9]+", text):
+        return min(float(text), MOST_RETRY_AFTER)
+    try:
+        when = parsedate_to_datetime(text)
+        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - now
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return min(max(0.0, math.ceil(seconds)), MOST_RETRY_AFTER)
+
+
+def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
+    """The target of a route. Connects to nothing yet.
+
+    Args:
+        address: An URL of https, or of http where allow_private has its host.
+        options: ``target`` of the delivery policy: docs/how-to/http.md.
+        secrets: Where secrets are looked up, now and once.
+
+    Raises:
+        ConfigurationError: the address or an option cannot work.
+    """
+    return HttpTarget(http_options.read(address, options, secrets))

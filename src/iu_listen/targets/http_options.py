@@ -1,0 +1,194 @@
+"""The options of an HTTP target: what they may be, and what is made of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+from standardwebhooks import Webhook
+
+from iu_listen.model.delivery import Secret, Secrets
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets.guard import Address, Guard
+
+_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
+#: Visible ASCII, and blanks inside.
+_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+#: What we set ourselves, what frames a request, and what would speak to a proxy.
+_OURS: Final = re.compile(
+    r"host|content-.*|transfer-encoding|te|trailer|connection|keep-alive|upgrade|expect|proxy-.*|:.*"
+    r"|idempotency-key|traceparent|webhook-.*|ce-.*",
+    re.IGNORECASE,
+)
+#: What holds a secret by its nature.
+_SECRET: Final = re.compile(r"authorization|cookie", re.IGNORECASE)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and v for v in value)
+
+
+def _headers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(v, str)
+        or (isinstance(v, dict) and "secret" in v and {"secret", "prefix"} >= v.keys() and _texts([v["secret"]])
+            and isinstance(v.get("prefix", ""), str))
+        for v in value.values()
+    )  # fmt: skip
+
+
+#: Each option: what it is without being given, whether a value will do, and what does.
+OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
+    "mode": ("structured", lambda v: v in ("structured", "binary"), "structured or binary"),
+    "method": ("POST", lambda v: v in ("POST", "PUT"), "POST or PUT"),
+    "http2": (False, lambda v: isinstance(v, bool), "true or false"),
+    "secrets": ([], _texts, "a list of env:NAME or file:/path"),
+    "headers": ({}, _headers, 'an object of texts, or of {"secret": "env:NAME", "prefix": "Bearer "}'),
+    "allow_private": ([], _texts, "a list of CIDRs and host names"),
+    "allow_hosts": (None, _texts, "a list of host names"),
+    "ca": ("", lambda v: isinstance(v, str), "the path of a file with certificates (PEM)"),
+    "max_response": (65_536, lambda v: type(v) is int and 1 <= v <= 2**24, "a whole number of bytes, 1 to 16777216"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the options of a route make of an HTTP target.
+
+    Attributes:
+        address: Where requests go.
+        mode: ``structured`` or ``binary``.
+        method: ``POST`` or ``PUT``.
+        http2: Whether HTTP/2 is offered to the other side.
+        guard: Who may be connected to.
+        tls: Whom to trust.
+        max_response: How much of an answer is read, in bytes.
+        signers: What signs; each makes a signature of its own.
+        headers: Fixed headers.
+        hidden: Every secret, in every spelling that an answer may repeat it in.
+    """
+
+    address: Address
+    mode: str
+    method: str
+    http2: bool
+    guard: Guard
+    tls: ssl.SSLContext
+    max_response: int
+    signers: tuple[Webhook, ...] = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    hidden: tuple[str, ...] = field(repr=False)
+
+
+def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
+    """Read the address and the options of a route.
+
+    Raises:
+        ConfigurationError: one of them cannot work; it says which, and what can. It says no value of an option that
+            may be a secret in the wrong place.
+    """
+    given = {name: default for name, (default, _, _) in OPTIONS.items()}
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise ConfigurationError(
+                f"targets of HTTP have no option {name[:40]!a}", f"There are: {', '.join(sorted(OPTIONS))}"
+            )
+        _, good, what = OPTIONS[name]
+        if not good(value):
+            raise ConfigurationError(f"the option {name} must be {what}")
+        given[name] = value
+    guard = Guard.allowing(given["allow_private"])
+    keys = [secrets.get(name) for name in given["secrets"]]
+    headers, hidden = _read_headers(given["headers"], secrets)
+    return Options(
+        address=_read_address(address, guard, given["allow_hosts"]),
+        mode=given["mode"],
+        method=given["method"],
+        http2=given["http2"],
+        guard=guard,
+        tls=_read_ca(given["ca"]),
+        max_response=given["max_response"],
+        signers=tuple(_signer(key) for key in keys),
+        headers=headers,
+        hidden=_spellings([*hidden, *(part for key in keys for part in (key.reveal(), _base64(key)))]),
+    )
+
+
+def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> Address:
+    try:
+        address = Address.parse(text)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    if only is not None and address.host not in {name.lower().rstrip(".") for name in only}:
+        raise ConfigurationError(f"{address.host} is not in allow_hosts")
+    if address.scheme == "http" and not guard.trusts(address.host):
+        raise ConfigurationError(
+            f"http:// to {address.host} would be read by everybody on the way", "Use https://, or allow_private."
+        )
+    refused = guard.refusal(address.host, address.host)
+    if refused and refused != "no address":
+        raise ConfigurationError(f"{address.host} is {refused}", "If it is meant, put it into allow_private.")
+    return address
+
+
+def _read_headers(given: Mapping[str, Any], secrets: Secrets) -> tuple[dict[str, str], list[str]]:
+    headers, hidden = {}, []
+    for name, value in ((name.lower(), value) for name, value in given.items()):
+        if not _NAME.fullmatch(name) or _OURS.fullmatch(name):
+            raise ConfigurationError(f"the option headers cannot have {name[:40]!a}", "We set it, or it is no name.")
+        if isinstance(value, str):
+            if _SECRET.fullmatch(name):
+                raise ConfigurationError(
+                    f"the header {name} holds a secret: give its place",
+                    f"The option headers is {OPTIONS['headers'][2]}",
+                )
+            headers[name] = value
+        else:
+            secret = secrets.get(value["secret"]).reveal()
+            headers[name] = value.get("prefix", "") + secret
+            hidden.append(secret)
+        if not _VALUE.fullmatch(headers[name]):
+            raise ConfigurationError(f"the header {name} has a value that is empty, or no plain ASCII")
+    return headers, hidden
+
+
+def _read_ca(path: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=path or None)
+    except (OSError, ValueError) as error:
+        # ssl.SSLError is an OSError: a file without certificates.
+        raise ConfigurationError(f"the option ca cannot be used: {type(error).__name__}, {path!a}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _base64(key: Secret) -> str:
+    return key.reveal().removeprefix("whsec_")
+
+
+def _signer(key: Secret) -> Webhook:
+    try:
+        raw = base64.b64decode(_base64(key), validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    # What Standard Webhooks asks for is at least 24 bytes; senders with 16 are about.
+    if not key.reveal().startswith("whsec_") or len(raw) < 16:
+        raise ConfigurationError(f"{key.name} is no secret for signatures", "It is whsec_ and base64 of 24 bytes.")
+    return Webhook(raw)
+
+
+def _spellings(secrets: Iterable[str]) -> tuple[str, ...]:
+    """Secrets as they are, in JSON, in a URL and in base64; the longest first, since one may hold another."""
+    found = {
+        spelling
+        for s in secrets
+        for spelling in (s, json.dumps(s)[1:-1], quote(s, safe=""), base64.b64encode(s.encode()).decode().rstrip("="))
+    }
+    return tuple(sorted(found, key=len, reverse=True))
