@@ -6,6 +6,7 @@ that is most of the work. Here all go to one place, so a stack will do.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from iu_listen.targets.guard import Address
 REST: Final = 5.0
 #: How long a connection is kept that nobody uses, in seconds. Servers of Node close theirs after 5.
 KEPT: Final = 4.0
+
+# At its level DEBUG it writes down every header, a token among them.
+logging.getLogger("hpack").setLevel(logging.INFO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,20 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A connection, how many requests are on it, and whether the next one may find it."""
+    """A connection.
+
+    Attributes:
+        users: How many requests are on it.
+        free: The next request may find it.
+        left: Somebody left it in the middle of an answer.
+        used: An answer came by it.
+    """
 
     connection: httpcore.AsyncHTTPConnection
     users: int = 0
     free: bool = False
     left: bool = False
+    used: bool = False
 
 
 class Pool:
@@ -91,8 +103,9 @@ class Pool:
             Unavailable: there is no connection.
             httpcore.NetworkError, httpcore.ProtocolError: no status came.
         """
+        again = False
         while True:
-            line = await self._take()
+            line = await self._take(fresh=again and not self._http2)
             line.users += 1
             try:
                 async with line.connection.stream(
@@ -111,10 +124,16 @@ class Pool:
             except httpcore.ConnectionNotAvailable:
                 # Hoped to be one of HTTP/2, it is one of HTTP/1.1, and somebody else was faster; or it was just closed.
                 continue
+            except (httpcore.NetworkError, httpcore.ProtocolError):
+                # The other side closes what was idle just when we use it. That is no fault of this event.
+                if again or not line.used:
+                    raise
+                again = True
             except anyio.get_cancelled_exc_class():
                 line.left = True
                 raise
             else:
+                line.used = True
                 line.left |= not answer.whole
                 return answer
             finally:
@@ -127,8 +146,9 @@ class Pool:
             await self._lines.pop().connection.aclose()
         self._free.clear()
 
-    async def _take(self) -> _Line:
-        while self._free:
+    async def _take(self, fresh: bool) -> _Line:
+        """A connection that was used, else, or where it must be ``fresh``, a new one."""
+        while self._free and not fresh:
             line = self._free[-1]
             if line.connection.has_expired() or line.connection.is_closed():
                 await self._drop(line)

@@ -1,0 +1,348 @@
+"""The HTTP target: what it sends, what an answer means to it, and what routes may ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from iu_listen.model.delivery import Failed, Reject, Secrets, Unavailable
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets import Targets, http
+from iu_listen.targets.http import retry_after
+from iu_listen.targets.http_pool import Pool
+from targets.counterparts import KEYS, SECRETS, delivery, raw, response
+
+pytestmark = pytest.mark.asyncio
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+ODD = 'ü ☃ %41 "x"\r\nX-Evil: 1'
+
+
+async def caught(target, sent):
+    """What delivering raises; None: nothing."""
+    try:
+        await target.deliver(sent)
+    except (Reject, Unavailable, Failed) as error:
+        return error
+    finally:
+        await target.aclose()
+    return None
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
+@pytest.mark.parametrize("mode", ["structured", "binary"])
+async def test_an_event_arrives_as_a_cloudevent(receiver, mode, http2):
+    """The receiver gets a CloudEvent with every attribute as it was, odd characters included, and the headers.
+    Fails when: an attribute is left out, or a value stands in a header without being percent-encoded.
+    """
+    await receiver.ask("/seen")
+    sent = delivery(source="crm/ü", subject=ODD, correlation_id="c 1", traceparent=TRACEPARENT,
+                    payload='{"price": 1.10, "name": "Zoë"}')  # fmt: skip
+    assert await caught(receiver.target(mode=mode, http2=http2, method="PUT"), sent) is None
+
+    (got,) = await receiver.ask("/seen")
+    event = from_http_event(HTTPMessage(headers=got["headers"], body=got["body"].encode()))
+    assert (got["method"], got["path"], got["version"]) == ("PUT", "/hook", "2" if http2 else "1.1")
+    assert got["headers"]["idempotency-key"] == sent.idempotency_key
+    assert got["headers"]["traceparent"] == TRACEPARENT
+    assert "x-evil" not in got["headers"]
+    assert event.get_attributes() == {
+        "specversion": "1.0", "id": str(sent.event.id), "source": "crm/%C3%BC", "type": "iu.version_applied",
+        "datacontenttype": "application/json", "subject": ODD, "time": datetime(2026, 11, 25, 17, tzinfo=UTC),
+        "traceparent": TRACEPARENT, "correlationid": "c 1", "domain": "iu", "stream": "iu",
+    }  # fmt: skip
+    assert event.get_data() == {"price": 1.1, "name": "Zoë"}
+    # As the database wrote it: a number is not read and written again.
+    assert '{"price": 1.10, "name": "Zoë"}' in got["body"]
+
+
+async def test_both_keys_verify_while_they_are_exchanged(receiver):
+    """A body that two keys sign is verified by each of them, and by no other; its id has no dot and is always the same.
+    Fails when: only the first key signs, or the body is changed after it was signed.
+    """
+    await receiver.ask("/seen")
+    target = receiver.target(secrets=["env:NEW", "env:OLD"])
+    for _ in range(2):
+        await target.deliver(delivery("outbound:a.b:7", payload='{"ü": 1}'))
+    await target.aclose()
+
+    one, two = await receiver.ask("/seen")
+    for key in ("NEW", "OLD"):
+        assert Webhook(KEYS[key]).verify(one["body"], one["headers"])["data"] == {"ü": 1}
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_" + "A" * 32).verify(one["body"], one["headers"])
+    with pytest.raises(WebhookVerificationError):
+        Webhook(KEYS["NEW"]).verify(one["body"] + " ", one["headers"])
+    assert one["headers"]["webhook-id"] == two["headers"]["webhook-id"] == "outbound:a%2Eb:7"
+    assert one["headers"]["idempotency-key"] == "outbound:a.b:7"
+
+
+async def test_fixed_headers_and_secrets_of_them_are_sent(receiver):
+    """Headers of the route arrive, those with a secret behind their prefix; without keys nothing is signed.
+    Fails when: the option headers is left out of the request.
+    """
+    await receiver.ask("/seen")
+    headers = {"X-Team": "crm", "Authorization": {"secret": "env:TOKEN", "prefix": "Bearer "}}
+    assert await caught(receiver.target(headers=headers), delivery()) is None
+
+    (got,) = await receiver.ask("/seen")
+    assert got["headers"]["x-team"] == "crm"
+    assert got["headers"]["authorization"] == f"Bearer {KEYS['TOKEN']}"
+    assert not any(name.startswith("webhook-") for name in got["headers"])
+
+
+NOW = 1_800_000_000
+DATE = format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True)
+OUTCOMES = [
+    (200, {}, None, "", None),
+    (202, {}, None, "", None),
+    (204, {}, None, "", None),
+    (300, {}, Reject, "redirect", None),
+    (304, {}, Reject, "redirect", None),
+    (400, {}, Reject, "http_400", None),
+    (401, {"retry_after": "7"}, Reject, "http_401", None),
+    (404, {}, Reject, "http_404", None),
+    (408, {}, Failed, "http_408", None),
+    (410, {}, Reject, "http_410", None),
+    (422, {}, Reject, "http_422", None),
+    (425, {}, Failed, "http_425", None),
+    (429, {}, Unavailable, "http_429", None),
+    (429, {"retry_after": "7"}, Unavailable, "http_429", 7),
+    (500, {}, Failed, "http_500", None),
+    (501, {}, Failed, "http_501", None),
+    (502, {}, Failed, "http_502", None),
+    (503, {}, Unavailable, "http_503", None),
+    (503, {"retry_after": DATE}, Unavailable, "http_503", 90),
+    (503, {"retry_after": "999999"}, Unavailable, "http_503", 3600),
+    (503, {"retry_after": "soon"}, Unavailable, "http_503", None),
+    (504, {}, Failed, "http_504", None),
+    (999, {}, Failed, "http_999", None),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "kind", "code", "wait"), OUTCOMES)
+async def test_what_an_answer_means(status, headers, kind, code, wait):
+    """Each status means what the table of docs/how-to/http.md says.
+    Fails when: a row of OUTCOMES is taken out of the target.
+    """
+    body = b"" if status in {204, 304} else b"because"
+    async with raw(response(status, body, **headers)) as server:
+        target = server.target()
+        target._clock = lambda: NOW
+        error = await caught(target, delivery())
+    assert type(error) is (kind or type(None))
+    if error:
+        assert (error.code, error.retry_after) == (code, wait)
+        assert error.reason == (f"HTTP {status}: because" if body else f"HTTP {status}")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("120", 120), ("9" * 5000, 3600), ("-1", None), ("1.5", None), ("", None), ("٣", None), ("1e3", None),
+     (format_datetime(datetime.fromtimestamp(NOW - 90, UTC), usegmt=True), 0), ("Wed, 99 Nov 2026 17:00:00 GMT", None),
+     ("Wed, 25 Nov 99999 17:00:00 GMT", None), ("\x00", None)],
+)  # fmt: skip
+async def test_how_long_to_wait(text, seconds):
+    """Retry-After is seconds or a date, from nothing to an hour; what is neither is no word at all.
+    Fails when: the cap is taken out, or an odd date is let through as an error.
+    """
+    assert retry_after(text, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "says"),
+    [
+        ("https://a.example/", {"mod": "binary"}, "no option 'mod'"),
+        ("https://a.example/", {"mode": "xml"}, "mode must be structured or binary"),
+        ("https://a.example/", {"method": "GET"}, "method must be POST or PUT"),
+        ("https://a.example/", {"http2": 1}, "http2 must be true or false"),
+        ("https://a.example/", {"max_response": 0}, "max_response must be"),
+        ("https://a.example/", {"max_response": True}, "max_response must be"),
+        ("https://a.example/", {"secrets": "env:NEW"}, "secrets must be a list"),
+        ("https://a.example/", {"secrets": ["whsec_canary"]}, "given by its place"),
+        ("https://a.example/", {"secrets": ["env:NOTHING"]}, "NOTHING is not set"),
+        ("https://a.example/", {"secrets": ["env:TOKEN"]}, "env:TOKEN is no secret for signatures"),
+        ("https://a.example/", {"headers": ["a"]}, "headers must be"),
+        ("https://a.example/", {"headers": {"a": {"secret": "env:TOKEN", "x": 1}}}, "headers must be"),
+        ("https://a.example/", {"headers": {"Authorization": "Bearer canary"}}, "holds a secret"),
+        ("https://a.example/", {"headers": {"Host": "b"}}, "cannot have 'host'"),
+        ("https://a.example/", {"headers": {"Transfer-Encoding": "chunked"}}, "cannot have"),
+        ("https://a.example/", {"headers": {"webhook-id": "1"}}, "cannot have"),
+        ("https://a.example/", {"headers": {"a b": "1"}}, "cannot have 'a b'"),
+        ("https://a.example/", {"headers": {"a": "1\r\nb: canary"}}, "header a has a value"),
+        ("https://a.example/", {"headers": {"a": {"secret": "env:LINES"}}}, "header a has a value"),
+        ("https://a.example/", {"ca": "/nowhere.pem"}, "ca cannot be used: FileNotFoundError"),
+        ("https://a.example/", {"allow_private": ["10.0.0.1/8"]}, "allow_private has '10.0.0.1/8'"),
+        ("https://a.example/", {"allow_private": "a"}, "allow_private must be"),
+        ("https://a.example/", {"allow_hosts": ["b.example"]}, "a.example is not in allow_hosts"),
+        ("http://a.example/", {}, "http:// to a.example"),
+        ("http://a.example/", {"allow_private": ["127.0.0.0/8"]}, "http:// to a.example"),
+        ("https://user:canary@a.example/", {}, "do not belong into an address"),
+        ("https://a.example:0/", {}, "https://host/path"),
+        ("https://a.example:canary/", {}, "make no sense"),
+        ("https://a.example/ü", {}, "URL in ASCII"),
+        ("https://a.example/\r\nx", {}, "URL in ASCII"),
+        ("https://a.example\\@b/", {}, "URL in ASCII"),
+        ("https://a.example/#x", {}, "fragment"),
+        ("https:///x", {}, "https://host/path"),
+        ("https://127.0.0.1/", {}, "127.0.0.1 is loopback"),
+        ("https://[fd00:ec2::254]/", {}, "fd00:ec2::254 is private"),
+        ("https://[::ffff:10.0.0.1]/", {}, "IPv4-mapped"),
+    ],
+)
+async def test_what_cannot_work_is_said(address, options, says):
+    """An address or an option that cannot work is refused before anything is sent; the words say which, and no secret.
+    Fails when: a check of an option is taken out.
+    """
+    with pytest.raises(ConfigurationError) as error:
+        http.open(address, options, Secrets(KEYS | {"LINES": "canary\r\nx: y"}))
+    assert says in error.value.message
+    assert "canary" not in f"{error.value.message} {error.value.hint}"
+
+
+async def test_routes_find_it_by_their_scheme():
+    """An external_endpoint of https or http has the target, by the entry points of the package.
+    Fails when: an entry point is taken out of pyproject.toml.
+    """
+    targets = Targets()
+    for address in ("https://a.example/hook", "http://localhost/hook"):
+        target = targets.find("external_endpoint", address, {"allow_private": ["localhost"]})
+        assert repr(target) == f"HttpTarget({address.removesuffix('/hook')})"
+    await targets.aclose()
+
+
+async def test_one_connection_of_http_2_outlives_what_is_left_on_it(receiver):
+    """What shares a connection of HTTP/2 with a delivery that is given up still arrives; the next one takes another.
+    Fails when: a connection that was left in the middle is used on, or closed under those that are on it.
+    """
+    await receiver.ask("/count")
+    target = receiver.target(http2=True)
+    await target.deliver(delivery())
+    stays = asyncio.create_task(target.deliver(delivery(payload='{"hold": "stays"}')))
+    with pytest.raises(Failed) as error:
+        await target.deliver(delivery(payload='{"hold": "never"}', deadline=0.5))
+    assert error.value.code == "timeout"
+    assert (await receiver.ask("/count"))["connections"] == 1
+
+    await target.deliver(delivery())
+    await receiver.ask("/release/stays")
+    await stays
+    assert await receiver.ask("/count") == {"keys": 1, "connections": 1, "versions": 1, "requests": 1}
+    (line,) = target._pool._lines
+    assert line.free
+    await target.aclose()
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
+async def test_of_a_long_answer_the_status_counts(receiver, http2):
+    """Of an answer that is too long the beginning is read, its status counts, and its connection is given up.
+    Fails when: the answer is read to its end, or its connection is used again.
+    """
+    await receiver.ask("/count")
+    target = receiver.target(http2=http2, max_response=1000)
+    await target.deliver(delivery(payload='{"status": 200, "bytes": 3000000}'))
+    assert not target._pool._lines
+    with pytest.raises(Reject, match="HTTP 404: xxx"):
+        await target.deliver(delivery(payload='{"status": 404, "bytes": 1001}'))
+    await target.deliver(delivery(payload='{"status": 200, "bytes": 1000}'))
+    await target.deliver(delivery())
+    assert (await receiver.ask("/count"))["connections"] == 3
+    await target.aclose()
+
+
+@pytest.mark.parametrize(
+    ("http2", "count"),
+    [pytest.param(False, 10_000, marks=pytest.mark.slow), pytest.param(True, 1000, marks=pytest.mark.slow)],
+    ids=["1.1", "2"],
+)
+async def test_many_deliveries_use_few_connections(receiver, http2, count):
+    """Each of many deliveries, 50 at once, arrives once, over as many connections as are at once, or over one.
+    Fails when: a connection is not used again.
+    """
+    await receiver.ask("/count")
+    target = receiver.target(http2=http2, secrets=["env:NEW"])
+    left = iter(range(count))
+
+    async def some() -> None:
+        for _ in left:
+            await target.deliver(delivery())
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(50):
+            tasks.create_task(some())
+    print(f"{count / (time.monotonic() - began):.0f} deliveries a second")
+    counts = await receiver.ask("/count")
+    assert (counts["keys"], counts["requests"]) == (count, count)
+    assert counts["connections"] <= (1 if http2 else 50)
+    await target.aclose()
+
+
+async def test_a_connection_that_the_other_side_closed_is_not_used(certificates, monkeypatch):
+    """When the receiver closes a connection between two deliveries, the second takes another one at once.
+    Fails when: it is not looked at whether a connection is still there.
+    """
+    taken = []
+
+    async def take(self, fresh):
+        taken.append(fresh)
+        return await honest(self, fresh)
+
+    async def once(writer):
+        writer.write(response(204))
+        await writer.drain()
+
+    honest = Pool._take
+    monkeypatch.setattr(Pool, "_take", take)
+    async with raw(once, certificates.good) as server:
+        target = server.target(ca=str(certificates.ca))
+        await target.deliver(delivery())
+        await server.left()
+        await target.deliver(delivery())
+        assert (server.connections, taken) == (2, [False, False])
+        await target.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answered", "connections", "requests", "code"),
+    [({1, 3}, 2, 3, ""), ({1}, 2, 3, "disconnect"), (set(), 1, 1, "disconnect")],
+)
+async def test_a_connection_that_breaks_under_a_request(answered, connections, requests, code):
+    """When a connection that was used before breaks under a request, that is sent once more, on a new one.
+    Not so where the new one breaks, too, or where the connection that broke was new.
+    Fails when: such a request is not sent once more, or sent more than once more.
+    """
+
+    async def behave(writer):
+        if len(server.requests) in answered:
+            writer.write(response(204))
+            await writer.drain()
+            return True
+        return False
+
+    async with raw(behave) as server:
+        target = server.target()
+        if answered:
+            await target.deliver(delivery())
+        error = await caught(target, delivery())
+        assert getattr(error, "code", "") == code
+        assert (server.connections, len(server.requests)) == (connections, requests)
+
+
+async def test_the_payload_of_binary_mode_is_the_body():
+    """In binary mode the body is safe_payload and nothing else.
+    Fails when: the body of the structured mode is sent.
+    """
+    async with raw(response(204)) as server:
+        assert await caught(server.target(mode="binary"), delivery(payload='{"a": [1, 2]}')) is None
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert json.loads(body) == {"a": [1, 2]}
+    assert b"content-type: application/json\r\n" in head
+    assert SECRETS.get("env:NEW").reveal().encode() not in head
