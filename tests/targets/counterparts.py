@@ -127,8 +127,8 @@ def granian(certificates: Certificates) -> Iterator[Receiver]:
         server.wait(20)
 
 
-#: What a raw receiver does with a connection on which a request has arrived. True: the connection stays.
-Behaviour = Callable[[asyncio.StreamWriter], Awaitable[bool | None]]
+#: What a raw receiver does with a connection on which a request has arrived. What it returns is true where it stays.
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
 
 
 @dataclass
@@ -173,7 +173,7 @@ async def raw(
                 length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 server.requests.append(head + await reader.readexactly(length))
                 if callable(answer):
-                    if not await answer(writer):
+                    if not await answer(reader, writer):
                         return
                 else:
                     writer.write(answer)

@@ -295,7 +295,7 @@ async def test_a_connection_that_the_other_side_closed_is_not_used(certificates,
         taken.append(fresh)
         return await honest(self, fresh)
 
-    async def once(writer):
+    async def once(reader, writer):
         writer.write(response(204))
         await writer.drain()
 
@@ -320,7 +320,7 @@ async def test_a_connection_that_breaks_under_a_request(answered, connections, r
     Fails when: such a request is not sent once more, or sent more than once more.
     """
 
-    async def behave(writer):
+    async def behave(reader, writer):
         if len(server.requests) in answered:
             writer.write(response(204))
             await writer.drain()

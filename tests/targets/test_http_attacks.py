@@ -1,0 +1,439 @@
+"""What an evil receiver, route or event may try with the HTTP target, and what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import socket
+import time
+import traceback
+
+import pytest
+
+from iu_listen.model.delivery import Failed, Reject, Unavailable
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets import http, http_options
+from iu_listen.targets.guard import Guard, resolve
+from targets.counterparts import KEYS, SECRETS, delivery, raw, response
+
+pytestmark = pytest.mark.asyncio
+
+#: The deadline of a delivery to a receiver that does not come to an end.
+SHORT = 1.0
+
+
+async def drip(writer, head, drop):
+    """Send a beginning, and then a bit again and again, until the other side has gone."""
+    writer.write(head)
+    while True:
+        writer.write(drop)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def silence(reader, writer):
+    """Say nothing until the other side has gone."""
+    await reader.read()
+
+
+def redirect(to, status=307):
+    return response(status, location=to)
+
+
+#: What the receiver does; what comes of it, its code, and what is kept of it.
+RECEIVERS = {
+    "redirect to the metadata of a cloud": (redirect("http://169.254.169.254/"), Reject, "redirect", "HTTP 307"),
+    "redirect to another host": (redirect("http://127.0.0.1:PORT/"), Reject, "redirect", "HTTP 307"),
+    "redirect to another port": (redirect("http://localhost:1/"), Reject, "redirect", "HTTP 307"),
+    "redirect to another scheme": (redirect("https://localhost:PORT/"), Reject, "redirect", "HTTP 307"),
+    "redirect to a host without a scheme": (redirect("//other.example/"), Reject, "redirect", "HTTP 307"),
+    "redirect with a password": (redirect("http://a:b@localhost:PORT/"), Reject, "redirect", "HTTP 307"),
+    "redirect to a file": (redirect("file:///etc/passwd"), Reject, "redirect", "HTTP 307"),
+    "redirect to nothing": (response(307), Reject, "redirect", "HTTP 307"),
+    "redirect to what is no URL": (redirect("http://[/ü"), Reject, "redirect", "HTTP 307"),
+    "redirect that would change the method": (redirect("/", 302), Reject, "redirect", "HTTP 302"),
+    "redirects without end": (redirect("/again"), Reject, "redirect", "HTTP 307"),
+    "answer that is no UTF-8": (response(400, b"\xff\xfe caf\xe9"), Reject, "http_400", "HTTP 400: �� caf�"),
+    "answer with codes of a terminal": (response(400, b"a\x1b[2Jb\r\n\x00c"), Reject, "http_400", "HTTP 400: a [2Jb   c"),
+    "answer that turns the line around": (response(400, "a\u202eb".encode()), Reject, "http_400", "HTTP 400: a b"),
+    "long reason": (response(400, b"y" * 9000), Reject, "http_400", "HTTP 400: " + "y" * 200),
+    "answer of zeros, packed": (response(400, gzip.compress(bytes(10_000_000)), content_encoding="gzip"),
+                                Reject, "http_400", "HTTP 400: \x1f"),
+    "answer that is cut off": (response(400, b"half")[:-2] , Reject, "http_400", "HTTP 400: ha"),
+    "answer without end": (lambda r, w: drip(w, b"HTTP/1.1 400 X\r\n\r\n", b"z" * 65_536), Reject, "http_400", "HTTP 400: zzz"),
+    "answer that drips": (lambda r, w: drip(w, b"HTTP/1.1 400 X\r\n\r\n", b"z"), Reject, "http_400", "HTTP 400: zzz"),
+    "headers that drip": (lambda r, w: drip(w, b"HTTP/1.1 200 X\r\n", b"a: b\r\n"), Failed, "timeout", "no answer within 1 s"),
+    "headers without end": (lambda r, w: drip(w, b"HTTP/1.1 200 X\r\n", b"a: b\r\n" * 9999), Failed, "disconnect", "no HTTP"),
+    "interim answers without end": (lambda r, w: drip(w, b"", b"HTTP/1.1 103 X\r\n\r\n"), Failed, "timeout", "no answer within"),
+    "silence": (silence, Failed, "timeout", "no answer within 1 s"),
+    "hanging up": (lambda r, w: asyncio.sleep(0), Failed, "disconnect", "left before it answered"),
+    "another protocol": (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", Failed, "disconnect", "no HTTP"),
+    "a header folded into two": (b"HTTP/1.1 200 X\r\nbad header: 1\r\n\r\n", Failed, "disconnect", "no HTTP"),
+    "switching protocols": (response(101, upgrade="websocket", connection="upgrade"), Failed, "disconnect", "no HTTP"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("behave", "kind", "code", "says"), RECEIVERS.values(), ids=RECEIVERS.keys())
+async def test_an_evil_receiver_hurts_itself_only(behave, kind, code, says):
+    """Whatever a receiver answers, the delivery ends in time with the tested outcome, and its connection is dropped.
+    Fails when: a redirect is followed elsewhere, an answer is read or kept as it is, or its end is waited for.
+    """
+    began = time.monotonic()
+
+    async def ends(reader, writer):
+        await behave(reader, writer)
+
+    async def bytes_of(reader, writer):
+        writer.write(behave.replace(b"PORT", str(server.port).encode()))
+        await writer.drain()
+        # Half an answer ends with its connection.
+        return not says.endswith("ha")
+
+    async with raw(ends if callable(behave) else bytes_of) as server:
+        target = server.target()
+        with pytest.raises(kind) as error:
+            await target.deliver(delivery(deadline=SHORT))
+        if callable(behave):
+            await server.left()
+        assert error.value.code == code
+        assert says in error.value.reason or says == "HTTP 400: \x1f"
+        assert error.value.reason.isprintable()
+        assert len(error.value.reason) <= len("HTTP 400: ") + 200
+        assert len(server.requests) <= 3
+        assert server.connections == 1
+        assert time.monotonic() - began < 10 * SHORT
+        await target.aclose()
+
+
+async def test_a_redirect_to_the_same_origin_is_followed_twice():
+    """307 and 308 to the same origin are followed, with the same method, body and key; the last answer counts.
+    Fails when: no redirect is followed, or only one.
+    """
+
+    async def behave(reader, writer):
+        writer.write([redirect("/one", 308), redirect("two?x=1"), response(204)][len(server.requests) - 1])
+        await writer.drain()
+        return True
+
+    async with raw(behave) as server:
+        target = server.target("/from/here")
+        await target.deliver(delivery("key-1"))
+        await target.aclose()
+    lines = [request.split(b"\r\n", 1)[0] for request in server.requests]
+    assert lines == [b"POST /from/here HTTP/1.1", b"POST /one HTTP/1.1", b"POST /two?x=1 HTTP/1.1"]
+    assert len({request.split(b"\r\n", 1)[1] for request in server.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("certificate", "says"),
+    [
+        ("expired", "certificate has expired"),
+        ("other_host", "Hostname mismatch"),
+        ("strange", "unable to get local issuer certificate"),
+        ("self_signed", "self-signed certificate"),
+    ],
+)
+async def test_bad_certificates_are_an_outage(certificates, certificate, says):
+    """A receiver that cannot prove who it is gets nothing, and the route waits.
+    Fails when: certificates or names are not verified.
+    """
+    async with raw(response(204), getattr(certificates, certificate)) as server:
+        target = server.target(ca=str(certificates.ca))
+        with pytest.raises(Unavailable, match=says) as error:
+            await target.deliver(delivery())
+        assert error.value.code == "tls"
+        assert server.requests == []
+        await target.aclose()
+
+
+async def test_a_trusted_certificate_is_trusted_because_of_the_option(certificates):
+    """Without the option ca, a receiver of the tests' authority is not trusted.
+    Fails when: certificates are not verified.
+    """
+    async with raw(response(204), certificates.good) as server:
+        target = server.target()
+        with pytest.raises(Unavailable) as error:
+            await target.deliver(delivery())
+        assert (error.value.code, server.requests) == ("tls", [])
+
+
+async def nowhere(host, port):
+    raise socket.gaierror(socket.EAI_NONAME, "canary")
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"),
+    [
+        ("nobody", "connect", "ConnectionRefusedError"),
+        ("no name", "dns", "no address: gaierror"),
+        ("no TLS", "tls", "no TLS with localhost"),
+        ("silence", "tls", "no TLS with localhost"),
+    ],
+)
+async def test_where_nobody_is_the_route_waits(what, code, says):
+    """What goes wrong before a request is sent is an outage, with a code that says what; silence, too, before the deadline.
+    Fails when: a failure of the way is taken for one of the event.
+    """
+    left = asyncio.Event()
+
+    async def talk(reader, writer):
+        if what == "no TLS":
+            writer.write(b"HTTP/1.1 400 no\r\n\r\n")
+        await silence(reader, writer)
+        writer.close()
+        left.set()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    if what == "nobody":
+        server.close()
+        await server.wait_closed()
+    options = http_options.read(f"https://localhost:{port}/", {"allow_private": ["localhost"]}, SECRETS)
+    target = http.HttpTarget(options, nowhere if what == "no name" else resolve)
+    with pytest.raises(Unavailable, match=says) as error:
+        await target.deliver(delivery(deadline=SHORT))
+    assert error.value.code == code
+    if code == "tls":
+        await asyncio.wait_for(left.wait(), 10)
+    await target.aclose()
+    server.close()
+
+
+#: An address that nobody far away has, in every range that there is one.
+PRIVATE = [
+    "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254", "168.63.129.16",
+    "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.192", "192.168.1.1", "198.18.0.1", "224.0.0.1",
+    "239.255.255.255", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::7f00:1",
+    "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "2001::1", "2001:db8::1", "2002:7f00:1::", "3fff::1",
+    "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "febf::1", "fec0::1", "ff02::1", "100::1", "5f00::1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+async def test_addresses_of_our_own_network_are_refused(address):
+    """A name that leads to an address that is not public gets no connection, and the route waits and says why.
+    Fails when: its row is taken out of NOT_PUBLIC, or addresses are not looked at.
+    """
+
+    async def leads_there(host, port):
+        return [address]
+
+    target = http.HttpTarget(http_options.read("https://hook.example/", {}, SECRETS), leads_there)
+    with pytest.raises(Unavailable) as error:
+        await target.deliver(delivery(deadline=SHORT))
+    assert error.value.code == "address_refused"
+    assert f"hook.example leads to {address} (" in error.value.reason
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "100.128.0.1", "172.32.0.1", "192.0.1.1", "2606:4700::1111", "2a00:1450::1"]
+)
+async def test_addresses_of_the_internet_are_not(address):
+    """Addresses of the internet need no permission.
+    Fails when: a network in NOT_PUBLIC is too wide.
+    """
+    assert Guard().refusal("hook.example", address) == ""
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "127.1", "localhost", "localhost."])
+async def test_odd_spellings_of_loopback_are_refused(host):
+    """However an address of our own is written, the one that it leads to is what is looked at.
+    Fails when: the text of the host is looked at instead of its address.
+    """
+    target = http.open(f"https://{host}/", {}, SECRETS)
+    with pytest.raises(Unavailable) as error:
+        await target.deliver(delivery(deadline=5))
+    assert error.value.code in {"address_refused", "dns"}
+    if error.value.code == "address_refused":
+        assert "loopback" in error.value.reason
+
+
+async def test_what_is_allowed_is_allowed_and_no_more():
+    """A CIDR allows its addresses to every name, a name allows every address to itself.
+    Fails when: allow_private lets through what it does not name.
+    """
+    guard = Guard.allowing(["10.0.0.0/8", "fd00::1", "Intern.Example."])
+    assert guard.refusal("a.example", "10.9.9.9") == ""
+    assert guard.refusal("a.example", "fd00::1") == ""
+    assert guard.refusal("a.example", "fd00::2") == "private"
+    assert guard.refusal("a.example", "11.0.0.1") == ""
+    assert guard.refusal("a.example", "127.0.0.1") == "loopback"
+    assert guard.refusal("a.example", "::ffff:10.0.0.1") == "IPv4-mapped"
+    assert guard.refusal("intern.example", "127.0.0.1") == ""
+    assert guard.refusal("x.intern.example", "127.0.0.1") == "loopback"
+
+
+async def test_a_name_that_is_bound_anew_leads_nowhere(certificates):
+    """Each connection asks for the name once, and goes to exactly the address that was looked at; the certificate is
+    still that of the name. When the name leads elsewhere later, the next connection is refused.
+    Fails when: the name is looked up again to connect, or its address is looked at for the first connection only.
+    """
+    leads = iter([["127.0.0.2", "127.0.0.1"], ["127.0.0.2"]])
+    asked = []
+
+    async def rebound(host, port):
+        asked.append(host)
+        return next(leads)
+
+    async def once(reader, writer):
+        writer.write(response(204))
+        await writer.drain()
+
+    async with (
+        raw(once, certificates.good) as server,
+        raw(response(204), certificates.good, "127.0.0.2", server.port) as trap,
+    ):
+        options = {"allow_private": ["127.0.0.1"], "ca": str(certificates.ca)}
+        address = f"https://hook.example:{server.port}/"
+        target = http.HttpTarget(http_options.read(address, options, SECRETS), rebound)
+        await target.deliver(delivery())
+        await server.left()
+        with pytest.raises(Unavailable) as error:
+            await target.deliver(delivery())
+        assert error.value.code == "address_refused"
+        assert (server.connections, trap.connections) == (1, 0)
+        assert asked == ["hook.example", "hook.example"]
+        assert f"host: hook.example:{server.port}\r\n".encode() in server.requests[0].lower()
+        await target.aclose()
+
+
+async def test_the_next_address_is_tried():
+    """Where nobody answers at the first address of a host, the next one is tried.
+    Fails when: only the first address is tried.
+    """
+
+    async def two(host, port):
+        return ["127.0.0.3", "127.0.0.1"]
+
+    async with raw(response(204)) as server:
+        options = http_options.read(f"http://localhost:{server.port}/", {"allow_private": ["localhost"]}, SECRETS)
+        target = http.HttpTarget(options, two)
+        await target.deliver(delivery())
+        await target.aclose()
+        assert server.connections == 1
+
+
+EVIL = "x\r\nX-Evil: 1\r\n\r\nPOST / HTTP/1.1\x00 ü ☃ \ud800"
+
+
+@pytest.mark.parametrize("mode", ["structured", "binary"])
+async def test_no_value_becomes_a_header_of_its_own(mode):
+    """Line ends, controls and what is no ASCII, in whatever comes from an event or its route, reach no header as they are.
+    Fails when: a value is put into a header without being percent-encoded.
+    """
+    plain = EVIL.replace("\ud800", "")
+    sent = delivery(f"outbound:{EVIL}:1", subject=plain, type=plain, source=plain, domain=plain, stream=plain,
+                    correlation_id=plain, traceparent=plain)  # fmt: skip
+    async with raw(response(204)) as server:
+        target = server.target(mode=mode, secrets=["env:NEW"])
+        await target.deliver(sent)
+        await target.aclose()
+    (request,) = server.requests
+    head = request.partition(b"\r\n\r\n")[0].decode("ascii")
+    names = [line.split(": ", 1)[0] for line in head.split("\r\n")[1:]]
+    assert all(32 <= ord(c) < 127 for c in head.replace("\r\n", ""))
+    assert len(names) == len(set(names))
+    assert "x-evil" not in {name.lower() for name in names}
+    assert "traceparent" not in names
+    assert ("ce-subject" in names) == (mode == "binary")
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
+async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, http2):
+    """No secret is in a repr, a log, an error or its traceback, although the receiver sends back what it got.
+    Fails when: the answer is kept as it is, hpack may log, or a secret is in a repr.
+    """
+    caplog.set_level(logging.DEBUG)
+    token, key = KEYS["TOKEN"], KEYS["NEW"]
+    headers = {"authorization": {"secret": "env:TOKEN", "prefix": "Bearer "}}
+    options = {"headers": headers, "secrets": ["env:NEW"], "allow_private": ["localhost"], "ca": str(receiver.ca)}
+    read = http_options.read(f"https://localhost:{receiver.port}/", options, SECRETS)
+    target = http.HttpTarget(read)
+    told = [repr(read), repr(target), str(vars(target))]
+    with pytest.raises(Reject) as error:
+        await target.deliver(delivery(payload='{"status": 404}'))
+    told += ["".join(traceback.format_exception(error.value)), repr(error.value), caplog.text]
+    await target.aclose()
+    assert caplog.records
+    for text in told:
+        assert token not in text
+        assert "canary" not in text
+        assert key.removeprefix("whsec_") not in text
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "{token}",
+        "<<{token}>>",
+        '{{"was": {json}}}',
+        "?t={url}",
+        "Basic {base64}",
+        "{key}",
+        "{bare}",
+        "{halves}",
+        "{token:.9}",
+    ],
+)
+async def test_a_receiver_that_sends_secrets_back_is_not_quoted(echo):
+    """What an answer repeats of a secret is left out of the dead letter, in every usual spelling, and where it is cut.
+    Fails when: the answer is kept as it is, characters are left out before secrets are, or what was cut is kept.
+    """
+    import base64
+    import json
+    from urllib.parse import quote
+
+    token, key = KEYS["TOKEN"], KEYS["NEW"]
+    body = echo.format(token=token, json=json.dumps(token), url=quote(token, safe=""), key=key, bare=key[6:],
+                       base64=base64.b64encode(token.encode()).decode(), halves=token[:6] + "\x00" + token[6:])  # fmt: skip
+    cut = {"max_response": len(body)} if "9" in echo else {}
+    sent = response(404, body.encode() + (b"!" if cut else b""))
+    async with raw(sent) as server:
+        headers = {"authorization": {"secret": "env:TOKEN", "prefix": "Bearer "}}
+        target = server.target(headers=headers, secrets=["env:NEW"], **cut)
+        with pytest.raises(Reject) as error:
+            await target.deliver(delivery())
+        await target.aclose()
+    said = error.value.reason
+    if "halves" in echo:
+        assert token not in said
+    else:
+        assert all(part not in said for part in ("canary", "7f3a", base64.b64encode(b"canary-").decode()[:8], key[6:]))
+
+
+async def test_being_cancelled_leaves_nothing_behind():
+    """A delivery that is cancelled, at whatever point, drops its connection, and the target works on.
+    Fails when: a connection with half an answer is used again or stays open.
+    """
+
+    async def behave(reader, writer):
+        if len(server.requests) == 2:
+            writer.write(response(204))
+            await writer.drain()
+            return True
+        started.set()
+        await silence(reader, writer)
+        return False
+
+    started = asyncio.Event()
+    async with raw(behave) as server:
+        target = server.target()
+        task = asyncio.create_task(target.deliver(delivery()))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not target._pool._lines
+        await target.deliver(delivery())
+        assert server.connections == 2
+        await target.aclose()
+        await server.left()
+
+
+async def test_a_literal_address_of_our_own_is_refused_before_anything_is_sent():
+    """An address that is written as a number of our own network is refused as a configuration.
+    Fails when: the address of a route is not looked at when its target is made.
+    """
+    with pytest.raises(ConfigurationError, match=r"169\.254\.169\.254 is link-local"):
+        http.open("https://169.254.169.254/latest/meta-data/", {}, SECRETS)
