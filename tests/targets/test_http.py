@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
@@ -15,7 +17,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from iu_listen.model.delivery import Failed, Reject, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets import Targets, http
+from iu_listen.targets.http import OUTCOMES as OUTCOMES_OF_THE_TARGET
 from iu_listen.targets.http import retry_after
+from iu_listen.targets.http_options import OPTIONS
 from iu_listen.targets.http_pool import Pool
 from targets.counterparts import KEYS, SECRETS, delivery, raw, response
 
@@ -205,6 +209,22 @@ async def test_what_cannot_work_is_said(address, options, says):
         http.open(address, options, Secrets(KEYS | {"LINES": "canary\r\nx: y"}))
     assert says in error.value.message
     assert "canary" not in f"{error.value.message} {error.value.hint}"
+
+
+async def test_what_is_documented_is_what_there_is():
+    """docs/how-to/http.md has every option with its default, and every status that OUTCOMES names.
+    Fails when: an option or a status is taken out of the page.
+    """
+    text = (Path(__file__).parents[2] / "docs/how-to/http.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", text, re.MULTILINE))
+    defaults = {name: default for name, (default, *_) in OPTIONS.items()}
+
+    assert rows.keys() == defaults.keys()
+    for name, default in defaults.items():
+        said = re.match(r"`([^`]+)`", rows[name])
+        assert (said[1] if said else "") == (json.dumps(default).strip('"') if default or default is False else "")
+    for status in OUTCOMES_OF_THE_TARGET:
+        assert str(status) in text
 
 
 async def test_routes_find_it_by_their_scheme():
