@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import anyio
 import httpcore
 
+from iu_listen.model.delivery import Unavailable
 from iu_listen.targets.guard import Address
 
 #: Longest wait for the rest of an answer whose status is known, in seconds; half of what is left where that is less.
@@ -56,6 +57,8 @@ class _Line:
         free: The next request may find it.
         left: Somebody left it in the middle of an answer.
         used: An answer came by it.
+        opened: It is known whether it can be had.
+        failure: Why it cannot.
     """
 
     connection: httpcore.AsyncHTTPConnection
@@ -63,6 +66,8 @@ class _Line:
     free: bool = False
     left: bool = False
     used: bool = False
+    opened: anyio.Event = field(default_factory=anyio.Event)
+    failure: Unavailable | None = None
 
 
 class Pool:
@@ -103,22 +108,18 @@ class Pool:
             Unavailable: there is no connection.
             httpcore.NetworkError, httpcore.ProtocolError: no status came.
         """
+        url = httpcore.URL(
+            scheme=self._origin.scheme, host=self._origin.host, port=self._origin.port, target=path.encode()
+        )
+        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
         again = False
         while True:
-            line = await self._take(fresh=again and not self._http2)
+            line = await self._take(fresh=again)
             line.users += 1
             try:
+                extensions = {"timeout": {"connect": connect}} | await self._opening(line)
                 async with line.connection.stream(
-                    method,
-                    httpcore.URL(
-                        scheme=self._origin.scheme,
-                        host=self._origin.host,
-                        port=self._origin.port,
-                        target=path.encode(),
-                    ),
-                    headers=[(name.encode(), value.encode()) for name, value in headers.items()],
-                    content=body,
-                    extensions={"timeout": {"connect": connect}},
+                    method, url, headers=fields, content=body, extensions=extensions
                 ) as response:
                     answer = await _read(response, most)
             except httpcore.ConnectionNotAvailable:
@@ -129,6 +130,9 @@ class Pool:
                 if again or not line.used:
                     raise
                 again = True
+            except Unavailable as error:
+                line.failure = error
+                raise
             except anyio.get_cancelled_exc_class():
                 line.left = True
                 raise
@@ -137,6 +141,7 @@ class Pool:
                 line.left |= not answer.whole
                 return answer
             finally:
+                line.opened.set()
                 line.users -= 1
                 await self._give(line)
 
@@ -146,18 +151,38 @@ class Pool:
             await self._lines.pop().connection.aclose()
         self._free.clear()
 
+    async def _opening(self, line: _Line) -> dict[str, Any]:
+        """How the first on a connection of HTTP/2 tells the others that they may come; they wait for it.
+
+        Else each of them, one after the other, would wait in vain for a connection that cannot be had.
+        """
+        if not self._http2 or line.opened.is_set():
+            return {}
+        if line.users > 1:
+            await line.opened.wait()
+            if line.failure is not None:
+                raise Unavailable(line.failure.reason, code=line.failure.code)
+            return {}
+
+        async def happens(event: str, _: object) -> None:
+            if event == "connection.start_tls.complete":
+                line.opened.set()
+
+        return {"trace": happens}
+
     async def _take(self, fresh: bool) -> _Line:
         """A connection that was used, else, or where it must be ``fresh``, a new one."""
-        while self._free and not fresh:
+        while self._free:
             line = self._free[-1]
-            if line.connection.has_expired() or line.connection.is_closed():
-                await self._drop(line)
-            elif not line.connection.is_available():
-                self._withhold(line)
-            else:
+            usable = line.connection.is_available() and not line.connection.has_expired()
+            if usable and not (fresh and line.used):
                 if not self._http2:
                     self._withhold(line)
                 return line
+            if line.users:
+                self._withhold(line)
+            else:
+                await self._drop(line)
         line = _Line(
             httpcore.AsyncHTTPConnection(
                 self._origin, self._tls, KEPT, http2=self._http2, network_backend=self._backend
