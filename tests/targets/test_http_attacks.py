@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 import traceback
+from unittest.mock import ANY
 
 import pytest
 
@@ -15,6 +16,7 @@ from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets import http, http_options
 from iu_listen.targets.guard import Guard, resolve
+from iu_listen.targets.http_pool import REST
 from targets.counterparts import KEYS, SECRETS, delivery, raw, response
 
 pytestmark = pytest.mark.asyncio
@@ -103,6 +105,23 @@ async def test_an_evil_receiver_hurts_itself_only(behave, kind, code, says):
         assert len(server.requests) == (3 if behave == redirect("/again") else 1)
         assert server.connections == 1
         assert time.monotonic() - began < 10 * SHORT
+        await target.aclose()
+
+
+async def test_an_answer_without_end_is_not_waited_for():
+    """An answer that is longer than what is read of it is left at once, whatever time there would be.
+    Fails when: reading goes on behind max_response.
+    """
+
+    async def endless(reader, writer):
+        await drip(writer, b"HTTP/1.1 200 X\r\n\r\n", b"z" * 65_536)
+
+    async with raw(endless) as server:
+        target = server.target()
+        began = time.monotonic()
+        await target.deliver(delivery(deadline=60))
+        assert time.monotonic() - began < REST
+        await server.left()
         await target.aclose()
 
 
@@ -220,6 +239,24 @@ async def test_those_who_wait_for_a_connection_of_http_2_hear_that_there_is_none
         assert {(type(error), error.code) for error in errors} == {(Unavailable, "tls")}
         assert connections == 1
         await target.aclose()
+
+
+async def test_those_who_wait_outlive_the_one_that_they_wait_for(receiver):
+    """When the delivery that opens a connection of HTTP/2 is cancelled, those that wait for it open another, one for all.
+    Fails when: they go on with the connection that was left.
+    """
+    await receiver.ask("/count")
+    target = receiver.target(http2=True)
+    first = asyncio.create_task(target.deliver(delivery()))
+    others = [asyncio.create_task(target.deliver(delivery())) for _ in range(5)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    first.cancel()
+    assert await asyncio.gather(first, *others, return_exceptions=True) == [ANY] + [None] * 5
+    assert first.cancelled()
+    counts = await receiver.ask("/count")
+    assert (counts["keys"], counts["connections"]) == (5, 1)
+    await target.aclose()
 
 
 #: An address that nobody far away has, in every range that there is one.
@@ -368,7 +405,8 @@ async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, htt
     """
     caplog.set_level(logging.DEBUG)
     token, key = KEYS["TOKEN"], KEYS["NEW"]
-    headers = {"authorization": {"secret": "env:TOKEN", "prefix": "Bearer "}}
+    # hpack itself hides the header authorization, and no other.
+    headers = {"x-key": {"secret": "env:TOKEN"}}
     options = {"headers": headers, "secrets": ["env:NEW"], "allow_private": ["localhost"], "ca": str(receiver.ca)}
     read = http_options.read(f"https://localhost:{receiver.port}/", options, SECRETS)
     target = http.HttpTarget(read)
