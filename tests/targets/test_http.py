@@ -310,7 +310,7 @@ async def test_a_connection_that_the_other_side_closed_is_not_used(certificates,
     """When the receiver closes a connection between two deliveries, the second takes another one at once.
     Fails when: it is not looked at whether a connection is still there.
     """
-    taken = []
+    taken, arrived = [], asyncio.Event()
 
     async def take(self, fresh):
         taken.append(fresh)
@@ -319,12 +319,14 @@ async def test_a_connection_that_the_other_side_closed_is_not_used(certificates,
     async def once(reader, writer):
         writer.write(response(204))
         await writer.drain()
+        await arrived.wait()
 
     honest = Pool._take
     monkeypatch.setattr(Pool, "_take", take)
     async with raw(once, certificates.good) as server:
         target = server.target(ca=str(certificates.ca))
         await target.deliver(delivery())
+        arrived.set()
         await server.left()
         await target.deliver(delivery())
         assert (server.connections, taken) == (2, [False, False])
