@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -340,7 +341,7 @@ async def test_a_connection_that_the_other_side_closed_is_not_used(certificates,
 async def test_a_connection_that_breaks_under_a_request(answered, connections, requests, code):
     """When a connection that was used before breaks under a request, that is sent once more, on a new one.
     Not so where the new one breaks, too, or where the connection that broke was new.
-    Fails when: such a request is not sent once more, or sent more than once more.
+    Fails when: such a request is not sent once more, or is sent once more on a new connection, too.
     """
 
     async def behave(reader, writer):
@@ -357,6 +358,31 @@ async def test_a_connection_that_breaks_under_a_request(answered, connections, r
         error = await caught(target, delivery())
         assert getattr(error, "code", "") == code
         assert (server.connections, len(server.requests)) == (connections, requests)
+
+
+async def test_what_is_sent_once_more_goes_to_a_new_connection():
+    """A request that met a closed connection is not given to another one that was idle as long.
+    Fails when: it may take any connection.
+    """
+    asked, both = Counter(), asyncio.Event()
+
+    async def behave(reader, writer):
+        asked[writer] += 1
+        if len(server.requests) == 2:
+            both.set()
+        if asked[writer] == 1:
+            await both.wait()
+            writer.write(response(204))
+            await writer.drain()
+        return asked[writer] == 1
+
+    async with raw(behave) as server:
+        target = server.target()
+        await asyncio.gather(target.deliver(delivery()), target.deliver(delivery()))
+        assert server.connections == 2
+        await target.deliver(delivery())
+        assert server.connections == 3
+        await target.aclose()
 
 
 async def test_the_payload_of_binary_mode_is_the_body():

@@ -259,18 +259,28 @@ async def test_those_who_wait_outlive_the_one_that_they_wait_for(receiver):
     await target.aclose()
 
 
-#: An address that nobody far away has, in every range that there is one.
-PRIVATE = [
-    "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254", "168.63.129.16",
-    "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.192", "192.168.1.1", "198.18.0.1", "224.0.0.1",
-    "239.255.255.255", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::7f00:1",
-    "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "2001::1", "2001:db8::1", "2002:7f00:1::", "3fff::1",
-    "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "febf::1", "fec0::1", "ff02::1", "100::1", "5f00::1",
-]  # fmt: skip
+#: Addresses that nobody far away has, in every range that there is one, and what they are.
+PRIVATE = {
+    "this host": ["0.0.0.0", "0.1.2.3", "::"],
+    "private": ["10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "fc00::1", "fd00:ec2::254"],
+    "of a carrier or a cloud": ["100.64.0.1", "100.100.100.200"],
+    "loopback": ["127.0.0.1", "127.255.255.254", "::1"],
+    "of a cloud": ["168.63.129.16"],
+    "link-local": ["169.254.169.254", "fe80::1", "fe80::1%eth0", "febf::1"],
+    "for documentation": ["192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1", "3fff::1"],
+    "a 6to4 relay": ["192.88.99.1"],
+    "for benchmarks": ["198.18.0.1"],
+    "multicast": ["224.0.0.1", "239.255.255.255", "ff02::1"],
+    "reserved": ["192.0.0.192", "240.0.0.1", "255.255.255.255", "::7f00:1", "fec0::1", "100::1", "5f00::1"],
+    "IPv4-mapped": ["::ffff:127.0.0.1", "::ffff:8.8.8.8"],
+    "NAT64": ["64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1"],
+    "a tunnel, or reserved": ["2001::1"],
+    "6to4": ["2002:7f00:1::"],
+}
 
 
-@pytest.mark.parametrize("address", PRIVATE)
-async def test_addresses_of_our_own_network_are_refused(address):
+@pytest.mark.parametrize(("what", "address"), [(what, each) for what, found in PRIVATE.items() for each in found])
+async def test_addresses_of_our_own_network_are_refused(what, address):
     """A name that leads to an address that is not public gets no connection, and the route waits and says why.
     Fails when: its row is taken out of NOT_PUBLIC, or addresses are not looked at.
     """
@@ -282,7 +292,7 @@ async def test_addresses_of_our_own_network_are_refused(address):
     with pytest.raises(Unavailable) as error:
         await target.deliver(delivery(deadline=SHORT))
     assert error.value.code == "address_refused"
-    assert f"hook.example leads to {address} (" in error.value.reason
+    assert f"hook.example leads to {address} ({what})," in error.value.reason
 
 
 @pytest.mark.parametrize(
@@ -489,6 +499,30 @@ async def test_being_cancelled_leaves_nothing_behind():
         assert server.connections == 2
         await target.aclose()
         await server.left()
+
+
+async def test_being_cancelled_while_tls_begins_leaves_nothing_behind():
+    """A delivery that is cancelled before TLS stands closes its connection.
+    Fails when: the connection is left to the garbage collector.
+    """
+    came, left = asyncio.Event(), asyncio.Event()
+
+    async def listen(reader, writer):
+        came.set()
+        await silence(reader, writer)
+        writer.close()
+        left.set()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        target = http.open(f"https://localhost:{port}/", {"allow_private": ["localhost"]}, SECRETS)
+        task = asyncio.create_task(target.deliver(delivery()))
+        await came.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(left.wait(), 10)
+        await target.aclose()
 
 
 async def test_a_literal_address_of_our_own_is_refused_before_anything_is_sent():
