@@ -241,9 +241,25 @@ async def test_those_who_wait_for_a_connection_of_http_2_hear_that_there_is_none
         await target.aclose()
 
 
+async def test_nobody_waits_for_the_answer_of_the_first(receiver):
+    """Over HTTP/2 others are sent as soon as there is a connection, whatever the first one on it waits for.
+    Fails when: those who wait are told of the first answer, not of the connection.
+    """
+    await receiver.ask("/seen")
+    target = receiver.target(http2=True)
+    first = asyncio.create_task(target.deliver(delivery(payload='{"hold": "first"}')))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(target.deliver(delivery()), 10)
+    assert not first.done()
+    await receiver.ask("/release/first")
+    await first
+    assert len({got["client"] for got in await receiver.ask("/seen")}) == 1
+    await target.aclose()
+
+
 async def test_those_who_wait_outlive_the_one_that_they_wait_for(receiver):
-    """When the delivery that opens a connection of HTTP/2 is cancelled, those that wait for it open another, one for all.
-    Fails when: they go on with the connection that was left.
+    """When the delivery that opens a connection of HTTP/2 is cancelled, those that wait for it arrive, over one connection.
+    Fails when: only success is told to those who wait.
     """
     await receiver.ask("/count")
     target = receiver.target(http2=True)
@@ -417,7 +433,13 @@ async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, htt
     token, key = KEYS["TOKEN"], KEYS["NEW"]
     # hpack itself hides the header authorization, and no other.
     headers = {"x-key": {"secret": "env:TOKEN"}}
-    options = {"headers": headers, "secrets": ["env:NEW"], "allow_private": ["localhost"], "ca": str(receiver.ca)}
+    options = {
+        "headers": headers,
+        "secrets": ["env:NEW"],
+        "allow_private": ["localhost"],
+        "ca": str(receiver.ca),
+        "http2": http2,
+    }
     read = http_options.read(f"https://localhost:{receiver.port}/", options, SECRETS)
     target = http.HttpTarget(read)
     told = [repr(read), repr(target), str(vars(target))]
@@ -508,6 +530,7 @@ async def test_being_cancelled_while_tls_begins_leaves_nothing_behind():
     came, left = asyncio.Event(), asyncio.Event()
 
     async def listen(reader, writer):
+        await reader.read(1)
         came.set()
         await silence(reader, writer)
         writer.close()

@@ -162,8 +162,6 @@ class Pool:
             await line.opened.wait()
             if line.failure is not None:
                 raise Unavailable(line.failure.reason, code=line.failure.code)
-            if line.left:
-                raise httpcore.ConnectionNotAvailable
             return {}
 
         async def happens(event: str, _: object) -> None:
