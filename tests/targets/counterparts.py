@@ -124,7 +124,12 @@ def granian(certificates: Certificates) -> Iterator[Receiver]:
         yield Receiver(port, certificates.ca)
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            # It waits for what a failed test holds.
+            server.kill()
+            server.wait(10)
 
 
 #: What a raw receiver does with a connection on which a request has arrived. What it returns is true where it stays.

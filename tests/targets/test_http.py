@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from iu_listen.model.delivery import Failed, Reject, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.targets import Targets, http
+from iu_listen.targets import Targets, http, http_pool
 from iu_listen.targets.http import OUTCOMES as OUTCOMES_OF_THE_TARGET
 from iu_listen.targets.http import retry_after
 from iu_listen.targets.http_options import OPTIONS
@@ -382,6 +382,32 @@ async def test_what_is_sent_once_more_goes_to_a_new_connection():
         assert server.connections == 2
         await target.deliver(delivery())
         assert server.connections == 3
+        await target.aclose()
+
+
+async def test_connections_that_are_not_needed_go(monkeypatch):
+    """After a burst, connections that nobody uses any more are closed, one by one, as others are used.
+    Fails when: only the connection that is used next is looked at.
+    """
+    monkeypatch.setattr(http_pool, "KEPT", 1.0)
+    all_there = asyncio.Event()
+
+    async def behave(reader, writer):
+        if len(server.requests) == 3:
+            all_there.set()
+        await all_there.wait()
+        writer.write(response(204))
+        await writer.drain()
+        return True
+
+    async with raw(behave) as server:
+        target = server.target()
+        await asyncio.gather(*(target.deliver(delivery()) for _ in range(3)))
+        assert server.open == 3
+        deadline = time.monotonic() + 10
+        while server.open > 1:
+            assert time.monotonic() < deadline, "they are still there"
+            await target.deliver(delivery())
         await target.aclose()
 
 
