@@ -1,0 +1,286 @@
+"""NATS JetStream as a target: ``nats://host:4222/subject`` or ``tls://…``.
+
+A message is acknowledged by the stream that takes it. Its Nats-Msg-Id is the idempotency key: a repetition within the
+window of the stream is acknowledged, too, and stored once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote
+
+import anyio
+from nats import errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js import errors as stream_errors
+
+from iu_listen.model.delivery import Delivery, DeliveryError, Event, Failed, Reject, Secret, Secrets, Unavailable
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets.broker import (
+    COMMON,
+    CONNECTING,
+    Link,
+    Meaning,
+    Option,
+    cloud_event,
+    goodbye,
+    judged,
+    read_address,
+    read_options,
+    secret,
+    text,
+    tls_context,
+)  # fmt: skip
+
+# What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
+logging.getLogger("nats").addHandler(logging.NullHandler())
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    **COMMON,
+    "token": text("the place of a secret: env:NAME or file:/path"),
+}
+
+#: A silent path is given up after three of these, in seconds.
+PING: Final = 5
+
+#: Where a connection does not come about, and where it is refused.
+CONNECT: Final = (
+    *CONNECTING,
+    Meaning(errors.SecureConnWantedError, Unavailable, "tls", "the server offers no TLS"),
+)
+
+#: What a publication comes to.
+PUBLISH: Final = (
+    Meaning(errors.MaxPayloadError, Reject, "too_large", "larger than the server takes"),
+    # Nobody has the subject: the stream is missing, or it is not back yet.
+    Meaning(stream_errors.NoStreamResponseError, Failed, "no_stream", "no stream takes this subject"),
+    Meaning(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
+    Meaning(
+        (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError, OSError),
+        Unavailable, "connect", "the connection was lost",
+    ),
+)  # fmt: skip
+
+#: What a stream answers, by its error code; else by the status.
+ANSWERS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
+    10054: (Reject, "too_large", "larger than the stream takes"),
+    10060: (Failed, "wrong_stream", "another stream takes this subject"),
+    10076: (Failed, "no_jetstream", "JetStream is not enabled"),
+    10039: (Failed, "no_jetstream", "JetStream is not enabled for this account"),
+    10077: (Unavailable, "stream_full", "the stream is full"),
+    10047: (Unavailable, "stream_full", "the storage is full"),
+    10002: (Unavailable, "resources", "the account has no resources left"),
+    10023: (Unavailable, "resources", "the server has no resources left"),
+    503: (Unavailable, "stream_unavailable", "the stream takes nothing now"),
+}
+
+
+def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarget:
+    """The target of an address.
+
+    Args:
+        address: ``nats://host[:4222][,host…]/subject``; ``{type}``, ``{domain}`` and ``{stream}`` in the subject stand
+            for those of the event, each as one token. ``tls://`` speaks to no server without TLS.
+        options: Those of OPTIONS.
+        secrets: Where they are looked up.
+
+    Raises:
+        ConfigurationError: the address or an option cannot work.
+    """
+    where = read_address(address, 4222)
+    given = read_options("nats", options, OPTIONS)
+    if given["password"] and given["token"]:
+        raise ConfigurationError("option token of a nats target excludes option password")
+    return NatsTarget(
+        [f"{where.scheme}://{host}" for host in where.hosts],
+        subject_of(where.path),
+        user=given["user"],
+        password=secret(secrets, given["password"]),
+        token=secret(secrets, given["token"]),
+        ca=given["ca"],
+        connect_timeout=given["connect_timeout"],
+    )
+
+
+def subject_of(template: str) -> Callable[[Event], str]:
+    """How an event gets its subject.
+
+    Raises:
+        ConfigurationError: no event could be published there.
+    """
+    plain = re.sub(r"\{(type|domain|stream)\}", "x", template)
+    if not re.fullmatch(r"[^\s{}.*>$][^\s{}.*>]*(\.[^\s{}.*>]+)*", plain) or not plain.isprintable():
+        raise ConfigurationError(
+            "the subject of a nats target must be tokens between dots",
+            "As in nats://host/events.{domain}.{type}; with {type}, {domain}, {stream}; without *, > and white space.",
+        )
+
+    def subject(event: Event) -> str:
+        # One placeholder is one token, so that what is in it can neither add levels nor be a wildcard.
+        return re.sub(
+            r"\{(type|domain|stream)\}",
+            lambda found: re.sub(r"[^A-Za-z0-9_-]", "_", getattr(event, found[1])) or "_",
+            template,
+        )
+
+    return subject
+
+
+class _Client(Client):
+    """A client that can be told to say nothing in the clear."""
+
+    stream: JetStreamContext
+    only_tls = False
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # Called before anything is sent. The library takes no TLS for an answer, whatever the scheme.
+        if self.only_tls and initial_connection and not info.get("tls_required"):
+            raise errors.SecureConnWantedError
+        await super()._process_info(info, initial_connection)
+
+
+class NatsTarget:
+    """A subject of a NATS server. Satisfies flow.ports.Target.
+
+    Args:
+        servers: ``scheme://host:port`` of each.
+        subject: Where an event goes.
+        user: Who we are; None: nobody.
+        password: Of the user.
+        token: Instead of both.
+        ca: File of CAs; None: those of the system.
+        connect_timeout: In seconds.
+
+    Raises:
+        ConfigurationError: the file of CAs cannot be read.
+    """
+
+    def __init__(
+        self,
+        servers: list[str],
+        subject: Callable[[Event], str],
+        *,
+        user: str | None = None,
+        password: Secret | None = None,
+        token: Secret | None = None,
+        ca: str | None = None,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        self._servers = servers
+        self._subject = subject
+        self._user, self._password, self._token = user, password, token
+        self._tls = tls_context(ca)
+        self._connect_timeout = connect_timeout
+        #: The subject of each publication that is under way.
+        self._publishing: dict[anyio.CancelScope, str] = {}
+        self._link: Link[_Client] = Link(self._connect, _Client.close, connect_timeout)
+
+    def __repr__(self) -> str:
+        return f"NatsTarget({', '.join(self._servers)})"
+
+    async def deliver(self, delivery: Delivery, /) -> None:
+        """Publish, and wait until the stream has it.
+
+        Raises:
+            DeliveryError: as PUBLISH and ANSWERS say; TimeoutError: no answer within the deadline.
+        """
+        event = delivery.event
+        subject, payload, headers = self._subject(event), event.payload.encode(), headers_of(delivery)
+        async with self._link.use() as client:
+            # The library looks at the payload alone; the server counts both, and ends the connection of all.
+            if len(payload) + size_of(headers) > client.max_payload:
+                raise Reject(f"larger than the server takes ({client.max_payload} bytes)", code="too_large")
+            with anyio.CancelScope() as scope:
+                self._publishing[scope] = subject.lower()
+                try:
+                    await client.stream.publish(subject, payload, timeout=delivery.deadline, headers=headers)
+                except stream_errors.APIError as error:
+                    raise answered(error) from None
+                except TimeoutError:
+                    raise
+                except (errors.Error, OSError) as error:
+                    raise judged(error, PUBLISH) from None
+                finally:
+                    del self._publishing[scope]
+            if scope.cancelled_caught:
+                raise Failed("the user may not publish there", code="not_authorized")
+
+    async def aclose(self) -> None:
+        """End the connection, in two seconds at most."""
+        await self._link.aclose()
+
+    async def _connect(self) -> _Client:
+        client = _Client()
+        client.only_tls = self._servers[0].startswith("tls:")
+        met: list[Exception] = []
+
+        async def heard(error: Exception) -> None:
+            met.append(error)
+            self._heard(client, str(error))
+
+        async def closed() -> None:
+            self._link.lost(client)
+
+        try:
+            await client.connect(
+                self._servers,
+                # A client that reconnects by itself lets those wait who publish meanwhile.
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=math.ceil(self._connect_timeout),
+                ping_interval=PING,
+                error_cb=heard,
+                closed_cb=closed,
+                tls=self._tls,
+                user=self._user,
+                password=self._password.reveal() if self._password else None,
+                token=self._token.reveal() if self._token else None,
+                name="iu-listen",
+            )
+        except BaseException as error:
+            await goodbye(Client.close, client)
+            if not isinstance(error, Exception):
+                raise
+            if "authorization" in str(error).lower():
+                raise Unavailable("the server does not let us in", code="auth") from None
+            raise judged(met[-1] if met else error, CONNECT, Unavailable) from None
+        client.stream = client.jetstream()
+        return client
+
+    def _heard(self, client: _Client, words: str) -> None:
+        """What the server says of a publication it does not allow: the answer to it will never come."""
+        if found := re.search(r'permissions violation for (publish|subscription) to "(.*)"', words.lower()):
+            if found[1] == "subscription":
+                # We cannot hear answers at all.
+                self._link.lost(client)
+            for scope in [scope for scope, subject in self._publishing.items() if subject == found[2]]:
+                scope.cancel()
+
+
+def headers_of(delivery: Delivery) -> dict[str, str]:
+    """The headers of a message: idempotency key, trace, and CloudEvents as over HTTP, percent-encoded."""
+    plain = {"Nats-Msg-Id": delivery.idempotency_key, "Content-Type": "application/json"}
+    if delivery.event.traceparent:
+        plain["traceparent"] = delivery.event.traceparent
+    encode = partial(quote, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
+    return plain | {f"ce-{name}": encode(value) for name, value in cloud_event(delivery.event).items()}
+
+
+def size_of(headers: Mapping[str, str]) -> int:
+    """How many bytes headers take on the wire: a first line, a line each, an empty line."""
+    return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+
+
+def answered(error: stream_errors.APIError) -> DeliveryError:
+    """What the answer of a stream means."""
+    outcome, code, reason = ANSWERS.get(error.err_code or 0) or ANSWERS.get(error.code or 0) or (
+        Failed, f"jetstream_{error.err_code or error.code}", "the stream refused it",
+    )  # fmt: skip
+    return outcome(f"{reason} (code {error.err_code or error.code})", code=code)
