@@ -1,0 +1,386 @@
+"""Deliveries to Kafka, by the mock cluster of librdkafka: real ports, the real protocol, and brokers that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+
+from iu_listen.model.delivery import Failed, Reject, Result, Secrets, Unavailable
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets import Targets
+from iu_listen.targets.kafka import BATCH, KafkaTarget
+from iu_listen.targets.kafka import open as open_target
+from targets.brokers import CANARY, Callers, Certificates, cut_short, delivery, free_port, listening, storm, words_of
+from targets.mockkafka import (
+    MESSAGE_TOO_LARGE,
+    NOT_ENOUGH_REPLICAS,
+    OUT_OF_ORDER,
+    PRODUCE,
+    TOPIC_AUTHORIZATION,
+    UNKNOWN_TOPIC,
+    Cluster,
+    cluster,
+)
+
+SECRETS = Secrets({"PASSWORD": CANARY})
+
+
+@pytest.fixture
+def running() -> Iterator[Cluster]:
+    with cluster() as made:
+        made.topic("events")
+        yield made
+
+
+@asynccontextmanager
+async def target(servers: str, topic: str = "events", **options: Any) -> AsyncIterator[KafkaTarget]:
+    made = open_target(f"kafka://{servers}/{topic}", options, SECRETS)
+    try:
+        yield made
+    finally:
+        with anyio.CancelScope(shield=True):
+            await made.aclose()
+
+
+async def stored(running: Cluster) -> list[ConsumerRecord[Any, Any]]:
+    """All records, up to the ends that the partitions have now."""
+    async with AIOKafkaConsumer("events", bootstrap_servers=running.servers, auto_offset_reset="earliest") as consumer:
+        ends = await consumer.end_offsets(list(consumer.assignment()))
+        found: list[ConsumerRecord[Any, Any]] = []
+        with anyio.fail_after(30):
+            while len(found) < sum(ends.values()):
+                found += [one for page in (await consumer.getmany(timeout_ms=100)).values() for one in page]
+        return found
+
+
+def key_of(record: ConsumerRecord[Any, Any]) -> str:
+    return str(dict(record.headers)["idempotency_key"].decode())
+
+
+# -- what arrives ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_a_record_is_the_payload_with_the_event_in_its_headers(running):
+    """A record holds the payload as it is under the subject; its headers are the key, the trace and CloudEvents.
+
+    Fails when: a header is missing, or the record has another key.
+    """
+    one = delivery(subject="Straße 1", payload='{"name": "Zoë"}')
+    async with target(running.servers) as made:
+        await made.deliver(one)
+    (record,) = await stored(running)
+
+    assert json.loads(record.value) == {"name": "Zoë"}
+    assert record.key == "Straße 1".encode()
+    assert {name: value.decode() for name, value in record.headers if name != "ce_time"} == {
+        "idempotency_key": one.idempotency_key,
+        "content-type": "application/json",
+        "traceparent": one.event.traceparent,
+        "ce_specversion": "1.0",
+        "ce_id": str(one.event.id),
+        "ce_source": "crm",
+        "ce_type": "version.applied",
+        "ce_subject": "Straße 1",
+        "ce_domain": "iu",
+        "ce_stream": "update",
+    }
+
+
+@pytest.mark.asyncio
+async def test_a_subject_is_one_partition(running):
+    """Records of a subject are in one partition, in their order; one without a subject has the event as its key.
+
+    Fails when: records have no key, or another one.
+    """
+    sent = [delivery(number, subject=f"doc/{number % 8}") for number in range(80)]
+    alone = delivery(subject=None)
+    async with target(running.servers) as made:
+        for one in [*sent, alone]:
+            await made.deliver(one)
+    records = await stored(running)
+
+    for subject in {one.event.subject for one in sent}:
+        mine = [r for r in records if r.key == subject.encode()]
+        assert len({r.partition for r in mine}) == 1
+        assert [key_of(r) for r in sorted(mine, key=lambda r: r.offset)] == [
+            one.idempotency_key for one in sent if one.event.subject == subject
+        ]
+    assert len({r.partition for r in records}) > 1
+    assert str(alone.event.id).encode() in {r.key for r in records}
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_lost_while_the_cluster_is_cut_off(running):
+    """2 000 deliveries by 50 callers, all brokers gone twice: each is there, under its key, and nobody waits meanwhile.
+
+    Fails when: nobody asks whether anybody is there: a delivery waits for its deadline.
+    """
+    deliveries = [delivery(number) for number in range(2000)]
+    async with target(running.servers) as made:
+        callers = Callers(made)
+        await storm(callers, deliveries, running.down, running.up)
+    records = await stored(running)
+
+    assert {key_of(r) for r in records} == {one.idempotency_key for one in deliveries}
+    assert {code for result, code in callers.outcomes if result is Result.UNAVAILABLE} <= {"connect", "producer"}
+    assert callers.count(Result.FAILED) == 0
+    assert callers.slowest < 3
+
+
+@pytest.mark.asyncio
+async def test_what_nobody_waits_for_any_more_is_not_sent_later(running):
+    """What was on its way when the cluster was lost does not arrive behind our back when it is there again.
+
+    Fails when: a producer that was given up goes on trying.
+    """
+    async with target(running.servers) as made:
+        await made.deliver(delivery())
+        running.down()
+        callers = Callers(made)
+        for number in range(5):
+            await callers.attempt(delivery(number))
+        running.up()
+        await Callers(made).deliver([delivery(9)])
+        # What the old one would send, it would send before it is asked for the third time.
+        for number in range(3):
+            await made.deliver(delivery(number))
+
+    assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 5}
+    assert len(await stored(running)) == 5
+
+
+@pytest.mark.asyncio
+async def test_a_missing_broker_is_waited_for(running):
+    """One broker of three that goes and comes back makes nobody fail, whoever leads the partition.
+
+    Fails when: a cluster of which some brokers answer is taken for lost.
+    """
+    async with target(running.servers) as made:
+        await made.deliver(delivery())
+        running.down(1)
+        callers = Callers(made)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(callers.deliver, [delivery(number) for number in range(200)])
+            await anyio.sleep(1.2)
+            running.up()
+
+        assert callers.outcomes == {(Result.SENT, ""): 200}
+
+
+@pytest.mark.asyncio
+async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
+    """Hundreds of deliveries that are cut short in the middle leave the producer as it is, and all others arrive.
+
+    Fails when: a cancelled delivery ends the producer.
+    """
+    short = [delivery(number) for number in range(600)]
+    others = [delivery(number) for number in range(300)]
+    async with target(running.servers) as made:
+        await made.deliver(delivery())
+        producer = made._link._connection
+        running.slow(5)
+        callers = Callers(made, 10)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(callers.deliver, others)
+            cut = await cut_short(made, short, 0.03)
+
+        assert cut > 50
+        assert callers.outcomes == {(Result.SENT, ""): 300}
+        assert made._link._connection is producer
+    assert {one.idempotency_key for one in others} <= {key_of(r) for r in await stored(running)}
+
+
+# -- what does not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_what_is_too_large_is_rejected_alone(running):
+    """An event that is larger than option max_bytes is rejected, and the others go on.
+
+    Fails when: the option does not reach the producer.
+    """
+    async with target(running.servers, max_bytes=1000) as made:
+        callers = Callers(made, 10)
+        await callers.deliver([delivery(number, payload="7" * 1000 if number == 20 else "{}") for number in range(40)])
+
+    assert callers.outcomes == {(Result.SENT, ""): 39, (Result.REJECTED, "too_large"): 1}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("answer", "size", "error", "code"),
+    [
+        (MESSAGE_TOO_LARGE, BATCH, Reject, "too_large"),
+        (MESSAGE_TOO_LARGE, 10, Failed, "batch_too_large"),
+        (TOPIC_AUTHORIZATION, 10, Failed, "not_authorized"),
+        (OUT_OF_ORDER, 10, Unavailable, "producer"),
+    ],
+)
+async def test_what_a_broker_refuses(running, answer, size, error, code):
+    """What a broker refuses is rejected, tried again or an outage, by its answer, and the next delivery arrives.
+
+    Fails when: the producer is kept, whose numbers have a gap, or the table is not asked.
+    """
+    async with target(running.servers) as made:
+        await made.deliver(delivery())
+        producer = made._link._connection
+        running.refuse(PRODUCE, answer)
+        with pytest.raises(error) as raised:
+            await made.deliver(delivery(payload="7" * size))
+        assert raised.value.code == code
+        assert made._link._connection is not producer
+        await made.deliver(delivery())
+
+    assert len(await stored(running)) == 2
+
+
+@pytest.mark.asyncio
+async def test_what_passes_is_waited_out(running):
+    """An answer that passes, as of missing replicas, is waited out by the producer, and the record is stored once.
+
+    Fails when: the producer is told not to repeat.
+    """
+    async with target(running.servers) as made:
+        running.refuse(PRODUCE, NOT_ENOUGH_REPLICAS, NOT_ENOUGH_REPLICAS)
+        await made.deliver(delivery())
+
+    assert len(await stored(running)) == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("answer", "code"), [(UNKNOWN_TOPIC, "no_topic"), (TOPIC_AUTHORIZATION, "not_authorized")])
+async def test_a_topic_that_is_not_there_fails(running, answer, code):
+    """A topic that does not exist, or not for us, fails within the time of a connect, and is there when it is made.
+
+    Fails when: the library is left to wait for the topic.
+    """
+    running.refuse_topic("events", answer)
+    async with target(running.servers, connect_timeout=1) as made:
+        with anyio.fail_after(3), pytest.raises(Failed) as raised:
+            await made.deliver(delivery())
+        running.refuse_topic("events", 0)
+        await Callers(made).deliver([delivery()])
+
+    assert raised.value.code == code
+
+
+# -- the way there ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_nobody_there_is_unavailable_at_once(caplog):
+    """Where nobody listens 50 deliveries are Unavailable within a second; the password is shown nowhere.
+
+    Fails when: each delivery tries by itself, or the library's own words or arguments are shown.
+    """
+    options = {"user": "iu", "password": "env:PASSWORD", "mechanism": "PLAIN"}
+    async with target(f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}", **options) as made:
+        callers = Callers(made)
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(callers.attempt, delivery(number))
+        assert time.monotonic() - began < 1
+        with pytest.raises(Unavailable) as raised:
+            await made.deliver(delivery())
+
+        assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 50}
+        assert CANARY not in words_of(raised.value) + repr(made) + repr(vars(made)) + caplog.text
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_says_nothing_costs_one_wait():
+    """Where the server accepts and is silent, connecting ends by its own timeout, and those who follow do not wait.
+
+    Fails when: connecting is not bounded, or a failure is not remembered.
+    """
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with listening(silent) as port, target(f"127.0.0.1:{port}", connect_timeout=0.3) as made:
+        for longest in (1.5, 0.1):
+            began = time.monotonic()
+            with pytest.raises(Unavailable) as raised:
+                await made.deliver(delivery())
+            assert raised.value.code == "connect"
+            assert time.monotonic() - began < longest
+
+
+@pytest.mark.asyncio
+async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path):
+    """A server whose CA is that of the options hears us over TLS; one with another CA hears nothing.
+
+    Fails when: the certificate is not verified, or the CA is not taken from the options.
+    """
+    right, wrong = Certificates(tmp_path), Certificates(tmp_path, "other")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(right.chain, right.key)
+    heard: list[bytes] = []
+
+    async def answer_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(4096))
+
+    async with listening(answer_nothing, ssl=context) as port:
+        for certificates, words in ((right, 1), (wrong, 0)):
+            heard.clear()
+            async with target(f"127.0.0.1:{port}", ca=str(certificates.ca), connect_timeout=1) as made:
+                with pytest.raises(Unavailable):
+                    await made.deliver(delivery())
+            assert len([one for one in heard if one]) == words
+
+
+# -- routes that cannot work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "says"),
+    [
+        (f"kafka://iu:{CANARY}@host/x", {}, "must not hold a user or a password"),
+        (f"kafka://host/x?password={CANARY}", {}, "more than it may"),
+        ("kafka:///x", {}, "scheme://host:port/path"),
+        ("kafka://host,/x", {}, "scheme://host:port/path"),
+        ("kafka://host:x/x", {}, "scheme://host:port/path"),
+        ("kafka://host", {}, "is a topic"),
+        ("kafka://host/a/b", {}, "is a topic"),
+        ("kafka://host/..", {}, "is a topic"),
+        ("kafka://host/x", {"acks": 0}, "no option acks"),
+        ("kafka://host/x", {"tls": "yes"}, "option tls of a kafka target must be true or false"),
+        ("kafka://host/x", {"mechanism": "GSSAPI"}, "must be SCRAM-SHA-512 or SCRAM-SHA-256 or PLAIN"),
+        ("kafka://host/x", {"max_bytes": "1M"}, "a whole number of bytes from 1 to 1000000000"),
+        ("kafka://host/x", {"connect_timeout": 0}, "a number of seconds from 0.1 to 60"),
+        ("kafka://host/x", {"user": "iu", "password": CANARY}, "by its place"),
+        ("kafka://host/x", {"user": "iu"}, "needs option password"),
+        ("kafka://host/x", {"password": "env:PASSWORD"}, "needs option user"),
+        ("kafka://host/x", {"ca": "/nowhere.pem"}, "option ca cannot be read"),
+    ],
+)
+def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
+    """A wrong address or option is refused before anything connects, by its name, with what is allowed, without secrets.
+
+    Fails when: a line of the table of options, or the check of the address, is gone.
+    """
+    with pytest.raises(ConfigurationError, match=says) as raised:
+        open_target(address, options, SECRETS)
+
+    assert CANARY not in words_of(raised.value) + raised.value.hint
+
+
+def test_the_scheme_is_known():
+    """A route of the kind external_endpoint finds the target by the scheme of its address, with all its servers.
+
+    Fails when: the entry point is missing.
+    """
+    made = Targets().find("external_endpoint", "kafka://one,two:1,[::1]:2/x", {})
+
+    assert repr(made) == "KafkaTarget(kafka://one:9092,two:1,[::1]:2/x)"
