@@ -309,12 +309,26 @@ async def test_a_server_that_says_nothing_costs_one_wait():
         await reader.read()
 
     async with listening(silent) as port, target(f"127.0.0.1:{port}", connect_timeout=0.3) as made:
-        for longest in (1.5, 0.1):
+        for longest in (2.0, 0.1):
             began = time.monotonic()
             with pytest.raises(Unavailable) as raised:
                 await made.deliver(delivery())
             assert raised.value.code == "connect"
             assert time.monotonic() - began < longest
+
+
+@pytest.mark.asyncio
+async def test_another_server_is_asked_where_one_says_nothing(running):
+    """Of the servers to begin with, the second one gets the delivery when the first one is silent.
+
+    Fails when: all servers together have the time of one.
+    """
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with listening(silent) as port, target(f"127.0.0.1:{port},{running.servers}", connect_timeout=0.4) as made:
+        await made.deliver(delivery())
 
 
 @pytest.mark.asyncio

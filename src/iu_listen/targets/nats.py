@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -155,7 +156,7 @@ class NatsTarget:
         password: Of the user.
         token: Instead of both.
         ca: File of CAs; None: those of the system.
-        connect_timeout: In seconds.
+        connect_timeout: Of each server, in seconds.
 
     Raises:
         ConfigurationError: the file of CAs cannot be read.
@@ -179,7 +180,7 @@ class NatsTarget:
         self._connect_timeout = connect_timeout
         #: The subject of each publication that is under way.
         self._publishing: dict[anyio.CancelScope, str] = {}
-        self._link: Link[_Client] = Link(self._connect, _Client.close, connect_timeout)
+        self._link: Link[_Client] = Link(self._connect, _Client.close, connect_timeout * len(servers))
 
     def __repr__(self) -> str:
         return f"NatsTarget({', '.join(self._servers)})"
@@ -216,8 +217,21 @@ class NatsTarget:
         await self._link.aclose()
 
     async def _connect(self) -> _Client:
+        failure: DeliveryError = Unavailable()
+        # The library would give up with the first that accepts and is silent.
+        for server in random.sample(self._servers, len(self._servers)):
+            try:
+                with anyio.fail_after(self._connect_timeout):
+                    return await self._connect_to(server)
+            except TimeoutError as error:
+                failure = judged(error, CONNECT)
+            except DeliveryError as error:
+                failure = error
+        raise failure
+
+    async def _connect_to(self, server: str) -> _Client:
         client = _Client()
-        client.only_tls = self._servers[0].startswith("tls:")
+        client.only_tls = server.startswith("tls:")
         met: list[Exception] = []
 
         async def heard(error: Exception) -> None:
@@ -229,11 +243,12 @@ class NatsTarget:
 
         try:
             await client.connect(
-                self._servers,
+                server,
                 # A client that reconnects by itself lets those wait who publish meanwhile.
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
+                # In whole seconds; it ends earlier, with ours.
                 connect_timeout=math.ceil(self._connect_timeout),
                 ping_interval=PING,
                 error_cb=heard,
