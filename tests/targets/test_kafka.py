@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -19,7 +20,18 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets import Targets
 from iu_listen.targets.kafka import BATCH, KafkaTarget
 from iu_listen.targets.kafka import open as open_target
-from targets.brokers import CANARY, Callers, Certificates, cut_short, delivery, free_port, listening, storm, words_of
+from targets.brokers import (
+    CANARY,
+    Callers,
+    Certificates,
+    cut_short,
+    delivery,
+    ends_in_time,
+    free_port,
+    listening,
+    storm,
+    words_of,
+)
 from targets.mockkafka import (
     MESSAGE_TOO_LARGE,
     NOT_ENOUGH_REPLICAS,
@@ -175,6 +187,38 @@ async def test_a_missing_broker_is_waited_for(running):
             running.up()
 
         assert callers.outcomes == {(Result.SENT, ""): 200}
+
+
+@pytest.mark.asyncio
+async def test_a_partition_without_a_broker_is_not_the_trouble_of_others(running):
+    """While one broker is missing records of its partitions run out of time; all others arrive, and the producer stays.
+
+    Fails when: a full partition is taken for a lost cluster.
+    """
+    async with target(running.servers, connect_timeout=0.5) as made:
+        await made.deliver(delivery())
+        producer = made._link._connection
+        running.down(1)
+        callers = Callers(made)
+        async with anyio.create_task_group() as tasks:
+            for number in range(60):
+                one = delivery(number, payload="7" * 10_000)
+                tasks.start_soon(callers.attempt, replace(one, deadline=2.0))
+
+        assert set(callers.outcomes) == {(Result.SENT, ""), (Result.FAILED, "timeout")}
+        assert made._link._connection is producer
+
+
+@pytest.mark.asyncio
+async def test_the_end_is_bounded(running):
+    """Closing takes two seconds at most, also where the brokers answer nothing.
+
+    Fails when: what the library does when it closes is waited for.
+    """
+    async with target(running.servers) as made:
+        await made.deliver(delivery())
+        running.slow(60_000)
+        await ends_in_time(made)
 
 
 @pytest.mark.asyncio

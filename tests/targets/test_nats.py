@@ -31,6 +31,7 @@ from targets.brokers import (
     Server,
     cut_short,
     delivery,
+    ends_in_time,
     free_port,
     listening,
     storm,
@@ -212,21 +213,27 @@ async def test_whoever_connects_may_be_cancelled(running):
 
 @needs_server
 @pytest.mark.asyncio
-@pytest.mark.parametrize("size", [2_000, 1_000], ids=["the payload", "payload and headers"])
-async def test_what_is_too_large_is_rejected_alone(tmp_path, size):
+@pytest.mark.parametrize(
+    ("poison", "code"),
+    [
+        ({"payload": "7" * 2000}, "too_large"),
+        ({"payload": "7" * 1000}, "too_large"),
+        ({"type": "x" * 3000, "payload": ""}, "bad_subject"),
+    ],
+    ids=["payload", "payload and headers", "subject"],
+)
+async def test_what_is_too_large_is_rejected_alone(tmp_path, poison, code):
     """An event that is larger than the server takes is rejected, headers counted, and the others go on unharmed.
 
-    Fails when: the headers are not counted: the server ends the connection of all.
+    Fails when: headers or subject are not measured: the server ends the connection of all.
     """
     one = server(tmp_path, "max_payload: 1024")
     for running in one.running():
-        async with stream(running.port), target(running.port) as made:
+        async with stream(running.port), target(running.port, "events.{type}") as made:
             callers = Callers(made, 10)
-            await callers.deliver(
-                [delivery(number, payload="7" * size if number == 20 else "{}") for number in range(40)]
-            )
+            await callers.deliver([delivery(number, **(poison if number == 20 else {})) for number in range(40)])
 
-            assert callers.outcomes == {(Result.SENT, ""): 39, (Result.REJECTED, "too_large"): 1}
+            assert callers.outcomes == {(Result.SENT, ""): 39, (Result.REJECTED, code): 1}
 
 
 @needs_server
@@ -373,6 +380,37 @@ async def test_whoever_waits_is_told_when_the_connection_is_cut(running):
         assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 50}
         assert time.monotonic() - began < 1
         await Callers(made).deliver([delivery()])
+
+
+@needs_server
+@pytest.mark.asyncio
+async def test_a_connection_that_was_closed_unseen_is_made_anew(running):
+    """A connection that ended before anybody knew that it is ours costs one delivery an attempt, and no more.
+
+    Fails when: a closed connection is kept.
+    """
+    async with stream(running.port), target(running.port) as made:
+        await made.deliver(delivery())
+        assert made._link._connection is not None
+        made._link._connection._closed_cb = None
+        await made._link._connection.close()
+        with pytest.raises(Unavailable):
+            await made.deliver(delivery())
+        await made.deliver(delivery())
+
+
+@needs_server
+@pytest.mark.asyncio
+async def test_the_end_is_bounded(running):
+    """Closing takes two seconds at most, also where the server takes nothing and answers nothing.
+
+    Fails when: what the library does when it closes is waited for.
+    """
+    proxy = Proxy(f"nats://127.0.0.1:{running.port}")
+    async with stream(running.port), proxy.running(), target(urlsplit(proxy.dsn).port) as made:
+        await made.deliver(delivery())
+        proxy.stalled = True
+        await ends_in_time(made)
 
 
 @needs_server

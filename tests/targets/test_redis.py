@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -30,6 +31,7 @@ from targets.brokers import (
     Server,
     cut_short,
     delivery,
+    ends_in_time,
     free_port,
     listening,
     storm,
@@ -341,6 +343,55 @@ async def test_whoever_waits_is_told_when_a_connection_is_cut(running):
         assert callers.outcomes == {(Result.UNAVAILABLE, "connect"): 50}
         assert time.monotonic() - began < 1
         await Callers(made).deliver([delivery()])
+
+
+@pytest.mark.asyncio
+async def test_the_end_is_bounded(running):
+    """Closing takes two seconds at most, also where the server takes nothing and answers nothing.
+
+    Fails when: what the library does when it closes is waited for.
+    """
+    proxy = Proxy(f"redis://127.0.0.1:{running.port}")
+    async with proxy.running(), target(urlsplit(proxy.dsn).port) as made:
+        await made.deliver(delivery())
+        proxy.stalled = True
+        await ends_in_time(made)
+
+
+@pytest.mark.asyncio
+async def test_the_privileges_of_the_page_are_enough(running):
+    """A user with the access list that docs/how-to/brokers.md gives can deliver, and that list lets it do little else.
+
+    Fails when: the target needs another command or key.
+    """
+    page = (Path(__file__).parents[2] / "docs/how-to/brokers.md").read_text()
+    (rules,) = re.findall(r"ACL SETUSER iu on >secret ([^`]*)`", page)
+    async with client(running.port) as redis:
+        await redis.execute_command("ACL", "SETUSER", "iu", "on", f">{CANARY}", *rules.split())
+        async with target(running.port, user="iu", password="env:PASSWORD") as made:
+            await made.deliver(delivery())
+            await made.deliver(delivery())
+
+    assert len(await stored(running.port)) == 2
+
+
+@pytest.mark.asyncio
+async def test_after_an_outage_the_name_is_asked_again(running):
+    """A server that is a replica is left: the next delivery goes where the address leads by then.
+
+    Fails when: a connection is kept to a server that takes nothing.
+    """
+    proxy = Proxy(f"redis://127.0.0.1:{running.port}")
+    async with proxy.running(), target(urlsplit(proxy.dsn).port) as made, client(running.port) as redis:
+        await made.deliver(delivery())
+        await redis.replicaof("127.0.0.1", free_port())
+        accepted = proxy.accepted
+        with pytest.raises(Unavailable):
+            await made.deliver(delivery())
+        await redis.replicaof("NO", "ONE")
+        await made.deliver(delivery())
+
+        assert proxy.accepted == accepted + 1
 
 
 @pytest.mark.asyncio

@@ -51,6 +51,9 @@ PATIENCE: Final = 0.5
 #: A batch takes records up to so many bytes, or a single larger one.
 BATCH: Final = 16_384
 
+#: What is wrong with one record, or its partition, before it is sent. Anything else is wrong with the producer.
+ALONE: Final = (errors.MessageSizeTooLargeError, errors.KafkaTimeoutError)
+
 #: What an error of the library means, while connecting and later. The first that fits counts.
 MEANINGS: Final = (
     *CONNECTING[:2],
@@ -72,9 +75,10 @@ MEANINGS: Final = (
          errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping),
         Unavailable, "producer", "the producer has to begin anew",
     ),
+    Meaning(errors.KafkaTimeoutError, Failed, "timeout", "the partition takes nothing now"),
     Meaning(
-        (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.KafkaTimeoutError,
-         errors.StaleMetadata, OSError),
+        (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.StaleMetadata,
+         OSError),
         Unavailable, "connect", "the cluster cannot be reached",
     ),
 )  # fmt: skip
@@ -136,7 +140,10 @@ class KafkaTarget:
         async with self._link.use() as producer:
             try:
                 sent = await producer.send(self._where.path, value=value, key=key, headers=headers)
+            except ALONE as error:
+                raise judged(error, MEANINGS) from None
             except (errors.KafkaError, OSError) as error:
+                await self._link.drop(producer)
                 raise judged(error, MEANINGS) from None
             await self._answered(producer, sent)
             if (refusal := sent.exception()) is None:

@@ -47,6 +47,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "token": text("the place of a secret: env:NAME or file:/path"),
 }
 
+#: A server ends the connection of all at a longer line (max_control_line, 4096), which names an inbox, too.
+LONGEST_SUBJECT: Final = 2048
 #: A silent path is given up after three of these, in seconds.
 PING: Final = 5
 
@@ -193,6 +195,8 @@ class NatsTarget:
         """
         event = delivery.event
         subject, payload, headers = self._subject(event), event.payload.encode(), headers_of(delivery)
+        if len(subject.encode()) > LONGEST_SUBJECT:
+            raise Reject(f"the subject is longer than {LONGEST_SUBJECT} bytes", code="bad_subject")
         async with self._link.use() as client:
             # The library looks at the payload alone; the server counts both, and ends the connection of all.
             if len(payload) + size_of(headers) > client.max_payload:
@@ -206,6 +210,9 @@ class NatsTarget:
                 except TimeoutError:
                     raise
                 except (errors.Error, OSError) as error:
+                    if client.is_closed:
+                        # It may have been closed before anybody knew that it is ours.
+                        self._link.lost(client)
                     raise judged(error, PUBLISH) from None
                 finally:
                     del self._publishing[scope]

@@ -181,9 +181,9 @@ class RedisTarget:
                 await redis.eval(APPEND, 2, *keys, self._ttl, self._maxlen, *entry)
             except (errors.RedisError, OSError) as error:
                 failed = self._judged(error)
-                if isinstance(failed, Unavailable) and failed.code == "connect":
-                    self._link.lost(redis)
-                    await goodbye(Redis.aclose, redis)
+                if isinstance(failed, Unavailable):
+                    # Also where somebody answers: the name may mean another server by now, after a failover.
+                    await self._link.drop(redis)
                 raise failed from None
 
     async def aclose(self) -> None:
