@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -213,7 +214,7 @@ async def test_a_partition_without_a_broker_is_not_the_trouble_of_others(running
 async def test_the_end_is_bounded(running):
     """Closing takes two seconds at most, also where the brokers answer nothing.
 
-    Fails when: what the library does when it closes is waited for.
+    Fails when: the producer may send what it has, or finish what it is at, before it ends.
     """
     async with target(running.servers) as made:
         await made.deliver(delivery())
@@ -306,7 +307,7 @@ async def test_what_passes_is_waited_out(running):
 async def test_a_topic_that_is_not_there_fails(running, answer, code):
     """A topic that does not exist, or not for us, fails within the time of a connect, and is there when it is made.
 
-    Fails when: the library is left to wait for the topic.
+    Fails when: the library waits for the topic as long as it likes, or the table does not know what it says.
     """
     running.refuse_topic("events", answer)
     async with target(running.servers, connect_timeout=1) as made:
@@ -396,6 +397,43 @@ async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path):
                 with pytest.raises(Unavailable):
                     await made.deliver(delivery())
             assert len([one for one in heard if one]) == words
+
+
+@pytest.mark.asyncio
+async def test_user_and_password_reach_the_server_and_are_not_shown(caplog):
+    """A broker gets user and password of the options; when it refuses them the delivery is Unavailable, and says neither.
+
+    Fails when: they are not passed on, or the text of the library, or our own repr, is shown.
+    """
+    # A mock knows no passwords, so this is as much of a broker as asks for them.
+    versions, handshake, authenticate, refused = 18, 17, 36, 58
+    asked: list[bytes] = []
+
+    async def broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                request = await reader.readexactly(int.from_bytes(await reader.readexactly(4)))
+            except asyncio.IncompleteReadError:
+                return
+            kind, _, number = struct.unpack_from(">hhi", request)
+            if kind == versions:
+                known = [(versions, 0, 0), (handshake, 1, 1), (authenticate, 0, 0), (3, 0, 1)]
+                body = struct.pack(">hi", 0, len(known)) + b"".join(struct.pack(">hhh", *one) for one in known)
+            elif kind == handshake:
+                body = struct.pack(">hih5s", 0, 1, 5, b"PLAIN")
+            else:
+                asked.append(request)
+                body = struct.pack(">hh2si", refused, 2, b"no", 0)
+            writer.write(struct.pack(">ii", len(body) + 4, number) + body)
+
+    options = {"user": "iu", "password": "env:PASSWORD", "mechanism": "PLAIN"}
+    async with listening(broker) as port, target(f"127.0.0.1:{port}", **options) as made:
+        with pytest.raises(Unavailable) as raised:
+            await made.deliver(delivery())
+
+    (request,) = asked
+    assert request.endswith(f"\0iu\0{CANARY}".encode())
+    assert CANARY not in words_of(raised.value) + repr(made) + repr(vars(made)) + caplog.text
 
 
 # -- routes that cannot work -----------------------------------------------------------------------------------------

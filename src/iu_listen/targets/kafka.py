@@ -202,16 +202,14 @@ class KafkaTarget:
         )
         try:
             await producer.start()
-            with anyio.move_on_after(self._options["connect_timeout"] / 2):
-                await producer.partitions_for(self._where.path)
-                return producer
+            # Asked for here, so that one asks for all, and no longer than this may take.
+            await producer.partitions_for(self._where.path)
         except BaseException as error:
             await goodbye(_end, producer)
             if not isinstance(error, Exception):
                 raise
             raise judged(error, MEANINGS, Unavailable) from None
-        await goodbye(_end, producer)
-        raise Failed(f"the cluster has no topic {self._where.path}", code="no_topic")
+        return producer
 
 
 async def _end(producer: AIOKafkaProducer) -> None:

@@ -16,7 +16,6 @@ from redis import exceptions as errors
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.credentials import UsernamePasswordCredentialProvider
 
 from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secret, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
@@ -195,15 +194,12 @@ class RedisTarget:
         tls: dict[str, Any] = {}
         if self._encrypted:
             tls = {"ssl": True, "ssl_ca_certs": self._options["ca"], "ssl_min_version": ssl.TLSVersion.TLSv1_2}
-        credentials = None
-        if self._password:
-            # Not as arguments: those are shown by the pool.
-            credentials = UsernamePasswordCredentialProvider(self._options["user"], self._password.reveal())
         redis = Redis(
             host=host,
             port=port,
             db=int(self._where.path or 0),
-            credential_provider=credentials,
+            username=self._options["user"],
+            password=self._password.reveal() if self._password else None,
             # When to try again is said by the route.
             retry=Retry(NoBackoff(), 0),
             # How long a delivery may take is its deadline.

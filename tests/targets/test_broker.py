@@ -1,0 +1,206 @@
+"""The connection that the deliveries of a target share, by a connection that does as it is told."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from uuid import UUID
+
+import anyio
+import pytest
+
+from iu_listen.model.delivery import Failed, Result, Unavailable, outcome_of
+from iu_listen.targets.broker import CONNECTING, GOODBYE, Link, cloud_event, judged
+from targets.brokers import delivery
+
+
+class Door:
+    """Connects as soon as it may, to whatever number comes next."""
+
+    def __init__(self) -> None:
+        self.open = anyio.Event()
+        self.tries = 0
+        self.failure: Exception | None = None
+        self.closed: list[int] = []
+
+    async def connect(self) -> int:
+        self.tries += 1
+        await self.open.wait()
+        if self.failure:
+            raise self.failure
+        return self.tries
+
+    async def close(self, connection: int) -> None:
+        self.closed.append(connection)
+
+    def link(self, timeout: float = 5.0) -> Link[int]:
+        return Link(self.connect, self.close, timeout)
+
+
+async def results(link: Link[int], count: int, door: Door) -> list[tuple[Result, str]]:
+    """What so many users at once come to, who all wait at the door before it opens."""
+    found: list[tuple[Result, str]] = []
+
+    async def use() -> None:
+        error: Exception | None = None
+        try:
+            async with link.use():
+                pass
+        except Exception as raised:
+            error = raised
+        found.append(outcome_of(error)[:2])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(use)
+        await anyio.wait_all_tasks_blocked()
+        door.open.set()
+    return found
+
+
+@pytest.mark.asyncio
+async def test_one_connects_for_all():
+    """50 users at once are one attempt to connect, and whoever comes later uses the same connection.
+
+    Fails when: each connects by itself.
+    """
+    door = Door()
+    link = door.link()
+
+    assert await results(link, 50, door) == [(Result.SENT, "")] * 50
+    async with link.use() as connection:
+        assert connection == door.tries == 1
+
+
+@pytest.mark.asyncio
+async def test_one_failure_is_the_failure_of_all():
+    """50 users at once are one attempt, and when it fails they all fail as it did; a moment later another one is made.
+
+    Fails when: a failure is not remembered, or for ever.
+    """
+    door = Door()
+    door.failure = Failed("no such topic", code="no_topic")
+    link = door.link()
+
+    assert await results(link, 50, door) == [(Result.FAILED, "no_topic")] * 50
+    assert door.tries == 1
+    door.failure = None
+    with anyio.fail_after(5):
+        while await results(link, 1, door) != [(Result.SENT, "")]:
+            await anyio.sleep(0.01)
+    assert door.tries == 2
+
+
+@pytest.mark.asyncio
+async def test_connecting_has_an_end():
+    """Who waits at a closed door is Unavailable after the timeout of the link.
+
+    Fails when: connecting is not bounded.
+    """
+    link = Door().link(0.05)
+
+    with anyio.fail_after(2), pytest.raises(Unavailable) as raised:
+        async with link.use():
+            pass
+    assert raised.value.code == "connect"
+
+
+@pytest.mark.asyncio
+async def test_a_lost_connection_is_lost_for_all_who_use_it():
+    """When the connection is lost its users are Unavailable at once, and the next one gets another connection.
+
+    Fails when: users are not told, or the loss of an old connection ends the new one.
+    """
+    door = Door()
+    door.open.set()
+    link = door.link()
+    codes = []
+
+    async def wait() -> None:
+        try:
+            async with link.use():
+                await anyio.sleep(30)
+        except Unavailable as error:
+            codes.append(error.code)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            await link.drop(1)
+        async with link.use() as connection:
+            link.lost(1)
+            await anyio.sleep(0)
+            assert connection == 2
+    assert codes == ["connect"] * 3
+    assert door.closed == [1]
+
+
+@pytest.mark.asyncio
+async def test_a_goodbye_has_an_end():
+    """A connection that does not let itself be closed is left after two seconds, also by one who is cancelled.
+
+    Fails when: closing is not bounded, or not shielded.
+    """
+    door = Door()
+    door.open.set()
+    ended = []
+
+    async def close(connection: int) -> None:
+        try:
+            await anyio.sleep(30)
+        finally:
+            ended.append(connection)
+
+    link: Link[int] = Link(door.connect, close, 5.0)
+    async with link.use():
+        pass
+    began = time.monotonic()
+    with anyio.move_on_after(0):
+        await link.aclose()
+
+    assert ended == [1]
+    assert GOODBYE - 0.1 < time.monotonic() - began < GOODBYE + 1
+
+
+def test_an_error_means_what_it_was_raised_from():
+    """An error of a library that hides a certificate behind a lost connection is about the certificate.
+
+    Fails when: only the outermost error is looked at.
+    """
+    try:
+        try:
+            raise ssl.SSLCertVerificationError("secret")
+        except OSError:
+            raise ConnectionError("secret")  # noqa: B904 libraries do
+    except ConnectionError as error:
+        found = judged(error, CONNECTING)
+
+    assert (type(found), found.code) == (Unavailable, "tls")
+    assert "secret" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"), [("crm", "crm"), (None, "iu-listen/iu"), ("a b\r\nü", "a%20b%0D%0A%C3%BC")]
+)
+def test_a_source_is_a_uri_reference(source, expected):
+    """The source of an event is its source system as a URI reference, else its domain.
+
+    Fails when: text that is none is taken as it is.
+    """
+    assert cloud_event(delivery(source=source).event)["source"] == expected
+
+
+def test_what_an_event_has_not_is_left_out():
+    """An attribute that the event has not is not there, and the time is the one of the writing where nothing else is.
+
+    Fails when: an attribute is empty.
+    """
+    event = delivery(subject=None, occurred_at=None, correlation_id="c-1").event
+    found = cloud_event(event)
+
+    assert set(found) == {
+        "specversion", "id", "source", "type", "datacontenttype", "domain", "stream", "correlationid",
+    }  # fmt: skip
+    assert UUID(found["id"]) == event.id
