@@ -168,16 +168,6 @@ async def cut_short(target: Target, deliveries: Sequence[Delivery], longest: flo
     return cut
 
 
-async def ends_in_time(target: Target) -> None:
-    """One delivery is cancelled in the middle, and aclose() takes two seconds at most, and a little."""
-    with anyio.move_on_after(0.1) as scope:
-        await target.deliver(delivery())
-    assert scope.cancelled_caught
-    began = time.monotonic()
-    await target.aclose()
-    assert time.monotonic() - began < 2.5
-
-
 class Certificates:
     """A CA of our own, and a certificate for loopback."""
 

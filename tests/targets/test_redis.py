@@ -155,7 +155,7 @@ async def test_a_stream_is_trimmed_by_option_maxlen(running):
 async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
     """2 000 deliveries by 50 callers, the server killed twice: each is stored once, and nobody waits while it is down.
 
-    Fails when: those who wait for an answer are not told that the connection was lost, or the key is not remembered.
+    Fails when: the key is not remembered.
     """
     deliveries = [delivery(number) for number in range(2000)]
     async with target(running.port) as made:
