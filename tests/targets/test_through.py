@@ -1,0 +1,44 @@
+"""An event, from the outbox of a database to a broker."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from redis.asyncio import Redis
+
+from postgres.couriers import ROUTE, attempts, delivering, open_route, settled
+from support import connected, insert_event, wait_until
+from targets.brokers import valkey
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_an_event_reaches_the_stream_that_its_route_names(live, tmp_path):
+    """A route to an address delivers what is written to the outbox; while the server is not there yet it waits.
+
+    Fails when: the scheme finds no target, options do not reach it, or an outage spends attempts.
+    """
+    running = valkey(tmp_path)
+    async with connected(live.dsn) as connection:
+        await connection.execute(
+            "update iu_outbound_route set target_kind = 'external_endpoint', target_ref = $2 where route_code = $1",
+            ROUTE,
+            f"valkey://127.0.0.1:{running.port}/1",
+        )
+        await open_route(connection, attempts=1, target={"stream": "events"})
+        async with delivering(live.dsn):
+            event = await insert_event(connection, note="hello")
+            await wait_until(
+                lambda: connection.fetchval("select count(*) from iu_route_attempt where failure_code = 'connect'"),
+                "the outage is seen",
+            )
+            for _ in running.running():
+                await settled(connection)
+                async with Redis(port=running.port, db=1, decode_responses=True) as redis:
+                    ((_, fields),) = await redis.xrange("events")
+
+        assert fields["id"] == str(event)
+        assert fields["idempotency_key"] == f"outbound:{ROUTE}:{event}"
+        assert json.loads(fields["data"]) == {"note": "hello"}
+        assert [row[1] for row in await attempts(connection, event)][-1] == "sent"
