@@ -56,12 +56,15 @@ async def test_an_event_arrives_as_a_cloudevent(receiver, mode, http2):
     event = from_http_event(HTTPMessage(headers=got["headers"], body=got["body"].encode()))
     assert (got["method"], got["path"], got["version"]) == ("PUT", "/hook", "2" if http2 else "1.1")
     assert got["headers"]["idempotency-key"] == sent.idempotency_key
-    assert got["headers"]["traceparent"] == TRACEPARENT
+    # The trace of the producer, and the span of this attempt.
+    assert got["headers"]["traceparent"] == sent.traceparent
+    assert sent.traceparent[:36] == TRACEPARENT[:36]
+    assert sent.traceparent != TRACEPARENT
     assert "x-evil" not in got["headers"]
     assert event.get_attributes() == {
         "specversion": "1.0", "id": str(sent.event.id), "source": "crm/%C3%BC", "type": "iu.version_applied",
         "datacontenttype": "application/json", "subject": ODD, "time": datetime(2026, 11, 25, 17, tzinfo=UTC),
-        "traceparent": TRACEPARENT, "correlationid": "c 1", "domain": "iu", "stream": "iu",
+        "traceparent": sent.traceparent, "correlationid": "c 1", "domain": "iu", "stream": "iu",
     }  # fmt: skip
     assert event.get_data() == {"price": 1.1, "name": "Zoë"}
     # As the database wrote it: a number is not read and written again.

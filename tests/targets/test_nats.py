@@ -119,7 +119,7 @@ async def test_a_message_is_the_payload_with_the_event_in_its_headers(running):
     assert {name: value for name, value in message.header.items() if name != "ce-time"} == {
         "Nats-Msg-Id": one.idempotency_key,
         "Content-Type": "application/json",
-        "traceparent": one.event.traceparent,
+        "traceparent": one.traceparent,
         "ce-specversion": "1.0",
         "ce-id": str(one.event.id),
         "ce-source": "crm",

@@ -89,7 +89,7 @@ async def test_an_entry_is_the_payload_with_the_event_in_its_fields(running):
         "type": "version.applied",
         "source": "crm",
         "subject": "Straße 1\r\nXADD",
-        "traceparent": one.event.traceparent,
+        "traceparent": one.traceparent,
     }
 
 

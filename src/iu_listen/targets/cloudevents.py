@@ -10,12 +10,11 @@ from datetime import UTC
 from typing import Final
 from urllib.parse import quote
 
-from iu_listen.model.delivery import Event
+from iu_listen.model.delivery import Delivery
 
 #: Headers and body of a request.
 Message = tuple[dict[str, str], bytes]
 
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _CHARACTER: Final = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})"
 #: RFC 3986, without addresses of IPv6: a scheme, or a first segment without a colon.
 _URI_REFERENCE: Final = re.compile(
@@ -36,13 +35,9 @@ def uri_reference(text: str) -> str:
     return text if _URI_REFERENCE.fullmatch(text) else quote(text, safe="/", errors="replace")
 
 
-def traceparent(event: Event) -> str | None:
-    """The trace context of an event, as W3C writes it; None: it has none, or something else."""
-    return event.traceparent if event.traceparent and _TRACEPARENT.fullmatch(event.traceparent) else None
-
-
-def attributes(event: Event) -> dict[str, str]:
+def attributes(delivery: Delivery) -> dict[str, str]:
     """The attributes of an event and their values, as text; without those that it does not have."""
+    event = delivery.event
     when = event.occurred_at or event.created_at
     found = {
         "specversion": "1.0",
@@ -52,7 +47,7 @@ def attributes(event: Event) -> dict[str, str]:
         "datacontenttype": "application/json",
         "subject": event.subject,
         "time": when and when.astimezone(UTC).isoformat(),
-        "traceparent": traceparent(event),
+        "traceparent": delivery.traceparent,
         "correlationid": event.correlation_id,
         "domain": event.domain,
         "stream": event.stream,
@@ -60,18 +55,20 @@ def attributes(event: Event) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def structured(event: Event) -> Message:
+def structured(delivery: Delivery) -> Message:
     """Everything in the body. The payload stands there as the database wrote it, not read and written again."""
-    head = json.dumps(attributes(event), ensure_ascii=False)[:-1]
-    return {"content-type": "application/cloudevents+json"}, f'{head}, "data": {event.payload}}}'.encode()
+    head = json.dumps(attributes(delivery), ensure_ascii=False)[:-1]
+    return {"content-type": "application/cloudevents+json"}, f'{head}, "data": {delivery.event.payload}}}'.encode()
 
 
-def binary(event: Event) -> Message:
+def binary(delivery: Delivery) -> Message:
     """The payload as the body, the attributes as headers."""
-    named = attributes(event)
+    named = attributes(delivery)
     headers = {"content-type": named.pop("datacontenttype")}
-    return headers | {f"ce-{name}": header_value(value) for name, value in named.items()}, event.payload.encode()
+    return headers | {
+        f"ce-{name}": header_value(value) for name, value in named.items()
+    }, delivery.event.payload.encode()
 
 
 #: The modes, by the name that an option gives.
-MODES: Final[Mapping[str, Callable[[Event], Message]]] = {"structured": structured, "binary": binary}
+MODES: Final[Mapping[str, Callable[[Delivery], Message]]] = {"structured": structured, "binary": binary}

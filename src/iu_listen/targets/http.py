@@ -22,7 +22,7 @@ import httpcore
 from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secrets, Unavailable
 from iu_listen.targets import http_options
-from iu_listen.targets.cloudevents import MODES, header_value, traceparent
+from iu_listen.targets.cloudevents import MODES, header_value
 from iu_listen.targets.guard import Address, GuardedBackend, Resolve, resolve
 from iu_listen.targets.http_options import Options
 from iu_listen.targets.http_pool import Answer, Pool
@@ -100,15 +100,14 @@ class HttpTarget:
 
     def message(self, delivery: Delivery) -> tuple[dict[str, str], bytes]:
         """Headers and body of the request for a delivery."""
-        headers, body = MODES[self._options.mode](delivery.event)
+        headers, body = MODES[self._options.mode](delivery)
         headers |= {
             "host": self._options.address.authority,
             "content-length": str(len(body)),
             "user-agent": "iu-listen",
             "idempotency-key": header_value(delivery.idempotency_key),
+            "traceparent": delivery.traceparent,
         }
-        if context := traceparent(delivery.event):
-            headers["traceparent"] = context
         if self._options.signers:
             # A dot separates what is signed; nothing else of a key needs to go, and two keys never become one.
             name = quote(delivery.idempotency_key, safe=":", errors="replace").replace(".", "%2E")

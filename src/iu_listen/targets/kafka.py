@@ -224,8 +224,7 @@ async def _end(producer: AIOKafkaProducer) -> None:
 def headers_of(delivery: Delivery) -> list[tuple[str, bytes]]:
     """The headers of a record: idempotency key, trace, and CloudEvents as its binding for Kafka says."""
     found = {"idempotency_key": delivery.idempotency_key, "content-type": "application/json"}
-    if delivery.event.traceparent:
-        found["traceparent"] = delivery.event.traceparent
+    found["traceparent"] = delivery.traceparent
     # Of all attributes, the type of the content alone has its own header.
     found |= {f"ce_{name}": value for name, value in cloud_event(delivery.event).items() if name != "datacontenttype"}
     return [(name, value.encode()) for name, value in found.items()]

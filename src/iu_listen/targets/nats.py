@@ -289,8 +289,7 @@ class NatsTarget:
 def headers_of(delivery: Delivery) -> dict[str, str]:
     """The headers of a message: idempotency key, trace, and CloudEvents as over HTTP, percent-encoded."""
     plain = {"Nats-Msg-Id": delivery.idempotency_key, "Content-Type": "application/json"}
-    if delivery.event.traceparent:
-        plain["traceparent"] = delivery.event.traceparent
+    plain["traceparent"] = delivery.traceparent
     encode = partial(quote, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
     return plain | {f"ce-{name}": encode(value) for name, value in cloud_event(delivery.event).items()}
 

@@ -231,6 +231,5 @@ def fields_of(delivery: Delivery) -> dict[str, bytes]:
     fields = {"idempotency_key": delivery.idempotency_key} | {
         name: event[name] for name in ("id", "type", "source", "subject", "time") if name in event
     }
-    if delivery.event.traceparent:
-        fields["traceparent"] = delivery.event.traceparent
+    fields["traceparent"] = delivery.traceparent
     return {name: value.encode() for name, value in (fields | {"data": delivery.event.payload}).items()}
