@@ -889,10 +889,19 @@ begin
         return 0;
     end if;
 
-    with gone as (
+    with found as materialized (
+        select x.ctid, s.began, s.ended
+          from unnest(p_routes, p_ids, p_results, p_began, p_ended) s(route_code, id, result, began, ended)
+         cross join lateral (
+               select d.ctid
+                 from public.iu_route_delivery d
+                where d.route_code = s.route_code and d.id = s.id
+                limit 1) x
+         where s.result = 'sent'
+    ), gone as (
         delete from public.iu_route_delivery d
-         using unnest(p_routes, p_ids, p_results, p_began, p_ended) s(route_code, id, result, began, ended)
-         where s.result = 'sent' and d.route_code = s.route_code and d.id = s.id
+         using found s
+         where d.ctid = s.ctid
         returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
                   d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
     ), resolved as (
@@ -924,10 +933,13 @@ begin
                'outbound:' || d.route_code || ':' || d.event_ref as key
           from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after) with ordinality
                s(route_code, id, result, began, ended, code, detail, retry_after, n)
-          join public.iu_route_delivery d on d.route_code = s.route_code and d.id = s.id
+         cross join lateral (
+               select d.*
+                 from public.iu_route_delivery d
+                where d.route_code = s.route_code and d.id = s.id
+                limit 1) d
          where s.result in ('failed', 'rejected', 'unavailable')
          order by s.n
-           for update of d
     loop
         select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
           from (select) one
@@ -1142,7 +1154,11 @@ begin
                    coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system,
                    o.actor_ref, o.correlation_id::text, o.occurred_at, o.created_at, o.safe_payload::text, null::jsonb
               from unnest(v_ids) with ordinality t(id, n)
-              join public.iu_route_delivery d on d.route_code = r.route_code and d.id = t.id
+             cross join lateral (
+                   select x.*
+                     from public.iu_route_delivery x
+                    where x.route_code = r.route_code and x.id = t.id
+                    limit 1) d
               left join lateral (
                    select x.* from public.event_outbox x where x.id = d.event_ref
                    union all
@@ -3339,9 +3355,10 @@ begin
                        with ordinality k(id, event_type, event_stream, traceparent, n)
                   join routes r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading.
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading. Looked up
+                 -- one by one (offset 0): a join would be planned by what the audit was like when the session began.
                  where not exists (select from public.iu_route_attempt a
-                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
                  order by k.n, r.route_code
                 on conflict do nothing
                 returning route_code, event_ref, route_count, traceparent
@@ -3368,7 +3385,7 @@ begin
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
                    and not v_queues ? r.route_code
                  where not exists (select from public.iu_route_attempt a
-                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id)
+                                    where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
                  order by k.n, r.route_code
             loop
                 begin

@@ -182,7 +182,7 @@ grant select on public.v_iu_audit to iu_listen_consumer;
 
 -- A dead letter is written, reopened when its event fails once more, and resolved when a replay arrives. To replay is
 -- for operators.
-grant select (idempotency_key, failure_detail, event_snapshot),
+grant select (idempotency_key, failure_code, failure_detail, event_snapshot),
       insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
               failure_detail),
       update (resolved_at, resolution, attempt_no, failure_code, failure_detail, event_snapshot)
@@ -327,6 +327,7 @@ grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_route_wo
 grant select (worker_name, event_ref, accepted_at) on public.iu_audit_missing to iu_listen_janitor;
 grant select (prev) on public.iu_trace_cursor to iu_listen_janitor;
 grant select (codes) on public.iu_audit to iu_listen_janitor;
+grant select (event_ref) on public.iu_route_delivery to iu_listen_janitor;
 grant select (route_code) on public.iu_outbound_route to iu_listen_janitor;
 
 -- FOR UPDATE SKIP LOCKED asks for UPDATE on one column, whichever. These are the ones that decide nothing.

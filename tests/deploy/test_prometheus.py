@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 from opentelemetry.sdk.metrics import MeterProvider
 
+from iu_listen.model.delivery import Delivery, Event, Outcome, Result, Taken
 from iu_listen.model.facts import Batch, Measure, Survey, Wake, WorkerName
 from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
+    DeliveriesSettled,
     Measured,
     MeasureFailed,
     Observation,
+    RouteHeld,
     SessionFailed,
     SpansExported,
     SpansHeld,
@@ -31,6 +35,7 @@ from iu_listen.model.observation import (
 from iu_listen.telemetry.metrics import MetricWatcher
 
 ROOT = Path(__file__).parents[2]
+EVENT = Event(id=UUID(int=1), domain="iu", type="version_applied", stream="update")
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
 PAGE = (ROOT / "docs" / "reference" / "metrics.md").read_text()
@@ -83,6 +88,11 @@ def observations() -> Iterator[Observation]:
     for session in values("iu.session"):
         yield SessionFailed(session, "why", 1.0)
     yield AuditPassed(worker, 3, 1, 1.0)
+    taken = Taken(delivery=Delivery(id=1, route="r", idempotency_key="k", attempt=1, event=EVENT))
+    for result in values("iu.delivery.result"):
+        code = "" if result == "sent" else "http_503"
+        yield DeliveriesSettled(worker, [Outcome(taken=taken, result=Result(result), began=0.0, ended=0.1, code=code)])
+    yield RouteHeld(worker, "r", "breaker_open", "http_503")
     yield SpansExported(1, 1, 1)
     yield SpansHeld("why", 1.0, None)
     measures = [Measure(what="gate", part=gate, figure=1) for gate in values("iu.gate")]
@@ -91,7 +101,7 @@ def observations() -> Iterator[Observation]:
     parts = re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("| `iu.lag.part` |") :], flags=re.MULTILINE)
     for what in ("lag_items", "lag_seconds"):
         for part in parts:
-            owner = worker if part in ("backlog", "dead_letter") else None
+            owner = worker if part in ("backlog", "delivery", "dead_letter") else None
             measures += [Measure(what=what, part=part, figure=1, worker=owner)]
     for since_commit in (True, False):
         yield Measured(worker, Survey(measures=tuple(measures), latencies=(0.1,), since_commit=since_commit))
@@ -260,7 +270,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 #: Labels whose values are not ours to know: a worker has any name.
-OPEN = TARGET | {"db_namespace", "iu_worker", "messaging_consumer_group_name", "error_type"}
+OPEN = TARGET | {"db_namespace", "iu_worker", "messaging_consumer_group_name", "error_type", "iu_route_code"}
 
 
 def strangers(expression: str, exposed: Exposed) -> Iterator[str]:

@@ -22,12 +22,14 @@ import asyncpg
 import pytest
 
 from conftest import Database
+from iu_listen.model.delivery import Outcome, Result, Want
 from iu_listen.model.facts import CHANNEL, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import audit, census, doctor, migrate, retention, trace, verify
 from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
+from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.measure import SurveyorSession
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.trace import TraceSession
@@ -59,13 +61,14 @@ UNROUTED = """
 #: A route that may deliver, so that the seam is called.
 LIVE_ROUTE = """
     update dot_config set value = 'true' where key = 'iu_core.delivery_enabled';
-    update dot_config set value = 'live,called' where key = 'iu_core.delivery_live_routes';
+    update dot_config set value = 'live,called,queued' where key = 'iu_core.delivery_live_routes';
     update dot_config set value = 'public.target' where key = 'iu_core.delivery_sql_functions';
     create function public.target(idempotency_key text, event jsonb) returns void language sql as '';
     insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
     values ('iu', 'sent', 'update', 'immediate');
     insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
-    values ('live', 'iu', 'sent', 'update', 'workflow', 'x', true, false),
+    values ('live', 'iu', 'sent', 'update', 'vector', 'x', true, false),
+           ('queued', 'iu', 'sent', 'update', 'workflow', 'x', true, false),
            ('called', 'iu', 'sent', 'update', 'sql_function', 'public.target', true, false)
 """
 INSERT = """
@@ -228,10 +231,11 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
         await session.beat(kind, "", True, "", Tally())
     answer = await run_batch(connection)
     # The poison, and the route that leads to the seam; without a right that delivery needs, the called one, too.
-    assert (answer["seen"], answer["skipped"]) == (4, 1), answer
+    assert (answer["seen"], answer["skipped"], answer["queued"]) == (7, 1, 4), answer
     assert answer["dead_lettered"] >= 2, answer
     # Nothing to do, in the short way: a look without any lock.
     await run_batch(connection)
+    await what_a_courier_does(connection, settings)
     await connection.execute("listen iu_event_outbox")
     await connection.fetchval("select pg_notify('iu_event_outbox', 'token')")
     await census.worker_health(connection, WORKER)
@@ -249,6 +253,19 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     surveyor = SurveyorSession(connection, settings)
     for _ in range(2):
         await surveyor.measure()
+
+
+async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings) -> None:
+    """Take what was queued, and settle it in every way."""
+    deliveries = DeliverySession(connection, settings, uuid4())
+    lease = await deliveries.take_lease()
+    assert lease.held
+    turn = await deliveries.turn([], [Want(route="queued", room=10, after=0)], [])
+    assert turn is not None
+    results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
+    done = [Outcome(taken=t, result=r, began=0, ended=0, code="x") for t, r in zip(turn.taken, results, strict=True)]
+    assert await deliveries.turn(done, [], []) is not None
+    await deliveries.release()
 
 
 GRANTED = """
@@ -299,7 +316,8 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
                     await owner.execute(INSERT, uuid4(), "version_applied")
                     await owner.execute(INSERT, poisonous(), "version_applied")
                     await owner.execute(INSERT, uuid4(), "noted")
-                    await owner.execute(INSERT, uuid4(), "sent")
+                    for _ in range(4):
+                        await owner.execute(INSERT, uuid4(), "sent")
                     async with acting_as(owner, CONSUMER):
                         await what_a_consumer_does(owner)
                     # The worker takes a failed delivery for the event's fault, and keeps the reason.
