@@ -54,7 +54,7 @@ class Cluster:
         self._handle = handle
         self.servers = library().rd_kafka_mock_cluster_bootstraps(handle).decode()
 
-    def topic(self, name: str, partitions: int = 4) -> None:
+    def topic(self, name: str, partitions: int) -> None:
         assert library().rd_kafka_mock_topic_create(self._handle, name.encode(), partitions, 3) == 0
 
     def refuse_topic(self, name: str, code: int) -> None:
@@ -68,8 +68,8 @@ class Cluster:
         for broker in (1, 2, 3):
             library().rd_kafka_mock_broker_set_up(self._handle, broker)
 
-    def slow(self, milliseconds: int) -> None:
-        for broker in (1, 2, 3):
+    def slow(self, milliseconds: int, *brokers: int) -> None:
+        for broker in brokers or (1, 2, 3):
             library().rd_kafka_mock_broker_set_rtt(self._handle, broker, milliseconds)
 
     def refuse(self, request: int, *codes: int) -> None:

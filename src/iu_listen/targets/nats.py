@@ -136,10 +136,20 @@ def subject_of(template: str) -> Callable[[Event], str]:
 
 
 class _Client(Client):
-    """A client that can be told to say nothing in the clear."""
+    """A client that says nothing in the clear if it is told so, and says at once that it has ended."""
 
     stream: JetStreamContext
+    ended: Callable[[], None]
     only_tls = False
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # The library calls back last, and where it fails to send what is left it neither does nor closes the socket.
+        self.ended()
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:
+            if self._transport is not None:
+                self._transport.close()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before anything is sent. The library takes no TLS for an answer, whatever the scheme.
@@ -238,15 +248,13 @@ class NatsTarget:
 
     async def _connect_to(self, server: str) -> _Client:
         client = _Client()
+        client.ended = partial(self._link.lost, client)
         client.only_tls = server.startswith("tls:")
         met: list[Exception] = []
 
         async def heard(error: Exception) -> None:
             met.append(error)
             self._heard(client, str(error))
-
-        async def closed() -> None:
-            self._link.lost(client)
 
         try:
             await client.connect(
@@ -259,7 +267,6 @@ class NatsTarget:
                 connect_timeout=math.ceil(self._connect_timeout),
                 ping_interval=PING,
                 error_cb=heard,
-                closed_cb=closed,
                 tls=self._tls,
                 user=self._user,
                 password=self._password.reveal() if self._password else None,

@@ -152,8 +152,9 @@ class RedisTarget:
         self._password = password
         self._ttl, self._maxlen, self._max_bytes = (options[name] for name in ("idempotent", "maxlen", "max_bytes"))
         self._encrypted = where.scheme in ENCRYPTED
-        # Read now, so that a wrong file is found now; the library reads it again.
-        self._tls = tls_context(options["ca"]) if self._encrypted else None
+        if self._encrypted:
+            # So that a wrong file is found now: the library reads it when it connects.
+            tls_context(options["ca"])
         # A connection carries one command at a time. The pool of the library that waits for one can lose one when
         # whoever waits is cancelled, so waiting is done here.
         self._free = anyio.Semaphore(options["connections"])
