@@ -1,6 +1,6 @@
 """An ordered route under kills: each subject in the order of its commits, never two of one subject at once.
 
-ORDER_EVENTS and ORDER_SUBJECTS make it longer: `make order`.
+ORDER_EVENTS and ORDER_SUBJECTS make it longer: `make kills`.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class _Client(Client):
             await super()._close(status, do_cbs)
         except OSError:
             if self._transport is not None:
-                self._transport.close()
+                self._transport.close()  # type: ignore[no-untyped-call]
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before anything is sent. The library takes no TLS for an answer, whatever the scheme.
