@@ -221,7 +221,7 @@ grant execute on function
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text), public.fn_iu_delivery_lock(text),
     public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text),
-    public.fn_iu_delivery_policy(jsonb),
+    public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker)
     to iu_listen_reader;
 
@@ -275,7 +275,7 @@ grant insert (route_count) on public.iu_route_attempt to iu_listen_operator;
 -- A replay decides from the snapshot, so it reads whole dead letters, and it writes its attempt.
 grant execute on function
     public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_queues(public.iu_outbound_route[])
+    public.fn_iu_route_dispatch(text, uuid, jsonb)
     to iu_listen_operator;
 grant select, update (attempt_no, replay_count, last_replay_at, failure_code, failure_detail, resolved_at, resolution)
     on public.iu_route_dead_letter to iu_listen_operator;

@@ -1,6 +1,8 @@
--- Routes that are live, and which lock keeps each from delivering all the same; null: none does.
+-- Routes that are live, which lock keeps each from delivering all the same (null: none does), and whether its events are
+-- queued meanwhile.
 
-select r.route_code, public.fn_iu_delivery_lock(r.route_code) as lock
+select r.route_code, public.fn_iu_delivery_lock(r.route_code) as lock,
+       public.fn_iu_delivery_queues(array[r]) <> '{}' as queued
   from public.iu_outbound_route r
  where r.enabled and not r.dry_run
  order by r.route_code

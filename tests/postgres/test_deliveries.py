@@ -352,6 +352,35 @@ async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live)
         assert await letters(connection) == []
 
 
+@pytest.mark.parametrize("kind", ["workflow", "external_endpoint"])
+@pytest.mark.parametrize("value", [None, "missing", "", "True", "true "])
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+async def test_a_delivery_gate_that_is_not_open_lets_nothing_be_taken(live, kind, value):
+    """Whatever the gate holds but true: nothing is taken of any kind of target, and the attempt of each event names it.
+
+    Fails when: the gate is open by default, or only the batch asks it.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await connection.execute("update iu_outbound_route set target_kind = $1", kind)
+        first = await insert_event(connection)
+        await run_batch(connection)
+        key = "iu_core.delivery_enabled"
+        if value == "missing":
+            await connection.execute("delete from dot_config where key = $1", key)
+        else:
+            await connection.execute("update dot_config set value = $2 where key = $1", key, value)
+        second = await insert_event(connection)
+        await run_batch(connection)
+        take = "select count(delivery_id) from fn_iu_delivery_take('iu_outbound_default', $1, '{9}', '{0}', '{}', '{}', '{}')"
+        assert await connection.fetchval(take, [ROUTE]) == 0
+        assert await attempts(connection, first) == []
+        assert await attempts(connection, second) == [(1, "pending", "delivery_gate_closed", None)]
+        await connection.execute("insert into dot_config values ($1, 'x') on conflict do nothing", key)
+        await connection.execute("update dot_config set value = 'true' where key = $1", key)
+        assert await connection.fetchval(take, [ROUTE]) == 2
+
+
 async def test_a_route_without_its_target_waits_and_says_so(live):
     """A consumer that lacks the coroutine holds its deliveries; one that has it delivers them.
 

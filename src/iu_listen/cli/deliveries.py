@@ -15,6 +15,9 @@ from iu_listen.cli.door import Where, between, looking
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import census
 
+#: Columns of a table of routes that deliver.
+DELIVERIES = ("route", "target", "on its way", "retrying", "oldest", "held by", "because of")
+
 delivery = App(name="delivery", help="List what is on its way to a target, and cancel it.")
 
 
@@ -23,6 +26,15 @@ def register(app: App) -> None:
     app.command(delivery)
     route.command(policy, name="policy")
     route.command(resume, name="resume")
+
+
+def delivery_rows(routes: list[census.Row]) -> list[tuple[Any, ...]]:
+    """Rows of that table."""
+    return [
+        (r["route_code"], f"{r['target_kind']} {r['target_ref']}", r["pending"], r["retrying"], show.ago(r["since"]),
+         show.mark(not r["held_by"], "–", show.text(r["held_by"])), r["why"])
+        for r in routes
+    ]  # fmt: skip
 
 
 @delivery.command(name="list")
@@ -48,14 +60,7 @@ def delivery_list(
     if where and where.json:
         show.as_json(found)
         return 0
-    show.table(
-        ("route", "target", "on its way", "retrying", "oldest", "held by", "because of"),
-        (
-            (r["route_code"], f"{r['target_kind']} {r['target_ref']}", r["pending"], r["retrying"],
-             show.ago(r["since"]), show.mark(not r["held_by"], "–", show.text(r["held_by"])), r["why"])
-            for r in found["routes"]
-        ),
-    )  # fmt: skip
+    show.table(DELIVERIES, delivery_rows(found["routes"]))
     if found["parked"]:
         show.table(
             ("route", "parked subject", "behind it", "waits for", "since", "attempts", "failure"),

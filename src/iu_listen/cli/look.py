@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from iu_listen.cli import show
+from iu_listen.cli.deliveries import DELIVERIES, delivery_rows
 from iu_listen.cli.door import Where, between, looking
 from iu_listen.model.errors import DatabaseUnreachable
 from iu_listen.postgres import census, doctor
@@ -42,6 +43,7 @@ def status(*, where: Where | None = None) -> int:
                 "attempts": await census.rows(connection, "attempt_summary"),
                 "audits": await census.rows(connection, "audits"),
                 "exports": await census.rows(connection, "trace/exports"),
+                "deliveries": await census.rows(connection, "delivery/routes"),
             }
         for consumer in answer["consumers"]:
             consumer["wakes"] = json.loads(consumer["wakes"])
@@ -103,6 +105,8 @@ def _print_status(answer: dict[str, Any]) -> None:
             for a in answer["audits"]
         ),
     )  # fmt: skip
+    if answer["deliveries"]:
+        show.table(DELIVERIES, delivery_rows(answer["deliveries"]))
     if answer["exports"]:
         show.table(
             ("export of", "spans", "refused", "waiting", "for", "last"),

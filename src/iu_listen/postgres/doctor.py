@@ -81,10 +81,15 @@ async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG00
 async def _delivery(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     live = await census.rows(connection, "live_routes")
     if locked := next((r for r in live if r["lock"]), None):
-        words = (
-            f"{locked['route_code']} is live, and {locked['lock'].replace('_', ' ')}: its events become dead letters"
-        )
+        comes = "wait" if locked["queued"] else "become dead letters"
+        words = f"{locked['route_code']} is live, and {locked['lock'].replace('_', ' ')}: its events {comes}"
         return Finding("warn", "delivery", words, f"iu-listen route live {locked['route_code']} --plan")
+    for row in await census.rows(connection, "delivery/routes"):
+        if row["held_by"]:
+            words = f"{row['route_code']}: {row['pending']} wait, held by {row['held_by']}"
+            return Finding(
+                "warn", "delivery", f"{words} ({row['why']})" if row["why"] else words, "iu-listen delivery list"
+            )
     return Finding("ok", "delivery", f"live: {', '.join(r['route_code'] for r in live) or 'none'}")
 
 
