@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import sys
 import time
+from pathlib import Path
 from uuid import UUID
 
 import anyio
@@ -12,8 +14,8 @@ import pytest
 
 from iu_listen.model.delivery import Failed, Result, Unavailable, outcome_of
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.targets import Targets
-from iu_listen.targets.broker import CONNECTING, GOODBYE, Link, cloud_event, judged
+from iu_listen.targets import Targets, kafka, nats, redis
+from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, Link, cloud_event, judged
 from targets.brokers import delivery
 
 
@@ -229,3 +231,24 @@ def test_what_an_event_has_not_is_left_out():
         "specversion", "id", "source", "type", "datacontenttype", "domain", "stream", "correlationid",
     }  # fmt: skip
     assert UUID(found["id"]) == event.id
+
+
+def test_every_option_and_code_is_documented():
+    """The page has every option of every target with its default, and every code that a table gives.
+
+    Fails when: an option or a code is added, or a default changed, and the page is not.
+    """
+    page = (Path(__file__).parents[2] / "docs/how-to/brokers.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (all|NATS|Redis|Kafka) \|([^|]*)\|", page, re.MULTILINE)
+    documented = {(who, name): default.strip(" `") for name, who, default in rows}
+    expected = {("all", name): option.default for name, option in COMMON.items()}
+    for who, module in (("NATS", nats), ("Redis", redis), ("Kafka", kafka)):
+        expected |= {(who, name): o.default for name, o in module.OPTIONS.items() if name not in COMMON}
+
+    assert documented.keys() == expected.keys()
+    for key, default in expected.items():
+        words = "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+        assert documented[key] in {words, words.lower(), "those of the system"}, key
+    tables = [*nats.CONNECT, *nats.PUBLISH, *redis.MEANINGS, *kafka.MEANINGS]
+    codes = {m.code for m in tables} | {code for _, code, _ in nats.ANSWERS.values()} | {a[2] for a in redis.ANSWERS}
+    assert {code for code in codes if f"`{code}`" not in page} == set()
