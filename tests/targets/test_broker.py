@@ -7,7 +7,6 @@ import ssl
 import sys
 import time
 from pathlib import Path
-from uuid import UUID
 
 import anyio
 import pytest
@@ -15,8 +14,7 @@ import pytest
 from iu_listen.model.delivery import Failed, Result, Unavailable, outcome_of
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets import Targets, kafka, nats, redis
-from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, Link, cloud_event, judged
-from targets.brokers import delivery
+from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, Link, judged
 
 
 class Door:
@@ -206,31 +204,6 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, address,
     with pytest.raises(ConfigurationError, match=library) as raised:
         Targets().find("external_endpoint", address, {})
     assert raised.value.hint == f"pip install 'iu-listen[{extra}]'"
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"), [("crm", "crm"), (None, "iu-listen/iu"), ("a b\r\nü", "a%20b%0D%0A%C3%BC")]
-)
-def test_a_source_is_a_uri_reference(source, expected):
-    """The source of an event is its source system as a URI reference, else its domain.
-
-    Fails when: text that is none is taken as it is.
-    """
-    assert cloud_event(delivery(source=source).event)["source"] == expected
-
-
-def test_what_an_event_has_not_is_left_out():
-    """An attribute that the event has not is not there, and the time is the one of the writing where nothing else is.
-
-    Fails when: an attribute is empty.
-    """
-    event = delivery(subject=None, occurred_at=None, correlation_id="c-1").event
-    found = cloud_event(event)
-
-    assert set(found) == {
-        "specversion", "id", "source", "type", "datacontenttype", "domain", "stream", "correlationid",
-    }  # fmt: skip
-    assert UUID(found["id"]) == event.id
 
 
 def test_every_option_and_code_is_documented():

@@ -99,6 +99,7 @@ async def test_a_record_is_the_payload_with_the_event_in_its_headers(running):
         "idempotency_key": one.idempotency_key,
         "content-type": "application/json",
         "traceparent": one.traceparent,
+        "ce_traceparent": one.traceparent,
         "ce_specversion": "1.0",
         "ce_id": str(one.event.id),
         "ce_source": "crm",

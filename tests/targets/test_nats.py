@@ -120,6 +120,7 @@ async def test_a_message_is_the_payload_with_the_event_in_its_headers(running):
         "Nats-Msg-Id": one.idempotency_key,
         "Content-Type": "application/json",
         "traceparent": one.traceparent,
+        "ce-traceparent": one.traceparent,
         "ce-specversion": "1.0",
         "ce-id": str(one.event.id),
         "ce-source": "crm",

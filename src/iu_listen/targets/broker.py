@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 
-from iu_listen.model.delivery import DeliveryError, Event, Failed, Secret, Secrets, Unavailable
+from iu_listen.model.delivery import DeliveryError, Failed, Secret, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -316,25 +316,3 @@ async def goodbye(close: Callable[[T], Awaitable[object]], connection: T) -> Non
     """End something, in GOODBYE seconds at most, whatever happens to whoever asks for it."""
     with anyio.move_on_after(GOODBYE, shield=True), suppress(Exception):
         await close(connection)
-
-
-# -- the event -------------------------------------------------------------------------------------------------------
-
-
-def cloud_event(event: Event) -> dict[str, str]:
-    """The attributes of an event in CloudEvents 1.0, those that it has, as text."""
-    moment = event.occurred_at or event.created_at
-    found = {
-        "specversion": "1.0",
-        "id": str(event.id),
-        # It is a URI reference.
-        "source": quote(event.source or f"iu-listen/{event.domain}", safe="/:?#[]@!$&'()*+,;=~%"),
-        "type": event.type,
-        "subject": event.subject,
-        "time": moment.isoformat() if moment else None,
-        "datacontenttype": "application/json",
-        "domain": event.domain,
-        "stream": event.stream,
-        "correlationid": event.correlation_id,
-    }
-    return {name: value for name, value in found.items() if value}

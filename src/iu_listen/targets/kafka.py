@@ -26,7 +26,6 @@ from iu_listen.targets.broker import (
     Meaning,
     Option,
     choice,
-    cloud_event,
     goodbye,
     judged,
     number,
@@ -34,7 +33,8 @@ from iu_listen.targets.broker import (
     read_options,
     secret,
     tls_context,
-)  # fmt: skip
+)
+from iu_listen.targets.cloudevents import attributes
 
 # What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
@@ -59,29 +59,50 @@ MEANINGS: Final = (
     *CONNECTING[:2],
     Meaning(
         (errors.AuthenticationFailedError, errors.SaslAuthenticationFailed, errors.UnsupportedSaslMechanismError),
-        Unavailable, "auth", "the server does not let us in",
+        Unavailable,
+        "auth",
+        "the server does not let us in",
     ),
     Meaning(
         (errors.MessageSizeTooLargeError, errors.RecordTooLargeError, errors.RecordListTooLargeError),
-        Reject, "too_large", "larger than the topic takes",
+        Reject,
+        "too_large",
+        "larger than the topic takes",
     ),
     Meaning(
         (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError),
-        Failed, "not_authorized", "the user may not write there",
+        Failed,
+        "not_authorized",
+        "the user may not write there",
     ),
     Meaning((errors.UnknownTopicOrPartitionError, errors.InvalidTopicError), Failed, "no_topic", "no such topic"),
     Meaning(
-        (errors.ProducerClosed, errors.ProducerFenced, errors.OutOfOrderSequenceNumber, errors.UnknownProducerId,
-         errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping),
-        Unavailable, "producer", "the producer has to begin anew",
+        (
+            errors.ProducerClosed,
+            errors.ProducerFenced,
+            errors.OutOfOrderSequenceNumber,
+            errors.UnknownProducerId,
+            errors.InvalidProducerEpoch,
+            errors.InvalidProducerIdMapping,
+        ),
+        Unavailable,
+        "producer",
+        "the producer has to begin anew",
     ),
     Meaning(errors.KafkaTimeoutError, Failed, "timeout", "the partition takes nothing now"),
     Meaning(
-        (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.StaleMetadata,
-         OSError),
-        Unavailable, "connect", "the cluster cannot be reached",
+        (
+            errors.KafkaConnectionError,
+            errors.NodeNotReadyError,
+            errors.RequestTimedOutError,
+            errors.StaleMetadata,
+            OSError,
+        ),
+        Unavailable,
+        "connect",
+        "the cluster cannot be reached",
     ),
-)  # fmt: skip
+)
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTarget:
@@ -227,5 +248,5 @@ def headers_of(delivery: Delivery) -> list[tuple[str, bytes]]:
     found = {"idempotency_key": delivery.idempotency_key, "content-type": "application/json"}
     found["traceparent"] = delivery.traceparent
     # Of all attributes, the type of the content alone has its own header.
-    found |= {f"ce_{name}": value for name, value in cloud_event(delivery.event).items() if name != "datacontenttype"}
+    found |= {f"ce_{name}": value for name, value in attributes(delivery).items() if name != "datacontenttype"}
     return [(name, value.encode()) for name, value in found.items()]

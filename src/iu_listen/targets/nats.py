@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
-from urllib.parse import quote
 
 import anyio
 from nats import errors
@@ -29,7 +28,6 @@ from iu_listen.targets.broker import (
     Link,
     Meaning,
     Option,
-    cloud_event,
     goodbye,
     judged,
     read_address,
@@ -37,7 +35,8 @@ from iu_listen.targets.broker import (
     secret,
     text,
     tls_context,
-)  # fmt: skip
+)
+from iu_listen.targets.cloudevents import attributes, header_value
 
 # What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
 logging.getLogger("nats").addHandler(logging.NullHandler())
@@ -66,9 +65,11 @@ PUBLISH: Final = (
     Meaning(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
     Meaning(
         (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError, OSError),
-        Unavailable, "connect", "the connection was lost",
+        Unavailable,
+        "connect",
+        "the connection was lost",
     ),
-)  # fmt: skip
+)
 
 #: What a stream answers, by its error code; else by the status.
 ANSWERS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
@@ -297,8 +298,7 @@ def headers_of(delivery: Delivery) -> dict[str, str]:
     """The headers of a message: idempotency key, trace, and CloudEvents as over HTTP, percent-encoded."""
     plain = {"Nats-Msg-Id": delivery.idempotency_key, "Content-Type": "application/json"}
     plain["traceparent"] = delivery.traceparent
-    encode = partial(quote, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
-    return plain | {f"ce-{name}": encode(value) for name, value in cloud_event(delivery.event).items()}
+    return plain | {f"ce-{name}": header_value(value) for name, value in attributes(delivery).items()}
 
 
 def size_of(headers: Mapping[str, str]) -> int:

@@ -26,7 +26,6 @@ from iu_listen.targets.broker import (
     Link,
     Meaning,
     Option,
-    cloud_event,
     goodbye,
     judged,
     number,
@@ -35,7 +34,8 @@ from iu_listen.targets.broker import (
     secret,
     text,
     tls_context,
-)  # fmt: skip
+)
+from iu_listen.targets.cloudevents import attributes
 
 OPTIONS: Final[Mapping[str, Option]] = {
     **COMMON,
@@ -74,7 +74,9 @@ MEANINGS: Final = (
     *CONNECTING[:2],
     Meaning(
         (errors.AuthenticationError, errors.AuthenticationWrongNumberOfArgsError),
-        Unavailable, "auth", "the server does not let us in",
+        Unavailable,
+        "auth",
+        "the server does not let us in",
     ),
     Meaning(errors.BusyLoadingError, Unavailable, "loading", "the server is loading its data"),
     Meaning(errors.ReadOnlyError, Unavailable, "read_only", "the server is a replica"),
@@ -87,7 +89,7 @@ MEANINGS: Final = (
     Meaning(
         (errors.ConnectionError, errors.TimeoutError, OSError), Unavailable, "connect", "the server cannot be reached"
     ),
-)  # fmt: skip
+)
 
 #: The same for errors that have no class of their own: by a word in the answer of the server.
 ANSWERS: Final = (
@@ -228,7 +230,7 @@ class RedisTarget:
 
 def fields_of(delivery: Delivery) -> dict[str, bytes]:
     """The fields of an entry."""
-    event = cloud_event(delivery.event)
+    event = attributes(delivery)
     fields = {"idempotency_key": delivery.idempotency_key} | {
         name: event[name] for name in ("id", "type", "source", "subject", "time") if name in event
     }
