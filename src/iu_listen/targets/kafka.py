@@ -59,50 +59,29 @@ MEANINGS: Final = (
     *CONNECTING[:2],
     Meaning(
         (errors.AuthenticationFailedError, errors.SaslAuthenticationFailed, errors.UnsupportedSaslMechanismError),
-        Unavailable,
-        "auth",
-        "the server does not let us in",
+        Unavailable, "auth", "the server does not let us in",
     ),
     Meaning(
         (errors.MessageSizeTooLargeError, errors.RecordTooLargeError, errors.RecordListTooLargeError),
-        Reject,
-        "too_large",
-        "larger than the topic takes",
+        Reject, "too_large", "larger than the topic takes",
     ),
     Meaning(
         (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError),
-        Failed,
-        "not_authorized",
-        "the user may not write there",
+        Failed, "not_authorized", "the user may not write there",
     ),
     Meaning((errors.UnknownTopicOrPartitionError, errors.InvalidTopicError), Failed, "no_topic", "no such topic"),
     Meaning(
-        (
-            errors.ProducerClosed,
-            errors.ProducerFenced,
-            errors.OutOfOrderSequenceNumber,
-            errors.UnknownProducerId,
-            errors.InvalidProducerEpoch,
-            errors.InvalidProducerIdMapping,
-        ),
-        Unavailable,
-        "producer",
-        "the producer has to begin anew",
+        (errors.ProducerClosed, errors.ProducerFenced, errors.OutOfOrderSequenceNumber, errors.UnknownProducerId,
+         errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping),
+        Unavailable, "producer", "the producer has to begin anew",
     ),
     Meaning(errors.KafkaTimeoutError, Failed, "timeout", "the partition takes nothing now"),
     Meaning(
-        (
-            errors.KafkaConnectionError,
-            errors.NodeNotReadyError,
-            errors.RequestTimedOutError,
-            errors.StaleMetadata,
-            OSError,
-        ),
-        Unavailable,
-        "connect",
-        "the cluster cannot be reached",
+        (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.StaleMetadata,
+         OSError),
+        Unavailable, "connect", "the cluster cannot be reached",
     ),
-)
+)  # fmt: skip
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTarget:

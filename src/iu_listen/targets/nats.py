@@ -65,11 +65,9 @@ PUBLISH: Final = (
     Meaning(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
     Meaning(
         (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError, OSError),
-        Unavailable,
-        "connect",
-        "the connection was lost",
+        Unavailable, "connect", "the connection was lost",
     ),
-)
+)  # fmt: skip
 
 #: What a stream answers, by its error code; else by the status.
 ANSWERS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {

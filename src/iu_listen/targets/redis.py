@@ -74,9 +74,7 @@ MEANINGS: Final = (
     *CONNECTING[:2],
     Meaning(
         (errors.AuthenticationError, errors.AuthenticationWrongNumberOfArgsError),
-        Unavailable,
-        "auth",
-        "the server does not let us in",
+        Unavailable, "auth", "the server does not let us in",
     ),
     Meaning(errors.BusyLoadingError, Unavailable, "loading", "the server is loading its data"),
     Meaning(errors.ReadOnlyError, Unavailable, "read_only", "the server is a replica"),
@@ -89,7 +87,7 @@ MEANINGS: Final = (
     Meaning(
         (errors.ConnectionError, errors.TimeoutError, OSError), Unavailable, "connect", "the server cannot be reached"
     ),
-)
+)  # fmt: skip
 
 #: The same for errors that have no class of their own: by a word in the answer of the server.
 ANSWERS: Final = (
