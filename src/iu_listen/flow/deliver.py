@@ -199,7 +199,8 @@ class Deliverer:
             self._forget()
             return False
         self._losses = 0
-        self._answered = asked
+        # The locks were read at the end of the turn; what it began with is what counts for the lease.
+        self._answered = self._clock()
         self._trust(asked)
         for outcome in done:
             self._let_go(outcome.taken.delivery.id)
@@ -246,6 +247,7 @@ class Deliverer:
         now = self._clock()
         if before != route.key:
             route.target = None
+            self._drop(route)
         elif route.target or now - route.looked_at < NOT_FOUND:
             return
         route.looked_at = now
