@@ -861,7 +861,8 @@ CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p
     SET jit TO 'off'
     AS $$
 declare
-    v_now     constant timestamptz := clock_timestamp();
+    -- As the dead letters are dated: an attempt does not begin after the one that it made.
+    v_now     constant timestamptz := now();
     f         record;
     b         public.iu_delivery_breaker;
     v_policy  jsonb;
@@ -3752,14 +3753,17 @@ CREATE VIEW public.v_iu_trace_attempt AS
     "left"(COALESCE((o.event_subject_ref)::text, o.canonical_address), 4097) AS subject,
     "left"(o.correlation_id, 4097) AS correlation_id,
     o.traceparent AS event_context,
-    d.id AS letter_id,
+        CASE
+            WHEN ((a.attempt_no > 1) AND (d.created_at < a.created_at)) THEN d.id
+            ELSE NULL::uuid
+        END AS replayed_id,
     "left"(d.failure_detail, 4097) AS failure_detail,
     COALESCE(((a.xact_id >= ( SELECT x.xact_id
            FROM public.iu_outbox_anchor x)) AND (a.created_at >= ( SELECT x.created_at
            FROM public.iu_outbox_anchor x))), false) AS own_history
    FROM ((public.iu_route_attempt a
      LEFT JOIN public.event_outbox o ON ((o.id = a.event_ref)))
-     LEFT JOIN public.iu_route_dead_letter d ON (((d.idempotency_key = a.idempotency_key) AND ((a.attempt_no > 1) OR (a.status = 'failed'::text)))));
+     LEFT JOIN public.iu_route_dead_letter d ON (((d.idempotency_key = a.idempotency_key) AND ((a.attempt_no > 1) OR (a.status = 'failed'::text)) AND ((a.decision = 'dead_letter'::text) OR (d.created_at < a.created_at)))));
 
 -- Name: VIEW v_iu_trace_attempt; Type: COMMENT; Schema: public; Owner: -
 
@@ -3848,12 +3852,19 @@ CREATE VIEW public.v_iu_trace_letter AS
     (d.event_snapshot ->> 'event_type'::text) AS event_type,
     "left"(COALESCE((d.event_snapshot ->> 'event_subject_ref'::text), (d.event_snapshot ->> 'canonical_address'::text)), 4097) AS subject,
     "left"((d.event_snapshot ->> 'correlation_id'::text), 4097) AS correlation_id,
+    a.attempt_no AS gave_up_no,
         CASE
             WHEN (a.id IS NOT NULL) THEN GREATEST('1970-01-01 00:00:00+00'::timestamp with time zone, LEAST(a.finished_at, now()))
             ELSE NULL::timestamp with time zone
-        END AS first_attempt_at
+        END AS gave_up_at
    FROM (public.iu_route_dead_letter d
-     LEFT JOIN public.iu_route_attempt a ON (((a.idempotency_key = d.idempotency_key) AND (a.attempt_no = 1))));
+     LEFT JOIN LATERAL ( SELECT x.id,
+            x.attempt_no,
+            x.finished_at
+           FROM public.iu_route_attempt x
+          WHERE ((x.idempotency_key = d.idempotency_key) AND (x.decision = 'dead_letter'::text))
+          ORDER BY x.attempt_no
+         LIMIT 1) a ON (true));
 
 -- Name: VIEW v_iu_trace_letter; Type: COMMENT; Schema: public; Owner: -
 

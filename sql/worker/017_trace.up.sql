@@ -180,7 +180,7 @@ return case when current_setting('track_commit_timestamp') = 'on' then pg_xact_c
 comment on function public.fn_iu_trace_commit_at(xid8) is
     'When a transaction was committed; null where the server does not track that, or not any more.';
 
--- What a span is made of: an attempt, its event, if that is still there, and the dead letter that it belongs to. What a
+-- What a span is made of: an attempt, its event, if that is still there, and the dead letter that it made or replays. What a
 -- writer says of times is believed as far as it can be true: neither infinity nor the future is. An attempt that was
 -- restored is older than the anchor of today, or its stamp is: in which history its batch was, nobody knows any more.
 -- Of a long text the beginning is enough, one character more than a span may have.
@@ -191,14 +191,17 @@ select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.dec
        case when o.id is not null then greatest('epoch', least(o.created_at, a.finished_at, now())) end as event_at,
        case when o.id is not null then public.fn_iu_trace_commit_at(o.xact_id) end as commit_at,
        o.event_domain, o.event_type, left(coalesce(o.event_subject_ref::text, o.canonical_address), 4097) as subject,
-       left(o.correlation_id, 4097) as correlation_id, o.traceparent as event_context, d.id as letter_id,
+       left(o.correlation_id, 4097) as correlation_id, o.traceparent as event_context,
+       case when a.attempt_no > 1 and d.created_at < a.created_at then d.id end as replayed_id,
        left(d.failure_detail, 4097) as failure_detail,
        coalesce(a.xact_id >= (select x.xact_id from public.iu_outbox_anchor x)
                 and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history
   from public.iu_route_attempt a
   left join public.event_outbox o on o.id = a.event_ref
   left join public.iu_route_dead_letter d
-    on d.idempotency_key = a.idempotency_key and (a.attempt_no > 1 or a.status = 'failed');
+    on d.idempotency_key = a.idempotency_key and (a.attempt_no > 1 or a.status = 'failed')
+   -- An attempt that is tried again has none yet; and what was decided after it is none of its own.
+   and (a.decision = 'dead_letter' or d.created_at < a.created_at);
 comment on view public.v_iu_trace_attempt is 'What the span of an attempt, and that of its event, is made of.';
 
 create view public.v_iu_trace_letter as
@@ -208,9 +211,16 @@ select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, 
        d.event_snapshot ->> 'event_domain' as event_domain, d.event_snapshot ->> 'event_type' as event_type,
        left(coalesce(d.event_snapshot ->> 'event_subject_ref', d.event_snapshot ->> 'canonical_address'), 4097) as subject,
        left(d.event_snapshot ->> 'correlation_id', 4097) as correlation_id,
-       case when a.id is not null then greatest('epoch', least(a.finished_at, now())) end as first_attempt_at
+       a.attempt_no as gave_up_no,
+       case when a.id is not null then greatest('epoch', least(a.finished_at, now())) end as gave_up_at
   from public.iu_route_dead_letter d
-  left join public.iu_route_attempt a on a.idempotency_key = d.idempotency_key and a.attempt_no = 1;
+  left join lateral (
+       -- The first that gave up: replays that fail come after it.
+       select x.id, x.attempt_no, x.finished_at
+         from public.iu_route_attempt x
+        where x.idempotency_key = d.idempotency_key and x.decision = 'dead_letter'
+        order by x.attempt_no
+        limit 1) a on true;
 comment on view public.v_iu_trace_letter is 'What the span of a dead letter is made of.';
 
 -- One lower bound, not two: of two, an index may begin its search at the earlier one (009).

@@ -172,7 +172,8 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    v_now     constant timestamptz := clock_timestamp();
+    -- As the dead letters are dated: an attempt does not begin after the one that it made.
+    v_now     constant timestamptz := now();
     f         record;
     b         public.iu_delivery_breaker;
     v_policy  jsonb;

@@ -12,6 +12,7 @@ import pytest
 
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
+from iu_listen.model.trace import attempt_span, event_span, letter_span
 from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
 from support import connected, drain, insert_event, run_batch, wait_until
 
@@ -527,6 +528,45 @@ async def test_a_stop_ends_what_is_under_way_and_hands_back_the_rest(live):
         async with delivering(live.dsn, arrivals.target()):
             await settled(connection)
         assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+# -- traces ----------------------------------------------------------------------------------------------------------
+
+
+async def test_attempts_dead_letter_and_replay_are_one_trace(live):
+    """Each attempt is a child of its event and links to the one before; the last one has the dead letter, which has the replay.
+
+    Fails when: an attempt that was tried again is taken for a replay, or a dead letter for a child of the first attempt.
+    """
+    bad = True
+
+    async def behave(_):
+        if bad:
+            raise Failed("no")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=3, backoff=0.01)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+            bad = False
+            await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
+            await settled(connection)
+        rows = await connection.fetch("select * from v_iu_trace_attempt order by attempt_no")
+        one, two, three, replay = (attempt_span(row, "") for row in rows)
+        sent = event_span(rows[0], rows[0]["created_at"])
+        letter = letter_span(await connection.fetchrow("select * from v_iu_trace_letter"))
+        spans = [sent, one, two, three, letter, replay]
+        assert {span.trace_id for span in spans} == {event.hex}
+        assert [span.parent_id for span in spans] == [
+            "", sent.span_id, sent.span_id, sent.span_id, three.span_id, letter.span_id,
+        ]  # fmt: skip
+        assert [span.links[1].span_id for span in (two, three, replay)] == [one.span_id, two.span_id, three.span_id]
+        begins = {span.span_id: span.start for span in spans}
+        assert all(span.start >= begins[span.parent_id] for span in spans[1:])
+        assert all(span.end >= span.start for span in spans)
+        assert [call.traceparent[36:52] for call in arrivals.calls] == [s.span_id for s in (one, two, three, replay)]
 
 
 # -- replay, audit, retention ----------------------------------------------------------------------------------------

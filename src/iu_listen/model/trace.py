@@ -196,8 +196,8 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     if number > 1:
         # A replay is no batch: what it repeats says more.
         links = sent, Link(trace, attempt_span_id(key, number - 1))
-        if row["letter_id"]:
-            parent = span_id("dead_letter", str(row["letter_id"]))
+        if row["replayed_id"]:
+            parent = span_id("dead_letter", str(row["replayed_id"]))
     else:
         links = (sent, batch_link(lineage, row["xact_id"])) if row["own_history"] else (sent,)
     status = row["status"]
@@ -234,10 +234,10 @@ def letter_span(row: Any) -> Span:
     event = row["event_ref"]
     trace = trace_id(event, row["traceparent"])
     at = _ns(row["created_at"])
-    first = row["first_attempt_at"]
-    if first is not None:
-        at = max(at, _ns(first))
-    parent = attempt_span_id(row["idempotency_key"], 1) if first is not None else span_id("event", str(event))
+    parent = span_id("event", str(event))
+    if row["gave_up_at"] is not None:
+        at = max(at, _ns(row["gave_up_at"]))
+        parent = attempt_span_id(row["idempotency_key"], row["gave_up_no"])
     common = _common(
         "dead_letter", "settle", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"]),
         ("messaging.consumer.group.name", row["worker_name"]), ("error.type", row["failure_code"]),
