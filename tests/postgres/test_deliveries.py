@@ -105,7 +105,8 @@ async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
 
     arrivals = Arrivals(behave)
     async with connected(live.dsn) as connection:
-        await open_route(connection, attempts=3, backoff=0.1)
+        # One event that fails again and again is no outage.
+        await open_route(connection, attempts=3, backoff=0.1, breaker=2)
         bad, good = await insert_event(connection, note="bad"), await insert_event(connection)
         async with delivering(live.dsn, arrivals.target()):
             await settled(connection)
@@ -213,6 +214,7 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
             await wait_until(lambda: connection.fetchval("select probes >= 8 from iu_delivery_breaker"), "eight probes")
             assert set(other.arrived) == set(events)
             calls = len(hit.calls)
+            assert await connection.fetchval("select max(tries) from iu_route_delivery") == 0
             assert (
                 await connection.fetchval("select held_by from v_iu_delivery where route_code = $1", ROUTE)
                 == "breaker_open"
@@ -331,6 +333,33 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
+async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
+    """While the database does not answer, what was taken and not begun stays so: a lock may have been closed meanwhile.
+
+    Fails when: what the database said once counts for all that was taken with it.
+    """
+    begun: list[float] = []
+
+    async def behave(_):
+        begun.append(time.monotonic())
+        await anyio.sleep(0.04)
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=1)
+        events = [await insert_event(connection) for _ in range(20)]
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(begun) > 3), "deliveries")
+            async with connection.transaction():
+                await connection.execute("select from iu_delivery_lease for update")
+                locked = time.monotonic()
+                await asyncio.sleep(0.5)
+                assert max(begun) - locked < 0.1
+                assert len(begun) < 20
+            await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
 async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live):
     """What is routed while the delivery gate is closed is queued with an attempt that names the lock; it leaves later.
 
@@ -439,6 +468,39 @@ async def test_a_route_keeps_the_order_of_a_subject(live):
         assert arrivals.most > 5
 
 
+async def test_a_replay_waits_for_those_of_its_subject_that_are_on_their_way(live):
+    """A replayed dead letter comes after the events of its subject that were queued before it was replayed.
+
+    Fails when: what is due is taken without asking whose turn it is.
+    """
+    subject = uuid4()
+    bad, blocked = True, True
+
+    async def behave(delivery):
+        if delivery.event.data["note"] == "dead" and bad:
+            raise Reject("no")
+        if delivery.event.data["note"] == "slow" and blocked:
+            raise Failed("not yet")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject", attempts=1000, backoff=0.05, backoff_max=0.05)
+        dead = await insert_event(connection, subject=subject, note="dead")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+            slow = await insert_event(connection, subject=subject, note="slow")
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > 2), "a second event that is tried again")
+            bad = False
+            await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
+            seen = len(arrivals.calls)
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > seen + 5), "more tries")
+            assert {c.event.id for c in arrivals.calls[1:]} == {slow}
+            blocked = False
+            await settled(connection)
+        assert list(arrivals.arrived) == [slow, dead]
+        assert arrivals.crowded == set()
+
+
 # -- lease -----------------------------------------------------------------------------------------------------------
 
 
@@ -472,13 +534,14 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, arrivals.target(), lease=60) as recorder:
             await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
             thief = uuid4()
             await connection.execute(
                 "update iu_delivery_lease set owner = $1, backend = null, renewed_at = clock_timestamp()", thief
             )
-            await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up")
+            # Long before it would be renewed.
+            await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up", timeout=10)
             gate.set()
             await asyncio.sleep(0.3)
             assert recorder.of(DeliveriesSettled) == []

@@ -332,7 +332,7 @@ class Deliverer:
 
     def _may_begin(self, route: _Route) -> bool:
         fresh = self._clock() - self._answered < FRESH
-        return bool(route.queue) and route.target is not None and not self._stopping and fresh
+        return bool(route.queue) and route.target is not None and fresh
 
     async def _deliver(self, call: _Call, target: Target) -> None:
         try:
