@@ -1083,7 +1083,8 @@ begin
         select t.room, t.after into v_room, v_after
           from unnest(p_routes, p_rooms, p_after) t(code, room, after) where t.code = r.route_code;
         -- A probe: one, however much room there is.
-        if v_held = 'breaker_open' and v_room > 0 and clock_timestamp() >= b.probe_at then
+        if v_held = 'breaker_open' and v_room > 0
+           and (clock_timestamp() >= b.probe_at or b.opened_at > clock_timestamp() + interval '1 second') then
             v_room := 1;
         elsif v_held is not null then
             v_room := 0;
@@ -1111,6 +1112,17 @@ begin
                                              where e.route_code = d.route_code and e.subject_key = d.subject_key
                                                and e.id < d.id)
                           order by d.due_at
+                          limit v_room)
+                        union all
+                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.failed_at
                           limit v_room)) q
                  limit v_room);
             -- Those that were never tried.
@@ -1144,7 +1156,7 @@ begin
             end if;
             if v_held = 'breaker_open' and cardinality(v_ids) > 0 then
                 update public.iu_delivery_breaker x
-                   set probing_id = v_ids[1],
+                   set probing_id = v_ids[1], opened_at = least(x.opened_at, clock_timestamp()),
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
                  where x.route_code = r.route_code;
             end if;
@@ -2341,7 +2353,7 @@ COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once,
 
 -- Name: COLUMN iu_route_delivery.failed_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'When the last attempt failed.';
+COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Since when it waits: the last attempt failed, or a replay was asked for.';
 
 -- Name: COLUMN iu_route_delivery.failure_code; Type: COMMENT; Schema: public; Owner: -
 
@@ -2701,12 +2713,12 @@ begin
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
     if r.enabled and not r.dry_run and public.fn_iu_delivery_queues(array[r]) <> '{}' then
         insert into public.iu_route_delivery
-            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
+            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
         values (d.worker_name, d.route_code, d.event_ref,
                 case when r.delivery_policy ->> 'order' = 'subject'
                      then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
                                                     d.event_snapshot ->> 'canonical_address'), 0) end,
-                v_no, now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
+                v_no, now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
         on conflict do nothing;
         get diagnostics v_new = row_count;
         update public.iu_route_dead_letter x
@@ -5208,6 +5220,14 @@ CREATE INDEX iu_route_delivery_due_idx ON public.iu_route_delivery USING btree (
 -- Name: INDEX iu_route_delivery_due_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.iu_route_delivery_due_idx IS 'What is to be tried again, by when.';
+
+-- Name: iu_route_delivery_failed_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_delivery_failed_idx ON public.iu_route_delivery USING btree (route_code, failed_at) WHERE (failed_at IS NOT NULL);
+
+-- Name: INDEX iu_route_delivery_failed_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_delivery_failed_idx IS 'Since when it waits: after a clock was set back, since the future.';
 
 -- Name: iu_route_delivery_subject_idx; Type: INDEX; Schema: public; Owner: -
 

@@ -265,7 +265,8 @@ grant execute on function public.fn_iu_delivery_policy_check(jsonb), public.fn_i
 grant update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)
     on public.iu_delivery_breaker to iu_listen_operator;
-grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
+grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by,
+                      traceparent)
     on public.iu_route_delivery to iu_listen_operator;
 grant insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
               failure_detail)

@@ -566,12 +566,12 @@ begin
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
     if r.enabled and not r.dry_run and public.fn_iu_delivery_queues(array[r]) <> '{}' then
         insert into public.iu_route_delivery
-            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, replayed_by, traceparent)
+            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
         values (d.worker_name, d.route_code, d.event_ref,
                 case when r.delivery_policy ->> 'order' = 'subject'
                      then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
                                                     d.event_snapshot ->> 'canonical_address'), 0) end,
-                v_no, now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
+                v_no, now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
         on conflict do nothing;
         get diagnostics v_new = row_count;
         update public.iu_route_dead_letter x

@@ -206,7 +206,7 @@ comment on column public.iu_route_delivery.attempt_no is 'Number that the next a
 comment on column public.iu_route_delivery.tries is 'Attempts spent, of those that the policy of the route allows.';
 comment on column public.iu_route_delivery.route_count is 'As in iu_route_attempt.';
 comment on column public.iu_route_delivery.due_at is 'Not before. Null: at once, it was never tried.';
-comment on column public.iu_route_delivery.failed_at is 'When the last attempt failed.';
+comment on column public.iu_route_delivery.failed_at is 'Since when it waits: the last attempt failed, or a replay was asked for.';
 comment on column public.iu_route_delivery.failure_code is 'Why, for a machine.';
 comment on column public.iu_route_delivery.failure_detail is 'Why, for a person.';
 comment on column public.iu_route_delivery.replayed_by is 'Who replays its dead letter. Null: it is no replay.';
@@ -217,6 +217,8 @@ comment on constraint iu_route_delivery_event_unique on public.iu_route_delivery
 
 create index iu_route_delivery_due_idx on public.iu_route_delivery (route_code, due_at) where due_at is not null;
 comment on index public.iu_route_delivery_due_idx is 'What is to be tried again, by when.';
+create index iu_route_delivery_failed_idx on public.iu_route_delivery (route_code, failed_at) where failed_at is not null;
+comment on index public.iu_route_delivery_failed_idx is 'Since when it waits: after a clock was set back, since the future.';
 create index iu_route_delivery_subject_idx on public.iu_route_delivery (route_code, subject_key, id)
     where subject_key is not null;
 comment on index public.iu_route_delivery_subject_idx is 'Whether somebody of the same subject comes first.';

@@ -64,7 +64,8 @@ begin
         select t.room, t.after into v_room, v_after
           from unnest(p_routes, p_rooms, p_after) t(code, room, after) where t.code = r.route_code;
         -- A probe: one, however much room there is.
-        if v_held = 'breaker_open' and v_room > 0 and clock_timestamp() >= b.probe_at then
+        if v_held = 'breaker_open' and v_room > 0
+           and (clock_timestamp() >= b.probe_at or b.opened_at > clock_timestamp() + interval '1 second') then
             v_room := 1;
         elsif v_held is not null then
             v_room := 0;
@@ -92,6 +93,17 @@ begin
                                              where e.route_code = d.route_code and e.subject_key = d.subject_key
                                                and e.id < d.id)
                           order by d.due_at
+                          limit v_room)
+                        union all
+                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.failed_at
                           limit v_room)) q
                  limit v_room);
             -- Those that were never tried.
@@ -125,7 +137,7 @@ begin
             end if;
             if v_held = 'breaker_open' and cardinality(v_ids) > 0 then
                 update public.iu_delivery_breaker x
-                   set probing_id = v_ids[1],
+                   set probing_id = v_ids[1], opened_at = least(x.opened_at, clock_timestamp()),
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
                  where x.route_code = r.route_code;
             end if;

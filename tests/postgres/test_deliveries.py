@@ -228,6 +228,31 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
         assert [len(await attempts(connection, e, healthy)) for e in events] == [1] * 30
 
 
+async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
+    """What waits since the future, a delivery or a route that is held, is tried at once.
+
+    Fails when: only the moment counts at which it would have been due.
+    """
+    down = True
+
+    async def behave(_):
+        if down:
+            raise Unavailable("down")
+
+    arrivals = Arrivals(behave)
+    future = "clock_timestamp() + interval '1 hour'"
+    async with connected(live.dsn) as connection:
+        await open_route(connection, breaker=1, probe_max=0.05)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            event = await insert_event(connection)
+            await recorder.wait_for(RouteHeld)
+            down = False
+            await connection.execute(f"update iu_delivery_breaker set opened_at = {future}, probe_at = {future}")
+            await connection.execute(f"update iu_route_delivery set failed_at = {future}, due_at = {future}")
+            await settled(connection)
+        assert arrivals.arrived == {event: 1}
+
+
 async def test_one_poison_event_is_one_dead_letter(live):
     """Among hundreds that arrive, one that never does spends its attempts alone, and the breaker stays closed.
 
