@@ -31,7 +31,7 @@ ROW = {
     "xact_id": 7, "id": 7, "event_ref": uuid4(), "route_kind": "outbound", "route_code": "r", "status": "failed",
     "decision": "dead_letter", "failure_code": "worker_process_error", "idempotency_key": "k", "attempt_no": 1,
     "created_at": NOW, "finished_at": NOW, "traceparent": None, "event_at": NOW, "commit_at": NOW, "event_domain": "iu",
-    "event_type": "t", "subject": "s", "correlation_id": "c", "letter_id": None, "failure_detail": "why",
+    "event_type": "t", "subject": "s", "correlation_id": "c", "replayed_id": None, "failure_detail": "why",
     "own_history": True,
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ ROW = {
 def made() -> dict[str, tuple[str, set[str], str]]:
     """Every span that is ever made, by name: its kind, its attributes, its type of operation."""
     found: dict[str, tuple[str, set[str], str]] = {}
-    letter = ROW | {"id": uuid4(), "worker_name": "w", "first_attempt_at": NOW}
+    letter = ROW | {"id": uuid4(), "worker_name": "w", "gave_up_at": NOW, "gave_up_no": 1}
     for span in [*attempt_spans([ROW], "l"), letter_span(letter)]:
         found[span.name] = span.kind.name, set(span.attributes), str(span.attributes["messaging.operation.type"])
     exporter = InMemorySpanExporter()

@@ -18,12 +18,15 @@ from iu_listen.model.observation import (
     Beaten,
     CulpritGone,
     CulpritNamed,
+    DeliveriesSettled,
     LeaseTaken,
     Listening,
     Measured,
     MeasureFailed,
     Observation,
     Polling,
+    RouteFree,
+    RouteHeld,
     SessionFailed,
     SpansExported,
     SpansHeld,
@@ -35,7 +38,7 @@ from iu_listen.model.observation import (
     WakeLost,
 )
 from iu_listen.model.trace import batch_link
-from iu_listen.telemetry.logs import BIG_BATCH, LogWatcher, configure
+from iu_listen.telemetry.logs import BIG_BATCH, HELD, LogWatcher, configure
 
 W = DEFAULT_WORKER
 LATE = Culprit(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
@@ -62,6 +65,11 @@ LINES = [
      {"worker": W, "what": "late_event", "who": "pid 7", "application": "app", "seconds": 12.3, "effect": "it waits"}),
     (CulpritGone(W, LATE), "info", "culprit gone", {"worker": W, "what": "late_event", "who": "pid 7"}),
     (AuditPassed(W, 100, 25, 1.5), "error", "attempts are missing", {"worker": W, "events": 25, "checked": 100}),
+    (RouteHeld(W, "crm", "no_target", "none"), "warning", "a route is held",
+     {"worker": W, "route": "crm", "held_by": "no_target", "why": "none", "hint": HELD["no_target"]}),
+    (RouteFree(W, "crm", "breaker_open"), "info", "a route delivers again",
+     {"worker": W, "route": "crm", "was_held_by": "breaker_open"}),
+    (DeliveriesSettled(W, [], 3), "error", "deliveries became dead letters", {"worker": W, "count": 3}),
     (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
      {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
     (SpansHeld("it answered 503", 1.234, None), "warning", "traces are held back: nothing is lost",
