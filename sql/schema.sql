@@ -1044,6 +1044,7 @@ CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], 
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
     SET jit TO 'off'
     AS $$
 #variable_conflict use_column
@@ -5118,15 +5119,6 @@ ALTER TABLE ONLY public.iu_route_dead_letter
 
 COMMENT ON CONSTRAINT iu_route_dead_letter_pkey ON public.iu_route_dead_letter IS 'Identity of the dead letter.';
 
--- Name: iu_route_delivery iu_route_delivery_event_unique; Type: CONSTRAINT; Schema: public; Owner: -
-
-ALTER TABLE ONLY public.iu_route_delivery
-    ADD CONSTRAINT iu_route_delivery_event_unique UNIQUE (event_ref, route_code);
-
--- Name: CONSTRAINT iu_route_delivery_event_unique ON iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_route_delivery_event_unique ON public.iu_route_delivery IS 'An event is on its way by a route once.';
-
 -- Name: iu_route_delivery iu_route_delivery_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.iu_route_delivery
@@ -5220,6 +5212,14 @@ CREATE INDEX iu_route_delivery_due_idx ON public.iu_route_delivery USING btree (
 -- Name: INDEX iu_route_delivery_due_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.iu_route_delivery_due_idx IS 'What is to be tried again, by when.';
+
+-- Name: iu_route_delivery_event_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX iu_route_delivery_event_idx ON public.iu_route_delivery USING btree (event_ref, ((route_code || ''::text)));
+
+-- Name: INDEX iu_route_delivery_event_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_delivery_event_idx IS 'An event is on its way by a route once.';
 
 -- Name: iu_route_delivery_failed_idx; Type: INDEX; Schema: public; Owner: -
 

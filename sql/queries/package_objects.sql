@@ -44,6 +44,7 @@ with objects (file, kind, name) as (
         ('worker/012_delivery', 'function', 'fn_iu_delivery_lock(text)'),
         ('worker/012_delivery', 'table', 'iu_delivery_change'),
         ('worker/012_delivery', 'table', 'iu_route_delivery'),
+        ('worker/012_delivery', 'index', 'iu_route_delivery_event_idx'),
         ('worker/012_delivery', 'index', 'iu_route_delivery_due_idx'),
         ('worker/012_delivery', 'index', 'iu_route_delivery_failed_idx'),
         ('worker/012_delivery', 'index', 'iu_route_delivery_subject_idx'),

@@ -25,6 +25,8 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
+-- What is due is read in its own order (009): sorted, it would be all that waits, in every turn.
+set enable_sort = off
 set jit = off
 as $$
 #variable_conflict use_column
