@@ -303,7 +303,11 @@ async def test_a_budget_of_dead_letters_stops_a_route(live):
             assert held.held_by == "dead_letter_budget"
             dead = len(await letters(connection))
             assert 5 <= dead <= 10
-            assert await pending(connection) == 50 - dead
+
+            async def rest_waits() -> bool:
+                return await pending(connection) == 50 - dead
+
+            await wait_until(rest_waits, "the rest is queued, and waits")
             bad = False
             assert await connection.fetchval("select fn_iu_route_resume($1)", ROUTE)
             await settled(connection)
@@ -348,7 +352,8 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
             await connection.execute(CLOSE[lock])
             closed = time.monotonic()
             held = await recorder.wait_for(RouteHeld)
-            assert held.held_by == lock
+            # Taken off the list: whichever of the two is seen first.
+            assert held.held_by in (lock, "route_not_listed" if lock == "dry_run" else lock)
             await asyncio.sleep(0.3)
             assert max(begun) - closed < 0.1
             assert len(begun) < 400
