@@ -19,6 +19,12 @@ from iu_listen import embedded
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
 
+#: Emits so many events in one statement.
+EMIT = """
+select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(), 'bench', '{}'))
+  from generate_series(1, $1::int) n
+"""
+
 
 @contextmanager
 def database(major: int = embedded.DEFAULT_MAJOR, *, tcp: bool = False) -> Iterator[embedded.Server]:

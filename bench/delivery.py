@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 
-from common import consumer, database, listening, percentile, spread
+from common import EMIT, consumer, database, listening, percentile, spread
 
 ROUTE = "iu.version_applied.workflow"
 TARGET = """
@@ -31,10 +31,6 @@ async def nothing(delivery: Delivery) -> None:
         os.write(LATE, f"{time.time() - delivery.event.created_at.timestamp()}\\n".encode())
 
 LATE = os.open(os.environ["LATE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if os.environ.get("LATE") else None
-"""
-EMIT = """
-select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(), 'bench', '{}'))
-  from generate_series(1, $1::int) n
 """
 PGQUEUER = """
 import asyncio, asyncpg, sys

@@ -12,12 +12,8 @@ import time
 
 import asyncpg
 
-from common import consumer, database, spread
+from common import EMIT, consumer, database, spread
 
-EMIT = """
-select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(), 'bench', '{}'))
-  from generate_series(1, $1::int) n
-"""
 RAW = """
 insert into iu_route_attempt (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no)
 select o.id, 'outbound', 'iu.version_applied.workflow', 'dry_run', 'dry_run', false,

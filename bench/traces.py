@@ -20,12 +20,8 @@ from multiprocessing.connection import Connection
 
 import asyncpg
 
-from common import consumer, database, listening, percentile, spread
+from common import EMIT, consumer, database, listening, percentile, spread
 
-EMIT = """
-select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(), 'bench', '{}'))
-  from generate_series(1, $1::int) n
-"""
 SDK = """
 import sys, time
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

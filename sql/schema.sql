@@ -675,7 +675,7 @@ begin
        and (l.backend is null
             or exists (select from pg_catalog.pg_stat_activity a
                         where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true))) then
-        return jsonb_build_object('held', false, 'holder', l.owner, 'since', l.renewed_at);
+        return jsonb_build_object('held', false, 'holder', l.owner);
     end if;
     select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
     update public.iu_delivery_lease x
@@ -2712,7 +2712,7 @@ begin
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
-    if r.enabled and not r.dry_run and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+    if public.fn_iu_delivery_queues(array[r]) <> '{}' then
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
         values (d.worker_name, d.route_code, d.event_ref,

@@ -564,7 +564,7 @@ begin
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
-    if r.enabled and not r.dry_run and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+    if public.fn_iu_delivery_queues(array[r]) <> '{}' then
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
         values (d.worker_name, d.route_code, d.event_ref,

@@ -53,7 +53,7 @@ begin
        and (l.backend is null
             or exists (select from pg_catalog.pg_stat_activity a
                         where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true))) then
-        return jsonb_build_object('held', false, 'holder', l.owner, 'since', l.renewed_at);
+        return jsonb_build_object('held', false, 'holder', l.owner);
     end if;
     select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
     update public.iu_delivery_lease x

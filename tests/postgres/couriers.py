@@ -56,8 +56,16 @@ class Arrivals:
         return [call.attempt for call in self.calls]
 
 
-async def open_route(connection: asyncpg.Connection, route: str = ROUTE, **policy: Any) -> None:
-    """All four locks open, and the route with this policy."""
+async def open_route(
+    connection: asyncpg.Connection, route: str = ROUTE, *, address: str | None = None, **policy: Any
+) -> None:
+    """All four locks open, and the route with this policy; to this address, or as it was to its coroutine."""
+    if address is not None:
+        await connection.execute(
+            "update iu_outbound_route set target_kind = 'external_endpoint', target_ref = $2 where route_code = $1",
+            route,
+            address,
+        )
     await connection.execute(
         "update iu_outbound_route set delivery_policy = $2::jsonb where route_code = $1", route, json.dumps(policy)
     )

@@ -141,6 +141,13 @@ class Consumer:
         if self.pid is not None:
             os.kill(self.pid, number)
 
+    async def killed(self) -> None:
+        """Kill it, and wait until it was started again."""
+        starts = self.starts
+        self.signal(signal.SIGKILL)
+        while self.starts == starts:
+            await asyncio.sleep(0.01)
+
     async def end(self) -> None:
         """Stop it for good."""
         if self._keeper:

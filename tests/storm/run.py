@@ -21,6 +21,7 @@ from typing import Any
 
 from lab import disk
 from storm import background, contrast, faults, faults_heavy, ground  # noqa: F401 by being there it fills the table
+from storm.arrivals import Arrivals
 from storm.ground import LOST, PATIENCE, ROUTES, Ground
 from storm.kinds import BULK
 from storm.model import Fate, Judge, Model, Verdict
@@ -206,8 +207,12 @@ class Storm:
                 tx = model.transactions.get(int.from_bytes(event[:8]))
                 if tx and tx.rows == 1 and route == ROUTES[0] and self._undisturbed(tx.ended, decided_at):
                     waited.append(max(0.0, decided_at - tx.ended))
-        report.calls, report.again, crowded = hear_arrivals(judge, [c.arrived for c in ground.consumers])
-        report.failures += [f"two of subject {subject} at once" for subject in crowded]
+        # Judged when it first arrived: at least once on the wire, once by its key, in order by subject.
+        arrivals = Arrivals.read(c.arrived for c in ground.consumers)
+        for event in arrivals.first:
+            judge.hear(event.bytes, ARRIVED, "delivered")
+        report.calls, report.again = arrivals.calls, arrivals.again
+        report.failures += [f"two of subject {subject} at once" for subject in sorted(arrivals.crowded)]
         read = await session.fetchval("select sum(total_seen)::bigint from iu_route_worker_cursor")
         verdict = judge.verdict(read)
         report.wakes = dict(await session.fetch(WAKES))
@@ -310,37 +315,6 @@ class Storm:
                 f"{self.writers.weather:7} {len(self.recoveries):3} faults  {len(self.model.errors)} errors  {self.doing}"
             )
             print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-
-
-def hear_arrivals(judge: Judge, files: list[Path]) -> tuple[int, int, list[str]]:
-    """What the target has noted: calls, calls after the first that succeeded, and subjects that were called twice at once.
-
-    Each event is judged once, when it first arrived: at least once on the wire, once by its key, in order by subject. A
-    call that never ended was that of a consumer who died: the next one of its subject must be about the same event.
-    """
-    lines = sorted(
-        (int(at), what, bytes.fromhex(event), subject)
-        for file in files
-        if file.exists()
-        for at, what, event, subject, _ in (line.split() for line in file.read_text().splitlines())
-    )
-    arrived: set[bytes] = set()
-    busy: dict[str, bytes] = {}
-    crowded, calls, again = set(), 0, 0
-    for _, what, event, subject in lines:
-        if what == "began":
-            calls += 1
-            if subject != "-" and busy.get(subject, event) != event:
-                crowded.add(subject)
-            busy[subject] = event
-            continue
-        busy.pop(subject, None)
-        if what == "ended" and event in arrived:
-            again += 1
-        elif what == "ended":
-            arrived.add(event)
-            judge.hear(event, ARRIVED, "delivered")
-    return calls, again, sorted(crowded)
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 from collections import defaultdict
 from uuid import UUID, uuid4
 
 import pytest
 
-from postgres.couriers import add_route, attempts, pending
+from postgres.couriers import add_route, attempts, settled
+from storm.arrivals import Arrivals
 from storm.ground import Consumer
 from support import connected
 
@@ -51,17 +51,11 @@ async def test_subjects_keep_their_order_through_failures_and_kills(live, tmp_pa
         consumer.begin()
         try:
             for kill in range(1, KILLS + 1):
-                wanted, starts = EVENTS * kill // (KILLS + 1), consumer.starts
+                wanted = EVENTS * kill // (KILLS + 1)
                 while await connection.fetchval(SENT + " >= $1", wanted) is not True:
                     await asyncio.sleep(0.01)
-                consumer.signal(signal.SIGKILL)
-                while consumer.starts == starts:
-                    await asyncio.sleep(0.01)
-            async with asyncio.timeout(60 + EVENTS / 100):
-                while await connection.fetchval("select sum(backlog) from v_iu_event_backlog") or await pending(
-                    connection
-                ):
-                    await asyncio.sleep(0.05)
+                await consumer.killed()
+            await settled(connection, 60 + EVENTS / 100)
         finally:
             await consumer.end()
         assert consumer.starts > KILLS
@@ -73,17 +67,9 @@ async def test_subjects_keep_their_order_through_failures_and_kills(live, tmp_pa
         sent = "select count(*), count(distinct event_ref) from iu_route_attempt where route_code = 'storm' and status = 'sent'"
         assert tuple(await connection.fetchrow(sent)) == (EVENTS, EVENTS)
 
+    noted = Arrivals.read([consumer.arrived])
+    assert (noted.crowded, noted.stray) == (set(), 0)
     arrived: dict[str, list[UUID]] = defaultdict(list)
-    busy: dict[str, UUID] = {}
-    for line in consumer.arrived.read_text().splitlines():
-        _, what, hexed, subject, _ = line.split()
-        event = UUID(hex=hexed)
-        if what == "began":
-            # A call that never ended was that of a consumer who was killed: the same event comes again.
-            assert busy.get(subject, event) == event, f"two of subject {subject} at once"
-            busy[subject] = event
-            continue
-        del busy[subject]
-        if what == "ended" and event not in arrived[subject]:
-            arrived[subject].append(event)
+    for event, subject in noted.first.items():
+        arrived[subject].append(event)
     assert arrived == written

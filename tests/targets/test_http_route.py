@@ -25,12 +25,10 @@ async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
         return True
 
     async with raw(behave) as server, connected(live.dsn) as connection:
-        await connection.execute(
-            "update iu_outbound_route set target_kind = 'external_endpoint', target_ref = $2 where route_code = $1",
-            ROUTE,
-            f"http://localhost:{server.port}/hook",
+        address = f"http://localhost:{server.port}/hook"
+        await open_route(
+            connection, address=address, backoff=0.01, target={"allow_private": ["localhost"], "mode": "binary"}
         )
-        await open_route(connection, backoff=0.01, target={"allow_private": ["localhost"], "mode": "binary"})
         event = await insert_event(connection)
         async with delivering(live.dsn):
             await settled(connection)

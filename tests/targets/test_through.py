@@ -21,12 +21,8 @@ async def test_an_event_reaches_the_stream_that_its_route_names(live, tmp_path):
     """
     running = valkey(tmp_path)
     async with connected(live.dsn) as connection:
-        await connection.execute(
-            "update iu_outbound_route set target_kind = 'external_endpoint', target_ref = $2 where route_code = $1",
-            ROUTE,
-            f"valkey://127.0.0.1:{running.port}/1",
-        )
-        await open_route(connection, attempts=1, target={"stream": "events"})
+        address = f"valkey://127.0.0.1:{running.port}/1"
+        await open_route(connection, address=address, attempts=1, target={"stream": "events"})
         async with delivering(live.dsn):
             event = await insert_event(connection, note="hello")
             await wait_until(

@@ -40,8 +40,6 @@ class Result(StrEnum):
     FAILED = "failed"
     REJECTED = "rejected"
     UNAVAILABLE = "unavailable"
-    #: Not begun, or given up because we are leaving: nothing is known and nothing is counted.
-    RETURNED = "returned"
 
 
 class DeliveryError(Exception):
@@ -248,7 +246,7 @@ class Outcome:
     retry_after: float | None = None
 
 
-def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | None]:
+def outcome_of(error: Exception | None) -> tuple[Result, str, str, float | None]:
     """What an attempt came to that ended with this error (None: with none): result, code, detail, retry_after.
 
     The text of somebody else's error is not kept, because it may hold what was being worked on.
@@ -257,8 +255,6 @@ def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | N
         return Result.SENT, "", "", None
     if isinstance(error, DeliveryError):
         return error.result, error.code[:100], error.reason[:LONGEST_DETAIL], error.retry_after
-    if not isinstance(error, Exception):
-        return Result.RETURNED, "", "", None
     if isinstance(error, (ConnectionError, socket.gaierror)) or getattr(error, "errno", None) in _NOBODY_THERE:
         return Result.UNAVAILABLE, type(error).__name__.lower(), words(error), None
     return Result.FAILED, "timeout" if isinstance(error, TimeoutError) else "target_error", words(error), None

@@ -38,7 +38,7 @@ class DeliverySession:
             self._connection, self._settings.deadline, query("delivery/lease"),
             self._settings.worker, self._consumer, self._settings.lease, self._connection.pooled,
         )  # fmt: skip
-        return Lease(**{k: v for k, v in json.loads(answer).items() if k != "since"})
+        return Lease(**json.loads(answer))
 
     async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
         """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled."""

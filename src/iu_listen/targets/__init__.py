@@ -44,7 +44,7 @@ class Targets:
             if self._functions.setdefault(function.name, function) is not function:
                 raise ConfigurationError(f"two targets are called {function.name}", "Rename one of them.")
         self._secrets = Secrets(environ or {})
-        self._open: dict[tuple[str, str, str], Target] = {}
+        self._open: dict[tuple[str, str], Target] = {}
 
     def find(self, kind: str, reference: str, options: Mapping[str, Any]) -> Target:
         """The target of a route.
@@ -61,7 +61,7 @@ class Targets:
             return self._function(reference)
         if kind != "external_endpoint":
             raise ConfigurationError(f"nothing delivers to a {kind}", "Kinds that deliver: docs/how-to/delivery.md")
-        key = (kind, reference, repr(sorted(options.items())))
+        key = (reference, repr(sorted(options.items())))
         if key not in self._open:
             self._open[key] = _opener(reference)(reference, options, self._secrets)
         return self._open[key]

@@ -172,14 +172,18 @@ class MetricWatcher:
                 self._attempts.add(count, self._of(worker) | {"iu.decision": decision})
 
     def _settled(self, worker: WorkerName, outcomes: Sequence[Outcome]) -> None:
-        counts = Counter((o.taken.delivery.route, o.result.value, o.code) for o in outcomes)
+        counts: Counter[tuple[str, str, str]] = Counter()
+        took: dict[str, list[float]] = {}
+        for outcome in outcomes:
+            route = outcome.taken.delivery.route
+            counts[route, outcome.result.value, outcome.code] += 1
+            took.setdefault(route, []).append(outcome.ended - outcome.began)
         for (route, result, code), count in counts.items():
             of = self._of(worker) | {"iu.route.code": route, "iu.delivery.result": result}
             self._deliveries.add(count, of | ({"error.type": code} if code else {}))
         # One figure a route and turn: a record costs as much as the rest of a delivery.
-        for route in {o.taken.delivery.route for o in outcomes}:
-            took = [o.ended - o.began for o in outcomes if o.taken.delivery.route == route]
-            self._delivery_duration.record(statistics.median(took), self._of(worker) | {"iu.route.code": route})
+        for route, seconds in took.items():
+            self._delivery_duration.record(statistics.median(seconds), self._of(worker) | {"iu.route.code": route})
 
     def _measured(self, worker: WorkerName, survey: Survey) -> None:
         for measure in survey.measures:

@@ -1,0 +1,50 @@
+"""What the storm's target has noted (target.py): who was called when, what arrived first, and what was called twice at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+#: As target.py writes it where an event has no subject.
+NOBODY = "-"
+
+
+@dataclass
+class Arrivals:
+    """The notes of all consumers, in the order of the machine's clock.
+
+    Attributes:
+        first: Event and subject of every event, in the order in which they first arrived.
+        calls: Calls that began.
+        again: Calls that succeeded for an event that had arrived.
+        stray: Calls that ended although none had begun: of a consumer who was frozen meanwhile.
+        crowded: Subjects of which an event was called while another one had not ended. A call that never ended was that
+            of a consumer who died: the next one of its subject must be about the same event.
+    """
+
+    first: dict[UUID, str] = field(default_factory=dict)
+    calls: int = 0
+    again: int = 0
+    stray: int = 0
+    crowded: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, files: Iterable[Path]) -> Arrivals:
+        """Read the files of these consumers; those that are not there have nothing."""
+        found = cls()
+        busy: dict[str, str] = {}
+        lines = [line.split() for file in files if file.exists() for line in file.read_text().splitlines()]
+        for _, what, event, subject, _ in sorted(lines, key=lambda line: int(line[0])):
+            if what == "began":
+                found.calls += 1
+                if subject != NOBODY and busy.get(subject, event) != event:
+                    found.crowded.add(subject)
+                busy[subject] = event
+                continue
+            found.stray += subject != NOBODY and busy.pop(subject, None) is None
+            if what == "ended":
+                found.again += UUID(event) in found.first
+                found.first.setdefault(UUID(event), subject)
+        return found
