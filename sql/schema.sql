@@ -654,9 +654,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker) IS 'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
 
--- Name: fn_iu_delivery_lease(text, uuid, double precision, boolean); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean) RETURNS jsonb
+CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -664,18 +664,19 @@ declare
     l       public.iu_delivery_lease;
     v_now   timestamptz;
     v_start timestamptz;
+    v_gone  boolean;
 begin
     insert into public.iu_delivery_lease (worker_name, owner, seconds, released)
     values (p_worker_name, p_owner, p_seconds, true)
     on conflict do nothing;
     select x.* into l from public.iu_delivery_lease x where x.worker_name = p_worker_name for update;
     v_now := clock_timestamp();
-    if l.owner <> p_owner and not l.released
-       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second'
-       and (l.backend is null
-            or exists (select from pg_catalog.pg_stat_activity a
-                        where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true))) then
-        return jsonb_build_object('held', false, 'holder', l.owner);
+    v_gone := l.backend is not null
+              and not exists (select from pg_catalog.pg_stat_activity a
+                               where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true));
+    if l.owner <> p_owner and not l.released and not (v_gone and l.owner is not distinct from p_gone)
+       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second' then
+        return jsonb_build_object('held', false, 'holder', l.owner, 'gone', v_gone);
     end if;
     select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
     update public.iu_delivery_lease x
@@ -687,9 +688,9 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean) IS 'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break.';
+COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) IS 'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break. gone: its holder has no session any more; who asks again and names him (p_gone) gets it.';
 
 -- Name: fn_iu_delivery_list(text); Type: FUNCTION; Schema: public; Owner: -
 

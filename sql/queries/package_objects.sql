@@ -97,7 +97,7 @@ with objects (file, kind, name) as (
         ('worker/018_measure', 'function', 'fn_iu_measure(text)'),
         ('worker/018_measure', 'function', 'fn_iu_decision_latency(text,bigint,integer)'),
         ('worker/019_delivery_settle', 'table', 'iu_delivery_lease'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_lease(text,uuid,double precision,boolean)'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_lease(text,uuid,double precision,boolean,uuid)'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_release(text,uuid)'),
         ('worker/019_delivery_settle', 'table', 'iu_delivery_breaker'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_route_resume(text)'),

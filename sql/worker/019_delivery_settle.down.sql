@@ -9,7 +9,7 @@ drop function if exists public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[]);
 drop function if exists public.fn_iu_route_resume(text);
 drop function if exists public.fn_iu_delivery_release(text, uuid);
-drop function if exists public.fn_iu_delivery_lease(text, uuid, double precision, boolean);
+drop function if exists public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid);
 
 -- Its argument is a row of a table that may be missing too, and then the function is gone with it.
 do $$

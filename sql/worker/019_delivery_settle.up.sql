@@ -10,7 +10,9 @@
 -- transaction; a consumer that was thought dead settles nothing.
 --
 -- It ends when it is given back, when it was not renewed in time, or when its session has ended: after a kill -9 nobody
--- has to wait. A clock that was set back makes no lease longer.
+-- has to wait for its end. Who lives and has lost his session must be able to hear of it, though: whoever wants the lease
+-- has to come twice, and to say the second time whom he has seen without a session. A clock that was set back makes no
+-- lease longer.
 create table public.iu_delivery_lease (
     worker_name    text              not null,
     owner          uuid              not null,
@@ -33,7 +35,8 @@ comment on column public.iu_delivery_lease.renewed_at is 'When it was last renew
 comment on column public.iu_delivery_lease.released is 'True: it was given back.';
 comment on constraint iu_delivery_lease_pkey on public.iu_delivery_lease is 'One lease a worker.';
 
-create function public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean)
+create function public.fn_iu_delivery_lease(
+    p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid)
 returns jsonb
 language plpgsql
 set search_path = ''
@@ -42,18 +45,19 @@ declare
     l       public.iu_delivery_lease;
     v_now   timestamptz;
     v_start timestamptz;
+    v_gone  boolean;
 begin
     insert into public.iu_delivery_lease (worker_name, owner, seconds, released)
     values (p_worker_name, p_owner, p_seconds, true)
     on conflict do nothing;
     select x.* into l from public.iu_delivery_lease x where x.worker_name = p_worker_name for update;
     v_now := clock_timestamp();
-    if l.owner <> p_owner and not l.released
-       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second'
-       and (l.backend is null
-            or exists (select from pg_catalog.pg_stat_activity a
-                        where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true))) then
-        return jsonb_build_object('held', false, 'holder', l.owner);
+    v_gone := l.backend is not null
+              and not exists (select from pg_catalog.pg_stat_activity a
+                               where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true));
+    if l.owner <> p_owner and not l.released and not (v_gone and l.owner is not distinct from p_gone)
+       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second' then
+        return jsonb_build_object('held', false, 'holder', l.owner, 'gone', v_gone);
     end if;
     select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
     update public.iu_delivery_lease x
@@ -64,8 +68,9 @@ begin
     return jsonb_build_object('held', true, 'again', l.owner = p_owner and not l.released);
 end
 $$;
-comment on function public.fn_iu_delivery_lease(text, uuid, double precision, boolean) is
-    'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break.';
+comment on function public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid) is
+    'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break. gone: its holder has '
+    'no session any more; who asks again and names him (p_gone) gets it.';
 
 create function public.fn_iu_delivery_release(p_worker_name text, p_owner uuid)
 returns void

@@ -65,9 +65,9 @@ class PostgresSessions:
         """Open the session that measures."""
         return surveyor_session(self._settings)
 
-    def deliveries(self) -> AbstractAsyncContextManager[Deliveries]:
+    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
         """Open the delivery session."""
-        return delivery_session(self._settings, self._consumer)
+        return delivery_session(self._settings, self._consumer, ring)
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""

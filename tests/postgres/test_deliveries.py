@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ import pytest
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
 from iu_listen.model.trace import attempt_span, event_span, letter_span
+from iu_listen.postgres.delivery import DeliverySession
 from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
 from support import connected, drain, insert_event, run_batch, wait_until
 
@@ -581,13 +583,69 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
-async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
-    """Nobody gets it while its holder's session lives and it was renewed; at once when that is gone; and when its time is over.
+async def test_a_lost_session_ends_what_has_an_order(live):
+    """Whoever loses his session gives up the call of an ordered route, because somebody else may begin it; his own next one does.
 
-    Fails when: the session is not looked at, or a clock that was set back makes it longer.
+    Fails when: what is under way outlives the session although its subject has an order.
+    """
+    arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject", deadline=900)
+        async with delivering(live.dsn, arrivals.target()):
+            event = await insert_event(connection, subject=uuid4())
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            await connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'iu-listen delivery %' and datname = current_database()"
+            )
+            await settled(connection)
+        assert [c.event.id for c in arrivals.calls] == [event, event]
+        assert arrivals.crowded == set()
+        assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
+
+
+async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
+    """A consumer that was asleep while its lease ended begins nothing of what it had taken: somebody else may have it.
+
+    Fails when: how old an answer is, is measured from when it is read. The storm found it: a frozen consumer, thawed.
+    """
+    arrivals, turn = Arrivals(), DeliverySession.turn
+    asleep, awake = anyio.Event(), anyio.Event()
+
+    async def late(self, *args):
+        answer = await turn(self, *args)
+        if answer and answer.taken and not asleep.is_set():
+            asleep.set()
+            await awake.wait()
+        return answer
+
+    monkeypatch.setattr(DeliverySession, "turn", late)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        async with delivering(live.dsn, arrivals.target(), lease=2):
+            await insert_event(connection, subject=uuid4())
+            await asleep.wait()
+            await anyio.sleep(2)
+            thief = uuid4()
+            assert await connection.fetchval(
+                "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, true, null) ->> 'held'", thief
+            )
+            awake.set()
+            await anyio.sleep(1)
+            assert arrivals.calls == []
+            await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
+            await settled(connection)
+        assert len(arrivals.calls) == 1
+
+
+async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
+    """Nobody gets it while its holder's session lives and it was renewed; when that is gone, who comes twice; and when its time is over.
+
+    Fails when: the session is not looked at, its holder has no time to hear of it, or a clock that was set back makes
+    the lease longer.
     """
     one, two = uuid4(), uuid4()
-    take = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false) ->> 'held' = 'true'"
+    ask = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false, $2)"
+    take = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false, null) ->> 'held' = 'true'"
     async with connected(live.dsn) as connection:
         holder = await asyncpg.connect(live.dsn)
         assert await holder.fetchval(take, one)
@@ -598,7 +656,13 @@ async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
             await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", two)
             assert await holder.fetchval(take, one)
         holder.terminate()
-        await wait_until(lambda: connection.fetchval(take, two), "the lease of a session that is gone", timeout=10)
+
+        async def gone() -> bool:
+            return json.loads(await connection.fetchval(ask, two, None))["gone"]
+
+        await wait_until(gone, "the session to be gone", timeout=10)
+        assert not json.loads(await connection.fetchval(ask, two, uuid4()))["held"]
+        assert json.loads(await connection.fetchval(ask, two, one))["held"]
 
 
 # -- stop ------------------------------------------------------------------------------------------------------------

@@ -20,28 +20,37 @@ class Arrivals:
         calls: Calls that began.
         again: Calls that succeeded for an event that had arrived.
         stray: Calls that ended although none had begun: of a consumer who was frozen meanwhile.
-        crowded: Subjects of which an event was called while another one had not ended. A call that never ended was that
-            of a consumer who died: the next one of its subject must be about the same event.
+        crowded: Subjects of which an event was called while another one had not ended, with what was called when. A call
+            that never ended was that of a consumer who died: the next one of its subject must be about the same event.
     """
 
     first: dict[UUID, str] = field(default_factory=dict)
     calls: int = 0
     again: int = 0
     stray: int = 0
-    crowded: set[str] = field(default_factory=set)
+    crowded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, files: Iterable[Path]) -> Arrivals:
         """Read the files of these consumers; those that are not there have nothing."""
         found = cls()
-        busy: dict[str, str] = {}
-        lines = [line.split() for file in files if file.exists() for line in file.read_text().splitlines()]
-        for _, what, event, subject, _ in sorted(lines, key=lambda line: int(line[0])):
+        busy: dict[str, tuple[str, int, str]] = {}
+        lines = [
+            (int(at), file.stem, *rest)
+            for file in files
+            if file.exists()
+            for at, *rest in map(str.split, file.read_text().splitlines())
+        ]
+        for at, who, what, event, subject, _ in sorted(lines):
             if what == "began":
                 found.calls += 1
-                if subject != NOBODY and busy.get(subject, event) != event:
-                    found.crowded.add(subject)
-                busy[subject] = event
+                before, since, whose = busy.get(subject, (event, at, who))
+                if subject != NOBODY and before != event:
+                    age = (at - since) / 1e6
+                    found.crowded[subject] = (
+                        f"{who} began {event} {age:.1f} ms after {whose} began {before}, at {at / 1e9:.3f} s"
+                    )
+                busy[subject] = event, at, who
                 continue
             found.stray += subject != NOBODY and busy.pop(subject, None) is None
             if what == "ended":

@@ -212,7 +212,9 @@ class Storm:
         for event in arrivals.first:
             judge.hear(event.bytes, ARRIVED, "delivered")
         report.calls, report.again = arrivals.calls, arrivals.again
-        report.failures += [f"two of subject {subject} at once" for subject in sorted(arrivals.crowded)]
+        report.failures += [
+            f"two of subject {subject} at once: {how}" for subject, how in sorted(arrivals.crowded.items())
+        ]
         read = await session.fetchval("select sum(total_seen)::bigint from iu_route_worker_cursor")
         verdict = judge.verdict(read)
         report.wakes = dict(await session.fetch(WAKES))

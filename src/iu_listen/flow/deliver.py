@@ -4,7 +4,8 @@ A turn is one round trip. While it is under way deliveries go on, and what they 
 more there is to do, the more a turn carries. Deliveries outlive the session: the database may restart while a target
 answers, and the attempt is settled afterwards, unless somebody else had the lease meanwhile.
 
-Whoever cannot renew his lease gives up what is under way before another one can begin with it.
+Whoever cannot renew his lease gives up what is under way before another one can begin with it. Where a subject has an
+order that is so as soon as the session is lost, because somebody else may have the lease a moment later.
 """
 
 from __future__ import annotations
@@ -150,6 +151,7 @@ class Deliverer:
                         if not self._stopping:
                             await self._ring.wait_rung(math.inf)
                     except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+                        self._forget(ordered=True)
                         self._losses += 1
                         pause = backoff(self._losses, self._settings.reconnect_max, self._jitter)
                         self._watcher.note(SessionFailed("delivery", words(failed), pause))
@@ -161,13 +163,20 @@ class Deliverer:
 
     async def _session(self) -> None:
         """Deliver by one session. Returns when there is nothing to deliver: what comes next rings."""
-        async with self._sessions.deliveries() as session:
-            while not (lease := await session.take_lease()).held:
+        async with self._sessions.deliveries(self._ring.set) as session:
+            gone = ""
+            while not (lease := await session.take_lease(gone)).held:
                 self._forget()
                 if self._stopping or not self._working:
                     return
                 self._ring.clear()
-                await self._ring.wait_rung(TICK * self._jitter.uniform(0.5, 1))
+                pause = TICK * self._jitter.uniform(0.5, 1)
+                if lease.gone:
+                    # He may live, and is to hear of it before we begin.
+                    gone = lease.holder
+                    await anyio.sleep(pause)
+                else:
+                    await self._ring.wait_rung(pause)
             if not lease.again:
                 self._forget()
             self._trust(self._clock())
@@ -202,6 +211,10 @@ class Deliverer:
         # The locks were read at the end of the turn; what it began with is what counts for the lease.
         self._answered = self._clock()
         self._trust(asked)
+        if self._answered >= self._trusted:
+            # The answer is from long ago: we were asleep, and somebody else may have the lease.
+            self._forget()
+            return False
         for outcome in done:
             self._let_go(outcome.taken.delivery.id)
         if done:
@@ -282,17 +295,20 @@ class Deliverer:
         self._calls.pop(id, None)
         self._again.discard(id)
 
-    def _forget(self) -> None:
-        """Nothing that was taken is ours any more."""
-        for call in self._calls.values():
-            call.scope.cancel()
-        self._busy.clear()
-        self._calls.clear()
-        self._again.clear()
-        self._done.clear()
+    def _forget(self, *, ordered: bool = False) -> None:
+        """Nothing that was taken is ours any more; or: what is ``ordered`` may be somebody else's now."""
+        for call in list(self._calls.values()):
+            if not ordered or call.taken.subject_key is not None:
+                call.scope.cancel()
+                self._let_go(call.taken.delivery.id)
         for route in self._routes.values():
-            route.queue.clear()
-            route.after = 0
+            if not ordered or route.state.policy["order"] == "subject":
+                self._drop(route)
+                route.after = 0
+        if not ordered:
+            self._busy.clear()
+            self._again.clear()
+            self._done.clear()
 
     # -- delivering ----------------------------------------------------------------------------------------------
 
@@ -331,7 +347,8 @@ class Deliverer:
             route.workers -= 1
 
     def _may_begin(self, route: _Route) -> bool:
-        fresh = self._clock() - self._answered < FRESH
+        now = self._clock()
+        fresh = now - self._answered < FRESH and now < self._trusted
         return bool(route.queue) and route.target is not None and fresh
 
     async def _deliver(self, call: _Call, target: Target) -> None:

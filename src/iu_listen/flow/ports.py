@@ -161,8 +161,8 @@ class Targets(Protocol):
 class Deliveries(Protocol):
     """The delivery session. Every method raises SessionLost or Refused, as those of Outbox do."""
 
-    async def take_lease(self) -> Lease:
-        """Become the one who delivers for the worker, if nobody is."""
+    async def take_lease(self, gone: str = "") -> Lease:
+        """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""
 
     async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
         """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled.
@@ -198,8 +198,8 @@ class Sessions(Protocol):
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
 
-    def deliveries(self) -> AbstractAsyncContextManager[Deliveries]:
-        """Open the delivery session."""
+    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
+        """Open the delivery session; ``ring`` is called when it ends."""
 
 
 class NoBell(Exception):

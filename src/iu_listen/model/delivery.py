@@ -201,11 +201,13 @@ class Lease:
         held: It may.
         again: It could all the time, so what it has taken is still its own.
         holder: Who may instead.
+        gone: That one has no session any more.
     """
 
     held: bool
     again: bool = False
     holder: str = ""
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -32,11 +32,12 @@ class DeliverySession:
             with errors_become_ours(), anyio.fail_after(self._settings.deadline):
                 self._turn = await self._connection.prepare(query("delivery/turn"))
 
-    async def take_lease(self) -> Lease:
-        """Become the one who delivers for the worker, if nobody is."""
+    async def take_lease(self, gone: str = "") -> Lease:
+        """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""
         answer = await ask(
             self._connection, self._settings.deadline, query("delivery/lease"),
             self._settings.worker, self._consumer, self._settings.lease, self._connection.pooled,
+            gone or None,
         )  # fmt: skip
         return Lease(**json.loads(answer))
 
@@ -112,8 +113,10 @@ def _taken(row: Any, deadlines: dict[str, float]) -> Taken:
 
 
 @asynccontextmanager
-async def delivery_session(settings: Settings, consumer: UUID) -> AsyncIterator[DeliverySession]:
-    """Open the delivery session.
+async def delivery_session(
+    settings: Settings, consumer: UUID, ring: Callable[[], None]
+) -> AsyncIterator[DeliverySession]:
+    """Open the delivery session; ``ring`` is called when it ends.
 
     Raises:
         SessionLost: no session can be had.
@@ -121,6 +124,7 @@ async def delivery_session(settings: Settings, consumer: UUID) -> AsyncIterator[
     name = f"iu-listen delivery {settings.worker}"
     connection = await connect_again(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
     try:
+        connection.add_termination_listener(lambda _: ring())
         session = DeliverySession(connection, settings, consumer)
         await session.prepare()
         yield session
