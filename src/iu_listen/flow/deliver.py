@@ -211,10 +211,6 @@ class Deliverer:
         # The locks were read at the end of the turn; what it began with is what counts for the lease.
         self._answered = self._clock()
         self._trust(asked)
-        if self._answered >= self._trusted:
-            # The answer is from long ago: we were asleep, and somebody else may have the lease.
-            self._forget()
-            return False
         for outcome in done:
             self._let_go(outcome.taken.delivery.id)
         if done:
@@ -347,6 +343,7 @@ class Deliverer:
             route.workers -= 1
 
     def _may_begin(self, route: _Route) -> bool:
+        # An answer may be from long ago when it is read: whoever was asleep asks again before he begins.
         now = self._clock()
         fresh = now - self._answered < FRESH and now < self._trusted
         return bool(route.queue) and route.target is not None and fresh
