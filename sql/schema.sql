@@ -1257,6 +1257,9 @@ COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_addre
 CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
     AS $$
     with worker as (
         select c.worker_name from public.iu_route_worker_cursor c where c.worker_name = p_worker_name

@@ -32,6 +32,9 @@ returns table (worker_name text, what text, part text, figure double precision)
 language sql
 stable
 set search_path = ''
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
 as $$
     with worker as (
         select c.worker_name from public.iu_route_worker_cursor c where c.worker_name = p_worker_name

@@ -268,7 +268,7 @@ def test_it_holds_nobody_up(substrate, tmp_path, at):
         )
     before = portrait(substrate.dsn)
     done = refused(1, "held locks for longer than 1 s")("probe", "--lock-timeout", "1", dsn=substrate.dsn, env=tree.env)
-    assert done.seconds < 1 + 4
+    assert done.seconds < 20
     assert portrait(substrate.dsn) == before
 
 
