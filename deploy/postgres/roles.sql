@@ -72,8 +72,8 @@ revoke execute on function
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
-    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[],
-                                 text[], double precision[]),
+    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
+                                 text[], double precision[], double precision[], text[], text[], double precision[]),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
     public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
@@ -128,8 +128,8 @@ grant execute on function
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
-    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[],
-                                 text[], double precision[]),
+    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
+                                 text[], double precision[], double precision[], text[], text[], double precision[]),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[])
     to iu_listen_consumer;
 grant select, delete,

@@ -102,7 +102,7 @@ with objects (file, kind, name) as (
         ('worker/019_delivery_settle', 'table', 'iu_delivery_breaker'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_route_resume(text)'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_held(iu_outbound_route,iu_delivery_breaker)'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle(text,uuid,text[],bigint[],text[],double precision[],double precision[],text[],text[],double precision[])'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle(text,uuid,text[],bigint[],double precision[],double precision[],text[],bigint[],text[],double precision[],double precision[],text[],text[],double precision[])'),
         ('worker/020_delivery_turn', 'function', 'fn_iu_delivery_take(text,text[],integer[],bigint[],bigint[],text[],bigint[])'),
         ('worker/020_delivery_turn', 'view', 'v_iu_delivery'),
         ('worker/020_delivery_turn', 'view', 'v_iu_delivery_parked'),

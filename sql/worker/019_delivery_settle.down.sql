@@ -6,7 +6,8 @@
 
 -- "if exists": a package of which something is missing must be able to be taken back.
 drop function if exists public.fn_iu_delivery_settle(
-    text, uuid, text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[]);
+    text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
+    double precision[], text[], text[], double precision[]);
 drop function if exists public.fn_iu_route_resume(text);
 drop function if exists public.fn_iu_delivery_release(text, uuid);
 drop function if exists public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid);

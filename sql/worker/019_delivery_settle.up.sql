@@ -164,7 +164,9 @@ comment on function public.fn_iu_delivery_held(public.iu_outbound_route, public.
 -- Times are given as ages: the clocks of consumers are nobody's business. The lease is renewed in the same transaction, so
 -- whoever has lost it settles nothing.
 create function public.fn_iu_delivery_settle(
-    p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[],
+    p_worker_name text, p_owner uuid,
+    p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[],
+    p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[],
     p_codes text[], p_details text[], p_retry_after double precision[])
 returns integer
 language plpgsql
@@ -186,12 +188,16 @@ declare
     v_dead    boolean;
     v_pause   double precision;
     v_letters integer := 0;
-    v_alive   constant text[] := array(select distinct s.route_code
+    -- Whose target answered, be it with a refusal.
+    v_alive   constant text[] := array(select unnest(p_sent_routes)
+                                        union
+                                       select s.route_code
                                          from unnest(p_routes, p_results) s(route_code, result)
-                                        where s.result in ('sent', 'rejected'));
+                                        where s.result = 'rejected');
+    v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
     -- A turn that settles nothing waits for no disk: it renews the lease when a quarter of it is over.
-    if cardinality(p_ids) = 0 and exists (
+    if v_none and exists (
            select from public.iu_delivery_lease l
             where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
               and v_now between l.renewed_at and l.renewed_at + l.seconds / 4 * interval '1 second') then
@@ -202,19 +208,18 @@ begin
      where l.worker_name = p_worker_name and l.owner = p_owner and not l.released;
     if not found then
         return null;
-    elsif cardinality(p_ids) = 0 then
+    elsif v_none then
         return 0;
     end if;
 
     with found as materialized (
         select x.ctid, s.began, s.ended
-          from unnest(p_routes, p_ids, p_results, p_began, p_ended) s(route_code, id, result, began, ended)
+          from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
          cross join lateral (
                select d.ctid
                  from public.iu_route_delivery d
                 where d.route_code = s.route_code and d.id = s.id
                 limit 1) x
-         where s.result = 'sent'
     ), gone as (
         delete from public.iu_route_delivery d
          using found s
@@ -240,9 +245,11 @@ begin
            set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
                probing_id = null, why = null
          where x.route_code = any (v_alive) and (x.failures > 0 or x.opened_at is not null)
-           and exists (select from unnest(p_routes, p_ids, p_results) s(route_code, id, result)
-                        where s.route_code = x.route_code and s.result in ('sent', 'rejected')
-                          and (x.opened_at is null or s.id = x.probing_id));
+           and (x.opened_at is null
+                or exists (select from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
+                            where s.route_code = x.route_code and s.id = x.probing_id)
+                or exists (select from unnest(p_routes, p_ids, p_results) s(route_code, id, result)
+                            where s.route_code = x.route_code and s.id = x.probing_id and s.result = 'rejected'));
     end if;
 
     for f in
@@ -255,7 +262,6 @@ begin
                  from public.iu_route_delivery d
                 where d.route_code = s.route_code and d.id = s.id
                 limit 1) d
-         where s.result in ('failed', 'rejected', 'unavailable')
          order by s.n
     loop
         select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
@@ -345,6 +351,8 @@ begin
     return v_letters;
 end
 $$;
-comment on function public.fn_iu_delivery_settle(text, uuid, text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[]) is
+comment on function public.fn_iu_delivery_settle(
+    text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
+    double precision[], text[], text[], double precision[]) is
     'Renews the lease and writes what came of deliveries, an attempt each: what arrived goes, what failed waits, or becomes '
     'a dead letter. Answers how many of these; null: the lease is not ours any more, and nothing was written.';

@@ -195,7 +195,9 @@ async def test_retry_after_is_honoured(live):
 
 @pytest.mark.parametrize("how", ["unavailable", "failed"])
 async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
-    """A target that takes nothing for many times its policy: no dead letter, all delivered after it, the other route at once.
+    """A target that takes nothing for half an hour: no dead letter, all delivered after it, the other route at once.
+
+    The clock is compressed: by default probes grow to one in 15 to 30 s, so that half an hour is sixty of them and more.
 
     Fails when: the breaker does not open, or what had opened it is not given back.
     """
@@ -207,13 +209,13 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
 
     hit, other = Arrivals(behave), Arrivals()
     async with connected(live.dsn) as connection:
-        await open_route(connection, attempts=2, backoff=0.01, backoff_max=0.02, breaker=5, probe_max=0.05)
+        await open_route(connection, attempts=5, backoff=0.01, backoff_max=0.02, breaker=5, probe_max=0.03)
         healthy = await add_route(connection, "healthy")
         async with delivering(live.dsn, hit.target(), other.target("healthy")) as recorder:
             events = [await insert_event(connection) for _ in range(30)]
             held = await recorder.wait_for(RouteHeld)
             assert (held.route, held.held_by, held.why) == (ROUTE, "breaker_open", "down")
-            await wait_until(lambda: connection.fetchval("select probes >= 8 from iu_delivery_breaker"), "eight probes")
+            await wait_until(lambda: connection.fetchval("select probes >= 120 from iu_delivery_breaker"), "probes")
             assert set(other.arrived) == set(events)
             calls = len(hit.calls)
             assert await connection.fetchval("select max(tries) from iu_route_delivery") == 0
@@ -224,7 +226,7 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
             down = False
             await settled(connection)
             await recorder.wait_for(RouteFree)
-        assert calls < 30 + 60  # the first thirty at most, then one at a time
+        assert calls < 30 + 120 + 30  # the first thirty at most, then one at a time
         assert hit.arrived == dict.fromkeys(events, 1)
         assert await letters(connection) == []
         assert [len(await attempts(connection, e, healthy)) for e in events] == [1] * 30
@@ -255,8 +257,18 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
         assert arrivals.arrived == {event: 1}
 
 
+#: Many events, one in a thousand of one subject; one of these is poison.
+POISONED = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
+    select 'iu', 'version_applied', 'update', 'immediate', case when n % 1000 = 0 then $1 else gen_random_uuid() end,
+           jsonb_build_object('note', case when n = 5000 then 'poison' else '' end)
+      from generate_series(0, $2::int - 1) n
+    returning id
+"""
+
+
 async def test_one_poison_event_is_one_dead_letter(live):
-    """Among hundreds that arrive, one that never does spends its attempts alone, and the breaker stays closed.
+    """Among ten thousand that arrive, one that never does spends its attempts alone, and the breaker stays closed.
 
     Fails when: failures of one event count as an outage, or are never spent.
     """
@@ -269,19 +281,16 @@ async def test_one_poison_event_is_one_dead_letter(live):
     arrivals = Arrivals(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=4, backoff=0.01, breaker=2, order="subject")
-        events = [
-            await insert_event(connection, note="poison" if n == 100 else "", subject=subject if n % 50 == 0 else None)
-            for n in range(300)
-        ]
+        events = [row["id"] for row in await connection.fetch(POISONED, subject, 10_000)]
         async with delivering(live.dsn, arrivals.target()) as recorder:
-            await settled(connection)
+            await settled(connection, 60)
             assert recorder.of(RouteHeld) == []
         assert [code for code, _, _ in await letters(connection)] == ["never"]
-        assert len(await attempts(connection, events[100])) == 4
-        assert set(arrivals.arrived) == set(events) - {events[100]}
+        assert len(await attempts(connection, events[5000])) == 4
+        assert arrivals.arrived == dict.fromkeys(events[:5000] + events[5001:], 1)
         # Those of its subject waited for its end, and went on after it.
         same = [c.event.id for c in arrivals.calls if c.event.subject == str(subject)]
-        assert same == events[0:100:50] + [events[100]] * 4 + events[150:300:50]
+        assert same == events[0:5000:1000] + [events[5000]] * 4 + events[6000::1000]
 
 
 async def test_a_budget_of_dead_letters_stops_a_route(live):

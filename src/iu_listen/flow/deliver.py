@@ -13,25 +13,22 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Self
 
 import anyio
-import anyio.abc
 
 from iu_listen.flow.backoff import backoff
-from iu_listen.flow.ports import Deliveries, Sessions, Target, Targets, Watcher
+from iu_listen.flow.calls import FRESH, Calls, Lane
+from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.ring import Ring
-from iu_listen.model.delivery import Outcome, RouteState, Taken, Turn, Want, outcome_of
+from iu_listen.model.delivery import RouteState, Turn, Want
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
 from iu_listen.model.settings import Settings
 
-#: How old the database's word on the locks may be when a delivery begins, in seconds.
-FRESH: Final = 0.05
 #: Longest pause between two turns, in seconds: replays and locks ring no bell.
 TICK: Final = 1.0
 #: How many deliveries of a route are taken beyond those under way, as a multiple of its concurrency.
@@ -44,25 +41,30 @@ RESCAN: Final = 30.0
 NOT_FOUND: Final = 10.0
 
 
-@dataclass(slots=True)
-class _Route:
+@dataclass(slots=True, kw_only=True)
+class _Route(Lane):
     """What the consumer knows of a route."""
 
     state: RouteState
-    target: Target | None = None
     no_target: str = ""
     looked_at: float = -math.inf
     after: int = 0
-    workers: int = 0
-    queue: deque[Taken] = field(default_factory=deque)
     told: str = ""
 
-    @property
-    def concurrency(self) -> int:
-        return int(self.state.policy["concurrency"])
+    @classmethod
+    def of(cls, state: RouteState) -> Self:
+        """A route that was not known."""
+        return cls(concurrency=0, state=state)
+
+    def becomes(self, state: RouteState) -> bool:
+        """What the database says of it now. True: it may have another target."""
+        before, self.state = self._aim, state
+        self.concurrency = int(state.policy["concurrency"])
+        self.after = max(self.after, state.after)
+        return before != self._aim
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def _aim(self) -> tuple[str, str, str]:
         """What its target depends on."""
         return self.state.kind, self.state.reference, repr(self.state.policy["target"])
 
@@ -70,15 +72,6 @@ class _Route:
     def room(self) -> int:
         ahead = min(self.concurrency * AHEAD, MOST_AHEAD)
         return max(0, self.concurrency + ahead - self.workers - len(self.queue)) if self.target else 0
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """A delivery that was begun, and what cancels it."""
-
-    scope: anyio.CancelScope
-    taken: Taken
-    began: float
 
 
 class Deliverer:
@@ -110,16 +103,13 @@ class Deliverer:
         self._clock = clock
         self._jitter = jitter or random.Random()
         self._ring = Ring()
+        self._calls = Calls(self._ring, clock)
         self._routes: dict[str, _Route] = {}
-        #: Taken, and not settled yet, by id; and of these, those that are begun, and those that were tried before.
+        #: Taken, and not settled yet, by id; and of these, those that were tried before.
         self._busy: set[int] = set()
-        self._calls: dict[int, _Call] = {}
         self._again: set[int] = set()
-        self._done: list[Outcome] = []
         self._working = False
         self._stopping = False
-        self._answered = -math.inf
-        self._trusted = -math.inf
         self._rescanned = -math.inf
         self._losses = 0
 
@@ -142,8 +132,8 @@ class Deliverer:
         """Deliver until stop() is called, through every loss of the session. Nothing that happens ends the work."""
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
                 tasks.start_soon(self._guard)
+                self._calls.watch(tasks)
                 while not self._stopping or self._busy:
                     try:
                         if self._working or self._busy:
@@ -197,19 +187,19 @@ class Deliverer:
     async def _turn(self, session: Deliveries) -> bool:
         """One turn. False: the lease is lost, and all that was taken with it."""
         asked = self._clock()
-        done, self._done = self._done, []
+        done, self._calls.done = self._calls.done, []
         wants = [] if self._stopping or not self._working else self._wants(asked)
         try:
             turn = await session.turn(done, wants, list(self._again))
         except BaseException:
-            self._done = done + self._done
+            self._calls.done = done + self._calls.done
             raise
         if turn is None:
             self._forget()
             return False
         self._losses = 0
         # The locks were read at the end of the turn; what it began with is what counts for the lease.
-        self._answered = self._clock()
+        self._calls.answered = self._clock()
         self._trust(asked)
         for outcome in done:
             self._let_go(outcome.taken.delivery.id)
@@ -234,15 +224,15 @@ class Deliverer:
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
             self._drop(self._routes.pop(code))
         for state in turn.routes:
-            route = self._routes.setdefault(state.route, _Route(state))
-            before, route.state = route.key, state
-            route.after = max(route.after, state.after)
+            new = state.route not in self._routes
+            route = self._routes.setdefault(state.route, _Route.of(state))
+            self._find_target(route, route.becomes(state) or new)
             if state.held:
                 self._drop(route)
             if state.more:
                 self._ring.set()
-            self._find_target(route, before)
             self._tell(route)
+        self._calls.expect(float(state.policy["deadline"]) for state in turn.routes)
         for taken in turn.taken:
             delivery = taken.delivery
             if delivery.id in self._busy:
@@ -252,9 +242,9 @@ class Deliverer:
                 self._again.add(delivery.id)
             self._routes[delivery.route].queue.append(taken)
 
-    def _find_target(self, route: _Route, before: tuple[str, str, str]) -> None:
+    def _find_target(self, route: _Route, changed: bool) -> None:
         now = self._clock()
-        if before != route.key:
+        if changed:
             route.target = None
             self._drop(route)
         elif route.target or now - route.looked_at < NOT_FOUND:
@@ -288,15 +278,14 @@ class Deliverer:
 
     def _let_go(self, id: int) -> None:
         self._busy.discard(id)
-        self._calls.pop(id, None)
         self._again.discard(id)
 
     def _forget(self, *, ordered: bool = False) -> None:
         """Nothing that was taken is ours any more; or: what is ``ordered`` may be somebody else's now."""
-        for call in list(self._calls.values()):
-            if not ordered or call.taken.subject_key is not None:
-                call.scope.cancel()
-                self._let_go(call.taken.delivery.id)
+        for taken in self._calls.under_way():
+            if not ordered or taken.subject_key is not None:
+                self._calls.give_up(taken)
+                self._let_go(taken.delivery.id)
         for route in self._routes.values():
             if not ordered or route.state.policy["order"] == "subject":
                 self._drop(route)
@@ -304,7 +293,7 @@ class Deliverer:
         if not ordered:
             self._busy.clear()
             self._again.clear()
-            self._done.clear()
+            self._calls.done.clear()
 
     # -- delivering ----------------------------------------------------------------------------------------------
 
@@ -312,61 +301,7 @@ class Deliverer:
         for route in self._routes.values():
             if self._stopping:
                 self._drop(route)
-            self._one_more(route)
-
-    def _one_more(self, route: _Route) -> None:
-        """Somebody who delivers, if there is work for him. He calls the next one before he begins.
-
-        So a target that never waits is served by one, and one that does by as many as there may be.
-        """
-        if route.queue and route.workers < route.concurrency:
-            route.workers += 1
-            self._tasks.start_soon(self._deliver_some, route)
-
-    async def _deliver_some(self, route: _Route) -> None:
-        """Deliver one after the other, as long as the word of the database on the locks is fresh."""
-        call: _Call | None = None
-        try:
-            while self._may_begin(route):
-                with anyio.CancelScope() as scope:
-                    while self._may_begin(route) and not scope.cancel_called:
-                        taken = route.queue.popleft()
-                        self._one_more(route)
-                        call = self._calls[taken.delivery.id] = _Call(scope, taken, self._clock())
-                        scope.deadline = anyio.current_time() + taken.delivery.deadline
-                        await self._deliver(call, route.target)  # type: ignore[arg-type]
-                        call = None
-                if call is not None:
-                    self._over(call, TimeoutError(f"no answer within {call.taken.delivery.deadline:g} s"))
-                    call = None
-        finally:
-            route.workers -= 1
-
-    def _may_begin(self, route: _Route) -> bool:
-        # An answer may be from long ago when it is read: whoever was asleep asks again before he begins.
-        now = self._clock()
-        fresh = now - self._answered < FRESH and now < self._trusted
-        return bool(route.queue) and route.target is not None and fresh
-
-    async def _deliver(self, call: _Call, target: Target) -> None:
-        try:
-            await target.deliver(call.taken.delivery)
-        except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
-            self._over(call, raised)
-        else:
-            self._over(call, None)
-
-    def _over(self, call: _Call, error: Exception | None) -> None:
-        # It may have been forgotten meanwhile: then somebody else delivers it.
-        if self._calls.get(call.taken.delivery.id) is call:
-            result, code, detail, retry_after = outcome_of(error)
-            self._done.append(
-                Outcome(
-                    taken=call.taken, result=result, began=call.began, ended=self._clock(),
-                    code=code, detail=detail, retry_after=retry_after,
-                )
-            )  # fmt: skip
-            self._ring.set()
+            self._calls.begin(route)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -379,12 +314,12 @@ class Deliverer:
 
     def _trust(self, since: float) -> None:
         """Our lease was good in a turn that began then: until when nobody else can have it (a turn may renew late)."""
-        self._trusted = since + self._settings.lease * 0.75
+        self._calls.trusted = since + self._settings.lease * 0.75
 
     async def _guard(self) -> None:
         """Give up what is under way before the lease ends, if it cannot be renewed."""
         while True:
-            left = self._trusted - self._clock() if self._busy else math.inf
+            left = self._calls.trusted - self._clock() if self._busy else math.inf
             await anyio.sleep(max(0.05, min(left, self._settings.lease / 4)))
-            if self._clock() >= self._trusted and self._busy:
+            if self._clock() >= self._calls.trusted and self._busy:
                 self._forget()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import anyio
 
-from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, RouteState, Taken, Turn, Want
+from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Taken, Turn, Want
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
+
+_T = TypeVar("_T")
 
 
 class DeliverySession:
@@ -44,12 +46,16 @@ class DeliverySession:
     async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
         """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled."""
         now = time.monotonic()
+        sent = [o for o in done if o.result is Result.SENT]
+        others = [o for o in done if o.result is not Result.SENT]
         freed = [o.taken for o in done if o.taken.subject_key is not None]
         rows = await ask_rows(
             self._connection, self._settings.deadline, self._turn, self._settings.worker, self._consumer,
-            [o.taken.delivery.route for o in done], [o.taken.delivery.id for o in done],
-            [o.result.value for o in done], [now - o.began for o in done], [now - o.ended for o in done],
-            [o.code for o in done], [o.detail for o in done], [o.retry_after for o in done],
+            [o.taken.delivery.route for o in sent], [o.taken.delivery.id for o in sent],
+            [now - o.began for o in sent], [now - o.ended for o in sent],
+            [o.taken.delivery.route for o in others], [o.taken.delivery.id for o in others],
+            [o.result.value for o in others], [now - o.began for o in others], [now - o.ended for o in others],
+            [o.code for o in others], [o.detail for o in others], [o.retry_after for o in others],
             [w.route for w in wants], [w.room for w in wants], [w.after for w in wants], busy,
             [t.delivery.route for t in freed], [t.subject_key for t in freed],
         )  # fmt: skip
@@ -85,31 +91,29 @@ def _state(row: Any) -> RouteState:
 
 def _taken(row: Any, deadlines: dict[str, float]) -> Taken:
     route = row["route_code"]
-    key = f"outbound:{route}:{row['event_ref']}"
-    event = Event(
-        id=row["event_ref"],
-        domain=row["event_domain"],
-        type=row["event_type"],
-        stream=row["event_stream"],
-        subject=row["subject"],
-        subject_table=row["subject_table"],
-        source=row["source_system"],
-        actor=row["actor_ref"],
-        correlation_id=row["correlation_id"],
-        occurred_at=row["occurred_at"],
-        created_at=row["created_at"],
-        traceparent=row["traceparent"],
-        payload=row["payload"],
-    )
-    delivery = Delivery(
-        id=row["delivery_id"],
-        route=route,
-        idempotency_key=key,
-        attempt=row["attempt_no"],
-        event=event,
-        deadline=deadlines[route],
+    event = _frozen(Event, row, _EVENT)
+    delivery = _frozen(Delivery, row, _DELIVERY)
+    delivery.__dict__.update(
+        route=route, event=event, idempotency_key=f"outbound:{route}:{event.id}", deadline=deadlines[route]
     )
     return Taken(delivery=delivery, subject_key=row["subject_key"])
+
+
+#: Attributes, and the columns that they come from.
+_EVENT: Final = {
+    "id": "event_ref", "domain": "event_domain", "type": "event_type", "stream": "event_stream", "subject": "subject",
+    "subject_table": "subject_table", "source": "source_system", "actor": "actor_ref",
+    "correlation_id": "correlation_id", "occurred_at": "occurred_at", "created_at": "created_at",
+    "traceparent": "traceparent", "payload": "payload",
+}  # fmt: skip
+_DELIVERY: Final = {"id": "delivery_id", "attempt": "attempt_no"}
+
+
+def _frozen(kind: type[_T], row: Any, columns: Mapping[str, str]) -> _T:
+    """A frozen dataclass, its attributes set as one: its own __init__ makes a call for each."""
+    made = object.__new__(kind)
+    made.__dict__.update({name: row[column] for name, column in columns.items()})
+    return made
 
 
 @asynccontextmanager

@@ -1,0 +1,162 @@
+"""Calls of targets: begun while the database's word is fresh, ended when they take too long, and what came of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import anyio.abc
+
+from iu_listen.flow.ports import Target
+from iu_listen.flow.ring import Ring
+from iu_listen.model.delivery import Outcome, Taken, outcome_of
+
+#: How old the database's word on the locks may be when a delivery begins, in seconds.
+FRESH: Final = 0.05
+
+
+@dataclass(slots=True, kw_only=True)
+class Lane:
+    """What waits for one target, and how many may be under way at once.
+
+    Attributes:
+        target: Who takes it; None: nobody, for now.
+        concurrency: Most calls at once.
+        queue: What was taken and has not begun.
+        workers: Tasks that deliver.
+        starting: One of them was started, and has not begun yet.
+    """
+
+    concurrency: int
+    target: Target | None = None
+    queue: deque[Taken] = field(default_factory=deque)
+    workers: int = 0
+    starting: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A delivery that was begun, and what cancels it."""
+
+    scope: anyio.CancelScope
+    taken: Taken
+    began: float
+
+    @property
+    def until(self) -> float:
+        return self.began + self.taken.delivery.deadline
+
+
+class Calls:
+    """The calls of one consumer, of all lanes.
+
+    Args:
+        ring: Rung when a call has ended.
+        clock: Monotonic clock, in seconds.
+
+    Attributes:
+        done: What came of calls that have ended, in that order. Whoever settles it takes it out.
+        answered: When the database last told that the locks are open.
+        trusted: Until when nobody else can have our lease.
+    """
+
+    def __init__(self, ring: Ring, clock: Callable[[], float]) -> None:
+        self._ring = ring
+        self._clock = clock
+        self._alarm = Ring()
+        self._shortest = math.inf
+        self._under_way: dict[int, _Call] = {}
+        self.done: list[Outcome] = []
+        self.answered = -math.inf
+        self.trusted = -math.inf
+
+    def watch(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Make calls in this task group from now on, and see to their deadlines."""
+        self._tasks = tasks
+        tasks.start_soon(self._watch)
+
+    def expect(self, deadlines: Iterable[float]) -> None:
+        """What begins from now on may take so many seconds."""
+        before, self._shortest = self._shortest, min(deadlines, default=math.inf)
+        if self._shortest < before:
+            self._alarm.set()
+
+    def under_way(self) -> Iterator[Taken]:
+        """What has begun and not ended."""
+        for call in list(self._under_way.values()):
+            yield call.taken
+
+    def give_up(self, taken: Taken) -> None:
+        """End a call; nobody is told what came of it."""
+        self._under_way.pop(taken.delivery.id).scope.cancel()
+
+    def begin(self, lane: Lane) -> None:
+        """Somebody who delivers, if there is work for him. He calls the next one when he begins.
+
+        So a target that never waits is served by one, and one that does by as many as there may be.
+        """
+        if lane.queue and not lane.starting and lane.workers < lane.concurrency:
+            lane.workers += 1
+            lane.starting = True
+            self._tasks.start_soon(self._work, lane)
+
+    async def _work(self, lane: Lane) -> None:
+        """Deliver one after the other, as long as that may be."""
+        call: _Call | None = None
+        lane.starting = False
+        try:
+            while self._may_begin(lane):
+                with anyio.CancelScope() as scope:
+                    while self._may_begin(lane) and not scope.cancel_called:
+                        taken = lane.queue.popleft()
+                        self.begin(lane)
+                        call = self._under_way[taken.delivery.id] = _Call(scope, taken, self._clock())
+                        await self._deliver(call, lane.target)  # type: ignore[arg-type]
+                        call = None
+                if call is not None:
+                    self._over(call, TimeoutError(f"no answer within {call.taken.delivery.deadline:g} s"))
+                    call = None
+        finally:
+            lane.workers -= 1
+
+    def _may_begin(self, lane: Lane) -> bool:
+        # An answer may be from long ago when it is read: whoever was asleep asks again before he begins.
+        now = self._clock()
+        return bool(lane.queue) and lane.target is not None and now - self.answered < FRESH and now < self.trusted
+
+    async def _deliver(self, call: _Call, target: Target) -> None:
+        try:
+            await target.deliver(call.taken.delivery)
+        except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
+            self._over(call, raised)
+        else:
+            self._over(call, None)
+
+    def _over(self, call: _Call, error: Exception | None) -> None:
+        # It may have been given up meanwhile: then somebody else delivers it.
+        if self._under_way.get(call.taken.delivery.id) is call:
+            del self._under_way[call.taken.delivery.id]
+            result, code, detail, retry_after = outcome_of(error)
+            self.done.append(
+                Outcome(
+                    taken=call.taken, result=result, began=call.began, ended=self._clock(),
+                    code=code, detail=detail, retry_after=retry_after,
+                )
+            )  # fmt: skip
+            self._ring.set()
+
+    async def _watch(self) -> None:
+        """End calls that take longer than they may. One task for all: a timer each would cost more than a call."""
+        while True:
+            now = self._clock()
+            for call in list(self._under_way.values()):
+                if call.until <= now:
+                    call.scope.cancel()
+            # What begins meanwhile does not end before its deadline.
+            left = min([call.until - now for call in self._under_way.values()], default=math.inf)
+            self._alarm.clear()
+            await self._alarm.wait_rung(max(0.001, min(left, self._shortest)))
