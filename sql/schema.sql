@@ -378,7 +378,9 @@ CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint
                  where a.id > p_after
                  order by a.id desc
                  limit 10 * p_limit) y
-          join public.event_outbox o on o.id = y.event_ref
+         -- One by one (limit 1): a join may begin with the events, all of them, where only the attempts are analyzed.
+         cross join lateral (
+               select e.event_domain, e.xact_id, e.created_at from public.event_outbox e where e.id = y.event_ref limit 1) o
          where y.attempt_no = 1
            and o.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
                                   where c.worker_name = p_worker_name)

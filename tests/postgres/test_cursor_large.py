@@ -87,12 +87,12 @@ async def pages(session: asyncpg.Connection) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("statistics", [False, True], ids=["unknown", "analyzed"])
+@pytest.mark.parametrize("statistics", ["", "analyze", "analyze iu_route_attempt"], ids=["none", "all", "attempts"])
 async def test_what_is_past_is_not_walked_through(live, statistics):
     """A run, a look of the export, and what metrics ask begin where the new begins, however large the log behind it is.
 
     Fails when: the position in a tick and its lowest number are two bounds: the index begins at the earlier one; or what
-    is measured may scan a table, once it is analyzed.
+    is measured may scan a table once it is analyzed, or joins one that is with one that is not.
     """
     settings = Settings.load({}, {"dsn": live.dsn})
     async with (
@@ -108,7 +108,7 @@ async def test_what_is_past_is_not_walked_through(live, statistics):
             assert await drain(worker, 5000) == past + (past == 1000)
             await exported(traces)
             if statistics:
-                await other.execute("analyze")
+                await other.execute(statistics)
             for _ in range(4):
                 await insert_event(other)
                 before = await pages(worker)
