@@ -97,6 +97,12 @@ const { run, makeWorkerUtils } = require("graphile-worker");
 """
 
 
+DONE = """
+select total_seen >= $1 and not exists (select from iu_route_delivery)
+  from iu_route_worker_cursor
+"""
+
+
 async def prepare(dsn: str, concurrency: int) -> None:
     """The route is live, with this concurrency; and there are databases for the peers."""
     connection = await asyncpg.connect(dsn)
@@ -119,8 +125,9 @@ async def ours(dsn: str, events: int) -> float:
     await connection.fetchval(EMIT, events)
     await connection.execute("vacuum analyze")
     await connection.execute("checkpoint")
+    before = await connection.fetchval("select total_seen from iu_route_worker_cursor")
     with consumer(dsn, "--app", "bench_target"):
-        while await connection.fetchval("select count(*) from iu_route_attempt where status = 'sent'") < events:
+        while not await connection.fetchval(DONE, before + events):
             await asyncio.sleep(0.05)
     rate = await connection.fetchval(
         "select count(*) / extract(epoch from max(finished_at) - min(created_at)) from iu_route_attempt"

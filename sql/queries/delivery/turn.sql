@@ -22,8 +22,9 @@
 -- $19 text[]             freed subjects: routes
 -- $20 bigint[]           subject keys
 
-select s.dead, t.route_code, t.delivery_id, t.attempt_no, t.subject_key, t.traceparent, t.event_ref, t.event_domain,
-       t.event_type, t.event_stream, t.subject, t.subject_table, t.source_system, t.actor_ref, t.correlation_id,
-       t.occurred_at, t.created_at, t.payload, t.route::text as route
+select s.dead, t.route::text as route, t.route_code, t.delivery_id, t.attempt_no, t.subject_key,
+       -- the attributes of Event, in their order
+       t.event_ref, t.event_domain, t.event_type, t.event_stream, t.subject, t.subject_table, t.source_system, t.actor_ref,
+       t.correlation_id, t.occurred_at, t.created_at, t.traceparent, t.payload
   from public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) s(dead)
   left join lateral public.fn_iu_delivery_take(case when s.dead is not null then $1 end, $15, $16, $17, $18, $19, $20) t on true

@@ -141,12 +141,7 @@ class Calls:
         if self._under_way.get(call.taken.delivery.id) is call:
             del self._under_way[call.taken.delivery.id]
             result, code, detail, retry_after = outcome_of(error)
-            self.done.append(
-                Outcome(
-                    taken=call.taken, result=result, began=call.began, ended=self._clock(),
-                    code=code, detail=detail, retry_after=retry_after,
-                )
-            )  # fmt: skip
+            self.done.append(Outcome(call.taken, result, call.began, self._clock(), code, detail, retry_after))
             self._ring.set()
 
     async def _watch(self) -> None:

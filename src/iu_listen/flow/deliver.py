@@ -70,8 +70,9 @@ class _Route(Lane):
 
     @property
     def room(self) -> int:
-        ahead = min(self.concurrency * AHEAD, MOST_AHEAD)
-        return max(0, self.concurrency + ahead - self.workers - len(self.queue)) if self.target else 0
+        most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
+        # Half of it at once: while these are called, a turn brings the other half.
+        return min(max(0, most - self.workers - len(self.queue)), -(-most // 2)) if self.target else 0
 
 
 class Deliverer:

@@ -144,7 +144,7 @@ class Delivery:
         return attempt_context(self.event.id, self.event.traceparent, self.idempotency_key, self.attempt)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Taken:
     """A delivery that the consumer has taken.
 
@@ -225,7 +225,7 @@ class Turn:
     dead: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Outcome:
     """What came of one attempt.
 

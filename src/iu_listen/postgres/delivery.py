@@ -6,7 +6,8 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from dataclasses import fields
+from typing import Any, Final
 from uuid import UUID
 
 import anyio
@@ -15,8 +16,6 @@ from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, Ro
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
-
-_T = TypeVar("_T")
 
 
 class DeliverySession:
@@ -59,12 +58,7 @@ class DeliverySession:
             [w.route for w in wants], [w.room for w in wants], [w.after for w in wants], busy,
             [t.delivery.route for t in freed], [t.subject_key for t in freed],
         )  # fmt: skip
-        if rows[0]["dead"] is None:
-            return None
-        routes = [_state(row) for row in rows if row["route"] is not None]
-        deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
-        taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
-        return Turn(taken=taken, routes=routes, dead=rows[0]["dead"])
+        return None if rows[0]["dead"] is None else turn_of(rows, rows[0]["dead"])
 
     async def release(self) -> None:
         """Give the lease back."""
@@ -72,6 +66,14 @@ class DeliverySession:
             self._connection, self._settings.deadline, query("delivery/release"),
             self._settings.worker, self._consumer,
         )  # fmt: skip
+
+
+def turn_of(rows: Sequence[Any], dead: int = 0) -> Turn:
+    """What fn_iu_delivery_take answered: a row for each route, with its state, and a row for each delivery."""
+    routes = [_state(row) for row in rows if row["route"] is not None]
+    deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
+    taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
+    return Turn(taken=taken, routes=routes, dead=dead)
 
 
 def _state(row: Any) -> RouteState:
@@ -89,31 +91,19 @@ def _state(row: Any) -> RouteState:
     )
 
 
-def _taken(row: Any, deadlines: dict[str, float]) -> Taken:
+def _taken(row: Any, deadlines: Mapping[str, float]) -> Taken:
+    # Frozen dataclasses, their attributes set as one: their own __init__ makes a call for each.
+    event, delivery = object.__new__(Event), object.__new__(Delivery)
+    event.__dict__.update(zip(_EVENT, row[-len(_EVENT) :], strict=True))
     route = row["route_code"]
-    event = _frozen(Event, row, _EVENT)
-    delivery = _frozen(Delivery, row, _DELIVERY)
     delivery.__dict__.update(
-        route=route, event=event, idempotency_key=f"outbound:{route}:{event.id}", deadline=deadlines[route]
-    )
-    return Taken(delivery=delivery, subject_key=row["subject_key"])
+        id=row["delivery_id"], route=route, idempotency_key=f"outbound:{route}:{event.id}", attempt=row["attempt_no"],
+        event=event, deadline=deadlines[route],
+    )  # fmt: skip
+    return Taken(delivery, row["subject_key"])
 
 
-#: Attributes, and the columns that they come from.
-_EVENT: Final = {
-    "id": "event_ref", "domain": "event_domain", "type": "event_type", "stream": "event_stream", "subject": "subject",
-    "subject_table": "subject_table", "source": "source_system", "actor": "actor_ref",
-    "correlation_id": "correlation_id", "occurred_at": "occurred_at", "created_at": "created_at",
-    "traceparent": "traceparent", "payload": "payload",
-}  # fmt: skip
-_DELIVERY: Final = {"id": "delivery_id", "attempt": "attempt_no"}
-
-
-def _frozen(kind: type[_T], row: Any, columns: Mapping[str, str]) -> _T:
-    """A frozen dataclass, its attributes set as one: its own __init__ makes a call for each."""
-    made = object.__new__(kind)
-    made.__dict__.update({name: row[column] for name, column in columns.items()})
-    return made
+_EVENT: Final = tuple(field.name for field in fields(Event))
 
 
 @asynccontextmanager
