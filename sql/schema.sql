@@ -1069,6 +1069,7 @@ declare
     v_ids     bigint[];
     v_more    bigint[];
     v_due     timestamptz;
+    v_now     timestamptz;
 begin
     for r in
         select x.*
@@ -1082,6 +1083,7 @@ begin
         b := null;
         select x.* into b from public.iu_delivery_breaker x where x.route_code = r.route_code;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
+        v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r, b);
         v_ordered := v_policy ->> 'order' = 'subject';
         v_after := null;
@@ -1210,7 +1212,8 @@ begin
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
             'more', coalesce(v_looked = v_most and cardinality(v_ids) < v_room, false),
-            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''));
+            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
+            'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
 end

@@ -257,14 +257,13 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
 
 async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings) -> None:
     """Take what was queued, and settle it in every way."""
-    deliveries = DeliverySession(connection, settings, uuid4())
+    deliveries = DeliverySession(connection, connection, settings, uuid4())
     lease = await deliveries.take_lease()
     assert lease.held
-    turn = await deliveries.turn([], [Want(route="queued", room=10, after=0)], [])
-    assert turn is not None
+    supply = await deliveries.take([Want(route="queued", room=10, after=0)], [], [])
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
-    done = [Outcome(taken=t, result=r, began=0, ended=0, code="x") for t, r in zip(turn.taken, results, strict=True)]
-    assert await deliveries.turn(done, [], []) is not None
+    done = [Outcome(taken=t, result=r, began=0, ended=0, code="x") for t, r in zip(supply.taken, results, strict=True)]
+    assert await deliveries.settle(done) is not None
     await deliveries.release()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
 import asyncpg
 import pytest
 
+from iu_listen.flow.deliver import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
 from iu_listen.model.trace import attempt_span, event_span, letter_span
@@ -257,6 +258,10 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
         assert arrivals.arrived == {event: 1}
 
 
+MANY = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int)
+"""
 #: Many events, one in a thousand of one subject; one of these is poison.
 POISONED = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
@@ -392,13 +397,36 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
         async with delivering(live.dsn, arrivals.target()):
             await wait_until(lambda: asyncio.sleep(0, len(begun) > 3), "deliveries")
             async with connection.transaction():
-                await connection.execute("select from iu_delivery_lease for update")
+                await connection.execute("lock table iu_delivery_breaker in access exclusive mode")
                 locked = time.monotonic()
                 await asyncio.sleep(0.5)
                 assert max(begun) - locked < 0.1
                 assert len(begun) < 20
             await settled(connection)
         assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_what_cannot_be_settled_bounds_what_begins(live):
+    """While nothing can be settled, no more begins than there is room for: each would have to be made again after a crash.
+
+    Fails when: only what is under way counts against the room.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=2)
+        async with delivering(live.dsn, arrivals.target()):
+            await insert_event(connection)
+            await settled(connection)
+            async with connection.transaction():
+                await connection.execute("select from iu_delivery_lease for update")
+                async with connected(live.dsn) as other:
+                    await other.execute(MANY, 100)
+                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > 10), "calls")
+                await asyncio.sleep(0.5)
+                assert len(arrivals.calls) <= 1 + 2 * (1 + AHEAD)
+            await settled(connection)
+        assert len(arrivals.arrived) == 101
+        assert set(arrivals.arrived.values()) == {1}
 
 
 async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live):
@@ -617,33 +645,41 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
 
     Fails when: how old an answer is, is measured from when it is read. The storm found it: a frozen consumer, thawed.
     """
-    arrivals, turn = Arrivals(), DeliverySession.turn
-    asleep, awake = anyio.Event(), anyio.Event()
+    arrivals, take, settle = Arrivals(), DeliverySession.take, DeliverySession.settle
+    asleep, awake, events = anyio.Event(), anyio.Event(), list[UUID]()
 
     async def late(self, *args):
-        answer = await turn(self, *args)
-        if answer and answer.taken and not asleep.is_set():
+        answer = await take(self, *args)
+        if answer.taken and not asleep.is_set():
             asleep.set()
             await awake.wait()
         return answer
 
-    monkeypatch.setattr(DeliverySession, "turn", late)
+    async def later(self, *args):
+        if asleep.is_set():
+            await awake.wait()
+        return await settle(self, *args)
+
+    monkeypatch.setattr(DeliverySession, "take", late)
+    monkeypatch.setattr(DeliverySession, "settle", later)
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
         async with delivering(live.dsn, arrivals.target(), lease=2):
-            await insert_event(connection, subject=uuid4())
-            await asleep.wait()
+            with anyio.fail_after(20):
+                while not asleep.is_set():
+                    events.append(await insert_event(connection, subject=uuid4()))
+                    await anyio.sleep(0.02)
+            before = len(arrivals.calls)
             await anyio.sleep(2)
             thief = uuid4()
-            assert await connection.fetchval(
-                "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, true, null) ->> 'held'", thief
-            )
+            lease = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, true, null) ->> 'held'"
+            assert await connection.fetchval(lease, thief) == "true"
             awake.set()
             await anyio.sleep(1)
-            assert arrivals.calls == []
+            assert len(arrivals.calls) == before
             await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
             await settled(connection)
-        assert len(arrivals.calls) == 1
+        assert set(arrivals.arrived) == set(events)
 
 
 async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):

@@ -163,9 +163,15 @@ class Consumer:
             self._ring.clear()
             self._waiting_since = self._clock()
             try:
-                batch = await outbox.run_batch(self._settings.batch_limit)
+                wants = self._courier.wants() if self._courier is not None else ()
+                batch = await outbox.run_batch(self._settings.batch_limit, wants)
             finally:
                 self._waiting_since = None
+            if self._courier is not None and batch.queued:
+                if batch.supply is not None:
+                    self._courier.hand_over(batch.supply, batch.seconds, wants)
+                if batch.supply is None or len(batch.supply.taken) < batch.queued:
+                    self._courier.work()
             self._count(wake, batch, delay)
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)
@@ -220,8 +226,6 @@ class Consumer:
         self._tally.count(wake)
         self._tally.last_wake, self._tally.last_wake_at = wake, datetime.now(UTC)
         self._tally.events += batch.seen
-        if batch.queued and self._courier is not None:
-            self._courier.work()
         self._watcher.note(BatchRan(self._worker, wake, batch, delay))
 
     # -- bell ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Deliveries: turn after turn, what is done is settled and what there is room for is taken, for ever.
+"""Deliveries: what there is room for is taken and begun, what has ended is settled; each for ever, beside the other.
 
-A turn is one round trip. While it is under way deliveries go on, and what they come to is settled by the next one: the
-more there is to do, the more a turn carries. Deliveries outlive the session: the database may restart while a target
-answers, and the attempt is settled afterwards, unless somebody else had the lease meanwhile.
+The more there is to do, the more a round trip carries. Where nothing is under way, a batch hands over what it has just
+queued. Deliveries outlive the sessions: the database may restart while a target answers, and the attempt is settled
+afterwards, unless somebody else had the lease meanwhile.
 
 Whoever cannot renew his lease gives up what is under way before another one can begin with it. Where a subject has an
 order that is so as soon as the session is lost, because somebody else may have the lease a moment later.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -23,7 +23,7 @@ from iu_listen.flow.backoff import backoff
 from iu_listen.flow.calls import FRESH, Calls, Lane
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.ring import Ring
-from iu_listen.model.delivery import RouteState, Turn, Want
+from iu_listen.model.delivery import RouteState, Supply, Taken, Want
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
@@ -31,10 +31,12 @@ from iu_listen.model.settings import Settings
 
 #: Longest pause between two turns, in seconds: replays and locks ring no bell.
 TICK: Final = 1.0
-#: How many deliveries of a route are taken beyond those under way, as a multiple of its concurrency.
-AHEAD: Final = 3
-#: Most deliveries that are taken and not begun, of one route.
+#: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
+AHEAD: Final = 7
+#: The same, at most.
 MOST_AHEAD: Final = 1000
+#: How long the database's answer may be on its way before it says nothing of the locks any more, in seconds.
+LATE: Final = 0.5
 #: How often a subject is looked for that nobody freed, in seconds.
 RESCAN: Final = 30.0
 #: How long a target that could not be found is not looked for again, in seconds.
@@ -49,6 +51,7 @@ class _Route(Lane):
     no_target: str = ""
     looked_at: float = -math.inf
     after: int = 0
+    busy: int = 0
     told: str = ""
 
     @classmethod
@@ -60,7 +63,6 @@ class _Route(Lane):
         """What the database says of it now. True: it may have another target."""
         before, self.state = self._aim, state
         self.concurrency = int(state.policy["concurrency"])
-        self.after = max(self.after, state.after)
         return before != self._aim
 
     @property
@@ -71,8 +73,8 @@ class _Route(Lane):
     @property
     def room(self) -> int:
         most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
-        # Half of it at once: while these are called, a turn brings the other half.
-        return min(max(0, most - self.workers - len(self.queue)), -(-most // 2)) if self.target else 0
+        # A part of it at once: while these are called, others are settled, and yet others taken.
+        return min(max(0, most - self.busy), -(-most // 3)) if self.target else 0
 
 
 class Deliverer:
@@ -103,12 +105,20 @@ class Deliverer:
         self._watcher = watcher
         self._clock = clock
         self._jitter = jitter or random.Random()
+        #: Something may have to be taken; something has to be settled.
         self._ring = Ring()
-        self._calls = Calls(self._ring, clock)
+        self._ended = Ring()
+        self._calls = Calls(self._ended, clock)
         self._routes: dict[str, _Route] = {}
-        #: Taken, and not settled yet, by id; and of these, those that were tried before.
-        self._busy: set[int] = set()
+        #: Whose is what was taken and is not settled yet, by id; and of these, those that were tried before.
+        self._busy: dict[int, _Route] = {}
         self._again: set[int] = set()
+        #: No longer busy since the last question for more: an answer that is older than that may still hold it.
+        self._settled: set[int] = set()
+        #: What others of its subject waited for, and nobody has looked for these yet.
+        self._freed: list[Taken] = []
+        #: The lease.
+        self._ours = False
         self._working = False
         self._stopping = False
         self._rescanned = -math.inf
@@ -171,44 +181,87 @@ class Deliverer:
             if not lease.again:
                 self._forget()
             self._trust(self._clock())
-            if await self._turns(session):
+            self._ours = True
+            try:
+                await self._both(session)
+            finally:
+                ours, self._ours = self._ours, False
+            if ours:
                 await session.release()
 
-    async def _turns(self, session: Deliveries) -> bool:
-        """Turn after turn, until there is nothing to deliver. False: the lease is lost."""
-        while True:
-            self._ring.clear()
-            if not await self._turn(session):
+    async def _both(self, session: Deliveries) -> None:
+        """Take and settle, until there is nothing to deliver, or the lease is lost."""
+        async with anyio.create_task_group() as tasks:
+            over = anyio.Event()
+            tasks.start_soon(self._settle_all, session, over)
+            await self._take_all(session)
+            over.set()
+            self._ended.set()
+
+    async def _settle_all(self, session: Deliveries, over: anyio.Event) -> None:
+        """What has ended is settled, and the lease renewed, until it is lost or all is over."""
+        while not over.is_set():
+            self._ended.clear()
+            asked = self._clock()
+            done, self._calls.done = self._calls.done, []
+            try:
+                dead = await session.settle(done)
+            except BaseException:
+                self._calls.done = done + self._calls.done
+                raise
+            if dead is None:
+                self._ours = False
+                self._forget()
                 self._ring.set()
-                return False
+                return
+            self._losses = 0
+            # What it began with is what counts for the lease.
+            self._trust(asked)
+            for outcome in done:
+                self._let_go(outcome.taken.delivery.id)
+                if outcome.taken.subject_key is not None:
+                    self._freed.append(outcome.taken)
+            if done:
+                self._watcher.note(DeliveriesSettled(self._worker, done, dead))
+                self._ring.set()
+            await self._ended.wait_rung(TICK)
+
+    async def _take_all(self, session: Deliveries) -> None:
+        """What there is room for is taken and begun, for ever. Returns when there is nothing, or the lease is lost."""
+        while self._ours:
+            self._ring.clear()
+            asked = self._clock()
+            wants = [] if self._stopping or not self._working else self._wants(asked)
+            freed, self._freed = self._freed, []
+            self._settled.clear()
+            try:
+                supply = await session.take(wants, list(self._again), freed)
+            except BaseException:
+                self._freed = freed + self._freed
+                raise
+            if not self._ours:
+                return
+            self._learn(supply, self._clock() - asked, wants, self._settled)
             if not self._busy and (self._stopping or not self._working or not self._routes):
-                return True
+                return
             await self._ring.wait_rung(self._pause())
 
-    async def _turn(self, session: Deliveries) -> bool:
-        """One turn. False: the lease is lost, and all that was taken with it."""
-        asked = self._clock()
-        done, self._calls.done = self._calls.done, []
-        wants = [] if self._stopping or not self._working else self._wants(asked)
-        try:
-            turn = await session.turn(done, wants, list(self._again))
-        except BaseException:
-            self._calls.done = done + self._calls.done
-            raise
-        if turn is None:
-            self._forget()
-            return False
-        self._losses = 0
-        # The locks were read at the end of the turn; what it began with is what counts for the lease.
-        self._calls.answered = self._clock()
-        self._trust(asked)
-        for outcome in done:
-            self._let_go(outcome.taken.delivery.id)
-        if done:
-            self._watcher.note(DeliveriesSettled(self._worker, done, turn.dead))
-        self._learn(turn)
-        self._begin()
-        return True
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def wants(self) -> Sequence[Want]:
+        """What a batch may hand over: something only where nothing is under way, else there are turns enough."""
+        if self._busy or self._stopping or not (self._working and self._ours):
+            return []
+        return [w for w in self._wants(self._clock()) if w.room]
+
+    def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
+        """What a batch has queued and taken for us. What we have passed meanwhile we have taken ourselves."""
+        if self._ours:
+            passed = {t.delivery.id for t in supply.taken if t.delivery.id <= self._routes_after(t.delivery.route)}
+            self._learn(supply, seconds, wants, passed)
+        if len(self._busy) < len(supply.taken) or not self._ours:
+            # Not all of it was taken over.
+            self._ring.set()
 
     def _wants(self, now: float) -> list[Want]:
         if now - self._rescanned > RESCAN:
@@ -219,29 +272,55 @@ class Deliverer:
                     route.after = 0
         return [Want(route=code, room=route.room, after=route.after) for code, route in self._routes.items()]
 
-    def _learn(self, turn: Turn) -> None:
-        """What the database said of each route, and what it gave."""
-        known = {state.route for state in turn.routes}
+    def _routes_after(self, code: str) -> int:
+        return self._routes[code].after if code in self._routes else 0
+
+    def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], passed: Collection[int]) -> None:
+        """What the database said of each route, and what it gave; begin it.
+
+        Args:
+            supply: Its answer.
+            seconds: How long we have waited for it.
+            wants: What it was asked for. Whose position was set back since then has given back what it had, and what
+                was asked before that says nothing of what is to be taken now.
+            passed: Ids that have been taken already, and perhaps settled since the question.
+        """
+        # The locks were read at the end of the statement. Whoever slept since then asks again.
+        self._calls.answered = self._clock() if seconds - supply.seconds < LATE else -math.inf
+        set_back = {w.route for w in wants if w.after > self._routes_after(w.route)}
+        self._know(supply.routes, set_back)
+        for taken in supply.taken:
+            delivery = taken.delivery
+            if delivery.id in self._busy or delivery.id in passed or delivery.route in set_back:
+                continue
+            route = self._busy[delivery.id] = self._routes[delivery.route]
+            route.busy += 1
+            route.queue.append(taken)
+            if delivery.attempt > 1:
+                self._again.add(delivery.id)
+        for route in self._routes.values():
+            if self._stopping:
+                self._drop(route)
+            self._calls.begin(route)
+
+    def _know(self, states: Sequence[RouteState], set_back: Collection[str]) -> None:
+        """What the database said of each route; of those that were set back, not where it has come to."""
+        known = {state.route for state in states}
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
             self._drop(self._routes.pop(code))
-        for state in turn.routes:
+        for state in states:
             new = state.route not in self._routes
             route = self._routes.setdefault(state.route, _Route.of(state))
-            self._find_target(route, route.becomes(state) or new)
+            changed = route.becomes(state) or new
+            if state.route not in set_back:
+                route.after = max(route.after, state.after)
             if state.held:
                 self._drop(route)
+            self._find_target(route, changed)
             if state.more:
                 self._ring.set()
             self._tell(route)
-        self._calls.expect(float(state.policy["deadline"]) for state in turn.routes)
-        for taken in turn.taken:
-            delivery = taken.delivery
-            if delivery.id in self._busy:
-                continue
-            self._busy.add(delivery.id)
-            if delivery.attempt > 1:
-                self._again.add(delivery.id)
-            self._routes[delivery.route].queue.append(taken)
+        self._calls.expect(float(state.policy["deadline"]) for state in states)
 
     def _find_target(self, route: _Route, changed: bool) -> None:
         now = self._clock()
@@ -278,7 +357,9 @@ class Deliverer:
             self._let_go(taken.delivery.id)
 
     def _let_go(self, id: int) -> None:
-        self._busy.discard(id)
+        self._settled.add(id)
+        if (route := self._busy.pop(id, None)) is not None:
+            route.busy -= 1
         self._again.discard(id)
 
     def _forget(self, *, ordered: bool = False) -> None:
@@ -292,17 +373,10 @@ class Deliverer:
                 self._drop(route)
                 route.after = 0
         if not ordered:
-            self._busy.clear()
-            self._again.clear()
+            for id in list(self._busy):
+                self._let_go(id)
             self._calls.done.clear()
-
-    # -- delivering ----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        for route in self._routes.values():
-            if self._stopping:
-                self._drop(route)
-            self._calls.begin(route)
+            self._freed.clear()
 
     # -- time ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
-from iu_listen.model.delivery import Delivery, Lease, Outcome, Turn, Want
+from iu_listen.model.delivery import Delivery, Lease, Outcome, Supply, Taken, Want
 from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Survey, Tally
 from iu_listen.model.observation import Observation
 from iu_listen.model.trace import Page, Place, Span, Verdict
@@ -37,8 +37,8 @@ class Outbox(Protocol):
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already."""
 
-    async def run_batch(self, limit: int) -> Batch:
-        """Route at most ``limit`` events in one transaction."""
+    async def run_batch(self, limit: int, wants: Sequence[Want]) -> Batch:
+        """Route at most ``limit`` events in one transaction, and hand over what it queued that somebody wants."""
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat. ``polling_why`` is empty where it need not poll."""
@@ -144,6 +144,12 @@ class Courier(Protocol):
     def work(self) -> None:
         """The worker is ours, or there is something new to deliver."""
 
+    def wants(self) -> Sequence[Want]:
+        """What a batch may hand over, of what it will queue."""
+
+    def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
+        """What a batch of so many seconds has queued and taken for us, which began when we had these wants."""
+
     def rest(self) -> None:
         """The worker is somebody else's."""
 
@@ -164,10 +170,19 @@ class Deliveries(Protocol):
     async def take_lease(self, gone: str = "") -> Lease:
         """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""
 
-    async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
-        """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled.
+    async def settle(self, done: Sequence[Outcome]) -> int | None:
+        """Write what came of deliveries, and renew the lease; how many became dead letters.
 
-        ``busy`` are the ids that are under way, of deliveries that were tried before.
+        None: the lease is lost, and nothing was written. May be called while take() is.
+        """
+
+    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[Taken]) -> Supply:
+        """The next deliveries that there is room for, and what holds each route.
+
+        Args:
+            wants: How many, of which route, from where.
+            again: Ids that we have already, of deliveries that were tried before.
+            freed: Those whose subjects may go on now.
         """
 
     async def release(self) -> None:

@@ -211,18 +211,18 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Supply:
     """What the database answered.
 
     Attributes:
         taken: The next deliveries.
         routes: What it has to say of each route.
-        dead: How many of those that were settled became dead letters.
+        seconds: How long the statement had taken when it looked at the locks.
     """
 
     taken: Sequence[Taken]
     routes: Sequence[RouteState]
-    dead: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)

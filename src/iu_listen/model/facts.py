@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
 
+from iu_listen.model.delivery import Supply
+
 WorkerName = NewType("WorkerName", str)
 
 #: The worker that runtime/060 registers.
@@ -77,6 +79,7 @@ class Batch:
         xact_id: Its transaction; 0 where it wrote nothing.
         seconds: How long the call took.
         began_ns: When it began, in nanoseconds since 1970; 0: nobody looked at the clock.
+        supply: Deliveries that it queued and handed over at once; None: it was not asked to.
     """
 
     status: str
@@ -92,14 +95,18 @@ class Batch:
     xact_id: int = 0
     seconds: float = 0.0
     began_ns: int = 0
+    supply: Supply | None = None
 
     @classmethod
-    def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0) -> Batch:
+    def from_answer(
+        cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, supply: Supply | None = None
+    ) -> Batch:
         """Read the JSON answer of the function; ``seconds`` is how long it took, ``began_ns`` when it began."""
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),
             attempts=answer.get("attempts_written", 0),
+            supply=supply,
             skipped=answer.get("skipped", 0),
             delivered=answer.get("delivered", 0),
             queued=answer.get("queued", 0),

@@ -1,4 +1,7 @@
-"""The delivery session: what is to be delivered, and what came of it. The lease and the breaker are in 019."""
+"""The delivery session: what is to be delivered, and what came of it. The lease and the breaker are in 019.
+
+It is two sessions of the database, so that the next deliveries are taken while what came of the last ones is written.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from uuid import UUID
 
 import anyio
 
-from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Taken, Turn, Want
+from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
@@ -21,65 +24,79 @@ from iu_listen.postgres.sqlfiles import query
 class DeliverySession:
     """Satisfies flow.ports.Deliveries. Made by delivery_session()."""
 
-    def __init__(self, connection: Connection, settings: Settings, consumer: UUID) -> None:
-        self._connection = connection
+    def __init__(self, settler: Connection, taker: Connection, settings: Settings, consumer: UUID) -> None:
+        self._settler = settler
+        self._taker = taker
         self._settings = settings
         self._consumer = consumer
-        self._turn: str | Prepared = query("delivery/turn")
+        self._settle: str | Prepared = query("delivery/settle")
+        self._take: str | Prepared = query("delivery/take")
 
     async def prepare(self) -> None:
-        """Prepare what is asked for again and again, where the session is ours alone."""
-        if not self._connection.pooled:
-            with errors_become_ours(), anyio.fail_after(self._settings.deadline):
-                self._turn = await self._connection.prepare(query("delivery/turn"))
+        """Prepare what is asked for again and again, where the sessions are ours alone."""
+        with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+            if not self._settler.pooled:
+                self._settle = await self._settler.prepare(query("delivery/settle"))
+            if not self._taker.pooled:
+                self._take = await self._taker.prepare(query("delivery/take"))
 
     async def take_lease(self, gone: str = "") -> Lease:
         """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""
         answer = await ask(
-            self._connection, self._settings.deadline, query("delivery/lease"),
-            self._settings.worker, self._consumer, self._settings.lease, self._connection.pooled,
+            self._settler, self._settings.deadline, query("delivery/lease"),
+            self._settings.worker, self._consumer, self._settings.lease, self._settler.pooled,
             gone or None,
         )  # fmt: skip
         return Lease(**json.loads(answer))
 
-    async def turn(self, done: Sequence[Outcome], wants: Sequence[Want], busy: Sequence[int]) -> Turn | None:
-        """Settle what is done, and take what there is room for. None: the lease is lost, and nothing was settled."""
+    async def settle(self, done: Sequence[Outcome]) -> int | None:
+        """Write what came of deliveries, and renew the lease; how many became dead letters."""
         now = time.monotonic()
         sent = [o for o in done if o.result is Result.SENT]
         others = [o for o in done if o.result is not Result.SENT]
-        freed = [o.taken for o in done if o.taken.subject_key is not None]
-        rows = await ask_rows(
-            self._connection, self._settings.deadline, self._turn, self._settings.worker, self._consumer,
+        dead: int | None = await ask(
+            self._settler, self._settings.deadline, self._settle, self._settings.worker, self._consumer,
             [o.taken.delivery.route for o in sent], [o.taken.delivery.id for o in sent],
             [now - o.began for o in sent], [now - o.ended for o in sent],
             [o.taken.delivery.route for o in others], [o.taken.delivery.id for o in others],
             [o.result.value for o in others], [now - o.began for o in others], [now - o.ended for o in others],
             [o.code for o in others], [o.detail for o in others], [o.retry_after for o in others],
-            [w.route for w in wants], [w.room for w in wants], [w.after for w in wants], busy,
+        )  # fmt: skip
+        return dead
+
+    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[Taken]) -> Supply:
+        """The next deliveries that there is room for, and what holds each route."""
+        rows = await ask_rows(
+            self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants), again,
             [t.delivery.route for t in freed], [t.subject_key for t in freed],
         )  # fmt: skip
-        return None if rows[0]["dead"] is None else turn_of(rows, rows[0]["dead"])
+        return supply_of(rows)
 
     async def release(self) -> None:
         """Give the lease back."""
         await ask(
-            self._connection, self._settings.deadline, query("delivery/release"),
+            self._settler, self._settings.deadline, query("delivery/release"),
             self._settings.worker, self._consumer,
         )  # fmt: skip
 
 
-def turn_of(rows: Sequence[Any], dead: int = 0) -> Turn:
+def columns(wants: Sequence[Want]) -> tuple[list[str], list[int], list[int]]:
+    """Wants as fn_iu_delivery_take expects them."""
+    return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
+
+
+def supply_of(rows: Sequence[Any]) -> Supply:
     """What fn_iu_delivery_take answered: a row for each route, with its state, and a row for each delivery."""
-    routes = [_state(row) for row in rows if row["route"] is not None]
+    states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
+    routes = [_state(code, answer) for code, answer in states]
     deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
     taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
-    return Turn(taken=taken, routes=routes, dead=dead)
+    return Supply(taken=taken, routes=routes, seconds=min((answer["took"] for _, answer in states), default=0.0))
 
 
-def _state(row: Any) -> RouteState:
-    answer = json.loads(row["route"])
+def _state(code: str, answer: Mapping[str, Any]) -> RouteState:
     return RouteState(
-        route=row["route_code"],
+        route=code,
         kind=answer["kind"],
         reference=answer["ref"],
         policy=answer["policy"],
@@ -116,11 +133,16 @@ async def delivery_session(
         SessionLost: no session can be had.
     """
     name = f"iu-listen delivery {settings.worker}"
-    connection = await connect_again(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
+    options: dict[str, Any] = {"name": name, "deadline": settings.deadline, "idle_timeout": settings.lease}
+    connections: list[Connection] = []
     try:
-        connection.add_termination_listener(lambda _: ring())
-        session = DeliverySession(connection, settings, consumer)
+        for _ in ("settles", "takes"):
+            connections.append(await connect_again(settings.dsn, **options))
+            connections[-1].add_termination_listener(lambda _: ring())
+        settler, taker = connections
+        session = DeliverySession(settler, taker, settings, consumer)
         await session.prepare()
         yield session
     finally:
-        connection.terminate()
+        for connection in connections:
+            connection.terminate()

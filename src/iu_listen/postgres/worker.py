@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
@@ -14,10 +14,12 @@ from uuid import UUID
 
 import anyio
 
+from iu_listen.model.delivery import Want
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, Prepared, ask, connect_again, errors_become_ours
+from iu_listen.postgres.delivery import columns, supply_of
+from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
@@ -34,6 +36,7 @@ class WorkerSession:
         self._version = version
         # The one statement that is asked for again and again; behind a pooler it cannot be kept.
         self._batch: str | Prepared = query("run_batch")
+        self._batch_and_take: str | Prepared = query("run_batch_and_take")
         self._abandoned = ""
 
     @property
@@ -51,6 +54,7 @@ class WorkerSession:
         if not self._connection.pooled:
             with errors_become_ours(), anyio.fail_after(self._settings.deadline):
                 self._batch = await self._connection.prepare(query("run_batch"))
+                self._batch_and_take = await self._connection.prepare(query("run_batch_and_take"))
 
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already.
@@ -65,16 +69,21 @@ class WorkerSession:
             return None
         return str(await ask(self._connection, deadline, query("lease_holder"), LEASE_KEY, worker))
 
-    async def run_batch(self, limit: int) -> Batch:
-        """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session."""
+    async def run_batch(self, limit: int, wants: Sequence[Want] = ()) -> Batch:
+        """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session.
+
+        What it queues that somebody wants it hands over in the same round trip.
+        """
         began, began_ns = time.perf_counter(), time.time_ns()
+        statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
         try:
-            answer = await ask(
-                self._connection, self._settings.batch_deadline, self._batch, self._settings.worker, limit
+            rows = await ask_rows(
+                self._connection, self._settings.batch_deadline, statement, self._settings.worker, limit, *more
             )
         except SessionLost as lost:
             raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
-        return Batch.from_answer(json.loads(answer), time.perf_counter() - began, began_ns)
+        supply = supply_of(rows) if wants else None
+        return Batch.from_answer(json.loads(rows[0][0]), time.perf_counter() - began, began_ns, supply)
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat."""
