@@ -201,7 +201,8 @@ def main() -> None:
                 rates.setdefault("graphile-worker", []).append(found)
         waits = asyncio.run(singly(dsn, options.times, Path(folder) / "late"))
     for name, found in rates.items():
-        ratio = statistics.median(rates["iu-listen"]) / statistics.median(found)
+        # Of each round by itself: the machine differs from one to the next.
+        ratio = statistics.median(own / peer for own, peer in zip(rates["iu-listen"], found, strict=True))
         print(f"{name:16} {spread(found)} a second; iu-listen is {ratio:.2f} times as fast")
     print(
         f"single events: p50 {percentile(waits, 0.5):.2f} ms, p99 {percentile(waits, 0.99):.2f} ms, {len(waits)} calls"

@@ -897,33 +897,48 @@ begin
         return 0;
     end if;
 
-    with found as materialized (
-        select x.ctid, s.began, s.ended
-          from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
-         cross join lateral (
-               select d.ctid
-                 from public.iu_route_delivery d
-                where d.route_code = s.route_code and d.id = s.id
-                limit 1) x
-    ), gone as (
-        delete from public.iu_route_delivery d
-         using found s
-         where d.ctid = s.ctid
-        returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
-                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
-    ), resolved as (
-        update public.iu_route_dead_letter l
-           set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
-          from gone g
-         where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
-    )
-    insert into public.iu_route_attempt
-        (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
-         traceparent, created_at, finished_at)
-    select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
-           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
-      from gone g
-    on conflict (idempotency_key, attempt_no) do nothing;
+    begin
+        with found as materialized (
+            select x.ctid, s.began, s.ended
+              from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
+             cross join lateral (
+                   select d.ctid
+                     from public.iu_route_delivery d
+                    where d.route_code = s.route_code and d.id = s.id
+                    limit 1) x
+        ), gone as (
+            delete from public.iu_route_delivery d
+             using found s
+             where d.ctid = s.ctid
+            returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
+                      d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+        ), resolved as (
+            update public.iu_route_dead_letter l
+               set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
+              from gone g
+             where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+        )
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
+             traceparent, created_at, finished_at)
+        select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
+               g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+          from gone g;
+    exception when unique_violation then
+        -- Somebody has written an attempt of that number, by hand or by a restore: ours takes the next one.
+        update public.iu_route_delivery d
+           set attempt_no = (select max(a.attempt_no) + 1
+                               from public.iu_route_attempt a
+                              where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
+          from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
+         where d.route_code = s.route_code and d.id = s.id
+           and exists (select from public.iu_route_attempt a
+                        where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                          and a.attempt_no >= d.attempt_no);
+        return public.fn_iu_delivery_settle(
+            p_worker_name, p_owner, p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_routes, p_ids, p_results,
+            p_began, p_ended, p_codes, p_details, p_retry_after);
+    end;
 
     if cardinality(v_alive) > 0 then
         update public.iu_delivery_breaker x
@@ -1414,6 +1429,7 @@ CREATE TABLE public.iu_route_worker_cursor (
     own_xid xid8,
     own_seq bigint,
     hi_seq bigint DEFAULT 0 NOT NULL,
+    fresh_seq bigint,
     total_seen bigint DEFAULT 0 NOT NULL,
     total_attempts bigint DEFAULT 0 NOT NULL,
     total_skipped bigint DEFAULT 0 NOT NULL,
@@ -1481,6 +1497,10 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'Its events up to thi
 -- Name: COLUMN iu_route_worker_cursor.hi_seq; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
+
+-- Name: COLUMN iu_route_worker_cursor.fresh_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.fresh_seq IS 'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
 
@@ -3128,6 +3148,7 @@ declare
     v_routes        public.iu_outbound_route[];
     v_lives         boolean;
     v_queues        jsonb;
+    v_shared        boolean;
     v_counts        jsonb;
     v_live          record;
     v_decision      text;
@@ -3221,6 +3242,8 @@ begin
     -- Which of the live ones are queued, each with the lock that holds it (012).
     if v_lives then
         v_queues := public.fn_iu_delivery_queues(v_routes);
+        v_shared := exists (select from public.iu_route_worker_cursor w
+                             where w.event_domain = c.event_domain and w.worker_name <> c.worker_name);
     end if;
 
     loop
@@ -3229,6 +3252,8 @@ begin
             v_fresh := c.tick is null;
             if v_fresh then
                 select public.fn_iu_outbox_tick() into c.tick;
+                -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
+                c.fresh_seq := nullif(c.hi_seq, 0);
                 -- After the tick: whatever is visible in it has drawn its number by now.
                 select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
@@ -3378,16 +3403,19 @@ begin
                                     from public.event_outbox o where o.id = k.id) end,
                        case when r.lock is null then 1 else 2 end,
                        coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
-                  from unnest(v_ids, v_types, v_streams, v_contexts)
-                       with ordinality k(id, event_type, event_stream, traceparent, n)
+                  from unnest(v_ids, v_types, v_streams, v_contexts, v_seqs)
+                       with ordinality k(id, event_type, event_stream, traceparent, event_seq, n)
                   join routes r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading. Looked up
-                 -- one by one (offset 0): a join would be planned by what the audit was like when the session began.
-                 where not exists (select from public.iu_route_attempt a
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading. What was
+                 -- drawn since the tick before, and nobody else reads, was not. All else is looked up, one by one
+                 -- (offset 0): a join would be planned by what the audit was like when the session began.
+                 where k.event_seq > c.fresh_seq and not v_shared
+                    or not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
+                   and not exists (select from public.iu_route_delivery d
+                                    where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
-                on conflict do nothing
                 returning route_code, event_ref, route_count, traceparent
             ), held as (
                 insert into public.iu_route_attempt
@@ -3528,6 +3556,7 @@ begin
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
            prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
            own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
+           fresh_seq = c.fresh_seq,
            total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
            total_skipped = w.total_skipped + v_skipped, total_dead_lettered = w.total_dead_lettered + v_dead,
            last_run_at = clock_timestamp(), last_run_summary = v_answer

@@ -17,6 +17,7 @@ create table public.iu_route_worker_cursor (
     own_xid              xid8,
     own_seq              bigint,
     hi_seq               bigint       not null default 0,
+    fresh_seq            bigint,
     total_seen           bigint       not null default 0,
     total_attempts       bigint       not null default 0,
     total_skipped        bigint       not null default 0,
@@ -52,6 +53,8 @@ comment on column public.iu_route_worker_cursor.own_xid is
 comment on column public.iu_route_worker_cursor.own_seq is 'Its events up to this event_seq are consumed.';
 comment on column public.iu_route_worker_cursor.hi_seq is
     'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
+comment on column public.iu_route_worker_cursor.fresh_seq is
+    'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
 comment on column public.iu_route_worker_cursor.total_seen is 'Events read since the row was made.';
 comment on column public.iu_route_worker_cursor.total_attempts is 'Attempts written since the row was made.';
 comment on column public.iu_route_worker_cursor.total_skipped is 'Of these, skipped.';

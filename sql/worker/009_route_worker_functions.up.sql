@@ -110,6 +110,7 @@ declare
     v_routes        public.iu_outbound_route[];
     v_lives         boolean;
     v_queues        jsonb;
+    v_shared        boolean;
     v_counts        jsonb;
     v_live          record;
     v_decision      text;
@@ -203,6 +204,8 @@ begin
     -- Which of the live ones are queued, each with the lock that holds it (012).
     if v_lives then
         v_queues := public.fn_iu_delivery_queues(v_routes);
+        v_shared := exists (select from public.iu_route_worker_cursor w
+                             where w.event_domain = c.event_domain and w.worker_name <> c.worker_name);
     end if;
 
     loop
@@ -211,6 +214,8 @@ begin
             v_fresh := c.tick is null;
             if v_fresh then
                 select public.fn_iu_outbox_tick() into c.tick;
+                -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
+                c.fresh_seq := nullif(c.hi_seq, 0);
                 -- After the tick: whatever is visible in it has drawn its number by now.
                 select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
@@ -360,16 +365,19 @@ begin
                                     from public.event_outbox o where o.id = k.id) end,
                        case when r.lock is null then 1 else 2 end,
                        coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
-                  from unnest(v_ids, v_types, v_streams, v_contexts)
-                       with ordinality k(id, event_type, event_stream, traceparent, n)
+                  from unnest(v_ids, v_types, v_streams, v_contexts, v_seqs)
+                       with ordinality k(id, event_type, event_stream, traceparent, event_seq, n)
                   join routes r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading. Looked up
-                 -- one by one (offset 0): a join would be planned by what the audit was like when the session began.
-                 where not exists (select from public.iu_route_attempt a
+                 -- The key comes before delivery: what was decided once is not delivered by a second reading. What was
+                 -- drawn since the tick before, and nobody else reads, was not. All else is looked up, one by one
+                 -- (offset 0): a join would be planned by what the audit was like when the session began.
+                 where k.event_seq > c.fresh_seq and not v_shared
+                    or not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
+                   and not exists (select from public.iu_route_delivery d
+                                    where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
-                on conflict do nothing
                 returning route_code, event_ref, route_count, traceparent
             ), held as (
                 insert into public.iu_route_attempt
@@ -510,6 +518,7 @@ begin
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
            prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
            own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
+           fresh_seq = c.fresh_seq,
            total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
            total_skipped = w.total_skipped + v_skipped, total_dead_lettered = w.total_dead_lettered + v_dead,
            last_run_at = clock_timestamp(), last_run_summary = v_answer

@@ -212,33 +212,48 @@ begin
         return 0;
     end if;
 
-    with found as materialized (
-        select x.ctid, s.began, s.ended
-          from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
-         cross join lateral (
-               select d.ctid
-                 from public.iu_route_delivery d
-                where d.route_code = s.route_code and d.id = s.id
-                limit 1) x
-    ), gone as (
-        delete from public.iu_route_delivery d
-         using found s
-         where d.ctid = s.ctid
-        returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
-                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
-    ), resolved as (
-        update public.iu_route_dead_letter l
-           set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
-          from gone g
-         where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
-    )
-    insert into public.iu_route_attempt
-        (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
-         traceparent, created_at, finished_at)
-    select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
-           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
-      from gone g
-    on conflict (idempotency_key, attempt_no) do nothing;
+    begin
+        with found as materialized (
+            select x.ctid, s.began, s.ended
+              from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
+             cross join lateral (
+                   select d.ctid
+                     from public.iu_route_delivery d
+                    where d.route_code = s.route_code and d.id = s.id
+                    limit 1) x
+        ), gone as (
+            delete from public.iu_route_delivery d
+             using found s
+             where d.ctid = s.ctid
+            returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
+                      d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+        ), resolved as (
+            update public.iu_route_dead_letter l
+               set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
+              from gone g
+             where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+        )
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
+             traceparent, created_at, finished_at)
+        select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
+               g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+          from gone g;
+    exception when unique_violation then
+        -- Somebody has written an attempt of that number, by hand or by a restore: ours takes the next one.
+        update public.iu_route_delivery d
+           set attempt_no = (select max(a.attempt_no) + 1
+                               from public.iu_route_attempt a
+                              where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
+          from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
+         where d.route_code = s.route_code and d.id = s.id
+           and exists (select from public.iu_route_attempt a
+                        where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                          and a.attempt_no >= d.attempt_no);
+        return public.fn_iu_delivery_settle(
+            p_worker_name, p_owner, p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_routes, p_ids, p_results,
+            p_began, p_ended, p_codes, p_details, p_retry_after);
+    end;
 
     if cardinality(v_alive) > 0 then
         update public.iu_delivery_breaker x
