@@ -1,6 +1,6 @@
 """Throughput to a coroutine that does nothing, one durable attempt each; beside it pgqueuer and graphile-worker.
 
-Then single events: from the begin of the insert to the call of the coroutine. The peers are not ours and not among our
+Then single events: from the insert to the call of the coroutine. The peers are not ours and not among our
 dependencies: give the Python of an environment that has pgqueuer (--pgqueuer), and a directory with graphile-worker in
 its node_modules (--graphile). Each gets its own database on the same server, and the settings that were fastest here.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import subprocess
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +29,7 @@ from iu_listen import Delivery, target
 @target("event_outbox")
 async def nothing(delivery: Delivery) -> None:
     if LATE is not None:
-        os.write(LATE, f"{time.time() - delivery.event.created_at.timestamp()}\\n".encode())
+        os.write(LATE, f"{time.time()}\\n".encode())
 
 LATE = os.open(os.environ["LATE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if os.environ.get("LATE") else None
 """
@@ -136,8 +137,9 @@ async def ours(dsn: str, events: int) -> float:
     return float(rate)
 
 
-async def singly(dsn: str, times: int, late: Path) -> list[float]:
-    """Milliseconds from the begin of each insert to the call, one every 20 ms."""
+async def singly(dsn: str, times: int, late: Path) -> tuple[list[float], list[float]]:
+    """Milliseconds to the call from the begin of each insert, and from the answer to its commit; one every 20 ms."""
+    began, committed = [], []
     connection = await asyncpg.connect(dsn)
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_route_delivery, iu_consumer_heartbeat")
     os.environ["LATE"] = str(late)
@@ -145,12 +147,16 @@ async def singly(dsn: str, times: int, late: Path) -> list[float]:
         await listening(connection)
         await asyncio.sleep(1)
         for _ in range(times):
+            began.append(time.time())
             await connection.fetchval(EMIT, 1)
+            committed.append(time.time())
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.5)
     del os.environ["LATE"]
     await connection.close()
-    return [float(line) * 1000 for line in late.read_text().split()]
+    called = sorted(float(line) for line in late.read_text().split())
+    since_begin = [1000 * (call - at) for call, at in zip(called, began, strict=True)]
+    return since_begin, [1000 * (call - at) for call, at in zip(called, committed, strict=True)]
 
 
 def pgqueuer(python: str, dsn: str, jobs: int, concurrency: int) -> float:
@@ -204,9 +210,9 @@ def main() -> None:
         # Of each round by itself: the machine differs from one to the next.
         ratio = statistics.median(own / peer for own, peer in zip(rates["iu-listen"], found, strict=True))
         print(f"{name:16} {spread(found)} a second; iu-listen is {ratio:.2f} times as fast")
-    print(
-        f"single events: p50 {percentile(waits, 0.5):.2f} ms, p99 {percentile(waits, 0.99):.2f} ms, {len(waits)} calls"
-    )
+    for since, found in zip(("insert begins", "commit answers"), waits, strict=True):
+        p50, p99 = percentile(found, 0.5), percentile(found, 0.99)
+        print(f"single events, from when their {since}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, {len(found)} calls")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import anyio
 import asyncpg
 import pytest
 
+from iu_listen import Consumer, Settings
 from iu_listen.flow.deliver import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
+from iu_listen.model.facts import Batch
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
 from iu_listen.model.trace import attempt_span, event_span, letter_span
 from iu_listen.postgres.delivery import DeliverySession
+from iu_listen.postgres.worker import WorkerSession
 from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
 from support import connected, drain, insert_event, run_batch, wait_until
 
@@ -75,6 +78,58 @@ async def test_a_second_reading_delivers_nothing_again(live):
             async with delivering(live.dsn, arrivals.target()):
                 await settled(connection)
         assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+@pytest.mark.parametrize("how", ["made anew", "beside it"])
+async def test_what_another_cursor_has_read_is_not_delivered_again(live, how):
+    """A cursor that was deleted and registered again, and a second one of the same domain, queue nothing that is decided.
+
+    Fails when: a number above what this cursor has seen counts as read by nobody.
+    """
+    new = """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+             select $1, 'iu', lineage from iu_outbox_anchor"""
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await insert_event(connection)
+        assert (await run_batch(connection))["seen"] == 1
+        if how == "beside it":
+            await connection.execute(new, "another")
+            assert (await run_batch(connection, worker="another"))["seen"] == 1
+        await open_route(connection)
+        await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 1
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived), "the delivery")
+        await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 1
+        if how == "made anew":
+            await connection.execute("delete from iu_route_worker_cursor")
+            await connection.execute(new, "another")
+        again = await run_batch(connection, worker="another")
+        assert (again["seen"], again["queued"]) == (3 if how == "made anew" else 2, 0)
+        assert await pending(connection) == 1
+        assert await connection.fetchval("select count(*) from iu_route_attempt") == 2
+
+
+async def test_an_attempt_that_somebody_else_wrote_keeps_its_number(live):
+    """Where the number of an attempt is taken, by hand or by a restore, the attempt that was made gets the next one.
+
+    Fails when: it is left out, or settling fails for ever.
+    """
+    arrivals = Arrivals()
+    by_hand = """insert into iu_route_attempt (event_ref, route_kind, route_code, status, decision, idempotency_key, attempt_no)
+                 select event_ref, route_kind, route_code, 'failed', 'by hand', 'outbound:' || route_code || ':' || event_ref, 1
+                   from iu_route_delivery where event_ref = $1"""
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        one, two = await insert_event(connection), await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 2
+        await connection.execute(by_hand, one)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert await attempts(connection, one) == [(1, "failed", "by hand", None), (2, "sent", "delivered", None)]
+        assert await attempts(connection, two) == [(1, "sent", "delivered", None)]
+        assert arrivals.arrived == {one: 1, two: 1}
 
 
 async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
@@ -680,6 +735,73 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
             await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
             await settled(connection)
         assert set(arrivals.arrived) == set(events)
+
+
+@pytest.mark.parametrize("late", ["the taker", "the batch", "nobody"])
+async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late):
+    """A batch hands an event over that is taken as well, and one of the two hears of it when it is delivered and settled.
+
+    Fails when: the answer of a batch is not held against the position, or that of the taker against what was settled.
+    """
+    arrivals, take, run_batch = Arrivals(), DeliverySession.take, WorkerSession.run_batch
+
+    async def slow_take(self, *args):
+        answer = await take(self, *args)
+        if answer.taken and late == "the taker":
+            await anyio.sleep(0.5)
+        return answer
+
+    async def slow_batch(self, *args):
+        batch = await run_batch(self, *args)
+        if batch.supply is not None and batch.supply.taken:
+            handed.append(batch)
+            consumer._deliverer.work()
+            await anyio.sleep({"the taker": 0.1, "the batch": 0.5, "nobody": 0}[late])
+        return batch
+
+    handed: list[Batch] = []
+    monkeypatch.setattr(DeliverySession, "take", slow_take)
+    monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
+            # Until it knows the route, and is at rest.
+            events = [await insert_event(connection)]
+            await settled(connection)
+            for _ in range(5):
+                await anyio.sleep(0.1)
+                events.append(await insert_event(connection))
+                await wait_until(lambda: asyncio.sleep(0, len(handed) >= len(events) - 1), "a hand-over")
+                await settled(connection)
+            await anyio.sleep(0.6)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monkeypatch):
+    """An answer that was asked for before all was given back does not say that this has been taken.
+
+    Fails when: the position in an answer counts, however old the question is.
+    """
+    take, asked = DeliverySession.take, anyio.Event()
+    arrivals = Arrivals(lambda _: anyio.sleep(0.01))
+
+    async def slow_take(self, wants, *args):
+        answer = await take(self, wants, *args)
+        if answer.taken and wants and wants[0].after and not asked.is_set():
+            asked.set()
+            await anyio.sleep(0.2)
+        return answer
+
+    monkeypatch.setattr(DeliverySession, "take", slow_take)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=1)
+        async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
+            await connection.execute(MANY, 50)
+            with anyio.fail_after(20):
+                await asked.wait()
+            consumer._deliverer._forget()
+            await settled(connection)
+        assert len(arrivals.arrived) == 50
 
 
 async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):

@@ -32,7 +32,7 @@ from iu_listen.model.settings import Settings
 #: Longest pause between two turns, in seconds: replays and locks ring no bell.
 TICK: Final = 1.0
 #: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
-AHEAD: Final = 7
+AHEAD: Final = 9
 #: The same, at most.
 MOST_AHEAD: Final = 1000
 #: How long the database's answer may be on its way before it says nothing of the locks any more, in seconds.
@@ -74,7 +74,7 @@ class _Route(Lane):
     def room(self) -> int:
         most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
         # A part of it at once: while these are called, others are settled, and yet others taken.
-        return min(max(0, most - self.busy), -(-most // 3)) if self.target else 0
+        return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
 
 
 class Deliverer:
