@@ -155,7 +155,7 @@ grant select on public.iu_outbound_route to iu_listen_consumer;
 
 -- The position of a cursor, not its name, domain or history.
 grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
-                      total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary)
+                      fresh_seq, total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary)
     on public.iu_route_worker_cursor to iu_listen_consumer;
 
 -- The audit grows. It is neither changed nor pruned by the one who is audited.

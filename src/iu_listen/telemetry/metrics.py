@@ -102,7 +102,7 @@ class MetricWatcher:
             "iu.deliveries", "{attempt}", "Attempts to deliver, by route and result; those that failed have an error."
         )
         self._delivery_duration = meter.create_histogram(
-            "iu.delivery.duration", "s", "How long attempts to deliver took: the median of each turn.",
+            "iu.delivery.duration", "s", "How long attempts to deliver took: the median of what was settled at once.",
             explicit_bucket_boundaries_advisory=SECONDS,
         )  # fmt: skip
         self._route_held = meter.create_gauge("iu.route.held", "1", "1 while a route is held back, else 0.")
