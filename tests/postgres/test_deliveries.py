@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from iu_listen import Consumer, Settings
-from iu_listen.flow.deliver import AHEAD
+from iu_listen.flow.route import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.facts import Batch
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
@@ -459,6 +459,45 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
                 assert len(begun) < 20
             await settled(connection)
         assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
+    """More subjects may be freed at once than there is room for, or while the route is held: each goes on in its time.
+
+    Fails when: those for whom there is no room, or whose route is held, are only found by the scan once in 30 s.
+    """
+    ready = anyio.Event()
+
+    async def behave(_):
+        if held and len(arrivals.calls) == 1 + len(subjects):
+            # The last one: the route is held when the others have arrived.
+            raise Unavailable("for a moment", retry_after=0.5)
+        await ready.wait()
+
+    arrivals = Arrivals(behave)
+    subjects = [uuid4() for _ in range(1 + AHEAD)]
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=20 if held else 1, order="subject", probe_max=0.1)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            ready.set()
+            await insert_event(connection)
+            await settled(connection)
+            async with connection.transaction():
+                if held:
+                    ready = anyio.Event()
+                else:
+                    await connection.execute("select from iu_delivery_lease for update")
+                async with connected(live.dsn) as other, other.transaction():
+                    for _ in range(2):
+                        for subject in subjects:
+                            await insert_event(other, subject=subject)
+                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 1 + len(subjects)), "calls")
+            if held:
+                await recorder.wait_for(RouteHeld)
+                ready.set()
+            await settled(connection, 15)
+        assert len(arrivals.arrived) == 1 + 2 * len(subjects)
 
 
 async def test_what_cannot_be_settled_bounds_what_begins(live):

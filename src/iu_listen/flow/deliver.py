@@ -14,15 +14,15 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import anyio
 
 from iu_listen.flow.backoff import backoff
-from iu_listen.flow.calls import FRESH, Calls, Lane
+from iu_listen.flow.calls import FRESH, Calls
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.ring import Ring
+from iu_listen.flow.route import Route
 from iu_listen.model.delivery import RouteState, Supply, Taken, Want
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.facts import WorkerName
@@ -31,50 +31,12 @@ from iu_listen.model.settings import Settings
 
 #: Longest pause between two turns, in seconds: replays and locks ring no bell.
 TICK: Final = 1.0
-#: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
-AHEAD: Final = 9
-#: The same, at most.
-MOST_AHEAD: Final = 1000
 #: How long the database's answer may be on its way before it says nothing of the locks any more, in seconds.
 LATE: Final = 0.5
 #: How often a subject is looked for that nobody freed, in seconds.
 RESCAN: Final = 30.0
 #: How long a target that could not be found is not looked for again, in seconds.
 NOT_FOUND: Final = 10.0
-
-
-@dataclass(slots=True, kw_only=True)
-class _Route(Lane):
-    """What the consumer knows of a route."""
-
-    state: RouteState
-    no_target: str = ""
-    looked_at: float = -math.inf
-    after: int = 0
-    busy: int = 0
-    told: str = ""
-
-    @classmethod
-    def of(cls, state: RouteState) -> Self:
-        """A route that was not known."""
-        return cls(concurrency=0, state=state)
-
-    def becomes(self, state: RouteState) -> bool:
-        """What the database says of it now. True: it may have another target."""
-        before, self.state = self._aim, state
-        self.concurrency = int(state.policy["concurrency"])
-        return before != self._aim
-
-    @property
-    def _aim(self) -> tuple[str, str, str]:
-        """What its target depends on."""
-        return self.state.kind, self.state.reference, repr(self.state.policy["target"])
-
-    @property
-    def room(self) -> int:
-        most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
-        # A part of it at once: while these are called, others are settled, and yet others taken.
-        return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
 
 
 class Deliverer:
@@ -109,9 +71,9 @@ class Deliverer:
         self._ring = Ring()
         self._ended = Ring()
         self._calls = Calls(self._ended, clock)
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, Route] = {}
         #: Whose is what was taken and is not settled yet, by id; and of these, those that were tried before.
-        self._busy: dict[int, _Route] = {}
+        self._busy: dict[int, Route] = {}
         self._again: set[int] = set()
         #: No longer busy since the last question for more: an answer that is older than that may still hold it.
         self._settled: set[int] = set()
@@ -232,7 +194,7 @@ class Deliverer:
             self._ring.clear()
             asked = self._clock()
             wants = [] if self._stopping or not self._working else self._wants(asked)
-            freed, self._freed = self._freed, []
+            freed = self._may_go_on(wants)
             self._settled.clear()
             try:
                 supply = await session.take(wants, list(self._again), freed)
@@ -268,9 +230,19 @@ class Deliverer:
             # What somebody cancelled freed nobody.
             self._rescanned = now
             for route in self._routes.values():
-                if route.state.policy["order"] == "subject":
-                    route.after = 0
+                route.rescan()
         return [Want(route=code, room=route.room, after=route.after) for code, route in self._routes.items()]
+
+    def _may_go_on(self, wants: Sequence[Want]) -> list[Taken]:
+        """Those that others have waited for, as many as there is room for these; all else is asked for later."""
+        room = {want.route: want.room for want in wants}
+        now: list[Taken] = []
+        later: list[Taken] = []
+        for taken in self._freed:
+            room[taken.delivery.route] = left = room.get(taken.delivery.route, 0) - 1
+            (now if left >= 0 else later).append(taken)
+        self._freed = later
+        return now
 
     def _routes_after(self, code: str) -> int:
         return self._routes[code].after if code in self._routes else 0
@@ -310,19 +282,21 @@ class Deliverer:
             self._drop(self._routes.pop(code))
         for state in states:
             new = state.route not in self._routes
-            route = self._routes.setdefault(state.route, _Route.of(state))
+            route = self._routes.setdefault(state.route, Route.of(state))
             changed = route.becomes(state) or new
             if state.route not in set_back:
                 route.after = max(route.after, state.after)
             if state.held:
                 self._drop(route)
+                # Who is freed while a route is held is not looked for: all of them are when it goes on.
+                route.rescan()
             self._find_target(route, changed)
             if state.more:
                 self._ring.set()
             self._tell(route)
         self._calls.expect(float(state.policy["deadline"]) for state in states)
 
-    def _find_target(self, route: _Route, changed: bool) -> None:
+    def _find_target(self, route: Route, changed: bool) -> None:
         now = self._clock()
         if changed:
             route.target = None
@@ -338,7 +312,7 @@ class Deliverer:
         except ConfigurationError as error:
             route.no_target = error.message
 
-    def _tell(self, route: _Route) -> None:
+    def _tell(self, route: Route) -> None:
         held, why = route.state.held, route.state.why
         if not held and route.no_target:
             held, why = "no_target", route.no_target
@@ -349,7 +323,7 @@ class Deliverer:
             )
             route.told = held
 
-    def _drop(self, route: _Route) -> None:
+    def _drop(self, route: Route) -> None:
         """Give back what was taken and not begun."""
         while route.queue:
             taken = route.queue.pop()
