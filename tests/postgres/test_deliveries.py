@@ -763,9 +763,8 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
                 while not asleep.is_set():
                     events.append(await insert_event(connection, subject=uuid4()))
                     await anyio.sleep(0.02)
-            before = len(arrivals.calls)
             await anyio.sleep(2)
-            thief = uuid4()
+            before, thief = len(arrivals.calls), uuid4()
             lease = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, true, null) ->> 'held'"
             assert await connection.fetchval(lease, thief) == "true"
             awake.set()

@@ -58,6 +58,7 @@ class Route(Lane):
 
     @property
     def room(self) -> int:
+        """How many may be taken now."""
         most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
         # A part of it at once: while these are called, others are settled, and yet others taken.
         return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
