@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 
@@ -106,18 +108,31 @@ async def paced(connection: asyncpg.Connection, times: int, burst: int) -> tuple
     return percentile(ms, 0.5), percentile(ms, 0.99)
 
 
-async def routing(dsn: str, events: int, times: int, export: bool) -> tuple[float, ...]:
+@contextlib.contextmanager
+def apart(dsn: str) -> Iterator[None]:
+    """The export as a process of its own."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
+    command = [sys.executable, "-m", "iu_listen", "trace-export", "--follow", "--dsn", dsn]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def routing(dsn: str, events: int, times: int, export: bool, alone: bool) -> tuple[float, ...]:
     """Events a second out of a backlog; then p50 and p99 of 100 events a second, and of 2 000."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_consumer_heartbeat")
     await connection.fetchval(EMIT, events)
     await connection.execute("vacuum analyze event_outbox")
     await connection.execute("checkpoint")
-    if export:
+    if export and not alone:
         os.environ["OTEL_TRACES_EXPORTER"] = "otlp"
     else:
         os.environ.pop("OTEL_TRACES_EXPORTER", None)
-    with consumer(dsn):
+    with apart(dsn) if export and alone else contextlib.nullcontext(), consumer(dsn):
         while await connection.fetchval("select count(*) from iu_route_attempt") < events:
             await asyncio.sleep(0.05)
         rate = await connection.fetchval(
@@ -140,6 +155,7 @@ def main() -> None:
     parser.add_argument("--attempts", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times", type=int, default=1000, help="how many bursts, 10 ms apart")
+    parser.add_argument("--apart", action="store_true", help="routing beside an export in a process of its own")
     options = parser.parse_args()
     here, there = multiprocessing.Pipe()
     receiver = multiprocessing.Process(target=count, args=(there,), daemon=True)
@@ -162,8 +178,8 @@ def main() -> None:
             sdk.append((wall, cpu))
         on, off = [], []
         for _ in range(options.rounds):
-            off.append(asyncio.run(routing(dsn, options.attempts, options.times, export=False)))
-            on.append(asyncio.run(routing(dsn, options.attempts, options.times, export=True)))
+            off.append(asyncio.run(routing(dsn, options.attempts, options.times, export=False, alone=options.apart)))
+            on.append(asyncio.run(routing(dsn, options.attempts, options.times, export=True, alone=options.apart)))
     print(f"trace-export        {spread([o[0] for o in ours])} spans/s")
     print(f"  per core          {spread([o[1] for o in ours])} spans/s of its processor time, start included")
     print(f"  most memory       {spread([o[2] for o in ours])} MB")

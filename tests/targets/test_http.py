@@ -284,7 +284,7 @@ async def test_of_a_long_answer_the_status_counts(receiver, http2):
 
 @pytest.mark.parametrize(
     ("http2", "count"),
-    [pytest.param(False, 10_000, marks=pytest.mark.slow), pytest.param(True, 1000, marks=pytest.mark.slow)],
+    [pytest.param(False, 3000, marks=pytest.mark.slow), pytest.param(True, 1000, marks=pytest.mark.slow)],
     ids=["1.1", "2"],
 )
 async def test_many_deliveries_use_few_connections(receiver, http2, count):

@@ -13,7 +13,7 @@ import anyio.abc
 
 from iu_listen.flow.ports import Target
 from iu_listen.flow.ring import Ring
-from iu_listen.model.delivery import Outcome, Taken, outcome_of
+from iu_listen.model.delivery import Outcome, Result, Taken, outcome_of
 
 #: How old the database's word on the locks may be when a delivery begins, in seconds.
 FRESH: Final = 0.05
@@ -29,6 +29,8 @@ class Lane:
         queue: What was taken and has not begun.
         workers: Tasks that deliver.
         starting: One of them was started, and has not begun yet.
+        failing: Calls that failed and are not settled: whether that stops the target is not known yet.
+        most_failing: None begins while so many are.
     """
 
     concurrency: int
@@ -36,12 +38,15 @@ class Lane:
     queue: deque[Taken] = field(default_factory=deque)
     workers: int = 0
     starting: bool = False
+    failing: int = 0
+    most_failing: int = 1
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
     """A delivery that was begun, and what cancels it."""
 
+    lane: Lane
     scope: anyio.CancelScope
     taken: Taken
     began: float
@@ -114,7 +119,7 @@ class Calls:
                     while self._may_begin(lane) and not scope.cancel_called:
                         taken = lane.queue.popleft()
                         self.begin(lane)
-                        call = self._under_way[taken.delivery.id] = _Call(scope, taken, self._clock())
+                        call = self._under_way[taken.delivery.id] = _Call(lane, scope, taken, self._clock())
                         await self._deliver(call, lane.target)  # type: ignore[arg-type]
                         call = None
                 if call is not None:
@@ -126,7 +131,8 @@ class Calls:
     def _may_begin(self, lane: Lane) -> bool:
         # An answer may be from long ago when it is read: whoever was asleep asks again before he begins.
         now = self._clock()
-        return bool(lane.queue) and lane.target is not None and now - self.answered < FRESH and now < self.trusted
+        known = now - self.answered < FRESH and now < self.trusted and lane.failing < lane.most_failing
+        return bool(lane.queue) and lane.target is not None and known
 
     async def _deliver(self, call: _Call, target: Target) -> None:
         try:
@@ -141,6 +147,7 @@ class Calls:
         if self._under_way.get(call.taken.delivery.id) is call:
             del self._under_way[call.taken.delivery.id]
             result, code, detail, retry_after = outcome_of(error)
+            call.lane.failing += result is not Result.SENT
             self.done.append(Outcome(call.taken, result, call.began, self._clock(), code, detail, retry_after))
             self._ring.set()
 

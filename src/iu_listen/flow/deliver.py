@@ -23,7 +23,7 @@ from iu_listen.flow.calls import FRESH, Calls
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.ring import Ring
 from iu_listen.flow.route import Route
-from iu_listen.model.delivery import RouteState, Supply, Taken, Want
+from iu_listen.model.delivery import Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
@@ -180,7 +180,9 @@ class Deliverer:
             # What it began with is what counts for the lease.
             self._trust(asked)
             for outcome in done:
-                self._let_go(outcome.taken.delivery.id)
+                route = self._let_go(outcome.taken.delivery.id)
+                if route is not None and outcome.result is not Result.SENT:
+                    route.failing = max(0, route.failing - 1)
                 if outcome.taken.subject_key is not None:
                     self._freed.append(outcome.taken)
             if done:
@@ -330,11 +332,12 @@ class Deliverer:
             route.after = min(route.after, taken.delivery.id - 1)
             self._let_go(taken.delivery.id)
 
-    def _let_go(self, id: int) -> None:
+    def _let_go(self, id: int) -> Route | None:
         self._settled.add(id)
+        self._again.discard(id)
         if (route := self._busy.pop(id, None)) is not None:
             route.busy -= 1
-        self._again.discard(id)
+        return route
 
     def _forget(self, *, ordered: bool = False) -> None:
         """Nothing that was taken is ours any more; or: what is ``ordered`` may be somebody else's now."""
@@ -349,6 +352,8 @@ class Deliverer:
         if not ordered:
             for id in list(self._busy):
                 self._let_go(id)
+            for route in self._routes.values():
+                route.failing = 0
             self._calls.done.clear()
             self._freed.clear()
 

@@ -44,6 +44,8 @@ class Route(Lane):
         """What the database says of it now. True: it may have another target."""
         before, self.state = self._aim, state
         self.concurrency = int(state.policy["concurrency"])
+        # So its budget of dead letters is exceeded by no more than itself, and what was under way.
+        self.most_failing = int(state.policy["dead_letters_per_hour"])
         return before != self._aim
 
     def rescan(self) -> None:
