@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 AGENT  := .venv-agent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit storm soak kills schema bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills schema bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, max(2, (os.cpu_count() 
 unit: $(READY) $(AGENT)/.ready ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
 	@# With bytecode, whatever the environment says: else each process of the tests compiles all of them again.
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+wide: $(READY) $(AGENT)/.ready ## The tests, and those that take long on both servers
+	@IU_LISTEN_TEST_WIDE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
 MINUTES ?= 2

@@ -84,6 +84,18 @@ class TestServer:
             self.execute(f"drop database if exists {name} with (force)")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long and would run on both servers runs on the newer one, unless all is asked for: make wide."""
+    if os.environ.get("IU_LISTEN_TEST_WIDE"):
+        return
+    names = {item.nodeid for item in items}
+    twice = [
+        i for i in items if i.get_closest_marker("slow") and i.nodeid.replace("pg16", "pg18") in names - {i.nodeid}
+    ]
+    config.hook.pytest_deselected(items=twice)
+    items[:] = [i for i in items if i not in twice]
+
+
 @pytest.fixture(scope="session", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
     """A running server; embedded ones do not flush to disk, and allow prepared transactions."""

@@ -90,6 +90,7 @@ async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
             assert psql(third, "select left(pg_walfile_name(pg_current_wal_lsn()), 8)") == "00000003"
 
 
+@pytest.mark.slow
 async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
     """A consumer that is led to a standby says so about once a second, and works by itself when it is promoted.
 

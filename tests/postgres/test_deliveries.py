@@ -249,6 +249,7 @@ async def test_retry_after_is_honoured(live):
 # -- outage ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["unavailable", "failed"])
 async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
     """A target that takes nothing for half an hour: no dead letter, all delivered after it, the other route at once.
@@ -327,6 +328,7 @@ POISONED = """
 """
 
 
+@pytest.mark.slow
 async def test_one_poison_event_is_one_dead_letter(live):
     """Among ten thousand that arrive, one that never does spends its attempts alone, and the breaker stays closed.
 
@@ -402,6 +404,7 @@ OPEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", CLOSE)
 async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(live, lock):
     """From 100 ms after the commit that closed it no delivery begins; the rest waits, and comes when it is open again.
@@ -461,6 +464,7 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True])
 async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
     """More subjects may be freed at once than there is room for, or while the route is held: each goes on in its time.
@@ -631,6 +635,7 @@ async def test_a_route_keeps_the_order_of_a_subject(live):
         assert arrivals.most > 5
 
 
+@pytest.mark.slow
 async def test_a_replay_waits_for_those_of_its_subject_that_are_on_their_way(live):
     """A replayed dead letter comes after the events of its subject that were queued before it was replayed.
 
@@ -775,6 +780,7 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
         assert set(arrivals.arrived) == set(events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", ["the taker", "the batch", "nobody"])
 async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late):
     """A batch hands an event over that is taken as well, and one of the two hears of it when it is delivered and settled.
