@@ -101,7 +101,7 @@ async def storm(dsn: str) -> None:
                 tasks.start_soon(writers.write)
             for _ in range(2):
                 tasks.start_soon(clean)
-            await wait_until(lambda: _enough(c), "6 000 events were decided", timeout=60)
+            await wait_until(lambda: _enough(c), "4 000 events were decided", timeout=180)
             writers.over = True
 
         async def all_decided() -> bool:
@@ -120,4 +120,4 @@ async def storm(dsn: str) -> None:
 
 
 async def _enough(connection: asyncpg.Connection) -> bool:
-    return await connection.fetchval("select count(*) from iu_route_attempt") >= 6000
+    return await connection.fetchval("select count(*) from iu_route_attempt") >= 4000

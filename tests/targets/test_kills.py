@@ -27,7 +27,7 @@ from targets.mockkafka import cluster
 
 pytestmark = pytest.mark.slow
 
-EVENTS = int(os.environ.get("KILL_EVENTS", "500"))
+EVENTS = int(os.environ.get("KILL_EVENTS", "300"))
 #: How often each end is killed.
 COUNTERPART, CONSUMER = 2, 5
 EMIT = """
