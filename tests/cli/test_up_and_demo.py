@@ -141,8 +141,10 @@ def test_demo_that_is_interrupted(place, phase, number):
 
 
 def test_demo_after_all_that(place):
-    """After all those interruptions demo works as ever."""
+    """After all those interruptions demo works as ever; a command that looks afterwards starts the server for itself."""
     assert "Summary" in demo(place)
+    assert run("status", env=there(place)).code == 0
+    nothing_runs(place)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -180,9 +182,3 @@ def test_up_that_is_interrupted_early(number):
         for process in processes(path):
             process.kill()
         shutil.rmtree(path)
-
-
-def test_a_command_while_nothing_runs(place):
-    """A command that looks at the embedded database starts the server for its own length."""
-    assert run("status", env=there(place)).code == 0
-    nothing_runs(place)
