@@ -78,6 +78,13 @@ async def open_gate(dsn: str, value: str = "true") -> None:
         )
 
 
+#: Appends so many events in one statement.
+MANY = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int)
+"""
+
+
 async def insert_event(connection: asyncpg.Connection, subject: UUID | None = None, note: str = "") -> UUID:
     """Append one event to the outbox with plain SQL, in whatever transaction the connection is in."""
     event: UUID = await connection.fetchval(

@@ -13,14 +13,10 @@ from iu_listen import embedded
 from iu_listen.app import PostgresSessions
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.trace import TraceSession
-from support import WORKER, apply_package, attempted, connected, drain, insert_event, run_batch
+from support import MANY, WORKER, apply_package, attempted, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
 
-MANY = """
-    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
-    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1)
-"""
 #: What was read of the outbox so far, through whichever index or none.
 READS = """
     select sum(i.idx_tup_read)::bigint + (select t.seq_tup_read from pg_stat_user_tables t where t.relname = 'event_outbox')

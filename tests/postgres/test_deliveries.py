@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from iu_listen import Consumer, Settings
+from iu_listen.flow import deliver
 from iu_listen.flow.route import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.facts import Batch
@@ -20,7 +21,7 @@ from iu_listen.model.trace import attempt_span, event_span, letter_span
 from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.worker import WorkerSession
 from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
-from support import connected, drain, insert_event, run_batch, wait_until
+from support import MANY, connected, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -314,10 +315,6 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
         assert arrivals.arrived == {event: 1}
 
 
-MANY = """
-    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
-    select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int)
-"""
 #: Many events, one in a thousand of one subject; one of these is poison.
 POISONED = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
@@ -719,19 +716,25 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
-async def test_a_lost_session_ends_what_has_an_order(live):
+@pytest.mark.parametrize("lost", ["both", "the one that has the lease"])
+async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
     """Whoever loses his session gives up the call of an ordered route, because somebody else may begin it; his own next one does.
 
-    Fails when: what is under way outlives the session although its subject has an order.
+    Fails when: what is under way outlives the session although its subject has an order, or nobody hears of the loss
+    before he asks next.
     """
+    monkeypatch.setattr(deliver, "TICK", 60)
     arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", deadline=900)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, arrivals.target(), lease=60):
             event = await insert_event(connection, subject=uuid4())
             await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
             await connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'iu-listen delivery %' and datname = current_database()"
+                """select pg_terminate_backend(a.pid) from pg_stat_activity a
+                    where a.application_name like 'iu-listen delivery %' and a.datname = current_database()
+                      and ($1 or a.pid = (select backend from iu_delivery_lease))""",
+                lost == "both",
             )
             await settled(connection)
         assert [c.event.id for c in arrivals.calls] == [event, event]

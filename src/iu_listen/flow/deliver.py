@@ -29,7 +29,7 @@ from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
 from iu_listen.model.settings import Settings
 
-#: Longest pause between two turns, in seconds: replays and locks ring no bell.
+#: Longest pause between two questions, in seconds: replays and locks ring no bell.
 TICK: Final = 1.0
 #: How long the database's answer may be on its way before it says nothing of the locks any more, in seconds.
 LATE: Final = 0.5
@@ -101,6 +101,11 @@ class Deliverer:
         self._stopping = True
         self._ring.set()
 
+    def _wake(self) -> None:
+        """A session has ended. Whoever waits finds out: the one that settles has the lease."""
+        self._ring.set()
+        self._ended.set()
+
     async def run(self) -> None:
         """Deliver until stop() is called, through every loss of the session. Nothing that happens ends the work."""
         try:
@@ -126,7 +131,7 @@ class Deliverer:
 
     async def _session(self) -> None:
         """Deliver by one session. Returns when there is nothing to deliver: what comes next rings."""
-        async with self._sessions.deliveries(self._ring.set) as session:
+        async with self._sessions.deliveries(self._wake) as session:
             gone = ""
             while not (lease := await session.take_lease(gone)).held:
                 self._forget()
@@ -213,7 +218,7 @@ class Deliverer:
     # -- what there is -------------------------------------------------------------------------------------------
 
     def wants(self) -> Sequence[Want]:
-        """What a batch may hand over: something only where nothing is under way, else there are turns enough."""
+        """What a batch may hand over: something only where nothing is under way, else we ask often enough."""
         if self._busy or self._stopping or not (self._working and self._ours):
             return []
         return [w for w in self._wants(self._clock()) if w.room]
@@ -360,14 +365,14 @@ class Deliverer:
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _pause(self) -> float:
-        """Until the next turn, if nothing rings."""
+        """Until the next question for more, if nothing rings."""
         if any(route.queue for route in self._routes.values()):
             return FRESH / 4
         due = [r.state.due_in for r in self._routes.values() if r.state.due_in is not None and r.room]
         return min(TICK, max(0.01, *due)) if due else TICK
 
     def _trust(self, since: float) -> None:
-        """Our lease was good in a turn that began then: until when nobody else can have it (a turn may renew late)."""
+        """Our lease was good then: until when nobody else can have it, however late it is renewed."""
         self._calls.trusted = since + self._settings.lease * 0.75
 
     async def _guard(self) -> None:
