@@ -1058,7 +1058,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uui
 
 -- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, traceparent text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, payload text, route jsonb)
+CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) RETURNS TABLE(route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql
     SET search_path TO ''
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1186,11 +1186,11 @@ begin
                  where x.route_code = r.route_code;
             end if;
             return query
-            select r.route_code, d.id, d.attempt_no, d.subject_key, d.traceparent, d.event_ref,
+            select null::jsonb, r.route_code, d.id, d.attempt_no, d.subject_key, d.event_ref,
                    coalesce(o.event_domain, r.event_domain), coalesce(o.event_type, r.event_type),
                    coalesce(o.event_stream, r.event_stream),
                    coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system,
-                   o.actor_ref, o.correlation_id::text, o.occurred_at, o.created_at, o.safe_payload::text, null::jsonb
+                   o.actor_ref, o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload::text
               from unnest(v_ids) with ordinality t(id, n)
              cross join lateral (
                    select x.*

@@ -6,10 +6,7 @@
 -- $4 integer[] room for so many
 -- $5 bigint[]  never tried: beyond this id
 
-select b.answer::text as answer, t.route::text as route, t.route_code, t.delivery_id, t.attempt_no, t.subject_key,
-       -- the attributes of Event, in their order
-       t.event_ref, t.event_domain, t.event_type, t.event_stream, t.subject, t.subject_table, t.source_system, t.actor_ref,
-       t.correlation_id, t.occurred_at, t.created_at, t.traceparent, t.payload
+select b.answer::text as answer, t.*
   from public.fn_iu_route_worker_run($1, $2) b(answer)
   -- The second function waits for the first: it needs its answer.
   left join lateral public.fn_iu_delivery_take(

@@ -54,7 +54,6 @@ class WorkerSession:
         if not self._connection.pooled:
             with errors_become_ours(), anyio.fail_after(self._settings.deadline):
                 self._batch = await self._connection.prepare(query("run_batch"))
-                self._batch_and_take = await self._connection.prepare(query("run_batch_and_take"))
 
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already.
@@ -75,8 +74,12 @@ class WorkerSession:
         What it queues that somebody wants it hands over in the same round trip.
         """
         began, began_ns = time.perf_counter(), time.time_ns()
-        statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
         try:
+            if wants and isinstance(self._batch_and_take, str) and not self._connection.pooled:
+                # Only where something is delivered.
+                with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+                    self._batch_and_take = await self._connection.prepare(self._batch_and_take)
+            statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
             rows = await ask_rows(
                 self._connection, self._settings.batch_deadline, statement, self._settings.worker, limit, *more
             )
