@@ -53,8 +53,8 @@ unit: $(READY) $(AGENT)/.ready ## The tests, on embedded PostgreSQL 16 and 18 an
 	@# With bytecode, whatever the environment says: else each process of the tests compiles all of them again.
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-wide: $(READY) $(AGENT)/.ready ## The tests, and those that take long on both servers
-	@IU_LISTEN_TEST_WIDE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+wide: export IU_LISTEN_TEST_WIDE = 1
+wide: unit ## The tests, and those that take long on both servers
 
 # A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
 MINUTES ?= 2

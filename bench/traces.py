@@ -16,13 +16,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 
 import asyncpg
 
-from common import EMIT, consumer, database, listening, percentile, spread
+from common import EMIT, command, consumer, database, listening, percentile, spread
 
 SDK = """
 import sys, time
@@ -108,19 +107,6 @@ async def paced(connection: asyncpg.Connection, times: int, burst: int) -> tuple
     return percentile(ms, 0.5), percentile(ms, 0.99)
 
 
-@contextlib.contextmanager
-def apart(dsn: str) -> Iterator[None]:
-    """The export as a process of its own."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
-    command = [sys.executable, "-m", "iu_listen", "trace-export", "--follow", "--dsn", dsn]
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 async def routing(dsn: str, events: int, times: int, export: bool, alone: bool) -> tuple[float, ...]:
     """Events a second out of a backlog; then p50 and p99 of 100 events a second, and of 2 000."""
     connection = await asyncpg.connect(dsn)
@@ -132,7 +118,8 @@ async def routing(dsn: str, events: int, times: int, export: bool, alone: bool) 
         os.environ["OTEL_TRACES_EXPORTER"] = "otlp"
     else:
         os.environ.pop("OTEL_TRACES_EXPORTER", None)
-    with apart(dsn) if export and alone else contextlib.nullcontext(), consumer(dsn):
+    apart = command("trace-export", dsn, "--follow") if export and alone else contextlib.nullcontext()
+    with apart, consumer(dsn):
         while await connection.fetchval("select count(*) from iu_route_attempt") < events:
             await asyncio.sleep(0.05)
         rate = await connection.fetchval(

@@ -124,6 +124,8 @@ def test_demo(place):
     [
         "1. A PostgreSQL of its own",
         "gate 5",
+        "3. The probe",
+        "5. Business",
         "6. A burst",
         "8. The consumer is killed",
         "9. It is started again",

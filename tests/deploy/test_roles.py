@@ -291,7 +291,7 @@ GRANTED = """
 """
 
 
-@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.slow
 def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
     """Take any one privilege from iu_listen_consumer, down to the column, and a consumer cannot do its work."""
 

@@ -16,7 +16,6 @@ from structlog.testing import capture_logs
 
 from chaos import Proxy
 from clusters import psql
-from iu_listen import embedded
 from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
 from iu_listen.postgres.bell import SLOTS
@@ -148,7 +147,7 @@ async def _consume(dsn: str, recorder: Recorder, over: anyio.Event) -> None:
         await over.wait()
 
 
-@pytest.mark.parametrize("primary", [embedded.DEFAULT_MAJOR], indirect=True, ids=["pg18"])
+@pytest.mark.slow
 @pytest.mark.parametrize("idle", [True, False], ids=["nothing-to-do", "events-wait"])
 async def test_the_run_refuses_on_a_standby(primary, idle):
     """On a standby the run answers "standby", whether or not there is something to do, and does nothing.
@@ -166,7 +165,7 @@ async def test_the_run_refuses_on_a_standby(primary, idle):
         assert (answer["status"], answer["reason"], answer["seen"]) == ("standby", "standby", 0)
 
 
-@pytest.mark.parametrize("primary", [embedded.DEFAULT_MAJOR], indirect=True, ids=["pg18"])
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["crash", "promotion"])
 async def test_a_prepared_transaction_outlives_its_server(primary, fault):
     """A transaction prepared before a crash or a failover is routed when it commits, and its number is not lost.
@@ -258,7 +257,7 @@ async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
     assert max(waits) < 1
 
 
-@pytest.mark.parametrize("primary", [embedded.DEFAULT_MAJOR], indirect=True, ids=["pg18"])
+@pytest.mark.slow
 async def test_a_silent_writer_that_waits_for_a_standby_keeps_the_consumer_awake(primary):
     """A writer that stayed silent and whose commit stalls refuses the arming for so long; then it is found at once.
 

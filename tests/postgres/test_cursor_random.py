@@ -66,7 +66,8 @@ class Writer:
         return []
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
 async def test_random_interleavings(live, seed):
     """Every committed event is read once and nothing else; events of a subject in the order of its locks.
 

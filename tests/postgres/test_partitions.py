@@ -298,7 +298,7 @@ async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned,
         assert part in {row["partition"] for row in (await tend(partitioned.dsn)).done}
 
 
-@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.slow
 @pytest.mark.parametrize("prepared", [False, True], ids=["open", "prepared"])
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
 async def test_a_writer_that_stays_is_named(partitioned, default, prepared, monkeypatch):
