@@ -1990,9 +1990,9 @@ CREATE FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone
       left join lateral (
            select o.event_seq, o.id
              from public.event_outbox o
-            where o.event_domain = c.event_domain and o.created_at between p_cutoff and now()
+            where p_cutoff is not null and o.event_domain = c.event_domain and o.created_at between p_cutoff and now()
             order by o.event_seq, o.id
-            limit 1) y on p_cutoff is not null
+            limit 1) y on true
 $$;
 
 -- Name: FUNCTION fn_iu_retention_domains(p_cutoff timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
@@ -2488,6 +2488,7 @@ COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'When the export began. W
 
 CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
+    SET plan_cache_mode TO 'force_generic_plan'
     RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND (NOT (EXISTS (SELECT FROM public.iu_route_delivery d WHERE (d.event_ref = fn_iu_retention_released.p_event_ref)))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))) WHERE (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))))));
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
@@ -2499,7 +2500,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whethe
 CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 5000, p_keep interval DEFAULT NULL::interval, p_after jsonb DEFAULT NULL::jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
-    SET plan_cache_mode TO 'force_generic_plan'
+    SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -2568,16 +2569,20 @@ begin
                  limit 1
             ), going as materialized (
                 -- All that counts is asked of the row that is locked: it may have changed since the page was read.
-                select o.id, o.created_at
+                -- By its key (lateral): the domain is what all of the log have in common.
+                select k.id, k.created_at
                   from page g
-                  join public.event_outbox o on o.id = g.id and o.created_at = g.created_at
-                 where o.event_domain = v_domain
-                   and o.created_at < v_cutoff
-                   and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
-                   and not exists (select from unnest(v_cursors) c
-                                    where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
-                   and public.fn_iu_retention_released(o.id)
-                   for update of o skip locked
+                 cross join lateral (
+                       select o.id, o.created_at
+                         from public.event_outbox o
+                        where o.id = g.id and o.created_at = g.created_at
+                          and o.event_domain = v_domain
+                          and o.created_at < v_cutoff
+                          and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
+                          and not exists (select from unnest(v_cursors) c
+                                           where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
+                          and public.fn_iu_retention_released(o.id)
+                          for update skip locked) k
             ), gone as (
                 delete from public.event_outbox o
                  using going g

@@ -55,11 +55,13 @@ insert into public.iu_retention_policy (what, keep) values
 -- The one place for every other reader of the audit; run, plan and partitions ask it about every row. Whoever reads
 -- attempts, dead letters or the events behind them with a position of its own (the export of traces will) adds its
 -- condition here, by `create or replace` in a file of its own. Today it is the audit of completeness, which must be able
--- to repair what it misses; asked worker by worker, because that is how its list is indexed.
+-- to repair what it misses; asked worker by worker, because that is how its list is indexed. It keeps its plan whatever
+-- its caller does with his own: PostgreSQL 18 would make one anew for every row.
 create function public.fn_iu_retention_released(p_event_ref uuid)
 returns boolean
 language sql
 stable
+set plan_cache_mode = force_generic_plan
 return not exists (select from public.iu_route_worker_cursor w
                      join public.iu_audit_missing m
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
@@ -87,9 +89,9 @@ as $$
       left join lateral (
            select o.event_seq, o.id
              from public.event_outbox o
-            where o.event_domain = c.event_domain and o.created_at between p_cutoff and now()
+            where p_cutoff is not null and o.event_domain = c.event_domain and o.created_at between p_cutoff and now()
             order by o.event_seq, o.id
-            limit 1) y on p_cutoff is not null
+            limit 1) y on true
 $$;
 comment on function public.fn_iu_retention_domains(timestamptz) is
     'The domains that are ours, with all their cursors, which of these refuse (null: none), and the position of the '
@@ -105,8 +107,9 @@ create function public.fn_iu_retention_run(
 returns jsonb
 language plpgsql
 set search_path = ''
--- As in the worker: a page by its index, each row by its key. No other shape is good.
-set plan_cache_mode = force_generic_plan
+-- As in the worker: a page by its index, each row by its key. No other shape is good. But planned anew for each batch,
+-- which costs nothing beside it: a plan that was made when the log was empty goes through it whole for every row.
+set plan_cache_mode = force_custom_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
@@ -175,16 +178,20 @@ begin
                  limit 1
             ), going as materialized (
                 -- All that counts is asked of the row that is locked: it may have changed since the page was read.
-                select o.id, o.created_at
+                -- By its key (lateral): the domain is what all of the log have in common.
+                select k.id, k.created_at
                   from page g
-                  join public.event_outbox o on o.id = g.id and o.created_at = g.created_at
-                 where o.event_domain = v_domain
-                   and o.created_at < v_cutoff
-                   and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
-                   and not exists (select from unnest(v_cursors) c
-                                    where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
-                   and public.fn_iu_retention_released(o.id)
-                   for update of o skip locked
+                 cross join lateral (
+                       select o.id, o.created_at
+                         from public.event_outbox o
+                        where o.id = g.id and o.created_at = g.created_at
+                          and o.event_domain = v_domain
+                          and o.created_at < v_cutoff
+                          and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
+                          and not exists (select from unnest(v_cursors) c
+                                           where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
+                          and public.fn_iu_retention_released(o.id)
+                          for update skip locked) k
             ), gone as (
                 delete from public.event_outbox o
                  using going g

@@ -22,6 +22,7 @@ begin
         returns boolean
         language sql
         stable
+        set plan_cache_mode = force_generic_plan
         return not exists (select from public.iu_route_worker_cursor w
                              join public.iu_audit_missing m
                                on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)

@@ -10,6 +10,7 @@ import anyio
 import asyncpg
 import pytest
 
+from clusters import psql
 from iu_listen.embedded_keeper import EmbeddedError, Server, owner
 from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, SessionFailed, StateChanged
@@ -103,7 +104,10 @@ async def test_a_full_disk_under_everything_loses_nothing(primary):
 
 
 async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing(primary):
-    """With no room for WAL the server panics; once there is room and it is started, all that was committed is routed."""
+    """With no room for WAL the server panics; once there is room and it is started, all that was committed is routed.
+
+    A replica that will never come back holds the log: else a checkpoint may make room as fast as it is used up.
+    """
     dsn = primary.tcp_dsn()
     acknowledged: list[UUID] = []
     over = asyncio.Event()
@@ -112,6 +116,7 @@ async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing
             for _ in range(4):
                 tasks.start_soon(write, dsn, over, acknowledged)
             await go_on(acknowledged, 100)
+            psql(primary, "select pg_create_physical_replication_slot('gone', true)")
             with full(place):
                 with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
                     async with connected(dsn) as bulk:
@@ -123,6 +128,7 @@ async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing
                 with suppress(EmbeddedError):
                     await asyncio.to_thread(primary.start)
             await asyncio.to_thread(primary.start)
+            psql(primary, "select pg_drop_replication_slot('gone')")
             await go_on(acknowledged, 100)
             over.set()
             assert set(acknowledged) <= await each_once(dsn, 30)

@@ -101,7 +101,7 @@ async def storm(dsn: str) -> None:
                 tasks.start_soon(writers.write)
             for _ in range(2):
                 tasks.start_soon(clean)
-            await wait_until(lambda: _enough(c), "4 000 events were decided", timeout=180)
+            await wait_until(lambda: _enough(c), "4 000 events were decided", timeout=60)
             writers.over = True
 
         async def all_decided() -> bool:
