@@ -827,7 +827,8 @@ CREATE FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]
     SET search_path TO ''
     AS $$
 begin
-    return (select coalesce(jsonb_object_agg(r.route_code, public.fn_iu_delivery_lock(r.route_code)), '{}')
+    return (select coalesce(jsonb_object_agg(r.route_code, case when not public.fn_iu_delivery_enabled()
+                                                                then 'delivery_gate_closed' end), '{}')
               from unnest(p_routes) r
              where r.enabled and not r.dry_run and r.target_kind in ('workflow', 'external_endpoint')
                and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')));
@@ -1071,10 +1072,12 @@ CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], 
     AS $$
 #variable_conflict use_column
 declare
+    v_route   record;
     r         public.iu_outbound_route;
     b         public.iu_delivery_breaker;
     v_policy  jsonb;
     v_held    text;
+    v_asked   integer;
     v_room    integer;
     v_most    integer;
     v_after   bigint;
@@ -1086,27 +1089,27 @@ declare
     v_due     timestamptz;
     v_now     timestamptz;
 begin
-    for r in
-        select x.*
+    for v_route in
+        select x as route, y as breaker
           from public.iu_outbound_route x
+          left join public.iu_delivery_breaker y on y.route_code = x.route_code
          where x.event_domain = (select w.event_domain from public.iu_route_worker_cursor w
                                   where w.worker_name = p_worker_name)
            and x.target_kind in ('workflow', 'external_endpoint')
            and (x.enabled and not x.dry_run
                 or exists (select from public.iu_route_delivery d where d.route_code = x.route_code))
     loop
-        b := null;
-        select x.* into b from public.iu_delivery_breaker x where x.route_code = r.route_code;
+        r := v_route.route;
+        b := v_route.breaker;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r, b);
         v_ordered := v_policy ->> 'order' = 'subject';
-        v_after := null;
         v_ids := '{}';
-        v_room := null;
         v_looked := null;
-        select t.room, t.after into v_room, v_after
-          from unnest(p_routes, p_rooms, p_after) t(code, room, after) where t.code = r.route_code;
+        v_asked := array_position(p_routes, r.route_code);
+        v_room := p_rooms[v_asked];
+        v_after := p_after[v_asked];
         -- A probe: one, however much room there is.
         if v_held = 'breaker_open' and v_room > 0
            and (clock_timestamp() >= b.probe_at or b.opened_at > clock_timestamp() + interval '1 second') then
@@ -1117,39 +1120,41 @@ begin
 
         if v_room > 0 then
             -- Those that were waiting for somebody, or for their time.
-            v_ids := array(
-                select q.id
-                  from (select h.id
-                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
-                         cross join lateral (
-                               select d.id, d.due_at, d.worker_name
-                                 from public.iu_route_delivery d
-                                where d.route_code = f.code and d.subject_key = f.key
-                                order by d.id
-                                limit 1) h
-                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
-                        union all
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
-                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.due_at
-                          limit v_room)
-                        union all
-                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.failed_at
-                          limit v_room)) q
-                 limit v_room);
+            if p_busy is not null then
+                v_ids := array(
+                    select q.id
+                      from (select h.id
+                              from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                             cross join lateral (
+                                   select d.id, d.due_at, d.worker_name
+                                     from public.iu_route_delivery d
+                                    where d.route_code = f.code and d.subject_key = f.key
+                                    order by d.id
+                                    limit 1) h
+                             where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
+                            union all
+                            (select d.id
+                               from public.iu_route_delivery d
+                              where d.route_code = r.route_code and d.due_at <= clock_timestamp()
+                                and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                                and not exists (select from public.iu_route_delivery e
+                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                                   and e.id < d.id)
+                              order by d.due_at
+                              limit v_room)
+                            union all
+                            -- It began to wait in the future: a clock was set back, and its time would come far too late.
+                            (select d.id
+                               from public.iu_route_delivery d
+                              where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                                and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                                and not exists (select from public.iu_route_delivery e
+                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                                   and e.id < d.id)
+                              order by d.failed_at
+                              limit v_room)) q
+                     limit v_room);
+            end if;
             -- Those that were never tried.
             if v_room > cardinality(v_ids) then
                 if v_ordered then
@@ -1211,7 +1216,7 @@ begin
         end if;
 
         v_due := null;
-        if v_held is null then
+        if v_held is null and p_busy is not null then
             select d.due_at into v_due
               from public.iu_route_delivery d
              where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)
@@ -3145,13 +3150,17 @@ declare
     v_streams       text[];
     v_seqs          bigint[];
     v_contexts      text[];
+    v_created       timestamptz[];
     v_last_created  timestamptz;
     -- the parts of the page that are still to be routed, as [from, to]; the last one is next
     v_parts         integer[];
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
-    v_lives         boolean;
+    v_lives         text[];
+    -- kinds (stream and type) of the page, and those that all their routes deliver
+    v_kinds         text[];
+    v_live_kinds    text[];
     v_queues        jsonb;
     v_shared        boolean;
     v_counts        jsonb;
@@ -3211,14 +3220,13 @@ begin
     -- prev would stay as it is, until then.
     if c.tick is null and v_own is null
        and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
-        v_resolved := array(select pg_snapshot_xip(c.prev));
         v_from_xid := pg_snapshot_xmax(c.prev);
         if not exists (select from (select o.id
                                       from public.event_outbox o
                                      where o.event_domain = c.event_domain and o.xact_id >= v_from_xid
                                      order by o.xact_id
                                      limit 1) new)
-           and not exists (select from unnest(v_resolved) x(xid)
+           and not exists (select from pg_snapshot_xip(c.prev) x(xid)
                             cross join lateral (
                                   select o.id
                                     from public.event_outbox o
@@ -3235,20 +3243,24 @@ begin
 
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
 
-    -- Read once: a route that changes meanwhile must not take an event twice, or not at all.
-    v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
-    -- How many attempts a decision consists of, by route; 1 where a route has its events for itself, which is mostly
-    -- all of them, and then there is nothing to look up for an event.
-    select bool_or(not x.dry_run), jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
-      into v_lives, v_counts
-      from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
-              from unnest(v_routes) r
-             where r.enabled) x;
+    -- Read once: a route that changes meanwhile must not take an event twice, or not at all. And how many attempts a
+    -- decision consists of, by route; 1 where a route has its events for itself, which is mostly all of them, and then
+    -- there is nothing to look up for an event.
+    select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
+           array_agg(x.event_stream || ' ' || x.event_type) filter (where x.live),
+           jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1),
+           exists (select from public.iu_route_worker_cursor w
+                    where w.event_domain = c.event_domain and w.worker_name <> c.worker_name)
+      into v_routes, v_lives, v_live_kinds, v_counts, v_shared
+      from (select r as route, r.route_code, r.event_type, r.event_stream, r.enabled, r.dry_run,
+                   count(*) filter (where r.enabled) over kind as n,
+                   bool_and(not r.dry_run) filter (where r.enabled) over kind as live
+              from public.iu_outbound_route r
+             where r.event_domain = c.event_domain
+            window kind as (partition by r.event_type, r.event_stream)) x;
     -- Which of the live ones are queued, each with the lock that holds it (012).
-    if v_lives then
+    if v_lives is not null then
         v_queues := public.fn_iu_delivery_queues(v_routes);
-        v_shared := exists (select from public.iu_route_worker_cursor w
-                             where w.event_domain = c.event_domain and w.worker_name <> c.worker_name);
     end if;
 
     loop
@@ -3256,20 +3268,27 @@ begin
         if v_pass = 1 then
             v_fresh := c.tick is null;
             if v_fresh then
-                select public.fn_iu_outbox_tick() into c.tick;
                 -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
                 c.fresh_seq := nullif(c.hi_seq, 0);
-                -- After the tick: whatever is visible in it has drawn its number by now.
-                select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
+                -- The number is read after the tick, which is the snapshot of the statement: whatever is visible in it
+                -- has drawn its number by then.
+                select public.fn_iu_outbox_tick(), s.last_value - (not s.is_called)::integer
+                  into c.tick, c.hi_seq
+                  from public.event_outbox_event_seq s;
+            end if;
+            select array(select pg_snapshot_xip(c.tick)),
+                   array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
+                          where pg_visible_in_snapshot(x.xid, c.tick))
+              into v_open, v_resolved;
+            v_from_xid := pg_snapshot_xmax(c.prev);
+            v_to_xid := pg_snapshot_xmax(c.tick);
+            if v_fresh then
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
                    or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
                     raise exception 'the tick % lies before the cursor %', c.tick, c.prev
                         using errcode = 'serialization_failure',
                               hint = 'Run the worker in READ COMMITTED.';
                 end if;
-                v_open := array(select pg_snapshot_xip(c.tick));
-                v_from_xid := pg_snapshot_xmax(c.prev);
-                v_to_xid := pg_snapshot_xmax(c.tick);
                 select min(q.event_seq) into c.tick_floor
                   from (select o.event_seq
                           from public.event_outbox o
@@ -3277,13 +3296,7 @@ begin
                            and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
                            and o.xact_id <> all (v_open)
                          order by o.xact_id) q;
-            else
-                v_open := array(select pg_snapshot_xip(c.tick));
-                v_from_xid := pg_snapshot_xmax(c.prev);
-                v_to_xid := pg_snapshot_xmax(c.tick);
             end if;
-            v_resolved := array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
-                                 where pg_visible_in_snapshot(x.xid, c.tick));
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
             v_low_seq := case when c.pos_seq >= c.tick_floor then c.pos_seq else c.tick_floor - 1 end;
@@ -3304,14 +3317,15 @@ begin
         end if;
 
         select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq),
-               array_agg(q.traceparent), count(*)
-          into v_ids, v_types, v_streams, v_seqs, v_contexts, v_page
-          from (select u.id, u.event_type, u.event_stream, u.event_seq, u.traceparent
-                  from (select r.id, r.event_type, r.event_stream, r.event_seq, r.traceparent
+               array_agg(q.traceparent), array_agg(q.created_at), count(*),
+               case when v_live_kinds <> '{}' then array_agg(q.event_stream || ' ' || q.event_type) end
+          into v_ids, v_types, v_streams, v_seqs, v_contexts, v_created, v_page, v_kinds
+          from (select u.id, u.event_type, u.event_stream, u.event_seq, u.traceparent, u.created_at
+                  from (select r.id, r.event_type, r.event_stream, r.event_seq, r.traceparent, r.created_at
                           from unnest(v_resolved) x(xid)
                          cross join lateral (
                                select o.id, o.event_type, o.event_stream, o.event_seq,
-                                      public.fn_iu_trace_context(o.traceparent) as traceparent
+                                      public.fn_iu_trace_context(o.traceparent) as traceparent, o.created_at
                                  from public.event_outbox o
                                 where o.event_domain = c.event_domain and o.xact_id <= x.xid
                                   and (o.xact_id, o.event_seq, o.id) > (x.xid, v_after_seq, v_after_id)
@@ -3320,7 +3334,7 @@ begin
                                 limit p_batch_limit - v_seen) r
                         union all
                         (select o.id, o.event_type, o.event_stream, o.event_seq,
-                                public.fn_iu_trace_context(o.traceparent) as traceparent
+                                public.fn_iu_trace_context(o.traceparent) as traceparent, o.created_at
                            from public.event_outbox o
                           where o.event_domain = c.event_domain
                             and (o.event_seq, o.id) > (v_low_seq, v_low_id)
@@ -3333,7 +3347,8 @@ begin
                  limit p_batch_limit - v_seen) q;
 
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
-        v_parts := case when v_page > 0 then array[1, v_page] else '{}' end;
+        -- Where all of it is delivered there is nothing to write here.
+        v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true then array[1, v_page] else '{}' end;
         v_failed_id := '{}';
         v_failed_route := '{}';
         v_failed_why := '{}';
@@ -3393,7 +3408,7 @@ begin
 
         -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
         -- lock is closed, what is queued waits, and an attempt says so.
-        if v_lives and v_queues <> '{}' and v_page > 0 then
+        if v_queues <> '{}' and v_page > 0 then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
                        r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
@@ -3436,7 +3451,7 @@ begin
             v_queued := v_queued + v_count;
             v_attempts := v_attempts + v_skip;
         end if;
-        if v_lives and v_page > 0 then
+        if not v_queues ?& v_lives and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
@@ -3478,47 +3493,48 @@ begin
         end if;
 
         -- What failed is audited as failed, and kept whole.
-        for v_bad in
-            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
-              from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
-             order by f.n
-        loop
-            begin
-                insert into public.iu_route_attempt
-                    (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no, route_count, traceparent)
-                values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
-                        v_contexts[array_position(v_ids, v_bad.id)])
-                on conflict (idempotency_key, attempt_no) do nothing;
-                get diagnostics v_count = row_count;
-                v_attempts := v_attempts + v_count;
-            exception when others then
-                -- Even its failure cannot be audited. The dead letter below still says all there is to say.
-                get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                if left(v_state, 2) <> all (v_faults) then
-                    raise;
-                end if;
-                v_bad.why := v_bad.why || '; audit: ' || v_message;
-                v_bad.attempt_no := 0;
-            end;
-            insert into public.iu_route_dead_letter
-                (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
-                 failure_code, failure_detail)
-            select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
-                   'worker_process_error', v_bad.why
-              from public.event_outbox o
-             where o.id = v_bad.id
-            on conflict (idempotency_key) do update
-               set resolved_at = null, resolution = null,
-                   failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
-            v_dead := v_dead + 1;
-        end loop;
+        if v_failed_id <> '{}' then
+            for v_bad in
+                select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
+                  from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
+                 order by f.n
+            loop
+                begin
+                    insert into public.iu_route_attempt
+                        (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
+                         idempotency_key, attempt_no, route_count, traceparent)
+                    values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
+                            v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
+                            v_contexts[array_position(v_ids, v_bad.id)])
+                    on conflict (idempotency_key, attempt_no) do nothing;
+                    get diagnostics v_count = row_count;
+                    v_attempts := v_attempts + v_count;
+                exception when others then
+                    -- Even its failure cannot be audited. The dead letter below still says all there is to say.
+                    get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                    if left(v_state, 2) <> all (v_faults) then
+                        raise;
+                    end if;
+                    v_bad.why := v_bad.why || '; audit: ' || v_message;
+                    v_bad.attempt_no := 0;
+                end;
+                insert into public.iu_route_dead_letter
+                    (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
+                     failure_code, failure_detail)
+                select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
+                       'worker_process_error', v_bad.why
+                  from public.event_outbox o
+                 where o.id = v_bad.id
+                on conflict (idempotency_key) do update
+                   set resolved_at = null, resolution = null,
+                       failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
+                v_dead := v_dead + 1;
+            end loop;
+        end if;
 
         if v_page > 0 then
             -- created_at is what the writer says: infinity or the year 20000 would stay the mark for ever.
-            select greatest('epoch', least(o.created_at, clock_timestamp())) into v_last_created
-              from public.event_outbox o where o.id = v_ids[v_page];
+            v_last_created := greatest('epoch', least(v_created[v_page], clock_timestamp()));
             if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
                 c.last_event_id := v_ids[v_page];

@@ -10,4 +10,4 @@ select b.answer::text as answer, t.*
   from public.fn_iu_route_worker_run($1, $2) b(answer)
   -- The second function waits for the first: it needs its answer.
   left join lateral public.fn_iu_delivery_take(
-       case when (b.answer ->> 'queued')::integer > 0 then $1 end, $3, $4, $5, '{}', '{}', '{}') t on true
+       case when (b.answer ->> 'queued')::integer > 0 then $1 end, $3, $4, $5, null, '{}', '{}') t on true

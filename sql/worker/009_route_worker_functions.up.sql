@@ -102,13 +102,17 @@ declare
     v_streams       text[];
     v_seqs          bigint[];
     v_contexts      text[];
+    v_created       timestamptz[];
     v_last_created  timestamptz;
     -- the parts of the page that are still to be routed, as [from, to]; the last one is next
     v_parts         integer[];
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
-    v_lives         boolean;
+    v_lives         text[];
+    -- kinds (stream and type) of the page, and those that all their routes deliver
+    v_kinds         text[];
+    v_live_kinds    text[];
     v_queues        jsonb;
     v_shared        boolean;
     v_counts        jsonb;
@@ -168,14 +172,13 @@ begin
     -- prev would stay as it is, until then.
     if c.tick is null and v_own is null
        and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
-        v_resolved := array(select pg_snapshot_xip(c.prev));
         v_from_xid := pg_snapshot_xmax(c.prev);
         if not exists (select from (select o.id
                                       from public.event_outbox o
                                      where o.event_domain = c.event_domain and o.xact_id >= v_from_xid
                                      order by o.xact_id
                                      limit 1) new)
-           and not exists (select from unnest(v_resolved) x(xid)
+           and not exists (select from pg_snapshot_xip(c.prev) x(xid)
                             cross join lateral (
                                   select o.id
                                     from public.event_outbox o
@@ -192,20 +195,24 @@ begin
 
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
 
-    -- Read once: a route that changes meanwhile must not take an event twice, or not at all.
-    v_routes := array(select r from public.iu_outbound_route r where r.event_domain = c.event_domain);
-    -- How many attempts a decision consists of, by route; 1 where a route has its events for itself, which is mostly
-    -- all of them, and then there is nothing to look up for an event.
-    select bool_or(not x.dry_run), jsonb_object_agg(x.route_code, x.n) filter (where x.n > 1)
-      into v_lives, v_counts
-      from (select r.route_code, r.dry_run, count(*) over (partition by r.event_type, r.event_stream) as n
-              from unnest(v_routes) r
-             where r.enabled) x;
+    -- Read once: a route that changes meanwhile must not take an event twice, or not at all. And how many attempts a
+    -- decision consists of, by route; 1 where a route has its events for itself, which is mostly all of them, and then
+    -- there is nothing to look up for an event.
+    select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
+           array_agg(x.event_stream || ' ' || x.event_type) filter (where x.live),
+           jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1),
+           exists (select from public.iu_route_worker_cursor w
+                    where w.event_domain = c.event_domain and w.worker_name <> c.worker_name)
+      into v_routes, v_lives, v_live_kinds, v_counts, v_shared
+      from (select r as route, r.route_code, r.event_type, r.event_stream, r.enabled, r.dry_run,
+                   count(*) filter (where r.enabled) over kind as n,
+                   bool_and(not r.dry_run) filter (where r.enabled) over kind as live
+              from public.iu_outbound_route r
+             where r.event_domain = c.event_domain
+            window kind as (partition by r.event_type, r.event_stream)) x;
     -- Which of the live ones are queued, each with the lock that holds it (012).
-    if v_lives then
+    if v_lives is not null then
         v_queues := public.fn_iu_delivery_queues(v_routes);
-        v_shared := exists (select from public.iu_route_worker_cursor w
-                             where w.event_domain = c.event_domain and w.worker_name <> c.worker_name);
     end if;
 
     loop
@@ -213,20 +220,27 @@ begin
         if v_pass = 1 then
             v_fresh := c.tick is null;
             if v_fresh then
-                select public.fn_iu_outbox_tick() into c.tick;
                 -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
                 c.fresh_seq := nullif(c.hi_seq, 0);
-                -- After the tick: whatever is visible in it has drawn its number by now.
-                select s.last_value - (not s.is_called)::integer into c.hi_seq from public.event_outbox_event_seq s;
+                -- The number is read after the tick, which is the snapshot of the statement: whatever is visible in it
+                -- has drawn its number by then.
+                select public.fn_iu_outbox_tick(), s.last_value - (not s.is_called)::integer
+                  into c.tick, c.hi_seq
+                  from public.event_outbox_event_seq s;
+            end if;
+            select array(select pg_snapshot_xip(c.tick)),
+                   array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
+                          where pg_visible_in_snapshot(x.xid, c.tick))
+              into v_open, v_resolved;
+            v_from_xid := pg_snapshot_xmax(c.prev);
+            v_to_xid := pg_snapshot_xmax(c.tick);
+            if v_fresh then
                 if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
                    or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
                     raise exception 'the tick % lies before the cursor %', c.tick, c.prev
                         using errcode = 'serialization_failure',
                               hint = 'Run the worker in READ COMMITTED.';
                 end if;
-                v_open := array(select pg_snapshot_xip(c.tick));
-                v_from_xid := pg_snapshot_xmax(c.prev);
-                v_to_xid := pg_snapshot_xmax(c.tick);
                 select min(q.event_seq) into c.tick_floor
                   from (select o.event_seq
                           from public.event_outbox o
@@ -234,13 +248,7 @@ begin
                            and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
                            and o.xact_id <> all (v_open)
                          order by o.xact_id) q;
-            else
-                v_open := array(select pg_snapshot_xip(c.tick));
-                v_from_xid := pg_snapshot_xmax(c.prev);
-                v_to_xid := pg_snapshot_xmax(c.tick);
             end if;
-            v_resolved := array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
-                                 where pg_visible_in_snapshot(x.xid, c.tick));
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
             v_low_seq := case when c.pos_seq >= c.tick_floor then c.pos_seq else c.tick_floor - 1 end;
@@ -261,14 +269,15 @@ begin
         end if;
 
         select array_agg(q.id), array_agg(q.event_type), array_agg(q.event_stream), array_agg(q.event_seq),
-               array_agg(q.traceparent), count(*)
-          into v_ids, v_types, v_streams, v_seqs, v_contexts, v_page
-          from (select u.id, u.event_type, u.event_stream, u.event_seq, u.traceparent
-                  from (select r.id, r.event_type, r.event_stream, r.event_seq, r.traceparent
+               array_agg(q.traceparent), array_agg(q.created_at), count(*),
+               case when v_live_kinds <> '{}' then array_agg(q.event_stream || ' ' || q.event_type) end
+          into v_ids, v_types, v_streams, v_seqs, v_contexts, v_created, v_page, v_kinds
+          from (select u.id, u.event_type, u.event_stream, u.event_seq, u.traceparent, u.created_at
+                  from (select r.id, r.event_type, r.event_stream, r.event_seq, r.traceparent, r.created_at
                           from unnest(v_resolved) x(xid)
                          cross join lateral (
                                select o.id, o.event_type, o.event_stream, o.event_seq,
-                                      public.fn_iu_trace_context(o.traceparent) as traceparent
+                                      public.fn_iu_trace_context(o.traceparent) as traceparent, o.created_at
                                  from public.event_outbox o
                                 where o.event_domain = c.event_domain and o.xact_id <= x.xid
                                   and (o.xact_id, o.event_seq, o.id) > (x.xid, v_after_seq, v_after_id)
@@ -277,7 +286,7 @@ begin
                                 limit p_batch_limit - v_seen) r
                         union all
                         (select o.id, o.event_type, o.event_stream, o.event_seq,
-                                public.fn_iu_trace_context(o.traceparent) as traceparent
+                                public.fn_iu_trace_context(o.traceparent) as traceparent, o.created_at
                            from public.event_outbox o
                           where o.event_domain = c.event_domain
                             and (o.event_seq, o.id) > (v_low_seq, v_low_id)
@@ -290,7 +299,8 @@ begin
                  limit p_batch_limit - v_seen) q;
 
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
-        v_parts := case when v_page > 0 then array[1, v_page] else '{}' end;
+        -- Where all of it is delivered there is nothing to write here.
+        v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true then array[1, v_page] else '{}' end;
         v_failed_id := '{}';
         v_failed_route := '{}';
         v_failed_why := '{}';
@@ -350,7 +360,7 @@ begin
 
         -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
         -- lock is closed, what is queued waits, and an attempt says so.
-        if v_lives and v_queues <> '{}' and v_page > 0 then
+        if v_queues <> '{}' and v_page > 0 then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
                        r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
@@ -393,7 +403,7 @@ begin
             v_queued := v_queued + v_count;
             v_attempts := v_attempts + v_skip;
         end if;
-        if v_lives and v_page > 0 then
+        if not v_queues ?& v_lives and v_page > 0 then
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
@@ -435,47 +445,48 @@ begin
         end if;
 
         -- What failed is audited as failed, and kept whole.
-        for v_bad in
-            select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
-              from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
-             order by f.n
-        loop
-            begin
-                insert into public.iu_route_attempt
-                    (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
-                     idempotency_key, attempt_no, route_count, traceparent)
-                values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
-                        v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
-                        v_contexts[array_position(v_ids, v_bad.id)])
-                on conflict (idempotency_key, attempt_no) do nothing;
-                get diagnostics v_count = row_count;
-                v_attempts := v_attempts + v_count;
-            exception when others then
-                -- Even its failure cannot be audited. The dead letter below still says all there is to say.
-                get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                if left(v_state, 2) <> all (v_faults) then
-                    raise;
-                end if;
-                v_bad.why := v_bad.why || '; audit: ' || v_message;
-                v_bad.attempt_no := 0;
-            end;
-            insert into public.iu_route_dead_letter
-                (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
-                 failure_code, failure_detail)
-            select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
-                   'worker_process_error', v_bad.why
-              from public.event_outbox o
-             where o.id = v_bad.id
-            on conflict (idempotency_key) do update
-               set resolved_at = null, resolution = null,
-                   failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
-            v_dead := v_dead + 1;
-        end loop;
+        if v_failed_id <> '{}' then
+            for v_bad in
+                select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
+                  from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
+                 order by f.n
+            loop
+                begin
+                    insert into public.iu_route_attempt
+                        (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
+                         idempotency_key, attempt_no, route_count, traceparent)
+                    values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
+                            v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
+                            v_contexts[array_position(v_ids, v_bad.id)])
+                    on conflict (idempotency_key, attempt_no) do nothing;
+                    get diagnostics v_count = row_count;
+                    v_attempts := v_attempts + v_count;
+                exception when others then
+                    -- Even its failure cannot be audited. The dead letter below still says all there is to say.
+                    get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
+                    if left(v_state, 2) <> all (v_faults) then
+                        raise;
+                    end if;
+                    v_bad.why := v_bad.why || '; audit: ' || v_message;
+                    v_bad.attempt_no := 0;
+                end;
+                insert into public.iu_route_dead_letter
+                    (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
+                     failure_code, failure_detail)
+                select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
+                       'worker_process_error', v_bad.why
+                  from public.event_outbox o
+                 where o.id = v_bad.id
+                on conflict (idempotency_key) do update
+                   set resolved_at = null, resolution = null,
+                       failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
+                v_dead := v_dead + 1;
+            end loop;
+        end if;
 
         if v_page > 0 then
             -- created_at is what the writer says: infinity or the year 20000 would stay the mark for ever.
-            select greatest('epoch', least(o.created_at, clock_timestamp())) into v_last_created
-              from public.event_outbox o where o.id = v_ids[v_page];
+            v_last_created := greatest('epoch', least(v_created[v_page], clock_timestamp()));
             if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
                 c.last_event_id := v_ids[v_page];

@@ -294,7 +294,8 @@ end
 $$;
 comment on function public.fn_iu_delivery_policy_check(jsonb) is 'Raises what is wrong with a delivery policy.';
 
--- A live route that is not on the list got there past the guard: it is not queued, its events become dead letters that say so.
+-- A live route that is not on the list got there past the guard: it is not queued, its events become dead letters that
+-- say so. Who asks has asked for the gates of the whole house already, and fn_iu_delivery_held asks for all of them again.
 create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[])
 returns jsonb
 language plpgsql
@@ -302,7 +303,8 @@ stable
 set search_path = ''
 as $$
 begin
-    return (select coalesce(jsonb_object_agg(r.route_code, public.fn_iu_delivery_lock(r.route_code)), '{}')
+    return (select coalesce(jsonb_object_agg(r.route_code, case when not public.fn_iu_delivery_enabled()
+                                                                then 'delivery_gate_closed' end), '{}')
               from unnest(p_routes) r
              where r.enabled and not r.dry_run and r.target_kind in ('workflow', 'external_endpoint')
                and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')));

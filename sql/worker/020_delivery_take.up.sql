@@ -6,7 +6,7 @@
 -- Take ---------------------------------------------------------------------------------------------------
 --
 -- The caller says how many deliveries of each route it has room for, up to where it has taken it (p_after), and which of
--- those that were tried before it has (p_busy). What it has already, it passes over. It is answered one row for each route, with what holds it, and one for each
+-- those that were tried before it has (p_busy; null: only those are wanted that never were). What it has already, it passes over. It is answered one row for each route, with what holds it, and one for each
 -- delivery. Nothing is written: what was taken is known to the holder of the lease, and to nobody else.
 --
 -- A route that keeps order gives the first of a subject only. So the position passes those that are not, and they
@@ -32,10 +32,12 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
+    v_route   record;
     r         public.iu_outbound_route;
     b         public.iu_delivery_breaker;
     v_policy  jsonb;
     v_held    text;
+    v_asked   integer;
     v_room    integer;
     v_most    integer;
     v_after   bigint;
@@ -47,27 +49,27 @@ declare
     v_due     timestamptz;
     v_now     timestamptz;
 begin
-    for r in
-        select x.*
+    for v_route in
+        select x as route, y as breaker
           from public.iu_outbound_route x
+          left join public.iu_delivery_breaker y on y.route_code = x.route_code
          where x.event_domain = (select w.event_domain from public.iu_route_worker_cursor w
                                   where w.worker_name = p_worker_name)
            and x.target_kind in ('workflow', 'external_endpoint')
            and (x.enabled and not x.dry_run
                 or exists (select from public.iu_route_delivery d where d.route_code = x.route_code))
     loop
-        b := null;
-        select x.* into b from public.iu_delivery_breaker x where x.route_code = r.route_code;
+        r := v_route.route;
+        b := v_route.breaker;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r, b);
         v_ordered := v_policy ->> 'order' = 'subject';
-        v_after := null;
         v_ids := '{}';
-        v_room := null;
         v_looked := null;
-        select t.room, t.after into v_room, v_after
-          from unnest(p_routes, p_rooms, p_after) t(code, room, after) where t.code = r.route_code;
+        v_asked := array_position(p_routes, r.route_code);
+        v_room := p_rooms[v_asked];
+        v_after := p_after[v_asked];
         -- A probe: one, however much room there is.
         if v_held = 'breaker_open' and v_room > 0
            and (clock_timestamp() >= b.probe_at or b.opened_at > clock_timestamp() + interval '1 second') then
@@ -78,39 +80,41 @@ begin
 
         if v_room > 0 then
             -- Those that were waiting for somebody, or for their time.
-            v_ids := array(
-                select q.id
-                  from (select h.id
-                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
-                         cross join lateral (
-                               select d.id, d.due_at, d.worker_name
-                                 from public.iu_route_delivery d
-                                where d.route_code = f.code and d.subject_key = f.key
-                                order by d.id
-                                limit 1) h
-                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
-                        union all
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
-                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.due_at
-                          limit v_room)
-                        union all
-                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.failed_at
-                          limit v_room)) q
-                 limit v_room);
+            if p_busy is not null then
+                v_ids := array(
+                    select q.id
+                      from (select h.id
+                              from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                             cross join lateral (
+                                   select d.id, d.due_at, d.worker_name
+                                     from public.iu_route_delivery d
+                                    where d.route_code = f.code and d.subject_key = f.key
+                                    order by d.id
+                                    limit 1) h
+                             where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
+                            union all
+                            (select d.id
+                               from public.iu_route_delivery d
+                              where d.route_code = r.route_code and d.due_at <= clock_timestamp()
+                                and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                                and not exists (select from public.iu_route_delivery e
+                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                                   and e.id < d.id)
+                              order by d.due_at
+                              limit v_room)
+                            union all
+                            -- It began to wait in the future: a clock was set back, and its time would come far too late.
+                            (select d.id
+                               from public.iu_route_delivery d
+                              where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                                and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                                and not exists (select from public.iu_route_delivery e
+                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                                   and e.id < d.id)
+                              order by d.failed_at
+                              limit v_room)) q
+                     limit v_room);
+            end if;
             -- Those that were never tried.
             if v_room > cardinality(v_ids) then
                 if v_ordered then
@@ -172,7 +176,7 @@ begin
         end if;
 
         v_due := null;
-        if v_held is null then
+        if v_held is null and p_busy is not null then
             select d.due_at into v_due
               from public.iu_route_delivery d
              where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import anyio
+import anyio.lowlevel
 
 from iu_listen.flow.audit import keep_auditing
 from iu_listen.flow.backoff import backoff
@@ -170,6 +171,8 @@ class Consumer:
             if self._courier is not None and batch.queued:
                 if batch.supply is not None:
                     self._courier.hand_over(batch.supply, batch.seconds, wants)
+                    # The calls begin before all that there is to say of the batch.
+                    await anyio.lowlevel.checkpoint()
                 if batch.supply is None or len(batch.supply.taken) < batch.queued:
                     self._courier.work()
             self._count(wake, batch, delay)
