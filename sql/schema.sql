@@ -1215,8 +1215,11 @@ begin
              order by t.n;
         end if;
 
+        -- What hands over what a batch has queued says nothing of the routes.
+        continue when p_busy is null;
+
         v_due := null;
-        if v_held is null and p_busy is not null then
+        if v_held is null then
             select d.due_at into v_due
               from public.iu_route_delivery d
              where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)
@@ -3162,6 +3165,7 @@ declare
     v_kinds         text[];
     v_live_kinds    text[];
     v_queues        jsonb;
+    v_held          jsonb;
     v_shared        boolean;
     v_counts        jsonb;
     v_live          record;
@@ -3436,20 +3440,22 @@ begin
                    and not exists (select from public.iu_route_delivery d
                                     where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
-                returning route_code, event_ref, route_count, traceparent
-            ), held as (
+                returning route_code, event_ref, route_count, traceparent)
+            select count(*), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
+              into v_count, v_held
+              from queued q;
+            v_queued := v_queued + v_count;
+            if v_held is not null then
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered,
                      idempotency_key, attempt_no, route_count, traceparent)
-                select q.event_ref, 'outbound', q.route_code, 'pending', r.lock, false,
+                select q.event_ref, 'outbound', q.route_code, 'pending', v_queues ->> q.route_code, false,
                        'outbound:' || q.route_code || ':' || q.event_ref, 1, q.route_count, q.traceparent
-                  from queued q
-                  join routes r on r.route_code = q.route_code and r.lock is not null
-                on conflict (idempotency_key, attempt_no) do nothing
-                returning 1)
-            select (select count(*) from queued), (select count(*) from held) into v_count, v_skip;
-            v_queued := v_queued + v_count;
-            v_attempts := v_attempts + v_skip;
+                  from jsonb_to_recordset(v_held) q(route_code text, event_ref uuid, route_count smallint, traceparent text)
+                on conflict (idempotency_key, attempt_no) do nothing;
+                get diagnostics v_count = row_count;
+                v_attempts := v_attempts + v_count;
+            end if;
         end if;
         if not v_queues ?& v_lives and v_page > 0 then
             for v_live in

@@ -6,8 +6,10 @@
 -- Take ---------------------------------------------------------------------------------------------------
 --
 -- The caller says how many deliveries of each route it has room for, up to where it has taken it (p_after), and which of
--- those that were tried before it has (p_busy; null: only those are wanted that never were). What it has already, it passes over. It is answered one row for each route, with what holds it, and one for each
--- delivery. Nothing is written: what was taken is known to the holder of the lease, and to nobody else.
+-- those that were tried before it has (p_busy). What it has already, it passes over. It is answered one row for each
+-- route, with what holds it, and one for each delivery. Without p_busy, only one for each that was never tried: so a batch
+-- hands over what it has queued. Nothing is written: what was taken is known to the holder of the lease, and to nobody
+-- else.
 --
 -- A route that keeps order gives the first of a subject only. So the position passes those that are not, and they
 -- are found by their subject when the one before them goes (p_freed). From time to time the caller begins at 0 again.
@@ -175,8 +177,11 @@ begin
              order by t.n;
         end if;
 
+        -- What hands over what a batch has queued says nothing of the routes.
+        continue when p_busy is null;
+
         v_due := null;
-        if v_held is null and p_busy is not null then
+        if v_held is null then
             select d.due_at into v_due
               from public.iu_route_delivery d
              where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)

@@ -226,10 +226,13 @@ class Deliverer:
     def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
         """What a batch has queued and taken for us. What we have passed meanwhile we have taken ourselves."""
         if self._ours:
-            passed = {t.delivery.id for t in supply.taken if t.delivery.id <= self._routes_after(t.delivery.route)}
-            self._learn(supply, seconds, wants, passed)
-        if len(self._busy) < len(supply.taken) or not self._ours:
-            # Not all of it was taken over.
+            after = {code: route.after for code, route in self._routes.items()}
+            passed = {t.delivery.id for t in supply.taken if t.delivery.id <= after.get(t.delivery.route, 0)}
+            self._hear(supply, seconds)
+            for route, id in self._take_over(supply.taken, self._set_back(wants), passed):
+                route.after = max(route.after, id)
+        if len(self._busy) < len(supply.taken) or not self._ours or math.isinf(self._calls.answered):
+            # Not all of it was taken over, or may begin.
             self._ring.set()
 
     def _wants(self, now: float) -> list[Want]:
@@ -238,7 +241,7 @@ class Deliverer:
             self._rescanned = now
             for route in self._routes.values():
                 route.rescan()
-        return [Want(route=code, room=route.room, after=route.after) for code, route in self._routes.items()]
+        return [route.want for route in self._routes.values()]
 
     def _may_go_on(self, wants: Sequence[Want]) -> list[Taken]:
         """Those that others have waited for, as many as there is room for these; all else is asked for later."""
@@ -251,36 +254,48 @@ class Deliverer:
         self._freed = later
         return now
 
-    def _routes_after(self, code: str) -> int:
-        return self._routes[code].after if code in self._routes else 0
-
     def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], passed: Collection[int]) -> None:
         """What the database said of each route, and what it gave; begin it.
 
         Args:
             supply: Its answer.
             seconds: How long we have waited for it.
-            wants: What it was asked for. Whose position was set back since then has given back what it had, and what
-                was asked before that says nothing of what is to be taken now.
+            wants: What it was asked for.
             passed: Ids that have been taken already, and perhaps settled since the question.
         """
-        # The locks were read at the end of the statement. Whoever slept since then asks again.
-        self._calls.answered = self._clock() if seconds - supply.seconds < LATE else -math.inf
-        set_back = {w.route for w in wants if w.after > self._routes_after(w.route)}
+        self._hear(supply, seconds)
+        set_back = self._set_back(wants)
         self._know(supply.routes, set_back)
-        for taken in supply.taken:
-            delivery = taken.delivery
-            if delivery.id in self._busy or delivery.id in passed or delivery.route in set_back:
+        self._take_over(supply.taken, set_back, passed)
+
+    def _hear(self, supply: Supply, seconds: float) -> None:
+        """The locks were read at the end of the statement. Whoever slept since then asks again."""
+        self._calls.answered = self._clock() if seconds - supply.seconds < LATE else -math.inf
+
+    def _set_back(self, wants: Sequence[Want]) -> set[str]:
+        """Who has given back what he had since he was asked for: the answer says nothing of what is to be taken now."""
+        return {w.route for w in wants if w.route not in self._routes or w.after > self._routes[w.route].after}
+
+    def _take_over(
+        self, given: Sequence[Taken], set_back: Collection[str], passed: Collection[int]
+    ) -> list[tuple[Route, int]]:
+        """Begin what the database gave, and what has waited; whose and which they are that were not ours before."""
+        new: list[tuple[Route, int]] = []
+        for taken in given:
+            id, route = taken.delivery.id, self._routes.get(taken.delivery.route)
+            if route is None or id in self._busy or id in passed or taken.delivery.route in set_back:
                 continue
-            route = self._busy[delivery.id] = self._routes[delivery.route]
+            self._busy[id] = route
             route.busy += 1
             route.queue.append(taken)
-            if delivery.attempt > 1:
-                self._again.add(delivery.id)
+            new.append((route, id))
+            if taken.delivery.attempt > 1:
+                self._again.add(id)
         for route in self._routes.values():
             if self._stopping:
                 self._drop(route)
             self._calls.begin(route)
+        return new
 
     def _know(self, states: Sequence[RouteState], set_back: Collection[str]) -> None:
         """What the database said of each route; of those that were set back, not where it has come to."""
@@ -301,7 +316,7 @@ class Deliverer:
             if state.more:
                 self._ring.set()
             self._tell(route)
-        self._calls.expect(float(state.policy["deadline"]) for state in states)
+        self._calls.expect(route.deadline for route in self._routes.values())
 
     def _find_target(self, route: Route, changed: bool) -> None:
         now = self._clock()

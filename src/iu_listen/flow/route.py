@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from iu_listen.flow.calls import Lane
-from iu_listen.model.delivery import RouteState
+from iu_listen.model.delivery import RouteState, Want
 
 #: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
 AHEAD: Final = 9
@@ -57,6 +57,16 @@ class Route(Lane):
     def _aim(self) -> tuple[str, str, str]:
         """What its target depends on."""
         return self.state.kind, self.state.reference, repr(self.state.policy["target"])
+
+    @property
+    def want(self) -> Want:
+        """What to ask for."""
+        return Want(route=self.state.route, room=self.room, after=self.after, deadline=self.deadline)
+
+    @property
+    def deadline(self) -> float:
+        """How long an attempt may take, in seconds."""
+        return float(self.state.policy["deadline"])
 
     @property
     def room(self) -> int:

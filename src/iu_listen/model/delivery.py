@@ -186,11 +186,19 @@ class RouteState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
-    """How many deliveries of a route there is room for, beyond which id of those that were never tried."""
+    """What is wanted of a route.
+
+    Attributes:
+        route: Its code.
+        room: How many deliveries there is room for.
+        after: Beyond which id, of those that were never tried.
+        deadline: How long an attempt may take, as far as is known, in seconds.
+    """
 
     route: str
     room: int
     after: int
+    deadline: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,8 +224,8 @@ class Supply:
 
     Attributes:
         taken: The next deliveries.
-        routes: What it has to say of each route.
-        seconds: How long the statement had taken when it looked at the locks.
+        routes: What it has to say of each route; a batch that hands over says nothing of them.
+        seconds: How long the statement had taken when it looked at the locks, at least.
     """
 
     taken: Sequence[Taken]
