@@ -3,6 +3,7 @@
 -- $1 text     idle_session_timeout, e.g. 15000ms; 0 means never
 -- $2 boolean  true: it may only look, listen and hold advisory locks
 -- $3 text     statement_timeout, e.g. 15000ms; null leaves it as it is
+-- $4 text     transaction_timeout, where there is one (17 and newer), e.g. 15000ms; null leaves it as it is
 
 select set_config('client_min_messages', 'warning', false),
        set_config('tcp_keepalives_idle', '5', false),
@@ -12,4 +13,6 @@ select set_config('client_min_messages', 'warning', false),
        set_config('idle_session_timeout', $1, false),
        set_config('default_transaction_read_only',
                   case when $2 then 'on' else current_setting('default_transaction_read_only') end, false),
-       set_config('statement_timeout', coalesce($3, current_setting('statement_timeout')), false)
+       set_config('statement_timeout', coalesce($3, current_setting('statement_timeout')), false),
+       case when current_setting('transaction_timeout', true) is not null and $4::text is not null
+            then set_config('transaction_timeout', $4, false) end

@@ -22,6 +22,7 @@ from iu_listen import embedded
 from iu_listen.app import PostgresSessions
 from iu_listen.flow import backoff
 from iu_listen.flow.consumer import Consumer
+from iu_listen.model.errors import SessionLost
 from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, Stopped
 from iu_listen.model.settings import Settings
 from postgres.bells import ONLY_THE_BELL, sleep_sets_in
@@ -172,6 +173,38 @@ async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
         proxy.stalled = False
         await next_of(seen, Listening, before)
         assert {f.session for f in seen.of(SessionFailed)} == {"bell"}
+
+
+async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobody(there):
+    """The server ends a session whose statement has no second half: nothing of the queue was freed while it waited.
+    Fails when: the bell session has no transaction_timeout.
+    """
+    middle = """select count(*) from pg_stat_activity where datname = current_database()
+                 and application_name like 'iu-listen bell%' and xact_start is not null"""
+    pieces = 0
+
+    async def asked() -> bool:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 2:
+            # The first half is there, and what is answered to it is not.
+            proxy.swallow()
+        return True
+
+    async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
+        if await admin.fetchval("select current_setting('transaction_timeout', true)") is None:
+            pytest.skip("transaction_timeout is there from PostgreSQL 17 on")
+        sessions = PostgresSessions(Settings.load({}, {"dsn": proxy.dsn, **QUICK}))
+
+        async def over() -> bool:
+            return await admin.fetchval(middle) == 0
+
+        async with sessions.bell(lambda: None) as bell:
+            proxy.asked = asked
+            with pytest.raises(SessionLost):
+                await bell.arm()
+            assert not await over()
+            await wait_until(over, "its session is over", 5)
 
 
 async def test_a_bell_that_does_not_listen_any_more_is_replaced(there):

@@ -96,7 +96,12 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
     # Longer than the pause between the checks of watch(); a frozen process lets go of the bell after it.
     idle = max(settings.lease, 3 * settings.catch_up)
     name = f"iu-listen bell {settings.worker}"
-    connection = await connect_again(dsn, name=name, deadline=settings.deadline, idle_timeout=idle, read_only=True)
+    # A path that forgets us between the two messages of a statement leaves an open transaction, in which a session is
+    # not idle, and no statement runs: the server would free nothing of the notification queue for anybody.
+    connection = await connect_again(
+        dsn, name=name, deadline=settings.deadline, idle_timeout=idle, read_only=True,
+        transaction_timeout=2 * settings.deadline,
+    )  # fmt: skip
     ended, token, heard = Ring(), secrets.token_hex(8), Ring()
 
     def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:

@@ -87,6 +87,7 @@ async def connect(
     idle_timeout: float = 0,
     read_only: bool = False,
     statement_timeout: float | None = None,
+    transaction_timeout: float | None = None,
 ) -> Connection:
     """Open a session.
 
@@ -100,6 +101,8 @@ async def connect(
         idle_timeout: After how many idle seconds the server ends the session; 0 means never.
         read_only: The server refuses whatever it might write.
         statement_timeout: After how many seconds the server ends a statement of ask_rows(); None: as it is set there.
+        transaction_timeout: After how many seconds of a transaction the server ends the session, from PostgreSQL 17 on;
+            None: as it is set there.
 
     Raises:
         DatabaseUnreachable: there is no session to be had.
@@ -121,14 +124,14 @@ async def connect(
                 # In one transaction, so that a pooler in transaction mode answers from one session.
                 async with connection.transaction():
                     connection.pooled = await connection.fetchval(query("backend_pid")) != connection.get_server_pid()
-                if statement_timeout is not None:
-                    connection.statement_timeout = f"{round(statement_timeout * 1000)}ms"
+                connection.statement_timeout = _milliseconds(statement_timeout)
                 if not connection.pooled:
                     await connection.fetchrow(
                         query("session_settings"),
-                        f"{round(idle_timeout * 1000)}ms",
+                        _milliseconds(idle_timeout),
                         read_only,
                         connection.statement_timeout,
+                        _milliseconds(transaction_timeout),
                     )
             except BaseException:
                 connection.terminate()
@@ -149,6 +152,10 @@ async def connect(
         ) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
+
+
+def _milliseconds(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{round(seconds * 1000)}ms"
 
 
 async def connect_again(dsn: str | None, **how: Any) -> Connection:
