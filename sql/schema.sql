@@ -837,7 +837,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_queues(p_routes public.iu_outbound_route[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) IS 'Those of these routes whose events are queued for delivery, each with the lock that holds it, or null.';
+COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) IS 'Those of these routes whose events are queued for delivery, each with delivery_gate_closed where that holds it, or null.';
 
 -- Name: fn_iu_delivery_release(text, uuid); Type: FUNCTION; Schema: public; Owner: -
 

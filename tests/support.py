@@ -85,6 +85,17 @@ MANY = """
 """
 
 
+async def rows_read(connection: asyncpg.Connection, tables: str) -> int:
+    """How many rows of these tables (a regular expression) were read so far, through whichever index or none."""
+    await connection.fetchval("select pg_stat_force_next_flush()")
+    read: int = await connection.fetchval(
+        """select (select coalesce(sum(i.idx_tup_read), 0) from pg_stat_user_indexes i where i.relname ~ $1)::bigint
+                + (select coalesce(sum(t.seq_tup_read), 0) from pg_stat_user_tables t where t.relname ~ $1)::bigint""",
+        tables,
+    )
+    return read
+
+
 async def insert_event(connection: asyncpg.Connection, subject: UUID | None = None, note: str = "") -> UUID:
     """Append one event to the outbox with plain SQL, in whatever transaction the connection is in."""
     event: UUID = await connection.fetchval(

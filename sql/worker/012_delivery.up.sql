@@ -311,7 +311,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_queues(public.iu_outbound_route[]) is
-    'Those of these routes whose events are queued for delivery, each with the lock that holds it, or null.';
+    'Those of these routes whose events are queued for delivery, each with delivery_gate_closed where that holds it, or null.';
 
 -- Delivery -----------------------------------------------------------------------------------------------
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import asyncpg
 import pytest
 
-from support import MANY, connected, drain
+from iu_listen.postgres import retention
+from support import MANY, connected, drain, rows_read
 
 pytestmark = pytest.mark.asyncio
 
@@ -16,31 +15,12 @@ KINDS = ("events", "attempts", "dead_letters")
 KNOWN = ("nothing", "that all is empty")
 KEEP = "1 millisecond"
 
-#: Rows that were read so far, through whichever index or none.
-READS = """
-    select (select sum(i.idx_tup_read) from pg_stat_user_indexes i where i.relname ~ '^(event_outbox|iu_route_)')::bigint
-         + (select sum(t.seq_tup_read) from pg_stat_user_tables t where t.relname ~ '^(event_outbox|iu_route_)')::bigint
-"""
-
-
-async def reads(session: asyncpg.Connection) -> int:
-    await session.fetchval("select pg_stat_force_next_flush()")
-    return await session.fetchval(READS)
+TABLES = "^(event_outbox|iu_route_)"
 
 
 async def remove(session: asyncpg.Connection, what: str) -> int:
     """One run in pages of 300; how many rows it removed."""
-    gone, after = 0, None
-    while True:
-        answer = json.loads(
-            await session.fetchval(
-                "select fn_iu_retention_run($1, 300, $2::text::interval, $3::text::jsonb)::text", what, KEEP, after
-            )
-        )
-        gone += answer["gone"]
-        if answer["after"] is None:
-            return gone
-        after = json.dumps(answer["after"])
+    return sum([answer["gone"] async for answer in retention.batches(session, what, KEEP, 300, 0, 60)])
 
 
 @pytest.mark.parametrize("known", KNOWN)
@@ -81,6 +61,6 @@ async def costs(dsn: str, known: str) -> None:
         )
         assert await drain(session) == EVENTS
         for what in KINDS:
-            before = await reads(session)
+            before = await rows_read(session, TABLES)
             assert await remove(session, what) == EVENTS
-            assert await reads(session) - before <= 6 * EVENTS, what
+            assert await rows_read(session, TABLES) - before <= 6 * EVENTS, what

@@ -226,11 +226,13 @@ class Deliverer:
     def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
         """What a batch has queued and taken for us. What we have passed meanwhile we have taken ourselves."""
         if self._ours:
-            after = {code: route.after for code, route in self._routes.items()}
-            passed = {t.delivery.id for t in supply.taken if t.delivery.id <= after.get(t.delivery.route, 0)}
             self._hear(supply, seconds)
-            for route, id in self._take_over(supply.taken, self._set_back(wants), passed):
-                route.after = max(route.after, id)
+            new = self._new(supply.taken, self._set_back(wants))
+            new = [t for t in new if t.delivery.id > self._routes[t.delivery.route].after]
+            # In the order of their numbers.
+            for taken in new:
+                self._routes[taken.delivery.route].after = taken.delivery.id
+            self._take_over(new)
         if len(self._busy) < len(supply.taken) or not self._ours or math.isinf(self._calls.answered):
             # Not all of it was taken over, or may begin.
             self._ring.set()
@@ -266,7 +268,7 @@ class Deliverer:
         self._hear(supply, seconds)
         set_back = self._set_back(wants)
         self._know(supply.routes, set_back)
-        self._take_over(supply.taken, set_back, passed)
+        self._take_over([t for t in self._new(supply.taken, set_back) if t.delivery.id not in passed])
 
     def _hear(self, supply: Supply, seconds: float) -> None:
         """The locks were read at the end of the statement. Whoever slept since then asks again."""
@@ -276,26 +278,23 @@ class Deliverer:
         """Who has given back what he had since he was asked for: the answer says nothing of what is to be taken now."""
         return {w.route for w in wants if w.route not in self._routes or w.after > self._routes[w.route].after}
 
-    def _take_over(
-        self, given: Sequence[Taken], set_back: Collection[str], passed: Collection[int]
-    ) -> list[tuple[Route, int]]:
-        """Begin what the database gave, and what has waited; whose and which they are that were not ours before."""
-        new: list[tuple[Route, int]] = []
-        for taken in given:
-            id, route = taken.delivery.id, self._routes.get(taken.delivery.route)
-            if route is None or id in self._busy or id in passed or taken.delivery.route in set_back:
-                continue
-            self._busy[id] = route
+    def _new(self, given: Sequence[Taken], set_back: set[str]) -> list[Taken]:
+        """Of what the database gave what is not ours yet."""
+        ours = self._routes.keys() - set_back
+        return [t for t in given if t.delivery.route in ours and t.delivery.id not in self._busy]
+
+    def _take_over(self, new: Sequence[Taken]) -> None:
+        """Begin it, and what has waited."""
+        for taken in new:
+            route = self._busy[taken.delivery.id] = self._routes[taken.delivery.route]
             route.busy += 1
             route.queue.append(taken)
-            new.append((route, id))
             if taken.delivery.attempt > 1:
-                self._again.add(id)
+                self._again.add(taken.delivery.id)
         for route in self._routes.values():
             if self._stopping:
                 self._drop(route)
             self._calls.begin(route)
-        return new
 
     def _know(self, states: Sequence[RouteState], set_back: Collection[str]) -> None:
         """What the database said of each route; of those that were set back, not where it has come to."""

@@ -198,7 +198,7 @@ class Want:
     route: str
     room: int
     after: int
-    deadline: float = 30.0
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

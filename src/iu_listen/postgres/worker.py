@@ -85,7 +85,7 @@ class WorkerSession:
             )
         except SessionLost as lost:
             raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
-        supply = supply_of(rows, {w.route: w.deadline for w in wants}) if wants else None
+        supply = supply_of(rows, wants) if wants else None
         return Batch.from_answer(json.loads(rows[0][0]), time.perf_counter() - began, began_ns, supply)
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
