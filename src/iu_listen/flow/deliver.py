@@ -279,7 +279,7 @@ class Deliverer:
         return {w.route for w in wants if w.route not in self._routes or w.after > self._routes[w.route].after}
 
     def _new(self, given: Sequence[Taken], set_back: set[str]) -> list[Taken]:
-        """Of what the database gave what is not ours yet. Once: who was freed may be found among the untried as well."""
+        """Of what the database gave what is not ours yet; once: who was freed is found among the untried as well."""
         ours = self._routes.keys() - set_back
         new = {t.delivery.id: t for t in given if t.delivery.route in ours and t.delivery.id not in self._busy}
         return list(new.values())
