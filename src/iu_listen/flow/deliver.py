@@ -75,8 +75,9 @@ class Deliverer:
         #: Whose is what was taken and is not settled yet, by id; and of these, those that were tried before.
         self._busy: dict[int, Route] = {}
         self._again: set[int] = set()
-        #: No longer busy since the last question for more: an answer that is older than that may still hold it.
+        #: No longer busy since the last question for more, and since the last batch began: their answers may hold it.
         self._settled: set[int] = set()
+        self._settled_beside: set[int] = set()
         #: What others of its subject waited for, and nobody has looked for these yet.
         self._freed: list[Taken] = []
         #: The lease.
@@ -219,19 +220,18 @@ class Deliverer:
 
     def wants(self) -> Sequence[Want]:
         """What a batch may hand over: something only where nothing is under way, else we ask often enough."""
+        self._settled_beside.clear()
         if self._busy or self._stopping or not (self._working and self._ours):
             return []
         return [w for w in self._wants(self._clock()) if w.room]
 
     def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
-        """What a batch has queued and taken for us. What we have passed meanwhile we have taken ourselves."""
+        """What a batch has queued and taken for us. We may have taken it ourselves meanwhile, and settled it."""
         if self._ours:
             self._hear(supply, seconds)
-            new = self._new(supply.taken, self._set_back(wants))
-            new = [t for t in new if t.delivery.id > self._routes[t.delivery.route].after]
-            # In the order of their numbers.
-            for taken in new:
-                self._routes[taken.delivery.route].after = taken.delivery.id
+            new = self._new(supply.taken, self._set_back(wants), self._settled_beside)
+            for route, id in [(self._routes[t.delivery.route], t.delivery.id) for t in new]:
+                route.after = max(route.after, id)
             self._take_over(new)
         if len(self._busy) < len(supply.taken) or not self._ours or math.isinf(self._calls.answered):
             # Not all of it was taken over, or may begin.
@@ -268,7 +268,7 @@ class Deliverer:
         self._hear(supply, seconds)
         set_back = self._set_back(wants)
         self._know(supply.routes, set_back)
-        self._take_over([t for t in self._new(supply.taken, set_back) if t.delivery.id not in passed])
+        self._take_over(self._new(supply.taken, set_back, passed))
 
     def _hear(self, supply: Supply, seconds: float) -> None:
         """The locks were read at the end of the statement. Whoever slept since then asks again."""
@@ -278,11 +278,11 @@ class Deliverer:
         """Who has given back what he had since he was asked for: the answer says nothing of what is to be taken now."""
         return {w.route for w in wants if w.route not in self._routes or w.after > self._routes[w.route].after}
 
-    def _new(self, given: Sequence[Taken], set_back: set[str]) -> list[Taken]:
+    def _new(self, given: Sequence[Taken], set_back: set[str], passed: Collection[int]) -> list[Taken]:
         """Of what the database gave what is not ours yet; once: who was freed is found among the untried as well."""
         ours = self._routes.keys() - set_back
-        new = {t.delivery.id: t for t in given if t.delivery.route in ours and t.delivery.id not in self._busy}
-        return list(new.values())
+        fresh = (t for t in given if t.delivery.id not in self._busy and t.delivery.id not in passed)
+        return list({t.delivery.id: t for t in fresh if t.delivery.route in ours}.values())
 
     def _take_over(self, new: Sequence[Taken]) -> None:
         """Begin it, and what has waited."""
@@ -354,6 +354,7 @@ class Deliverer:
 
     def _let_go(self, id: int) -> Route | None:
         self._settled.add(id)
+        self._settled_beside.add(id)
         self._again.discard(id)
         if (route := self._busy.pop(id, None)) is not None:
             route.busy -= 1
