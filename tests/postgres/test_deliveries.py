@@ -828,6 +828,30 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
+@pytest.mark.slow
+async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, monkeypatch):
+    """A settling that takes longer than the lease is good for succeeds in the end: what it settles is called once, and alone.
+
+    Fails when: deliveries are taken while the lease is not known to be ours: those that are being settled are still there.
+    The storm found it: commits that waited for a standby.
+    """
+    monkeypatch.setattr(deliver, "TICK", 0.05)
+    arrivals, subject = Arrivals(lambda _: anyio.sleep(0.05)), uuid4()
+    async with connected(live.dsn) as connection, connected(live.dsn) as other:
+        await open_route(connection, order="subject")
+        async with delivering(live.dsn, arrivals.target(), lease=4):
+            await insert_event(connection)
+            await settled(connection)
+            async with other.transaction():
+                await other.execute("lock table iu_route_attempt in share row exclusive mode")
+                events = [await insert_event(connection, subject=subject) for _ in range(3)]
+                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 2), "the call")
+                await anyio.sleep(4.5)
+            await settled(connection)
+        assert arrivals.crowded == set()
+        assert [c.event.id for c in arrivals.calls[1:]] == events
+
+
 async def test_who_is_found_twice_in_one_answer_is_begun_once(live, monkeypatch):
     """Who was freed is also found by a scan from the beginning, in the same answer; he is called once, and alone.
 

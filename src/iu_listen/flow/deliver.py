@@ -22,7 +22,7 @@ from iu_listen.flow.backoff import backoff
 from iu_listen.flow.calls import FRESH, Calls
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.ring import Ring
-from iu_listen.flow.route import Route
+from iu_listen.flow.route import Route, may_go_on
 from iu_listen.model.delivery import Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.facts import WorkerName
@@ -175,7 +175,7 @@ class Deliverer:
             try:
                 dead = await session.settle(done)
             except BaseException:
-                self._calls.done = done + self._calls.done
+                self._calls.done = [o for o in done if o.taken.delivery.id in self._busy] + self._calls.done
                 raise
             if dead is None:
                 self._ours = False
@@ -202,7 +202,7 @@ class Deliverer:
             self._ring.clear()
             asked = self._clock()
             wants = [] if self._stopping or not self._working else self._wants(asked)
-            freed = self._may_go_on(wants)
+            freed, self._freed = may_go_on(self._freed, wants)
             self._settled.clear()
             try:
                 supply = await session.take(wants, list(self._again), freed)
@@ -238,23 +238,15 @@ class Deliverer:
             self._ring.set()
 
     def _wants(self, now: float) -> list[Want]:
+        if now >= self._calls.trusted:
+            # What was given up may be in the middle of being settled: it is still there, and will not be.
+            return []
         if now - self._rescanned > RESCAN:
             # What somebody cancelled freed nobody.
             self._rescanned = now
             for route in self._routes.values():
                 route.rescan()
         return [route.want for route in self._routes.values()]
-
-    def _may_go_on(self, wants: Sequence[Want]) -> list[Taken]:
-        """Those that others have waited for, as many as there is room for these; all else is asked for later."""
-        room = {want.route: want.room for want in wants}
-        now: list[Taken] = []
-        later: list[Taken] = []
-        for taken in self._freed:
-            room[taken.delivery.route] = left = room.get(taken.delivery.route, 0) - 1
-            (now if left >= 0 else later).append(taken)
-        self._freed = later
-        return now
 
     def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], passed: Collection[int]) -> None:
         """What the database said of each route, and what it gave; begin it.

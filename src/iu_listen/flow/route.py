@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 from iu_listen.flow.calls import Lane
-from iu_listen.model.delivery import RouteState, Want
+from iu_listen.model.delivery import RouteState, Taken, Want
 
 #: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
 AHEAD: Final = 9
@@ -74,3 +75,14 @@ class Route(Lane):
         most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
         # A part of it at once: while these are called, others are settled, and yet others taken.
         return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
+
+
+def may_go_on(freed: Sequence[Taken], wants: Sequence[Want]) -> tuple[list[Taken], list[Taken]]:
+    """Those that others have waited for: as many as there is room for these, and the rest, asked for later."""
+    room = {want.route: want.room for want in wants}
+    now: list[Taken] = []
+    later: list[Taken] = []
+    for taken in freed:
+        room[taken.delivery.route] = left = room.get(taken.delivery.route, 0) - 1
+        (now if left >= 0 else later).append(taken)
+    return now, later
