@@ -498,163 +498,72 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The function that a target_ref names, if routes may call it; else an error that says why not.';
 
--- Name: iu_delivery_breaker; Type: TABLE; Schema: public; Owner: -
+-- Name: fn_iu_delivery_hand_over(text, text[], integer[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE TABLE public.iu_delivery_breaker (
-    route_code text NOT NULL,
-    failures integer DEFAULT 0 NOT NULL,
-    last_id bigint,
-    streak_from timestamp with time zone,
-    opened_at timestamp with time zone,
-    probes integer DEFAULT 0 NOT NULL,
-    probe_at timestamp with time zone,
-    probing_id bigint,
-    why text,
-    letters integer DEFAULT 0 NOT NULL,
-    letters_from timestamp with time zone,
-    stopped_at timestamp with time zone
-)
-WITH (fillfactor='50');
+CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+begin
+    return query
+    select r.route_code, d.id, d.attempt_no, d.subject_key, d.event_ref, coalesce(o.event_domain, r.event_domain),
+           coalesce(o.event_type, r.event_type), coalesce(o.event_stream, r.event_stream),
+           coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
+           o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload::text
+      from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+     cross join lateral (
+           select x.route_code, x.event_domain, x.event_type, x.event_stream,
+                  x.delivery_policy ->> 'order' = 'subject' as ordered,
+                  public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+             from public.iu_outbound_route x
+             left join public.iu_delivery_breaker b on b.route_code = x.route_code
+            where x.route_code = w.route_code
+            limit 1) r
+     cross join lateral (
+           select p.*
+             from (select x.*
+                     from public.iu_route_delivery x
+                    where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
+                      and x.worker_name = p_worker_name
+                    order by x.id
+                    limit w.room) p
+            where r.ordered is not true
+               or not exists (select from public.iu_route_delivery e
+                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)) d
+      left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true;
+end
+$$;
 
--- Name: TABLE iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_delivery_breaker IS 'What keeps a route from delivering although its locks are open. No row: nothing ever did.';
+COMMENT ON FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) IS 'What was never tried of these routes, where nothing holds them. Writes nothing.';
 
--- Name: COLUMN iu_delivery_breaker.route_code; Type: COMMENT; Schema: public; Owner: -
+-- Name: fn_iu_delivery_held(text, boolean, boolean, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'The route.';
-
--- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures in a row, of different events.';
-
--- Name: COLUMN iu_delivery_breaker.last_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.last_id IS 'The delivery that failed last.';
-
--- Name: COLUMN iu_delivery_breaker.streak_from; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.streak_from IS 'When these failures began.';
-
--- Name: COLUMN iu_delivery_breaker.opened_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'Since when the route is held. Null: it is not.';
-
--- Name: COLUMN iu_delivery_breaker.probes; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'How many probes have failed since.';
-
--- Name: COLUMN iu_delivery_breaker.probe_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'When one delivery is tried again.';
-
--- Name: COLUMN iu_delivery_breaker.probing_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'The delivery that is.';
-
--- Name: COLUMN iu_delivery_breaker.why; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'The last failure.';
-
--- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters since letters_from.';
-
--- Name: COLUMN iu_delivery_breaker.letters_from; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.letters_from IS 'Beginning of the hour in which they are counted.';
-
--- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'Since when the route is stopped, because it made more dead letters than its budget. Null: it is not.';
-
--- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_outbound_route (
-    route_code text NOT NULL,
-    event_domain text NOT NULL,
-    event_type text NOT NULL,
-    event_stream text NOT NULL,
-    target_kind text NOT NULL,
-    target_ref text NOT NULL,
-    enabled boolean DEFAULT false NOT NULL,
-    dry_run boolean DEFAULT true NOT NULL,
-    fail_closed boolean DEFAULT true NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    delivery_policy jsonb DEFAULT '{}'::jsonb NOT NULL,
-    CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
-);
-
--- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
-
--- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, part of every idempotency key.';
-
--- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
-
--- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
-
--- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
-
--- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
-
--- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
-
--- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
-
--- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
-
--- Name: COLUMN iu_outbound_route.delivery_policy; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_outbound_route.delivery_policy IS 'How a live route delivers: attempts, backoff, deadline, concurrency, order, ... (fn_iu_delivery_policy).';
-
--- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
-
--- Name: fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker) RETURNS text
+CREATE FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
 begin
-    return case when p_route.enabled is not true then 'route_disabled'
-                when p_route.dry_run then 'dry_run'
-                else coalesce(public.fn_iu_delivery_lock(p_route.route_code),
-                              case when p_breaker.stopped_at is not null then 'dead_letter_budget'
-                                   when p_breaker.opened_at is not null then 'breaker_open' end) end;
+    return case when p_enabled is not true then 'route_disabled'
+                when p_dry_run then 'dry_run'
+                else coalesce(public.fn_iu_delivery_lock(p_route_code),
+                              case when p_stopped_at is not null then 'dead_letter_budget'
+                                   when p_opened_at is not null then 'breaker_open' end) end;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker) IS 'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
+COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) IS 'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
 
 -- Name: fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -819,6 +728,75 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_policy_check(p_policy jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) IS 'Raises what is wrong with a delivery policy.';
+
+-- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_outbound_route (
+    route_code text NOT NULL,
+    event_domain text NOT NULL,
+    event_type text NOT NULL,
+    event_stream text NOT NULL,
+    target_kind text NOT NULL,
+    target_ref text NOT NULL,
+    enabled boolean DEFAULT false NOT NULL,
+    dry_run boolean DEFAULT true NOT NULL,
+    fail_closed boolean DEFAULT true NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivery_policy jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT iu_outbound_route_target_kind_chk CHECK ((target_kind = ANY (ARRAY['sql_function'::text, 'workflow'::text, 'vector'::text, 'report'::text, 'directus_flow'::text, 'external_endpoint'::text])))
+);
+
+-- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
+
+-- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, part of every idempotency key.';
+
+-- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
+
+-- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
+
+-- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
+
+-- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
+
+-- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
+
+-- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
+
+-- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
+
+-- Name: COLUMN iu_outbound_route.delivery_policy; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbound_route.delivery_policy IS 'How a live route delivers: attempts, backoff, deadline, concurrency, order, ... (fn_iu_delivery_policy).';
+
+-- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
 
 -- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1103,7 +1081,7 @@ begin
         b := v_route.breaker;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
-        v_held := public.fn_iu_delivery_held(r, b);
+        v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
         v_ordered := v_policy ->> 'order' = 'subject';
         v_ids := '{}';
         v_looked := null;
@@ -1120,41 +1098,39 @@ begin
 
         if v_room > 0 then
             -- Those that were waiting for somebody, or for their time.
-            if p_busy is not null then
-                v_ids := array(
-                    select q.id
-                      from (select h.id
-                              from unnest(p_freed_routes, p_freed_keys) f(code, key)
-                             cross join lateral (
-                                   select d.id, d.due_at, d.worker_name
-                                     from public.iu_route_delivery d
-                                    where d.route_code = f.code and d.subject_key = f.key
-                                    order by d.id
-                                    limit 1) h
-                             where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
-                            union all
-                            (select d.id
-                               from public.iu_route_delivery d
-                              where d.route_code = r.route_code and d.due_at <= clock_timestamp()
-                                and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                                and not exists (select from public.iu_route_delivery e
-                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                   and e.id < d.id)
-                              order by d.due_at
-                              limit v_room)
-                            union all
-                            -- It began to wait in the future: a clock was set back, and its time would come far too late.
-                            (select d.id
-                               from public.iu_route_delivery d
-                              where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                                and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                                and not exists (select from public.iu_route_delivery e
-                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                   and e.id < d.id)
-                              order by d.failed_at
-                              limit v_room)) q
-                     limit v_room);
-            end if;
+            v_ids := array(
+                select q.id
+                  from (select h.id
+                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                         cross join lateral (
+                               select d.id, d.due_at, d.worker_name
+                                 from public.iu_route_delivery d
+                                where d.route_code = f.code and d.subject_key = f.key
+                                order by d.id
+                                limit 1) h
+                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
+                        union all
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
+                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.due_at
+                          limit v_room)
+                        union all
+                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.failed_at
+                          limit v_room)) q
+                 limit v_room);
             -- Those that were never tried.
             if v_room > cardinality(v_ids) then
                 if v_ordered then
@@ -1214,9 +1190,6 @@ begin
                    limit 1) o on true
              order by t.n;
         end if;
-
-        -- What hands over what a batch has queued says nothing of the routes.
-        continue when p_busy is null;
 
         v_due := null;
         if v_held is null then
@@ -3271,35 +3244,32 @@ begin
         v_pass := v_pass + 1;
         if v_pass = 1 then
             v_fresh := c.tick is null;
+            v_from_xid := pg_snapshot_xmax(c.prev);
             if v_fresh then
                 -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
                 c.fresh_seq := nullif(c.hi_seq, 0);
-                -- The number is read after the tick, which is the snapshot of the statement: whatever is visible in it
-                -- has drawn its number by then.
-                select public.fn_iu_outbox_tick(), s.last_value - (not s.is_called)::integer
-                  into c.tick, c.hi_seq
-                  from public.event_outbox_event_seq s;
             end if;
-            select array(select pg_snapshot_xip(c.tick)),
-                   array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
-                          where pg_visible_in_snapshot(x.xid, c.tick))
-              into v_open, v_resolved;
-            v_from_xid := pg_snapshot_xmax(c.prev);
-            v_to_xid := pg_snapshot_xmax(c.tick);
-            if v_fresh then
-                if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
-                   or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
-                    raise exception 'the tick % lies before the cursor %', c.tick, c.prev
-                        using errcode = 'serialization_failure',
-                              hint = 'Run the worker in READ COMMITTED.';
-                end if;
-                select min(q.event_seq) into c.tick_floor
-                  from (select o.event_seq
-                          from public.event_outbox o
-                         where o.event_domain = c.event_domain
-                           and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
-                           and o.xact_id <> all (v_open)
-                         order by o.xact_id) q;
+            -- The tick is the snapshot of this statement. So the number is read after it: whatever is visible in it has
+            -- drawn its number by then.
+            select t.tick, pg_snapshot_xmax(t.tick), x.open,
+                   array(select p.xid from pg_snapshot_xip(c.prev) p(xid) where pg_visible_in_snapshot(p.xid, t.tick)),
+                   case when v_fresh then s.last_value - (not s.is_called)::integer else c.hi_seq end,
+                   case when v_fresh then f.floor else c.tick_floor end
+              into c.tick, v_to_xid, v_open, v_resolved, c.hi_seq, c.tick_floor
+              from (select case when v_fresh then public.fn_iu_outbox_tick() else c.tick end as tick offset 0) t
+             cross join lateral (select array(select pg_snapshot_xip(t.tick)) as open offset 0) x
+             cross join public.event_outbox_event_seq s
+             cross join lateral (
+                   select min(q.event_seq) as floor
+                     from (select o.event_seq
+                             from public.event_outbox o
+                            where v_fresh and o.event_domain = c.event_domain
+                              and o.xact_id >= v_from_xid and o.xact_id < pg_snapshot_xmax(t.tick)
+                              and o.xact_id <> all (x.open)
+                            order by o.xact_id) q) f;
+            if v_fresh and (v_to_xid < v_from_xid or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev)) then
+                raise exception 'the tick % lies before the cursor %', c.tick, c.prev
+                    using errcode = 'serialization_failure', hint = 'Run the worker in READ COMMITTED.';
             end if;
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
@@ -3353,9 +3323,6 @@ begin
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
         -- Where all of it is delivered there is nothing to write here.
         v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true then array[1, v_page] else '{}' end;
-        v_failed_id := '{}';
-        v_failed_route := '{}';
-        v_failed_why := '{}';
         while cardinality(v_parts) > 0 loop
             v_lo := v_parts[cardinality(v_parts) - 1];
             v_hi := v_parts[cardinality(v_parts)];
@@ -3499,7 +3466,7 @@ begin
         end if;
 
         -- What failed is audited as failed, and kept whole.
-        if v_failed_id <> '{}' then
+        if v_failed_id is not null then
             for v_bad in
                 select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
@@ -3536,6 +3503,9 @@ begin
                        failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
                 v_dead := v_dead + 1;
             end loop;
+            v_failed_id := null;
+            v_failed_route := null;
+            v_failed_why := null;
         end if;
 
         if v_page > 0 then
@@ -4299,6 +4269,76 @@ COMMENT ON CONSTRAINT iu_consumer_heartbeat_cadence_positive ON public.iu_consum
 
 COMMENT ON CONSTRAINT iu_consumer_heartbeat_state_chk ON public.iu_consumer_heartbeat IS 'The states that exist.';
 
+-- Name: iu_delivery_breaker; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_delivery_breaker (
+    route_code text NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    last_id bigint,
+    streak_from timestamp with time zone,
+    opened_at timestamp with time zone,
+    probes integer DEFAULT 0 NOT NULL,
+    probe_at timestamp with time zone,
+    probing_id bigint,
+    why text,
+    letters integer DEFAULT 0 NOT NULL,
+    letters_from timestamp with time zone,
+    stopped_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+-- Name: TABLE iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_delivery_breaker IS 'What keeps a route from delivering although its locks are open. No row: nothing ever did.';
+
+-- Name: COLUMN iu_delivery_breaker.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'The route.';
+
+-- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures in a row, of different events.';
+
+-- Name: COLUMN iu_delivery_breaker.last_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.last_id IS 'The delivery that failed last.';
+
+-- Name: COLUMN iu_delivery_breaker.streak_from; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.streak_from IS 'When these failures began.';
+
+-- Name: COLUMN iu_delivery_breaker.opened_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'Since when the route is held. Null: it is not.';
+
+-- Name: COLUMN iu_delivery_breaker.probes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'How many probes have failed since.';
+
+-- Name: COLUMN iu_delivery_breaker.probe_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'When one delivery is tried again.';
+
+-- Name: COLUMN iu_delivery_breaker.probing_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'The delivery that is.';
+
+-- Name: COLUMN iu_delivery_breaker.why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'The last failure.';
+
+-- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters since letters_from.';
+
+-- Name: COLUMN iu_delivery_breaker.letters_from; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.letters_from IS 'Beginning of the hour in which they are counted.';
+
+-- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'Since when the route is stopped, because it made more dead letters than its budget. Null: it is not.';
+
 -- Name: iu_delivery_change; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_delivery_change (
@@ -4839,7 +4879,7 @@ CREATE VIEW public.v_iu_delivery AS
     COALESCE(d.pending, (0)::bigint) AS pending,
     COALESCE(d.retrying, (0)::bigint) AS retrying,
     d.since,
-    public.fn_iu_delivery_held(r.*, b.*) AS held_by,
+    public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) AS held_by,
     b.why,
     b.opened_at,
     b.stopped_at

@@ -71,10 +71,11 @@ revoke execute on function
     public.fn_iu_delivery_policy_check(jsonb),
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
-    public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
+    public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
                                  text[], double precision[], double precision[], text[], text[], double precision[]),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
+    public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
     public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text),
@@ -127,10 +128,11 @@ grant execute on function
     public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_policy(jsonb),
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
-    public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker),
+    public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
                                  text[], double precision[], double precision[], text[], text[], double precision[]),
-    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[])
+    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
+    public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[])
     to iu_listen_consumer;
 grant select, delete,
       insert (route_code, worker_name, event_ref, subject_key, attempt_no, route_count, traceparent),
@@ -222,7 +224,7 @@ grant execute on function
     public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text), public.fn_iu_delivery_lock(text),
     public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text),
     public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_queues(public.iu_outbound_route[]),
-    public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker)
+    public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz)
     to iu_listen_reader;
 
 grant select on

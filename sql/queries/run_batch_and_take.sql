@@ -9,5 +9,5 @@
 select b.answer::text as answer, t.*
   from public.fn_iu_route_worker_run($1, $2) b(answer)
   -- The second function waits for the first: it needs its answer.
-  left join lateral public.fn_iu_delivery_take(
-       case when (b.answer ->> 'queued')::integer > 0 then $1 end, $3, $4, $5, null, '{}', '{}') t on true
+  left join lateral public.fn_iu_delivery_hand_over(
+       case when (b.answer ->> 'queued')::integer > 0 then $1 end, $3, $4, $5) t on true

@@ -220,35 +220,32 @@ begin
         v_pass := v_pass + 1;
         if v_pass = 1 then
             v_fresh := c.tick is null;
+            v_from_xid := pg_snapshot_xmax(c.prev);
             if v_fresh then
                 -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
                 c.fresh_seq := nullif(c.hi_seq, 0);
-                -- The number is read after the tick, which is the snapshot of the statement: whatever is visible in it
-                -- has drawn its number by then.
-                select public.fn_iu_outbox_tick(), s.last_value - (not s.is_called)::integer
-                  into c.tick, c.hi_seq
-                  from public.event_outbox_event_seq s;
             end if;
-            select array(select pg_snapshot_xip(c.tick)),
-                   array(select x.xid from pg_snapshot_xip(c.prev) x(xid)
-                          where pg_visible_in_snapshot(x.xid, c.tick))
-              into v_open, v_resolved;
-            v_from_xid := pg_snapshot_xmax(c.prev);
-            v_to_xid := pg_snapshot_xmax(c.tick);
-            if v_fresh then
-                if pg_snapshot_xmax(c.tick) < pg_snapshot_xmax(c.prev)
-                   or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev) then
-                    raise exception 'the tick % lies before the cursor %', c.tick, c.prev
-                        using errcode = 'serialization_failure',
-                              hint = 'Run the worker in READ COMMITTED.';
-                end if;
-                select min(q.event_seq) into c.tick_floor
-                  from (select o.event_seq
-                          from public.event_outbox o
-                         where o.event_domain = c.event_domain
-                           and o.xact_id >= v_from_xid and o.xact_id < v_to_xid
-                           and o.xact_id <> all (v_open)
-                         order by o.xact_id) q;
+            -- The tick is the snapshot of this statement. So the number is read after it: whatever is visible in it has
+            -- drawn its number by then.
+            select t.tick, pg_snapshot_xmax(t.tick), x.open,
+                   array(select p.xid from pg_snapshot_xip(c.prev) p(xid) where pg_visible_in_snapshot(p.xid, t.tick)),
+                   case when v_fresh then s.last_value - (not s.is_called)::integer else c.hi_seq end,
+                   case when v_fresh then f.floor else c.tick_floor end
+              into c.tick, v_to_xid, v_open, v_resolved, c.hi_seq, c.tick_floor
+              from (select case when v_fresh then public.fn_iu_outbox_tick() else c.tick end as tick offset 0) t
+             cross join lateral (select array(select pg_snapshot_xip(t.tick)) as open offset 0) x
+             cross join public.event_outbox_event_seq s
+             cross join lateral (
+                   select min(q.event_seq) as floor
+                     from (select o.event_seq
+                             from public.event_outbox o
+                            where v_fresh and o.event_domain = c.event_domain
+                              and o.xact_id >= v_from_xid and o.xact_id < pg_snapshot_xmax(t.tick)
+                              and o.xact_id <> all (x.open)
+                            order by o.xact_id) q) f;
+            if v_fresh and (v_to_xid < v_from_xid or pg_snapshot_xmin(c.tick) < pg_snapshot_xmin(c.prev)) then
+                raise exception 'the tick % lies before the cursor %', c.tick, c.prev
+                    using errcode = 'serialization_failure', hint = 'Run the worker in READ COMMITTED.';
             end if;
             v_after_seq := coalesce(c.pos_seq, -9223372036854775808);
             v_after_id := coalesce(c.pos_id, '00000000-0000-0000-0000-000000000000');
@@ -302,9 +299,6 @@ begin
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
         -- Where all of it is delivered there is nothing to write here.
         v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true then array[1, v_page] else '{}' end;
-        v_failed_id := '{}';
-        v_failed_route := '{}';
-        v_failed_why := '{}';
         while cardinality(v_parts) > 0 loop
             v_lo := v_parts[cardinality(v_parts) - 1];
             v_hi := v_parts[cardinality(v_parts)];
@@ -448,7 +442,7 @@ begin
         end if;
 
         -- What failed is audited as failed, and kept whole.
-        if v_failed_id <> '{}' then
+        if v_failed_id is not null then
             for v_bad in
                 select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
@@ -485,6 +479,9 @@ begin
                        failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
                 v_dead := v_dead + 1;
             end loop;
+            v_failed_id := null;
+            v_failed_route := null;
+            v_failed_why := null;
         end if;
 
         if v_page > 0 then

@@ -139,21 +139,23 @@ comment on function public.fn_iu_route_resume(text) is
     'Lets a route go on that its breaker holds, or that has spent its budget of dead letters. False: neither was so.';
 
 -- What holds a route back, the first of all reasons; null: nothing does. A breaker lets one through when its time has come.
-create function public.fn_iu_delivery_held(p_route public.iu_outbound_route, p_breaker public.iu_delivery_breaker)
+-- Columns of the route and of its breaker; the rows themselves would cost more than what is asked of them.
+create function public.fn_iu_delivery_held(
+    p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamptz, p_opened_at timestamptz)
 returns text
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-    return case when p_route.enabled is not true then 'route_disabled'
-                when p_route.dry_run then 'dry_run'
-                else coalesce(public.fn_iu_delivery_lock(p_route.route_code),
-                              case when p_breaker.stopped_at is not null then 'dead_letter_budget'
-                                   when p_breaker.opened_at is not null then 'breaker_open' end) end;
+    return case when p_enabled is not true then 'route_disabled'
+                when p_dry_run then 'dry_run'
+                else coalesce(public.fn_iu_delivery_lock(p_route_code),
+                              case when p_stopped_at is not null then 'dead_letter_budget'
+                                   when p_opened_at is not null then 'breaker_open' end) end;
 end
 $$;
-comment on function public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker) is
+comment on function public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz) is
     'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
 
 -- Settle -------------------------------------------------------------------------------------------------

@@ -8,4 +8,5 @@
 drop function if exists public.fn_iu_delivery_cancel(text, uuid, text, text);
 drop view if exists public.v_iu_delivery_parked;
 drop view if exists public.v_iu_delivery;
+drop function if exists public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]);
 drop function if exists public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]);

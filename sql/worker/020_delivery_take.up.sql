@@ -7,9 +7,8 @@
 --
 -- The caller says how many deliveries of each route it has room for, up to where it has taken it (p_after), and which of
 -- those that were tried before it has (p_busy). What it has already, it passes over. It is answered one row for each
--- route, with what holds it, and one for each delivery. Without p_busy, only one for each that was never tried: so a batch
--- hands over what it has queued. Nothing is written: what was taken is known to the holder of the lease, and to nobody
--- else.
+-- route, with what holds it, and one for each delivery. Nothing is written: what was taken is known to the holder of the
+-- lease, and to nobody else.
 --
 -- A route that keeps order gives the first of a subject only. So the position passes those that are not, and they
 -- are found by their subject when the one before them goes (p_freed). From time to time the caller begins at 0 again.
@@ -65,7 +64,7 @@ begin
         b := v_route.breaker;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
-        v_held := public.fn_iu_delivery_held(r, b);
+        v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
         v_ordered := v_policy ->> 'order' = 'subject';
         v_ids := '{}';
         v_looked := null;
@@ -82,41 +81,39 @@ begin
 
         if v_room > 0 then
             -- Those that were waiting for somebody, or for their time.
-            if p_busy is not null then
-                v_ids := array(
-                    select q.id
-                      from (select h.id
-                              from unnest(p_freed_routes, p_freed_keys) f(code, key)
-                             cross join lateral (
-                                   select d.id, d.due_at, d.worker_name
-                                     from public.iu_route_delivery d
-                                    where d.route_code = f.code and d.subject_key = f.key
-                                    order by d.id
-                                    limit 1) h
-                             where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
-                            union all
-                            (select d.id
-                               from public.iu_route_delivery d
-                              where d.route_code = r.route_code and d.due_at <= clock_timestamp()
-                                and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                                and not exists (select from public.iu_route_delivery e
-                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                   and e.id < d.id)
-                              order by d.due_at
-                              limit v_room)
-                            union all
-                            -- It began to wait in the future: a clock was set back, and its time would come far too late.
-                            (select d.id
-                               from public.iu_route_delivery d
-                              where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                                and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                                and not exists (select from public.iu_route_delivery e
-                                                 where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                   and e.id < d.id)
-                              order by d.failed_at
-                              limit v_room)) q
-                     limit v_room);
-            end if;
+            v_ids := array(
+                select q.id
+                  from (select h.id
+                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                         cross join lateral (
+                               select d.id, d.due_at, d.worker_name
+                                 from public.iu_route_delivery d
+                                where d.route_code = f.code and d.subject_key = f.key
+                                order by d.id
+                                limit 1) h
+                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
+                        union all
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
+                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.due_at
+                          limit v_room)
+                        union all
+                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
+                        (select d.id
+                           from public.iu_route_delivery d
+                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                            and not exists (select from public.iu_route_delivery e
+                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                               and e.id < d.id)
+                          order by d.failed_at
+                          limit v_room)) q
+                 limit v_room);
             -- Those that were never tried.
             if v_room > cardinality(v_ids) then
                 if v_ordered then
@@ -177,9 +174,6 @@ begin
              order by t.n;
         end if;
 
-        -- What hands over what a batch has queued says nothing of the routes.
-        continue when p_busy is null;
-
         v_due := null;
         if v_held is null then
             select d.due_at into v_due
@@ -206,11 +200,61 @@ $$;
 comment on function public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]) is
     'What is to be delivered next, and what holds each route. Writes nothing, but that a breaker probes.';
 
+-- What a batch hands over to a consumer that has nothing under way: of each route what was never tried, beyond its position,
+-- as far as there is room. What waits for its time, or for somebody, is taken, and so is what there is to say of a route.
+create function public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[])
+returns table (
+    route_code text, delivery_id bigint, attempt_no integer, subject_key bigint,
+    event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
+    actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
+language plpgsql
+set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_sort = off
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select r.route_code, d.id, d.attempt_no, d.subject_key, d.event_ref, coalesce(o.event_domain, r.event_domain),
+           coalesce(o.event_type, r.event_type), coalesce(o.event_stream, r.event_stream),
+           coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
+           o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload::text
+      from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+     cross join lateral (
+           select x.route_code, x.event_domain, x.event_type, x.event_stream,
+                  x.delivery_policy ->> 'order' = 'subject' as ordered,
+                  public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+             from public.iu_outbound_route x
+             left join public.iu_delivery_breaker b on b.route_code = x.route_code
+            where x.route_code = w.route_code
+            limit 1) r
+     cross join lateral (
+           select p.*
+             from (select x.*
+                     from public.iu_route_delivery x
+                    where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
+                      and x.worker_name = p_worker_name
+                    order by x.id
+                    limit w.room) p
+            where r.ordered is not true
+               or not exists (select from public.iu_route_delivery e
+                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)) d
+      left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true;
+end
+$$;
+comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]) is
+    'What was never tried of these routes, where nothing holds them. Writes nothing.';
+
 -- Seen from outside --------------------------------------------------------------------------------------
 
 create view public.v_iu_delivery as
 select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
-       d.since, public.fn_iu_delivery_held(r, b) as held_by, b.why, b.opened_at, b.stopped_at
+       d.since, public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) as held_by, b.why, b.opened_at, b.stopped_at
   from public.iu_outbound_route r
   left join public.iu_delivery_breaker b on b.route_code = r.route_code
   left join lateral (

@@ -260,6 +260,8 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
     deliveries = DeliverySession(connection, connection, settings, uuid4())
     lease = await deliveries.take_lease()
     assert lease.held
+    handed = await connection.fetch("select from fn_iu_delivery_hand_over($1, '{queued}', '{10}', '{0}')", WORKER)
+    assert len(handed) == 4
     supply = await deliveries.take([Want(route="queued", room=10, after=0, deadline=30)], [], [])
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
     done = [Outcome(taken=t, result=r, began=0, ended=0, code="x") for t, r in zip(supply.taken, results, strict=True)]

@@ -169,11 +169,11 @@ class Consumer:
             finally:
                 self._waiting_since = None
             if self._courier is not None and batch.queued:
-                if batch.supply is not None:
-                    self._courier.hand_over(batch.supply, batch.seconds, wants)
+                if batch.taken is not None:
+                    self._courier.hand_over(batch.taken, batch.seconds, wants)
                     # The calls begin before all that there is to say of the batch.
                     await anyio.lowlevel.checkpoint()
-                if batch.supply is None or len(batch.supply.taken) < batch.queued:
+                if batch.taken is None or len(batch.taken) < batch.queued:
                     self._courier.work()
             self._count(wake, batch, delay)
             self._rhythm.looked(batch.seen, self._clock())

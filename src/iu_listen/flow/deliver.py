@@ -225,15 +225,15 @@ class Deliverer:
             return []
         return [w for w in self._wants(self._clock()) if w.room]
 
-    def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
+    def hand_over(self, given: Sequence[Taken], seconds: float, wants: Sequence[Want]) -> None:
         """What a batch has queued and taken for us. We may have taken it ourselves meanwhile, and settled it."""
         if self._ours:
-            self._hear(supply, seconds)
-            new = self._new(supply.taken, self._set_back(wants), self._settled_beside)
+            self._hear(seconds)
+            new = self._new(given, self._set_back(wants), self._settled_beside)
             for route, id in [(self._routes[t.delivery.route], t.delivery.id) for t in new]:
                 route.after = max(route.after, id)
             self._take_over(new)
-        if len(self._busy) < len(supply.taken) or not self._ours or math.isinf(self._calls.answered):
+        if len(self._busy) < len(given) or not self._ours or math.isinf(self._calls.answered):
             # Not all of it was taken over, or may begin.
             self._ring.set()
 
@@ -257,14 +257,14 @@ class Deliverer:
             wants: What it was asked for.
             passed: Ids that have been taken already, and perhaps settled since the question.
         """
-        self._hear(supply, seconds)
+        self._hear(seconds - supply.seconds)
         set_back = self._set_back(wants)
         self._know(supply.routes, set_back)
         self._take_over(self._new(supply.taken, set_back, passed))
 
-    def _hear(self, supply: Supply, seconds: float) -> None:
-        """The locks were read at the end of the statement. Whoever slept since then asks again."""
-        self._calls.answered = self._clock() if seconds - supply.seconds < LATE else -math.inf
+    def _hear(self, seconds: float) -> None:
+        """The locks were read so many seconds ago, at most. Whoever slept since then asks again."""
+        self._calls.answered = self._clock() if seconds < LATE else -math.inf
 
     def _set_back(self, wants: Sequence[Want]) -> set[str]:
         """Who has given back what he had since he was asked for: the answer says nothing of what is to be taken now."""

@@ -147,7 +147,7 @@ class Courier(Protocol):
     def wants(self) -> Sequence[Want]:
         """What a batch may hand over, of what it will queue."""
 
-    def hand_over(self, supply: Supply, seconds: float, wants: Sequence[Want]) -> None:
+    def hand_over(self, given: Sequence[Taken], seconds: float, wants: Sequence[Want]) -> None:
         """What a batch of so many seconds has queued and taken for us, which began when we had these wants."""
 
     def rest(self) -> None:

@@ -224,7 +224,7 @@ class Supply:
 
     Attributes:
         taken: The next deliveries.
-        routes: What it has to say of each route; a batch that hands over says nothing of them.
+        routes: What it has to say of each route.
         seconds: How long the statement had taken when it looked at the locks, at least.
     """
 

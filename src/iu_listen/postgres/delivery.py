@@ -70,7 +70,7 @@ class DeliverySession:
             self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants), again,
             [t.delivery.route for t in freed], [t.subject_key for t in freed],
         )  # fmt: skip
-        return supply_of(rows, wants)
+        return _supply(rows)
 
     async def release(self) -> None:
         """Give the lease back."""
@@ -81,19 +81,21 @@ class DeliverySession:
 
 
 def columns(wants: Sequence[Want]) -> tuple[list[str], list[int], list[int]]:
-    """Wants as fn_iu_delivery_take expects them."""
+    """Wants as fn_iu_delivery_take and fn_iu_delivery_hand_over expect them."""
     return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
 
 
-def supply_of(rows: Sequence[Any], wants: Sequence[Want]) -> Supply:
-    """What fn_iu_delivery_take answered: a row for each delivery, and a row for each route, with its state.
+def taken_of(rows: Sequence[Any], wants: Sequence[Want]) -> list[Taken]:
+    """The deliveries that fn_iu_delivery_hand_over answered, with the deadlines that were known when it was asked."""
+    deadlines = {want.route: want.deadline for want in wants}
+    return [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
 
-    Of a route without one the deadline is what was known when it was asked for.
-    """
+
+def _supply(rows: Sequence[Any]) -> Supply:
+    """What fn_iu_delivery_take answered: a row for each delivery, and a row for each route, with its state."""
     states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
     routes = [_state(code, answer) for code, answer in states]
-    deadlines = {want.route: want.deadline for want in wants}
-    deadlines |= {state.route: float(state.policy["deadline"]) for state in routes}
+    deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
     taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
     return Supply(taken=taken, routes=routes, seconds=min((answer["took"] for _, answer in states), default=0.0))
 

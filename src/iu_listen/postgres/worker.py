@@ -18,7 +18,7 @@ from iu_listen.model.delivery import Want
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.delivery import columns, supply_of
+from iu_listen.postgres.delivery import columns, taken_of
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
@@ -85,8 +85,8 @@ class WorkerSession:
             )
         except SessionLost as lost:
             raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
-        supply = supply_of(rows, wants) if wants else None
-        return Batch.from_answer(json.loads(rows[0][0]), time.perf_counter() - began, began_ns, supply)
+        taken = taken_of(rows, wants) if wants else None
+        return Batch.from_answer(json.loads(rows[0][0]), time.perf_counter() - began, began_ns, taken)
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat."""
