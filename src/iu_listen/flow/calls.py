@@ -56,6 +56,14 @@ class _Call:
         return self.began + self.taken.delivery.deadline
 
 
+@dataclass(slots=True, eq=False)
+class _Idle:
+    """Who waits for the next lane to serve."""
+
+    lane: Lane
+    called: anyio.Event = field(default_factory=anyio.Event)
+
+
 class Calls:
     """The calls of one consumer, of all lanes.
 
@@ -75,6 +83,7 @@ class Calls:
         self._alarm = Ring()
         self._shortest = math.inf
         self._under_way: dict[int, _Call] = {}
+        self._idle: _Idle | None = None
         self.done: list[Outcome] = []
         self.answered = -math.inf
         self.trusted = -math.inf
@@ -82,6 +91,7 @@ class Calls:
     def watch(self, tasks: anyio.abc.TaskGroup) -> None:
         """Make calls in this task group from now on, and see to their deadlines."""
         self._tasks = tasks
+        self._idle = None
         tasks.start_soon(self._watch)
 
     def expect(self, deadlines: Iterable[float]) -> None:
@@ -107,9 +117,24 @@ class Calls:
         if lane.queue and not lane.starting and lane.workers < lane.concurrency:
             lane.workers += 1
             lane.starting = True
-            self._tasks.start_soon(self._work, lane)
+            if self._idle is None:
+                self._tasks.start_soon(self._work, lane)
+            else:
+                self._idle.lane = lane
+                self._idle.called.set()
+                self._idle = None
 
     async def _work(self, lane: Lane) -> None:
+        """Serve this lane, and then whichever comes next. One waits for it: a new task would cost more than a call."""
+        while True:
+            await self._serve(lane)
+            if self._idle is not None:
+                return
+            self._idle = idle = _Idle(lane)
+            await idle.called.wait()
+            lane = idle.lane
+
+    async def _serve(self, lane: Lane) -> None:
         """Deliver one after the other, as long as that may be."""
         call: _Call | None = None
         lane.starting = False

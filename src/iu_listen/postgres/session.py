@@ -8,7 +8,7 @@ Two rules, learnt from the drivers' issue trackers (docs/why/sessions.md):
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -63,10 +63,14 @@ def errors_become_ours() -> Iterator[None]:
     """Turn what the driver raises into SessionLost or Refused."""
     try:
         yield
-    except _LOST as error:
-        raise SessionLost(_one_line(error)) from error
-    except asyncpg.PostgresError as error:
-        raise refused(error) from error
+    except (*_LOST, asyncpg.PostgresError) as error:
+        raise _ours(error) from error
+
+
+def _ours(error: BaseException) -> SessionLost | Refused:
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST):
+        return refused(error)
+    return SessionLost(_one_line(error))
 
 
 def refused(error: asyncpg.PostgresError) -> Refused:
@@ -232,16 +236,23 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
         SessionLost: there is no session any more.
         Refused: the server answered with an error.
     """
-    with errors_become_ours():
-        with contextlib.suppress(TimeoutError), anyio.fail_after(deadline):
-            if not isinstance(statement, str):
-                return await statement.fetch(*args)
-            if not connection.pooled:
-                return await connection.fetch(statement, *args)
-            # The driver parses and executes in two steps; only a transaction keeps both in one server session.
-            async with connection.transaction():
-                if connection.statement_timeout is not None:
-                    await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
-                return await connection.fetch(statement, *args)
+    # A timer that ends the session, which ends the wait: a cancel scope would cost as much as the rest of this.
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(deadline, connection.terminate)
+    try:
+        if not isinstance(statement, str):
+            return await statement.fetch(*args)
+        if not connection.pooled:
+            return await connection.fetch(statement, *args)
+        # The driver parses and executes in two steps; only a transaction keeps both in one server session.
+        async with connection.transaction():
+            if connection.statement_timeout is not None:
+                await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
+            return await connection.fetch(statement, *args)
+    except (*_LOST, asyncpg.PostgresError) as error:
+        if loop.time() < timer.when():
+            raise _ours(error) from error
         connection.terminate()
-        raise NoAnswer(f"no answer within {deadline:g} s")
+        raise NoAnswer(f"no answer within {deadline:g} s") from error
+    finally:
+        timer.cancel()
