@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 
 from iu_listen.app import PostgresSessions
 from iu_listen.flow.consumer import Consumer
-from iu_listen.model.errors import Refused, SessionLost
+from iu_listen.model.errors import NoAnswer, Refused, SessionLost
 from iu_listen.model.facts import State, Tally
 from iu_listen.model.observation import (
     BatchRan,
@@ -27,7 +28,7 @@ from iu_listen.model.observation import (
 )
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import migrate
-from iu_listen.postgres.session import session
+from iu_listen.postgres.session import ask, session
 from postgres.bells import ONLY_THE_BELL, sleep_sets_in
 from support import WORKER, Recorder, attempted, connected, consuming, drain, insert_event, open_gate, wait_until
 
@@ -121,6 +122,27 @@ async def test_a_frozen_holder_loses_the_lease(live):
             assert seen.of(LeaseTaken)
         with pytest.raises(SessionLost):
             await frozen.run_batch(1)
+
+
+@pytest.mark.parametrize(("deadline", "lost"), [(0.2, NoAnswer), (20, SessionLost)])
+async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(live, deadline, lost):
+    """The driver parses, then binds. What ends the session in between, a deadline or a watch, loses a session and no more.
+
+    Fails when: what the driver stumbles over then ends the consumer. The storm found it: a frozen consumer, thawed.
+    """
+    async with session(live.dsn, name="a test") as connection:
+        asked = asyncio.create_task(ask(connection, deadline, "select 1"))
+        await asyncio.sleep(0)
+        # Frozen, until the first answer is there to be read, and the one deadline is over.
+        time.sleep(0.3)  # noqa: ASYNC251
+        await asyncio.sleep(0)
+        if lost is SessionLost:
+            # Once the answer is read, and before it is heard of.
+            asyncio.get_running_loop().call_soon(connection.terminate)
+        with pytest.raises(SessionLost) as raised:
+            await asked
+        assert raised.type is lost
+        assert connection.is_closed()
 
 
 async def test_sessions_say_who_they_are(live):

@@ -249,10 +249,13 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
             if connection.statement_timeout is not None:
                 await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
             return await connection.fetch(statement, *args)
-    except (*_LOST, asyncpg.PostgresError) as error:
-        if loop.time() < timer.when():
+    except Exception as error:
+        if loop.time() >= timer.when():
+            connection.terminate()
+            raise NoAnswer(f"no answer within {deadline:g} s") from error
+        # Where the session is ended between the two steps of a statement, the driver stumbles over what is not there.
+        if isinstance(error, (*_LOST, asyncpg.PostgresError)) or connection.is_closed():
             raise _ours(error) from error
-        connection.terminate()
-        raise NoAnswer(f"no answer within {deadline:g} s") from error
+        raise
     finally:
         timer.cancel()
