@@ -134,7 +134,7 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
         asked = asyncio.create_task(ask(connection, deadline, "select 1"))
         await asyncio.sleep(0)
         # Frozen, until the first answer is there to be read, and the one deadline is over.
-        time.sleep(0.3)  # noqa: ASYNC251
+        time.sleep(0.3)
         await asyncio.sleep(0)
         if lost is SessionLost:
             # Once the answer is read, and before it is heard of.
