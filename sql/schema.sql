@@ -501,7 +501,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The fu
 -- Name: fn_iu_delivery_hand_over(text, text[], integer[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql STRICT
     SET search_path TO ''
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -525,7 +525,7 @@ begin
                   public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
              from public.iu_outbound_route x
              left join public.iu_delivery_breaker b on b.route_code = x.route_code
-            where x.route_code = w.route_code
+            where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
             limit 1) r
      cross join lateral (
            select p.*
@@ -534,10 +534,12 @@ begin
                     where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
                       and x.worker_name = p_worker_name
                     order by x.id
-                    limit w.room) p
+                    limit 2 * w.room + 100) p
             where r.ordered is not true
                or not exists (select from public.iu_route_delivery e
-                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)) d
+                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+            order by p.id
+            limit w.room) d
       left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true;
 end
 $$;

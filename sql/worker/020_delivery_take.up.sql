@@ -202,12 +202,14 @@ comment on function public.fn_iu_delivery_take(text, text[], integer[], bigint[]
 
 -- What a batch hands over to a consumer that has nothing under way: of each route what was never tried, beyond its position,
 -- as far as there is room. What waits for its time, or for somebody, is taken, and so is what there is to say of a route.
+-- Strict: a batch that has queued nothing asks for no worker, and nothing is read.
 create function public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[])
 returns table (
     route_code text, delivery_id bigint, attempt_no integer, subject_key bigint,
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
+strict
 set search_path = ''
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -231,7 +233,7 @@ begin
                   public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
              from public.iu_outbound_route x
              left join public.iu_delivery_breaker b on b.route_code = x.route_code
-            where x.route_code = w.route_code
+            where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
             limit 1) r
      cross join lateral (
            select p.*
@@ -240,10 +242,12 @@ begin
                     where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
                       and x.worker_name = p_worker_name
                     order by x.id
-                    limit w.room) p
+                    limit 2 * w.room + 100) p
             where r.ordered is not true
                or not exists (select from public.iu_route_delivery e
-                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)) d
+                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+            order by p.id
+            limit w.room) d
       left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true;
 end
 $$;

@@ -19,9 +19,10 @@ from iu_listen.model.facts import Batch
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
 from iu_listen.model.trace import attempt_span, event_span, letter_span
 from iu_listen.postgres.delivery import DeliverySession
+from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.worker import WorkerSession
 from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
-from support import MANY, connected, drain, insert_event, run_batch, wait_until
+from support import MANY, connected, drain, insert_event, rows_read, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -225,6 +226,36 @@ async def test_a_deadline_ends_an_attempt(live):
         async with delivering(live.dsn, Arrivals(lambda _: anyio.sleep(60)).target()):
             await settled(connection)
         assert [a[3] for a in await attempts(connection, event)] == ["timeout", "timeout"]
+
+
+@pytest.mark.parametrize("how", ["of what it waited for", "left behind"])
+async def test_a_cancellation_of_a_target_is_its_own(live, how):
+    """A target may let out the cancellation of what it waited for, or leave something behind that cancels its task later:
+    the one delivery fails and is tried again, nothing else ends.
+
+    Fails when: a cancellation that nobody here asked for ends the work, in the call or where the next one is waited for.
+    """
+
+    async def behave(delivery):
+        if how == "left behind":
+            asyncio.get_running_loop().call_later(0.05, asyncio.current_task().cancel)
+        elif delivery.attempt == 1:
+            broken = asyncio.get_running_loop().create_future()
+            broken.cancel()
+            await broken
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, backoff=0.01)
+        events = []
+        async with delivering(live.dsn, arrivals.target()):
+            for _ in range(4):
+                events.append(await insert_event(connection))
+                await settled(connection)
+                await anyio.sleep(0.1)
+        assert set(arrivals.arrived) == set(events)
+        failed = [] if how == "left behind" else [(1, "failed", "retry", "target_cancelled")]
+        assert await attempts(connection, events[0]) == [*failed, (len(failed) + 1, "sent", "delivered", None)]
 
 
 async def test_retry_after_is_honoured(live):
@@ -650,7 +681,7 @@ async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live
         async def given(room: int = 9, after: int = 0) -> list[UUID] | None:
             return await connection.fetchval(hand_over, [ROUTE], [room], [after])
 
-        assert await given() == [first, third]
+        assert await given() == await given(room=2) == [first, third]
         assert await given(room=1) == [first]
         assert await given(after=ids[0]) == [third]
         await connection.execute("delete from event_outbox where id = $1", first)
@@ -663,6 +694,26 @@ async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live
         assert await given() == [first]
         await open_route(connection, order="none")
         assert await given() == [first, second]
+        await connection.execute(
+            "update iu_outbound_route set target_kind = 'sql_function' where route_code = $1", ROUTE
+        )
+        assert await given() is None
+
+
+async def test_a_batch_that_queues_nothing_reads_no_deliveries(live):
+    """Whoever looks in vain, every few milliseconds, does not read what waits for its turn.
+
+    Fails when: the hand-over looks although nothing was queued. A review found it: 72 ms with 100 000 parked.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        batch = await connection.prepare(query("run_batch_and_take"))
+        await insert_event(connection)
+        for queued in (1, 0):
+            before = await rows_read(connection, "^iu_route_delivery$")
+            answer, *_ = await batch.fetch("iu_outbound_default", 9, [ROUTE], [100], [0])
+            assert (answer["event_ref"] is not None) == queued
+            assert (await rows_read(connection, "^iu_route_delivery$") > before) == queued
 
 
 @pytest.mark.slow

@@ -145,6 +145,19 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
         assert connection.is_closed()
 
 
+async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(live):
+    """Who was frozen finds both at once, the answer and the deadline: he has the answer, and keeps the session.
+
+    Fails when: the deadline ends the session before what was read is heard of. A review found it.
+    """
+    async with session(live.dsn, name="a test") as connection:
+        asked = asyncio.create_task(ask(connection, 0.2, await connection.prepare("select 1")))
+        await asyncio.sleep(0)
+        time.sleep(0.3)
+        assert await asked == 1
+        assert await ask(connection, 5, "select 2") == 2
+
+
 async def test_sessions_say_who_they_are(live):
     """pg_stat_activity names every session by what it does and for which worker, and none is in a transaction."""
     async with connected(live.dsn) as admin, consuming(live.dsn, audit_interval=0, **ONLY_THE_BELL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ import anyio.abc
 
 from iu_listen.flow.ports import Target
 from iu_listen.flow.ring import Ring
-from iu_listen.model.delivery import Outcome, Result, Taken, outcome_of
+from iu_listen.model.delivery import Failed, Outcome, Result, Taken, outcome_of
 
 #: How old the database's word on the locks may be when a delivery begins, in seconds.
 FRESH: Final = 0.05
@@ -131,7 +132,12 @@ class Calls:
             if self._idle is not None:
                 return
             self._idle = idle = _Idle(lane)
-            await idle.called.wait()
+            while not idle.called.is_set():
+                try:
+                    await idle.called.wait()
+                except anyio.get_cancelled_exc_class():
+                    if not _nobodys():
+                        raise
             lane = idle.lane
 
     async def _serve(self, lane: Lane) -> None:
@@ -164,6 +170,11 @@ class Calls:
             await target.deliver(call.taken.delivery)
         except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
             self._over(call, raised)
+        except anyio.get_cancelled_exc_class():
+            if not _nobodys():
+                raise
+            why = "the target was cancelled, by itself or by what it waited for"
+            self._over(call, Failed(why, code="target_cancelled"))
         else:
             self._over(call, None)
 
@@ -187,3 +198,17 @@ class Calls:
             left = min([call.until - now for call in self._under_way.values()], default=math.inf)
             self._alarm.clear()
             await self._alarm.wait_rung(max(0.001, min(left, self._shortest)))
+
+
+def _nobodys() -> bool:
+    """Whether nobody here asked for this cancellation, which is forgotten then.
+
+    A target may let one out that was meant for what it waited for, or leave something behind that cancels its task. It
+    must not end the work of all others.
+    """
+    if anyio.current_effective_deadline() == -math.inf:
+        return False
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+    return True

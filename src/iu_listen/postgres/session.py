@@ -237,8 +237,11 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
         Refused: the server answered with an error.
     """
     # A timer that ends the session, which ends the wait: a cancel scope would cost as much as the rest of this.
+    # What has arrived is heard of first: who was frozen finds both at once, an answer, and a deadline that is over.
     loop = asyncio.get_running_loop()
-    timer = loop.call_later(deadline, connection.terminate)
+    until = loop.time() + deadline
+    timers: list[asyncio.Handle] = []
+    timers.append(loop.call_at(until, lambda: timers.append(loop.call_soon(connection.terminate))))
     try:
         if not isinstance(statement, str):
             return await statement.fetch(*args)
@@ -250,7 +253,7 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
                 await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
             return await connection.fetch(statement, *args)
     except Exception as error:
-        if loop.time() >= timer.when():
+        if loop.time() >= until:
             connection.terminate()
             raise NoAnswer(f"no answer within {deadline:g} s") from error
         # Where the session is ended between the two steps of a statement, the driver stumbles over what is not there.
@@ -258,4 +261,5 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
             raise _ours(error) from error
         raise
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
