@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -126,18 +125,32 @@ class Calls:
                 self._idle = None
 
     async def _work(self, lane: Lane) -> None:
-        """Serve this lane, and then whichever comes next. One waits for it: a new task would cost more than a call."""
+        """Serve this lane, and then whichever comes next. One waits for it: a new task would cost more than a call.
+
+        A target may let out a cancellation that was meant for what it waited for, or leave something behind that
+        cancels its task later. It must not end the work of all others: such a task ends, another one takes its place.
+        """
         while True:
-            await self._serve(lane)
+            try:
+                await self._serve(lane)
+            except anyio.get_cancelled_exc_class():
+                if _asked_for():
+                    raise
+                self.begin(lane)
+                return
             if self._idle is not None:
                 return
             self._idle = idle = _Idle(lane)
-            while not idle.called.is_set():
-                try:
-                    await idle.called.wait()
-                except anyio.get_cancelled_exc_class():
-                    if not _nobodys():
-                        raise
+            try:
+                await idle.called.wait()
+            except anyio.get_cancelled_exc_class():
+                if _asked_for():
+                    raise
+                if self._idle is idle:
+                    self._idle = None
+                else:
+                    self._tasks.start_soon(self._work, idle.lane)
+                return
             lane = idle.lane
 
     async def _serve(self, lane: Lane) -> None:
@@ -171,10 +184,10 @@ class Calls:
         except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
             self._over(call, raised)
         except anyio.get_cancelled_exc_class():
-            if not _nobodys():
-                raise
-            why = "the target was cancelled, by itself or by what it waited for"
-            self._over(call, Failed(why, code="target_cancelled"))
+            if not _asked_for():
+                why = "the target was cancelled, by itself or by what it waited for"
+                self._over(call, Failed(why, code="target_cancelled"))
+            raise
         else:
             self._over(call, None)
 
@@ -200,15 +213,6 @@ class Calls:
             await self._alarm.wait_rung(max(0.001, min(left, self._shortest)))
 
 
-def _nobodys() -> bool:
-    """Whether nobody here asked for this cancellation, which is forgotten then.
-
-    A target may let one out that was meant for what it waited for, or leave something behind that cancels its task. It
-    must not end the work of all others.
-    """
-    if anyio.current_effective_deadline() == -math.inf:
-        return False
-    task = asyncio.current_task()
-    while task is not None and task.cancelling():
-        task.uncancel()
-    return True
+def _asked_for() -> bool:
+    """Whether one of the scopes that we are in was cancelled, by us or by whoever stops us."""
+    return anyio.current_effective_deadline() == -math.inf
