@@ -1,0 +1,139 @@
+"""From an event to the call of its coroutine, by this version and by an earlier one, events in turns.
+
+What two runs measure one after the other differs by a tenth on a machine that others use, too; what one run measures in
+turns, by a hundredth. Each version has a database and a consumer of its own, on one server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+
+from common import EMIT, listening, percentile
+from delivery import ROUTE, TARGET
+from iu_listen import embedded
+
+HERE = Path(__file__).parent.parent
+#: The package and its gates, as that version makes them; only its own code knows its files.
+PREPARE = """
+import asyncio, sys
+sys.path[:0] = [sys.argv[1] + "/bench"]
+import common
+asyncio.run(common._prepare(sys.argv[2]))
+"""
+
+
+@dataclass
+class Version:
+    """One of the two.
+
+    Attributes:
+        name: What to call it.
+        tree: Where its files are.
+        folder: Where its calls are written down.
+        dsn: Its database.
+        committed: When the commits of its events answered, in seconds since 1970.
+    """
+
+    name: str
+    tree: Path
+    folder: Path
+    dsn: str
+    committed: list[float] = field(default_factory=list)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
+        return own | {"PYTHONPATH": f"{self.folder}:{self.tree}/src", "LATE": str(self.folder / "late")}
+
+    async def prepare(self) -> asyncpg.Connection:
+        """Its database, and its route live; a connection to it."""
+        self.folder.mkdir()
+        (self.folder / "bench_target.py").write_text(TARGET)
+        subprocess.run([sys.executable, "-c", PREPARE, str(self.tree), self.dsn], check=True, env=self.environ)
+        connection = await asyncpg.connect(self.dsn)
+        await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
+        await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
+        return connection
+
+    @contextmanager
+    def consumer(self) -> Iterator[None]:
+        """Its `iu-listen run`."""
+        command = [sys.executable, "-m", "iu_listen", "run", "--dsn", self.dsn, "--app", "bench_target"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=self.environ)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+    def waits(self) -> list[float]:
+        """Milliseconds from the answer to each commit to the call."""
+        called = [float(line) for line in (self.folder / "late").read_text().split()]
+        return [1000 * (call - at) for call, at in zip(called, self.committed, strict=True)]
+
+
+async def in_turns(versions: tuple[Version, Version], times: int, pause: float) -> None:
+    connections = [await version.prepare() for version in versions]
+    with versions[0].consumer(), versions[1].consumer():
+        for connection in connections:
+            await listening(connection)
+        await asyncio.sleep(1)
+        both = list(zip(versions, connections, strict=True))
+        for turn in range(times):
+            for version, connection in both[:: 1 if turn % 2 else -1]:
+                await connection.fetchval(EMIT, 1)
+                version.committed.append(time.time())
+                await asyncio.sleep(pause)
+        await asyncio.sleep(0.5)
+    for connection in connections:
+        await connection.close()
+
+
+@contextmanager
+def checkout(revision: str, folder: Path) -> Iterator[Path]:
+    """The files of a revision."""
+    git = ["git", "-C", str(HERE), "worktree"]
+    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("revision", help="the earlier version, as git names it")
+    parser.add_argument("--times", type=int, default=500, help="events of each")
+    parser.add_argument("--pause", type=float, default=0.02, help="between two events, in seconds")
+    options = parser.parse_args()
+    with TemporaryDirectory(prefix="iu-listen-bench-") as top, checkout(options.revision, Path(top) / "tree") as tree:
+        root = Path(top)
+        root.chmod(0o755)
+        with embedded.running(root / "server", tcp=True) as server:
+            # Two databases that are there anyway.
+            earlier = Version("earlier", tree, root / "earlier", server.dsn("iu"))
+            now = Version("now", HERE, root / "now", server.dsn("postgres"))
+            asyncio.run(in_turns((earlier, now), options.times, options.pause))
+    waits = {version.name: version.waits() for version in (earlier, now)}
+    for name, found in waits.items():
+        print(f"{name:8} p50 {percentile(found, 0.5):.2f} ms, p99 {percentile(found, 0.99):.2f} ms, {len(found)} calls")
+    parts = [statistics.median(waits["now"][n::5]) / statistics.median(waits["earlier"][n::5]) for n in range(5)]
+    print(f"ratio of medians: {statistics.median(parts):.3f} (of each fifth: {min(parts):.3f} to {max(parts):.3f})")
+
+
+if __name__ == "__main__":
+    main()
