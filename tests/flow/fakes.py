@@ -159,7 +159,7 @@ class FakeOutbox:
             raise self._world.lost
         return self._world.holder
 
-    async def run_batch(self, limit: int, wants=()) -> Batch:
+    async def run_batch(self, limit: int, wants=(), give=None) -> Batch:
         world = self._world
         world.calls.append("batch")
         world.looks.append(anyio.current_time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
@@ -886,12 +887,14 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
             await anyio.sleep(deliver.LATE - 0.1)
         return answer
 
-    async def slow_batch(self, *args):
-        batch = await run_batch(self, *args)
-        if batch.taken:
+    async def slow_batch(self, limit, wants, give):
+        given: list[tuple[Any, ...]] = []
+        batch = await run_batch(self, limit, wants, lambda *what: given.append(what))
+        if given:
             handed.append(batch)
             consumer._deliverer.work()
             await anyio.sleep({"the taker": 0.1, "the batch": 0.5, "nobody": 0}[late])
+            give(*given[0])
         return batch
 
     handed: list[Batch] = []

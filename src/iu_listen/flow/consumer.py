@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
-import anyio.lowlevel
 
 from iu_listen.flow.audit import keep_auditing
 from iu_listen.flow.backoff import backoff
@@ -165,16 +165,12 @@ class Consumer:
             self._waiting_since = self._clock()
             try:
                 wants = self._courier.wants() if self._courier is not None else ()
-                batch = await outbox.run_batch(self._settings.batch_limit, wants)
+                give = None if self._courier is None else partial(self._courier.hand_over, wants)
+                batch = await outbox.run_batch(self._settings.batch_limit, wants, give)
             finally:
                 self._waiting_since = None
-            if self._courier is not None and batch.queued:
-                if batch.taken is not None:
-                    self._courier.hand_over(batch.taken, batch.seconds, wants)
-                    # The calls begin before all that there is to say of the batch.
-                    await anyio.lowlevel.checkpoint()
-                if batch.taken is None or len(batch.taken) < batch.queued:
-                    self._courier.work()
+            if self._courier is not None and batch.handed < batch.queued:
+                self._courier.work()
             self._count(wake, batch, delay)
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)

@@ -225,7 +225,7 @@ class Deliverer:
             return []
         return [w for w in self._wants(self._clock()) if w.room]
 
-    def hand_over(self, given: Sequence[Taken], seconds: float, wants: Sequence[Want]) -> None:
+    def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
         """What a batch has queued and taken for us. We may have taken it ourselves meanwhile, and settled it."""
         if self._ours:
             self._hear(seconds)

@@ -37,7 +37,9 @@ class Outbox(Protocol):
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already."""
 
-    async def run_batch(self, limit: int, wants: Sequence[Want]) -> Batch:
+    async def run_batch(
+        self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
+    ) -> Batch:
         """Route at most ``limit`` events in one transaction, and hand over what it queued that somebody wants."""
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
@@ -147,7 +149,7 @@ class Courier(Protocol):
     def wants(self) -> Sequence[Want]:
         """What a batch may hand over, of what it will queue."""
 
-    def hand_over(self, given: Sequence[Taken], seconds: float, wants: Sequence[Want]) -> None:
+    def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
         """What a batch of so many seconds has queued and taken for us, which began when we had these wants."""
 
     def rest(self) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
-
-from iu_listen.model.delivery import Taken
 
 WorkerName = NewType("WorkerName", str)
 
@@ -80,7 +77,7 @@ class Batch:
         xact_id: Its transaction; 0 where it wrote nothing.
         seconds: How long the call took.
         began_ns: When it began, in nanoseconds since 1970; 0: nobody looked at the clock.
-        taken: Deliveries that it handed over at once; None: it was not asked to.
+        handed: Of these, how many were handed over at once.
     """
 
     status: str
@@ -96,18 +93,16 @@ class Batch:
     xact_id: int = 0
     seconds: float = 0.0
     began_ns: int = 0
-    taken: Sequence[Taken] | None = None
+    handed: int = 0
 
     @classmethod
-    def from_answer(
-        cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, taken: Sequence[Taken] | None = None
-    ) -> Batch:
+    def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, handed: int = 0) -> Batch:
         """Read the JSON answer of the function; ``seconds`` is how long it took, ``began_ns`` when it began."""
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),
             attempts=answer.get("attempts_written", 0),
-            taken=taken,
+            handed=handed,
             skipped=answer.get("skipped", 0),
             delivered=answer.get("delivered", 0),
             queued=answer.get("queued", 0),

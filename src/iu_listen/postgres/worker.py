@@ -6,15 +6,16 @@ import json
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 import anyio
+import anyio.lowlevel
 
-from iu_listen.model.delivery import Want
+from iu_listen.model.delivery import Taken, Want
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.facts import Batch, State, Tally
 from iu_listen.model.settings import Settings
@@ -68,10 +69,12 @@ class WorkerSession:
             return None
         return str(await ask(self._connection, deadline, query("lease_holder"), LEASE_KEY, worker))
 
-    async def run_batch(self, limit: int, wants: Sequence[Want] = ()) -> Batch:
+    async def run_batch(
+        self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
+    ) -> Batch:
         """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session.
 
-        What it queues that somebody wants it hands over in the same round trip.
+        What it queues that somebody wants it takes in the same round trip, and gives him.
         """
         began, began_ns = time.perf_counter(), time.time_ns()
         try:
@@ -85,8 +88,13 @@ class WorkerSession:
             )
         except SessionLost as lost:
             raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
-        taken = taken_of(rows, wants) if wants else None
-        return Batch.from_answer(json.loads(rows[0][0]), time.perf_counter() - began, began_ns, taken)
+        seconds = time.perf_counter() - began
+        taken = taken_of(rows, wants) if wants else []
+        if taken and give is not None:
+            give(taken, seconds)
+            # The calls begin before all that there is to say of the batch.
+            await anyio.lowlevel.checkpoint()
+        return Batch.from_answer(json.loads(rows[0][0]), seconds, began_ns, len(taken))
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat."""
