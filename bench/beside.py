@@ -128,7 +128,7 @@ def main() -> None:
             earlier = Version("earlier", tree, root / "earlier", server.dsn("iu"))
             now = Version("now", HERE, root / "now", server.dsn("postgres"))
             asyncio.run(in_turns((earlier, now), options.times, options.pause))
-    waits = {version.name: version.waits() for version in (earlier, now)}
+        waits = {version.name: version.waits() for version in (earlier, now)}
     for name, found in waits.items():
         print(f"{name:8} p50 {percentile(found, 0.5):.2f} ms, p99 {percentile(found, 0.99):.2f} ms, {len(found)} calls")
     parts = [statistics.median(waits["now"][n::5]) / statistics.median(waits["earlier"][n::5]) for n in range(5)]
