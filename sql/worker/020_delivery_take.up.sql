@@ -201,11 +201,12 @@ comment on function public.fn_iu_delivery_take(text, text[], integer[], bigint[]
     'What is to be delivered next, and what holds each route. Writes nothing, but that a breaker probes.';
 
 -- What a batch hands over to a consumer that has nothing under way: of each route what was never tried, beyond its position,
--- as far as there is room. What waits for its time, or for somebody, is taken, and so is what there is to say of a route.
+-- as far as there is room. What waits for its time, or for somebody, and what there is to say of a route, is left to who takes.
 -- Strict: a batch that has queued nothing asks for no worker, and nothing is read.
 create function public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[])
 returns table (
     route_code text, delivery_id bigint, attempt_no integer, subject_key bigint,
+    -- as above
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import statistics
 import time
 from collections import Counter
@@ -124,6 +125,15 @@ async def test_a_frozen_holder_loses_the_lease(live):
             await frozen.run_batch(1)
 
 
+async def freeze(connection: asyncpg.Connection, until: float) -> None:
+    """Do nothing from when a statement was sent until its answer is there to be read, and it is so late (monotonic)."""
+    await asyncio.sleep(0)
+    fileno = connection._transport.get_extra_info("socket").fileno()
+    readable, _, _ = select.select([fileno], [], [], 5)
+    assert readable
+    time.sleep(max(0.0, until - time.monotonic()))
+
+
 @pytest.mark.parametrize(("deadline", "lost"), [(0.2, NoAnswer), (20, SessionLost)])
 async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(live, deadline, lost):
     """The driver parses, then binds. What ends the session in between, a deadline or a watch, loses a session and no more.
@@ -132,9 +142,7 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
     """
     async with session(live.dsn, name="a test") as connection:
         asked = asyncio.create_task(ask(connection, deadline, "select 1"))
-        await asyncio.sleep(0)
-        # Frozen, until the first answer is there to be read, and the one deadline is over.
-        time.sleep(0.3)
+        await freeze(connection, until=time.monotonic() + 0.3)
         await asyncio.sleep(0)
         if lost is SessionLost:
             # Once the answer is read, and before it is heard of.
@@ -151,10 +159,16 @@ async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(l
     Fails when: the deadline ends the session before what was read is heard of. A review found it.
     """
     async with session(live.dsn, name="a test") as connection:
-        asked = asyncio.create_task(ask(connection, 0.2, await connection.prepare("select 1")))
-        await asyncio.sleep(0)
-        time.sleep(0.3)
-        assert await asked == 1
+        for statement, said in (("select 1", "1"), ("select 1 / 0", "division by zero")):
+            asked = asyncio.create_task(
+                ask(connection, 0.2, await connection.prepare(statement + " + $1::int - $1"), 0)
+            )
+            await freeze(connection, until=time.monotonic() + 0.3)
+            try:
+                answer = str(await asked)
+            except Refused as refused:
+                answer = refused.message
+            assert said in answer
         assert await ask(connection, 5, "select 2") == 2
 
 

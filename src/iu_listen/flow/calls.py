@@ -17,6 +17,7 @@ from iu_listen.model.delivery import Failed, Outcome, Result, Taken, outcome_of
 
 #: How old the database's word on the locks may be when a delivery begins, in seconds.
 FRESH: Final = 0.05
+_CANCELLED: Final = "the target was cancelled, by itself or by what it waited for"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class Lane:
         starting: One of them was started, and has not begun yet.
         failing: Calls that failed and are not settled: whether that stops the target is not known yet.
         most_failing: None begins while so many are.
+        idle: Wakes the task that waits for more to do; None: none does.
+        left: There will be no more.
     """
 
     concurrency: int
@@ -40,6 +43,8 @@ class Lane:
     starting: bool = False
     failing: int = 0
     most_failing: int = 1
+    idle: anyio.Event | None = None
+    left: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -55,13 +60,9 @@ class _Call:
     def until(self) -> float:
         return self.began + self.taken.delivery.deadline
 
-
-@dataclass(slots=True, eq=False)
-class _Idle:
-    """Who waits for the next lane to serve."""
-
-    lane: Lane
-    called: anyio.Event = field(default_factory=anyio.Event)
+    @property
+    def late(self) -> TimeoutError:
+        return TimeoutError(f"no answer within {self.taken.delivery.deadline:g} s")
 
 
 class Calls:
@@ -83,7 +84,6 @@ class Calls:
         self._alarm = Ring()
         self._shortest = math.inf
         self._under_way: dict[int, _Call] = {}
-        self._idle: _Idle | None = None
         self.done: list[Outcome] = []
         self.answered = -math.inf
         self.trusted = -math.inf
@@ -91,7 +91,6 @@ class Calls:
     def watch(self, tasks: anyio.abc.TaskGroup) -> None:
         """Make calls in this task group from now on, and see to their deadlines."""
         self._tasks = tasks
-        self._idle = None
         tasks.start_soon(self._watch)
 
     def expect(self, deadlines: Iterable[float]) -> None:
@@ -117,20 +116,26 @@ class Calls:
         if lane.queue and not lane.starting and lane.workers < lane.concurrency:
             lane.workers += 1
             lane.starting = True
-            if self._idle is None:
+            if lane.idle is None:
                 self._tasks.start_soon(self._work, lane)
             else:
-                self._idle.lane = lane
-                self._idle.called.set()
-                self._idle = None
+                lane.idle.set()
+                lane.idle = None
+
+    def leave(self, lane: Lane) -> None:
+        """There will be no more work for this lane: nobody is to wait for it."""
+        lane.left = True
+        if lane.idle is not None:
+            lane.idle.set()
+            lane.idle = None
 
     async def _work(self, lane: Lane) -> None:
-        """Serve this lane, and then whichever comes next. One waits for it: a new task would cost more than a call.
+        """Serve this lane, and wait until there is more to do, if nobody else does: a new task costs more than a call.
 
         A target may let out a cancellation that was meant for what it waited for, or leave something behind that
         cancels its task later. It must not end the work of all others: such a task ends, another one takes its place.
         """
-        while True:
+        while not lane.left:
             try:
                 await self._serve(lane)
             except anyio.get_cancelled_exc_class():
@@ -138,20 +143,19 @@ class Calls:
                     raise
                 self.begin(lane)
                 return
-            if self._idle is not None:
+            if lane.idle is not None:
                 return
-            self._idle = idle = _Idle(lane)
+            lane.idle = called = anyio.Event()
             try:
-                await idle.called.wait()
+                await called.wait()
             except anyio.get_cancelled_exc_class():
+                if lane.idle is called:
+                    lane.idle = None
+                elif not _asked_for():
+                    self._tasks.start_soon(self._work, lane)
                 if _asked_for():
                     raise
-                if self._idle is idle:
-                    self._idle = None
-                else:
-                    self._tasks.start_soon(self._work, idle.lane)
                 return
-            lane = idle.lane
 
     async def _serve(self, lane: Lane) -> None:
         """Deliver one after the other, as long as that may be."""
@@ -167,8 +171,13 @@ class Calls:
                         await self._deliver(call, lane.target)  # type: ignore[arg-type]
                         call = None
                 if call is not None:
-                    self._over(call, TimeoutError(f"no answer within {call.taken.delivery.deadline:g} s"))
+                    self._over(call, call.late)
                     call = None
+        except anyio.get_cancelled_exc_class():
+            # Also where its deadline was over and somebody else has cancelled it, too: the scope leaves that to us.
+            if call is not None and not _asked_for():
+                self._over(call, call.late if call.scope.cancel_called else Failed(_CANCELLED, code="target_cancelled"))
+            raise
         finally:
             lane.workers -= 1
 
@@ -183,11 +192,6 @@ class Calls:
             await target.deliver(call.taken.delivery)
         except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
             self._over(call, raised)
-        except anyio.get_cancelled_exc_class():
-            if not _asked_for():
-                why = "the target was cancelled, by itself or by what it waited for"
-                self._over(call, Failed(why, code="target_cancelled"))
-            raise
         else:
             self._over(call, None)
 

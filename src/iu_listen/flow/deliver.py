@@ -230,6 +230,8 @@ class Deliverer:
         if self._ours:
             self._hear(seconds)
             new = self._new(given, self._set_back(wants), self._settled_beside)
+            # The batch read the locks before its commit, which may have taken long; the taker may know better.
+            new = [t for t in new if not self._routes[t.delivery.route].state.held]
             for route, id in [(self._routes[t.delivery.route], t.delivery.id) for t in new]:
                 route.after = max(route.after, id)
             self._take_over(new)
@@ -293,7 +295,8 @@ class Deliverer:
         """What the database said of each route; of those that were set back, not where it has come to."""
         known = {state.route for state in states}
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
-            self._drop(self._routes.pop(code))
+            self._drop(self._routes[code])
+            self._calls.leave(self._routes.pop(code))
         for state in states:
             new = state.route not in self._routes
             route = self._routes.setdefault(state.route, Route.of(state))

@@ -40,7 +40,11 @@ class Outbox(Protocol):
     async def run_batch(
         self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
     ) -> Batch:
-        """Route at most ``limit`` events in one transaction, and hand over what it queued that somebody wants."""
+        """Route at most ``limit`` events in one transaction, and hand over what it queued that somebody wants.
+
+        ``give`` is called once at most, before this returns, with what was taken and how many seconds that took; it
+        neither raises nor waits.
+        """
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat. ``polling_why`` is empty where it need not poll."""

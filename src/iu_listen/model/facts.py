@@ -77,7 +77,7 @@ class Batch:
         xact_id: Its transaction; 0 where it wrote nothing.
         seconds: How long the call took.
         began_ns: When it began, in nanoseconds since 1970; 0: nobody looked at the clock.
-        handed: Of these, how many were handed over at once.
+        handed: Deliveries that were handed over at once; they may be older.
     """
 
     status: str

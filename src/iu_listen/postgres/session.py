@@ -253,7 +253,8 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
                 await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
             return await connection.fetch(statement, *args)
     except Exception as error:
-        if loop.time() >= until:
+        refusal = isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)
+        if loop.time() >= until and not refusal:
             connection.terminate()
             raise NoAnswer(f"no answer within {deadline:g} s") from error
         # Where the session is ended between the two steps of a statement, the driver stumbles over what is not there.
