@@ -51,7 +51,8 @@ async def test_a_consumer_does_not_care_what_time_it_is(primary):
 async def test_a_server_does_not_care_what_time_it_is(primary):
     """On a server whose clock is set by an hour, forward and back, each event is routed once, woken by the bell.
 
-    After each step the time of the last run comes right by itself.
+    After each step the time of the last run comes right by itself. A bell session with a transaction_timeout may be over: by
+    the alarm of that one PostgreSQL judges its other timeouts, too, by a clock that says that an hour has passed.
     Fails when: the cursor goes by created_at, or a last run in the future is believed.
     """
     dsn = primary.tcp_dsn()
@@ -73,6 +74,7 @@ async def test_a_server_does_not_care_what_time_it_is(primary):
             span = "select extract(epoch from max(created_at) - min(created_at))::float8 from event_outbox"
             assert await writer.fetchval(span) > 1.9 * HOUR
             assert len(await each_once(dsn)) == 3 * len(STEPS)
-        assert seen.of(SessionFailed) == []
+            spared = {"bell"} if await writer.fetchval("select current_setting('transaction_timeout', true)") else set()
+        assert [f for f in seen.of(SessionFailed) if f.session not in spared] == []
         assert seen.of(WakeLost) == []
         assert seen.of(BatchRan)
