@@ -9,21 +9,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import asyncpg
 
-from common import EMIT, listening, percentile
-from delivery import ROUTE, TARGET
+from common import EMIT, consumer, listening, percentile
+from delivery import TARGET, go_live
 from iu_listen import embedded
 
 HERE = Path(__file__).parent.parent
@@ -56,29 +55,21 @@ class Version:
 
     @property
     def environ(self) -> dict[str, str]:
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
-        return own | {"PYTHONPATH": f"{self.folder}:{self.tree}/src", "LATE": str(self.folder / "late")}
+        return {"PYTHONPATH": f"{self.folder}:{self.tree}/src", "LATE": str(self.folder / "late")}
 
     async def prepare(self) -> asyncpg.Connection:
         """Its database, and its route live; a connection to it."""
         self.folder.mkdir()
         (self.folder / "bench_target.py").write_text(TARGET)
-        subprocess.run([sys.executable, "-c", PREPARE, str(self.tree), self.dsn], check=True, env=self.environ)
+        prepare = [sys.executable, "-c", PREPARE, str(self.tree), self.dsn]
+        subprocess.run(prepare, check=True, env=os.environ | self.environ)
         connection = await asyncpg.connect(self.dsn)
-        await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
-        await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
+        await go_live(connection)
         return connection
 
-    @contextmanager
-    def consumer(self) -> Iterator[None]:
+    def consumer(self) -> AbstractContextManager[object]:
         """Its `iu-listen run`."""
-        command = [sys.executable, "-m", "iu_listen", "run", "--dsn", self.dsn, "--app", "bench_target"]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=self.environ)
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
+        return consumer(self.dsn, "--app", "bench_target", environ=self.environ)
 
     def waits(self) -> list[float]:
         """Milliseconds from the answer to each commit to the call."""

@@ -8,10 +8,11 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import asyncpg
 
@@ -43,17 +44,23 @@ async def _prepare(dsn: str) -> None:
         await connection.execute("update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
 
 
-def consumer(dsn: str, *options: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+def consumer(
+    dsn: str, *options: str, environ: Mapping[str, str] = MappingProxyType({})
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """`iu-listen run`, as an operator starts it."""
-    return command("run", dsn, *options)
+    return command("run", dsn, *options, environ=environ)
 
 
 @contextmanager
-def command(name: str, dsn: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of iu-listen that goes on until it is asked to stop."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
+def command(
+    name: str, dsn: str, *options: str, environ: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of iu-listen that goes on until it is asked to stop; ``environ`` is added to its environment."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "iu_listen", name, "--dsn", dsn, *options], stderr=subprocess.DEVNULL, env=environ
+        [sys.executable, "-m", "iu_listen", name, "--dsn", dsn, *options],
+        stderr=subprocess.DEVNULL,
+        env={**own, **environ},
     )
     try:
         yield process

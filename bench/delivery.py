@@ -109,14 +109,19 @@ async def prepare(dsn: str, concurrency: int) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.execute("create database pgq")
     await connection.execute("create database gw")
-    await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
     await connection.execute(
         "update iu_outbound_route set delivery_policy = $1::jsonb where route_code = $2",
         json.dumps({"concurrency": concurrency}),
         ROUTE,
     )
-    await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
+    await go_live(connection)
     await connection.close()
+
+
+async def go_live(connection: asyncpg.Connection) -> None:
+    """The route delivers: its locks are open."""
+    await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
+    await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
 
 
 async def ours(dsn: str, events: int) -> float:

@@ -151,10 +151,10 @@ class Calls:
             except anyio.get_cancelled_exc_class():
                 if lane.idle is called:
                     lane.idle = None
-                elif not _asked_for():
-                    self._tasks.start_soon(self._work, lane)
                 if _asked_for():
                     raise
+                if called.is_set():
+                    self._tasks.start_soon(self._work, lane)
                 return
 
     async def _serve(self, lane: Lane) -> None:

@@ -232,8 +232,9 @@ class Deliverer:
             new = self._new(given, self._set_back(wants), self._settled_beside)
             # The batch read the locks before its commit, which may have taken long; the taker may know better.
             new = [t for t in new if not self._routes[t.delivery.route].state.held]
-            for route, id in [(self._routes[t.delivery.route], t.delivery.id) for t in new]:
-                route.after = max(route.after, id)
+            for taken in new:
+                route = self._routes[taken.delivery.route]
+                route.after = max(route.after, taken.delivery.id)
             self._take_over(new)
         if len(self._busy) < len(given) or not self._ours or math.isinf(self._calls.answered):
             # Not all of it was taken over, or may begin.

@@ -85,9 +85,8 @@ def columns(wants: Sequence[Want]) -> tuple[list[str], list[int], list[int]]:
     return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
 
 
-def taken_of(rows: Sequence[Any], wants: Sequence[Want]) -> list[Taken]:
-    """The deliveries that fn_iu_delivery_hand_over answered, with the deadlines that were known when it was asked."""
-    deadlines = {want.route: want.deadline for want in wants}
+def taken_of(rows: Sequence[Any], deadlines: Mapping[str, float]) -> list[Taken]:
+    """The deliveries among these rows, each with the deadline of its route, in seconds."""
     return [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
 
 
@@ -96,8 +95,8 @@ def _supply(rows: Sequence[Any]) -> Supply:
     states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
     routes = [_state(code, answer) for code, answer in states]
     deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
-    taken = [_taken(row, deadlines) for row in rows if row["delivery_id"] is not None]
-    return Supply(taken=taken, routes=routes, seconds=min((answer["took"] for _, answer in states), default=0.0))
+    seconds = min((answer["took"] for _, answer in states), default=0.0)
+    return Supply(taken=taken_of(rows, deadlines), routes=routes, seconds=seconds)
 
 
 def _state(code: str, answer: Mapping[str, Any]) -> RouteState:

@@ -253,13 +253,15 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
                 await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
             return await connection.fetch(statement, *args)
     except Exception as error:
-        refusal = isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST)
-        if loop.time() >= until and not refusal:
+        ours = _ours(error)
+        if isinstance(ours, Refused):
+            raise ours from error
+        if loop.time() >= until:
             connection.terminate()
             raise NoAnswer(f"no answer within {deadline:g} s") from error
         # Where the session is ended between the two steps of a statement, the driver stumbles over what is not there.
-        if isinstance(error, (*_LOST, asyncpg.PostgresError)) or connection.is_closed():
-            raise _ours(error) from error
+        if isinstance(error, _LOST) or connection.is_closed():
+            raise ours from error
         raise
     finally:
         for timer in timers:

@@ -89,7 +89,8 @@ class WorkerSession:
         except SessionLost as lost:
             raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
         seconds = time.perf_counter() - began
-        taken = taken_of(rows, wants) if wants else []
+        # Nothing is said of the routes: the deadlines are those that were known when it was asked.
+        taken = taken_of(rows, {want.route: want.deadline for want in wants}) if wants else []
         if taken and give is not None:
             give(taken, seconds)
             # The calls begin before all that there is to say of the batch.
