@@ -9,17 +9,27 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+import uvloop
 
 from clusters import cluster
 from iu_listen import embedded
 from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
 from support import apply_partitioned_base, open_gate
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """asyncio's own loop; for what depends on how a loop counts and orders, uvloop's beside it."""
+    both = item.get_closest_marker("both_loops") is not None
+    return {"asyncio": asyncio.new_event_loop} | ({"uvloop": uvloop.new_event_loop} if both else {})
+
 
 SERVERS = ("pg16", "pg18", *(["dsn"] if os.environ.get("IU_LISTEN_TEST_DSN") else []))
 

@@ -134,6 +134,7 @@ async def freeze(connection: asyncpg.Connection, until: float) -> None:
     time.sleep(max(0.0, until - time.monotonic()))
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize(("deadline", "lost"), [(0.2, NoAnswer), (20, SessionLost)])
 async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(live, deadline, lost):
     """The driver parses, then binds. What ends the session in between, a deadline or a watch, loses a session and no more.
@@ -153,6 +154,7 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
         assert connection.is_closed()
 
 
+@pytest.mark.both_loops
 async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(live):
     """Who was frozen finds both at once, the answer and the deadline: he has the answer, and keeps the session.
 
@@ -170,6 +172,19 @@ async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(l
                 answer = refused.message
             assert said in answer
         assert await ask(connection, 5, "select 2") == 2
+
+
+@pytest.mark.both_loops
+async def test_what_is_not_answered_in_time_is_called_that(live):
+    """A deadline of any length ends the session, and is what is said of its end.
+
+    Fails when: a clock is asked whether it was the deadline. A loop that counts whole milliseconds strikes within one.
+    """
+    for deadline in (0.0001, 0.0104, 0.0208, 0.0302, 0.0403):
+        async with session(live.dsn, name="a test") as connection:
+            with pytest.raises(NoAnswer, match=f"no answer within {deadline:g} s"):
+                await ask(connection, deadline, await connection.prepare("select pg_sleep(5)"))
+            assert connection.is_closed()
 
 
 async def test_sessions_say_who_they_are(live):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from importlib.util import find_spec
+from typing import Annotated, Final
 
 import anyio
 from cyclopts import App, Parameter
@@ -26,6 +27,9 @@ from iu_listen.telemetry.logs import LogWatcher, configure
 from iu_listen.telemetry.metrics import metric_watcher
 from iu_listen.telemetry.spans import span_watcher
 from iu_listen.telemetry.systemd import SystemdWatcher
+
+#: The event loop of a process of ours, where its extra is installed. Consumer() runs in the loop of its caller.
+LOOP: Final = {"use_uvloop": find_spec("uvloop") is not None}
 
 
 def register(app: App) -> None:
@@ -65,7 +69,7 @@ def run(
     }  # fmt: skip
     with opened(where, **overrides) as door:
         configure(door.settings.log_format)
-        anyio.run(_check_then_serve, door)
+        anyio.run(_check_then_serve, door, backend_options=LOOP)
     return 0
 
 
@@ -111,7 +115,7 @@ def up(*, log_format: Annotated[str | None, Parameter(help="console, json or aut
         configure(door.settings.log_format)
         anyio.run(_prepare, door)
         show.note(_next_steps(door))
-        anyio.run(_check_then_serve, door)
+        anyio.run(_check_then_serve, door, backend_options=LOOP)
     return 0
 
 
