@@ -1,4 +1,4 @@
-"""The patrol, beside the work: who is in the way, and whether the work is still alive.
+"""The patrol, beside the work: who is in the way, is the work still alive, and is there anything to deliver.
 
 It has a session of its own and makes its rounds while the consumer works:
 
@@ -6,6 +6,8 @@ It has a session of its own and makes its rounds while the consumer works:
 * A batch whose answer was lost on the way would be waited for until its deadline, which is as long as the longest
   honest batch. So when one has been waited for longer than SUSPICIOUS, the patrol asks the server whether that
   session is still at work. Twice no, or a server that cannot be reached any more, and the session is abandoned.
+* Where no route delivers nobody has a session for that. What changes it may come without an event: a route that goes
+  live, a replay. So each round asks for it.
 
 A patrol that cannot do its rounds harms nobody: it says so once and tries again.
 """
@@ -39,6 +41,7 @@ class Patrol:
         waiting_since: Since when the running batch is waited for, on the clock; None: there is none.
         watcher: Who is told.
         worker: The worker's name.
+        deliver: Called while there is something to deliver; None: nobody delivers here.
         cadence: How often culprits are asked for, in seconds.
         reconnect_max: Longest pause between two tries to connect, in seconds.
         clock: Monotonic clock, in seconds.
@@ -52,6 +55,7 @@ class Patrol:
         waiting_since: Callable[[], float | None],
         watcher: Watcher,
         worker: WorkerName,
+        deliver: Callable[[], None] | None,
         *,
         cadence: float,
         reconnect_max: float,
@@ -63,6 +67,7 @@ class Patrol:
         self._waiting_since = waiting_since
         self._watcher = watcher
         self._worker = worker
+        self._deliver = deliver
         self._cadence = cadence
         self._reconnect_max = reconnect_max
         self._clock = clock
@@ -94,6 +99,8 @@ class Patrol:
 
     async def _round(self, lookout: Lookout) -> None:
         await self._look_after_the_batch(lookout)
+        if self._deliver is not None and await lookout.deliverable():
+            self._deliver()
         if self._clock() - self._asked_at >= self._cadence:
             self._asked_at = self._clock()
             self._tell(await lookout.culprits())

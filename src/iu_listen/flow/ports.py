@@ -77,6 +77,9 @@ class Lookout(Protocol):
     async def works(self, backend: int) -> bool:
         """Whether this server process is executing something."""
 
+    async def deliverable(self) -> bool:
+        """Whether a route of the worker delivers, or has deliveries that wait."""
+
 
 class Auditor(Protocol):
     """The audit session: whether every event behind the cursor has its attempts, a page at a time.
@@ -220,7 +223,7 @@ class Sessions(Protocol):
         """Open the session of the trace reader."""
 
     def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
-        """Open the delivery session; ``ring`` is called when it ends."""
+        """Open the delivery session; ``ring`` is called when it is lost."""
 
 
 class NoBell(Exception):

@@ -132,7 +132,7 @@ _EVENT: Final = tuple(field.name for field in fields(Event))
 async def delivery_session(
     settings: Settings, consumer: UUID, ring: Callable[[], None]
 ) -> AsyncIterator[DeliverySession]:
-    """Open the delivery session; ``ring`` is called when it ends.
+    """Open the delivery session; ``ring`` is called when it is lost.
 
     Raises:
         SessionLost: no session can be had.
@@ -140,14 +140,20 @@ async def delivery_session(
     name = f"iu-listen delivery {settings.worker}"
     options: dict[str, Any] = {"name": name, "deadline": settings.deadline, "idle_timeout": settings.lease}
     connections: list[Connection] = []
+
+    def lost(_: object) -> None:
+        ring()
+
     try:
         for _ in ("settles", "takes"):
             connections.append(await connect_again(settings.dsn, **options))
-            connections[-1].add_termination_listener(lambda _: ring())
+            connections[-1].add_termination_listener(lost)
         settler, taker = connections
         session = DeliverySession(settler, taker, settings, consumer)
         await session.prepare()
         yield session
     finally:
         for connection in connections:
+            # Its end is no news here; whoever waits for something to deliver would open the next one.
+            connection.remove_termination_listener(lost)
             connection.terminate()

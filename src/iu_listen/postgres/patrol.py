@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from iu_listen.model.facts import Culprit
+from iu_listen.model.facts import Culprit, WorkerName
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again
 from iu_listen.postgres.sqlfiles import query
@@ -18,8 +18,9 @@ DEADLINE: Final = 3.0
 class LookoutSession:
     """Satisfies flow.ports.Lookout. Made by lookout_session()."""
 
-    def __init__(self, connection: Connection, deadline: float) -> None:
+    def __init__(self, connection: Connection, worker: WorkerName, deadline: float) -> None:
         self._connection = connection
+        self._worker = worker
         self._deadline = deadline
 
     async def culprits(self) -> list[Culprit]:
@@ -29,6 +30,10 @@ class LookoutSession:
     async def works(self, backend: int) -> bool:
         """Whether this server process is executing something."""
         return bool(await ask(self._connection, self._deadline, query("backend_works"), backend))
+
+    async def deliverable(self) -> bool:
+        """Whether a route of the worker delivers, or has deliveries that wait."""
+        return bool(await ask(self._connection, self._deadline, query("delivery/anything"), self._worker))
 
 
 @asynccontextmanager
@@ -44,6 +49,6 @@ async def lookout_session(settings: Settings) -> AsyncIterator[LookoutSession]:
     name = f"iu-listen patrol {settings.worker}"
     connection = await connect_again(settings.dsn, name=name, deadline=deadline, idle_timeout=idle, read_only=True)
     try:
-        yield LookoutSession(connection, deadline)
+        yield LookoutSession(connection, WorkerName(settings.worker), deadline)
     finally:
         connection.terminate()
