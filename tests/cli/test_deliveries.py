@@ -25,17 +25,6 @@ async def arrive(delivery: Delivery) -> None:
 
 not_a_target = 1
 """
-#: Writes down where it runs, instead.
-SAYS_ITS_LOOP = """
-import asyncio
-
-@target("event_outbox")
-async def said(delivery: Delivery) -> None:
-    with open(os.environ["ARRIVED"], "a") as file:
-        file.write(type(asyncio.get_running_loop()).__module__)
-
-del arrive
-"""
 
 
 @pytest.fixture
@@ -151,18 +140,3 @@ def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_
     dead = value(ready, "select count(*) from iu_route_dead_letter")
     assert 2 <= dead < 10
     assert value(ready, "select count(*) from iu_route_attempt where status = 'sent'") == 20 - dead
-
-
-@pytest.mark.parametrize(("extra", "loop"), [("", "uvloop"), ("import sys; sys.modules['uvloop'] = None", "asyncio")])
-def test_the_faster_loop_is_taken_where_it_is_installed(ready, module, tmp_path, extra, loop):
-    """A coroutine finds itself in uvloop's loop where the extra is installed, and in asyncio's own where it is not.
-
-    Fails when: the extra changes nothing, or is missed where it is not.
-    """
-    (tmp_path / "sitecustomize.py").write_text(extra)
-    with (tmp_path / "my_targets.py").open("a") as file:
-        file.write(SAYS_ITS_LOOP)
-    with running("run", "--app", "my_targets", dsn=ready, env=module):
-        run("emit", dsn=ready)
-        assert seen(ready, "select count(*) = 1 from iu_route_attempt where status = 'sent'")
-    assert Path(module["ARRIVED"]).read_text().split(".")[0] == loop

@@ -493,3 +493,31 @@ def test_the_scheme_is_known():
     made = Targets().find("external_endpoint", "kafka://one,two:1,[::1]:2/x", {})
 
     assert repr(made) == "KafkaTarget(kafka://one:9092,two:1,[::1]:2/x)"
+
+
+@pytest.mark.asyncio
+async def test_a_producer_that_nobody_tells_where_the_brokers_are_is_replaced(running):
+    """Where the library's task that asks for metadata has ended, the producer is begun anew, within a deadline or two.
+
+    Fails when: whoever asks for metadata waits for it longer than his deadline, again and again. It was found with
+    uvloop, where a write to a connection that is closed ends that task.
+    """
+    async with target(running.servers) as made:
+        await made.deliver(first := delivery(1))
+        second = delivery(2)
+        producer = made._link._connection
+        producer.client._sync_task.cancel()
+        running.down()
+        with anyio.move_on_after(3), pytest.raises(Unavailable):
+            await made.deliver(second)
+        running.up()
+        for _ in range(5):
+            with anyio.move_on_after(3):
+                try:
+                    await made.deliver(second)
+                except (Unavailable, Failed):
+                    await asyncio.sleep(0.5)
+                else:
+                    break
+        assert made._link._connection is not producer
+    assert {key_of(record) for record in await stored(running)} == {one.idempotency_key for one in (first, second)}

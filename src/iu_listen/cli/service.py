@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
-from typing import Annotated, Final
+from typing import Annotated
 
 import anyio
 from cyclopts import App, Parameter
@@ -27,9 +26,6 @@ from iu_listen.telemetry.logs import LogWatcher, configure
 from iu_listen.telemetry.metrics import metric_watcher
 from iu_listen.telemetry.spans import span_watcher
 from iu_listen.telemetry.systemd import SystemdWatcher
-
-#: The event loop of a process of ours, where its extra is installed. Consumer() runs in the loop of its caller.
-LOOP: Final = {"use_uvloop": find_spec("uvloop") is not None}
 
 
 def register(app: App) -> None:
@@ -69,7 +65,7 @@ def run(
     }  # fmt: skip
     with opened(where, **overrides) as door:
         configure(door.settings.log_format)
-        anyio.run(_check_then_serve, door, backend_options=LOOP)
+        anyio.run(_check_then_serve, door)
     return 0
 
 
@@ -115,7 +111,7 @@ def up(*, log_format: Annotated[str | None, Parameter(help="console, json or aut
         configure(door.settings.log_format)
         anyio.run(_prepare, door)
         show.note(_next_steps(door))
-        anyio.run(_check_then_serve, door, backend_options=LOOP)
+        anyio.run(_check_then_serve, door)
     return 0
 
 

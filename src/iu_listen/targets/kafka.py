@@ -180,6 +180,9 @@ class KafkaTarget:
                 raise Unavailable("no broker answers", code="connect")
 
     async def _somebody(self, producer: AIOKafkaProducer) -> bool:
+        task = producer.client._sync_task  # noqa: SLF001 only it asks, and what ends it tells nobody
+        if task is None or task.done():
+            return False
         # Each is asked in its turn, and those that are silent cost the time of a connect.
         with anyio.move_on_after(self._options["connect_timeout"] * (1 + len(producer.client.cluster.brokers()))):
             return bool(await producer.client.force_metadata_update())
