@@ -46,26 +46,25 @@ async def keep_doing(pause: float, action: Action, ground: Ground) -> None:
 
 @every(0.1)
 async def one_consumer_works(ground: Ground) -> None:
-    """Nobody runs batches without holding the lease, not even a consumer that was frozen.
+    """Nobody has run a batch as his last statement without holding the lease, not even a consumer that was frozen.
 
-    A batch that was only prepared shows as the last statement, too, for as long as a standby waits on a silent path; so
-    two of them must be seen, which also makes up for two views that are not of one moment. Behind a pooler there is no
-    lease.
+    The two views are not of one moment, so it must be seen twice. A batch that was only prepared, as a standby on a
+    silent path has it, is active and waits for its client. Behind a pooler there is no lease.
     """
     if ground.notes.get("pooled"):
         return
     found = await ground.rows(
-        """select a.pid, a.backend_start, a.query_start from pg_stat_activity a
+        """select a.pid, a.backend_start from pg_stat_activity a
             where a.application_name = $1 and a.query ~ 'fn_iu_route_worker_run'
+              and not (a.state = 'active' and a.wait_event is not distinct from 'ClientRead')
               and not exists (select from pg_locks l
                                where l.pid = a.pid and l.locktype = 'advisory' and l.classid = $2 and l.granted)""",
         f"iu-listen worker {WORKER}",
         LEASE_KEY,
     )
-    before = ground.notes.get("batches without the lease", {})
-    first = {(pid, start): before.get((pid, start), at) for pid, start, at in found}
-    ground.notes["batches without the lease"] = first
-    twice = {(pid, start) for pid, start, at in found if first[pid, start] != at}
+    now = {tuple(row) for row in found}
+    twice = now & ground.notes.setdefault("batches without the lease", set())
+    ground.notes["batches without the lease"] = now
     assert not twice, f"backend {twice} runs batches and does not hold the lease"
 
 

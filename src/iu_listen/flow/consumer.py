@@ -272,7 +272,7 @@ class Consumer:
             lambda: self._waiting_since,
             self._watcher,
             self._worker,
-            None if self._courier is None else self._courier.work,
+            self._courier,
             cadence=self._settings.catch_up,
             reconnect_max=self._settings.reconnect_max,
             clock=self._clock,

@@ -80,8 +80,8 @@ class Deliverer:
         self._settled_beside: set[int] = set()
         #: What others of its subject waited for, and nobody has looked for these yet.
         self._freed: list[Taken] = []
-        #: The lease.
-        self._ours = False
+        #: The lease is ours: it looks by itself for what there is to deliver.
+        self.delivering = False
         self._working = False
         self._stopping = False
         self._rescanned = -math.inf
@@ -149,11 +149,11 @@ class Deliverer:
             if not lease.again:
                 self._forget()
             self._trust(self._clock())
-            self._ours = True
+            self.delivering = True
             try:
                 await self._both(session)
             finally:
-                ours, self._ours = self._ours, False
+                ours, self.delivering = self.delivering, False
             if ours:
                 await session.release()
 
@@ -178,7 +178,7 @@ class Deliverer:
                 self._calls.done = [o for o in done if o.taken.delivery.id in self._busy] + self._calls.done
                 raise
             if dead is None:
-                self._ours = False
+                self.delivering = False
                 self._forget()
                 self._ring.set()
                 return
@@ -198,7 +198,7 @@ class Deliverer:
 
     async def _take_all(self, session: Deliveries) -> None:
         """What there is room for is taken and begun, for ever. Returns when there is nothing, or the lease is lost."""
-        while self._ours:
+        while self.delivering:
             self._ring.clear()
             asked = self._clock()
             wants = [] if self._stopping or not self._working else self._wants(asked)
@@ -209,7 +209,7 @@ class Deliverer:
             except BaseException:
                 self._freed = freed + self._freed
                 raise
-            if not self._ours:
+            if not self.delivering:
                 return
             self._learn(supply, self._clock() - asked, wants, self._settled)
             if not self._busy and (self._stopping or not self._working or not self._routes):
@@ -221,13 +221,13 @@ class Deliverer:
     def wants(self) -> Sequence[Want]:
         """What a batch may hand over: something only where nothing is under way, else we ask often enough."""
         self._settled_beside.clear()
-        if self._busy or self._stopping or not (self._working and self._ours):
+        if self._busy or self._stopping or not (self._working and self.delivering):
             return []
         return [w for w in self._wants(self._clock()) if w.room]
 
     def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
         """What a batch has queued and taken for us. We may have taken it ourselves meanwhile, and settled it."""
-        if self._ours:
+        if self.delivering:
             self._hear(seconds)
             new = self._new(given, self._set_back(wants), self._settled_beside)
             # The batch read the locks before its commit, which may have taken long; the taker may know better.
@@ -236,7 +236,7 @@ class Deliverer:
                 route = self._routes[taken.delivery.route]
                 route.after = max(route.after, taken.delivery.id)
             self._take_over(new)
-        if len(self._busy) < len(given) or not self._ours or math.isinf(self._calls.answered):
+        if len(self._busy) < len(given) or not self.delivering or math.isinf(self._calls.answered):
             # Not all of it was taken over, or may begin.
             self._ring.set()
 

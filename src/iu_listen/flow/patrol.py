@@ -7,7 +7,7 @@ It has a session of its own and makes its rounds while the consumer works:
   honest batch. So when one has been waited for longer than SUSPICIOUS, the patrol asks the server whether that
   session is still at work. Twice no, or a server that cannot be reached any more, and the session is abandoned.
 * Where no route delivers nobody has a session for that. What changes it may come without an event: a route that goes
-  live, a replay. So each round asks for it.
+  live, a replay. So each round asks for it, while nobody has one.
 
 A patrol that cannot do its rounds harms nobody: it says so once and tries again.
 """
@@ -21,7 +21,7 @@ from typing import Final
 import anyio
 
 from iu_listen.flow.backoff import backoff
-from iu_listen.flow.ports import Lookout, Outbox, Sessions, Watcher
+from iu_listen.flow.ports import Courier, Lookout, Outbox, Sessions, Watcher
 from iu_listen.model.errors import NoAnswer, Refused, SessionLost
 from iu_listen.model.facts import Culprit, WorkerName
 from iu_listen.model.observation import CulpritGone, CulpritNamed, SessionFailed
@@ -41,7 +41,7 @@ class Patrol:
         waiting_since: Since when the running batch is waited for, on the clock; None: there is none.
         watcher: Who is told.
         worker: The worker's name.
-        deliver: Called while there is something to deliver; None: nobody delivers here.
+        courier: Who is told that there is something to deliver; None: nobody delivers here.
         cadence: How often culprits are asked for, in seconds.
         reconnect_max: Longest pause between two tries to connect, in seconds.
         clock: Monotonic clock, in seconds.
@@ -55,7 +55,7 @@ class Patrol:
         waiting_since: Callable[[], float | None],
         watcher: Watcher,
         worker: WorkerName,
-        deliver: Callable[[], None] | None,
+        courier: Courier | None,
         *,
         cadence: float,
         reconnect_max: float,
@@ -67,7 +67,7 @@ class Patrol:
         self._waiting_since = waiting_since
         self._watcher = watcher
         self._worker = worker
-        self._deliver = deliver
+        self._courier = courier
         self._cadence = cadence
         self._reconnect_max = reconnect_max
         self._clock = clock
@@ -99,8 +99,8 @@ class Patrol:
 
     async def _round(self, lookout: Lookout) -> None:
         await self._look_after_the_batch(lookout)
-        if self._deliver is not None and await lookout.deliverable():
-            self._deliver()
+        if self._courier is not None and not self._courier.delivering and await lookout.deliverable():
+            self._courier.work()
         if self._clock() - self._asked_at >= self._cadence:
             self._asked_at = self._clock()
             self._tell(await lookout.culprits())

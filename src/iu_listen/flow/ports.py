@@ -150,6 +150,10 @@ class Target(Protocol):
 class Courier(Protocol):
     """Who delivers what is queued. It must neither raise nor wait."""
 
+    @property
+    def delivering(self) -> bool:
+        """It looks by itself for what there is to deliver."""
+
     def work(self) -> None:
         """The worker is ours, or there is something new to deliver."""
 
