@@ -148,6 +148,9 @@ class Deliverer:
                     await self._ring.wait_rung(pause)
             if not lease.again:
                 self._forget()
+            # A new session may lead to another history: a copy that is behind has the same owner and lower ids.
+            for route in self._routes.values():
+                route.after = 0
             self._trust(self._clock())
             self.delivering = True
             try:

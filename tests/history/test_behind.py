@@ -1,0 +1,62 @@
+"""A consumer that lives through a failover to a copy which is behind: an asynchronous standby, a restore."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from clusters import cluster
+from iu_listen import embedded
+from postgres.couriers import Arrivals, delivering, open_route, settled
+from support import MANY, apply_package, connected, wait_until
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("order", ["none", "subject"])
+@pytest.mark.parametrize("major", embedded.MAJORS)
+async def test_a_consumer_that_outlives_its_history_delivers(major: int, order: str):
+    """After its server went back to an earlier state, the consumer that was there before delivers what is new.
+
+    Fails when: a delivery session begins at the ids that an earlier session had reached. The lease row that came back
+    names this consumer, so it is no new owner.
+    """
+    arrivals = Arrivals()
+    with cluster(major) as server:
+        dsn = server.dsn("postgres")
+        await apply_package(dsn)
+        async with connected(dsn) as connection:
+            await open_route(connection, order=order)
+        async with delivering(dsn, arrivals.target()):
+            async with connected(dsn) as connection:
+                await connection.execute(MANY, 10)
+                await settled(connection)
+            before = Path(f"{server.data}.before")
+            server.stop()
+            subprocess.run(["cp", "-a", server.data, before], check=True)
+            server.start()
+            await wait_until(lambda: _emit(dsn, 500), "the server takes writes")
+            async with connected(dsn) as connection:
+                await settled(connection)
+            assert arrivals.arrived.total() == 510
+            server.stop("immediate")
+            shutil.rmtree(server.data)
+            before.rename(server.data)
+            server.start()
+            await wait_until(lambda: _emit(dsn, 50), "the server takes writes")
+            async with connected(dsn) as connection:
+                await settled(connection)
+                assert await connection.fetchval("select count(*) from iu_route_attempt where status = 'sent'") == 60
+
+
+async def _emit(dsn: str, count: int) -> bool:
+    try:
+        async with connected(dsn) as connection:
+            await connection.execute(MANY, count)
+    except (OSError, asyncpg.PostgresError):
+        return False
+    return True
