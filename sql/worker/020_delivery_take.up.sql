@@ -12,6 +12,9 @@
 --
 -- A route that keeps order gives the first of a subject only. So the position passes those that are not, and they
 -- are found by their subject when the one before them goes (p_freed). From time to time the caller begins at 0 again.
+--
+-- RETURN QUERY requires the exact types that are declared. event_outbox and iu_outbound_route belong to the application,
+-- which may have given their columns another type (varchar(n), timestamp): every value of theirs is cast.
 create function public.fn_iu_delivery_take(
     p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[],
     p_freed_routes text[], p_freed_keys bigint[])
@@ -150,11 +153,12 @@ begin
                  where x.route_code = r.route_code;
             end if;
             return query
-            select null::jsonb, r.route_code, d.id, d.attempt_no, d.subject_key, d.event_ref,
-                   coalesce(o.event_domain, r.event_domain), coalesce(o.event_type, r.event_type),
-                   coalesce(o.event_stream, r.event_stream),
-                   coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system,
-                   o.actor_ref, o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload::text
+            select null::jsonb, r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
+                   coalesce(o.event_domain, r.event_domain)::text, coalesce(o.event_type, r.event_type)::text,
+                   coalesce(o.event_stream, r.event_stream)::text,
+                   coalesce(o.event_subject_ref::text, o.canonical_address::text), o.event_subject_table::text,
+                   o.source_system::text, o.actor_ref::text, o.correlation_id::text, o.occurred_at::timestamptz,
+                   o.created_at::timestamptz, d.traceparent, o.safe_payload::text
               from unnest(v_ids) with ordinality t(id, n)
              cross join lateral (
                    select x.*
@@ -223,10 +227,12 @@ as $$
 #variable_conflict use_column
 begin
     return query
-    select r.route_code, d.id, d.attempt_no, d.subject_key, d.event_ref, coalesce(o.event_domain, r.event_domain),
-           coalesce(o.event_type, r.event_type), coalesce(o.event_stream, r.event_stream),
-           coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
-           o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload::text
+    select r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
+           coalesce(o.event_domain, r.event_domain)::text, coalesce(o.event_type, r.event_type)::text,
+           coalesce(o.event_stream, r.event_stream)::text,
+           coalesce(o.event_subject_ref::text, o.canonical_address::text), o.event_subject_table::text,
+           o.source_system::text, o.actor_ref::text, o.correlation_id::text, o.occurred_at::timestamptz,
+           o.created_at::timestamptz, d.traceparent, o.safe_payload::text
       from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
      cross join lateral (
            select x.route_code, x.event_domain, x.event_type, x.event_stream,
