@@ -78,7 +78,7 @@ revoke execute on function
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
     public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
-    public.fn_iu_route_worker_health(text),
+    public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_outbox_full_xid(xid, xid8),
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
@@ -119,7 +119,8 @@ grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_worker_health(text), public.fn_iu_trace_context(text)
+    public.fn_iu_route_worker_health(text), public.fn_iu_trace_context(text),
+    public.fn_iu_event_snapshot(uuid)
     to iu_listen_consumer;
 
 -- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.
@@ -262,7 +263,8 @@ grant execute on function public.fn_iu_route_live(text, boolean, text, text) to 
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
 -- route policy, route resume, delivery cancel, and replays that are queued.
-grant execute on function public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text)
+grant execute on function public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
+    public.fn_iu_event_snapshot(uuid)
     to iu_listen_operator;
 grant update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)

@@ -14,6 +14,7 @@ end
 $$;
 
 -- "if exists": a package of which something is missing must be able to be taken back.
+drop function if exists public.fn_iu_event_snapshot(uuid);
 drop function if exists public.fn_iu_outbox_refusal(uuid, pg_snapshot);
 drop function if exists public.fn_iu_outbox_tick();
 drop table if exists public.iu_outbox_anchor;

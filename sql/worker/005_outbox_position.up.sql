@@ -159,3 +159,50 @@ $$;
 comment on function public.fn_iu_outbox_refusal(uuid, pg_snapshot) is
     'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, '
     'foreign_history, foreign_cursor or cursor_ahead.';
+
+-- Snapshot -----------------------------------------------------------------------------------------------
+
+-- A dead letter keeps its event whole. An event can be too large for that: as jsonb a row must stay below 256 MB, as text
+-- below 1 GB, and a payload of 200 MB in control characters has a text form of 1.2 GB. A snapshot that cannot be stored
+-- fails the transaction that gives the event up, and one that cannot be read as text fails every reader of the letter.
+-- Such a snapshot keeps what identifies the event, and too_large; a replay reads the event from the log.
+create function public.fn_iu_event_snapshot(p_event_id uuid)
+returns jsonb
+language plpgsql
+stable
+set search_path = ''
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+declare
+    v_limit constant integer := 64 * 1024 * 1024;
+    v_event jsonb;
+begin
+    begin
+        select to_jsonb(o) into v_event from public.event_outbox o where o.id = p_event_id;
+        if octet_length(v_event::text) <= v_limit or v_event is null then
+            return v_event;
+        end if;
+    exception when others then
+        -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+        null;
+    end;
+    select jsonb_build_object(
+               'id', o.id, 'event_domain', left(o.event_domain::text, 1000), 'event_type', left(o.event_type::text, 1000),
+               'event_stream', left(o.event_stream::text, 1000),
+               'event_subject_table', left(o.event_subject_table::text, 1000),
+               'event_subject_ref', o.event_subject_ref,
+               'canonical_address', left(o.canonical_address::text, 1000), 'actor_ref', left(o.actor_ref::text, 1000),
+               'source_system', left(o.source_system::text, 1000), 'correlation_id', left(o.correlation_id::text, 1000),
+               'occurred_at', o.occurred_at, 'created_at', o.created_at, 'event_seq', o.event_seq,
+               'traceparent', public.fn_iu_trace_context(o.traceparent),
+               'too_large', true, 'stored_bytes', pg_column_size(o.safe_payload))
+      into v_event
+      from public.event_outbox o
+     where o.id = p_event_id;
+    return v_event;
+end
+$$;
+comment on function public.fn_iu_event_snapshot(uuid) is
+    'An event for its dead letter: the whole row, or, where its text form exceeds 64 MiB, what identifies it, with '
+    'too_large and the stored size of its payload. Null: there is no such event.';

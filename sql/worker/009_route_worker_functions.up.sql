@@ -470,8 +470,8 @@ begin
                 insert into public.iu_route_dead_letter
                     (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
                      failure_code, failure_detail)
-                select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
-                       'worker_process_error', v_bad.why
+                select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no,
+                       public.fn_iu_event_snapshot(o.id), 'worker_process_error', v_bad.why
                   from public.event_outbox o
                  where o.id = v_bad.id
                 on conflict (idempotency_key) do update
@@ -611,6 +611,14 @@ begin
             v_status := 'dry_run';
             v_decision := 'dry_run';
         else
+            -- A snapshot that is too large to keep lacks the payload. The log has it.
+            if d.event_snapshot ? 'too_large' then
+                select to_jsonb(o) into d.event_snapshot from public.event_outbox o where o.id = d.event_ref;
+                if not found then
+                    raise exception 'event % is too large for its dead letter, and is not in the log any more', d.event_ref
+                        using errcode = 'raise_exception';
+                end if;
+            end if;
             v_decision := public.fn_iu_route_dispatch(d.route_code, d.event_ref, d.event_snapshot);
             v_status := case v_decision when 'delivered' then 'sent' when 'dry_run' then 'dry_run' else 'skipped' end;
         end if;
@@ -657,7 +665,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_dead_letter_replay(uuid, text) is
-    'Decides one dead letter again, from its snapshot, as attempt n + 1 under the same idempotency key. Resolves it '
+    'Decides one dead letter again, from its snapshot (from the log where that is too large), as attempt n + 1 under the same idempotency key. Resolves it '
     'unless it fails again or its route is disabled.';
 
 -- Observability ------------------------------------------------------------------------------------------

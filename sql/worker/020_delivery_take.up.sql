@@ -322,7 +322,7 @@ begin
             (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
              failure_detail)
         select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
-               coalesce((select to_jsonb(o) from public.event_outbox o where o.id = g.event_ref),
+               coalesce(public.fn_iu_event_snapshot(g.event_ref),
                         jsonb_build_object('id', g.event_ref)),
                'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
           from gone g
