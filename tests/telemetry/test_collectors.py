@@ -438,7 +438,7 @@ async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
         await poison(connection)
         await burst(connection, 60)
         # The library's server ends the connection with such an answer.
-        async with exporting(live.dsn, there, OTEL_EXPORTER_OTLP_TIMEOUT="5"):
+        async with exporting(live.dsn, there, OTEL_EXPORTER_OTLP_TIMEOUT="5000"):
             await all_there(connection, there)
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
     there.stop()

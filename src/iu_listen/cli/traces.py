@@ -23,8 +23,8 @@ from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refu
 from iu_listen.model.observation import Observation, SessionFailed, SpansExported, SpansHeld
 from iu_listen.model.trace import Span
 from iu_listen.postgres import census, trace
-from iu_listen.telemetry.collector import collector
-from iu_listen.telemetry.exporters import resource
+from iu_listen.telemetry.collector import PROTOCOLS, collector
+from iu_listen.telemetry.exporters import exporter_names, resource
 from iu_listen.telemetry.foreign import close_all, tame
 from iu_listen.telemetry.metrics import MetricWatcher, metric_watcher
 from iu_listen.telemetry.otlp import as_json
@@ -95,9 +95,9 @@ def trace_export(
     if end:
         return _end(where)
     tame(lambda who, words: show.note(f"{who}: {words}"))
-    named = os.environ.get("OTEL_TRACES_EXPORTER", "")
-    wanted = {"OTEL_TRACES_EXPORTER": named if named.startswith("otlp") else "otlp", "OTEL_SDK_DISABLED": "false"}
-    there = collector({**os.environ, **wanted})
+    enabled = {**os.environ, "OTEL_SDK_DISABLED": "false"}
+    named = [name for name in exporter_names(enabled, "traces") if name in PROTOCOLS]
+    there = collector(enabled | {"OTEL_TRACES_EXPORTER": named[0] if named else "otlp"})
     assert there is not None
     metrics: MetricWatcher | None = None
     try:

@@ -24,7 +24,7 @@ import anyio.lowlevel
 
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.trace import Answer, Span, Verdict
-from iu_listen.telemetry.exporters import resource
+from iu_listen.telemetry.exporters import exporter_names, otlp_protocol, otlp_timeout, otlp_variable, resource
 from iu_listen.telemetry.otlp import encode_spans, request
 
 if TYPE_CHECKING:
@@ -36,15 +36,10 @@ SLICE: Final = 32
 MOST: Final = 3 * 2**20
 #: How much of a collector's words is repeated.
 WORDS: Final = 200
-#: Longest timeout, in seconds.
-LONGEST: Final = 300
+#: Names of the exporter in OTEL_TRACES_EXPORTER, and the protocol that each one means; empty: as a variable says.
+PROTOCOLS: Final = {"otlp": "", "otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
-
-
-def variable(environ: Mapping[str, str], name: str) -> str:
-    """``OTEL_EXPORTER_OTLP_TRACES_<name>``, else ``OTEL_EXPORTER_OTLP_<name>``, else nothing."""
-    return environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
 
 
 def headers(text: str) -> dict[str, str]:
@@ -130,21 +125,13 @@ class OtlpCollector(ABC):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.url = address(self.endpoint(environ), self.default)
-        given = variable(environ, "TIMEOUT") or "10"
-        try:
-            self.timeout = float(given)
-        except ValueError:
-            self.timeout = 0.0
-        if not 0 < self.timeout <= LONGEST:
-            raise ConfigurationError(
-                f"OTEL_EXPORTER_OTLP_TIMEOUT={given} is no number of seconds up to {LONGEST}", "As in 10"
-            )
-        compression = variable(environ, "COMPRESSION") or "none"
+        self.timeout = otlp_timeout(environ)
+        compression = otlp_variable(environ, "COMPRESSION").strip().lower() or "none"
         if compression not in ("none", "gzip"):
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_COMPRESSION must be none or gzip, not {compression}")
         self.zipped = compression == "gzip"
-        self.headers = headers(variable(environ, "HEADERS"))
-        files = {name: variable(environ, name) for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")}
+        self.headers = headers(otlp_variable(environ, "HEADERS"))
+        files = {name: otlp_variable(environ, name) for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")}
         _readable(files)
         self.certificate, self.client_certificate, self.client_key = files.values()
         self._aside: _Aside | None = None
@@ -157,7 +144,7 @@ class OtlpCollector(ABC):
     @classmethod
     def endpoint(cls, environ: Mapping[str, str]) -> str:
         """Where traces go."""
-        return variable(environ, "ENDPOINT") or cls.default
+        return otlp_variable(environ, "ENDPOINT") or cls.default
 
     async def send(self, spans: Sequence[Span]) -> Verdict:
         """Send spans, in bounded time."""
@@ -175,7 +162,7 @@ class OtlpCollector(ABC):
                 verdict = await self._aside.do(lambda: self.post(body))
         except TimeoutError:
             self._leave()
-            return Verdict(Answer.AGAIN, f"no answer within {self.timeout:g} s")
+            return Verdict(Answer.AGAIN, f"no answer within {self.timeout:g} s (OTEL_EXPORTER_OTLP_TIMEOUT)")
         except anyio.get_cancelled_exc_class():
             self._leave()
             raise
@@ -244,30 +231,27 @@ class _Aside:
 
 
 def collector(environ: Mapping[str, str]) -> OtlpCollector | None:
-    """The collector that OTEL_TRACES_EXPORTER=otlp asks for; None when it asks for none, or for another exporter.
+    """The collector that ``otlp`` in OTEL_TRACES_EXPORTER asks for; None where it does not ask for one.
 
     Raises:
         ConfigurationError: what it needs is not installed, or a variable holds what cannot work.
     """
-    wanted = environ.get("OTEL_TRACES_EXPORTER", "")
-    if not wanted.startswith("otlp") or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    wanted = next((name for name in exporter_names(environ, "traces") if name in PROTOCOLS), None)
+    if wanted is None:
         return None
-    named = {"otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}.get(wanted)
-    protocol = named or variable(environ, "PROTOCOL") or "http/protobuf"
+    protocol = PROTOCOLS[wanted] or otlp_protocol(environ)
     try:
         # Heavy, and only one of the two is wanted, if any.
-        match protocol:
-            case "http/protobuf":
-                from iu_listen.telemetry.otlp_http import HttpCollector  # noqa: PLC0415
+        if protocol == "grpc":
+            from iu_listen.telemetry.otlp_grpc import GrpcCollector  # noqa: PLC0415
 
-                return HttpCollector(environ)
-            case "grpc":
-                from iu_listen.telemetry.otlp_grpc import GrpcCollector  # noqa: PLC0415
+            return GrpcCollector(environ)
+        from iu_listen.telemetry.otlp_http import HttpCollector  # noqa: PLC0415
 
-                return GrpcCollector(environ)
+        return HttpCollector(environ)
     except ImportError as missing:
         extra = "otlp-grpc" if protocol == "grpc" else "otlp"
         raise ConfigurationError(
-            f"OTEL_TRACES_EXPORTER={wanted} needs {missing.name}", f"pip install 'iu-listen[{extra}]'"
+            f"OTEL_TRACES_EXPORTER={wanted} needs the extra {extra}, which is not installed",
+            f"pip install 'iu-listen[{extra}]'",
         ) from missing
-    raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf or grpc, not {protocol}")

@@ -1,11 +1,18 @@
-"""Which exporter the standard OTEL_* variables ask for, and as what service we export."""
+"""Which exporters the standard OTEL_* variables ask for, and as what service we export.
+
+Values are read as the specification says (opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables): an
+empty one counts as unset, words may be in any case, and a timeout is a whole number of milliseconds. What cannot be
+understood is refused at the start, with its name; the SDK would ignore it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import unquote
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
@@ -15,34 +22,109 @@ from iu_listen.telemetry.foreign import tame
 # Whoever uses the SDK has its lines in order, whatever is set up besides.
 tame()
 
+Signal = Literal["traces", "metrics"]
 
-def exporter(environ: Mapping[str, str], signal: Literal["traces", "metrics"]) -> Any:
-    """An exporter as ``OTEL_<SIGNAL>_EXPORTER`` names it; None when nobody asked for one.
+#: The exporters that the documentation names, for each signal.
+KNOWN: Final[Mapping[Signal, tuple[str, ...]]] = {
+    "traces": ("otlp", "console", "none"),
+    "metrics": ("otlp", "prometheus", "console", "none"),
+}
+#: Longest timeout of a request, in seconds.
+LONGEST: Final = 300.0
+
+
+def otlp_variable(environ: Mapping[str, str], name: str, signal: Signal = "traces") -> str:
+    """``OTEL_EXPORTER_OTLP_<SIGNAL>_<name>``, else ``OTEL_EXPORTER_OTLP_<name>``, else nothing."""
+    return environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
+
+
+def otlp_timeout(environ: Mapping[str, str], signal: Signal = "traces") -> float:
+    """How long a request may take, in seconds: the variable is in milliseconds, and 0 is the longest there is.
+
+    Raises:
+        ConfigurationError: it is no whole number of milliseconds.
+    """
+    given = otlp_variable(environ, "TIMEOUT", signal).strip() or "10000"
+    if not (given.isascii() and given.isdigit()):
+        raise ConfigurationError(
+            f"OTEL_EXPORTER_OTLP_TIMEOUT={given} is no whole number of milliseconds", "10000 is ten seconds."
+        )
+    return min(int(given[:12]) / 1000 or LONGEST, LONGEST)
+
+
+def otlp_protocol(environ: Mapping[str, str], signal: Signal = "traces") -> str:
+    """``http/protobuf`` or ``grpc``.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    protocol = otlp_variable(environ, "PROTOCOL", signal).strip().lower() or "http/protobuf"
+    if protocol not in ("http/protobuf", "grpc"):
+        raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf or grpc, not {protocol}")
+    return protocol
+
+
+def exporter_names(environ: Mapping[str, str], signal: Signal) -> list[str]:
+    """The exporters that ``OTEL_<SIGNAL>_EXPORTER`` lists, each once; empty where none is asked for.
+
+    Raises:
+        ConfigurationError: there is no exporter of that name, or ``none`` stands beside others.
+    """
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return []
+    names = list(dict.fromkeys(name for n in environ.get(variable, "").split(",") if (name := n.strip().lower())))
+    if names == ["none"]:
+        return []
+    if "none" in names:
+        raise ConfigurationError(f"{variable}: none stands alone", f"As in {variable}=none, or without none.")
+    for name in names:
+        if name not in KNOWN[signal] and not _registered(name, signal):
+            raise ConfigurationError(f"{variable}={name}: there is no such exporter", _hint(name, signal))
+    return names
+
+
+def _hint(name: str, signal: Signal) -> str:
+    """What may have been meant."""
+    if name == "prometheus":
+        return "Prometheus takes metrics alone: OTEL_METRICS_EXPORTER=prometheus."
+    there = f"There are: {', '.join(KNOWN[signal])}; and exporters of installed packages."
+    close = get_close_matches(name, KNOWN[signal], n=1)
+    return f'Did you mean "{close[0]}"? {there}' if close else there
+
+
+def _registered(name: str, signal: Signal) -> list[Any]:
+    """The entry points of installed packages that have this name."""
+    return list(entry_points(group=f"opentelemetry_{signal}_exporter", name=name))
+
+
+def exporters(environ: Mapping[str, str], signal: Signal) -> list[Any]:
+    """The exporters as ``OTEL_<SIGNAL>_EXPORTER`` lists them; empty where none is asked for.
 
     Args:
-        environ: The name is that of an installed exporter: console, otlp, ...; the exporter reads its own variables.
+        environ: A name is that of an installed exporter: console, otlp, …; the exporter reads its own variables.
         signal: What is to be exported.
 
     Raises:
-        ConfigurationError: no exporter of that name is installed, or it cannot begin.
+        ConfigurationError: an exporter is not installed, or cannot begin.
     """
+    return [_exporter(environ, signal, name) for name in exporter_names(environ, signal)]
+
+
+def _exporter(environ: Mapping[str, str], signal: Signal, name: str) -> Any:
     variable = f"OTEL_{signal.upper()}_EXPORTER"
-    name = environ.get(variable, "none")
-    if name == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
     # The specification's word; the packages register longer ones.
-    protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL") or environ.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL"
-    )
-    registered = ("otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http") if name == "otlp" else name
-    found = list(entry_points(group=f"opentelemetry_{signal}_exporter", name=registered))
+    registered, extra = name, name
+    if name == "otlp":
+        grpc = otlp_protocol(environ, signal) == "grpc"
+        registered, extra = ("otlp_proto_grpc", "otlp-grpc") if grpc else ("otlp_proto_http", "otlp")
+    found = _registered(registered, signal)
     if not found:
-        raise ConfigurationError(
-            f"{variable}={name}: no such exporter is installed",
-            f"pip install 'iu-listen[{name}]'" if name in ("otlp", "prometheus") else "otlp, prometheus or console",
-        )
+        raise ConfigurationError(f"{variable}={name}: it is not installed", f"pip install 'iu-listen[{extra}]'")
+    # The SDK takes the timeout of the environment for seconds.
+    options = {"timeout": otlp_timeout(environ, signal)} if registered.startswith("otlp_") else {}
     with _begins(variable, name):
-        return found[0].load()()
+        return found[0].load()(**options)
 
 
 @contextmanager
@@ -77,5 +159,8 @@ def metric_reader(found: Any) -> Any:
 
 
 def resource(environ: Mapping[str, str]) -> Resource:
-    """Who exports."""
-    return Resource.create({SERVICE_NAME: environ.get("OTEL_SERVICE_NAME", "iu-listen")})
+    """What exports: OTEL_RESOURCE_ATTRIBUTES, and the name of the service, which OTEL_SERVICE_NAME overrides."""
+    pairs = (pair.partition("=") for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in pair)
+    given = {key.strip(): unquote(value.strip()) for key, _, value in pairs if key.strip()}
+    name = environ.get("OTEL_SERVICE_NAME") or given.get(SERVICE_NAME) or "iu-listen"
+    return Resource.create({**given, SERVICE_NAME: name})

@@ -29,7 +29,7 @@ from iu_listen.model.observation import (
     WakeLost,
 )
 from iu_listen.model.trace import DESTINATION
-from iu_listen.telemetry.exporters import exporter, metric_reader, resource
+from iu_listen.telemetry.exporters import exporters, metric_reader, resource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -209,12 +209,13 @@ def metric_watcher(environ: Mapping[str, str], database: str) -> MetricWatcher |
     Raises:
         ConfigurationError: no exporter of that name is installed, or its port is taken.
     """
-    found = exporter(environ, "metrics")
-    if found is None:
+    found = exporters(environ, "metrics")
+    if not found:
         return None
     # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
 
     return MetricWatcher(
-        MeterProvider([metric_reader(found)], resource=resource(environ), shutdown_on_exit=False), database
+        MeterProvider([metric_reader(one) for one in found], resource=resource(environ), shutdown_on_exit=False),
+        database,
     )

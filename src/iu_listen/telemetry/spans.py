@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 
 from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, Observation, SessionFailed, StandingBy
 from iu_listen.model.trace import DESTINATION, batch_link
-from iu_listen.telemetry.exporters import exporter, resource
+from iu_listen.telemetry.exporters import exporters, resource
 
 
 class GivenIds(IdGenerator):
@@ -163,15 +163,16 @@ class SpanWatcher:
 
 
 def span_watcher(environ: Mapping[str, str]) -> SpanWatcher | None:
-    """The watcher that OTEL_TRACES_EXPORTER asks for; None when it asks for none.
+    """The watcher that OTEL_TRACES_EXPORTER asks for, with each exporter of its list; None when it asks for none.
 
     Raises:
-        ConfigurationError: no exporter of that name is installed.
+        ConfigurationError: there is no exporter of that name, or it is not installed.
     """
-    found = exporter(environ, "traces")
-    if found is None:
+    found = exporters(environ, "traces")
+    if not found:
         return None
     ids = GivenIds()
     provider = TracerProvider(resource=resource(environ), shutdown_on_exit=False, id_generator=ids)
-    provider.add_span_processor(BatchSpanProcessor(found))
+    for exporter in found:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     return SpanWatcher(provider, ids)
