@@ -433,7 +433,7 @@ begin
             (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
              failure_detail)
         select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
-               coalesce((select to_jsonb(o) from public.event_outbox o where o.id = g.event_ref),
+               coalesce(public.fn_iu_event_snapshot(g.event_ref),
                         jsonb_build_object('id', g.event_ref)),
                'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
           from gone g
@@ -1261,6 +1261,48 @@ $$;
 -- Name: FUNCTION fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is closed or the type is not registered and active.';
+
+-- Name: fn_iu_event_snapshot(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    AS $$
+declare
+    v_limit constant integer := 64 * 1024 * 1024;
+    v_event jsonb;
+begin
+    begin
+        select to_jsonb(o) into v_event from public.event_outbox o where o.id = p_event_id;
+        if octet_length(v_event::text) <= v_limit or v_event is null then
+            return v_event;
+        end if;
+    exception when others then
+        -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+        null;
+    end;
+    select jsonb_build_object(
+               'id', o.id, 'event_domain', left(o.event_domain::text, 1000), 'event_type', left(o.event_type::text, 1000),
+               'event_stream', left(o.event_stream::text, 1000),
+               'event_subject_table', left(o.event_subject_table::text, 1000),
+               'event_subject_ref', o.event_subject_ref,
+               'canonical_address', left(o.canonical_address::text, 1000), 'actor_ref', left(o.actor_ref::text, 1000),
+               'source_system', left(o.source_system::text, 1000), 'correlation_id', left(o.correlation_id::text, 1000),
+               'occurred_at', o.occurred_at, 'created_at', o.created_at, 'event_seq', o.event_seq,
+               'traceparent', public.fn_iu_trace_context(o.traceparent),
+               'too_large', true, 'stored_bytes', pg_column_size(o.safe_payload))
+      into v_event
+      from public.event_outbox o
+     where o.id = p_event_id;
+    return v_event;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_event_snapshot(p_event_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event for its dead letter: the whole row, or, where its text form exceeds 64 MiB, what identifies it, with too_large and the stored size of its payload. Null: there is no such event.';
 
 -- Name: fn_iu_measure(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2763,6 +2805,14 @@ begin
             v_status := 'dry_run';
             v_decision := 'dry_run';
         else
+            -- A snapshot that is too large to keep lacks the payload. The log has it.
+            if d.event_snapshot ? 'too_large' then
+                select to_jsonb(o) into d.event_snapshot from public.event_outbox o where o.id = d.event_ref;
+                if not found then
+                    raise exception 'event % is too large for its dead letter, and is not in the log any more', d.event_ref
+                        using errcode = 'raise_exception';
+                end if;
+            end if;
             v_decision := public.fn_iu_route_dispatch(d.route_code, d.event_ref, d.event_snapshot);
             v_status := case v_decision when 'delivered' then 'sent' when 'dry_run' then 'dry_run' else 'skipped' end;
         end if;
@@ -2811,7 +2861,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text) IS 'Decides one dead letter again, from its snapshot, as attempt n + 1 under the same idempotency key. Resolves it unless it fails again or its route is disabled.';
+COMMENT ON FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text) IS 'Decides one dead letter again, from its snapshot (from the log where that is too large), as attempt n + 1 under the same idempotency key. Resolves it unless it fails again or its route is disabled.';
 
 -- Name: fn_iu_route_deliver(text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3499,8 +3549,8 @@ begin
                 insert into public.iu_route_dead_letter
                     (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
                      failure_code, failure_detail)
-                select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no, to_jsonb(o),
-                       'worker_process_error', v_bad.why
+                select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no,
+                       public.fn_iu_event_snapshot(o.id), 'worker_process_error', v_bad.why
                   from public.event_outbox o
                  where o.id = v_bad.id
                 on conflict (idempotency_key) do update

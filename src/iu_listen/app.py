@@ -22,6 +22,7 @@ from iu_listen.flow.ports import Auditor, Bell, Collector, Deliveries, Lookout, 
 from iu_listen.model.errors import words
 from iu_listen.model.observation import Observation
 from iu_listen.model.settings import Settings
+from iu_listen.model.text import visible
 from iu_listen.model.version import VERSION
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
@@ -93,7 +94,8 @@ class Watchers:
                 self._watchers.remove(watcher)
                 # It may have broken because stderr is gone.
                 with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {words(error)}\n")
+                    why = visible(words(error))
+                    sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {why}\n")
 
 
 class Consumer:

@@ -185,7 +185,7 @@ def _start_keeper(data: Path, plan: Mapping[str, object], locks: tuple[int, int]
     script = str(Path(embedded_keeper.__file__).absolute())
     command = [sys.executable, "-I", "-S", script, str(data), json.dumps(plan)]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
         pass_fds=locks, start_new_session=True,
     ) as keeper:  # fmt: skip
         answer, errors = keeper.communicate()

@@ -78,13 +78,13 @@ class Server:
         record = Record.load(self.data)
         if record is None or not record.settings["listen_addresses"]:
             raise EmbeddedError("this PostgreSQL listens on its unix socket only: start it with tcp=True")
-        password = beside(self.data, ".password").read_text()
+        password = beside(self.data, ".password").read_text(encoding="utf-8")
         return f"postgresql://postgres:{password}@127.0.0.1:{self.port}/{quote(database)}"
 
     def pid(self) -> int | None:
         """The postmaster's process, or None when it does not run, whatever postmaster.pid says."""
         try:
-            pid = int((self.data / "postmaster.pid").read_text().split("\n")[0])
+            pid = int((self.data / "postmaster.pid").read_text(encoding="utf-8").split("\n")[0])
         except (FileNotFoundError, ValueError):
             return None
         return pid if str(self.data) in command_line(pid) else None
@@ -98,7 +98,7 @@ class Server:
         done = self._ctl("start", "-t", str(START_TIMEOUT), "-l", str(self.log))
         if done.returncode:
             heard = ""
-            with suppress(OSError), self.log.open(errors="replace") as log:
+            with suppress(OSError), self.log.open(encoding="utf-8", errors="replace") as log:
                 log.seek(said)
                 heard = log.read()
             raise EmbeddedError(f"PostgreSQL {self.major} did not start:\n{_end(heard or done.stdout)}")
@@ -119,7 +119,7 @@ class Server:
         # whether a backend of the old server still holds the shared memory.
         for lock in (self.data / "postmaster.pid", self.socket_dir / f".s.PGSQL.{self.port}.lock"):
             with suppress(OSError, ValueError):
-                os.kill(int(lock.read_text().split("\n")[0]), 0)
+                os.kill(int(lock.read_text(encoding="utf-8").split("\n")[0]), 0)
                 lock.unlink()
 
 
@@ -135,7 +135,7 @@ class Record:
     def load(cls, data: Path) -> "Record | None":
         """The last record of this data directory, or None."""
         try:
-            found = json.loads(beside(data, ".json").read_text())
+            found = json.loads(beside(data, ".json").read_text(encoding="utf-8"))
             places = {name: Path(found["server"][name]) for name in ("data", "socket_dir", "bin", "log")}
             return cls(Server(**found["server"] | places), found["settings"], found["keeper"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -171,7 +171,7 @@ def locked(path: Path, how: int) -> Iterator[int]:
 def write(path: Path, text: str, account: Account | None) -> None:
     """Replace a file by one that only its owner may read, whatever stood there before."""
     descriptor, new = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         if account is not None:
             os.fchown(descriptor, *account)
         file.write(text)
@@ -190,7 +190,7 @@ def run(command: Sequence[str | Path], account: Account | None, text: str = "") 
     """Run a program as the account, out of reach of the terminal and of PG* variables; it may fail."""
     uid, gid = account or (None, None)
     return subprocess.run(
-        command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
         cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, umask=0o077, start_new_session=True,
         user=uid, group=gid, extra_groups=None if account is None else [], check=False,
     )  # fmt: skip
@@ -232,7 +232,7 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
         if done.returncode:
             raise EmbeddedError(f"initdb failed:\n{_end(done.stdout)}")
         append = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
-        with os.fdopen(os.open(new / "postgresql.conf", append), "w") as file:
+        with os.fdopen(os.open(new / "postgresql.conf", append), "w", encoding="utf-8") as file:
             file.write(f"\ninclude '../{data.name}.conf'\n")
         os.rename(new, data)
     finally:
@@ -265,7 +265,8 @@ def _socket_directory(data: Path, account: Account | None) -> Path:
 def _prepare(server: Server, tcp: bool) -> None:
     script = ENSURE + "\n"
     if tcp:
-        script += f"ALTER ROLE postgres PASSWORD '{beside(server.data, '.password').read_text()}';\n"
+        password = beside(server.data, ".password").read_text(encoding="utf-8")
+        script += f"ALTER ROLE postgres PASSWORD '{password}';\n"
     psql = [str(server.bin / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn("postgres")]
     done = run(psql, owner(server.data), script)
     if done.returncode:
@@ -287,7 +288,7 @@ def bring_up(
 
     if not (data / "PG_VERSION").exists():
         _initialise(data, bin, account, durable)
-    if (made_by := (data / "PG_VERSION").read_text().strip()) != str(major):
+    if (made_by := (data / "PG_VERSION").read_text(encoding="utf-8").strip()) != str(major):
         raise EmbeddedError(f"{data} was made by PostgreSQL {made_by}, not {major}: move it away")
     tcp = bool(settings["listen_addresses"])
     with socket.create_server(("127.0.0.1", 0)) as free:

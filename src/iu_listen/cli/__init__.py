@@ -1,13 +1,15 @@
 """How people come in. Parses, calls, prints; no SQL, no decisions.
 
 Errors become exit codes here:
-0 fine · 1 the answer is no · 2 usage or configuration · 3 cannot reach the database.
+0 fine · 1 the answer is no · 2 usage or configuration · 3 cannot reach the database ·
+4 the answer could not be written · 70 a fault of the program.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 
@@ -23,6 +25,7 @@ from iu_listen.cli import (
     demo,
     emit,
     look,
+    outlet,
     prove,
     retention,
     service,
@@ -38,7 +41,11 @@ The first five minutes: `iu-listen demo` shows everything on a database of its o
 On your database: `apply --plan`, `apply`, `gate open worker`, `run`; then `status`, `health`, `doctor`.
 
 The database is --dsn, else IU_LISTEN_DSN, else the PG* variables, else an embedded server in .iu-listen/.
-Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach the database."""
+Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach the database, 4 the answer could not
+be written, 70 a fault of the program."""
+
+#: Exit codes that no error of ours has.
+ANSWER_LOST, UNEXPECTED = 4, 70
 
 # Interrupts are ours to answer, below: cyclopts would make every signal a 130.
 app = App(name="iu-listen", help=HELP, version=VERSION, help_format="markdown", suppress_keyboard_interrupt=False)
@@ -62,6 +69,15 @@ for group in (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
+    outlet.install()
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    lost = outlet.answer_lost()
+    if lost is not None:
+        show.problem(f"the answer could not be written: {lost.strerror}", "What the command had to do, it has done.")
+    return ANSWER_LOST if lost is not None and code == 0 else code
+
+
+def _run(argv: list[str]) -> int:
     terminated = False
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -78,33 +94,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(
-            list(sys.argv[1:] if argv is None else argv),
+            argv,
             exit_on_error=False,
             print_error=True,
+            console=show.out(),
             error_console=show.err(),
             result_action="return_value",
         )
     except CycloptsError:
         return 2
-    except (IuListenError, BaseExceptionGroup) as raised:
-        error = _ours(raised)
-        show.problem(error.message, error.hint)
-        return error.exit_code
     except KeyboardInterrupt:
         return 143 if terminated else 130
-    except BrokenPipeError:
-        # Whoever read us has read enough.
-        sys.stderr.close()
-        return 0
+    except (Exception, BaseExceptionGroup) as raised:  # noqa: BLE001 the last resort of a command
+        error = _ours(raised)
+        if error is None:
+            return _unexpected(raised)
+        show.problem(error.message, error.hint)
+        return error.exit_code
     return code if isinstance(code, int) else 0
 
 
-def _ours(raised: BaseException) -> IuListenError:
-    """The first error of ours, out of the group that it may come in; anything else is a bug and stays loud."""
+def _ours(raised: BaseException) -> IuListenError | None:
+    """The first error of ours, out of the group that it may come in; None: it is none of ours."""
     while isinstance(raised, BaseExceptionGroup):
         raised = next(
             (e for e in raised.exceptions if isinstance(e, (IuListenError, BaseExceptionGroup))), raised.exceptions[0]
         )
-    if not isinstance(raised, IuListenError):
-        raise raised
-    return raised
+    return raised if isinstance(raised, IuListenError) else None
+
+
+def _unexpected(raised: BaseException) -> int:
+    """A fault of the program is loud, and is no answer. Its text stays away: it may hold a secret or a payload."""
+    while isinstance(raised, BaseExceptionGroup):
+        raised = raised.exceptions[0]
+    frames = "".join(traceback.format_tb(raised.__traceback__))
+    show.note(f"Traceback (most recent call last):\n{frames}{type(raised).__name__}")
+    show.problem(f"unexpected {type(raised).__name__}", "This is a fault of iu-listen: report it with the lines above.")
+    return UNEXPECTED

@@ -68,15 +68,13 @@ def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:
             found = await census.rows(connection, "show_dead_letter", id)
         if not found:
             raise ConfigurationError(f"there is no dead letter {id}", "iu-listen dead-letter list --resolved")
-        letter = {**found[0], "event_snapshot": json.loads(found[0]["event_snapshot"])}
+        letter = {**found[0], "event_snapshot": show.parsed(found[0]["event_snapshot"])}
         if where and where.json:
             show.as_json(letter)
         else:
             for name, value in letter.items():
-                words = (
-                    json.dumps(value, indent=2, ensure_ascii=False) if name == "event_snapshot" else show.text(value)
-                )
-                show.line(f"{name:16}  {words}")
+                words = json.dumps(value, indent=2, ensure_ascii=False) if isinstance(value, dict) else show.text(value)
+                show.block(f"{name:16}  {words}")
         return 0
 
     return anyio.run(run)

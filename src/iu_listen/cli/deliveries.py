@@ -153,7 +153,7 @@ def _changed(before: dict[str, Any], changes: list[str]) -> dict[str, Any]:
             continue
         try:
             after[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A word is a word; whether it is one of those that there are, the database says.
             after[name] = value
     return after

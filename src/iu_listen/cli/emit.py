@@ -33,7 +33,10 @@ def emit(
     """Write events to the outbox, through fn_iu_emit_event like everybody else."""
     try:
         parsed = json.loads(payload)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError):
+            why = "a number in it is too long" if isinstance(error, ValueError) else "it is nested too deeply"
+            raise ConfigurationError(f"the payload cannot be read: {why}") from error
         raise ConfigurationError(
             f"the payload is not JSON: {error}", """Quote it: --payload '{"key": "value"}'"""
         ) from error

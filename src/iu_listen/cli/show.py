@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -11,25 +11,36 @@ from typing import Any
 from uuid import UUID
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+
+from iu_listen.model.text import UNSAFE, json_visible, visible
 
 #: Width of tables that go to a file or a pipe.
 PIPE_WIDTH = 200
 
 
-class _Console(Console):
-    """A console whose reader may leave: whoever read us has read enough, and the exit code stays the answer's."""
+#: Narrowest and widest line that is drawn, whatever a terminal or COLUMNS says.
+NARROWEST, WIDEST = 40, 1000
 
-    def on_broken_pipe(self) -> None:
-        """Write no more, also not at the end of the process."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+class _Console(Console):
+    """The way of all text for people: no control character of any value passes it, whatever it is part of."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As in rich, without what a terminal would obey. Rich's own control codes are marked as such, and pass."""
+        for segment in super().render(renderable, options):
+            if segment.control is None and UNSAFE.search(segment.text):
+                yield Segment(visible(segment.text, keep="\n"), segment.style)
+            else:
+                yield segment
 
 
 def _console(stream: Any) -> Console:
-    return _Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else PIPE_WIDTH)
+    columns = shutil.get_terminal_size((PIPE_WIDTH, 0) if not stream.isatty() else (80, 0)).columns
+    return _Console(file=stream, highlight=False, soft_wrap=True, width=min(max(columns, NARROWEST), WIDEST))
 
 
 def out() -> Console:
@@ -44,7 +55,20 @@ def err() -> Console:
 
 def as_json(answer: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(answer, default=_plain, indent=2, ensure_ascii=False))  # noqa: T201 stdout is the interface
+    # Where the encoding has no more than ASCII, an escape of JSON is the same text; a replacement would be another.
+    whole = "utf" in (sys.stdout.encoding or "").lower()
+    document = json.dumps(answer, default=_plain, indent=2, ensure_ascii=not whole)
+    print(json_visible(document), flush=True)  # noqa: T201 stdout is the interface
+
+
+def parsed(document: str) -> Any:
+    """A JSON document of the database as a value; its text where it is nested too deeply or a number is too long."""
+    try:
+        value = json.loads(document)
+        json.dumps(value, indent=2, allow_nan=False)
+    except (ValueError, RecursionError):
+        return document
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -52,7 +76,7 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
-    raise TypeError(f"no JSON for {type(value).__name__}")
+    return str(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
@@ -71,7 +95,7 @@ class Markup(str):
 
 def mark(good: bool, yes: str = "ok", no: str = "FAIL") -> Markup:
     """A word that is green or red on a terminal."""
-    return Markup(f"[green]{yes}[/]" if good else f"[bold red]{no}[/]")
+    return Markup(f"[green]{escape(text(yes))}[/]" if good else f"[bold red]{escape(text(no))}[/]")
 
 
 def text(value: Any) -> str:
@@ -86,7 +110,7 @@ def text(value: Any) -> str:
         return f"{value:,}".replace(",", " ")
     if isinstance(value, float):
         return f"{value:.3g}"
-    return str(value)
+    return visible(str(value))
 
 
 def ago(when: datetime | None) -> str:
@@ -104,16 +128,22 @@ def duration(seconds: float) -> str:
 
 def line(words: str, markup: bool = False) -> None:
     """Print one line of an answer."""
-    out().print(words if markup else escape(words))
+    out().print(words if markup else escape(visible(words)))
+
+
+def block(words: str) -> None:
+    """Print several lines of an answer, as a document has them."""
+    out().print(escape(visible(words, keep="\n")))
 
 
 def note(words: str) -> None:
     """Tell a person something beside the answer."""
-    err().print(f"[dim]{escape(words)}[/]")
+    shown = escape(visible(words, keep="\n"))
+    err().print(f"[dim]{shown}[/]")
 
 
 def problem(message: str, hint: str) -> None:
     """Tell what is wrong, and what to do."""
-    err().print(f"[bold red]iu-listen:[/] {escape(message)}")
+    err().print(f"[bold red]iu-listen:[/] {escape(visible(message))}")
     if hint:
-        err().print(f"  {escape(hint)}")
+        err().print(f"  {escape(visible(hint))}")

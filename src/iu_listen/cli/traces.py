@@ -60,7 +60,7 @@ def trace_one(
         raise Refused(f"nothing is known of {what}", "Is it another database? iu-listen attempts lists what there is.")
     if html or open_:
         file = html or Path(tempfile.mkdtemp(prefix="iu-listen-")) / f"{spans[0].trace_id}.html"
-        file.write_text(waterfall.page(spans))
+        file.write_text(waterfall.page(spans), encoding="utf-8")
         show.note(f"Written: {file}")
         if open_:
             webbrowser.open(file.resolve().as_uri())

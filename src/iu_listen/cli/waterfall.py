@@ -118,7 +118,7 @@ def page(spans: Sequence[Span]) -> str:
             )
         )
     event = str(spans[0].attributes["messaging.message.id"])
-    template = (files("iu_listen") / "cli" / "waterfall.html").read_text()
+    template = (files("iu_listen") / "cli" / "waterfall.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title=f"Event {escape(event)}",
         when=f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z",

@@ -26,7 +26,9 @@ def client_programs(major: int, directories: Iterable[Path]) -> Path | None:
 
 def _version(program: Path) -> int | None:
     try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            [program, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r"(\d+)\.", done.stdout)
@@ -77,7 +79,7 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
 
 
 def _run(command: list[str | Path], environ: dict[str, str]) -> str:
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         why = mask(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
         raise Refused(f"{Path(command[0]).name} failed: {why}", "Is there room, and may this role read everything?")

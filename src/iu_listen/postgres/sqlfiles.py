@@ -35,7 +35,7 @@ def sql_root() -> Path:
 @cache
 def query(name: str) -> str:
     """The text of sql/queries/<name>.sql."""
-    return (sql_root() / "queries" / f"{name}.sql").read_text()
+    return (sql_root() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,7 +59,7 @@ class Migration:
 
     def text(self, kind: str = "up") -> str:
         """Text of that file."""
-        return self.path(kind).read_text()
+        return self.path(kind).read_text(encoding="utf-8")
 
     @property
     def checksum(self) -> str:
