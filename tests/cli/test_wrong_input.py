@@ -84,7 +84,7 @@ def test_no_such_database(substrate):
     "dsn",
     [
         "rubbish",
-        "host=127.0.0.1 password=hunter2",
+        "host=127.0.0.1 hunter2",
         "mysql://ada:hunter2@127.0.0.1/iu",
         "postgresql://ada:hunter2@127.0.0.1:port/iu",
         "postgresql://ada:hunter2@[::1/iu",

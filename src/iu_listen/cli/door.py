@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from cyclopts import Parameter
 
@@ -72,9 +71,9 @@ def opened(where: Where | None, **overrides: Any) -> Iterator[Door]:
         DatabaseUnreachable: the embedded server does not start.
     """
     settings = Settings.load(os.environ, {"dsn": where.dsn if where else None, **overrides})
-    # The driver looks at a service only where a connection string names one.
-    if not settings.dsn and (service := os.environ.get("PGSERVICE")):
-        settings = with_dsn(settings, f"postgresql://?service={quote(service)}")
+    if where and where.dsn is not None and not where.dsn.strip():
+        # As with a variable of the shell that is not set: any default would be another database.
+        raise ConfigurationError("--dsn is empty", "Leave it out to use IU_LISTEN_DSN or the PG* variables.")
     if settings.dsn or any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         yield Door(settings, tuple(_programs()), None)
         return

@@ -21,9 +21,14 @@ LIBPQ_VARIABLES: Final = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSER
 
 
 def mask(text: str) -> str:
-    """Hide the password in every connection string inside ``text``."""
-    text = re.sub(r"(\w+://[^\s:/@]*:)[^\s@]+(@)", r"\1***\2", text)
-    return re.sub(r"(?i)(password=)('[^']*'|[^\s&']+)", r"\1***", text)
+    """Hide the password in every connection string inside ``text``; rather too much of the text than too little.
+
+    A password may hold an @ or a blank, so what stands between the user's colon and the last @ of the line is hidden.
+    """
+    text = re.sub(r"(\w+://[^\s:/@]*:)[^\n]+(@)", r"\1***\2", text)
+    # Where a character of the password ended what is taken for the server, there is no @ behind it.
+    text = re.sub(r"(\w+://[^\s:/@\[\]]*:)(?!\*\*\*@|\d{1,5}(?:[/,?\s'\"]|$))[^\s'\"]+", r"\1***", text)
+    return re.sub(r"(?i)((?:password|passwd|secret)\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&']+)", r"\1***", text)
 
 
 def _setting(

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
+from iu_listen.model.address import parse
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
 
@@ -35,19 +35,13 @@ def _version(program: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def environment(dsn: str | None) -> tuple[str, dict[str, str]]:
+def environment(dsn: str | None, database: str) -> tuple[str, dict[str, str]]:
     """A connection string without its password, and the environment that carries it: ps shows arguments to all."""
+    address = parse(dsn, os.environ)
     environ = dict(os.environ)
-    parts = urlsplit(dsn or "")
-    if parts.password:
-        environ["PGPASSWORD"] = unquote(parts.password)
-        user = f"{parts.username}@" if parts.username else ""
-        parts = parts._replace(netloc=user + parts.netloc.rpartition("@")[2])
-    password = dict(parse_qsl(parts.query)).get("password")
-    if password:
+    if password := address.driver.get("password"):
         environ["PGPASSWORD"] = password
-        parts = parts._replace(query=re.sub(r"(^|&)password=[^&]*", "", parts.query))
-    return urlunsplit(parts) if dsn else "", environ
+    return address.without_secrets(database), environ
 
 
 def take_backup(dsn: str | None, database: str, programs: Path, directory: Path) -> dict[str, str | int]:
@@ -61,7 +55,7 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     file = directory / f"{database}-{stamp}.dump"
-    plain, environ = environment(dsn)
+    plain, environ = environment(dsn, database)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # The file may hold everything that the database holds.
@@ -69,7 +63,7 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
     except OSError as error:
         raise Refused(f"cannot write into {directory}: {error.strerror}", "Name another --backup-dir.") from error
     try:
-        _run([programs / "pg_dump", "-Fc", "-f", file, *(["-d", plain] if plain else [])], environ)
+        _run([programs / "pg_dump", "-Fc", "-f", file, "-d", plain], environ)
         listing = _run([programs / "pg_restore", "-l", file], environ)
     except Refused:
         file.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ Two rules, learnt from the drivers' issue trackers (docs/why/sessions.md):
 from __future__ import annotations
 
 import asyncio
-import socket
+import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import asyncpg
 
+from iu_listen.model.address import HINT, Address, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
+from iu_listen.postgres.dial import dial
 from iu_listen.postgres.sqlfiles import query
 
 # Generic in the stubs, not in the driver.
@@ -112,19 +115,19 @@ async def connect(
         DatabaseUnreachable: there is no session to be had.
         ConfigurationError: the connection string is no connection string.
     """
+    address = parse(dsn, os.environ)
     try:
         with anyio.fail_after(deadline):
-            connection: Connection = await asyncpg.connect(
-                dsn or None,
+            connection: Connection = await dial(
+                address,
+                deadline=deadline,
                 # A pooler refuses start-up parameters that it does not know; this one they all do.
                 server_settings={"application_name": name},
                 # Named statements behind a pooler would stay with a server session that somebody else gets.
                 statement_cache_size=0,
-                timeout=deadline,
                 connection_class=Connection,
             )
             try:
-                _watch_the_path(connection)
                 # In one transaction, so that a pooler in transaction mode answers from one session.
                 async with connection.transaction():
                     connection.pooled = await connection.fetchval(query("backend_pid")) != connection.get_server_pid()
@@ -141,21 +144,32 @@ async def connect(
                 connection.terminate()
                 raise
             return connection
-    except ssl.SSLError as error:
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise _unreachable(error, address) from error
+
+
+def _unreachable(error: BaseException, address: Address) -> ConfigurationError | DatabaseUnreachable:
+    """What the driver or the server says against a session, without our secrets."""
+    why = address.scrub(_one_line(error))
+    match error:
         # Before ValueError: a certificate that does not verify is one of those too.
-        raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
-    except (asyncpg.ClientConfigurationError, ValueError) as error:
-        raise ConfigurationError(f"the connection string does not parse: {_one_line(error)}", _DSN_HINT) from error
-    except asyncpg.InvalidCatalogNameError as error:
-        raise DatabaseUnreachable(
-            _one_line(error), "Create it, or name another one in the connection string."
-        ) from error
-    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
-        raise DatabaseUnreachable(
-            _one_line(error), "Check user and password; pg_hba.conf decides on the server."
-        ) from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-        raise DatabaseUnreachable(f"cannot connect: {_one_line(error)}", _REACH_HINT) from error
+        case ssl.SSLError():
+            return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
+        case asyncpg.ClientConfigurationError() | ValueError():
+            # Its text may quote what it could not read.
+            return ConfigurationError("the driver does not take the connection string", HINT)
+        case asyncpg.InvalidCatalogNameError():
+            return DatabaseUnreachable(why, "Create it, or name another one in the connection string.")
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return DatabaseUnreachable(why, "Check user and password; pg_hba.conf decides on the server.")
+        case asyncpg.PostgresError() if name := next(
+            (n for n in address.settings if re.search(rf"\b{re.escape(n)}\b", why)), None
+        ):
+            hint = (
+                f"Take {name} out of the connection string: it is no parameter of libpq and no setting of this server."
+            )
+            return ConfigurationError(f"the connection parameter {name} is not taken: {why}", hint)
+    return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
 
 
 def _milliseconds(seconds: float | None) -> str | None:
@@ -176,21 +190,7 @@ async def connect_again(dsn: str | None, **how: Any) -> Connection:
         raise kind(error.message, error.hint) from error
 
 
-_DSN_HINT: Final = "It looks like postgresql://user:password@host:5432/database; give it with --dsn or IU_LISTEN_DSN."
 _REACH_HINT: Final = "Is the server running, and are host and port right? Give them with --dsn or IU_LISTEN_DSN."
-
-
-def _watch_the_path(connection: Connection) -> None:
-    """Let the kernel find a dead peer: asyncpg leaves keepalive off (MagicStack/asyncpg#606)."""
-    sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001 there is no public way
-    if sock is None or sock.family == socket.AF_UNIX:
-        return
-    options = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in options.items():
-        # TCP_USER_TIMEOUT is Linux only.
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 @asynccontextmanager

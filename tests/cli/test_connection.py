@@ -1,0 +1,183 @@
+"""How a command gets to its database: several hosts, parameters of libpq, services; and nothing of a password is said."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from cli.command import Done, execute, refused, rows, run, running, seen, value
+
+#: Passwords as people forget to encode them.
+UNENCODED = ["S3cretPart#rest", "S3cretPart/rest", "S3cretPart?rest", "S3[cretPart", "S3cret@Part", "1234/S3cretPart"]
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A server that accepts and never says anything; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        kept = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    kept.append(listening.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in kept:
+                connection.close()
+
+
+@pytest.fixture
+def parts(own_server):
+    """User with password, and host with port, of a server with TCP on which the package is applied."""
+    found = urlsplit(own_server.tcp_dsn("postgres"))
+    if not value(own_server.tcp_dsn("postgres"), "select count(*) from pg_database where datname = 'several'"):
+        execute(own_server.tcp_dsn("postgres"), "create database several")
+        assert run("apply", "--base", "--no-backup", "x", dsn=own_server.tcp_dsn("several")).code == 0
+        assert run("gate", "open", "worker", dsn=own_server.tcp_dsn("several")).code == 0
+    login, _, host = found.netloc.rpartition("@")
+    return login, host
+
+
+def _asked(dsn: str, *more: str) -> Done:
+    return run("status", *more, dsn=dsn, env={"IU_LISTEN_DEADLINE": "6"})
+
+
+@pytest.mark.parametrize("attributes", ["", "?target_session_attrs=read-write", "?target_session_attrs=prefer-standby"])
+def test_the_first_host_is_silent(parts, attributes):
+    """A host that never answers leaves time for the next one: the deadline is shared among the hosts."""
+    login, host = parts
+    with silent() as port:
+        done = _asked(f"postgresql://{login}@127.0.0.1:{port},{host}/several{attributes}")
+        assert done.code == 0, done.err
+        # Nor does one that refuses.
+        assert _asked(f"postgresql://{login}@127.0.0.1:1,127.0.0.1:{port},{host}/several{attributes}").code == 0
+
+
+def test_every_host_is_silent(parts):
+    """Where no host answers, each is named with what became of it."""
+    login, _ = parts
+    with silent() as port:
+        done = _asked(f"postgresql://{login}@127.0.0.1:{port},127.0.0.1:1/several")
+        assert done.code == 3
+        assert f"127.0.0.1:{port}: no answer in time" in done.err
+        assert "127.0.0.1:1: " in done.err
+        done = _asked(f"postgresql://{login}@127.0.0.1:{port}/several?connect_timeout=2")
+        assert done.code == 3
+        assert done.seconds < 5.5
+
+
+def test_a_consumer_fails_over(parts, own_server):
+    """A consumer whose first host is silent works by the second, in each of its sessions."""
+    login, host = parts
+    with silent() as port:
+        dsn = f"postgresql://{login}@127.0.0.1:{port},{host}/several"
+        with running("run", dsn=dsn, env={"IU_LISTEN_DEADLINE": "4"}) as consumer:
+            consumer.until_it_says("listening", timeout=40)
+            assert run("emit", dsn=own_server.tcp_dsn("several")).code == 0
+            seen(own_server.tcp_dsn("several"), "select exists (select from iu_route_attempt)")
+            assert consumer.end() == 0
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    ["channel_binding=prefer", "connect_timeout=10", "keepalives=1", "keepalives=0", "keepalives_idle=20",
+     "gssencmode=disable", "sslmode=prefer", "application_name=mine", "options=-c%20statement_timeout%3D7s",
+     "fallback_application_name=x", "client_encoding=UTF8", "load_balance_hosts=random", "sslsni=1",
+     "tcp_user_timeout=5000", "target_session_attrs=primary", "sslnegotiation=postgres", "jit=off"],
+)  # fmt: skip
+def test_parameters_of_libpq(parts, parameter):
+    """What providers put into their connection strings works."""
+    login, host = parts
+    done = run("health", "--worker", "nobodys", dsn=f"postgresql://{login}@{host}/several?{parameter}")
+    assert (done.code, "not registered" in done.out) == (1, True), done.err
+
+
+@pytest.mark.parametrize(
+    "parameter", ["channel_binding=require", "require_auth=none", "gssencmode=require", "pgbouncer=true"]
+)
+def test_parameters_that_cannot_be_obeyed(parts, parameter):
+    """What cannot be obeyed, and what nobody knows, is a 2 by its name."""
+    login, host = parts
+    refused(2, parameter.partition("=")[0])("health", dsn=f"postgresql://{login}@{host}/several?{parameter}")
+
+
+def test_the_pairs_of_libpq(parts):
+    """A string of name=value pairs is a connection string, too."""
+    login, host = parts
+    user, _, password = login.partition(":")
+    name, _, port = host.partition(":")
+    done = run("gate", "show", dsn=f"host={name} port={port} user={user} password='{password}' dbname=several")
+    assert done.code == 0, done.err
+
+
+def test_a_backup_of_one_of_several(parts, tmp_path):
+    """A backup is taken through the same string, of the same database."""
+    login, host = parts
+    dsn = f"postgresql://{login}@127.0.0.1:1,{host}/several?statement_timeout=60s&application_name=mine"
+    # The gate of the worker is open, so nothing is applied; the backup comes before.
+    done = run("apply", "--backup-dir", str(tmp_path), dsn=dsn)
+    assert list(tmp_path.glob("several-*.dump")), done.out
+
+
+@pytest.mark.parametrize("password", UNENCODED)
+def test_a_password_that_nobody_encoded(password):
+    """A password that was not percent-encoded ends with 2, and no part of it is said, by whatever way it came in."""
+    dsn = f"postgresql://app:{password}@127.0.0.1/x"
+    for done in (
+        run("status", "--dsn", dsn),
+        run("status", "--json", dsn=dsn),
+        run("run", dsn=dsn),
+        run("apply", "--no-backup", "x", dsn=dsn),
+        run("run", dsn=dsn, env={"IU_LISTEN_LISTEN_DSN": dsn}),
+    ):
+        if "[" not in password:
+            assert done.code == 2, done.err
+        for piece in ("S3", "cretPart", "rest@", "1234"):
+            assert piece not in done.out + done.err
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "54320000", "-1", "x"])
+def test_a_port_that_is_none(port):
+    """A port that cannot be ends with 2, from the string and from PGPORT."""
+    refused(2, "port")("health", "--wait", "3", dsn=f"postgresql://u@127.0.0.1:{port}/x")
+    refused(2, "port")("health", env={"PGHOST": "127.0.0.1", "PGPORT": port})
+
+
+def test_a_place_that_does_not_exist(tmp_path):
+    """A database named by what is not there is an error, never another database: a service, a file, an empty --dsn."""
+    refused(2, "in no service file")("status", env={"PGSERVICE": "shop"})
+    refused(2, "in no service file")("status", dsn="postgresql://?service=shop")
+    file = tmp_path / "services"
+    file.write_text("[other]\nhost=127.0.0.1\n")
+    refused(2, "in no service file", str(file))("status", env={"PGSERVICE": "shop", "PGSERVICEFILE": str(file)})
+    refused(2, "--dsn is empty")("status", "--dsn", "")
+    refused(2, "sslrootcert")("status", dsn="postgresql://127.0.0.1/x?sslmode=verify-ca&sslrootcert=/nowhere")
+    file.write_text("[shop]\nhost=127.0.0.1\nport=1\npassword=hunter%2\n")
+    done = refused(3, "127.0.0.1")("status", env={"PGSERVICE": "shop", "PGSERVICEFILE": str(file)})
+    assert "hunter" not in done.err
+
+
+def test_our_sessions_keep_their_names(parts, own_server):
+    """An application_name in the string does not hide our sessions, which are found by theirs."""
+    login, host = parts
+    with running("run", dsn=f"postgresql://{login}@{host}/several?application_name=mine") as consumer:
+        consumer.until_it_says("listening", timeout=40)
+        names = rows(
+            own_server.tcp_dsn("several"), "select application_name from pg_stat_activity where datname = 'several'"
+        )
+        assert "mine" not in {row[0] for row in names}
+        assert consumer.end() == 0
