@@ -359,6 +359,167 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_core_routes_enabled() IS 'The master gate: true only while iu_core.routes_master_enabled is exactly ''true''.';
 
+-- Name: fn_iu_dead_letters_open(text, text, timestamp with time zone, uuid, text, timestamp with time zone, timestamp with time zone, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+begin
+    return query
+    select d.id
+      from public.iu_route_dead_letter d
+     where d.resolved_at is null
+       and (p_route_code is null or d.route_code = p_route_code)
+       and (p_failure_code is null or d.failure_code = p_failure_code)
+       and (p_since is null or d.created_at >= p_since)
+       and (p_event_ref is null or d.event_ref = p_event_ref)
+       and (p_subject is null or p_subject in (d.event_snapshot ->> 'event_subject_ref',
+                                               d.event_snapshot ->> 'canonical_address'))
+       and (p_until is null or d.created_at <= p_until)
+       and (p_after_at is null or (d.created_at, d.id) > (p_after_at, p_after_id))
+     order by d.created_at, d.id
+     limit p_limit;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) IS 'Open dead letters that these filters let through (null: any), the oldest first, after one and until a moment.';
+
+-- Name: fn_iu_dead_letters_queue(uuid[], boolean, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+declare
+    v_count integer;
+begin
+    with letters as materialized (
+        select d.*
+          from public.iu_route_dead_letter d
+         where d.id = any (p_ids)
+           and not exists (select from public.iu_route_delivery x
+                            where x.event_ref = d.event_ref and x.route_code || '' = d.route_code)
+    ), queued as (
+        insert into public.iu_route_delivery
+            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
+        select d.worker_name, d.route_code, d.event_ref,
+               case when p_ordered then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                                  d.event_snapshot ->> 'canonical_address'), 0) end,
+               coalesce((select max(a.attempt_no) from public.iu_route_attempt a
+                          where a.idempotency_key = d.idempotency_key), 0) + 1,
+               now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
+          from letters d
+         order by d.created_at, d.id
+        returning event_ref
+    ), counted as (
+        update public.iu_route_dead_letter d
+           set replay_count = d.replay_count + 1, last_replay_at = clock_timestamp()
+          from letters l
+         where d.id = l.id
+    )
+    select count(*) into v_count from queued;
+    return v_count;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) IS 'Queues dead letters, which the caller has locked, for delivery; but those that are on their way already. How many.';
+
+-- Name: fn_iu_dead_letters_replay(text, text, timestamp with time zone, uuid, text, text, timestamp with time zone, timestamp with time zone, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer DEFAULT 1000) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    r         public.iu_outbound_route;
+    v_ids     uuid[];
+    v_id      uuid;
+    v_done    integer := 0;
+    v_one     jsonb;
+    v_answers jsonb := '{}';
+    v_answer  text;
+    v_count   integer;
+begin
+    if not public.fn_iu_core_routes_enabled() or not public.fn_iu_route_worker_enabled() then
+        return jsonb_build_object('status', case when public.fn_iu_core_routes_enabled() then 'worker_gate_closed'
+                                                 else 'master_gate_closed' end);
+    end if;
+    select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
+    if r.route_code is not null and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+        perform from public.iu_delivery_lease l order by l.worker_name for update;
+        v_ids := array(select d.id
+                         from public.iu_route_dead_letter d
+                        where d.resolved_at is null
+                          and d.id in (select public.fn_iu_dead_letters_open(
+                                                  p_route_code, p_failure_code, p_since, p_event_ref, p_subject,
+                                                  p_until, p_after_at, p_after_id, p_limit))
+                        order by d.created_at, d.id
+                          for update);
+        v_done := cardinality(v_ids);
+        v_count := public.fn_iu_dead_letters_queue(v_ids, r.delivery_policy ->> 'order' = 'subject', p_actor);
+        v_answers := jsonb_strip_nulls(jsonb_build_object(
+            'queued', nullif(v_count, 0), 'already_queued', nullif(v_done - v_count, 0)));
+    else
+        v_ids := array(select public.fn_iu_dead_letters_open(
+                                  p_route_code, p_failure_code, p_since, p_event_ref, p_subject,
+                                  p_until, p_after_at, p_after_id, p_limit));
+        foreach v_id in array v_ids loop
+            v_one := public.fn_iu_route_dead_letter_replay(v_id, p_actor);
+            v_done := v_done + 1;
+            v_answer := concat_ws(' ', v_one ->> 'status', v_one ->> 'decision');
+            v_answers := v_answers || jsonb_build_object(v_answer, coalesce((v_answers ->> v_answer)::integer, 0) + 1);
+            exit when clock_timestamp() > statement_timestamp() + interval '1 second';
+        end loop;
+    end if;
+    return jsonb_build_object(
+        'status', 'ran', 'done', v_done, 'answers', v_answers, 'more', v_done > 0,
+        'after_at', (select d.created_at from public.iu_route_dead_letter d where d.id = v_ids[v_done]),
+        'after_id', v_ids[v_done]);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) IS 'Replays the next dead letters of a route that these filters let through. Answers how many with which answer, and where it ended.';
+
+-- Name: fn_iu_dead_letters_resolve(uuid[], text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text DEFAULT SESSION_USER) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+declare
+    v_count integer;
+begin
+    if coalesce(btrim(p_why), '') = '' then
+        raise exception 'resolving dead letters needs a reason' using errcode = 'invalid_parameter_value',
+            hint = 'It is kept in each of them.';
+    end if;
+    perform from public.iu_delivery_lease l order by l.worker_name for update;
+    perform from public.iu_route_dead_letter d where d.id = any (p_ids) order by d.created_at, d.id for update;
+    -- What is on its way resolves its dead letter by arriving: delivery cancel comes first.
+    update public.iu_route_dead_letter d
+       set resolved_at = clock_timestamp(), resolution = 'resolved by ' || p_actor || ': ' || p_why
+     where d.id = any (p_ids) and d.resolved_at is null
+       and not exists (select from public.iu_route_delivery x
+                        where x.event_ref = d.event_ref and x.route_code || '' = d.route_code);
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text) IS 'Resolves dead letters without a replay, and says who and why; but those that are on their way again. How many.';
+
 -- Name: fn_iu_decision_latency(text, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) RETURNS TABLE(last_id bigint, seconds double precision[], since_commit boolean)
@@ -401,54 +562,80 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
 
--- Name: fn_iu_delivery_cancel(text, uuid, text, text); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS bigint
+CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER, p_after bigint DEFAULT 0, p_until bigint DEFAULT NULL::bigint, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 declare
+    r       public.iu_outbound_route;
     v_held  text;
+    v_ids   bigint[];
     v_count bigint;
 begin
-    select v.held_by into v_held from public.v_iu_delivery v where v.route_code = p_route_code;
-    if v_held is null and exists (select from public.iu_outbound_route r where r.route_code = p_route_code) then
-        raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
-            using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
+    if coalesce(btrim(p_why), '') = '' then
+        raise exception 'cancelling deliveries needs a reason' using errcode = 'invalid_parameter_value',
+            hint = 'It is kept in each dead letter.';
     end if;
+    perform from public.iu_delivery_lease l order by l.worker_name for update;
+    select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code for share;
+    if found then
+        select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
+          from (select) one
+          left join public.iu_delivery_breaker b on b.route_code = r.route_code;
+        if v_held is null then
+            raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
+                using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
+        end if;
+    end if;
+
+    -- Beyond where the part before ended: what that deleted is not read again, however long vacuum is held back.
+    v_ids := array(select d.id
+                     from public.iu_route_delivery d
+                    where d.route_code = p_route_code and d.id > p_after and (p_until is null or d.id <= p_until)
+                      and (p_event_ref is null or d.event_ref = p_event_ref)
+                    order by d.id
+                    limit p_limit
+                      for update);
     with gone as (
         delete from public.iu_route_delivery d
-         where d.route_code = p_route_code and (p_event_ref is null or d.event_ref = p_event_ref)
+         where d.route_code = p_route_code and d.id = any (v_ids)
         returning d.*, 'outbound:' || d.route_code || ':' || d.event_ref as key
+    ), letters as (
+        insert into public.iu_route_dead_letter
+            (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+             failure_detail)
+        select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
+               coalesce(public.fn_iu_event_snapshot(g.event_ref), jsonb_build_object('id', g.event_ref)),
+               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
+          from gone g
+         order by g.id
+        on conflict (idempotency_key) do update
+           set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+               failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
+        returning attempt_no
     ), written as (
+        -- The count makes every dead letter come before the first attempt.
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
              route_count, traceparent)
         select g.event_ref, g.route_kind, g.route_code, 'failed', 'dead_letter', false, 'cancelled', g.key, g.attempt_no,
                g.route_count, g.traceparent
           from gone g
+         where (select count(*) from letters) > 0
         on conflict (idempotency_key, attempt_no) do nothing
-    ), letters as (
-        insert into public.iu_route_dead_letter
-            (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
-             failure_detail)
-        select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
-               coalesce(public.fn_iu_event_snapshot(g.event_ref),
-                        jsonb_build_object('id', g.event_ref)),
-               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
-          from gone g
-        on conflict (idempotency_key) do update
-           set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
-               failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
     )
     select count(*) into v_count from gone;
-    return v_count;
+    return jsonb_build_object('cancelled', v_count, 'after', coalesce(v_ids[cardinality(v_ids)], p_after),
+                              'more', cardinality(v_ids) = p_limit);
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text) IS 'Ends the deliveries of a route that is held, all or that of one event: each becomes a dead letter. Answers how many.';
+COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer) IS 'Ends deliveries of a route that is held, those of one event or the next p_limit after p_after: each becomes a dead letter. Answers how many, where it ended, and whether there may be more.';
 
 -- Name: fn_iu_delivery_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -900,13 +1087,16 @@ begin
                set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
               from gone g
              where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+            returning l.attempt_no
         )
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
              traceparent, created_at, finished_at)
         select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
                g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
-          from gone g;
+          from gone g
+         -- The count makes the dead letters come before the attempts: the lock order of 024.
+         where (select count(*) from resolved) >= 0;
     exception when unique_violation then
         -- Somebody has written an attempt of that number, by hand or by a restore: ours takes the next one.
         update public.iu_route_delivery d
@@ -984,15 +1174,6 @@ begin
 
         v_spent := f.result = 'failed' and b.opened_at is null;
         v_dead := f.result = 'rejected' or v_spent and f.tries + 1 >= (v_policy ->> 'attempts')::integer;
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-             route_count, traceparent, created_at, finished_at)
-        values (f.event_ref, f.route_kind, f.route_code, 'failed',
-                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
-                f.attempt_no, f.route_count, f.traceparent,
-                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
-        on conflict (idempotency_key, attempt_no) do nothing;
-
         if v_dead then
             v_letters := v_letters + 1;
             delete from public.iu_route_delivery d where d.route_code = f.route_code and d.id = f.id;
@@ -1025,6 +1206,15 @@ begin
                    failed_at = v_now, failure_code = f.code, failure_detail = f.detail
              where d.route_code = f.route_code and d.id = f.id;
         end if;
+        -- After the delivery and the dead letter: the lock order of 024.
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+             route_count, traceparent, created_at, finished_at)
+        values (f.event_ref, f.route_kind, f.route_code, 'failed',
+                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
+                f.attempt_no, f.route_count, f.traceparent,
+                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
+        on conflict (idempotency_key, attempt_no) do nothing;
         update public.iu_delivery_breaker x
            set failures = b.failures, last_id = b.last_id, streak_from = b.streak_from, opened_at = b.opened_at,
                probes = b.probes, probe_at = b.probe_at, probing_id = b.probing_id, why = b.why, letters = b.letters,
@@ -2773,6 +2963,15 @@ begin
                                   'resolution', d.resolution, 'attempt_no', d.attempt_no);
     end if;
 
+    -- While it is on its way it is not decided here. Its settlement needs the dead letter as well, so a row that is being
+    -- deleted is still visible here, and nothing below waits for that transaction: it waits for us.
+    if exists (select from public.iu_route_delivery x
+                where x.event_ref = d.event_ref and x.route_code || '' = d.route_code) then
+        return jsonb_build_object('status', 'already_queued', 'dead_letter_id', d.id, 'event_id', d.event_ref,
+                                  'route_code', d.route_code, 'decision', 'queued', 'attempt_no', d.attempt_no,
+                                  'resolved', false);
+    end if;
+
     select coalesce(max(a.attempt_no), 0) + 1 into v_no
       from public.iu_route_attempt a where a.idempotency_key = d.idempotency_key;
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
@@ -3527,6 +3726,8 @@ begin
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
                  order by f.n
             loop
+                -- Where it is a dead letter already, that comes before its attempt: the lock order of 024.
+                perform from public.iu_route_dead_letter d where d.idempotency_key = v_bad.key for update;
                 begin
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
@@ -5360,6 +5561,30 @@ CREATE INDEX iu_route_attempt_tick_idx ON public.iu_route_attempt USING btree (x
 -- Name: INDEX iu_route_attempt_tick_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.iu_route_attempt_tick_idx IS 'Serves readers of the audit: attempts of given transactions, and of all that began after a snapshot.';
+
+-- Name: iu_route_dead_letter_age_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_dead_letter_age_idx ON public.iu_route_dead_letter USING btree (created_at, id);
+
+-- Name: INDEX iu_route_dead_letter_age_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_dead_letter_age_idx IS 'All dead letters by age, the resolved ones included.';
+
+-- Name: iu_route_dead_letter_kind_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_dead_letter_kind_idx ON public.iu_route_dead_letter USING btree (route_code, failure_code, created_at, id) WHERE (resolved_at IS NULL);
+
+-- Name: INDEX iu_route_dead_letter_kind_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_dead_letter_kind_idx IS 'Open dead letters by route and failure code, for counts and filters.';
+
+-- Name: iu_route_dead_letter_open_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX iu_route_dead_letter_open_idx ON public.iu_route_dead_letter USING btree (created_at, id) WHERE (resolved_at IS NULL);
+
+-- Name: INDEX iu_route_dead_letter_open_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.iu_route_dead_letter_open_idx IS 'Open dead letters by age, for lists and for replays in order.';
 
 -- Name: iu_route_dead_letter_tick_idx; Type: INDEX; Schema: public; Owner: -
 

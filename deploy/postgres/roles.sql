@@ -14,7 +14,7 @@
 -- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
 -- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
 --
--- needs: worker/004 to 020, runtime/060
+-- needs: worker/004 to 024, runtime/060
 -- locks: none that readers or writers wait for
 
 begin;
@@ -76,7 +76,11 @@ revoke execute on function
                                  text[], double precision[], double precision[], text[], text[], double precision[]),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
-    public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
+    public.fn_iu_route_resume(text),
+    public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
+    public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
+    public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
+    public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
@@ -263,9 +267,17 @@ grant execute on function public.fn_iu_route_live(text, boolean, text, text) to 
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
 -- route policy, route resume, delivery cancel, and replays that are queued.
-grant execute on function public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_route_resume(text), public.fn_iu_delivery_cancel(text, uuid, text, text),
-    public.fn_iu_event_snapshot(uuid)
+grant execute on function
+    public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid),
+    public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
+    public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
+    public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
+    public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text)
     to iu_listen_operator;
+-- Locking a row for the length of a transaction asks for UPDATE on one column, whichever. A lease that is given back early
+-- is taken again by its holder.
+grant update (released) on public.iu_delivery_lease to iu_listen_operator;
+grant update (failure_detail) on public.iu_route_delivery to iu_listen_operator;
 grant update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)
     on public.iu_delivery_breaker to iu_listen_operator;

@@ -448,6 +448,8 @@ begin
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
                  order by f.n
             loop
+                -- Where it is a dead letter already, that comes before its attempt: the lock order of 024.
+                perform from public.iu_route_dead_letter d where d.idempotency_key = v_bad.key for update;
                 begin
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
@@ -577,6 +579,15 @@ begin
     if d.resolved_at is not null then
         return jsonb_build_object('status', 'already_resolved', 'dead_letter_id', d.id, 'resolved', true,
                                   'resolution', d.resolution, 'attempt_no', d.attempt_no);
+    end if;
+
+    -- While it is on its way it is not decided here. Its settlement needs the dead letter as well, so a row that is being
+    -- deleted is still visible here, and nothing below waits for that transaction: it waits for us.
+    if exists (select from public.iu_route_delivery x
+                where x.event_ref = d.event_ref and x.route_code || '' = d.route_code) then
+        return jsonb_build_object('status', 'already_queued', 'dead_letter_id', d.id, 'event_id', d.event_ref,
+                                  'route_code', d.route_code, 'decision', 'queued', 'attempt_no', d.attempt_no,
+                                  'resolved', false);
     end if;
 
     select coalesce(max(a.attempt_no), 0) + 1 into v_no

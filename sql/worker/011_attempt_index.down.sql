@@ -16,3 +16,6 @@ $$;
 -- "if exists": a package of which something is missing must be able to be taken back.
 drop index if exists public.iu_route_attempt_tick_idx;
 drop index if exists public.iu_route_dead_letter_tick_idx;
+drop index if exists public.iu_route_dead_letter_open_idx;
+drop index if exists public.iu_route_dead_letter_kind_idx;
+drop index if exists public.iu_route_dead_letter_age_idx;

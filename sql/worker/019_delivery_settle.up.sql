@@ -234,13 +234,16 @@ begin
                set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
               from gone g
              where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+            returning l.attempt_no
         )
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
              traceparent, created_at, finished_at)
         select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
                g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
-          from gone g;
+          from gone g
+         -- The count makes the dead letters come before the attempts: the lock order of 024.
+         where (select count(*) from resolved) >= 0;
     exception when unique_violation then
         -- Somebody has written an attempt of that number, by hand or by a restore: ours takes the next one.
         update public.iu_route_delivery d
@@ -318,15 +321,6 @@ begin
 
         v_spent := f.result = 'failed' and b.opened_at is null;
         v_dead := f.result = 'rejected' or v_spent and f.tries + 1 >= (v_policy ->> 'attempts')::integer;
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-             route_count, traceparent, created_at, finished_at)
-        values (f.event_ref, f.route_kind, f.route_code, 'failed',
-                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
-                f.attempt_no, f.route_count, f.traceparent,
-                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
-        on conflict (idempotency_key, attempt_no) do nothing;
-
         if v_dead then
             v_letters := v_letters + 1;
             delete from public.iu_route_delivery d where d.route_code = f.route_code and d.id = f.id;
@@ -359,6 +353,15 @@ begin
                    failed_at = v_now, failure_code = f.code, failure_detail = f.detail
              where d.route_code = f.route_code and d.id = f.id;
         end if;
+        -- After the delivery and the dead letter: the lock order of 024.
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+             route_count, traceparent, created_at, finished_at)
+        values (f.event_ref, f.route_kind, f.route_code, 'failed',
+                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
+                f.attempt_no, f.route_count, f.traceparent,
+                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
+        on conflict (idempotency_key, attempt_no) do nothing;
         update public.iu_delivery_breaker x
            set failures = b.failures, last_id = b.last_id, streak_from = b.streak_from, opened_at = b.opened_at,
                probes = b.probes, probe_at = b.probe_at, probing_id = b.probing_id, why = b.why, letters = b.letters,

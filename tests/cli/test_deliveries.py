@@ -89,7 +89,7 @@ def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
     )
     run("route", "dry", ROUTE, dsn=ready)
     assert "dry_run" in run("delivery", "list", dsn=ready).out
-    done = run("delivery", "cancel", ROUTE, "--why", "incident 7", "--actor", "ann", "--json", dsn=ready)
+    done = run("delivery", "cancel", ROUTE, "--why", "incident 7", "--actor", "ann", "--yes", "--json", dsn=ready)
     assert done.json == {"route": ROUTE, "cancelled": 1}
     letter = rows(ready, "select id, failure_code, failure_detail from iu_route_dead_letter")[0]
     assert tuple(letter)[1:] == ("cancelled", "cancelled by ann: incident 7")

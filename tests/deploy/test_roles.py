@@ -417,7 +417,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
                 await census.rows(reader, name)
             assert [gate["open"] for gate in await census.gates(reader)] == [True, False, False]
             await census.rows(reader, "list_attempts", None, None, None, 10)
-            await census.rows(reader, "list_dead_letters", True, None, 10)
+            await census.rows(reader, "list_dead_letters", True, None, None, None, None, None, None, 10)
             await census.rows(reader, "list_routes", None)
             await census.rows(reader, "retention/policies")
             await census.rows(reader, "retention/plan", "1 second", None)
@@ -479,7 +479,9 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
             await census.set_gate(operator, "worker", opened=True)
             assert (await run_batch(owner))["dead_lettered"] == 1
             await owner.execute("drop trigger poison on iu_route_attempt")
-            letter = (await census.rows(operator, "list_dead_letters", False, None, 10))[0]["id"]
+            letter = (await census.rows(operator, "list_dead_letters", False, None, None, None, None, None, None, 10))[
+                0
+            ]["id"]
             assert (await census.rows(operator, "show_dead_letter", letter))[0]["event_snapshot"]
             answer = await census.replay(operator, letter, None)
             assert (answer["status"], answer["decision"]) == ("replayed", "dry_run")

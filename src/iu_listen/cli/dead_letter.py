@@ -1,22 +1,49 @@
-"""dead-letter: list, show and replay what could not be routed or delivered."""
+"""dead-letter: list, show, replay and resolve what could not be routed or delivered."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
 import anyio
 from cyclopts import App, Parameter
-from rich.progress import Progress
 
 from iu_listen.cli import show
+from iu_listen.cli.ask import confirmed, progress, reason
 from iu_listen.cli.change import Plan
 from iu_listen.cli.door import Where, between, looking
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.postgres import census
+from iu_listen.postgres import census, letters
+from iu_listen.postgres.session import Connection
 
-dead_letter = App(name="dead-letter", help="List, show and replay what could not be routed or delivered.")
+dead_letter = App(name="dead-letter", help="List, show, replay and resolve what could not be routed or delivered.")
+
+Actor = Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")]
+#: What a replay answers of a dead letter for which nothing is left to do, now or here.
+SETTLED = frozenset({"replayed", "queued", "already_queued", "already_resolved"})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Which:
+    """Options that choose among dead letters."""
+
+    route: Annotated[str | None, Parameter(help="Only of this route.")] = None
+    failure: Annotated[str | None, Parameter(help="Only with this failure code.")] = None
+    since: Annotated[str | None, Parameter(help="Only created since then: 2h, '3 days', or ISO 8601.")] = None
+    event: Annotated[UUID | None, Parameter(help="Only of this event.")] = None
+    subject: Annotated[str | None, Parameter(help="Only about this subject: its id, or its canonical address.")] = None
+
+    async def filter(self, connection: Connection) -> letters.Filter:
+        """The same for the database."""
+        since = await census.moment(connection, self.since) if self.since else None
+        return letters.Filter(
+            route=self.route, failure=self.failure, since=since, event=self.event, subject=self.subject
+        )
 
 
 def register(app: App) -> None:
@@ -24,38 +51,76 @@ def register(app: App) -> None:
     app.command(dead_letter)
 
 
+# -- look --------------------------------------------------------------------------------------------------------
+
+
 @dead_letter.command(name="list")
 def dead_letter_list(
     *,
     resolved: Annotated[bool, Parameter(help="Resolved ones too.", negative=())] = False,
-    route: Annotated[str | None, Parameter(help="Only of this route.")] = None,
+    which: Which | None = None,
+    before: Annotated[UUID | None, Parameter(help="Only older ones than this dead letter: the next page.")] = None,
     limit: Annotated[int, Parameter(help="How many at most.", validator=between(1, 1_000_000))] = 50,
     where: Where | None = None,
 ) -> int:
-    """List dead letters, the oldest first."""
+    """List dead letters, the newest first, and count the open ones by route and failure code."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
-            found = await census.rows(connection, "list_dead_letters", resolved, route, limit)
-        if where and where.json:
-            show.as_json(found)
-        else:
-            _print_dead_letters(found)
+            chosen = await (which or Which()).filter(connection)
+            found = await letters.page(connection, chosen, resolved=resolved, before=before, limit=limit)
+            as_json = bool(where and where.json)
+            kinds = [] if as_json else await letters.kinds(connection)
+        if as_json:
+            show.as_json(found.letters)
+            return 0
+        _print_dead_letters(found.letters)
+        if len(kinds) > 1 or (len(found.letters) < found.total and before is None):
+            print_kinds(kinds)
+        _print_place(found, resolved=resolved, before=before)
         return 0
 
     return anyio.run(run)
 
 
-def _print_dead_letters(found: list[dict[str, Any]]) -> None:
+def _print_dead_letters(found: list[census.Row]) -> None:
     show.table(
-        ("dead letter", "event", "route", "age", "failure", "replays", "resolved"),
+        ("dead letter", "event", "route", "age", "failure", "detail", "replays", "resolved"),
         (
-            (d["id"], d["event_ref"], d["route_code"], show.ago(d["created_at"]),
-             d["failure_detail"] or d["failure_code"], d["replay_count"], d["resolution"])
+            (d["id"], d["event_ref"], d["route_code"], show.ago(d["created_at"]), d["failure_code"],
+             d["failure_detail"], d["replay_count"], d["resolution"])
             for d in found
         ),
     )  # fmt: skip
+
+
+def _print_place(found: letters.Listed, *, resolved: bool, before: UUID | None) -> None:
+    """How many there are besides those that were shown, and how to see the next ones."""
+    if not found.letters:
+        show.note("No older dead letter." if before else f"No {'' if resolved else 'open '}dead letter matches.")
+        return
+    if before is None and len(found.letters) >= found.total:
+        return
+    words = f"{show.text(len(found.letters))} of {capped(found.total)}."
+    show.note(f"{words} Older ones: the same command with --before {found.letters[-1]['id']}")
+
+
+def print_kinds(kinds: list[census.Row]) -> None:
+    """Open dead letters by route and failure code."""
+    show.table(
+        ("dead letters of route", "failure", "open", "oldest", "newest"),
+        (
+            (k["route_code"], k["failure_code"], capped(k["open"]), show.ago(k["oldest_at"]), show.ago(k["newest_at"]))
+            for k in kinds
+        ),
+    )
+
+
+def capped(count: int) -> str:
+    """A count that ended at a bound."""
+    most = letters.MOST_COUNTED
+    return f"more than {show.text(most)}" if count > most else show.text(count)
 
 
 @dead_letter.command(name="show")
@@ -65,10 +130,8 @@ def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
-            found = await census.rows(connection, "show_dead_letter", id)
-        if not found:
-            raise ConfigurationError(f"there is no dead letter {id}", "iu-listen dead-letter list --resolved")
-        letter = {**found[0], "event_snapshot": show.parsed(found[0]["event_snapshot"])}
+            found = await letters.show(connection, id)
+        letter = {**found, "event_snapshot": show.parsed(found["event_snapshot"])}
         if where and where.json:
             show.as_json(letter)
         else:
@@ -80,91 +143,155 @@ def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:
     return anyio.run(run)
 
 
+# -- replay ------------------------------------------------------------------------------------------------------
+
+
 @dead_letter.command(name="replay")
 def dead_letter_replay(
     ids: Annotated[list[UUID] | None, Parameter(help="Which ones.")] = None,
     /,
     *,
-    all: Annotated[bool, Parameter(help="All open ones.", negative=())] = False,
-    route: Annotated[str | None, Parameter(help="With --all: only of this route.")] = None,
-    failure: Annotated[str | None, Parameter(help="With --all: only with this failure code.")] = None,
+    all: Annotated[bool, Parameter(help="All open ones that the other options let through.", negative=())] = False,
+    which: Which | None = None,
     rate: Annotated[
         float | None, Parameter(help="How many a second at most.", validator=between(0.001, 1_000_000))
     ] = None,
-    actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
+    actor: Actor = None,
     why: Annotated[str | None, Parameter(help="Why; recorded.")] = None,
     plan: Plan = False,
     where: Where | None = None,
 ) -> int:
     """Decide dead letters again, under their own idempotency keys.
 
-    Those of live routes are queued, and are resolved when they arrive: delivery list, delivery cancel. Each is a
-    transaction of its own, so Ctrl-C leaves the rest as it is. Exit 1 when one is neither resolved nor queued.
+    Those of live routes are queued, and are resolved when they arrive: delivery list, delivery cancel. With --all they
+    are replayed in parts, a transaction each, so Ctrl-C leaves the rest as it is. Exit 1 when one is neither resolved
+    nor queued.
     """
-    if bool(ids) == all:
-        raise ConfigurationError("say which dead letters: their ids, or --all", "iu-listen dead-letter list")
-    if ids and (route or failure):
-        raise ConfigurationError("--route and --failure go with --all", "The ids alone say which dead letters.")
+    _one_or_all(ids, which, all=all)
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             await census.require_primary(connection)
-            letters = [
-                letter
-                for one in ids
-                or [
-                    d["id"]
-                    for d in await census.rows(connection, "list_dead_letters", False, route, 100_000)
-                    if failure in (None, d["failure_code"])
-                ]
-                for letter in await census.rows(connection, "show_dead_letter", one) or [{"id": one, "event_ref": None}]
-            ]
-            if missing := [str(d["id"]) for d in letters if d["event_ref"] is None]:
-                raise ConfigurationError(
-                    f"there is no dead letter {missing[0]}", "iu-listen dead-letter list --resolved"
-                )
+            if ids:
+                return await _replay_these(connection, ids, actor, why, rate, where, plan=plan)
+            chosen = await (which or Which()).filter(connection)
+            planned = await letters.plan(connection, chosen)
             if plan:
-                _print_replay_plan(letters, where)
+                _print_plan(planned, where)
                 return 0
-            answers: list[census.Row] = []
-            with Progress(console=show.err(), transient=True, disable=not show.err().is_terminal) as progress:
-                for letter in progress.track(letters, description="replaying"):
-                    # Before all but the first: so many a second, however long each takes.
-                    if rate and answers:
-                        await anyio.sleep(1 / rate)
-                    answers.append(await census.replay(connection, letter["id"], actor, why))
-        if where and where.json:
-            show.as_json(answers)
-        else:
-            show.table(
-                ("dead letter", "answer", "decision", "attempt", "resolved"),
-                (
-                    (a["dead_letter_id"], a["status"], a.get("decision"), a.get("attempt_no"), a["resolved"])
-                    for a in answers
-                ),
-            )
-        return int(any(not a["resolved"] and a["status"] not in ("queued", "already_queued") for a in answers))
+            counts: Counter[tuple[str, str]] = Counter()
+            with progress("replaying", planned.total) as advance:
+                async for part in letters.replay_all(connection, planned, chosen, actor, why, rate):
+                    answers = part["answers"] if part["status"] == "ran" else {part["status"]: 0}
+                    counts.update({(part["route_code"], answer): count for answer, count in answers.items()})
+                    advance(part.get("done", 0))
+        return _print_answers(planned, counts, where)
 
     return anyio.run(run)
 
 
-def _would(letter: dict[str, Any]) -> str:
-    """What a replay would decide now."""
-    if letter["resolved_at"]:
-        return "nothing: it is resolved"
-    if letter["route_enabled"] is None:
+def _one_or_all(ids: list[UUID] | None, which: Which | None, *, all: bool) -> None:
+    if bool(ids) == all:
+        raise ConfigurationError("say which dead letters: their ids, or --all", "iu-listen dead-letter list")
+    if ids and which and which != Which():
+        raise ConfigurationError(
+            "--route, --failure, --since, --event and --subject go with --all", "The ids alone say which dead letters."
+        )
+
+
+async def _replay_these(
+    connection: Connection,
+    ids: list[UUID],
+    actor: str | None,
+    why: str | None,
+    rate: float | None,
+    where: Where | None,
+    *,
+    plan: bool,
+) -> int:
+    await letters.require(connection, ids)
+    if plan:
+        _print_plan_of([await letters.show(connection, id) for id in ids], where)
+        return 0
+    answers: list[census.Row] = []
+    with progress("replaying", len(ids)) as advance:
+        for id in ids:
+            # Before all but the first: so many a second, however long each takes.
+            if rate and answers:
+                await anyio.sleep(1 / rate)
+            answers.append(await census.replay(connection, id, actor, why))
+            advance(1)
+    if where and where.json:
+        show.as_json(answers)
+    else:
+        show.table(
+            ("dead letter", "answer", "decision", "attempt", "resolved"),
+            (
+                (a["dead_letter_id"], a["status"], a.get("decision"), a.get("attempt_no"), a["resolved"])
+                for a in answers
+            ),
+        )
+    return int(any(not a["resolved"] and a["status"] not in SETTLED for a in answers))
+
+
+def _print_answers(planned: letters.Plan, counts: Counter[tuple[str, str]], where: Where | None) -> int:
+    rows = []
+    for (route, answer), count in sorted(counts.items()):
+        status, _, decision = answer.partition(" ")
+        rows.append({"route_code": route, "status": status, "decision": decision or None, "count": count})
+    if where and where.json:
+        show.as_json(rows)
+    elif rows:
+        show.table(
+            ("route", "answer", "decision", "dead letters"),
+            ((r["route_code"], r["status"], r["decision"], r["count"]) for r in rows),
+        )
+    if not planned.groups:
+        show.note("No open dead letter matches; nothing was changed. iu-listen dead-letter list")
+    return int(any(r["status"] not in SETTLED for r in rows))
+
+
+def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
+    """What a replay would decide now, by what the route is."""
+    if route_enabled is None:
         return "skipped: there is no route"
-    if not letter["route_enabled"]:
+    if not route_enabled:
         return "skipped: the route is disabled; it would stay open"
-    return "dry_run" if letter["route_dry_run"] else "deliver"
+    return "dry_run" if dry_run else "deliver"
 
 
-def _print_replay_plan(letters: list[dict[str, Any]], where: Where | None) -> None:
+def _print_plan(planned: letters.Plan, where: Where | None, *, would: str = "") -> None:
+    """By route and failure code: there may be very many."""
+    rows = [
+        {"route_code": g["route_code"], "failure_code": g["failure_code"], "count": g["count"],
+         "oldest_at": g["oldest_at"], "newest_at": g["newest_at"], "example": g["example"],
+         "would": would or _would(g["route_enabled"], dry_run=g["route_dry_run"])}
+        for g in planned.groups
+    ]  # fmt: skip
+    if where and where.json:
+        show.as_json(rows)
+        return
+    show.table(
+        ("route", "failure", "dead letters", "oldest", "newest", "would be", "for example"),
+        (
+            (r["route_code"], r["failure_code"], r["count"], show.ago(r["oldest_at"]), show.ago(r["newest_at"]),
+             r["would"], r["example"])
+            for r in rows
+        ),
+    )  # fmt: skip
+    show.note(f"Plan: {show.text(planned.total)} dead letter(s); nothing was changed.")
+
+
+def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None) -> None:
+    """Of some that were named: each of them, with the newer events of its subject."""
     rows = [
         {"id": d["id"], "event": d["event_ref"], "route": d["route_code"], "created_at": d["created_at"],
-         "attempt_no": d["attempt_no"] + 1, "newer_of_subject": d["newer_of_subject"], "would": _would(d)}
-        for d in letters
+         "attempt_no": d["attempt_no"] + 1, "newer_of_subject": d["newer_of_subject"],
+         "newer_looked_at": d["newer_looked_at"],
+         "would": "nothing: it is resolved" if d["resolved_at"]
+                  else _would(d["route_enabled"], dry_run=d["route_dry_run"])}
+        for d in found
     ]  # fmt: skip
     if where and where.json:
         show.as_json(rows)
@@ -172,8 +299,76 @@ def _print_replay_plan(letters: list[dict[str, Any]], where: Where | None) -> No
     show.table(
         ("dead letter", "route", "age", "attempt", "newer events of its subject", "would be"),
         (
-            (r["id"], r["route"], show.ago(r["created_at"]), r["attempt_no"], r["newer_of_subject"], r["would"])
+            (r["id"], r["route"], show.ago(r["created_at"]), r["attempt_no"],
+             f"{r['newer_of_subject']} of the next {show.text(r['newer_looked_at'])}", r["would"])
             for r in rows
         ),
-    )
+    )  # fmt: skip
     show.note(f"Plan: {len(rows)} dead letter(s); nothing was changed.")
+
+
+# -- resolve -----------------------------------------------------------------------------------------------------
+
+
+@dead_letter.command(name="resolve")
+def dead_letter_resolve(
+    ids: Annotated[list[UUID] | None, Parameter(help="Which ones.")] = None,
+    /,
+    *,
+    why: Annotated[str, Parameter(help="Why; kept in the resolution.")],
+    all: Annotated[bool, Parameter(help="All open ones that the other options let through.", negative=())] = False,
+    which: Which | None = None,
+    actor: Actor = None,
+    plan: Plan = False,
+    yes: Annotated[bool, Parameter(help="With --all: do it without asking.", negative=())] = False,
+    where: Where | None = None,
+) -> int:
+    """Resolve dead letters without a replay: nothing is delivered, and the reason is kept.
+
+    Those whose replay is on its way are left as they are. With --all they are resolved in parts, a transaction each, so
+    Ctrl-C leaves the rest as it is. Exit 1 when a dead letter that was named is left open.
+    """
+    _one_or_all(ids, which, all=all)
+    reason(why)
+
+    async def run() -> int:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            await census.require_primary(connection)
+            if ids:
+                if plan:
+                    await letters.require(connection, ids)
+                    _print_resolved(len(ids), 0, where, planned=True)
+                    return 0
+                count = await letters.resolve(connection, ids, why, actor)
+                _print_resolved(len(ids), count, where)
+                return int(count < len(set(ids)))
+            chosen = await (which or Which()).filter(connection)
+            planned = await letters.plan(connection, chosen)
+            if plan or not (where and where.json):
+                _print_plan(planned, where, would="resolved")
+            if plan or not planned.groups:
+                if not plan:
+                    _print_resolved(0, 0, where)
+                return 0
+            confirmed(f"Resolve {show.text(planned.total)} dead letters?", yes=yes)
+            looked = count = 0
+            with progress("resolving", planned.total) as advance:
+                async for part, done in letters.resolve_all(connection, planned, chosen, why, actor):
+                    looked, count = looked + part, count + done
+                    advance(part)
+        _print_resolved(looked, count, where)
+        return 0
+
+    return anyio.run(run)
+
+
+def _print_resolved(looked: int, count: int, where: Where | None, *, planned: bool = False) -> None:
+    if where and where.json:
+        show.as_json({"looked_at": looked, "resolved": count, "planned": planned})
+    elif planned:
+        show.note(f"Plan: {show.text(looked)} dead letter(s) would be resolved; nothing was changed.")
+    else:
+        show.line(f"{show.text(count)} resolved.")
+        if looked > count:
+            show.note(f"{show.text(looked - count)} left: resolved before, or on their way again (delivery list).")

@@ -10,10 +10,11 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.cli import show
-from iu_listen.cli.change import no_such_route, route
+from iu_listen.cli.ask import confirmed, progress, reason
+from iu_listen.cli.change import Plan, no_such_route, route
 from iu_listen.cli.door import Where, between, looking
-from iu_listen.model.errors import ConfigurationError
-from iu_listen.postgres import census
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.postgres import census, letters
 
 #: Columns of a table of routes that deliver.
 DELIVERIES = ("route", "target", "on its way", "retrying", "oldest", "held by", "because of")
@@ -78,25 +79,64 @@ def delivery_cancel(
     code: str,
     /,
     *,
-    why: Annotated[str, Parameter(help="Why; kept in the dead letter.")],
+    why: Annotated[str, Parameter(help="Why; kept in the dead letters.")],
     event: Annotated[UUID | None, Parameter(help="Only the delivery of this event.")] = None,
     actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
+    plan: Plan = False,
+    yes: Annotated[bool, Parameter(help="Do it without asking.", negative=())] = False,
     where: Where | None = None,
 ) -> int:
-    """End deliveries of a route that is held (route dry CODE). Each becomes a dead letter, and can be replayed."""
+    """End deliveries of a route that is held (route dry CODE). Each becomes a dead letter, and can be replayed.
+
+    It is done in parts, a transaction each: the consumer goes on meanwhile, and Ctrl-C leaves the rest as it is.
+    """
+    reason(why)
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             await census.require_primary(connection)
-            return int(await census.value(connection, "delivery/cancel", code, event, why, actor))
+            found = await letters.cancel_plan(connection, code, event)
+            if not found["known"] and not found["count"]:
+                raise await no_such_route(connection, code)
+            if found["known"] and not found["held_by"]:
+                raise Refused(
+                    f"route {code} delivers: nothing of it can be cancelled", f"First: iu-listen route dry {code}"
+                )
+            if plan or (found["count"] and not yes and not (where and where.json)):
+                _print_cancel_plan(code, found, where, plan=plan)
+            if plan:
+                return 0
+            count = 0
+            if found["count"]:
+                if event is None:
+                    confirmed(f"Cancel {show.text(found['count'])} deliveries of {code}?", yes=yes)
+                with progress("cancelling", found["count"]) as advance:
+                    async for part in letters.cancel(connection, code, event, found["last_id"], why, actor):
+                        count += part
+                        advance(part)
+        if where and where.json:
+            show.as_json({"route": code, "cancelled": count})
+        else:
+            show.line(f"{show.text(count)} cancelled.")
+        return 0
 
-    count = anyio.run(run)
+    return anyio.run(run)
+
+
+def _print_cancel_plan(code: str, found: census.Row, where: Where | None, *, plan: bool) -> None:
     if where and where.json:
-        show.as_json({"route": code, "cancelled": count})
-    else:
-        show.line(f"{count} cancelled.")
-    return 0
+        show.as_json(
+            {"route": code, "would_cancel": found["count"], "held_by": found["held_by"],
+             "oldest_at": found["oldest_at"], "newest_at": found["newest_at"]}
+        )  # fmt: skip
+        return
+    show.table(
+        ("route", "held by", "deliveries", "oldest", "newest"),
+        ((code, found["held_by"], found["count"], show.ago(found["oldest_at"]), show.ago(found["newest_at"])),),
+    )
+    if plan:
+        show.note(f"Plan: {show.text(found['count'])} delivery(ies) would become dead letters; nothing was changed.")
 
 
 def policy(

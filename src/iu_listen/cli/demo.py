@@ -161,7 +161,8 @@ class _Demo:
         for unit in (good, broken, good):
             await connection.execute(query("demo/new_versions"), [unit], 1)
         letters = await self._wait(
-            lambda: census.rows(connection, "list_dead_letters", False, None, 10), "there is a dead letter"
+            lambda: census.rows(connection, "list_dead_letters", False, None, None, None, None, None, None, 10),
+            "there is a dead letter",
         )
         await self._drained(connection, (await self._count(connection))["events"])
         show.line(f"dead letter {letters[0]['id']}: {letters[0]['failure_detail']}")

@@ -1,0 +1,26 @@
+-- How many dead letters these filters let through, counted up to a bound.
+--
+-- $1 bool         resolved ones too
+-- $2 text         route, or null
+-- $3 text         failure code, or null
+-- $4 timestamptz  created since then, or null
+-- $5 uuid         event, or null
+-- $6 uuid[]       these only, or null
+-- $7 int          the bound
+
+select count(*)
+  from (select
+          from public.iu_route_dead_letter d
+         where ($1 or d.resolved_at is null)
+           and ($2::text is null or d.route_code = $2)
+           and ($3::text is null or d.failure_code = $3)
+           and ($4::timestamptz is null or d.created_at >= $4)
+           and ($5::uuid is null or d.idempotency_key = any (array(
+                   select 'outbound:' || c.route_code || ':' || $5::uuid
+                     from (select r.route_code from public.iu_outbound_route r
+                           union
+                           select unnest(u.codes) from public.iu_audit u
+                           union
+                           select '(none)') c)))
+           and ($6::uuid[] is null or d.id = any ($6))
+         limit $7) d

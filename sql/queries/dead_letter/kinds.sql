@@ -1,0 +1,41 @@
+-- Open dead letters by route and failure code: how many (counted up to a bound), the oldest, the newest.
+--
+-- The kinds are found one after the other in iu_route_dead_letter_kind_idx, so that the cost is that of the kinds and the
+-- bound, and not of all dead letters.
+--
+-- $1 int  the bound
+
+with recursive kind as (
+    (select d.route_code, d.failure_code
+       from public.iu_route_dead_letter d
+      where d.resolved_at is null
+      order by d.route_code, d.failure_code
+      limit 1)
+    union all
+    select n.route_code, n.failure_code
+      from kind k
+     cross join lateral (
+           select d.route_code, d.failure_code
+             from public.iu_route_dead_letter d
+            where d.resolved_at is null and (d.route_code, d.failure_code) > (k.route_code, k.failure_code)
+            order by d.route_code, d.failure_code
+            limit 1) n
+)
+select k.route_code, k.failure_code, c.open, o.created_at as oldest_at, n.created_at as newest_at
+  from kind k
+ cross join lateral (
+       select count(*) as open
+         from (select from public.iu_route_dead_letter d
+                where d.resolved_at is null and d.route_code = k.route_code and d.failure_code = k.failure_code
+                limit $1) x) c
+ cross join lateral (
+       select d.created_at from public.iu_route_dead_letter d
+        where d.resolved_at is null and d.route_code = k.route_code and d.failure_code = k.failure_code
+        order by d.created_at, d.id
+        limit 1) o
+ cross join lateral (
+       select d.created_at from public.iu_route_dead_letter d
+        where d.resolved_at is null and d.route_code = k.route_code and d.failure_code = k.failure_code
+        order by d.created_at desc, d.id desc
+        limit 1) n
+ order by c.open desc, k.route_code, k.failure_code

@@ -1,0 +1,3 @@
+-- This moment, by the clock that dates dead letters.
+
+select clock_timestamp()

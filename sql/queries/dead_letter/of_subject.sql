@@ -1,0 +1,8 @@
+-- The dead letters about a subject. It stands in the snapshot, which not every role may read.
+--
+-- $1 text  event_subject_ref or canonical_address      $2 bool  resolved ones too
+
+select d.id
+  from public.iu_route_dead_letter d
+ where ($2 or d.resolved_at is null)
+   and $1 in (d.event_snapshot ->> 'event_subject_ref', d.event_snapshot ->> 'canonical_address')

@@ -1,0 +1,261 @@
+-- Many deliveries and many dead letters at once: cancel, replay, resolve.
+--
+-- Each function does one bounded part in its own transaction and answers where that ended; the caller asks again from
+-- there. So progress can be shown, an interrupt leaves the rest as it is, and no part holds a lock for longer than a
+-- second.
+--
+-- Lock order, for every function that locks rows of more than one of these tables (docs/why/delivery.md):
+--
+--   iu_delivery_lease -> iu_route_worker_cursor -> iu_outbound_route -> iu_delivery_breaker -> iu_route_delivery (by id)
+--     -> iu_route_dead_letter -> iu_route_attempt
+--
+-- Whoever settles begins with the lease. A part that takes many deliveries or many dead letters of queued routes locks
+-- the lease as well, so it never meets a settlement half way.
+--
+-- needs: 008, 009, 011, 012, 019
+-- locks: nothing that exists
+
+-- Cancel -------------------------------------------------------------------------------------------------
+
+-- Nothing is lost: each delivery becomes a dead letter, which says who cancelled it and why. Only of a route that is held:
+-- what is under way cannot be called back.
+create function public.fn_iu_delivery_cancel(
+    p_route_code text, p_event_ref uuid, p_why text, p_actor text default session_user,
+    p_after bigint default 0, p_until bigint default null, p_limit integer default 1000)
+returns jsonb
+language plpgsql
+set search_path = ''
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+    r       public.iu_outbound_route;
+    v_held  text;
+    v_ids   bigint[];
+    v_count bigint;
+begin
+    if coalesce(btrim(p_why), '') = '' then
+        raise exception 'cancelling deliveries needs a reason' using errcode = 'invalid_parameter_value',
+            hint = 'It is kept in each dead letter.';
+    end if;
+    perform from public.iu_delivery_lease l order by l.worker_name for update;
+    select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code for share;
+    if found then
+        select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
+          from (select) one
+          left join public.iu_delivery_breaker b on b.route_code = r.route_code;
+        if v_held is null then
+            raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
+                using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
+        end if;
+    end if;
+
+    -- Beyond where the part before ended: what that deleted is not read again, however long vacuum is held back.
+    v_ids := array(select d.id
+                     from public.iu_route_delivery d
+                    where d.route_code = p_route_code and d.id > p_after and (p_until is null or d.id <= p_until)
+                      and (p_event_ref is null or d.event_ref = p_event_ref)
+                    order by d.id
+                    limit p_limit
+                      for update);
+    with gone as (
+        delete from public.iu_route_delivery d
+         where d.route_code = p_route_code and d.id = any (v_ids)
+        returning d.*, 'outbound:' || d.route_code || ':' || d.event_ref as key
+    ), letters as (
+        insert into public.iu_route_dead_letter
+            (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
+             failure_detail)
+        select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
+               coalesce(public.fn_iu_event_snapshot(g.event_ref), jsonb_build_object('id', g.event_ref)),
+               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
+          from gone g
+         order by g.id
+        on conflict (idempotency_key) do update
+           set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+               failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
+        returning attempt_no
+    ), written as (
+        -- The count makes every dead letter come before the first attempt.
+        insert into public.iu_route_attempt
+            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+             route_count, traceparent)
+        select g.event_ref, g.route_kind, g.route_code, 'failed', 'dead_letter', false, 'cancelled', g.key, g.attempt_no,
+               g.route_count, g.traceparent
+          from gone g
+         where (select count(*) from letters) > 0
+        on conflict (idempotency_key, attempt_no) do nothing
+    )
+    select count(*) into v_count from gone;
+    return jsonb_build_object('cancelled', v_count, 'after', coalesce(v_ids[cardinality(v_ids)], p_after),
+                              'more', cardinality(v_ids) = p_limit);
+end
+$$;
+comment on function public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer) is
+    'Ends deliveries of a route that is held, those of one event or the next p_limit after p_after: each becomes a dead '
+    'letter. Answers how many, where it ended, and whether there may be more.';
+
+-- Which ones ---------------------------------------------------------------------------------------------
+
+-- The plan depends on which filters are given, so it is made for each call.
+create function public.fn_iu_dead_letters_open(
+    p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text,
+    p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer)
+returns setof uuid
+language plpgsql
+stable
+set search_path = ''
+set plan_cache_mode = force_custom_plan
+as $$
+begin
+    return query
+    select d.id
+      from public.iu_route_dead_letter d
+     where d.resolved_at is null
+       and (p_route_code is null or d.route_code = p_route_code)
+       and (p_failure_code is null or d.failure_code = p_failure_code)
+       and (p_since is null or d.created_at >= p_since)
+       and (p_event_ref is null or d.event_ref = p_event_ref)
+       and (p_subject is null or p_subject in (d.event_snapshot ->> 'event_subject_ref',
+                                               d.event_snapshot ->> 'canonical_address'))
+       and (p_until is null or d.created_at <= p_until)
+       and (p_after_at is null or (d.created_at, d.id) > (p_after_at, p_after_id))
+     order by d.created_at, d.id
+     limit p_limit;
+end
+$$;
+comment on function public.fn_iu_dead_letters_open(
+    text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer) is
+    'Open dead letters that these filters let through (null: any), the oldest first, after one and until a moment.';
+
+-- Replay -------------------------------------------------------------------------------------------------
+
+-- Those of a route that queues go on their way in one statement. All others are decided one by one, by the replay of 009,
+-- until a second is over.
+create function public.fn_iu_dead_letters_replay(
+    p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text, p_actor text,
+    p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer default 1000)
+returns jsonb
+language plpgsql
+set search_path = ''
+as $$
+declare
+    r         public.iu_outbound_route;
+    v_ids     uuid[];
+    v_id      uuid;
+    v_done    integer := 0;
+    v_one     jsonb;
+    v_answers jsonb := '{}';
+    v_answer  text;
+    v_count   integer;
+begin
+    if not public.fn_iu_core_routes_enabled() or not public.fn_iu_route_worker_enabled() then
+        return jsonb_build_object('status', case when public.fn_iu_core_routes_enabled() then 'worker_gate_closed'
+                                                 else 'master_gate_closed' end);
+    end if;
+    select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
+    if r.route_code is not null and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+        perform from public.iu_delivery_lease l order by l.worker_name for update;
+        v_ids := array(select d.id
+                         from public.iu_route_dead_letter d
+                        where d.resolved_at is null
+                          and d.id in (select public.fn_iu_dead_letters_open(
+                                                  p_route_code, p_failure_code, p_since, p_event_ref, p_subject,
+                                                  p_until, p_after_at, p_after_id, p_limit))
+                        order by d.created_at, d.id
+                          for update);
+        v_done := cardinality(v_ids);
+        v_count := public.fn_iu_dead_letters_queue(v_ids, r.delivery_policy ->> 'order' = 'subject', p_actor);
+        v_answers := jsonb_strip_nulls(jsonb_build_object(
+            'queued', nullif(v_count, 0), 'already_queued', nullif(v_done - v_count, 0)));
+    else
+        v_ids := array(select public.fn_iu_dead_letters_open(
+                                  p_route_code, p_failure_code, p_since, p_event_ref, p_subject,
+                                  p_until, p_after_at, p_after_id, p_limit));
+        foreach v_id in array v_ids loop
+            v_one := public.fn_iu_route_dead_letter_replay(v_id, p_actor);
+            v_done := v_done + 1;
+            v_answer := concat_ws(' ', v_one ->> 'status', v_one ->> 'decision');
+            v_answers := v_answers || jsonb_build_object(v_answer, coalesce((v_answers ->> v_answer)::integer, 0) + 1);
+            exit when clock_timestamp() > statement_timestamp() + interval '1 second';
+        end loop;
+    end if;
+    return jsonb_build_object(
+        'status', 'ran', 'done', v_done, 'answers', v_answers, 'more', v_done > 0,
+        'after_at', (select d.created_at from public.iu_route_dead_letter d where d.id = v_ids[v_done]),
+        'after_id', v_ids[v_done]);
+end
+$$;
+comment on function public.fn_iu_dead_letters_replay(
+    text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer) is
+    'Replays the next dead letters of a route that these filters let through. Answers how many with which answer, and '
+    'where it ended.';
+
+create function public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text)
+returns integer
+language plpgsql
+set search_path = ''
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+    v_count integer;
+begin
+    with letters as materialized (
+        select d.*
+          from public.iu_route_dead_letter d
+         where d.id = any (p_ids)
+           and not exists (select from public.iu_route_delivery x
+                            where x.event_ref = d.event_ref and x.route_code || '' = d.route_code)
+    ), queued as (
+        insert into public.iu_route_delivery
+            (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
+        select d.worker_name, d.route_code, d.event_ref,
+               case when p_ordered then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                                  d.event_snapshot ->> 'canonical_address'), 0) end,
+               coalesce((select max(a.attempt_no) from public.iu_route_attempt a
+                          where a.idempotency_key = d.idempotency_key), 0) + 1,
+               now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
+          from letters d
+         order by d.created_at, d.id
+        returning event_ref
+    ), counted as (
+        update public.iu_route_dead_letter d
+           set replay_count = d.replay_count + 1, last_replay_at = clock_timestamp()
+          from letters l
+         where d.id = l.id
+    )
+    select count(*) into v_count from queued;
+    return v_count;
+end
+$$;
+comment on function public.fn_iu_dead_letters_queue(uuid[], boolean, text) is
+    'Queues dead letters, which the caller has locked, for delivery; but those that are on their way already. How many.';
+
+-- Resolve ------------------------------------------------------------------------------------------------
+
+create function public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text default session_user)
+returns integer
+language plpgsql
+set search_path = ''
+set plan_cache_mode = force_custom_plan
+as $$
+declare
+    v_count integer;
+begin
+    if coalesce(btrim(p_why), '') = '' then
+        raise exception 'resolving dead letters needs a reason' using errcode = 'invalid_parameter_value',
+            hint = 'It is kept in each of them.';
+    end if;
+    perform from public.iu_delivery_lease l order by l.worker_name for update;
+    perform from public.iu_route_dead_letter d where d.id = any (p_ids) order by d.created_at, d.id for update;
+    -- What is on its way resolves its dead letter by arriving: delivery cancel comes first.
+    update public.iu_route_dead_letter d
+       set resolved_at = clock_timestamp(), resolution = 'resolved by ' || p_actor || ': ' || p_why
+     where d.id = any (p_ids) and d.resolved_at is null
+       and not exists (select from public.iu_route_delivery x
+                        where x.event_ref = d.event_ref and x.route_code || '' = d.route_code);
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+comment on function public.fn_iu_dead_letters_resolve(uuid[], text, text) is
+    'Resolves dead letters without a replay, and says who and why; but those that are on their way again. How many.';

@@ -1,0 +1,87 @@
+"""Deliveries that are cancelled while the consumer works: part by part, without a deadlock, and nothing else waits."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from iu_listen.model.delivery import Delivery, Unavailable
+from iu_listen.model.observation import SessionFailed
+from iu_listen.postgres import letters
+from iu_listen.postgres.session import session
+from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route
+from support import MANY, connected, insert_event, run_batch, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_cancelling_a_held_route_disturbs_nobody(live):
+    """Thousands of deliveries behind an open breaker are cancelled while probes are settled: no deadlock, no session lost.
+
+    An event by another route is delivered meanwhile, within a second.
+
+    Fails when: cancel takes no lease, and settling writes attempts before it locks their deliveries; or it is one transaction.
+    """
+    down, up = Arrivals(), Arrivals()
+
+    async def nobody_there(delivery: Delivery) -> None:
+        raise Unavailable("down")
+
+    down.behave = nobody_there
+    async with connected(live.dsn) as connection:
+        await open_route(connection, probe_max=0.01, breaker=1)
+        await connection.execute(MANY, 4000)
+        await run_batch(connection, 5000)
+        await add_route(connection, "other")
+        async with delivering(live.dsn, down.target(), up.target("other")) as recorder:
+            await wait_until(
+                lambda: connection.fetchval("select opened_at is not null from iu_delivery_breaker"),
+                "the breaker opens",
+            )
+            slowest = 0.0
+
+            async def one_by_one(scope: anyio.CancelScope) -> None:
+                nonlocal slowest
+                while not scope.cancel_called:
+                    began = anyio.current_time()
+                    event = await insert_event(connection)
+                    with anyio.fail_after(15):
+                        while not up.arrived[event]:
+                            await anyio.sleep(0.001)
+                    slowest = max(slowest, anyio.current_time() - began)
+
+            async with session(live.dsn, name="cancels") as canceller, anyio.create_task_group() as tasks:
+                scope = anyio.CancelScope()
+                tasks.start_soon(one_by_one, scope)
+                found = await letters.cancel_plan(canceller, ROUTE, None)
+                parts = [
+                    part async for part in letters.cancel(canceller, ROUTE, None, found["last_id"], "a test", None)
+                ]
+                scope.cancel()
+            assert sum(parts) == found["count"] >= 4000
+            assert max(parts) <= letters.PART
+            assert recorder.of(SessionFailed) == []
+            assert slowest < 1
+        dead = await connection.fetchval("select count(*) from iu_route_dead_letter where failure_code = 'cancelled'")
+        assert dead == found["count"]
+
+
+async def test_a_cancelled_delivery_is_a_dead_letter_with_its_attempt(live):
+    """Cancelling one event ends that delivery only; its dead letter says who and why, and its attempt is audited.
+
+    Fails when: the event is not asked for, or the attempt is not written.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        first, second = [await insert_event(connection) for _ in range(2)]
+        await run_batch(connection)
+        await connection.execute("update iu_outbound_route set dry_run = true where route_code = $1", ROUTE)
+        answer = await connection.fetchval(
+            "select fn_iu_delivery_cancel($1, $2, 'incident 7', 'ann')::jsonb - 'after'", ROUTE, first
+        )
+        assert answer == '{"more": false, "cancelled": 1}'
+        assert await connection.fetchval("select event_ref from iu_route_delivery") == second
+        assert await connection.fetchval("select failure_detail from iu_route_dead_letter") == (
+            "cancelled by ann: incident 7"
+        )
+        assert await attempts(connection, first) == [(1, "failed", "dead_letter", "cancelled")]
