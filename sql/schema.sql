@@ -1654,6 +1654,13 @@ CREATE TABLE public.iu_route_worker_cursor (
     total_dead_lettered bigint DEFAULT 0 NOT NULL,
     last_run_at timestamp with time zone,
     last_run_summary jsonb,
+    page_limit integer,
+    failures integer DEFAULT 0 NOT NULL,
+    failed_at timestamp with time zone,
+    failed_why text,
+    failed_events integer,
+    failed_event uuid,
+    failed_route text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT iu_route_worker_cursor_own_chk CHECK (((own_xid IS NULL) = (own_seq IS NULL))),
     CONSTRAINT iu_route_worker_cursor_page_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((tick IS NOT NULL) OR ((pos_seq IS NULL) AND (tick_floor IS NULL)))))
@@ -1743,6 +1750,34 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_at IS 'End of the last 
 -- Name: COLUMN iu_route_worker_cursor.last_run_summary; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_summary IS 'What that run answered.';
+
+-- Name: COLUMN iu_route_worker_cursor.page_limit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.page_limit IS 'Most events of the next page, because a batch took too long. Null: as many as the caller asks for.';
+
+-- Name: COLUMN iu_route_worker_cursor.failures; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.failures IS 'Weight of the batches that failed at this position, in a row: 1 for an error, 3 for one that ran out of time. 0: none.';
+
+-- Name: COLUMN iu_route_worker_cursor.failed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_at IS 'When a batch last failed. Null: none did.';
+
+-- Name: COLUMN iu_route_worker_cursor.failed_why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_why IS 'Why it failed.';
+
+-- Name: COLUMN iu_route_worker_cursor.failed_events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_events IS 'One of the next so many events made it fail: the next page takes half of them. Null: that is not known.';
+
+-- Name: COLUMN iu_route_worker_cursor.failed_event; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_event IS 'The event that made it fail: its batch takes it alone. Null: that is not known.';
+
+-- Name: COLUMN iu_route_worker_cursor.failed_route; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_route IS 'The route whose SQL function raised. Null: that is not known, or another statement failed.';
 
 -- Name: COLUMN iu_route_worker_cursor.created_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -1931,6 +1966,36 @@ END;
 -- Name: FUNCTION fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) IS 'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows them, and whether they are to be read again.';
+
+-- Name: fn_iu_outbox_next(public.iu_route_worker_cursor, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+begin
+    return coalesce((
+        select array_agg(n.id order by n.event_seq, n.id)
+          from (select u.id, u.event_seq
+                  from (select o.id, o.event_seq, o.xact_id
+                          from public.event_outbox o
+                         where o.event_domain = p_cursor.event_domain and o.xact_id >= pg_snapshot_xmax(p_cursor.prev)
+                        union all
+                        select o.id, o.event_seq, o.xact_id
+                          from pg_snapshot_xip(p_cursor.prev) x(xid)
+                          join public.event_outbox o on o.event_domain = p_cursor.event_domain and o.xact_id = x.xid) u
+                 where (pg_visible_in_snapshot(u.xact_id, p_cursor.tick)
+                        and (u.event_seq, u.id) <= (p_cursor.pos_seq, p_cursor.pos_id)) is not true
+                   and (u.xact_id = p_cursor.own_xid and u.event_seq <= p_cursor.own_seq) is not true
+                   and (p_cursor.tick is null or pg_visible_in_snapshot(u.xact_id, p_cursor.tick))
+                 order by u.event_seq, u.id
+                 limit p_limit) n), '{}');
+end
+$$;
+
+-- Name: FUNCTION fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer) IS 'The events of the next page of a cursor, in order. For what happens seldom: it sorts all that is unread.';
 
 -- Name: fn_iu_outbox_partitions(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3200,6 +3265,46 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_route_worker_enabled() IS 'The worker gate: true only while iu_core.route_worker_enabled is exactly ''true''.';
 
+-- Name: fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean DEFAULT false, p_event_ref uuid DEFAULT NULL::uuid, p_route_code text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    c        public.iu_route_worker_cursor;
+    v_limit  integer;
+    v_next   uuid[];
+    v_events integer;
+    v_event  uuid := p_event_ref;
+begin
+    select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
+    if v_event is null then
+        v_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
+        v_next := public.fn_iu_outbox_next(c, v_limit);
+        v_events := cardinality(v_next);
+        if v_events = 1 or v_next[1] = c.failed_event then
+            v_event := v_next[1];
+            p_route_code := case when v_event = c.failed_event then c.failed_route end;
+        elsif c.failed_event = any (v_next) then
+            v_events := array_position(v_next, c.failed_event) - 1;
+        end if;
+    end if;
+    update public.iu_route_worker_cursor w
+       set failures = case when v_event is not distinct from c.failed_event and p_route_code is not distinct from c.failed_route
+                           then c.failures else 0 end + case when p_timed_out then 3 else 1 end,
+           failed_at = clock_timestamp(), failed_why = left(p_why, 1000),
+           failed_event = v_event, failed_route = p_route_code,
+           failed_events = case when v_event is null then nullif(v_events, 0) end,
+           page_limit = case when p_timed_out and v_events > 1 then least(c.page_limit, v_events) / 2 else c.page_limit end
+     where w.worker_name = p_worker_name;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean, p_event_ref uuid, p_route_code text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean, p_event_ref uuid, p_route_code text) IS 'Notes that a batch of at most so many events failed, why, whether it ran out of time, and by which event and route where its error named them. The next batches look for the event, and give it up when it fails alone.';
+
 -- Name: fn_iu_route_worker_health(text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_route_worker_health(p_worker_name text) RETURNS jsonb
@@ -3285,6 +3390,9 @@ begin
     if v_state = 'refusing' then
         v_reasons := v_reasons || 'consumer refuses to work'::text;
     end if;
+    if v_state = 'failing' then
+        v_reasons := v_reasons || ('every batch fails: ' || v_detail);
+    end if;
     if v_gate and coalesce(v_silent > 3 * v_cadence, true) then
         v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
                                            'silent, and no clock tells since when');
@@ -3316,6 +3424,7 @@ begin
     v_condition := case
         when v_refusal is not null or v_state = 'refusing' then 'refusing'
         when not v_master or not v_gate then 'gate_closed'
+        when v_state = 'failing' and v_silent <= 3 * v_cadence then 'failing'
         when v_beat is null and v_standbys > 0 then 'standing_by'
         when coalesce(v_silent > 3 * v_cadence, true) or v_beat is null and coalesce(v_unrun > 3 * v_cadence, true)
             then case when v_standbys > 0 then 'standing_by' else 'silent' end
@@ -3324,6 +3433,7 @@ begin
         else 'idle' end;
     v_why := case v_condition
         when 'refusing' then coalesce(v_refusal, v_detail)
+        when 'failing' then v_detail
         when 'gate_closed' then case when v_master then 'worker gate' else 'master gate' end
         when 'silent' then coalesce('since ' || to_char(v_seen at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                     'no consumer has ever run')
@@ -3410,6 +3520,10 @@ declare
     v_failed_why    text[];
     v_state         text;
     v_message       text;
+    -- what failed before (021)
+    v_cut           integer;
+    v_given_up      boolean;
+    v_asked         constant integer := p_batch_limit;
     -- the answer
     v_count         bigint;
     v_skip          bigint;
@@ -3473,6 +3587,7 @@ begin
     end if;
 
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
+    p_batch_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
 
     -- Read once: a route that changes meanwhile must not take an event twice, or not at all. And how many attempts a
     -- decision consists of, by route; 1 where a route has its events for itself, which is mostly all of them, and then
@@ -3574,9 +3689,40 @@ begin
                  order by u.event_seq, u.id
                  limit p_batch_limit - v_seen) q;
 
+        -- An event that made a batch fail is taken alone. What comes before it is routed first.
+        if c.failed_event is not null and v_pass = 1 then
+            v_cut := array_position(v_ids, c.failed_event);
+            v_given_up := v_cut = 1 and c.failures >= 5;
+            v_cut := v_cut - (v_cut > 1)::integer;
+            if v_cut < v_page then
+                p_batch_limit := v_cut;
+                v_page := v_cut;
+                v_ids := v_ids[:v_cut];
+                v_types := v_types[:v_cut];
+                v_streams := v_streams[:v_cut];
+                v_seqs := v_seqs[:v_cut];
+                v_contexts := v_contexts[:v_cut];
+                v_created := v_created[:v_cut];
+                v_kinds := v_kinds[:v_cut];
+            end if;
+            if v_given_up then
+                select array_agg(f.route_code), array_agg(c.failed_event), array_agg('the batch failed: ' || c.failed_why)
+                  into v_failed_route, v_failed_id, v_failed_why
+                  from (select coalesce(r.route_code, '(none)') as route_code
+                          from (select 1) one
+                          left join unnest(v_routes) r
+                            on r.event_type = v_types[1] and r.event_stream = v_streams[1] and r.enabled) f
+                 where coalesce(c.failed_route, f.route_code) = f.route_code
+                   and not exists (select from public.iu_route_attempt a
+                                    where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
+            end if;
+        end if;
+
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
         -- Where all of it is delivered there is nothing to write here.
-        v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true then array[1, v_page] else '{}' end;
+        v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true
+                             and (v_given_up and c.failed_route is null) is not true
+                        then array[1, v_page] else '{}' end;
         while cardinality(v_parts) > 0 loop
             v_lo := v_parts[cardinality(v_parts) - 1];
             v_hi := v_parts[cardinality(v_parts)];
@@ -3608,7 +3754,7 @@ begin
                 select count(*), count(*) filter (where w.status = 'skipped') into v_count, v_skip from written w;
                 v_attempts := v_attempts + v_count;
                 v_skipped := v_skipped + v_skip;
-            exception when others then
+            exception when others or assert_failure then
                 get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                 if left(v_state, 2) <> all (v_faults) then
                     raise;
@@ -3633,7 +3779,7 @@ begin
 
         -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
         -- lock is closed, what is queued waits, and an attempt says so.
-        if v_queues <> '{}' and v_page > 0 then
+        if v_queues <> '{}' and v_page > 0 and (v_given_up and c.failed_route is null) is not true then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
                        r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
@@ -3688,6 +3834,7 @@ begin
                    and not v_queues ? r.route_code
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
+                   and (v_given_up and coalesce(c.failed_route, r.route_code) = r.route_code) is not true
                  order by k.n, r.route_code
             loop
                 begin
@@ -3707,10 +3854,12 @@ begin
                     v_attempts := v_attempts + v_count;
                     v_skipped := v_skipped + case v_decision when 'route_disabled' then v_count else 0 end;
                     v_delivered := v_delivered + case v_decision when 'delivered' then v_count else 0 end;
-                exception when others then
+                exception when others or query_canceled or assert_failure then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                     if v_state ~ v_system then
-                        raise;
+                        -- It fails the batch; the caller learns by which event and route, and tells 021.
+                        raise exception using errcode = v_state, message = v_message, schema = 'public',
+                              table = 'iu_outbound_route', column = v_live.route_code, constraint = v_live.id::text;
                     end if;
                     v_failed_id := v_failed_id || v_live.id;
                     v_failed_route := v_failed_route || v_live.route_code;
@@ -3722,26 +3871,32 @@ begin
         -- What failed is audited as failed, and kept whole.
         if v_failed_id is not null then
             for v_bad in
-                select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
+                select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no,
+                       case when v_given_up and coalesce(c.failed_route, f.route_code) = f.route_code
+                            then 'batch_failed' else 'worker_process_error' end as code
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
                  order by f.n
             loop
                 -- Where it is a dead letter already, that comes before its attempt: the lock order of 024.
                 perform from public.iu_route_dead_letter d where d.idempotency_key = v_bad.key for update;
                 begin
+                    -- Where even that ends the server process, 10 more failures are enough.
+                    if v_given_up and c.failures >= 15 and c.failed_why !~ 'SQLSTATE' then
+                        raise exception 'writing it fails the batch' using errcode = 'raise_exception';
+                    end if;
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
                          idempotency_key, attempt_no, route_count, traceparent)
-                    values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
+                    values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, v_bad.code,
                             v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
                             v_contexts[array_position(v_ids, v_bad.id)])
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
-                exception when others then
+                exception when others or query_canceled or assert_failure then
                     -- Even its failure cannot be audited. The dead letter below still says all there is to say.
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                    if left(v_state, 2) <> all (v_faults) then
+                    if left(v_state, 2) <> all (v_faults) and (v_given_up and v_state ~ '^(40|55|57014|XX)') is not true then
                         raise;
                     end if;
                     v_bad.why := v_bad.why || '; audit: ' || v_message;
@@ -3751,11 +3906,11 @@ begin
                     (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
                      failure_code, failure_detail)
                 select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no,
-                       public.fn_iu_event_snapshot(o.id), 'worker_process_error', v_bad.why
+                       public.fn_iu_event_snapshot(o.id), v_bad.code, left(v_bad.why, 10000)
                   from public.event_outbox o
                  where o.id = v_bad.id
                 on conflict (idempotency_key) do update
-                   set resolved_at = null, resolution = null,
+                   set resolved_at = null, resolution = null, failure_code = excluded.failure_code,
                        failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
                 v_dead := v_dead + 1;
             end loop;
@@ -3798,6 +3953,20 @@ begin
         exit when v_pass = 2;
     end loop;
 
+    if c.failures > 0 and (v_done or v_given_up or v_ids[1] = c.failed_event
+                           or c.failed_event is null and (v_seen >= c.failed_events) is not false) then
+        c.failures := 0;
+        c.failed_events := null;
+        c.failed_event := null;
+        c.failed_route := null;
+    end if;
+    -- A page is bounded by what it costs, too: a batch that comes near its deadline is halved before it fails.
+    if clock_timestamp() > statement_timestamp() + interval '10 seconds' then
+        c.page_limit := greatest(1, v_seen / 2);
+    elsif c.page_limit <= v_seen and clock_timestamp() < statement_timestamp() + interval '2 seconds' then
+        c.page_limit := case when c.page_limit < v_asked / 2 then c.page_limit * 2 end;
+    end if;
+
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
         'skipped', v_skipped, 'delivered', v_delivered, 'queued', v_queued, 'dead_lettered', v_dead,
@@ -3809,7 +3978,9 @@ begin
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
            prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
            own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
-           fresh_seq = c.fresh_seq,
+           fresh_seq = c.fresh_seq, page_limit = c.page_limit,
+           failures = c.failures, failed_events = c.failed_events - v_seen, failed_event = c.failed_event,
+           failed_route = c.failed_route,
            total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
            total_skipped = w.total_skipped + v_skipped, total_dead_lettered = w.total_dead_lettered + v_dead,
            last_run_at = clock_timestamp(), last_run_summary = v_answer
@@ -4441,7 +4612,7 @@ CREATE TABLE public.iu_consumer_heartbeat (
     events bigint DEFAULT 0 NOT NULL,
     lag_seconds double precision,
     CONSTRAINT iu_consumer_heartbeat_cadence_positive CHECK ((cadence_seconds > (0)::double precision)),
-    CONSTRAINT iu_consumer_heartbeat_state_chk CHECK ((state = ANY (ARRAY['starting'::text, 'standing_by'::text, 'gate_closed'::text, 'refusing'::text, 'idle'::text, 'busy'::text, 'stopped'::text])))
+    CONSTRAINT iu_consumer_heartbeat_state_chk CHECK ((state = ANY (ARRAY['starting'::text, 'standing_by'::text, 'gate_closed'::text, 'refusing'::text, 'failing'::text, 'idle'::text, 'busy'::text, 'stopped'::text])))
 )
 WITH (fillfactor='50');
 
@@ -4471,7 +4642,7 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.version IS 'Version of iu-listen.
 
 -- Name: COLUMN iu_consumer_heartbeat.state; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.state IS 'starting, standing_by (another one is active), gate_closed, refusing, idle, busy or stopped.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.state IS 'starting, standing_by (another one is active), gate_closed, refusing, failing (its batches), idle, busy or stopped.';
 
 -- Name: COLUMN iu_consumer_heartbeat.state_detail; Type: COMMENT; Schema: public; Owner: -
 

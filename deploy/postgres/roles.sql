@@ -83,6 +83,8 @@ revoke execute on function
     public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
+    public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
+    public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_outbox_full_xid(xid, xid8),
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
@@ -124,7 +126,8 @@ grant execute on function
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_health(text), public.fn_iu_trace_context(text),
-    public.fn_iu_event_snapshot(uuid)
+    public.fn_iu_event_snapshot(uuid), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
+    public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer)
     to iu_listen_consumer;
 
 -- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.
@@ -162,7 +165,8 @@ grant select on public.iu_outbound_route to iu_listen_consumer;
 
 -- The position of a cursor, not its name, domain or history.
 grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
-                      fresh_seq, total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary)
+                      fresh_seq, total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary,
+                      page_limit, failures, failed_at, failed_why, failed_events, failed_event, failed_route)
     on public.iu_route_worker_cursor to iu_listen_consumer;
 
 -- The audit grows. It is neither changed nor pruned by the one who is audited.

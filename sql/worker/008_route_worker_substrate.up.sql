@@ -24,6 +24,13 @@ create table public.iu_route_worker_cursor (
     total_dead_lettered  bigint       not null default 0,
     last_run_at          timestamptz,
     last_run_summary     jsonb,
+    page_limit           integer,
+    failures             integer      not null default 0,
+    failed_at            timestamptz,
+    failed_why           text,
+    failed_events        integer,
+    failed_event         uuid,
+    failed_route         text,
     created_at           timestamptz  not null default now(),
 
     constraint iu_route_worker_cursor_pkey primary key (worker_name),
@@ -61,6 +68,18 @@ comment on column public.iu_route_worker_cursor.total_skipped is 'Of these, skip
 comment on column public.iu_route_worker_cursor.total_dead_lettered is 'Dead letters written since the row was made.';
 comment on column public.iu_route_worker_cursor.last_run_at is 'End of the last run that took the row.';
 comment on column public.iu_route_worker_cursor.last_run_summary is 'What that run answered.';
+comment on column public.iu_route_worker_cursor.page_limit is
+    'Most events of the next page, because a batch took too long. Null: as many as the caller asks for.';
+comment on column public.iu_route_worker_cursor.failures is
+    'Weight of the batches that failed at this position, in a row: 1 for an error, 3 for one that ran out of time. 0: none.';
+comment on column public.iu_route_worker_cursor.failed_at is 'When a batch last failed. Null: none did.';
+comment on column public.iu_route_worker_cursor.failed_why is 'Why it failed.';
+comment on column public.iu_route_worker_cursor.failed_events is
+    'One of the next so many events made it fail: the next page takes half of them. Null: that is not known.';
+comment on column public.iu_route_worker_cursor.failed_event is
+    'The event that made it fail: its batch takes it alone. Null: that is not known.';
+comment on column public.iu_route_worker_cursor.failed_route is
+    'The route whose SQL function raised. Null: that is not known, or another statement failed.';
 comment on column public.iu_route_worker_cursor.created_at is 'When the worker was registered.';
 comment on constraint iu_route_worker_cursor_pkey on public.iu_route_worker_cursor is 'One cursor a worker.';
 comment on constraint iu_route_worker_cursor_page_chk on public.iu_route_worker_cursor is

@@ -132,6 +132,10 @@ declare
     v_failed_why    text[];
     v_state         text;
     v_message       text;
+    -- what failed before (021)
+    v_cut           integer;
+    v_given_up      boolean;
+    v_asked         constant integer := p_batch_limit;
     -- the answer
     v_count         bigint;
     v_skip          bigint;
@@ -195,6 +199,7 @@ begin
     end if;
 
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
+    p_batch_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
 
     -- Read once: a route that changes meanwhile must not take an event twice, or not at all. And how many attempts a
     -- decision consists of, by route; 1 where a route has its events for itself, which is mostly all of them, and then
@@ -296,9 +301,40 @@ begin
                  order by u.event_seq, u.id
                  limit p_batch_limit - v_seen) q;
 
+        -- An event that made a batch fail is taken alone. What comes before it is routed first.
+        if c.failed_event is not null and v_pass = 1 then
+            v_cut := array_position(v_ids, c.failed_event);
+            v_given_up := v_cut = 1 and c.failures >= 5;
+            v_cut := v_cut - (v_cut > 1)::integer;
+            if v_cut < v_page then
+                p_batch_limit := v_cut;
+                v_page := v_cut;
+                v_ids := v_ids[:v_cut];
+                v_types := v_types[:v_cut];
+                v_streams := v_streams[:v_cut];
+                v_seqs := v_seqs[:v_cut];
+                v_contexts := v_contexts[:v_cut];
+                v_created := v_created[:v_cut];
+                v_kinds := v_kinds[:v_cut];
+            end if;
+            if v_given_up then
+                select array_agg(f.route_code), array_agg(c.failed_event), array_agg('the batch failed: ' || c.failed_why)
+                  into v_failed_route, v_failed_id, v_failed_why
+                  from (select coalesce(r.route_code, '(none)') as route_code
+                          from (select 1) one
+                          left join unnest(v_routes) r
+                            on r.event_type = v_types[1] and r.event_stream = v_streams[1] and r.enabled) f
+                 where coalesce(c.failed_route, f.route_code) = f.route_code
+                   and not exists (select from public.iu_route_attempt a
+                                    where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
+            end if;
+        end if;
+
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
         -- Where all of it is delivered there is nothing to write here.
-        v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true then array[1, v_page] else '{}' end;
+        v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true
+                             and (v_given_up and c.failed_route is null) is not true
+                        then array[1, v_page] else '{}' end;
         while cardinality(v_parts) > 0 loop
             v_lo := v_parts[cardinality(v_parts) - 1];
             v_hi := v_parts[cardinality(v_parts)];
@@ -330,7 +366,7 @@ begin
                 select count(*), count(*) filter (where w.status = 'skipped') into v_count, v_skip from written w;
                 v_attempts := v_attempts + v_count;
                 v_skipped := v_skipped + v_skip;
-            exception when others then
+            exception when others or assert_failure then
                 get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                 if left(v_state, 2) <> all (v_faults) then
                     raise;
@@ -355,7 +391,7 @@ begin
 
         -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
         -- lock is closed, what is queued waits, and an attempt says so.
-        if v_queues <> '{}' and v_page > 0 then
+        if v_queues <> '{}' and v_page > 0 and (v_given_up and c.failed_route is null) is not true then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
                        r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
@@ -410,6 +446,7 @@ begin
                    and not v_queues ? r.route_code
                  where not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
+                   and (v_given_up and coalesce(c.failed_route, r.route_code) = r.route_code) is not true
                  order by k.n, r.route_code
             loop
                 begin
@@ -429,10 +466,12 @@ begin
                     v_attempts := v_attempts + v_count;
                     v_skipped := v_skipped + case v_decision when 'route_disabled' then v_count else 0 end;
                     v_delivered := v_delivered + case v_decision when 'delivered' then v_count else 0 end;
-                exception when others then
+                exception when others or query_canceled or assert_failure then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                     if v_state ~ v_system then
-                        raise;
+                        -- It fails the batch; the caller learns by which event and route, and tells 021.
+                        raise exception using errcode = v_state, message = v_message, schema = 'public',
+                              table = 'iu_outbound_route', column = v_live.route_code, constraint = v_live.id::text;
                     end if;
                     v_failed_id := v_failed_id || v_live.id;
                     v_failed_route := v_failed_route || v_live.route_code;
@@ -444,26 +483,32 @@ begin
         -- What failed is audited as failed, and kept whole.
         if v_failed_id is not null then
             for v_bad in
-                select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no
+                select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no,
+                       case when v_given_up and coalesce(c.failed_route, f.route_code) = f.route_code
+                            then 'batch_failed' else 'worker_process_error' end as code
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
                  order by f.n
             loop
                 -- Where it is a dead letter already, that comes before its attempt: the lock order of 024.
                 perform from public.iu_route_dead_letter d where d.idempotency_key = v_bad.key for update;
                 begin
+                    -- Where even that ends the server process, 10 more failures are enough.
+                    if v_given_up and c.failures >= 15 and c.failed_why !~ 'SQLSTATE' then
+                        raise exception 'writing it fails the batch' using errcode = 'raise_exception';
+                    end if;
                     insert into public.iu_route_attempt
                         (event_ref, route_kind, route_code, status, decision, delivered, failure_code,
                          idempotency_key, attempt_no, route_count, traceparent)
-                    values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, 'worker_process_error',
+                    values (v_bad.id, 'outbound', v_bad.route_code, 'failed', 'dead_letter', false, v_bad.code,
                             v_bad.key, 1, coalesce((v_counts ->> v_bad.route_code)::smallint, 1),
                             v_contexts[array_position(v_ids, v_bad.id)])
                     on conflict (idempotency_key, attempt_no) do nothing;
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
-                exception when others then
+                exception when others or query_canceled or assert_failure then
                     -- Even its failure cannot be audited. The dead letter below still says all there is to say.
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-                    if left(v_state, 2) <> all (v_faults) then
+                    if left(v_state, 2) <> all (v_faults) and (v_given_up and v_state ~ '^(40|55|57014|XX)') is not true then
                         raise;
                     end if;
                     v_bad.why := v_bad.why || '; audit: ' || v_message;
@@ -473,11 +518,11 @@ begin
                     (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
                      failure_code, failure_detail)
                 select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no,
-                       public.fn_iu_event_snapshot(o.id), 'worker_process_error', v_bad.why
+                       public.fn_iu_event_snapshot(o.id), v_bad.code, left(v_bad.why, 10000)
                   from public.event_outbox o
                  where o.id = v_bad.id
                 on conflict (idempotency_key) do update
-                   set resolved_at = null, resolution = null,
+                   set resolved_at = null, resolution = null, failure_code = excluded.failure_code,
                        failure_detail = excluded.failure_detail, event_snapshot = excluded.event_snapshot;
                 v_dead := v_dead + 1;
             end loop;
@@ -520,6 +565,20 @@ begin
         exit when v_pass = 2;
     end loop;
 
+    if c.failures > 0 and (v_done or v_given_up or v_ids[1] = c.failed_event
+                           or c.failed_event is null and (v_seen >= c.failed_events) is not false) then
+        c.failures := 0;
+        c.failed_events := null;
+        c.failed_event := null;
+        c.failed_route := null;
+    end if;
+    -- A page is bounded by what it costs, too: a batch that comes near its deadline is halved before it fails.
+    if clock_timestamp() > statement_timestamp() + interval '10 seconds' then
+        c.page_limit := greatest(1, v_seen / 2);
+    elsif c.page_limit <= v_seen and clock_timestamp() < statement_timestamp() + interval '2 seconds' then
+        c.page_limit := case when c.page_limit < v_asked / 2 then c.page_limit * 2 end;
+    end if;
+
     v_answer := jsonb_build_object(
         'status', 'ran', 'worker_name', p_worker_name, 'seen', v_seen, 'attempts_written', v_attempts,
         'skipped', v_skipped, 'delivered', v_delivered, 'queued', v_queued, 'dead_lettered', v_dead,
@@ -531,7 +590,9 @@ begin
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
            prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
            own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
-           fresh_seq = c.fresh_seq,
+           fresh_seq = c.fresh_seq, page_limit = c.page_limit,
+           failures = c.failures, failed_events = c.failed_events - v_seen, failed_event = c.failed_event,
+           failed_route = c.failed_route,
            total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
            total_skipped = w.total_skipped + v_skipped, total_dead_lettered = w.total_dead_lettered + v_dead,
            last_run_at = clock_timestamp(), last_run_summary = v_answer
@@ -722,6 +783,7 @@ comment on view public.v_iu_route_dead_letter_open is 'Dead letters that nobody 
 --
 --   refusing      it does not believe its cursor, or its server takes no writes (condition_why says which)
 --   gate_closed   nobody may work (which gate)
+--   failing       its batches fail (why)
 --   silent        nobody has been seen for three cadences, or ever (since when)
 --   standing_by   consumers are there, but the lease is held by somebody else (whom)
 --   behind        it works, and events wait
@@ -814,6 +876,9 @@ begin
     if v_state = 'refusing' then
         v_reasons := v_reasons || 'consumer refuses to work'::text;
     end if;
+    if v_state = 'failing' then
+        v_reasons := v_reasons || ('every batch fails: ' || v_detail);
+    end if;
     if v_gate and coalesce(v_silent > 3 * v_cadence, true) then
         v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
                                            'silent, and no clock tells since when');
@@ -845,6 +910,7 @@ begin
     v_condition := case
         when v_refusal is not null or v_state = 'refusing' then 'refusing'
         when not v_master or not v_gate then 'gate_closed'
+        when v_state = 'failing' and v_silent <= 3 * v_cadence then 'failing'
         when v_beat is null and v_standbys > 0 then 'standing_by'
         when coalesce(v_silent > 3 * v_cadence, true) or v_beat is null and coalesce(v_unrun > 3 * v_cadence, true)
             then case when v_standbys > 0 then 'standing_by' else 'silent' end
@@ -853,6 +919,7 @@ begin
         else 'idle' end;
     v_why := case v_condition
         when 'refusing' then coalesce(v_refusal, v_detail)
+        when 'failing' then v_detail
         when 'gate_closed' then case when v_master then 'worker gate' else 'master gate' end
         when 'silent' then coalesce('since ' || to_char(v_seen at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                     'no consumer has ever run')

@@ -97,7 +97,7 @@ create table public.iu_consumer_heartbeat (
 
     constraint iu_consumer_heartbeat_pkey primary key (consumer_id, worker_name),
     constraint iu_consumer_heartbeat_state_chk check (
-        state in ('starting', 'standing_by', 'gate_closed', 'refusing', 'idle', 'busy', 'stopped')),
+        state in ('starting', 'standing_by', 'gate_closed', 'refusing', 'failing', 'idle', 'busy', 'stopped')),
     constraint iu_consumer_heartbeat_cadence_positive check (cadence_seconds > 0)
 )
 with (fillfactor = 50);
@@ -110,7 +110,8 @@ comment on column public.iu_consumer_heartbeat.host is 'Host that it runs on.';
 comment on column public.iu_consumer_heartbeat.pid is 'Its process id there.';
 comment on column public.iu_consumer_heartbeat.version is 'Version of iu-listen.';
 comment on column public.iu_consumer_heartbeat.state is
-    'starting, standing_by (another one is active), gate_closed, refusing, idle, busy or stopped.';
+    'starting, standing_by (another one is active), gate_closed, refusing, failing (its batches), idle, busy or '
+    'stopped.';
 comment on column public.iu_consumer_heartbeat.state_detail is 'Why, when the state needs a reason.';
 comment on column public.iu_consumer_heartbeat.listening is 'True: woken by the bell. False: it polls.';
 comment on column public.iu_consumer_heartbeat.polling_why is

@@ -23,7 +23,7 @@ import pytest
 
 from conftest import Database
 from iu_listen.model.delivery import Outcome, Result, Want
-from iu_listen.model.facts import CHANNEL, State, Tally
+from iu_listen.model.facts import CHANNEL, BatchFailure, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import audit, census, doctor, migrate, retention, trace, verify
@@ -235,6 +235,7 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     assert answer["dead_lettered"] >= 2, answer
     # Nothing to do, in the short way: a look without any lock.
     await run_batch(connection)
+    await session.note_failure(1000, BatchFailure(why="refused"))
     await what_a_courier_does(connection, settings)
     await connection.execute("listen iu_event_outbox")
     await connection.fetchval("select pg_notify('iu_event_outbox', 'token')")

@@ -13,7 +13,7 @@ import anyio
 from iu_listen.flow.consumer import Consumer
 from iu_listen.flow.ports import NoBell
 from iu_listen.model.errors import SessionLost
-from iu_listen.model.facts import AuditPage, Batch, Culprit
+from iu_listen.model.facts import AuditPage, Batch, BatchFailure, Culprit
 from iu_listen.model.observation import Observation, Stopped
 from iu_listen.model.settings import Settings
 
@@ -58,6 +58,8 @@ class World:
     audits: list[tuple[float, str]] = field(default_factory=list)
     """When the auditor was asked what."""
 
+    failures: list[tuple[int, BatchFailure]] = field(default_factory=list)
+    """What was noted of batches that failed."""
     armed: bool = False
     rings: Callable[[], None] = lambda: None
     bell_broke: anyio.Event = field(default_factory=anyio.Event)
@@ -142,6 +144,7 @@ class FakeAuditor:
 
 class FakeOutbox:
     backend = 4711
+    failure = BatchFailure(why="the batch failed")
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -174,6 +177,10 @@ class FakeOutbox:
             raise world.lost
         world.events -= seen
         return Batch(status=world.status, seen=seen, more=seen == limit, reason=world.reason)
+
+    async def note_failure(self, limit, failure) -> None:
+        self._world.calls.append("failure")
+        self._world.failures.append((limit, failure))
 
     async def beat(self, state, why, listening, polling_why, tally) -> None:
         if self._world.lost:

@@ -7,6 +7,7 @@ new one.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from iu_listen.flow.ports import Bell, Courier, NoBell, Outbox, Sessions, Watche
 from iu_listen.flow.rhythm import Act, Rhythm
 from iu_listen.flow.ring import Ring
 from iu_listen.model.errors import Refused, SessionLost
-from iu_listen.model.facts import STATE_OF_STATUS, WORKING, Batch, State, Tally, Wake, WorkerName
+from iu_listen.model.facts import STATE_OF_STATUS, WORKING, Batch, BatchFailure, State, Tally, Wake, WorkerName
 from iu_listen.model.observation import (
     BatchRan,
     Beaten,
@@ -89,6 +90,7 @@ class Consumer:
         self._why = ""
         self._beat_at = float("-inf")
         self._losses = 0
+        self._failure: BatchFailure | None = None
         self._stopping = ""
 
     def stop(self, why: str) -> None:
@@ -123,7 +125,9 @@ class Consumer:
             self._ring.clear()
             holder = await outbox.take_lease()
             if holder is None:
-                self._watcher.note(LeaseTaken(self._worker))
+                # After a failure it is active again when a batch has succeeded: until then nothing is new.
+                if not self._losses:
+                    self._watcher.note(LeaseTaken(self._worker))
                 if self._courier is not None:
                     self._courier.work()
                 return True
@@ -158,6 +162,8 @@ class Consumer:
     async def _work(self, outbox: Outbox, wake: Wake) -> None:
         """Wake, batch, pause. Returns when asked to stop."""
         first = True
+        if self._failure is not None:
+            await self._note_failure(outbox, self._failure)
         while not self._stopping:
             delay = self._ring.age if wake is Wake.NOTIFY else 0.0
             # Before the look: what rings from here on is about something that the look may not see.
@@ -167,6 +173,9 @@ class Consumer:
                 wants = self._courier.wants() if self._courier is not None else ()
                 give = None if self._courier is None else partial(self._courier.hand_over, wants)
                 batch = await outbox.run_batch(self._settings.batch_limit, wants, give)
+            except (SessionLost, Refused):
+                self._failure = outbox.failure
+                raise
             finally:
                 self._waiting_since = None
             if self._courier is not None and batch.handed < batch.queued:
@@ -174,13 +183,23 @@ class Consumer:
             self._count(wake, batch, delay)
             self._rhythm.looked(batch.seen, self._clock())
             await self._say_state(outbox, batch)
-            self._losses = 0
+            if self._losses:
+                self._losses = 0
+                self._watcher.note(LeaseTaken(self._worker))
             # Only the first page: one ring announces all pages, and it has been waited for.
             if first and wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
                 await self._suspect_lost_wake(batch)
             first = not batch.more
             if first:
                 wake = await self._rest(wake)
+
+    async def _note_failure(self, outbox: Outbox, failure: BatchFailure) -> None:
+        """Tell the cursor and the heartbeat. A database that refuses that gets the next batch all the same."""
+        with contextlib.suppress(Refused):
+            await outbox.note_failure(self._settings.batch_limit, failure)
+        self._failure = None
+        with contextlib.suppress(Refused):
+            await self._say(outbox, State.FAILING, failure.why)
 
     async def _rest(self, wake: Wake) -> Wake:
         """Pause or sleep as the rhythm says; the answer is why to look next."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from iu_listen.model.delivery import Delivery, Lease, Outcome, Supply, Taken, Want
-from iu_listen.model.facts import AuditPage, Batch, Culprit, State, Survey, Tally
+from iu_listen.model.facts import AuditPage, Batch, BatchFailure, Culprit, State, Survey, Tally
 from iu_listen.model.observation import Observation
 from iu_listen.model.trace import Page, Place, Span, Verdict
 
@@ -31,6 +31,10 @@ class Outbox(Protocol):
     def backend(self) -> int | None:
         """Its server process; None where a pooler hides it."""
 
+    @property
+    def failure(self) -> BatchFailure | None:
+        """How the last batch failed, where it raised."""
+
     def abandon(self, why: str) -> None:
         """End the session at once, without a word to the server: whoever waits for it gets SessionLost."""
 
@@ -45,6 +49,9 @@ class Outbox(Protocol):
         ``give`` is called once at most, before this returns, with what was taken and how many seconds that took; it
         neither raises nor waits.
         """
+
+    async def note_failure(self, limit: int, failure: BatchFailure) -> None:
+        """Note that a batch of at most ``limit`` events failed, so that the next ones look for its cause."""
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat. ``polling_why`` is empty where it need not poll."""

@@ -41,6 +41,7 @@ class State(StrEnum):
     STANDING_BY = "standing_by"
     GATE_CLOSED = "gate_closed"
     REFUSING = "refusing"
+    FAILING = "failing"
     IDLE = "idle"
     BUSY = "busy"
     STOPPED = "stopped"
@@ -114,6 +115,23 @@ class Batch:
             seconds=seconds,
             began_ns=began_ns,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFailure:
+    """How a batch failed, for fn_iu_route_worker_failed.
+
+    Attributes:
+        why: The error.
+        timed_out: It took longer than its deadline.
+        event: Id of the event that made it fail; empty where the error does not say.
+        route: The route that did; empty where the error does not say.
+    """
+
+    why: str
+    timed_out: bool = False
+    event: str = ""
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,17 +7,18 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import anyio
 import anyio.lowlevel
 
 from iu_listen.model.delivery import Taken, Want
-from iu_listen.model.errors import SessionLost
-from iu_listen.model.facts import Batch, State, Tally
+from iu_listen.model.errors import NoAnswer, Refused, SessionLost
+from iu_listen.model.facts import Batch, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.delivery import columns, taken_of
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
@@ -25,6 +26,10 @@ from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
 LEASE_KEY: Final = 726003
+#: SQLSTATE of a statement that the server ended, because it took too long or was cancelled.
+QUERY_CANCELED: Final = "57014"
+#: When the server ends a batch, as a part of batch_deadline: its error can say what the batch was doing.
+SERVER_SHARE: Final = 0.95
 
 
 class WorkerSession:
@@ -39,6 +44,7 @@ class WorkerSession:
         self._batch: str | Prepared = query("run_batch")
         self._batch_and_take: str | Prepared = query("run_batch_and_take")
         self._abandoned = ""
+        self.failure: BatchFailure | None = None
 
     @property
     def backend(self) -> int | None:
@@ -86,8 +92,11 @@ class WorkerSession:
             rows = await ask_rows(
                 self._connection, self._settings.batch_deadline, statement, self._settings.worker, limit, *more
             )
-        except SessionLost as lost:
-            raise SessionLost(self._abandoned or lost.message, lost.hint) from lost
+        except (SessionLost, Refused) as error:
+            self.failure = _failure(error)
+            if not self._abandoned:
+                raise
+            raise SessionLost(self._abandoned, error.hint) from error
         seconds = time.perf_counter() - began
         # Nothing is said of the routes: the deadlines are those that were known when it was asked.
         taken = taken_of(rows, {want.route: want.deadline for want in wants}) if wants else []
@@ -96,6 +105,13 @@ class WorkerSession:
             # The calls begin before all that there is to say of the batch.
             await anyio.lowlevel.checkpoint()
         return Batch.from_answer(json.loads(rows[0][0]), seconds, began_ns, len(taken))
+
+    async def note_failure(self, limit: int, failure: BatchFailure) -> None:
+        """Note that a batch of at most ``limit`` events failed, so that the next ones look for its cause."""
+        await ask(
+            self._connection, self._settings.deadline, query("note_failure"), self._settings.worker, limit,
+            failure.why, failure.timed_out, failure.event or None, failure.route or None,
+        )  # fmt: skip
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
         """Write the heartbeat."""
@@ -106,6 +122,20 @@ class WorkerSession:
             tally.last_wake, tally.last_wake_at, json.dumps(tally.wakes), tally.events,
             polling_why or None,
         )  # fmt: skip
+
+
+def _failure(error: SessionLost | Refused) -> BatchFailure:
+    """With the event and the route, where fn_iu_route_worker_run names them in the fields of its error."""
+    cause: Any = error.__cause__
+    failure = BatchFailure(
+        why=error.message,
+        timed_out=isinstance(error, NoAnswer) or getattr(cause, "sqlstate", "") == QUERY_CANCELED,
+    )
+    if getattr(cause, "table_name", None) == "iu_outbound_route" and cause.column_name:
+        # Not a UUID: an ordinary constraint of that table.
+        with suppress(ValueError):
+            return replace(failure, event=str(UUID(cause.constraint_name)), route=cause.column_name)
+    return failure
 
 
 @asynccontextmanager
@@ -125,7 +155,16 @@ async def worker_session(
         SessionLost: no session can be had, or it leads to a server that takes no writes.
     """
     name = f"iu-listen worker {settings.worker}"
-    connection = await connect_again(settings.dsn, name=name, deadline=settings.deadline, idle_timeout=settings.lease)
+    connection = await connect_again(
+        settings.dsn,
+        name=name,
+        deadline=settings.deadline,
+        idle_timeout=settings.lease,
+        statement_timeout=settings.batch_deadline * SERVER_SHARE,
+    )
+    # Behind a pooler every batch would need a statement more.
+    if connection.pooled:
+        connection.statement_timeout = None
     try:
         if await ask(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost("the server takes no writes: it is a standby or read-only")

@@ -115,7 +115,7 @@ class LogWatcher:
                 log.info("active", worker=worker)
             case Listening(None):
                 log.warning("listening, but every bell slot is taken: polling between looks")
-            case Listening(slot):
+            case Listening(slot) if self._is_news("listening", str(slot)):
                 log.info("listening", slot=slot)
             case Polling(why):
                 log.warning("polling: there is no bell", why=why)
@@ -144,7 +144,7 @@ class LogWatcher:
                     "batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
                     **_span_of(batch),
                 )  # fmt: skip
-            case BatchRan() | Beaten():
+            case BatchRan() | Beaten() | Listening():
                 pass
             case WakeLost(worker, events):
                 log.error(
@@ -184,6 +184,8 @@ class LogWatcher:
                 if self._is_news("collector", why):
                     log.warning("traces are held back: nothing is lost", why=why, retry_in_s=round(retry_in, 2))
             case SessionFailed(session, why, retry_in):
+                if session == "bell":
+                    self._told.pop("listening", None)
                 if self._is_news(session, why):
                     log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
             case Stopping(why):

@@ -1,0 +1,90 @@
+-- What is known of a batch that failed: whoever ran it notes that here, in a transaction of its own, before the next one.
+--
+-- A batch fails whole where an event, or what its routes do, makes a statement raise an error that no savepoint may
+-- hold (a serialization failure, a system error, a time-out), end the server process, or take longer than its deadline.
+-- Repeated as it was it would fail for ever. So the cursor remembers failures (008), and the batch (009) obeys:
+--
+--   no failure ── one is noted ──► a page of n events failed: the next page takes half of them
+--        ▲                              │ a page succeeds: it was one of the others     (failed_events counts down)
+--        │                              ▼ a page of one event fails, or the error names the event
+--        │                         the event is known: what comes before it is routed first, then it alone
+--        │                              │ 5 failures alone
+--        │                              ▼
+--        └── the event succeeds, or becomes a dead letter: by the route that raised, else by all its routes
+--
+-- A batch that ran out of time counts for 3 failures, because each costs a deadline; and it halves page_limit, which
+-- grows again with every full page that takes less than two seconds.
+--
+-- Nothing is written here while batches succeed. A failure that no event caused (a restart of the server) costs a few
+-- smaller pages.
+--
+-- needs: 008, 009
+-- locks: nothing that exists
+
+create function public.fn_iu_route_worker_failed(
+    p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean default false,
+    p_event_ref uuid default null, p_route_code text default null)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    c        public.iu_route_worker_cursor;
+    v_limit  integer;
+    v_next   uuid[];
+    v_events integer;
+    v_event  uuid := p_event_ref;
+begin
+    select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
+    if v_event is null then
+        v_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
+        v_next := public.fn_iu_outbox_next(c, v_limit);
+        v_events := cardinality(v_next);
+        if v_events = 1 or v_next[1] = c.failed_event then
+            v_event := v_next[1];
+            p_route_code := case when v_event = c.failed_event then c.failed_route end;
+        elsif c.failed_event = any (v_next) then
+            v_events := array_position(v_next, c.failed_event) - 1;
+        end if;
+    end if;
+    update public.iu_route_worker_cursor w
+       set failures = case when v_event is not distinct from c.failed_event and p_route_code is not distinct from c.failed_route
+                           then c.failures else 0 end + case when p_timed_out then 3 else 1 end,
+           failed_at = clock_timestamp(), failed_why = left(p_why, 1000),
+           failed_event = v_event, failed_route = p_route_code,
+           failed_events = case when v_event is null then nullif(v_events, 0) end,
+           page_limit = case when p_timed_out and v_events > 1 then least(c.page_limit, v_events) / 2 else c.page_limit end
+     where w.worker_name = p_worker_name;
+end
+$$;
+comment on function public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text) is
+    'Notes that a batch of at most so many events failed, why, whether it ran out of time, and by which event and route '
+    'where its error named them. The next batches look for the event, and give it up when it fails alone.';
+
+create function public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer)
+returns uuid[]
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+    return coalesce((
+        select array_agg(n.id order by n.event_seq, n.id)
+          from (select u.id, u.event_seq
+                  from (select o.id, o.event_seq, o.xact_id
+                          from public.event_outbox o
+                         where o.event_domain = p_cursor.event_domain and o.xact_id >= pg_snapshot_xmax(p_cursor.prev)
+                        union all
+                        select o.id, o.event_seq, o.xact_id
+                          from pg_snapshot_xip(p_cursor.prev) x(xid)
+                          join public.event_outbox o on o.event_domain = p_cursor.event_domain and o.xact_id = x.xid) u
+                 where (pg_visible_in_snapshot(u.xact_id, p_cursor.tick)
+                        and (u.event_seq, u.id) <= (p_cursor.pos_seq, p_cursor.pos_id)) is not true
+                   and (u.xact_id = p_cursor.own_xid and u.event_seq <= p_cursor.own_seq) is not true
+                   and (p_cursor.tick is null or pg_visible_in_snapshot(u.xact_id, p_cursor.tick))
+                 order by u.event_seq, u.id
+                 limit p_limit) n), '{}');
+end
+$$;
+comment on function public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer) is
+    'The events of the next page of a cursor, in order. For what happens seldom: it sorts all that is unread.';

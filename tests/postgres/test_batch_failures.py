@@ -1,0 +1,272 @@
+"""Batches that fail whole: the cursor remembers, the next pages look for the event, and it becomes a dead letter alone."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from iu_listen.model.observation import LeaseTaken, SessionFailed
+from postgres.routes import emit, go_live, register, route
+from support import WORKER, attempted, connected, consuming, drain, insert_event, run_batch, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+#: What the SQL function of a route does for one event. Nothing of it may be caught by a savepoint of the batch.
+EVIL = {
+    "a serialization failure": "raise exception 'x' using errcode = '40001'",
+    "a deadlock": "raise exception 'x' using errcode = '40P01'",
+    "a full disk": "raise exception 'x' using errcode = '53100'",
+    "a cancellation": "raise exception 'x' using errcode = '57014'",
+    "a lost connection to another server": "raise exception 'x' using errcode = '08006'",
+    "an internal error": "raise exception 'x' using errcode = 'XX000'",
+    "an assertion": "assert false, 'x'",
+    "too long": "perform pg_sleep(60)",
+    "its own end": "perform pg_terminate_backend(pg_backend_pid()), pg_sleep(60)",
+}
+
+
+async def _evil(connection: asyncpg.Connection, body: str) -> None:
+    """Two routes to SQL functions for events of the type "thing"; the one called evil misbehaves for the note "evil"."""
+    await register(connection, "thing")
+    for code in ("evil", "calm"):
+        await route(connection, code, "thing")
+        await go_live(connection, code)
+    await connection.execute(
+        f"""create function public.evil(idempotency_key text, event jsonb) returns void language plpgsql as $$
+            begin
+                if event -> 'safe_payload' ->> 'note' = 'evil' then
+                    {body};
+                end if;
+            end $$;
+            update dot_config set value = 'public.arrive,public.evil' where key = 'iu_core.delivery_sql_functions';
+            update iu_outbound_route set target_ref = 'public.evil' where route_code = 'evil'"""
+    )
+
+
+async def _thing(connection: asyncpg.Connection, note: str) -> UUID:
+    return await connection.fetchval(
+        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, safe_payload)
+           values ('iu', 'thing', 'update', 'immediate', jsonb_build_object('note', $1::text)) returning id""",
+        note,
+    )
+
+
+async def _letters(connection: asyncpg.Connection) -> list[tuple]:
+    rows = await connection.fetch(
+        "select event_ref, route_code, failure_code from iu_route_dead_letter order by event_ref, route_code"
+    )
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("body", EVIL.values(), ids=EVIL)
+async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
+    """An event whose function raises what fails the batch, ends the server process or takes too long is given up alone.
+
+    Events before and after it are routed, and its other routes too, where the error names the route. Fails when: a
+    batch that failed is repeated as it was.
+    """
+    async with connected(live.dsn) as connection:
+        await _evil(connection, body)
+        before = [await _thing(connection, "") for _ in range(3)]
+        evil = await _thing(connection, "evil")
+        after = [await _thing(connection, "") for _ in range(5)]
+        others = [await insert_event(connection) for _ in range(10)]
+
+        async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, lease=2):
+
+            async def all_routed() -> bool:
+                return set(await attempted(connection)) == {*before, evil, *after, *others}
+
+            await wait_until(all_routed, "every event is routed", timeout=30)
+        sent = await connection.fetch("select event_ref, route_code from iu_route_attempt where status = 'sent'")
+        letters = await _letters(connection)
+
+    assert {r["event_ref"] for r in sent if r["route_code"] == "evil"} == {*before, *after}
+    if "pg_terminate" in body:
+        assert letters == [(evil, "calm", "batch_failed"), (evil, "evil", "batch_failed")]
+    else:
+        assert letters == [(evil, "evil", "worker_process_error" if "assert" in body else "batch_failed")]
+        assert {r["event_ref"] for r in sent if r["route_code"] == "calm"} == {*before, evil, *after}
+
+
+async def test_a_trigger_that_fails_batches_is_found_by_halving(live):
+    """An event that no attempt can be written for, for a reason that fails the batch, is found among hundreds.
+
+    Its failure cannot be audited either; its dead letter says why. Fails when: the next page is not halved, or giving
+    up writes what fails.
+    """
+    async with connected(live.dsn) as connection:
+        await connection.execute(
+            """create function test_trap() returns trigger language plpgsql as $$
+               begin
+                   if exists (select from public.event_outbox o where o.id = new.event_ref and o.safe_payload ->> 'note' = 'evil') then
+                       raise exception 'the trap' using errcode = '40001';
+                   end if;
+                   return new;
+               end $$;
+               create trigger test_trap before insert on iu_route_attempt for each row execute function test_trap()"""
+        )
+        events = [await insert_event(connection, note="evil" if n in (40, 41, 200) else "") for n in range(300)]
+
+        async with consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, lease=2):
+
+            async def all_routed() -> bool:
+                return await connection.fetchval("select total_seen from iu_route_worker_cursor") == 300
+
+            await wait_until(all_routed, "every event is routed", timeout=30)
+        letters = await connection.fetch(
+            "select event_ref, attempt_no, failure_code, failure_detail from iu_route_dead_letter"
+        )
+
+        assert {letter["event_ref"] for letter in letters} == {events[40], events[41], events[200]}
+        assert {letter["failure_code"] for letter in letters} == {"batch_failed"}
+        assert all("the trap" in letter["failure_detail"] and letter["attempt_no"] == 0 for letter in letters)
+        assert len(await attempted(connection)) == 297
+
+
+async def test_what_was_learnt_outlives_the_consumer(live):
+    """A consumer that starts after a failure takes half of the page, one that ends after each failure gives up as well.
+
+    Fails when: failures are counted in the memory of the consumer.
+    """
+    async with connected(live.dsn) as connection:
+        await _evil(connection, EVIL["its own end"])
+        evil = await _thing(connection, "evil")
+        rest = [await _thing(connection, "") for _ in range(7)]
+
+        async def state() -> int:
+            return await connection.fetchval(
+                "select coalesce(failed_events, 0) + 100 * failures + total_seen from iu_route_worker_cursor"
+            )
+
+        for _ in range(20):
+            noted = await state()
+            async with consuming(live.dsn, listening=False, reconnect_max=0.1, catch_up=0.2, lease=2) as seen:
+
+                async def changed(noted: int = noted) -> bool:
+                    return await state() != noted
+
+                await wait_until(changed, "a failure is noted, or a batch succeeds")
+            if await connection.fetchval("select total_seen from iu_route_worker_cursor") == 8:
+                break
+        assert set(await attempted(connection)) == {evil, *rest}
+        assert seen.of(LeaseTaken)
+
+
+async def test_an_error_that_no_event_causes_gives_nothing_up(live):
+    """A missing privilege fails every batch: nothing becomes a dead letter, and all is routed when it is granted.
+
+    Fails when: an event is given up although giving it up fails in the same way.
+    """
+    async with connected(live.dsn) as connection:
+        async with consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, lease=2) as seen:
+            await connection.execute("alter table iu_route_attempt rename to hidden")
+            events = [await insert_event(connection) for _ in range(3)]
+
+            async def many() -> bool:
+                return await connection.fetchval("select failures > 8 from iu_route_worker_cursor")
+
+            await wait_until(many, "it has failed often")
+            assert len(seen.of(SessionFailed)) > 8
+            assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+            await connection.execute("alter table hidden rename to iu_route_attempt")
+
+            async def all_routed() -> bool:
+                return await attempted(connection) == events
+
+            await wait_until(all_routed, "every event is routed")
+        row = await connection.fetchrow("select failures, failed_event, failed_events from iu_route_worker_cursor")
+        assert tuple(row) == (0, None, None)
+
+
+async def test_a_page_costs_less_than_the_deadline(live):
+    """Where an event goes to so many routes that a page takes longer than its deadline, smaller pages go on.
+
+    Fails when: a page is bounded by the number of events only.
+    """
+    async with connected(live.dsn) as connection:
+        await register(connection, "thing")
+        await connection.execute(
+            """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
+               select 'r' || n, 'iu', 'thing', 'update', 'report', 'x', true from generate_series(1, 400) n"""
+        )
+        await connection.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               select 'iu', 'thing', 'update', 'immediate' from generate_series(1, 600)"""
+        )
+        async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, lease=10):
+
+            async def all_routed() -> bool:
+                return await connection.fetchval("select total_seen from iu_route_worker_cursor") == 600
+
+            await wait_until(all_routed, "every event is routed", timeout=120)
+        assert await connection.fetchval("select count(*) from iu_route_attempt") == 240_000
+        assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+
+
+async def test_the_page_grows_again(live):
+    """After a time-out a full page that is quick doubles the next one, up to what the caller asks for.
+
+    Fails when: the limit stays where the failure left it.
+    """
+    async with connected(live.dsn) as connection:
+        for _ in range(100):
+            await insert_event(connection)
+        await connection.execute(
+            "select fn_iu_route_worker_failed($1, 32, 'no answer', true)".replace("$1", f"'{WORKER}'")
+        )
+        seen = [(await run_batch(connection, 32))["seen"] for _ in range(7)]
+
+        # The cause is looked for in the 32 events of the page that failed: 16 are left, of which the half is taken.
+        assert seen == [16, 8, 4, 2, 1, 1, 32]
+        assert await connection.fetchval("select page_limit from iu_route_worker_cursor") is None
+        assert await drain(connection, 32) == 100 - sum(seen)
+
+
+async def test_the_event_is_named_by_the_error(live):
+    """The error of a batch carries the event and the route in its fields, so nothing is halved.
+
+    Fails when: the batch passes on the error of the function as it is.
+    """
+    async with connected(live.dsn) as connection:
+        await _evil(connection, EVIL["a deadlock"])
+        evil = await _thing(connection, "evil")
+        with pytest.raises(asyncpg.DeadlockDetectedError) as raised:
+            await run_batch(connection)
+        error = raised.value
+
+        assert (error.table_name, error.column_name, error.constraint_name) == ("iu_outbound_route", "evil", str(evil))
+
+
+async def test_a_failing_consumer_says_so(live):
+    """While every batch fails, the heartbeat and health say failing and why, and "active" is said once, not at every try.
+
+    Fails when: only a batch that succeeds writes the heartbeat, or each session is announced.
+    """
+    async with (
+        connected(live.dsn) as connection,
+        consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, lease=2) as seen,
+    ):
+        await connection.execute("alter table iu_route_attempt rename to hidden")
+        await emit(connection, "version_applied")
+
+        async def failing() -> asyncpg.Record:
+            return await connection.fetchrow(
+                """select h.condition, h.condition_why, h.reasons::text from v_iu_worker_health h
+                    where h.state = 'failing' and (select failures > 5 from iu_route_worker_cursor)"""
+            )
+
+        health = await wait_until(failing, "health knows")
+        assert health["condition"] == "failing"
+        assert 'relation "public.iu_route_attempt" does not exist' in health["condition_why"]
+        assert "every batch fails" in health["reasons"]
+        assert len(seen.of(LeaseTaken)) == 1
+        await connection.execute("alter table hidden rename to iu_route_attempt")
+
+        async def healthy() -> bool:
+            return await connection.fetchval("select healthy from v_iu_worker_health")
+
+        await wait_until(healthy, "it works again")
+        assert len(seen.of(LeaseTaken)) == 2
