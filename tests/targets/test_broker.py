@@ -11,8 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from iu_listen.model.delivery import Failed, Result, Unavailable, outcome_of
+from iu_listen.model.delivery import Failed, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.outcome import outcome_of
 from iu_listen.targets import Targets, kafka, nats, redis
 from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, Link, judged
 

@@ -31,12 +31,12 @@ class IuListenError(Exception):
         self.hint = hint
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """What is wrong, for a line of the log: our own words, else the kind of somebody else's, and where it was raised.
 
     Not its text: that may hold what was being worked on, a token among it.
     """
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, IuListenError):
         return error.message
@@ -58,7 +58,17 @@ class DatabaseUnreachable(IuListenError):
 
 
 class Refused(IuListenError):
-    """The answer is no: a check failed, a gate is closed, a rule forbids it. Nothing was changed."""
+    """The answer is no: a check failed, a gate is closed, a rule forbids it. Nothing was changed.
+
+    Args:
+        message: What is wrong, one sentence, without secrets.
+        hint: What to do about it; empty when there is nothing to say.
+        sqlstate: The error code of PostgreSQL; empty when the answer is not the database's.
+    """
+
+    def __init__(self, message: str, hint: str = "", sqlstate: str = "") -> None:
+        super().__init__(message, hint)
+        self.sqlstate = sqlstate
 
 
 class SessionLost(IuListenError):
