@@ -73,8 +73,23 @@ revoke execute on function
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
-                                 text[], double precision[], double precision[], text[], text[], double precision[]),
-    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
+                                 text[], double precision[], double precision[], text[], text[], double precision[],
+                                 boolean[]),
+    public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
+    public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
+                                       timestamptz, double precision),
+    public.fn_iu_delivery_breaker_succeed(text[]),
+    public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz),
+    public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
+                               boolean),
+    public.fn_iu_delivery_interrupted(text[], bigint[]),
+    public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text),
+    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]),
+    public.fn_iu_event_payload(jsonb, bigint),
+    public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
+    public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
+    public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
+    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
     public.fn_iu_route_resume(text),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
@@ -138,19 +153,34 @@ grant execute on function
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
-                                 text[], double precision[], double precision[], text[], text[], double precision[]),
-    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]),
+                                 text[], double precision[], double precision[], text[], text[], double precision[],
+                                 boolean[]),
+    public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
+    public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
+                                       timestamptz, double precision),
+    public.fn_iu_delivery_breaker_succeed(text[]),
+    public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz),
+    public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
+                               boolean),
+    public.fn_iu_delivery_interrupted(text[], bigint[]),
+    public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text),
+    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]),
+    public.fn_iu_event_payload(jsonb, bigint),
+    public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
+    public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
+    public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
+    public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[])
     to iu_listen_consumer;
 grant select, delete,
       insert (route_code, worker_name, event_ref, subject_key, attempt_no, route_count, traceparent),
-      update (attempt_no, tries, due_at, failed_at, failure_code, failure_detail)
+      update (attempt_no, tries, due_at, failed_at, failure_code, failure_detail, credits, at_fault, alone)
     on public.iu_route_delivery to iu_listen_consumer;
 grant select, insert (worker_name, owner, seconds, released),
-      update (owner, backend, backend_start, seconds, renewed_at, released)
+      update (owner, backend, backend_start, seconds, renewed_at, released, in_flight_routes, in_flight_ids)
     on public.iu_delivery_lease to iu_listen_consumer;
 grant select, insert (route_code),
-      update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
+      update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)
     on public.iu_delivery_breaker to iu_listen_consumer;
 
@@ -282,7 +312,7 @@ grant execute on function
 -- is taken again by its holder.
 grant update (released) on public.iu_delivery_lease to iu_listen_operator;
 grant update (failure_detail) on public.iu_route_delivery to iu_listen_operator;
-grant update (failures, last_id, streak_from, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
+grant update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)
     on public.iu_delivery_breaker to iu_listen_operator;
 grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by,

@@ -189,6 +189,9 @@ create table public.iu_route_delivery (
     replayed_by     text,
     traceparent     text,
     created_at      timestamptz  not null default now(),
+    credits         integer      not null default 0,
+    at_fault        boolean      not null default false,
+    alone           boolean      not null default false,
 
     constraint iu_route_delivery_pkey primary key (route_code, id)
 )
@@ -211,6 +214,12 @@ comment on column public.iu_route_delivery.failure_detail is 'Why, for a person.
 comment on column public.iu_route_delivery.replayed_by is 'Who replays its dead letter. Null: it is no replay.';
 comment on column public.iu_route_delivery.traceparent is 'Trace context of the producer.';
 comment on column public.iu_route_delivery.created_at is 'When it was routed.';
+comment on column public.iu_route_delivery.credits is
+    'How many of its attempts were given back because the circuit breaker of its route opened.';
+comment on column public.iu_route_delivery.at_fault is
+    'True: it failed while other deliveries of its route succeeded, so its failures say nothing about the target.';
+comment on column public.iu_route_delivery.alone is
+    'True: the consumer ended, or lost its lease, while it was in flight. It is attempted while no other delivery is.';
 comment on constraint iu_route_delivery_pkey on public.iu_route_delivery is 'Order of routing, by route.';
 
 -- The route as an expression: while the table is empty all indexes look alike, and one that could be searched by the route

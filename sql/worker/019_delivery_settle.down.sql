@@ -7,16 +7,29 @@
 -- "if exists": a package of which something is missing must be able to be taken back.
 drop function if exists public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
-    double precision[], text[], text[], double precision[]);
+    double precision[], text[], text[], double precision[], boolean[]);
+drop function if exists public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text);
+drop function if exists public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]);
+drop function if exists public.fn_iu_delivery_interrupted(text[], bigint[]);
+drop function if exists public.fn_iu_delivery_fail(
+    text, bigint, text, double precision, double precision, text, text, double precision, boolean);
+drop function if exists public.fn_iu_delivery_breaker_succeed(text[]);
+drop function if exists public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]);
 drop function if exists public.fn_iu_route_resume(text);
 drop function if exists public.fn_iu_delivery_release(text, uuid);
 drop function if exists public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid);
 drop function if exists public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz);
--- As it was before, with rows of tables that may be missing too, and then the function is gone with them.
+-- Functions whose parameters are rows of tables that may be missing; then the functions are missing with them.
 do $$
 begin
     if to_regclass('public.iu_delivery_breaker') is not null then
-        drop function if exists public.fn_iu_delivery_held(public.iu_outbound_route, public.iu_delivery_breaker);
+        drop function if exists public.fn_iu_delivery_breaker_fail(
+            public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamptz,
+            double precision);
+    end if;
+    if to_regclass('public.iu_route_delivery') is not null then
+        drop function if exists public.fn_iu_delivery_dead_letter(
+            public.iu_route_delivery, text, text, jsonb, timestamptz);
     end if;
 end
 $$;

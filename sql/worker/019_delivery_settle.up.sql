@@ -5,22 +5,28 @@
 
 -- Lease --------------------------------------------------------------------------------------------------
 --
--- One consumer delivers for a worker. What it takes is not marked: the rows are its own as long as the lease is, so taking
--- costs no write, and whoever comes after it finds them as they are. The lease is renewed by every turn, in the turn's own
--- transaction; a consumer that was thought dead settles nothing.
+-- One consumer delivers for a worker: the lease holder. A delivery that it takes is not marked: the rows belong to the
+-- lease holder as long as it has the lease, so that taking a delivery costs no write. The lease is renewed in the
+-- transaction of each turn, so that a consumer that has lost it settles nothing.
 --
--- It ends when it is given back, when it was not renewed in time, or when its session has ended: after a kill -9 nobody
--- has to wait for its end. Who lives and has lost his session must be able to hear of it, though: whoever wants the lease
--- has to come twice, and to say the second time whom he has seen without a session. A clock that was set back makes no
--- lease longer.
+-- The lease ends when it is given back, when it was not renewed in time, or when its session has ended: after a kill -9 no
+-- consumer has to wait for the end of its time. A consumer that lives and has lost its session must be able to notice that
+-- first. So a consumer that wants the lease asks twice, and names in the second question the holder that had no session at
+-- the first one. A clock that was set back makes no lease longer.
+--
+-- Where the lease ended without being given back, a delivery may have ended the process of its holder (a segmentation
+-- fault, memory, a call that blocks the event loop for longer than the lease). The next holder then writes down what it has
+-- in flight before it calls anything (in_flight), for a while: docs/why/delivery.md, "A delivery that ends the process".
 create table public.iu_delivery_lease (
-    worker_name    text              not null,
-    owner          uuid              not null,
-    backend        integer,
-    backend_start  timestamptz,
-    seconds        double precision  not null,
-    renewed_at     timestamptz       not null default clock_timestamp(),
-    released       boolean           not null default false,
+    worker_name       text              not null,
+    owner             uuid              not null,
+    backend           integer,
+    backend_start     timestamptz,
+    seconds           double precision  not null,
+    renewed_at        timestamptz       not null default clock_timestamp(),
+    released          boolean           not null default false,
+    in_flight_routes  text[]            not null default '{}',
+    in_flight_ids     bigint[]          not null default '{}',
 
     constraint iu_delivery_lease_pkey primary key (worker_name)
 )
@@ -29,10 +35,13 @@ comment on table public.iu_delivery_lease is 'Which consumer delivers for each w
 comment on column public.iu_delivery_lease.worker_name is 'Name of the worker.';
 comment on column public.iu_delivery_lease.owner is 'The consumer (iu_consumer_heartbeat.consumer_id).';
 comment on column public.iu_delivery_lease.backend is 'Server process of its session. Null: a pooler hides it.';
-comment on column public.iu_delivery_lease.backend_start is 'When that began.';
+comment on column public.iu_delivery_lease.backend_start is 'When that server process began.';
 comment on column public.iu_delivery_lease.seconds is 'How long the lease lasts when it is not renewed.';
 comment on column public.iu_delivery_lease.renewed_at is 'When it was last renewed.';
 comment on column public.iu_delivery_lease.released is 'True: it was given back.';
+comment on column public.iu_delivery_lease.in_flight_routes is
+    'Routes of the deliveries that are in flight, where the lease holder writes that down. Else empty.';
+comment on column public.iu_delivery_lease.in_flight_ids is 'Ids of these deliveries, in the same order.';
 comment on constraint iu_delivery_lease_pkey on public.iu_delivery_lease is 'One lease a worker.';
 
 create function public.fn_iu_delivery_lease(
@@ -42,10 +51,12 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-    l       public.iu_delivery_lease;
-    v_now   timestamptz;
-    v_start timestamptz;
-    v_gone  boolean;
+    l         public.iu_delivery_lease;
+    v_now     timestamptz;
+    v_start   timestamptz;
+    v_gone    boolean;
+    v_valid   boolean;
+    v_unclean boolean;
 begin
     insert into public.iu_delivery_lease (worker_name, owner, seconds, released)
     values (p_worker_name, p_owner, p_seconds, true)
@@ -55,22 +66,44 @@ begin
     v_gone := l.backend is not null
               and not exists (select from pg_catalog.pg_stat_activity a
                                where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true));
-    if l.owner <> p_owner and not l.released and not (v_gone and l.owner is not distinct from p_gone)
-       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second' then
+    v_valid := not l.released and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second';
+    if v_valid and l.owner <> p_owner and not (v_gone and l.owner is not distinct from p_gone) then
         return jsonb_build_object('held', false, 'holder', l.owner, 'gone', v_gone);
+    end if;
+    v_unclean := not l.released and (l.owner <> p_owner or not v_valid);
+    if v_unclean then
+        perform public.fn_iu_delivery_interrupted(l.in_flight_routes, l.in_flight_ids);
     end if;
     select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
     update public.iu_delivery_lease x
        set owner = p_owner, seconds = p_seconds, renewed_at = v_now, released = false,
            backend = case when not p_pooled then pg_backend_pid() end,
-           backend_start = case when not p_pooled then v_start end
+           backend_start = case when not p_pooled then v_start end,
+           in_flight_routes = case when v_unclean or l.released then '{}' else x.in_flight_routes end,
+           in_flight_ids = case when v_unclean or l.released then '{}' else x.in_flight_ids end
      where x.worker_name = p_worker_name;
-    return jsonb_build_object('held', true, 'again', l.owner = p_owner and not l.released);
+    return jsonb_build_object('held', true, 'again', l.owner = p_owner and v_valid, 'unclean', v_unclean);
 end
 $$;
 comment on function public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid) is
-    'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break. gone: its holder has '
-    'no session any more; who asks again and names him (p_gone) gets it.';
+    'Takes the lease of a worker''s deliveries, if it is free. again: the caller had it without a break. gone: its holder has '
+    'no session any more; a caller that asks again and names that holder (p_gone) gets it. unclean: it ended without being '
+    'given back, and the deliveries that were in flight, as far as they are known, were marked.';
+
+create function public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[])
+returns boolean
+language plpgsql
+set search_path = ''
+as $$
+begin
+    update public.iu_delivery_lease l
+       set in_flight_routes = p_routes, in_flight_ids = p_ids
+     where l.worker_name = p_worker_name and l.owner = p_owner and not l.released;
+    return found;
+end
+$$;
+comment on function public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]) is
+    'Writes down the deliveries that the lease holder is about to have in flight. False: the caller has no lease.';
 
 create function public.fn_iu_delivery_release(p_worker_name text, p_owner uuid)
 returns void
@@ -81,19 +114,31 @@ as $$
 $$;
 comment on function public.fn_iu_delivery_release(text, uuid) is 'Gives the lease back, if it is ours.';
 
--- Breaker ------------------------------------------------------------------------------------------------
+-- Circuit breaker ----------------------------------------------------------------------------------------
 --
--- An outage is no poison. When so many attempts in a row fail, of different events, or a target says itself that it takes
--- nothing, the route is held: nothing is spent, what these failures had cost their events is given back, and one
--- delivery at a time tries whether the target is there again, at growing intervals. A target that answers, be it with a
--- refusal, is there.
+--              failure, and n different deliveries have failed          n: policy "breaker"
+--              since the last success; or "unavailable" with a
+--              delay of its own (retry_after)
+--     closed ────────────────────────────────────────────────► open ──── probe_at ────► half-open
+--        ▲                                                      ▲                            │
+--        │                                                      └── the probe fails: the ────┤
+--        │                                                          pause doubles            │
+--        └────────────── a success of any delivery of the route ◄────────────────────────────┘
 --
--- An event that fails while others arrive is on its own, and so is the only one that there is: it spends its attempts.
+-- A success is a delivery that arrived, or one that the target refused for good: that target answers.
+--
+-- A failure says something about the target only where nothing succeeds beside it. A delivery that failed between two
+-- successes, or within a second of one, failed by its own fault (at_fault): it spends its attempts, and its later failures
+-- open nothing, unless very many deliveries fail. What the failures that opened the breaker had cost their deliveries is
+-- given back, at most as many times (credits) as the policy has attempts; so a delivery that takes part in every opening
+-- ends as a dead letter, too.
+--
+-- While it is open one delivery at a time is attempted, at growing intervals (half-open): in turns one that was never
+-- attempted and one that has failed, so that no set of failing deliveries keeps the breaker open.
 create table public.iu_delivery_breaker (
     route_code    text         not null,
     failures      integer      not null default 0,
-    last_id       bigint,
-    streak_from   timestamptz,
+    streak        bigint[]     not null default '{}',
     opened_at     timestamptz,
     probes        integer      not null default 0,
     probe_at      timestamptz,
@@ -106,21 +151,97 @@ create table public.iu_delivery_breaker (
     constraint iu_delivery_breaker_pkey primary key (route_code)
 )
 with (fillfactor = 50);
-comment on table public.iu_delivery_breaker is 'What keeps a route from delivering although its locks are open. No row: nothing ever did.';
+comment on table public.iu_delivery_breaker is
+    'The circuit breaker of each route, and its budget of dead letters. No row: no delivery of it has failed yet.';
 comment on column public.iu_delivery_breaker.route_code is 'The route.';
-comment on column public.iu_delivery_breaker.failures is 'Failures in a row, of different events.';
-comment on column public.iu_delivery_breaker.last_id is 'The delivery that failed last.';
-comment on column public.iu_delivery_breaker.streak_from is 'When these failures began.';
-comment on column public.iu_delivery_breaker.opened_at is 'Since when the route is held. Null: it is not.';
-comment on column public.iu_delivery_breaker.probes is 'How many probes have failed since.';
-comment on column public.iu_delivery_breaker.probe_at is 'When one delivery is tried again.';
-comment on column public.iu_delivery_breaker.probing_id is 'The delivery that is.';
-comment on column public.iu_delivery_breaker.why is 'The last failure.';
+comment on column public.iu_delivery_breaker.failures is
+    'Failures since the last success that count: of different deliveries that did not fail by their own fault.';
+comment on column public.iu_delivery_breaker.streak is 'Ids of all deliveries that have failed since the last success.';
+comment on column public.iu_delivery_breaker.opened_at is 'When the breaker opened. Null: it is closed.';
+comment on column public.iu_delivery_breaker.probes is 'How many probes have failed since then.';
+comment on column public.iu_delivery_breaker.probe_at is 'When the next probe is due.';
+comment on column public.iu_delivery_breaker.probing_id is 'Id of the delivery that is the probe in flight.';
+comment on column public.iu_delivery_breaker.why is 'Failure code of the last failure.';
 comment on column public.iu_delivery_breaker.letters is 'Dead letters since letters_from.';
 comment on column public.iu_delivery_breaker.letters_from is 'Beginning of the hour in which they are counted.';
 comment on column public.iu_delivery_breaker.stopped_at is
-    'Since when the route is stopped, because it made more dead letters than its budget. Null: it is not.';
-comment on constraint iu_delivery_breaker_pkey on public.iu_delivery_breaker is 'One breaker a route.';
+    'When the route was stopped, because it made more dead letters than its budget. Null: it is not stopped.';
+comment on constraint iu_delivery_breaker_pkey on public.iu_delivery_breaker is 'One circuit breaker a route.';
+
+create function public.fn_iu_delivery_breaker_fail(
+    b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision,
+    p_code text, p_policy jsonb, p_now timestamptz, p_luck double precision)
+returns public.iu_delivery_breaker
+language plpgsql
+immutable
+set search_path = ''
+as $$
+declare
+    v_threshold constant integer := (p_policy ->> 'breaker')::integer;
+    v_new       constant boolean := p_id <> all (b.streak);
+begin
+    if b.opened_at is not null then
+        -- Deliveries that were in flight when it opened change nothing.
+        if b.probing_id = p_id then
+            b.probes := b.probes + 1;
+            b.probing_id := null;
+            b.probe_at := p_now + interval '1 second' * greatest(p_retry_after,
+                least(0.25 * 2 ^ least(b.probes, 20), (p_policy ->> 'probe_max')::double precision) * (0.5 + p_luck / 2));
+            b.why := p_code;
+        end if;
+        return b;
+    end if;
+    if v_new then
+        b.streak := b.streak || p_id;
+    end if;
+    -- A target that is unavailable counts each time: one delivery that waits alone must not spend what an outage costs.
+    if (v_new or p_unavailable) and not p_at_fault then
+        b.failures := b.failures + 1;
+    end if;
+    if b.failures >= v_threshold or cardinality(b.streak) >= 2 * v_threshold + 40
+       or p_unavailable and not p_at_fault and p_retry_after is not null then
+        b.opened_at := p_now;
+        b.probes := 0;
+        b.probing_id := null;
+        b.probe_at := p_now + greatest(0.25, p_retry_after) * interval '1 second';
+        b.why := p_code;
+    end if;
+    return b;
+end
+$$;
+comment on function public.fn_iu_delivery_breaker_fail(
+    public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamptz, double precision) is
+    'The circuit breaker of a route after a delivery has failed. A pure function; p_luck is from 0 to 1.';
+
+-- Closes the circuit breakers of routes that have delivered. Failures between two successes were the deliveries' own.
+create function public.fn_iu_delivery_breaker_succeed(p_routes text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    b public.iu_delivery_breaker;
+begin
+    for b in
+        select x.*
+          from public.iu_delivery_breaker x
+         where x.route_code = any (p_routes) and (x.streak <> '{}' or x.opened_at is not null)
+         order by x.route_code
+           for update
+    loop
+        if b.opened_at is null then
+            update public.iu_route_delivery d
+               set at_fault = true
+             where d.route_code = b.route_code and d.id = any (b.streak);
+        end if;
+        update public.iu_delivery_breaker x
+           set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null
+         where x.route_code = b.route_code;
+    end loop;
+end
+$$;
+comment on function public.fn_iu_delivery_breaker_succeed(text[]) is
+    'Closes the circuit breakers of routes that have delivered, and notes which failures were the deliveries'' own fault.';
 
 create function public.fn_iu_route_resume(p_route_code text)
 returns boolean
@@ -129,17 +250,17 @@ set search_path = ''
 as $$
 begin
     update public.iu_delivery_breaker b
-       set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
-           probing_id = null, why = null, letters = 0, letters_from = null, stopped_at = null
+       set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null,
+           letters = 0, letters_from = null, stopped_at = null
      where b.route_code = p_route_code and (b.opened_at is not null or b.stopped_at is not null);
     return found;
 end
 $$;
 comment on function public.fn_iu_route_resume(text) is
-    'Lets a route go on that its breaker holds, or that has spent its budget of dead letters. False: neither was so.';
+    'Closes the circuit breaker of a route and gives it a new budget of dead letters. False: neither held the route.';
 
--- What holds a route back, the first of all reasons; null: nothing does. A breaker lets one through when its time has come.
--- Columns of the route and of its breaker; the rows themselves would cost more than what is asked of them.
+-- What holds a route back, the first of all reasons; null: nothing does. An open breaker lets probes through.
+-- Its parameters are columns of the route and of its breaker; whole rows would cost more than the answer.
 create function public.fn_iu_delivery_held(
     p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamptz, p_opened_at timestamptz)
 returns text
@@ -160,16 +281,266 @@ comment on function public.fn_iu_delivery_held(text, boolean, boolean, timestamp
 
 -- Settle -------------------------------------------------------------------------------------------------
 --
--- What arrived is settled in one statement, which is nearly all of it; what did not, one by one. Rows are looked up one by
--- one (limit 1) and never joined: how many there are changes faster than any plan.
+-- Deliveries that arrived are settled in one statement; nearly all are. Those that failed are settled one by one. Rows are
+-- looked up one by one (limit 1) and never joined: how many there are changes faster than any plan.
 --
--- Times are given as ages: the clocks of consumers are nobody's business. The lease is renewed in the same transaction, so
--- whoever has lost it settles nothing.
+-- Times are given as ages, in seconds, because clocks of consumers are not trusted. The lease is renewed in the same
+-- transaction, so that a consumer that has lost it settles nothing. The lock order is that of 024.
+
+create function public.fn_iu_delivery_dead_letter(
+    d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamptz)
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+    delete from public.iu_route_delivery x where x.route_code = d.route_code and x.id = d.id;
+    insert into public.iu_route_dead_letter
+        (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
+         failure_code, failure_detail)
+    values (d.worker_name, d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref,
+            d.attempt_no, coalesce(public.fn_iu_event_snapshot(d.event_ref), jsonb_build_object('id', d.event_ref)),
+            p_code, p_detail)
+    on conflict (idempotency_key) do update
+       set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+           failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
+    update public.iu_delivery_breaker b
+       set letters = n.letters, letters_from = n.letters_from,
+           stopped_at = case when n.letters >= (p_policy ->> 'dead_letters_per_hour')::integer
+                             then coalesce(b.stopped_at, p_now) else b.stopped_at end
+      from public.iu_delivery_breaker x
+     cross join lateral (
+           select case when h.same then x.letters else 0 end + 1 as letters,
+                  case when h.same then x.letters_from else p_now end as letters_from
+             from (select (x.letters_from > p_now - interval '1 hour' and x.letters_from <= p_now) is true as same) h) n
+     where b.route_code = d.route_code and x.route_code = b.route_code;
+end
+$$;
+comment on function public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz) is
+    'Makes a delivery a dead letter, and counts it in the budget of its route.';
+
+-- What a failed attempt costs:
+--
+--     result        breaker before   breaker after   attempt spent                          due again
+--     rejected      any              closed          dead letter at once                    -
+--     interrupted   any              unchanged       yes                                    after the backoff
+--     failed        closed           closed          yes                                    after the backoff
+--     unavailable   closed           closed          where it is at fault                   after the backoff, else at once
+--     either        closed           open            where its credits are used up          at once
+--     either        open             open            no                                     at once
+--
+-- "At once" means: with the next probe, or when the breaker closes. A delay that the target asked for is always waited.
+create function public.fn_iu_delivery_fail(
+    p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text,
+    p_detail text, p_retry_after double precision, p_at_fault boolean)
+returns boolean
+language plpgsql
+set search_path = ''
+as $$
+declare
+    -- As the dead letters are dated: an attempt does not begin after the one that it made.
+    v_now      constant timestamptz := now();
+    d          public.iu_route_delivery;
+    b          public.iu_delivery_breaker;
+    v_before   public.iu_delivery_breaker;
+    v_policy   jsonb;
+    v_attempts integer;
+    v_opens    boolean := false;
+    v_spent    boolean;
+    v_dead     boolean;
+    v_pause    double precision;
+begin
+    select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
+      from (select) one
+      left join public.iu_outbound_route r on r.route_code = p_route_code;
+    v_attempts := (v_policy ->> 'attempts')::integer;
+    insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
+    select x.* into b from public.iu_delivery_breaker x where x.route_code = p_route_code for update;
+    select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
+    if d.id is null then
+        return false;
+    end if;
+    d.at_fault := d.at_fault or p_at_fault;
+    v_before := b;
+    if p_result in ('failed', 'unavailable') then
+        b := public.fn_iu_delivery_breaker_fail(
+            b, p_id, p_result = 'unavailable', d.at_fault, p_retry_after, p_code, v_policy, v_now, random());
+        v_opens := v_before.opened_at is null and b.opened_at is not null;
+    end if;
+    if v_opens then
+        update public.iu_route_delivery x
+           set tries = x.tries - 1, credits = x.credits + 1
+         where x.route_code = p_route_code and x.id = any (b.streak) and x.id <> p_id and x.tries > 0
+           and x.credits < v_attempts;
+    end if;
+    v_spent := case when p_result = 'rejected' then false
+                    when p_result = 'interrupted' then true
+                    when v_before.opened_at is not null then false
+                    when v_opens then d.credits >= v_attempts
+                    else p_result = 'failed' or d.at_fault end;
+    v_dead := p_result = 'rejected' or v_spent and d.tries + 1 >= v_attempts;
+    if b is distinct from v_before then
+        update public.iu_delivery_breaker x
+           set failures = b.failures, streak = b.streak, opened_at = b.opened_at, probes = b.probes, probe_at = b.probe_at,
+               probing_id = b.probing_id, why = b.why
+         where x.route_code = p_route_code;
+    end if;
+    if v_dead then
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, v_now);
+    else
+        v_pause := case when v_spent
+                        then least((v_policy ->> 'backoff')::double precision * 2 ^ least(d.tries, 30),
+                                   (v_policy ->> 'backoff_max')::double precision) * (0.5 + random() / 2)
+                        else 0 end;
+        update public.iu_route_delivery x
+           set attempt_no = d.attempt_no + 1, tries = d.tries + v_spent::integer, at_fault = d.at_fault,
+               credits = d.credits + (v_opens and not v_spent)::integer, alone = p_result = 'interrupted',
+               due_at = v_now + greatest(v_pause, p_retry_after) * interval '1 second',
+               failed_at = v_now, failure_code = p_code, failure_detail = p_detail
+         where x.route_code = p_route_code and x.id = p_id;
+    end if;
+    -- After the delivery and the dead letter: the lock order of 024.
+    insert into public.iu_route_attempt
+        (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+         route_count, traceparent, created_at, finished_at)
+    values (d.event_ref, d.route_kind, p_route_code, 'failed',
+            case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, p_code,
+            'outbound:' || p_route_code || ':' || d.event_ref, d.attempt_no, d.route_count, d.traceparent,
+            v_now - p_began * interval '1 second', v_now - p_ended * interval '1 second')
+    on conflict (idempotency_key, attempt_no) do nothing;
+    return v_dead;
+end
+$$;
+comment on function public.fn_iu_delivery_fail(
+    text, bigint, text, double precision, double precision, text, text, double precision, boolean) is
+    'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. '
+    'Answers whether it is a dead letter.';
+
+-- One delivery that was in flight alone is known to have ended its process: that attempt is spent. Several are suspected,
+-- and each is attempted alone next.
+create function public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    v_code   constant text := 'interrupted';
+    v_detail constant text := 'The consumer ended, or lost its lease, while this delivery was in flight.';
+begin
+    if cardinality(p_ids) = 1 then
+        perform public.fn_iu_delivery_fail(p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true);
+        return;
+    end if;
+    update public.iu_route_delivery d
+       set alone = true, due_at = now() + interval '0.5 seconds', failed_at = now(), failure_code = v_code,
+           failure_detail = v_detail
+      from unnest(p_routes, p_ids) f(route_code, id)
+     where d.route_code = f.route_code and d.id = f.id;
+end
+$$;
+comment on function public.fn_iu_delivery_interrupted(text[], bigint[]) is
+    'Marks the deliveries that were in flight when the lease ended without being given back: one alone has spent an attempt, '
+    'of several each is to be attempted alone.';
+
+-- The last resort for a delivery of which the database refuses to record any attempt: a CHECK or a trigger of the
+-- application on iu_route_attempt. Its attempt is spent all the same, so that it ends.
+create function public.fn_iu_delivery_unrecorded(
+    p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text)
+returns integer
+language plpgsql
+set search_path = ''
+as $$
+declare
+    d        public.iu_route_delivery;
+    v_policy jsonb;
+begin
+    perform from public.iu_delivery_lease l
+      where l.worker_name = p_worker_name and l.owner = p_owner and not l.released for update;
+    if not found then
+        return null;
+    end if;
+    select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
+      from (select) one
+      left join public.iu_outbound_route r on r.route_code = p_route_code;
+    insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
+    perform from public.iu_delivery_breaker b where b.route_code = p_route_code for update;
+    select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
+    if d.tries + 1 >= (v_policy ->> 'attempts')::integer then
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, now());
+        return 1;
+    end if;
+    update public.iu_route_delivery x
+       set attempt_no = d.attempt_no + 1, tries = d.tries + 1, failed_at = now(), failure_code = p_code, failure_detail = p_detail,
+           due_at = now() + least((v_policy ->> 'backoff')::double precision * 2 ^ least(d.tries, 30),
+                                  (v_policy ->> 'backoff_max')::double precision) * interval '1 second'
+     where x.route_code = p_route_code and x.id = p_id;
+    return 0;
+end
+$$;
+comment on function public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text) is
+    'Spends an attempt of a delivery whose attempt cannot be written. Answers how many dead letters that made; null: the '
+    'caller has no lease.';
+
+create function public.fn_iu_delivery_sent(
+    p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    v_now constant timestamptz := now();
+begin
+    with found as materialized (
+        select x.ctid, s.began, s.ended
+          from unnest(p_routes, p_ids, p_began, p_ended) s(route_code, id, began, ended)
+         cross join lateral (
+               select d.ctid
+                 from public.iu_route_delivery d
+                where d.route_code = s.route_code and d.id = s.id
+                limit 1) x
+    ), gone as (
+        delete from public.iu_route_delivery d
+         using found s
+         where d.ctid = s.ctid
+        returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
+                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+    ), resolved as (
+        update public.iu_route_dead_letter l
+           set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
+          from gone g
+         where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+        returning l.attempt_no
+    )
+    insert into public.iu_route_attempt
+        (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
+         traceparent, created_at, finished_at)
+    select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
+           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+      from gone g
+     -- The count makes the dead letters come before the attempts: the lock order of 024.
+     where (select count(*) from resolved) >= 0;
+exception when unique_violation then
+    -- An attempt of that number was written by hand or by a restore: these attempts take the next numbers.
+    update public.iu_route_delivery d
+       set attempt_no = (select max(a.attempt_no) + 1
+                           from public.iu_route_attempt a
+                          where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
+      from unnest(p_routes, p_ids) s(route_code, id)
+     where d.route_code = s.route_code and d.id = s.id
+       and exists (select from public.iu_route_attempt a
+                    where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                      and a.attempt_no >= d.attempt_no);
+    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended);
+end
+$$;
+comment on function public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]) is
+    'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
+
 create function public.fn_iu_delivery_settle(
     p_worker_name text, p_owner uuid,
     p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[],
     p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[],
-    p_codes text[], p_details text[], p_retry_after double precision[])
+    p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[])
 returns integer
 language plpgsql
 set search_path = ''
@@ -181,16 +552,10 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    -- As the dead letters are dated: an attempt does not begin after the one that it made.
     v_now     constant timestamptz := now();
     f         record;
-    b         public.iu_delivery_breaker;
-    v_policy  jsonb;
-    v_spent   boolean;
-    v_dead    boolean;
-    v_pause   double precision;
     v_letters integer := 0;
-    -- Whose target answered, be it with a refusal.
+    -- Routes whose target answered, be it with a refusal.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
@@ -198,7 +563,7 @@ declare
                                         where s.result = 'rejected');
     v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
-    -- A turn that settles nothing waits for no disk: it renews the lease when a quarter of it is over.
+    -- A turn that settles nothing does not wait for the disk: it renews the lease when a quarter of it is over.
     if v_none and exists (
            select from public.iu_delivery_lease l
             where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
@@ -213,166 +578,36 @@ begin
     elsif v_none then
         return 0;
     end if;
-
-    begin
-        with found as materialized (
-            select x.ctid, s.began, s.ended
-              from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
-             cross join lateral (
-                   select d.ctid
-                     from public.iu_route_delivery d
-                    where d.route_code = s.route_code and d.id = s.id
-                    limit 1) x
-        ), gone as (
-            delete from public.iu_route_delivery d
-             using found s
-             where d.ctid = s.ctid
-            returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
-                      d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
-        ), resolved as (
-            update public.iu_route_dead_letter l
-               set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
-              from gone g
-             where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
-            returning l.attempt_no
-        )
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
-             traceparent, created_at, finished_at)
-        select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
-               g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
-          from gone g
-         -- The count makes the dead letters come before the attempts: the lock order of 024.
-         where (select count(*) from resolved) >= 0;
-    exception when unique_violation then
-        -- Somebody has written an attempt of that number, by hand or by a restore: ours takes the next one.
-        update public.iu_route_delivery d
-           set attempt_no = (select max(a.attempt_no) + 1
-                               from public.iu_route_attempt a
-                              where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
-          from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
-         where d.route_code = s.route_code and d.id = s.id
-           and exists (select from public.iu_route_attempt a
-                        where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
-                          and a.attempt_no >= d.attempt_no);
-        return public.fn_iu_delivery_settle(
-            p_worker_name, p_owner, p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_routes, p_ids, p_results,
-            p_began, p_ended, p_codes, p_details, p_retry_after);
-    end;
-
-    if cardinality(v_alive) > 0 then
-        update public.iu_delivery_breaker x
-           set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
-               probing_id = null, why = null
-         where x.route_code = any (v_alive) and (x.failures > 0 or x.opened_at is not null)
-           and (x.opened_at is null
-                or exists (select from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
-                            where s.route_code = x.route_code and s.id = x.probing_id)
-                or exists (select from unnest(p_routes, p_ids, p_results) s(route_code, id, result)
-                            where s.route_code = x.route_code and s.id = x.probing_id and s.result = 'rejected'));
-    end if;
-
-    for f in
-        select d.*, s.result, s.began, s.ended, s.code, s.detail, s.retry_after,
-               'outbound:' || d.route_code || ':' || d.event_ref as key
-          from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after) with ordinality
-               s(route_code, id, result, began, ended, code, detail, retry_after, n)
-         cross join lateral (
-               select d.*
-                 from public.iu_route_delivery d
-                where d.route_code = s.route_code and d.id = s.id
-                limit 1) d
-         order by s.n
-    loop
-        select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
-          from (select) one
-          left join public.iu_outbound_route r on r.route_code = f.route_code;
-        insert into public.iu_delivery_breaker (route_code) values (f.route_code) on conflict do nothing;
-        select x.* into b from public.iu_delivery_breaker x where x.route_code = f.route_code for update;
-
-        if f.result <> 'rejected' and f.route_code <> all (v_alive) then
-            if b.opened_at is not null then
-                if b.probing_id = f.id then
-                    b.probes := b.probes + 1;
-                    b.probing_id := null;
-                    v_pause := least(0.25 * 2 ^ least(b.probes, 20), (v_policy ->> 'probe_max')::double precision)
-                               * (0.5 + random() / 2);
-                    b.probe_at := v_now + greatest(v_pause, f.retry_after) * interval '1 second';
-                    b.why := f.code;
-                end if;
-            else
-                if f.result = 'unavailable' or b.last_id is distinct from f.id then
-                    b.failures := b.failures + 1;
-                end if;
-                b.last_id := f.id;
-                b.streak_from := coalesce(b.streak_from, v_now);
-                if b.failures >= (v_policy ->> 'breaker')::integer
-                   or f.result = 'unavailable' and f.retry_after is not null then
-                    b.opened_at := v_now;
-                    b.probe_at := v_now + greatest(0.25, f.retry_after) * interval '1 second';
-                    b.why := f.code;
-                    update public.iu_route_delivery d
-                       set tries = d.tries - 1
-                     where d.route_code = f.route_code and d.due_at is not null and d.failed_at >= b.streak_from
-                       and d.tries > 0 and d.id <> f.id;
-                end if;
+    -- In the order in which the attempts ended: failures before the last success of their route, the successes, the rest.
+    for v_turn in 1..2 loop
+        if v_turn = 2 then
+            if cardinality(v_alive) > 0 then
+                perform public.fn_iu_delivery_breaker_succeed(v_alive);
+            end if;
+            if cardinality(p_sent_ids) > 0 then
+                perform public.fn_iu_delivery_sent(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended);
             end if;
         end if;
-
-        v_spent := f.result = 'failed' and b.opened_at is null;
-        v_dead := f.result = 'rejected' or v_spent and f.tries + 1 >= (v_policy ->> 'attempts')::integer;
-        if v_dead then
-            v_letters := v_letters + 1;
-            delete from public.iu_route_delivery d where d.route_code = f.route_code and d.id = f.id;
-            insert into public.iu_route_dead_letter
-                (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
-                 failure_code, failure_detail)
-            select f.worker_name, f.event_ref, f.route_kind, f.route_code, f.key, f.attempt_no,
-                   coalesce((select to_jsonb(o) from public.event_outbox o where o.id = f.event_ref),
-                            jsonb_build_object('id', f.event_ref)),
-                   f.code, f.detail
-            on conflict (idempotency_key) do update
-               set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
-                   failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
-            if (b.letters_from > v_now - interval '1 hour' and b.letters_from <= v_now) is not true then
-                b.letters := 0;
-                b.letters_from := v_now;
-            end if;
-            b.letters := b.letters + 1;
-            if b.letters >= (v_policy ->> 'dead_letters_per_hour')::integer then
-                b.stopped_at := coalesce(b.stopped_at, v_now);
-            end if;
-        else
-            v_pause := case when v_spent
-                            then least((v_policy ->> 'backoff')::double precision * 2 ^ least(f.tries, 30),
-                                       (v_policy ->> 'backoff_max')::double precision) * (0.5 + random() / 2)
-                            else 0 end;
-            update public.iu_route_delivery d
-               set attempt_no = f.attempt_no + 1, tries = f.tries + v_spent::integer,
-                   due_at = v_now + greatest(v_pause, f.retry_after) * interval '1 second',
-                   failed_at = v_now, failure_code = f.code, failure_detail = f.detail
-             where d.route_code = f.route_code and d.id = f.id;
-        end if;
-        -- After the delivery and the dead letter: the lock order of 024.
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-             route_count, traceparent, created_at, finished_at)
-        values (f.event_ref, f.route_kind, f.route_code, 'failed',
-                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
-                f.attempt_no, f.route_count, f.traceparent,
-                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
-        on conflict (idempotency_key, attempt_no) do nothing;
-        update public.iu_delivery_breaker x
-           set failures = b.failures, last_id = b.last_id, streak_from = b.streak_from, opened_at = b.opened_at,
-               probes = b.probes, probe_at = b.probe_at, probing_id = b.probing_id, why = b.why, letters = b.letters,
-               letters_from = b.letters_from, stopped_at = b.stopped_at
-         where x.route_code = b.route_code;
+        continue when cardinality(p_ids) = 0;
+        for f in
+            select s.*
+              from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside)
+                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, n)
+             where (v_turn = 1) = exists (select from unnest(p_sent_routes, p_sent_ended) x(route_code, ended)
+                                           where x.route_code = s.route_code and x.ended < s.ended)
+             order by s.route_code, s.n
+        loop
+            v_letters := v_letters + public.fn_iu_delivery_fail(
+                f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
+                f.beside and f.result = 'failed')::integer;
+        end loop;
     end loop;
     return v_letters;
 end
 $$;
 comment on function public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
-    double precision[], text[], text[], double precision[]) is
-    'Renews the lease and writes what came of deliveries, an attempt each: what arrived goes, what failed waits, or becomes '
-    'a dead letter. Answers how many of these; null: the lease is not ours any more, and nothing was written.';
+    double precision[], text[], text[], double precision[], boolean[]) is
+    'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. '
+    'p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many '
+    'became dead letters; null: the caller has no lease, and nothing was written.';

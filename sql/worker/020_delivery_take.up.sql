@@ -3,24 +3,210 @@
 -- needs: 008, 009, 012, 019
 -- locks: nothing that exists
 
+-- Payload ------------------------------------------------------------------------------------------------
+--
+-- The text form of a payload can be much larger than what is stored: compression stores 200 MB of one character in 2.4 MB,
+-- a control character becomes six characters, and 1e131071 has 131 072 digits. So a payload is converted by itself, and one
+-- that is too large is never sent to the consumer. The binary form is looked at first, which bounds the work.
+create function public.fn_iu_event_payload(p_payload jsonb, p_limit bigint)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    v_text text;
+begin
+    -- The concatenation is a copy without compression.
+    if pg_column_size(case jsonb_typeof(p_payload) when 'object' then p_payload || '{}' when 'array' then p_payload || '[]'
+                      else jsonb_build_array(p_payload) end) <= 4 * p_limit then
+        v_text := p_payload::text;
+        if octet_length(v_text) <= p_limit then
+            return v_text;
+        end if;
+    end if;
+    return null;
+exception when program_limit_exceeded or out_of_memory or internal_error then
+    return null;
+end
+$$;
+comment on function public.fn_iu_event_payload(jsonb, bigint) is
+    'A payload as text. Null: it has more than so many bytes, or more than four times as many in its binary form.';
+
 -- Take ---------------------------------------------------------------------------------------------------
+
+-- Deliveries of a route that wait for nothing any more: freed by the one before them, or due again.
+create function public.fn_iu_delivery_due(
+    p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[])
+returns bigint[]
+language plpgsql
+set search_path = ''
+as $$
+begin
+    return array(
+        select q.id
+          from (select h.id
+                  from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                 cross join lateral (
+                       select d.id, d.due_at, d.worker_name
+                         from public.iu_route_delivery d
+                        where d.route_code = f.code and d.subject_key = f.key
+                        order by d.id
+                        limit 1) h
+                 where f.code = p_route_code and h.due_at is null and h.worker_name = p_worker_name
+                union all
+                (select d.id
+                   from public.iu_route_delivery d
+                  where d.route_code = p_route_code and d.due_at <= clock_timestamp()
+                    and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                    and not exists (select from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                  order by d.due_at
+                  limit p_room)
+                union all
+                -- It failed in the future: the clock was set back, and its time would come far too late.
+                (select d.id
+                   from public.iu_route_delivery d
+                  where d.route_code = p_route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                    and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                    and not exists (select from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                  order by d.failed_at
+                  limit p_room)) q
+         limit p_room);
+end
+$$;
+comment on function public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]) is
+    'Part of fn_iu_delivery_take, with its plans: ids of deliveries that are due again, or were freed by the one before them.';
+
+-- Deliveries that were never attempted, beyond a position. On a route that keeps order only the first of each subject is
+-- given; the position passes the others.
+create function public.fn_iu_delivery_new(
+    p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint,
+    out ids bigint[], out after bigint, out more boolean)
+language plpgsql
+set search_path = ''
+as $$
+declare
+    v_most constant integer := 2 * p_room + 100;
+    v_last   bigint;
+    v_looked bigint;
+begin
+    more := false;
+    if p_ordered then
+        select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
+          into v_last, v_looked, ids
+          from (select d.id,
+                       not exists (select from public.iu_route_delivery e
+                                    where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                      and e.id < d.id) as first
+                  from public.iu_route_delivery d
+                 where d.route_code = p_route_code and d.id > p_after and d.due_at is null and d.worker_name = p_worker_name
+                 order by d.id
+                 limit v_most) p;
+        ids := coalesce(ids, '{}');
+        after := coalesce(case when cardinality(ids) > p_room then ids[p_room] else v_last end, p_after);
+        more := v_looked = v_most and cardinality(ids) < p_room;
+        ids := ids[1:p_room];
+    else
+        ids := array(select d.id
+                       from public.iu_route_delivery d
+                      where d.route_code = p_route_code and d.id > p_after and d.due_at is null
+                        and d.worker_name = p_worker_name
+                      order by d.id
+                      limit p_room);
+        after := coalesce(ids[cardinality(ids)], p_after);
+    end if;
+end
+$$;
+comment on function public.fn_iu_delivery_new(text, text, boolean, integer, bigint) is
+    'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether '
+    'not all rows were looked at that there is room for.';
+
+-- The deliveries with these ids, each with its event, as far as their payloads fit into p_bytes: payloads are converted
+-- one by one, and the first one that finds the budget used up ends the answer.
 --
--- The caller says how many deliveries of each route it has room for, up to where it has taken it (p_after), and which of
--- those that were tried before it has (p_busy). What it has already, it passes over. It is answered one row for each
--- route, with what holds it, and one for each delivery. Nothing is written: what was taken is known to the holder of the
--- lease, and to nobody else.
---
--- A route that keeps order gives the first of a subject only. So the position passes those that are not, and they
--- are found by their subject when the one before them goes (p_freed). From time to time the caller begins at 0 again.
---
--- RETURN QUERY requires the exact types that are declared. event_outbox and iu_outbound_route belong to the application,
--- which may have given their columns another type (varchar(n), timestamp): every value of theirs is cast.
-create function public.fn_iu_delivery_take(
-    p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[],
-    p_freed_routes text[], p_freed_keys bigint[])
+-- A delivery that cannot be given to a target has a problem instead: event_missing, payload_too_large or
+-- event_out_of_range (a time that Python cannot hold).
+create function public.fn_iu_delivery_rows(
+    p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint)
 returns table (
-    route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint,
+    delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text,
     -- the attributes of an event, in the order in which the consumer has them (Event in model/delivery.py)
+    event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
+    actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
+language plpgsql
+set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+    v_payload jsonb;
+    v_found   boolean;
+    v_left    bigint := p_bytes;
+begin
+    for delivery_id, attempt_no, subject_key, alone, event_ref, event_domain, event_type, event_stream, subject,
+        subject_table, source_system, actor_ref, correlation_id, occurred_at, created_at, traceparent, v_payload, v_found in
+        select d.id, d.attempt_no, d.subject_key, d.alone, d.event_ref, coalesce(o.event_domain, p_route.event_domain),
+               coalesce(o.event_type, p_route.event_type), coalesce(o.event_stream, p_route.event_stream),
+               coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
+               o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload, o.id is not null
+          from unnest(p_ids) with ordinality t(id, n)
+         cross join lateral (
+               select x.*
+                 from public.iu_route_delivery x
+                where x.route_code = p_route.route_code and x.id = t.id
+                limit 1) d
+          left join lateral (
+               select x.* from public.event_outbox x where x.id = d.event_ref
+               union all
+               -- A replay has its snapshot, however long its event is gone.
+               select x.*
+                 from public.iu_route_dead_letter l
+                cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
+                where d.replayed_by is not null
+                  and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                  and not l.event_snapshot ? 'too_large'
+               limit 1) o on true
+         order by t.n
+    loop
+        exit when v_left <= 0;
+        problem := case when not v_found then 'event_missing' end;
+        if occurred_at not between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00' then
+            occurred_at := null;
+            problem := 'event_out_of_range';
+        end if;
+        if created_at not between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00' then
+            created_at := null;
+            problem := 'event_out_of_range';
+        end if;
+        if v_payload is null then
+            payload := case when v_found then 'null' end;
+        elsif pg_column_size(v_payload) < 2000 and pg_column_compression(v_payload) is null then
+            payload := v_payload::text;
+        else
+            payload := public.fn_iu_event_payload(v_payload, p_payload_max);
+            problem := coalesce(problem, case when payload is null then 'payload_too_large' end);
+        end if;
+        v_left := v_left - coalesce(octet_length(payload), 0) - 500;
+        return next;
+    end loop;
+end
+$$;
+comment on function public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint) is
+    'Part of fn_iu_delivery_take, with its plans: deliveries of a route with their events, as far as a budget of bytes goes.';
+
+-- The caller says for each route how many deliveries it has room for (p_rooms), up to which id it has taken those that were
+-- never attempted (p_after), and how many bytes of payload it has room for (p_bytes). p_busy are the ids that it has already
+-- of those that were attempted before; p_freed the subjects whose first delivery has gone.
+--
+-- The answer has a row for each delivery, and one for each route with what holds it. Nothing is written, except that a
+-- circuit breaker becomes half-open.
+create function public.fn_iu_delivery_take(
+    p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[],
+    p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint)
+returns table (
+    route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text,
+    -- as in fn_iu_delivery_rows
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
@@ -30,7 +216,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
--- What is due is read in its own order (009): sorted, it would be all that waits, in every turn.
+-- Rows that are due are read in the order of their index (009): sorting would read all that wait, in every turn.
 set enable_sort = off
 set jit = off
 as $$
@@ -43,13 +229,12 @@ declare
     v_held    text;
     v_asked   integer;
     v_room    integer;
-    v_most    integer;
+    v_probe   boolean;
+    v_new     record;
     v_after   bigint;
-    v_ordered boolean;
-    v_looked  bigint;
-    v_last    bigint;
+    v_more    boolean;
     v_ids     bigint[];
-    v_more    bigint[];
+    v_given   bigint;
     v_due     timestamptz;
     v_now     timestamptz;
 begin
@@ -68,114 +253,47 @@ begin
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
-        v_ordered := v_policy ->> 'order' = 'subject';
         v_ids := '{}';
-        v_looked := null;
+        v_more := false;
         v_asked := array_position(p_routes, r.route_code);
         v_room := p_rooms[v_asked];
         v_after := p_after[v_asked];
-        -- A probe: one, however much room there is.
-        if v_held = 'breaker_open' and v_room > 0
-           and (clock_timestamp() >= b.probe_at or b.opened_at > clock_timestamp() + interval '1 second') then
-            v_room := 1;
-        elsif v_held is not null then
-            v_room := 0;
-        end if;
+        v_probe := v_held = 'breaker_open' and v_room > 0
+                   and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second');
+        v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
-            -- Those that were waiting for somebody, or for their time.
-            v_ids := array(
-                select q.id
-                  from (select h.id
-                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
-                         cross join lateral (
-                               select d.id, d.due_at, d.worker_name
-                                 from public.iu_route_delivery d
-                                where d.route_code = f.code and d.subject_key = f.key
-                                order by d.id
-                                limit 1) h
-                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
-                        union all
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
-                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.due_at
-                          limit v_room)
-                        union all
-                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.failed_at
-                          limit v_room)) q
-                 limit v_room);
-            -- Those that were never tried.
-            if v_room > cardinality(v_ids) then
-                if v_ordered then
-                    v_most := 2 * v_room + 100;
-                    select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
-                      into v_last, v_looked, v_more
-                      from (select d.id,
-                                   not exists (select from public.iu_route_delivery e
-                                                where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                  and e.id < d.id) as first
-                              from public.iu_route_delivery d
-                             where d.route_code = r.route_code and d.id > v_after and d.due_at is null
-                               and d.worker_name = p_worker_name
-                             order by d.id
-                             limit v_most) p;
-                    v_after := coalesce(case when cardinality(v_more) > v_room - cardinality(v_ids)
-                                             then v_more[v_room - cardinality(v_ids)] else v_last end, v_after);
-                    v_ids := v_ids || v_more[1:v_room - cardinality(v_ids)];
-                else
-                    v_more := array(select d.id
-                                      from public.iu_route_delivery d
-                                     where d.route_code = r.route_code and d.id > v_after and d.due_at is null
-                                       and d.worker_name = p_worker_name
-                                     order by d.id
-                                     limit v_room - cardinality(v_ids));
-                    v_after := coalesce(v_more[cardinality(v_more)], v_after);
-                    v_ids := v_ids || v_more;
-                end if;
+            -- Probes are in turns a delivery that was never attempted, and one that has failed.
+            if (v_probe and b.probes % 2 = 0) is not true then
+                v_ids := public.fn_iu_delivery_due(
+                    p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
             end if;
-            if v_held = 'breaker_open' and cardinality(v_ids) > 0 then
+            if cardinality(v_ids) < v_room then
+                select n.ids, n.after, n.more into v_new
+                  from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_policy ->> 'order' = 'subject',
+                                                 v_room - cardinality(v_ids), v_after) n;
+                v_ids := v_ids || v_new.ids;
+                v_after := v_new.after;
+                v_more := v_new.more;
+            end if;
+            if v_probe and cardinality(v_ids) = 0 then
+                v_ids := public.fn_iu_delivery_due(
+                    p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
+            end if;
+            if v_probe and cardinality(v_ids) > 0 then
                 update public.iu_delivery_breaker x
                    set probing_id = v_ids[1], opened_at = least(x.opened_at, clock_timestamp()),
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
                  where x.route_code = r.route_code;
             end if;
             return query
-            select null::jsonb, r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
-                   coalesce(o.event_domain, r.event_domain)::text, coalesce(o.event_type, r.event_type)::text,
-                   coalesce(o.event_stream, r.event_stream)::text,
-                   coalesce(o.event_subject_ref::text, o.canonical_address::text), o.event_subject_table::text,
-                   o.source_system::text, o.actor_ref::text, o.correlation_id::text, o.occurred_at::timestamptz,
-                   o.created_at::timestamptz, d.traceparent, o.safe_payload::text
-              from unnest(v_ids) with ordinality t(id, n)
-             cross join lateral (
-                   select x.*
-                     from public.iu_route_delivery x
-                    where x.route_code = r.route_code and x.id = t.id
-                    limit 1) d
-              left join lateral (
-                   select x.* from public.event_outbox x where x.id = d.event_ref
-                   union all
-                   -- A replay has its snapshot, however long its event is gone.
-                   select x.*
-                     from public.iu_route_dead_letter l
-                    cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
-                    where d.replayed_by is not null
-                      and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
-                   limit 1) o on true
-             order by t.n;
+            select null::jsonb, r.route_code::text, d.*
+              from public.fn_iu_delivery_rows(r, v_ids, p_bytes[v_asked], p_payload_max) d;
+            get diagnostics v_given = row_count;
+            -- The position does not pass a delivery that the budget of bytes kept back.
+            if v_given < cardinality(v_ids) then
+                v_after := least(v_after, (select min(i.id) - 1 from unnest(v_ids[v_given + 1:]) i(id)));
+            end if;
         end if;
 
         v_due := null;
@@ -194,22 +312,25 @@ begin
         delivery_id := null;
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
-            'more', coalesce(v_looked = v_most and cardinality(v_ids) < v_room, false),
-            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
+            'more', v_more, 'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
             'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
 end
 $$;
-comment on function public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]) is
-    'What is to be delivered next, and what holds each route. Writes nothing, but that a breaker probes.';
+comment on function public.fn_iu_delivery_take(
+    text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint) is
+    'The deliveries that are to be attempted next, and what holds each route. Writes nothing, except that a circuit breaker '
+    'becomes half-open.';
 
--- What a batch hands over to a consumer that has nothing under way: of each route what was never tried, beyond its position,
--- as far as there is room. What waits for its time, or for somebody, and what there is to say of a route, is left to who takes.
--- Strict: a batch that has queued nothing asks for no worker, and nothing is read.
+-- What a batch hands over to a consumer that has no delivery in flight: of each route the deliveries that were never
+-- attempted, beyond its position, as far as there is room. Deliveries that are due again, and what holds a route, are left to
+-- fn_iu_delivery_take. It is part of the statement of the batch, so it must not fail: small payloads only are converted, and
+-- a delivery that is not handed over has the problem not_handed_over.
+-- Strict: a batch that has queued nothing passes no worker, and nothing is read.
 create function public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[])
 returns table (
-    route_code text, delivery_id bigint, attempt_no integer, subject_key bigint,
+    route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text,
     -- as above
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
@@ -227,35 +348,45 @@ as $$
 #variable_conflict use_column
 begin
     return query
-    select r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
-           coalesce(o.event_domain, r.event_domain)::text, coalesce(o.event_type, r.event_type)::text,
-           coalesce(o.event_stream, r.event_stream)::text,
-           coalesce(o.event_subject_ref::text, o.canonical_address::text), o.event_subject_table::text,
-           o.source_system::text, o.actor_ref::text, o.correlation_id::text, o.occurred_at::timestamptz,
-           o.created_at::timestamptz, d.traceparent, o.safe_payload::text
-      from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+    select q.route_code, q.id, q.attempt_no, q.subject_key, false, case when not s.small then 'not_handed_over' end, q.event_ref,
+           q.event_domain, q.event_type, q.event_stream, q.subject, q.subject_table, q.source_system, q.actor_ref,
+           q.correlation_id, case when s.small then q.occurred_at end, case when s.small then q.created_at end, q.traceparent,
+           case when s.small then coalesce(q.safe_payload::text, 'null') end
+      from (select r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
+                   coalesce(o.event_domain, r.event_domain)::text as event_domain,
+                   coalesce(o.event_type, r.event_type)::text as event_type,
+                   coalesce(o.event_stream, r.event_stream)::text as event_stream,
+                   coalesce(o.event_subject_ref::text, o.canonical_address::text) as subject,
+                   o.event_subject_table::text as subject_table, o.source_system::text, o.actor_ref::text,
+                   o.correlation_id::text, o.occurred_at::timestamptz, o.created_at::timestamptz, d.traceparent, o.safe_payload,
+                   sum(pg_column_size(o.safe_payload)) over (rows unbounded preceding) as bytes
+              from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+             cross join lateral (
+                   select x.route_code, x.event_domain, x.event_type, x.event_stream,
+                          x.delivery_policy ->> 'order' = 'subject' as ordered,
+                          public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+                     from public.iu_outbound_route x
+                     left join public.iu_delivery_breaker b on b.route_code = x.route_code
+                    where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
+                    limit 1) r
+             cross join lateral (
+                   select p.*
+                     from (select x.*
+                             from public.iu_route_delivery x
+                            where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
+                              and x.worker_name = p_worker_name
+                            order by x.id
+                            limit 2 * w.room + 100) p
+                    where r.ordered is not true
+                       or not exists (select from public.iu_route_delivery e
+                                       where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+                    order by p.id
+                    limit w.room) d
+              left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true) q
      cross join lateral (
-           select x.route_code, x.event_domain, x.event_type, x.event_stream,
-                  x.delivery_policy ->> 'order' = 'subject' as ordered,
-                  public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
-             from public.iu_outbound_route x
-             left join public.iu_delivery_breaker b on b.route_code = x.route_code
-            where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
-            limit 1) r
-     cross join lateral (
-           select p.*
-             from (select x.*
-                     from public.iu_route_delivery x
-                    where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
-                      and x.worker_name = p_worker_name
-                    order by x.id
-                    limit 2 * w.room + 100) p
-            where r.ordered is not true
-               or not exists (select from public.iu_route_delivery e
-                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
-            order by p.id
-            limit w.room) d
-      left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true;
+           select (q.bytes < 4000 and pg_column_compression(q.safe_payload) is null
+                   and q.occurred_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00'
+                   and q.created_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00') is true as small) s;
 end
 $$;
 comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]) is

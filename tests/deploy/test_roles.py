@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
+import anyio
 import asyncpg
 import pytest
 
@@ -74,6 +76,10 @@ LIVE_ROUTE = """
 INSERT = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
     values ($1, 'iu', $2, 'update', 'immediate')
+"""
+INSERT_LARGE = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, safe_payload)
+    values ($1, 'iu', $2, 'update', 'immediate', jsonb_build_object('note', repeat('x', 5000)))
 """
 PREFIX = "dead0000"
 
@@ -258,7 +264,9 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
 
 async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings) -> None:
     """Take what was queued, and settle it in every way."""
-    deliveries = DeliverySession(connection, connection, settings, uuid4())
+    brief = dataclasses.replace(settings, lease=0.02)
+    deliveries = DeliverySession(connection, connection, brief, uuid4())
+    successor = DeliverySession(connection, connection, brief, uuid4())
     lease = await deliveries.take_lease()
     assert lease.held
     handed = await connection.fetch("select from fn_iu_delivery_hand_over($1, '{queued}', '{10}', '{0}')", WORKER)
@@ -267,6 +275,23 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
     done = [Outcome(taken=t, result=r, began=0, ended=0, code="x") for t, r in zip(supply.taken, results, strict=True)]
     assert await deliveries.settle(done) is not None
+    waiting = [("queued", taken.delivery.id) for taken in supply.taken[:2]]
+    await connection.fetchval(
+        query("delivery/unrecorded"),
+        WORKER,
+        deliveries._consumer,
+        *waiting[1],
+        "outcome_refused",
+        "refused by a trigger",
+    )
+    # A lease that ends without being given back, with one delivery in flight, and with several.
+    for flight in (waiting[:1], waiting):
+        assert await deliveries.in_flight(flight)
+        with anyio.fail_after(5):
+            while not (lease := await successor.take_lease()).held:
+                await anyio.sleep(0.01)
+        assert lease.unclean
+        deliveries, successor = successor, deliveries
     await deliveries.release()
 
 
@@ -320,7 +345,7 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
                     await owner.execute(INSERT, poisonous(), "version_applied")
                     await owner.execute(INSERT, uuid4(), "noted")
                     for _ in range(4):
-                        await owner.execute(INSERT, uuid4(), "sent")
+                        await owner.execute(INSERT_LARGE, uuid4(), "sent")
                     async with acting_as(owner, CONSUMER):
                         await what_a_consumer_does(owner)
                     # The worker takes a failed delivery for the event's fault, and keeps the reason.

@@ -598,7 +598,7 @@ async def test_a_delivery_gate_that_is_not_open_lets_nothing_be_taken(live, kind
             await connection.execute("update dot_config set value = $2 where key = $1", key, value)
         second = await insert_event(connection)
         await run_batch(connection)
-        take = "select count(delivery_id) from fn_iu_delivery_take('iu_outbound_default', $1, '{9}', '{0}', '{}', '{}', '{}')"
+        take = "select count(delivery_id) from fn_iu_delivery_take('iu_outbound_default', $1, '{9}', '{0}', '{1000000}', '{}', '{}', '{}', 1000000)"
         hand_over = "select count(*) from fn_iu_delivery_hand_over('iu_outbound_default', $1, '{9}', '{0}')"
         assert await connection.fetchval(take, [ROUTE]) == await connection.fetchval(hand_over, [ROUTE]) == 0
         assert await attempts(connection, first) == []
@@ -907,7 +907,7 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
             events = [await insert_event(connection)]
             await settled(connection)
             for _ in range(5):
-                await wait_until(lambda: asyncio.sleep(0, not consumer._deliverer._busy), "rest")
+                await wait_until(lambda: asyncio.sleep(0, not consumer._deliverer._ledger), "rest")
                 events.append(await insert_event(connection))
                 await wait_until(lambda: asyncio.sleep(0, len(handed) >= len(events) - 1), "a hand-over")
                 await settled(connection)

@@ -14,5 +14,6 @@
 -- $12 text[]             failure codes
 -- $13 text[]             failures in words
 -- $14 double precision[] not again before so many seconds
+-- $15 boolean[]          whether another delivery of the route succeeded beside it
 
-select public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+select public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)

@@ -2,11 +2,13 @@
 --
 -- $1 text      worker
 -- $2 text[]    wanted: routes
--- $3 integer[] room for so many
--- $4 bigint[]  never tried: beyond this id
--- $5 bigint[]  ids that are under way
--- $6 text[]    freed subjects: routes
--- $7 bigint[]  subject keys
+-- $3 integer[] room for so many deliveries
+-- $4 bigint[]  never attempted: beyond this id
+-- $5 bigint[]  room for so many bytes of payload
+-- $6 bigint[]  ids that are in flight, of deliveries that were attempted before
+-- $7 text[]    freed subjects: routes
+-- $8 bigint[]  freed subjects: keys
+-- $9 bigint    largest payload that is delivered, in bytes
 
 select t.*
-  from public.fn_iu_delivery_take($1, $2, $3, $4, $5, $6, $7) t
+  from public.fn_iu_delivery_take($1, $2, $3, $4, $5, $6, $7, $8, $9) t

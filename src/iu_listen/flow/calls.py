@@ -13,10 +13,19 @@ import anyio.abc
 
 from iu_listen.flow.ports import Target
 from iu_listen.flow.ring import Ring
-from iu_listen.model.delivery import Failed, Outcome, Result, Taken, outcome_of
+from iu_listen.model.delivery import Failed, Outcome, Result, Taken
+from iu_listen.model.outcome import outcome_of
 
 #: How old the database's word on the locks may be when a delivery begins, in seconds.
 FRESH: Final = 0.05
+#: How long after a success of its route an attempt that begins and fails is that delivery's own fault, in seconds.
+BESIDE: Final = 1.0
+#: Why a delivery cannot be given to a target, by its failure code.
+PROBLEMS: Final = {
+    "event_missing": "The event is not in event_outbox any more.",
+    "payload_too_large": "The payload is larger than the setting payload_max allows.",
+    "event_out_of_range": "occurred_at or created_at of the event is outside the years 1 to 9999.",
+}
 _CANCELLED: Final = "the target was cancelled, by itself or by what it waited for"
 
 
@@ -34,6 +43,7 @@ class Lane:
         most_failing: None begins while so many are.
         idle: Wakes the task that waits for more to do; None: none does.
         left: There will be no more.
+        succeeded_at: When a call of this lane last succeeded, or was refused for good, by the clock of the consumer.
     """
 
     concurrency: int
@@ -45,6 +55,7 @@ class Lane:
     most_failing: int = 1
     idle: anyio.Event | None = None
     left: bool = False
+    succeeded_at: float = -math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +87,10 @@ class Calls:
         done: What came of calls that have ended, in that order. Whoever settles it takes it out.
         answered: When the database last told that the locks are open.
         trusted: Until when nobody else can have our lease.
+        only: Id of the one delivery that may begin, while no other one is in flight; NONE: none may; None: all may.
     """
+
+    NONE: Final = -1
 
     def __init__(self, ring: Ring, clock: Callable[[], float]) -> None:
         self._ring = ring
@@ -87,6 +101,7 @@ class Calls:
         self.done: list[Outcome] = []
         self.answered = -math.inf
         self.trusted = -math.inf
+        self.only: int | None = None
 
     def watch(self, tasks: anyio.abc.TaskGroup) -> None:
         """Make calls in this task group from now on, and see to their deadlines."""
@@ -185,24 +200,43 @@ class Calls:
         # An answer may be from long ago when it is read: whoever was asleep asks again before he begins.
         now = self._clock()
         known = now - self.answered < FRESH and now < self.trusted and lane.failing < lane.most_failing
-        return bool(lane.queue) and lane.target is not None and known
+        if not lane.queue or lane.target is None or not known:
+            return False
+        return self.only is None or (lane.queue[0].delivery.id == self.only and not self._under_way)
 
     async def _deliver(self, call: _Call, target: Target) -> None:
         try:
             await target.deliver(call.taken.delivery)
-        except Exception as raised:  # noqa: BLE001 whatever it raises is about this delivery
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as raised:
+            # Every exception is the outcome of this delivery: also SystemExit, which would end the process and all
+            # other deliveries with it. Only where this task itself is being closed is there nothing to record.
+            if isinstance(raised, GeneratorExit) and not _in_a_task():
+                raise
             self._over(call, raised)
         else:
             self._over(call, None)
 
-    def _over(self, call: _Call, error: Exception | None) -> None:
+    def _over(self, call: _Call, error: BaseException | None) -> None:
         # It may have been given up meanwhile: then somebody else delivers it.
         if self._under_way.get(call.taken.delivery.id) is call:
             del self._under_way[call.taken.delivery.id]
             result, code, detail, retry_after = outcome_of(error)
-            call.lane.failing += result is not Result.SENT
-            self.done.append(Outcome(call.taken, result, call.began, self._clock(), code, detail, retry_after))
+            ended, lane = self._clock(), call.lane
+            beside = call.began - lane.succeeded_at < BESIDE
+            if result in {Result.SENT, Result.REJECTED}:
+                lane.succeeded_at = ended
+            lane.failing += result is not Result.SENT
+            self.done.append(Outcome(call.taken, result, call.began, ended, code, detail, retry_after, beside))
             self._ring.set()
+
+    def refuse(self, lane: Lane, taken: Taken) -> None:
+        """Reject a delivery that no target can be given, for its problem."""
+        now = self._clock()
+        lane.failing += 1
+        self.done.append(Outcome(taken, Result.REJECTED, now, now, taken.problem, PROBLEMS[taken.problem]))
+        self._ring.set()
 
     async def _watch(self) -> None:
         """End calls that take longer than they may. One task for all: a timer each would cost more than a call."""
@@ -215,6 +249,15 @@ class Calls:
             left = min([call.until - now for call in self._under_way.values()], default=math.inf)
             self._alarm.clear()
             await self._alarm.wait_rung(max(0.001, min(left, self._shortest)))
+
+
+def _in_a_task() -> bool:
+    """Whether an event loop runs this code. A coroutine that is closed from outside is not run by one."""
+    try:
+        anyio.get_current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _asked_for() -> bool:

@@ -20,9 +20,11 @@ import anyio
 
 from iu_listen.flow.backoff import backoff
 from iu_listen.flow.calls import FRESH, Calls
+from iu_listen.flow.ledger import Ledger
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
+from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
-from iu_listen.flow.route import Route, may_go_on
+from iu_listen.flow.route import Route, handed_over, may_go_on, unchanged, wants
 from iu_listen.model.delivery import Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.facts import WorkerName
@@ -72,12 +74,9 @@ class Deliverer:
         self._ended = Ring()
         self._calls = Calls(self._ended, clock)
         self._routes: dict[str, Route] = {}
-        #: Whose is what was taken and is not settled yet, by id; and of these, those that were tried before.
-        self._busy: dict[int, Route] = {}
-        self._again: set[int] = set()
-        #: No longer busy since the last question for more, and since the last batch began: their answers may hold it.
-        self._settled: set[int] = set()
-        self._settled_beside: set[int] = set()
+        #: What was taken and is not settled yet.
+        self._ledger = Ledger()
+        self._quarantine = Quarantine(self._calls, self._ledger)
         #: What others of its subject waited for, and nobody has looked for these yet.
         self._freed: list[Taken] = []
         #: The lease is ours: it looks by itself for what there is to deliver.
@@ -86,6 +85,7 @@ class Deliverer:
         self._stopping = False
         self._rescanned = -math.inf
         self._losses = 0
+        self._failed_takes = 0
 
     def work(self) -> None:
         """The worker is ours: deliver. Also called when there is something new to deliver."""
@@ -113,9 +113,9 @@ class Deliverer:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._guard)
                 self._calls.watch(tasks)
-                while not self._stopping or self._busy:
+                while not self._stopping or self._ledger:
                     try:
-                        if self._working or self._busy:
+                        if self._working or self._ledger:
                             await self._session()
                         if not self._stopping:
                             await self._ring.wait_rung(math.inf)
@@ -148,6 +148,8 @@ class Deliverer:
                     await self._ring.wait_rung(pause)
             if not lease.again:
                 self._forget()
+            if lease.unclean:
+                self._quarantine.start(self._clock())
             # A new session may lead to another history: a copy that is behind has the same owner and lower ids.
             for route in self._routes.values():
                 route.after = 0
@@ -178,7 +180,7 @@ class Deliverer:
             try:
                 dead = await session.settle(done)
             except BaseException:
-                self._calls.done = [o for o in done if o.taken.delivery.id in self._busy] + self._calls.done
+                self._calls.done = [o for o in done if o.taken.delivery.id in self._ledger] + self._calls.done
                 raise
             if dead is None:
                 self.delivering = False
@@ -189,7 +191,7 @@ class Deliverer:
             # What it began with is what counts for the lease.
             self._trust(asked)
             for outcome in done:
-                route = self._let_go(outcome.taken.delivery.id)
+                route = self._ledger.remove(outcome.taken.delivery.id)
                 if route is not None and outcome.result is not Result.SENT:
                     route.failing = max(0, route.failing - 1)
                 if outcome.taken.subject_key is not None:
@@ -206,16 +208,21 @@ class Deliverer:
             asked = self._clock()
             wants = [] if self._stopping or not self._working else self._wants(asked)
             freed, self._freed = may_go_on(self._freed, wants)
-            self._settled.clear()
+            self._ledger.passed.clear()
             try:
-                supply = await session.take(wants, list(self._again), freed)
+                supply = await session.take(wants, list(self._ledger.attempted), freed)
+                if not await self._quarantine.write(session, self._clock(), supply.taken, self._routes):
+                    self.delivering = False
+                    self._forget()
+                self._failed_takes = 0
             except BaseException:
+                self._failed_takes += 1
                 self._freed = freed + self._freed
                 raise
             if not self.delivering:
                 return
-            self._learn(supply, self._clock() - asked, wants, self._settled)
-            if not self._busy and (self._stopping or not self._working or not self._routes):
+            self._learn(supply, self._clock() - asked, wants, self._ledger.passed)
+            if not self._ledger and (self._stopping or not self._working or not self._routes):
                 return
             await self._ring.wait_rung(self._pause())
 
@@ -223,23 +230,27 @@ class Deliverer:
 
     def wants(self) -> Sequence[Want]:
         """What a batch may hand over: something only where nothing is under way, else we ask often enough."""
-        self._settled_beside.clear()
-        if self._busy or self._stopping or not (self._working and self.delivering):
+        self._ledger.passed_beside.clear()
+        now = self._clock()
+        idle = not self._ledger and not self._quarantine.cautious(now)
+        if not idle or self._stopping or not (self._working and self.delivering):
             return []
-        return [w for w in self._wants(self._clock()) if w.room]
+        return [w for w in self._wants(now) if w.room]
 
     def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
         """What a batch has queued and taken for us. We may have taken it ourselves meanwhile, and settled it."""
-        if self.delivering:
+        kept_back = False
+        if self.delivering and not self._quarantine.cautious(self._clock()):
             self._hear(seconds)
-            new = self._new(given, self._set_back(wants), self._settled_beside)
+            handed, kept_back = handed_over(given)
+            new = self._ledger.new(handed, unchanged(wants, self._routes), self._ledger.passed_beside)
             # The batch read the locks before its commit, which may have taken long; the taker may know better.
             new = [t for t in new if not self._routes[t.delivery.route].state.held]
             for taken in new:
                 route = self._routes[taken.delivery.route]
                 route.after = max(route.after, taken.delivery.id)
             self._take_over(new)
-        if len(self._busy) < len(given) or not self.delivering or math.isinf(self._calls.answered):
+        if kept_back or len(self._ledger) < len(given) or not self.delivering or math.isinf(self._calls.answered):
             # Not all of it was taken over, or may begin.
             self._ring.set()
 
@@ -252,7 +263,8 @@ class Deliverer:
             self._rescanned = now
             for route in self._routes.values():
                 route.rescan()
-        return [route.want for route in self._routes.values()]
+        left = self._settings.prefetch_bytes - self._ledger.bytes
+        return wants(list(self._routes.values()), left, self._quarantine.room(now), self._failed_takes)
 
     def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], passed: Collection[int]) -> None:
         """What the database said of each route, and what it gave; begin it.
@@ -264,39 +276,33 @@ class Deliverer:
             passed: Ids that have been taken already, and perhaps settled since the question.
         """
         self._hear(seconds - supply.seconds)
-        set_back = self._set_back(wants)
-        self._know(supply.routes, set_back)
-        self._take_over(self._new(supply.taken, set_back, passed))
+        counts = unchanged(wants, self._routes)
+        self._know(supply.routes, counts)
+        self._take_over(self._ledger.new(supply.taken, counts, passed))
 
     def _hear(self, seconds: float) -> None:
         """The locks were read so many seconds ago, at most. Whoever slept since then asks again."""
         self._calls.answered = self._clock() if seconds < LATE else -math.inf
 
-    def _set_back(self, wants: Sequence[Want]) -> set[str]:
-        """Who has given back what he had since he was asked for: the answer says nothing of what is to be taken now."""
-        return {w.route for w in wants if w.route not in self._routes or w.after > self._routes[w.route].after}
-
-    def _new(self, given: Sequence[Taken], set_back: set[str], passed: Collection[int]) -> list[Taken]:
-        """Of what the database gave what is not ours yet; once: who was freed is found among the untried as well."""
-        ours = self._routes.keys() - set_back
-        fresh = (t for t in given if t.delivery.id not in self._busy and t.delivery.id not in passed)
-        return list({t.delivery.id: t for t in fresh if t.delivery.route in ours}.values())
-
     def _take_over(self, new: Sequence[Taken]) -> None:
         """Begin it, and what has waited."""
         for taken in new:
-            route = self._busy[taken.delivery.id] = self._routes[taken.delivery.route]
-            route.busy += 1
-            route.queue.append(taken)
-            if taken.delivery.attempt > 1:
-                self._again.add(taken.delivery.id)
+            route = self._routes[taken.delivery.route]
+            self._ledger.add(taken, route)
+            if taken.problem:
+                self._calls.refuse(route, taken)
+            elif taken.alone:
+                self._quarantine.add(taken)
+                self._ring.set()
+            else:
+                route.queue.append(taken)
         for route in self._routes.values():
             if self._stopping:
                 self._drop(route)
             self._calls.begin(route)
 
-    def _know(self, states: Sequence[RouteState], set_back: Collection[str]) -> None:
-        """What the database said of each route; of those that were set back, not where it has come to."""
+    def _know(self, states: Sequence[RouteState], counts: Collection[str]) -> None:
+        """What the database said of each route; where the answer counts, also where it has come to."""
         known = {state.route for state in states}
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
             self._drop(self._routes[code])
@@ -305,7 +311,7 @@ class Deliverer:
             new = state.route not in self._routes
             route = self._routes.setdefault(state.route, Route.of(state))
             changed = route.becomes(state) or new
-            if state.route not in set_back:
+            if state.route in counts:
                 route.after = max(route.after, state.after)
             if state.held:
                 self._drop(route)
@@ -346,32 +352,25 @@ class Deliverer:
 
     def _drop(self, route: Route) -> None:
         """Give back what was taken and not begun."""
-        while route.queue:
-            taken = route.queue.pop()
+        for taken in [*route.queue, *self._quarantine.drop(route.state.route)]:
             route.after = min(route.after, taken.delivery.id - 1)
-            self._let_go(taken.delivery.id)
-
-    def _let_go(self, id: int) -> Route | None:
-        self._settled.add(id)
-        self._settled_beside.add(id)
-        self._again.discard(id)
-        if (route := self._busy.pop(id, None)) is not None:
-            route.busy -= 1
-        return route
+            self._ledger.remove(taken.delivery.id)
+        route.queue.clear()
 
     def _forget(self, *, ordered: bool = False) -> None:
         """Nothing that was taken is ours any more; or: what is ``ordered`` may be somebody else's now."""
         for taken in self._calls.under_way():
             if not ordered or taken.subject_key is not None:
                 self._calls.give_up(taken)
-                self._let_go(taken.delivery.id)
+                self._ledger.remove(taken.delivery.id)
         for route in self._routes.values():
             if not ordered or route.state.policy["order"] == "subject":
                 self._drop(route)
                 route.after = 0
         if not ordered:
-            for id in list(self._busy):
-                self._let_go(id)
+            for taken in self._ledger:
+                self._ledger.remove(taken.delivery.id)
+            self._quarantine.forget()
             for route in self._routes.values():
                 route.failing = 0
             self._calls.done.clear()
@@ -393,7 +392,7 @@ class Deliverer:
     async def _guard(self) -> None:
         """Give up what is under way before the lease ends, if it cannot be renewed."""
         while True:
-            left = self._calls.trusted - self._clock() if self._busy else math.inf
+            left = self._calls.trusted - self._clock() if self._ledger else math.inf
             await anyio.sleep(max(0.05, min(left, self._settings.lease / 4)))
-            if self._clock() >= self._calls.trusted and self._busy:
+            if self._clock() >= self._calls.trusted and self._ledger:
                 self._forget()

@@ -205,6 +205,9 @@ class Deliveries(Protocol):
             freed: Those whose subjects may go on now.
         """
 
+    async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
+        """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
+
     async def release(self) -> None:
         """Give the lease back."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final, Self
 
 from iu_listen.flow.calls import Lane
@@ -14,6 +15,14 @@ from iu_listen.model.delivery import RouteState, Taken, Want
 AHEAD: Final = 9
 #: The same, at most.
 MOST_AHEAD: Final = 1000
+
+
+class Room(Enum):
+    """How many deliveries may be taken: none, as many as can begin at once, or more than that (prefetch)."""
+
+    NONE = 0
+    FLIGHT = 1
+    AHEAD = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +35,7 @@ class Route(Lane):
         looked_at: When one was looked for.
         after: The last id that was taken, of those that were never tried.
         busy: How many are taken and not settled.
+        bytes: How many bytes their payloads have.
         told: What holds it, as was said last.
     """
 
@@ -34,6 +44,7 @@ class Route(Lane):
     looked_at: float = -math.inf
     after: int = 0
     busy: int = 0
+    bytes: int = 0
     told: str = ""
 
     @classmethod
@@ -59,10 +70,22 @@ class Route(Lane):
         """What its target depends on."""
         return self.state.kind, self.state.reference, repr(self.state.policy["target"])
 
-    @property
-    def want(self) -> Want:
-        """What to ask for."""
-        return Want(route=self.state.route, room=self.room, after=self.after, deadline=self.deadline)
+    def want(self, left: int, room: Room) -> Want:
+        """What to ask for.
+
+        Args:
+            left: How many bytes of payload there is room for, of all routes. A route that has none may have one
+                delivery all the same, so that the large payloads of one route do not hold up another.
+            room: How far to go.
+        """
+        most = {Room.NONE: 0, Room.FLIGHT: max(0, self.concurrency - self.busy), Room.AHEAD: self.room}[room]
+        return Want(
+            route=self.state.route,
+            room=min(self.room, most),
+            after=self.after,
+            deadline=self.deadline,
+            bytes=max(left, 0 if self.bytes else 1),
+        )
 
     @property
     def deadline(self) -> float:
@@ -75,6 +98,39 @@ class Route(Lane):
         most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
         # A part of it at once: while these are called, others are settled, and yet others taken.
         return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
+
+
+def wants(routes: Sequence[Route], left: int, room: Room, failed: int) -> list[Want]:
+    """What to ask for, of all routes.
+
+    Args:
+        routes: The routes.
+        left: How many bytes of payload there is room for.
+        room: How far to go.
+        failed: How many questions in a row have failed. After a failure one delivery of one route is asked for, of each
+            route in turn, so that one that cannot be taken does not keep back the other routes.
+    """
+    asked = [route.want(left, room) for route in routes]
+    if not failed:
+        return asked
+    turn = failed % max(1, len(asked))
+    return [replace(want, room=min(want.room, int(n == turn))) for n, want in enumerate(asked)]
+
+
+def unchanged(wants: Sequence[Want], routes: Mapping[str, Route]) -> set[str]:
+    """Routes for which the answer to a question counts: those that have not given back deliveries since then."""
+    given_back = {want.route for want in wants if want.route in routes and want.after > routes[want.route].after}
+    return routes.keys() - given_back
+
+
+def handed_over(given: Sequence[Taken]) -> tuple[list[Taken], bool]:
+    """The deliveries that a batch hands over, and whether it kept back any.
+
+    The first delivery of a route that is kept back (it has a problem) ends those of its route.
+    """
+    kept_back = {taken.delivery.route: taken.delivery.id for taken in reversed(given) if taken.problem}
+    handed = [t for t in given if t.delivery.id < kept_back.get(t.delivery.route, math.inf)]
+    return handed, bool(kept_back)
 
 
 def may_go_on(freed: Sequence[Taken], wants: Sequence[Want]) -> tuple[list[Taken], list[Taken]]:

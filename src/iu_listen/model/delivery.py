@@ -13,25 +13,18 @@ so is a cancellation of its own, or of what it waited for, that it lets out.
 
 from __future__ import annotations
 
-import errno
 import json
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 from uuid import UUID
 
-from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.trace import attempt_context
-
-#: Errors of the system that say: nobody is there.
-_NOBODY_THERE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
-#: Longest text of a failure that is kept, in characters.
-LONGEST_DETAIL: Final = 1000
 
 
 class Result(StrEnum):
@@ -151,11 +144,20 @@ class Taken:
 
     Attributes:
         delivery: The delivery.
-        subject_key: Its subject, where the route keeps the order of one; None: it waits for nobody.
+        subject_key: Its subject, where the route keeps the order of one; None: it waits for no other delivery.
+        alone: True: it is attempted while no other delivery is in flight, because it may end the process.
+        problem: Why no target can be given this delivery (a failure code); empty: nothing is wrong with it.
     """
 
     delivery: Delivery
     subject_key: int | None = None
+    alone: bool = False
+    problem: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """How much memory it takes at least, in bytes: its payload, and about 500 bytes besides."""
+        return len(self.delivery.event.payload or "") + 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +196,14 @@ class Want:
         room: How many deliveries there is room for.
         after: Beyond which id, of those that were never tried.
         deadline: How long an attempt may take, as far as is known, in seconds.
+        bytes: How many bytes of payload there is room for; of one delivery at least where this is positive.
     """
 
     route: str
     room: int
     after: int
     deadline: float
+    bytes: int = 1 << 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,12 +215,14 @@ class Lease:
         again: It could all the time, so what it has taken is still its own.
         holder: Who may instead.
         gone: That one has no session any more.
+        unclean: The lease ended before without being given back: a delivery may have ended the process of its holder.
     """
 
     held: bool
     again: bool = False
     holder: str = ""
     gone: bool = False
+    unclean: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +252,7 @@ class Outcome:
         code: Machine-readable reason of a failure.
         detail: The same for a person.
         retry_after: Not again before so many seconds; None: as the policy says.
+        beside: Another delivery of the route succeeded while this attempt was in flight, or shortly before it.
     """
 
     taken: Taken
@@ -255,20 +262,7 @@ class Outcome:
     code: str = ""
     detail: str = ""
     retry_after: float | None = None
-
-
-def outcome_of(error: Exception | None) -> tuple[Result, str, str, float | None]:
-    """What an attempt came to that ended with this error (None: with none): result, code, detail, retry_after.
-
-    The text of somebody else's error is not kept, because it may hold what was being worked on.
-    """
-    if error is None:
-        return Result.SENT, "", "", None
-    if isinstance(error, DeliveryError):
-        return error.result, error.code[:100], error.reason[:LONGEST_DETAIL], error.retry_after
-    if isinstance(error, (ConnectionError, socket.gaierror)) or getattr(error, "errno", None) in _NOBODY_THERE:
-        return Result.UNAVAILABLE, type(error).__name__.lower(), words(error), None
-    return Result.FAILED, "timeout" if isinstance(error, TimeoutError) else "target_error", words(error), None
+    beside: bool = False
 
 
 class Secret:

@@ -62,6 +62,18 @@ class Settings:
     )
     grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
     reconnect_max: float = _setting(1.0, "Longest pause between two tries to connect.", 0.1, 300)
+    payload_max: int = _setting(
+        16_777_216,
+        "Largest payload that is delivered, in bytes of its text; a larger one becomes a dead letter.",
+        1024,
+        268_435_456,
+    )
+    prefetch_bytes: int = _setting(
+        33_554_432,
+        "How many bytes of payloads are held for deliveries in flight and prefetched ones, of all routes together.",
+        1024,
+        1_073_741_824,
+    )
     app: str | None = _setting(
         None, "Where the coroutines are that live routes deliver to: `module`, or `module:attribute`."
     )

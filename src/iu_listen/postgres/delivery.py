@@ -9,16 +9,21 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Final
 from uuid import UUID
 
 import anyio
 
 from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Supply, Taken, Want
+from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
+
+#: Classes of SQLSTATE that say: one of the rows cannot be written. Data exception, integrity constraint, program limit,
+#: PL/pgSQL, triggered action, external routine (22, 23, 54, P0, 09, 38, 39, 44); others concern all of them.
+_ABOUT_A_ROW: Final = frozenset({"22", "23", "54", "P0", "09", "38", "39", "44"})
 
 
 class DeliverySession:
@@ -50,7 +55,39 @@ class DeliverySession:
         return Lease(**json.loads(answer))
 
     async def settle(self, done: Sequence[Outcome]) -> int | None:
-        """Write what came of deliveries, and renew the lease; how many became dead letters."""
+        """Write the outcomes of deliveries, and renew the lease; how many became dead letters.
+
+        One outcome that the database refuses (a CHECK or a trigger of the application, a value that it cannot store)
+        must not keep back the others: the set is halved until that one is alone. It is recorded as a failed attempt
+        with a fixed text; where that is refused as well, only the delivery itself is changed.
+        """
+        try:
+            return await self._settle_set(done)
+        except Refused as refused:
+            if not done or refused.sqlstate[:2] not in _ABOUT_A_ROW:
+                raise
+            if len(done) == 1:
+                return await self._settle_refused(done[0], refused.sqlstate)
+        middle = len(done) // 2
+        first = await self.settle(done[:middle])
+        second = None if first is None else await self.settle(done[middle:])
+        return None if first is None or second is None else first + second
+
+    async def _settle_refused(self, outcome: Outcome, sqlstate: str) -> int | None:
+        detail = f"The database refused to record the outcome of this attempt (SQLSTATE {sqlstate})."
+        failed = replace(outcome, result=Result.FAILED, code="outcome_refused", detail=detail, retry_after=None)
+        try:
+            return await self._settle_set([failed])
+        except Refused as refused:
+            if refused.sqlstate[:2] not in _ABOUT_A_ROW:
+                raise
+        dead: int | None = await ask(
+            self._settler, self._settings.deadline, query("delivery/unrecorded"), self._settings.worker, self._consumer,
+            outcome.taken.delivery.route, outcome.taken.delivery.id, failed.code, detail,
+        )  # fmt: skip
+        return dead
+
+    async def _settle_set(self, done: Sequence[Outcome]) -> int | None:
         now = time.monotonic()
         sent = [o for o in done if o.result is Result.SENT]
         others = [o for o in done if o.result is not Result.SENT]
@@ -61,16 +98,26 @@ class DeliverySession:
             [o.taken.delivery.route for o in others], [o.taken.delivery.id for o in others],
             [o.result.value for o in others], [now - o.began for o in others], [now - o.ended for o in others],
             [o.code for o in others], [o.detail for o in others], [o.retry_after for o in others],
+            [o.beside for o in others],
         )  # fmt: skip
         return dead
 
     async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[Taken]) -> Supply:
         """The next deliveries that there is room for, and what holds each route."""
         rows = await ask_rows(
-            self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants), again,
-            [t.delivery.route for t in freed], [t.subject_key for t in freed],
+            self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants),
+            [w.bytes for w in wants], again, [t.delivery.route for t in freed], [t.subject_key for t in freed],
+            self._settings.payload_max,
         )  # fmt: skip
         return _supply(rows)
+
+    async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
+        """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
+        held: bool = await ask(
+            self._taker, self._settings.deadline, query("delivery/in_flight"), self._settings.worker, self._consumer,
+            [route for route, _ in pairs], [id for _, id in pairs],
+        )  # fmt: skip
+        return held
 
     async def release(self) -> None:
         """Give the lease back."""
@@ -122,7 +169,7 @@ def _taken(row: Any, deadlines: Mapping[str, float]) -> Taken:
         id=row["delivery_id"], route=route, idempotency_key=f"outbound:{route}:{event.id}", attempt=row["attempt_no"],
         event=event, deadline=deadlines[route],
     )  # fmt: skip
-    return Taken(delivery, row["subject_key"])
+    return Taken(delivery, row["subject_key"], row["alone"], row["problem"] or "")
 
 
 _EVENT: Final = tuple(field.name for field in fields(Event))

@@ -78,7 +78,9 @@ def _ours(error: BaseException) -> SessionLost | Refused:
 
 def refused(error: asyncpg.PostgresError) -> Refused:
     """The server's own words, its hint included."""
-    return Refused(f"{_one_line(error)} (SQLSTATE {error.sqlstate})", getattr(error, "hint", None) or "")
+    return Refused(
+        f"{_one_line(error)} (SQLSTATE {error.sqlstate})", getattr(error, "hint", None) or "", error.sqlstate or ""
+    )
 
 
 def _one_line(error: BaseException) -> str:

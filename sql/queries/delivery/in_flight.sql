@@ -1,0 +1,8 @@
+-- Write down which deliveries are about to be in flight. False: the consumer has no lease.
+--
+-- $1 text      worker
+-- $2 uuid      consumer
+-- $3 text[]    routes
+-- $4 bigint[]  ids
+
+select public.fn_iu_delivery_in_flight($1, $2, $3, $4)
