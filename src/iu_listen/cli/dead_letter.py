@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
-from uuid import UUID
 
 import anyio
 from cyclopts import App, Parameter
@@ -16,8 +15,10 @@ from iu_listen.cli import show
 from iu_listen.cli.ask import confirmed, progress, reason
 from iu_listen.cli.change import Plan
 from iu_listen.cli.door import Where, between, looking
+from iu_listen.cli.ids import ID, Id
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import census, letters
+from iu_listen.postgres.ids import whole
 from iu_listen.postgres.session import Connection
 
 dead_letter = App(name="dead-letter", help="List, show, replay and resolve what could not be routed or delivered.")
@@ -35,15 +36,14 @@ class Which:
     route: Annotated[str | None, Parameter(help="Only of this route.")] = None
     failure: Annotated[str | None, Parameter(help="Only with this failure code.")] = None
     since: Annotated[str | None, Parameter(help="Only created since then: 2h, '3 days', or ISO 8601.")] = None
-    event: Annotated[UUID | None, Parameter(help="Only of this event.")] = None
+    event: Annotated[str | None, ID, Parameter(help="Only of this event.")] = None
     subject: Annotated[str | None, Parameter(help="Only about this subject: its id, or its canonical address.")] = None
 
     async def filter(self, connection: Connection) -> letters.Filter:
         """The same for the database."""
         since = await census.moment(connection, self.since) if self.since else None
-        return letters.Filter(
-            route=self.route, failure=self.failure, since=since, event=self.event, subject=self.subject
-        )
+        event = await whole(connection, "event", self.event) if self.event else None
+        return letters.Filter(route=self.route, failure=self.failure, since=since, event=event, subject=self.subject)
 
 
 def register(app: App) -> None:
@@ -59,7 +59,7 @@ def dead_letter_list(
     *,
     resolved: Annotated[bool, Parameter(help="Resolved ones too.", negative=())] = False,
     which: Which | None = None,
-    before: Annotated[UUID | None, Parameter(help="Only older ones than this dead letter: the next page.")] = None,
+    before: Annotated[str | None, ID, Parameter(help="Only older ones than this dead letter: the next page.")] = None,
     limit: Annotated[int, Parameter(help="How many at most.", validator=between(1, 1_000_000))] = 50,
     where: Where | None = None,
 ) -> int:
@@ -69,7 +69,8 @@ def dead_letter_list(
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             chosen = await (which or Which()).filter(connection)
-            found = await letters.page(connection, chosen, resolved=resolved, before=before, limit=limit)
+            last = await whole(connection, "dead_letter", before) if before else None
+            found = await letters.page(connection, chosen, resolved=resolved, before=last, limit=limit)
             as_json = bool(where and where.json)
             kinds = [] if as_json else await letters.kinds(connection)
         if as_json:
@@ -95,7 +96,7 @@ def _print_dead_letters(found: list[census.Row]) -> None:
     )  # fmt: skip
 
 
-def _print_place(found: letters.Listed, *, resolved: bool, before: UUID | None) -> None:
+def _print_place(found: letters.Listed, *, resolved: bool, before: str | None) -> None:
     """How many there are besides those that were shown, and how to see the next ones."""
     if not found.letters:
         show.note("No older dead letter." if before else f"No {'' if resolved else 'open '}dead letter matches.")
@@ -124,13 +125,13 @@ def capped(count: int) -> str:
 
 
 @dead_letter.command(name="show")
-def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:
+def dead_letter_show(id: Id, /, *, where: Where | None = None) -> int:
     """Show one dead letter, the whole event with it."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
-            found = await letters.show(connection, id)
+            found = await letters.show(connection, await whole(connection, "dead_letter", id))
         letter = {**found, "event_snapshot": show.parsed(found["event_snapshot"])}
         if where and where.json:
             show.as_json(letter)
@@ -148,7 +149,7 @@ def dead_letter_show(id: UUID, /, *, where: Where | None = None) -> int:
 
 @dead_letter.command(name="replay")
 def dead_letter_replay(
-    ids: Annotated[list[UUID] | None, Parameter(help="Which ones.")] = None,
+    ids: Annotated[list[str] | None, ID, Parameter(help="Which ones.")] = None,
     /,
     *,
     all: Annotated[bool, Parameter(help="All open ones that the other options let through.", negative=())] = False,
@@ -191,7 +192,7 @@ def dead_letter_replay(
     return anyio.run(run)
 
 
-def _one_or_all(ids: list[UUID] | None, which: Which | None, *, all: bool) -> None:
+def _one_or_all(ids: list[str] | None, which: Which | None, *, all: bool) -> None:
     if bool(ids) == all:
         raise ConfigurationError("say which dead letters: their ids, or --all", "iu-listen dead-letter list")
     if ids and which and which != Which():
@@ -202,7 +203,7 @@ def _one_or_all(ids: list[UUID] | None, which: Which | None, *, all: bool) -> No
 
 async def _replay_these(
     connection: Connection,
-    ids: list[UUID],
+    typed: list[str],
     actor: str | None,
     why: str | None,
     rate: float | None,
@@ -210,6 +211,7 @@ async def _replay_these(
     *,
     plan: bool,
 ) -> int:
+    ids = [await whole(connection, "dead_letter", id) for id in typed]
     await letters.require(connection, ids)
     if plan:
         _print_plan_of([await letters.show(connection, id) for id in ids], where)
@@ -312,7 +314,7 @@ def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None) -> None
 
 @dead_letter.command(name="resolve")
 def dead_letter_resolve(
-    ids: Annotated[list[UUID] | None, Parameter(help="Which ones.")] = None,
+    ids: Annotated[list[str] | None, ID, Parameter(help="Which ones.")] = None,
     /,
     *,
     why: Annotated[str, Parameter(help="Why; kept in the resolution.")],
@@ -336,13 +338,14 @@ def dead_letter_resolve(
             await census.require_package(connection)
             await census.require_primary(connection)
             if ids:
+                found = [await whole(connection, "dead_letter", id) for id in ids]
                 if plan:
-                    await letters.require(connection, ids)
-                    _print_resolved(len(ids), 0, where, planned=True)
+                    await letters.require(connection, found)
+                    _print_resolved(len(found), 0, where, planned=True)
                     return 0
-                count = await letters.resolve(connection, ids, why, actor)
-                _print_resolved(len(ids), count, where)
-                return int(count < len(set(ids)))
+                count = await letters.resolve(connection, found, why, actor)
+                _print_resolved(len(found), count, where)
+                return int(count < len(set(found)))
             chosen = await (which or Which()).filter(connection)
             planned = await letters.plan(connection, chosen)
             if plan or not (where and where.json):

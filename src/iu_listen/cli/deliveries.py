@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
-from uuid import UUID
 
 import anyio
 from cyclopts import App, Parameter
@@ -13,8 +12,10 @@ from iu_listen.cli import show
 from iu_listen.cli.ask import confirmed, progress, reason
 from iu_listen.cli.change import Plan, no_such_route, route
 from iu_listen.cli.door import Where, between, looking
+from iu_listen.cli.ids import ID
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import census, letters
+from iu_listen.postgres.ids import whole
 
 #: Columns of a table of routes that deliver.
 DELIVERIES = ("route", "target", "on its way", "retrying", "oldest", "held by", "because of")
@@ -80,7 +81,7 @@ def delivery_cancel(
     /,
     *,
     why: Annotated[str, Parameter(help="Why; kept in the dead letters.")],
-    event: Annotated[UUID | None, Parameter(help="Only the delivery of this event.")] = None,
+    event: Annotated[str | None, ID, Parameter(help="Only the delivery of this event.")] = None,
     actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
     plan: Plan = False,
     yes: Annotated[bool, Parameter(help="Do it without asking.", negative=())] = False,
@@ -96,7 +97,8 @@ def delivery_cancel(
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             await census.require_primary(connection)
-            found = await letters.cancel_plan(connection, code, event)
+            one = await whole(connection, "event", event) if event else None
+            found = await letters.cancel_plan(connection, code, one)
             if not found["known"] and not found["count"]:
                 raise await no_such_route(connection, code)
             if found["known"] and not found["held_by"]:
@@ -112,7 +114,7 @@ def delivery_cancel(
                 if event is None:
                     confirmed(f"Cancel {show.text(found['count'])} deliveries of {code}?", yes=yes)
                 with progress("cancelling", found["count"]) as advance:
-                    async for part in letters.cancel(connection, code, event, found["last_id"], why, actor):
+                    async for part in letters.cancel(connection, code, one, found["last_id"], why, actor):
                         count += part
                         advance(part)
         if where and where.json:

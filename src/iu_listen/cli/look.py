@@ -6,7 +6,6 @@ import json
 import platform
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 import anyio
 from cyclopts import App, Parameter
@@ -15,8 +14,10 @@ from rich.markup import escape
 from iu_listen.cli import show
 from iu_listen.cli.deliveries import DELIVERIES, delivery_rows
 from iu_listen.cli.door import Where, between, looking
+from iu_listen.cli.ids import ID
 from iu_listen.model.errors import DatabaseUnreachable
 from iu_listen.postgres import census, doctor
+from iu_listen.postgres.ids import whole
 
 Limit = Annotated[int, Parameter(help="How many rows at most.", validator=between(1, 1_000_000))]
 Worker = Annotated[str | None, Parameter(help="Name of the worker. Default: IU_LISTEN_WORKER, else the one of 060.")]
@@ -192,7 +193,7 @@ def _print_health(answer: dict[str, Any]) -> None:
 
 def attempts(
     *,
-    event: Annotated[UUID | None, Parameter(help="Only of this event.")] = None,
+    event: Annotated[str | None, ID, Parameter(help="Only of this event.")] = None,
     route: Annotated[str | None, Parameter(help="Only of this route.")] = None,
     status: Annotated[
         Literal["dry_run", "pending", "sent", "failed", "skipped"] | None, Parameter(help="Only with this status.")
@@ -205,7 +206,8 @@ def attempts(
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_substrate(connection)
-            found = await census.rows(connection, "list_attempts", event, route, status, limit)
+            one = await whole(connection, "event", event) if event else None
+            found = await census.rows(connection, "list_attempts", one, route, status, limit)
         if where and where.json:
             show.as_json(found)
         else:

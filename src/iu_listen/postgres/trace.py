@@ -18,6 +18,7 @@ from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import Settings
 from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, event_span, letter_span
 from iu_listen.postgres import census
+from iu_listen.postgres.ids import SHORTEST, between, is_id, whole
 from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
@@ -155,11 +156,27 @@ async def life(connection: Connection, what: str) -> list[Span]:
 
 
 async def _event(connection: Connection, what: str) -> UUID | None:
-    if what.isdigit() and len(what) < len(str(2**63)):
+    if what.isdecimal() and len(what) < len(str(2**63)):
         found: UUID | None = await census.value(connection, "trace/event_of_attempt", int(what))
-        return found
-    letter_of = await census.value(connection, "trace/event_of_letter", UUID(what))
-    return letter_of or UUID(what)
+        # The beginning of an id may be a number, too.
+        if found or len(what) < SHORTEST:
+            return found
+    if not is_id(what):
+        raise ValueError(what)
+    low, high = between(what)
+    if low == high:
+        return UUID(str(await census.value(connection, "trace/event_of_letter", low) or low))
+    letters = await census.rows(connection, "ids/dead_letter", low, high)
+    events = await census.rows(connection, "ids/event", low, high)
+    if letters and events:
+        both = ", ".join(str(row["id"]) for row in [*letters, *events])
+        raise ConfigurationError(
+            f"dead letters and events have an id that begins with {what}: {both}", "Type more of it."
+        )
+    if letters:
+        low = await whole(connection, "dead_letter", what)
+        return UUID(str(await census.value(connection, "trace/event_of_letter", low)))
+    return await whole(connection, "event", what) if events else None
 
 
 def _place(answer: dict[str, Any]) -> Place:

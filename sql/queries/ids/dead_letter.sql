@@ -1,0 +1,9 @@
+-- Dead letters whose id begins in a way, as a range of the primary key; six are enough to say that it is not one.
+--
+-- $1 uuid  lowest id      $2 uuid  highest id
+
+select d.id
+  from public.iu_route_dead_letter d
+ where d.id between $1 and $2
+ order by d.id
+ limit 6

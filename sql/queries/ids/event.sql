@@ -1,0 +1,9 @@
+-- Events whose id begins in a way, as a range of the primary key; six are enough to say that it is not one.
+--
+-- $1 uuid  lowest id      $2 uuid  highest id
+
+select o.id
+  from public.event_outbox o
+ where o.id between $1 and $2
+ order by o.id
+ limit 6
