@@ -562,6 +562,147 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
 
+-- Name: iu_delivery_breaker; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_delivery_breaker (
+    route_code text NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    streak bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    opened_at timestamp with time zone,
+    probes integer DEFAULT 0 NOT NULL,
+    probe_at timestamp with time zone,
+    probing_id bigint,
+    why text,
+    letters integer DEFAULT 0 NOT NULL,
+    letters_from timestamp with time zone,
+    stopped_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+-- Name: TABLE iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_delivery_breaker IS 'The circuit breaker of each route, and its budget of dead letters. No row: no delivery of it has failed yet.';
+
+-- Name: COLUMN iu_delivery_breaker.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'The route.';
+
+-- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures since the last success that count: of different deliveries that did not fail by their own fault.';
+
+-- Name: COLUMN iu_delivery_breaker.streak; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.streak IS 'Ids of all deliveries that have failed since the last success.';
+
+-- Name: COLUMN iu_delivery_breaker.opened_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'When the breaker opened. Null: it is closed.';
+
+-- Name: COLUMN iu_delivery_breaker.probes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'How many probes have failed since then.';
+
+-- Name: COLUMN iu_delivery_breaker.probe_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'When the next probe is due.';
+
+-- Name: COLUMN iu_delivery_breaker.probing_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'Id of the delivery that is the probe in flight.';
+
+-- Name: COLUMN iu_delivery_breaker.why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'Failure code of the last failure.';
+
+-- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters since letters_from.';
+
+-- Name: COLUMN iu_delivery_breaker.letters_from; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.letters_from IS 'Beginning of the hour in which they are counted.';
+
+-- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'When the route was stopped, because it made more dead letters than its budget. Null: it is not stopped.';
+
+-- Name: fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamp with time zone, double precision); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision) RETURNS public.iu_delivery_breaker
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+declare
+    v_threshold constant integer := (p_policy ->> 'breaker')::integer;
+    v_new       constant boolean := p_id <> all (b.streak);
+begin
+    if b.opened_at is not null then
+        -- Deliveries that were in flight when it opened change nothing.
+        if b.probing_id = p_id then
+            b.probes := b.probes + 1;
+            b.probing_id := null;
+            b.probe_at := p_now + interval '1 second' * greatest(p_retry_after,
+                least(0.25 * 2 ^ least(b.probes, 20), (p_policy ->> 'probe_max')::double precision) * (0.5 + p_luck / 2));
+            b.why := p_code;
+        end if;
+        return b;
+    end if;
+    if v_new then
+        b.streak := b.streak || p_id;
+    end if;
+    -- A target that is unavailable counts each time: one delivery that waits alone must not spend what an outage costs.
+    if (v_new or p_unavailable) and not p_at_fault then
+        b.failures := b.failures + 1;
+    end if;
+    if b.failures >= v_threshold or cardinality(b.streak) >= 2 * v_threshold + 40
+       or p_unavailable and not p_at_fault and p_retry_after is not null then
+        b.opened_at := p_now;
+        b.probes := 0;
+        b.probing_id := null;
+        b.probe_at := p_now + greatest(0.25, p_retry_after) * interval '1 second';
+        b.why := p_code;
+    end if;
+    return b;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision) IS 'The circuit breaker of a route after a delivery has failed. A pure function; p_luck is from 0 to 1.';
+
+-- Name: fn_iu_delivery_breaker_succeed(text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    b public.iu_delivery_breaker;
+begin
+    for b in
+        select x.*
+          from public.iu_delivery_breaker x
+         where x.route_code = any (p_routes) and (x.streak <> '{}' or x.opened_at is not null)
+         order by x.route_code
+           for update
+    loop
+        if b.opened_at is null then
+            update public.iu_route_delivery d
+               set at_fault = true
+             where d.route_code = b.route_code and d.id = any (b.streak);
+        end if;
+        update public.iu_delivery_breaker x
+           set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null
+         where x.route_code = b.route_code;
+    end loop;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_breaker_succeed(p_routes text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[]) IS 'Closes the circuit breakers of routes that have delivered, and notes which failures were the deliveries'' own fault.';
+
 -- Name: fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER, p_after bigint DEFAULT 0, p_until bigint DEFAULT NULL::bigint, p_limit integer DEFAULT 1000) RETURNS jsonb
@@ -637,6 +778,190 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer) IS 'Ends deliveries of a route that is held, those of one event or the next p_limit after p_after: each becomes a dead letter. Answers how many, where it ended, and whether there may be more.';
 
+-- Name: iu_route_delivery; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_route_delivery (
+    route_code text NOT NULL,
+    id bigint NOT NULL,
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    route_kind text DEFAULT 'outbound'::text NOT NULL,
+    subject_key bigint,
+    attempt_no integer DEFAULT 1 NOT NULL,
+    tries integer DEFAULT 0 NOT NULL,
+    route_count smallint,
+    due_at timestamp with time zone,
+    failed_at timestamp with time zone,
+    failure_code text,
+    failure_detail text,
+    replayed_by text,
+    traceparent text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    credits integer DEFAULT 0 NOT NULL,
+    at_fault boolean DEFAULT false NOT NULL,
+    alone boolean DEFAULT false NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000');
+
+-- Name: TABLE iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_route_delivery IS 'Deliveries that are not over: waiting, under way, or to be tried again.';
+
+-- Name: COLUMN iu_route_delivery.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.route_code IS 'The route.';
+
+-- Name: COLUMN iu_route_delivery.id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.id IS 'Order of routing, within a worker.';
+
+-- Name: COLUMN iu_route_delivery.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.worker_name IS 'The worker that routed it; its consumer delivers.';
+
+-- Name: COLUMN iu_route_delivery.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.event_ref IS 'The event. It stays in the log until this is over.';
+
+-- Name: COLUMN iu_route_delivery.route_kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.route_kind IS 'As in iu_route_attempt.';
+
+-- Name: COLUMN iu_route_delivery.subject_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.subject_key IS 'Hash of its subject, where the route keeps the order of a subject. Null: it waits for nobody.';
+
+-- Name: COLUMN iu_route_delivery.attempt_no; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.attempt_no IS 'Number that the next attempt will have.';
+
+-- Name: COLUMN iu_route_delivery.tries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.tries IS 'Attempts spent, of those that the policy of the route allows.';
+
+-- Name: COLUMN iu_route_delivery.route_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.route_count IS 'As in iu_route_attempt.';
+
+-- Name: COLUMN iu_route_delivery.due_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once, it was never tried.';
+
+-- Name: COLUMN iu_route_delivery.failed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Since when it waits: the last attempt failed, or a replay was asked for.';
+
+-- Name: COLUMN iu_route_delivery.failure_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.failure_code IS 'Why, for a machine.';
+
+-- Name: COLUMN iu_route_delivery.failure_detail; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.failure_detail IS 'Why, for a person.';
+
+-- Name: COLUMN iu_route_delivery.replayed_by; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.replayed_by IS 'Who replays its dead letter. Null: it is no replay.';
+
+-- Name: COLUMN iu_route_delivery.traceparent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.traceparent IS 'Trace context of the producer.';
+
+-- Name: COLUMN iu_route_delivery.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.created_at IS 'When it was routed.';
+
+-- Name: COLUMN iu_route_delivery.credits; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.credits IS 'How many of its attempts were given back because the circuit breaker of its route opened.';
+
+-- Name: COLUMN iu_route_delivery.at_fault; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.at_fault IS 'True: it failed while other deliveries of its route succeeded, so its failures say nothing about the target.';
+
+-- Name: COLUMN iu_route_delivery.alone; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.alone IS 'True: the consumer ended, or lost its lease, while it was in flight. It is attempted while no other delivery is.';
+
+-- Name: fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    delete from public.iu_route_delivery x where x.route_code = d.route_code and x.id = d.id;
+    insert into public.iu_route_dead_letter
+        (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
+         failure_code, failure_detail)
+    values (d.worker_name, d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref,
+            d.attempt_no, coalesce(public.fn_iu_event_snapshot(d.event_ref), jsonb_build_object('id', d.event_ref)),
+            p_code, p_detail)
+    on conflict (idempotency_key) do update
+       set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
+           failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
+    update public.iu_delivery_breaker b
+       set letters = n.letters, letters_from = n.letters_from,
+           stopped_at = case when n.letters >= (p_policy ->> 'dead_letters_per_hour')::integer
+                             then coalesce(b.stopped_at, p_now) else b.stopped_at end
+      from public.iu_delivery_breaker x
+     cross join lateral (
+           select case when h.same then x.letters else 0 end + 1 as letters,
+                  case when h.same then x.letters_from else p_now end as letters_from
+             from (select (x.letters_from > p_now - interval '1 hour' and x.letters_from <= p_now) is true as same) h) n
+     where b.route_code = d.route_code and x.route_code = b.route_code;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone) IS 'Makes a delivery a dead letter, and counts it in the budget of its route.';
+
+-- Name: fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    return array(
+        select q.id
+          from (select h.id
+                  from unnest(p_freed_routes, p_freed_keys) f(code, key)
+                 cross join lateral (
+                       select d.id, d.due_at, d.worker_name
+                         from public.iu_route_delivery d
+                        where d.route_code = f.code and d.subject_key = f.key
+                        order by d.id
+                        limit 1) h
+                 where f.code = p_route_code and h.due_at is null and h.worker_name = p_worker_name
+                union all
+                (select d.id
+                   from public.iu_route_delivery d
+                  where d.route_code = p_route_code and d.due_at <= clock_timestamp()
+                    and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                    and not exists (select from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                  order by d.due_at
+                  limit p_room)
+                union all
+                -- It failed in the future: the clock was set back, and its time would come far too late.
+                (select d.id
+                   from public.iu_route_delivery d
+                  where d.route_code = p_route_code and d.failed_at > clock_timestamp() + interval '1 second'
+                    and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                    and not exists (select from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                  order by d.failed_at
+                  limit p_room)) q
+         limit p_room);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that are due again, or were freed by the one before them.';
+
 -- Name: fn_iu_delivery_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_enabled() RETURNS boolean
@@ -651,6 +976,91 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_enabled(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_enabled() IS 'The delivery gate: true only while iu_core.delivery_enabled is exactly ''true''.';
+
+-- Name: fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    -- As the dead letters are dated: an attempt does not begin after the one that it made.
+    v_now      constant timestamptz := now();
+    d          public.iu_route_delivery;
+    b          public.iu_delivery_breaker;
+    v_before   public.iu_delivery_breaker;
+    v_policy   jsonb;
+    v_attempts integer;
+    v_opens    boolean := false;
+    v_spent    boolean;
+    v_dead     boolean;
+    v_pause    double precision;
+begin
+    select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
+      from (select) one
+      left join public.iu_outbound_route r on r.route_code = p_route_code;
+    v_attempts := (v_policy ->> 'attempts')::integer;
+    insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
+    select x.* into b from public.iu_delivery_breaker x where x.route_code = p_route_code for update;
+    select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
+    if d.id is null then
+        return false;
+    end if;
+    d.at_fault := d.at_fault or p_at_fault;
+    v_before := b;
+    if p_result in ('failed', 'unavailable') then
+        b := public.fn_iu_delivery_breaker_fail(
+            b, p_id, p_result = 'unavailable', d.at_fault, p_retry_after, p_code, v_policy, v_now, random());
+        v_opens := v_before.opened_at is null and b.opened_at is not null;
+    end if;
+    if v_opens then
+        update public.iu_route_delivery x
+           set tries = x.tries - 1, credits = x.credits + 1
+         where x.route_code = p_route_code and x.id = any (b.streak) and x.id <> p_id and x.tries > 0
+           and x.credits < v_attempts;
+    end if;
+    v_spent := case when p_result = 'rejected' then false
+                    when p_result = 'interrupted' then true
+                    when v_before.opened_at is not null then false
+                    when v_opens then d.credits >= v_attempts
+                    else p_result = 'failed' or d.at_fault end;
+    v_dead := p_result = 'rejected' or v_spent and d.tries + 1 >= v_attempts;
+    if b is distinct from v_before then
+        update public.iu_delivery_breaker x
+           set failures = b.failures, streak = b.streak, opened_at = b.opened_at, probes = b.probes, probe_at = b.probe_at,
+               probing_id = b.probing_id, why = b.why
+         where x.route_code = p_route_code;
+    end if;
+    if v_dead then
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, v_now);
+    else
+        v_pause := case when v_spent
+                        then least((v_policy ->> 'backoff')::double precision * 2 ^ least(d.tries, 30),
+                                   (v_policy ->> 'backoff_max')::double precision) * (0.5 + random() / 2)
+                        else 0 end;
+        update public.iu_route_delivery x
+           set attempt_no = d.attempt_no + 1, tries = d.tries + v_spent::integer, at_fault = d.at_fault,
+               credits = d.credits + (v_opens and not v_spent)::integer, alone = p_result = 'interrupted',
+               due_at = v_now + greatest(v_pause, p_retry_after) * interval '1 second',
+               failed_at = v_now, failure_code = p_code, failure_detail = p_detail
+         where x.route_code = p_route_code and x.id = p_id;
+    end if;
+    -- After the delivery and the dead letter: the lock order of 024.
+    insert into public.iu_route_attempt
+        (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
+         route_count, traceparent, created_at, finished_at)
+    values (d.event_ref, d.route_kind, p_route_code, 'failed',
+            case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, p_code,
+            'outbound:' || p_route_code || ':' || d.event_ref, d.attempt_no, d.route_count, d.traceparent,
+            v_now - p_began * interval '1 second', v_now - p_ended * interval '1 second')
+    on conflict (idempotency_key, attempt_no) do nothing;
+    return v_dead;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean) IS 'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. Answers whether it is a dead letter.';
 
 -- Name: fn_iu_delivery_function(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -687,7 +1097,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The fu
 
 -- Name: fn_iu_delivery_hand_over(text, text[], integer[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
+CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql STRICT
     SET search_path TO ''
     SET plan_cache_mode TO 'force_generic_plan'
@@ -701,35 +1111,45 @@ CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes tex
 #variable_conflict use_column
 begin
     return query
-    select r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
-           coalesce(o.event_domain, r.event_domain)::text, coalesce(o.event_type, r.event_type)::text,
-           coalesce(o.event_stream, r.event_stream)::text,
-           coalesce(o.event_subject_ref::text, o.canonical_address::text), o.event_subject_table::text,
-           o.source_system::text, o.actor_ref::text, o.correlation_id::text, o.occurred_at::timestamptz,
-           o.created_at::timestamptz, d.traceparent, o.safe_payload::text
-      from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+    select q.route_code, q.id, q.attempt_no, q.subject_key, false, case when not s.small then 'not_handed_over' end, q.event_ref,
+           q.event_domain, q.event_type, q.event_stream, q.subject, q.subject_table, q.source_system, q.actor_ref,
+           q.correlation_id, case when s.small then q.occurred_at end, case when s.small then q.created_at end, q.traceparent,
+           case when s.small then coalesce(q.safe_payload::text, 'null') end
+      from (select r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
+                   coalesce(o.event_domain, r.event_domain)::text as event_domain,
+                   coalesce(o.event_type, r.event_type)::text as event_type,
+                   coalesce(o.event_stream, r.event_stream)::text as event_stream,
+                   coalesce(o.event_subject_ref::text, o.canonical_address::text) as subject,
+                   o.event_subject_table::text as subject_table, o.source_system::text, o.actor_ref::text,
+                   o.correlation_id::text, o.occurred_at::timestamptz, o.created_at::timestamptz, d.traceparent, o.safe_payload,
+                   sum(pg_column_size(o.safe_payload)) over (rows unbounded preceding) as bytes
+              from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+             cross join lateral (
+                   select x.route_code, x.event_domain, x.event_type, x.event_stream,
+                          x.delivery_policy ->> 'order' = 'subject' as ordered,
+                          public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+                     from public.iu_outbound_route x
+                     left join public.iu_delivery_breaker b on b.route_code = x.route_code
+                    where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
+                    limit 1) r
+             cross join lateral (
+                   select p.*
+                     from (select x.*
+                             from public.iu_route_delivery x
+                            where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
+                              and x.worker_name = p_worker_name
+                            order by x.id
+                            limit 2 * w.room + 100) p
+                    where r.ordered is not true
+                       or not exists (select from public.iu_route_delivery e
+                                       where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+                    order by p.id
+                    limit w.room) d
+              left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true) q
      cross join lateral (
-           select x.route_code, x.event_domain, x.event_type, x.event_stream,
-                  x.delivery_policy ->> 'order' = 'subject' as ordered,
-                  public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
-             from public.iu_outbound_route x
-             left join public.iu_delivery_breaker b on b.route_code = x.route_code
-            where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
-            limit 1) r
-     cross join lateral (
-           select p.*
-             from (select x.*
-                     from public.iu_route_delivery x
-                    where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
-                      and x.worker_name = p_worker_name
-                    order by x.id
-                    limit 2 * w.room + 100) p
-            where r.ordered is not true
-               or not exists (select from public.iu_route_delivery e
-                               where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
-            order by p.id
-            limit w.room) d
-      left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true;
+           select (q.bytes < 4000 and pg_column_compression(q.safe_payload) is null
+                   and q.occurred_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00'
+                   and q.created_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00') is true as small) s;
 end
 $$;
 
@@ -756,6 +1176,50 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) IS 'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
 
+-- Name: fn_iu_delivery_in_flight(text, uuid, text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    update public.iu_delivery_lease l
+       set in_flight_routes = p_routes, in_flight_ids = p_ids
+     where l.worker_name = p_worker_name and l.owner = p_owner and not l.released;
+    return found;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) IS 'Writes down the deliveries that the lease holder is about to have in flight. False: the caller has no lease.';
+
+-- Name: fn_iu_delivery_interrupted(text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    v_code   constant text := 'interrupted';
+    v_detail constant text := 'The consumer ended, or lost its lease, while this delivery was in flight.';
+begin
+    if cardinality(p_ids) = 1 then
+        perform public.fn_iu_delivery_fail(p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true);
+        return;
+    end if;
+    update public.iu_route_delivery d
+       set alone = true, due_at = now() + interval '0.5 seconds', failed_at = now(), failure_code = v_code,
+           failure_detail = v_detail
+      from unnest(p_routes, p_ids) f(route_code, id)
+     where d.route_code = f.route_code and d.id = f.id;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]) IS 'Marks the deliveries that were in flight when the lease ended without being given back: one alone has spent an attempt, of several each is to be attempted alone.';
+
 -- Name: fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) RETURNS jsonb
@@ -763,10 +1227,12 @@ CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_
     SET search_path TO ''
     AS $$
 declare
-    l       public.iu_delivery_lease;
-    v_now   timestamptz;
-    v_start timestamptz;
-    v_gone  boolean;
+    l         public.iu_delivery_lease;
+    v_now     timestamptz;
+    v_start   timestamptz;
+    v_gone    boolean;
+    v_valid   boolean;
+    v_unclean boolean;
 begin
     insert into public.iu_delivery_lease (worker_name, owner, seconds, released)
     values (p_worker_name, p_owner, p_seconds, true)
@@ -776,23 +1242,29 @@ begin
     v_gone := l.backend is not null
               and not exists (select from pg_catalog.pg_stat_activity a
                                where a.pid = l.backend and coalesce(a.backend_start = l.backend_start, true));
-    if l.owner <> p_owner and not l.released and not (v_gone and l.owner is not distinct from p_gone)
-       and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second' then
+    v_valid := not l.released and v_now between l.renewed_at and l.renewed_at + l.seconds * interval '1 second';
+    if v_valid and l.owner <> p_owner and not (v_gone and l.owner is not distinct from p_gone) then
         return jsonb_build_object('held', false, 'holder', l.owner, 'gone', v_gone);
+    end if;
+    v_unclean := not l.released and (l.owner <> p_owner or not v_valid);
+    if v_unclean then
+        perform public.fn_iu_delivery_interrupted(l.in_flight_routes, l.in_flight_ids);
     end if;
     select a.backend_start into v_start from pg_catalog.pg_stat_activity a where a.pid = pg_backend_pid();
     update public.iu_delivery_lease x
        set owner = p_owner, seconds = p_seconds, renewed_at = v_now, released = false,
            backend = case when not p_pooled then pg_backend_pid() end,
-           backend_start = case when not p_pooled then v_start end
+           backend_start = case when not p_pooled then v_start end,
+           in_flight_routes = case when v_unclean or l.released then '{}' else x.in_flight_routes end,
+           in_flight_ids = case when v_unclean or l.released then '{}' else x.in_flight_ids end
      where x.worker_name = p_worker_name;
-    return jsonb_build_object('held', true, 'again', l.owner = p_owner and not l.released);
+    return jsonb_build_object('held', true, 'again', l.owner = p_owner and v_valid, 'unclean', v_unclean);
 end
 $$;
 
 -- Name: FUNCTION fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) IS 'Takes the lease of a worker''s deliveries, if nobody has it. again: it was ours without a break. gone: its holder has no session any more; who asks again and names him (p_gone) gets it.';
+COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) IS 'Takes the lease of a worker''s deliveries, if it is free. again: the caller had it without a break. gone: its holder has no session any more; a caller that asks again and names that holder (p_gone) gets it. unclean: it ended without being given back, and the deliveries that were in flight, as far as they are known, were marked.';
 
 -- Name: fn_iu_delivery_list(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -851,6 +1323,49 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_lock(p_route_code text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'Which lock keeps a route from delivering, the first one of the four; null: none does.';
+
+-- Name: fn_iu_delivery_new(text, text, boolean, integer, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    v_most constant integer := 2 * p_room + 100;
+    v_last   bigint;
+    v_looked bigint;
+begin
+    more := false;
+    if p_ordered then
+        select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
+          into v_last, v_looked, ids
+          from (select d.id,
+                       not exists (select from public.iu_route_delivery e
+                                    where e.route_code = d.route_code and e.subject_key = d.subject_key
+                                      and e.id < d.id) as first
+                  from public.iu_route_delivery d
+                 where d.route_code = p_route_code and d.id > p_after and d.due_at is null and d.worker_name = p_worker_name
+                 order by d.id
+                 limit v_most) p;
+        ids := coalesce(ids, '{}');
+        after := coalesce(case when cardinality(ids) > p_room then ids[p_room] else v_last end, p_after);
+        more := v_looked = v_most and cardinality(ids) < p_room;
+        ids := ids[1:p_room];
+    else
+        ids := array(select d.id
+                       from public.iu_route_delivery d
+                      where d.route_code = p_route_code and d.id > p_after and d.due_at is null
+                        and d.worker_name = p_worker_name
+                      order by d.id
+                      limit p_room);
+        after := coalesce(ids[cardinality(ids)], p_after);
+    end if;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether not all rows were looked at that there is room for.';
 
 -- Name: fn_iu_delivery_policy(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1021,9 +1536,131 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) IS 'Gives the lease back, if it is ours.';
 
--- Name: fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[]) RETURNS integer
+CREATE FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) RETURNS TABLE(delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+#variable_conflict use_column
+declare
+    v_payload jsonb;
+    v_found   boolean;
+    v_left    bigint := p_bytes;
+begin
+    for delivery_id, attempt_no, subject_key, alone, event_ref, event_domain, event_type, event_stream, subject,
+        subject_table, source_system, actor_ref, correlation_id, occurred_at, created_at, traceparent, v_payload, v_found in
+        select d.id, d.attempt_no, d.subject_key, d.alone, d.event_ref, coalesce(o.event_domain, p_route.event_domain),
+               coalesce(o.event_type, p_route.event_type), coalesce(o.event_stream, p_route.event_stream),
+               coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
+               o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload, o.id is not null
+          from unnest(p_ids) with ordinality t(id, n)
+         cross join lateral (
+               select x.*
+                 from public.iu_route_delivery x
+                where x.route_code = p_route.route_code and x.id = t.id
+                limit 1) d
+          left join lateral (
+               select x.* from public.event_outbox x where x.id = d.event_ref
+               union all
+               -- A replay has its snapshot, however long its event is gone.
+               select x.*
+                 from public.iu_route_dead_letter l
+                cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
+                where d.replayed_by is not null
+                  and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                  and not l.event_snapshot ? 'too_large'
+               limit 1) o on true
+         order by t.n
+    loop
+        exit when v_left <= 0;
+        problem := case when not v_found then 'event_missing' end;
+        if occurred_at not between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00' then
+            occurred_at := null;
+            problem := 'event_out_of_range';
+        end if;
+        if created_at not between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00' then
+            created_at := null;
+            problem := 'event_out_of_range';
+        end if;
+        if v_payload is null then
+            payload := case when v_found then 'null' end;
+        elsif pg_column_size(v_payload) < 2000 and pg_column_compression(v_payload) is null then
+            payload := v_payload::text;
+        else
+            payload := public.fn_iu_event_payload(v_payload, p_payload_max);
+            problem := coalesce(problem, case when payload is null then 'payload_too_large' end);
+        end if;
+        v_left := v_left - coalesce(octet_length(payload), 0) - 500;
+        return next;
+    end loop;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) IS 'Part of fn_iu_delivery_take, with its plans: deliveries of a route with their events, as far as a budget of bytes goes.';
+
+-- Name: fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    v_now constant timestamptz := now();
+begin
+    with found as materialized (
+        select x.ctid, s.began, s.ended
+          from unnest(p_routes, p_ids, p_began, p_ended) s(route_code, id, began, ended)
+         cross join lateral (
+               select d.ctid
+                 from public.iu_route_delivery d
+                where d.route_code = s.route_code and d.id = s.id
+                limit 1) x
+    ), gone as (
+        delete from public.iu_route_delivery d
+         using found s
+         where d.ctid = s.ctid
+        returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
+                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+    ), resolved as (
+        update public.iu_route_dead_letter l
+           set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
+          from gone g
+         where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
+        returning l.attempt_no
+    )
+    insert into public.iu_route_attempt
+        (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
+         traceparent, created_at, finished_at)
+    select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
+           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+      from gone g
+     -- The count makes the dead letters come before the attempts: the lock order of 024.
+     where (select count(*) from resolved) >= 0;
+exception when unique_violation then
+    -- An attempt of that number was written by hand or by a restore: these attempts take the next numbers.
+    update public.iu_route_delivery d
+       set attempt_no = (select max(a.attempt_no) + 1
+                           from public.iu_route_attempt a
+                          where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
+      from unnest(p_routes, p_ids) s(route_code, id)
+     where d.route_code = s.route_code and d.id = s.id
+       and exists (select from public.iu_route_attempt a
+                    where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                      and a.attempt_no >= d.attempt_no);
+    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[]) IS 'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
+
+-- Name: fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[], boolean[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1034,16 +1671,10 @@ CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p
     SET jit TO 'off'
     AS $$
 declare
-    -- As the dead letters are dated: an attempt does not begin after the one that it made.
     v_now     constant timestamptz := now();
     f         record;
-    b         public.iu_delivery_breaker;
-    v_policy  jsonb;
-    v_spent   boolean;
-    v_dead    boolean;
-    v_pause   double precision;
     v_letters integer := 0;
-    -- Whose target answered, be it with a refusal.
+    -- Routes whose target answered, be it with a refusal.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
@@ -1051,7 +1682,7 @@ declare
                                         where s.result = 'rejected');
     v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
-    -- A turn that settles nothing waits for no disk: it renews the lease when a quarter of it is over.
+    -- A turn that settles nothing does not wait for the disk: it renews the lease when a quarter of it is over.
     if v_none and exists (
            select from public.iu_delivery_lease l
             where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
@@ -1066,172 +1697,41 @@ begin
     elsif v_none then
         return 0;
     end if;
-
-    begin
-        with found as materialized (
-            select x.ctid, s.began, s.ended
-              from unnest(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended) s(route_code, id, began, ended)
-             cross join lateral (
-                   select d.ctid
-                     from public.iu_route_delivery d
-                    where d.route_code = s.route_code and d.id = s.id
-                    limit 1) x
-        ), gone as (
-            delete from public.iu_route_delivery d
-             using found s
-             where d.ctid = s.ctid
-            returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
-                      d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
-        ), resolved as (
-            update public.iu_route_dead_letter l
-               set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
-              from gone g
-             where g.replayed_by is not null and l.idempotency_key = g.key and l.resolved_at is null
-            returning l.attempt_no
-        )
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
-             traceparent, created_at, finished_at)
-        select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
-               g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
-          from gone g
-         -- The count makes the dead letters come before the attempts: the lock order of 024.
-         where (select count(*) from resolved) >= 0;
-    exception when unique_violation then
-        -- Somebody has written an attempt of that number, by hand or by a restore: ours takes the next one.
-        update public.iu_route_delivery d
-           set attempt_no = (select max(a.attempt_no) + 1
-                               from public.iu_route_attempt a
-                              where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
-          from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
-         where d.route_code = s.route_code and d.id = s.id
-           and exists (select from public.iu_route_attempt a
-                        where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
-                          and a.attempt_no >= d.attempt_no);
-        return public.fn_iu_delivery_settle(
-            p_worker_name, p_owner, p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_routes, p_ids, p_results,
-            p_began, p_ended, p_codes, p_details, p_retry_after);
-    end;
-
-    if cardinality(v_alive) > 0 then
-        update public.iu_delivery_breaker x
-           set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
-               probing_id = null, why = null
-         where x.route_code = any (v_alive) and (x.failures > 0 or x.opened_at is not null)
-           and (x.opened_at is null
-                or exists (select from unnest(p_sent_routes, p_sent_ids) s(route_code, id)
-                            where s.route_code = x.route_code and s.id = x.probing_id)
-                or exists (select from unnest(p_routes, p_ids, p_results) s(route_code, id, result)
-                            where s.route_code = x.route_code and s.id = x.probing_id and s.result = 'rejected'));
-    end if;
-
-    for f in
-        select d.*, s.result, s.began, s.ended, s.code, s.detail, s.retry_after,
-               'outbound:' || d.route_code || ':' || d.event_ref as key
-          from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after) with ordinality
-               s(route_code, id, result, began, ended, code, detail, retry_after, n)
-         cross join lateral (
-               select d.*
-                 from public.iu_route_delivery d
-                where d.route_code = s.route_code and d.id = s.id
-                limit 1) d
-         order by s.n
-    loop
-        select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
-          from (select) one
-          left join public.iu_outbound_route r on r.route_code = f.route_code;
-        insert into public.iu_delivery_breaker (route_code) values (f.route_code) on conflict do nothing;
-        select x.* into b from public.iu_delivery_breaker x where x.route_code = f.route_code for update;
-
-        if f.result <> 'rejected' and f.route_code <> all (v_alive) then
-            if b.opened_at is not null then
-                if b.probing_id = f.id then
-                    b.probes := b.probes + 1;
-                    b.probing_id := null;
-                    v_pause := least(0.25 * 2 ^ least(b.probes, 20), (v_policy ->> 'probe_max')::double precision)
-                               * (0.5 + random() / 2);
-                    b.probe_at := v_now + greatest(v_pause, f.retry_after) * interval '1 second';
-                    b.why := f.code;
-                end if;
-            else
-                if f.result = 'unavailable' or b.last_id is distinct from f.id then
-                    b.failures := b.failures + 1;
-                end if;
-                b.last_id := f.id;
-                b.streak_from := coalesce(b.streak_from, v_now);
-                if b.failures >= (v_policy ->> 'breaker')::integer
-                   or f.result = 'unavailable' and f.retry_after is not null then
-                    b.opened_at := v_now;
-                    b.probe_at := v_now + greatest(0.25, f.retry_after) * interval '1 second';
-                    b.why := f.code;
-                    update public.iu_route_delivery d
-                       set tries = d.tries - 1
-                     where d.route_code = f.route_code and d.due_at is not null and d.failed_at >= b.streak_from
-                       and d.tries > 0 and d.id <> f.id;
-                end if;
+    -- In the order in which the attempts ended: failures before the last success of their route, the successes, the rest.
+    for v_turn in 1..2 loop
+        if v_turn = 2 then
+            if cardinality(v_alive) > 0 then
+                perform public.fn_iu_delivery_breaker_succeed(v_alive);
+            end if;
+            if cardinality(p_sent_ids) > 0 then
+                perform public.fn_iu_delivery_sent(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended);
             end if;
         end if;
-
-        v_spent := f.result = 'failed' and b.opened_at is null;
-        v_dead := f.result = 'rejected' or v_spent and f.tries + 1 >= (v_policy ->> 'attempts')::integer;
-        if v_dead then
-            v_letters := v_letters + 1;
-            delete from public.iu_route_delivery d where d.route_code = f.route_code and d.id = f.id;
-            insert into public.iu_route_dead_letter
-                (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
-                 failure_code, failure_detail)
-            select f.worker_name, f.event_ref, f.route_kind, f.route_code, f.key, f.attempt_no,
-                   coalesce((select to_jsonb(o) from public.event_outbox o where o.id = f.event_ref),
-                            jsonb_build_object('id', f.event_ref)),
-                   f.code, f.detail
-            on conflict (idempotency_key) do update
-               set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
-                   failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
-            if (b.letters_from > v_now - interval '1 hour' and b.letters_from <= v_now) is not true then
-                b.letters := 0;
-                b.letters_from := v_now;
-            end if;
-            b.letters := b.letters + 1;
-            if b.letters >= (v_policy ->> 'dead_letters_per_hour')::integer then
-                b.stopped_at := coalesce(b.stopped_at, v_now);
-            end if;
-        else
-            v_pause := case when v_spent
-                            then least((v_policy ->> 'backoff')::double precision * 2 ^ least(f.tries, 30),
-                                       (v_policy ->> 'backoff_max')::double precision) * (0.5 + random() / 2)
-                            else 0 end;
-            update public.iu_route_delivery d
-               set attempt_no = f.attempt_no + 1, tries = f.tries + v_spent::integer,
-                   due_at = v_now + greatest(v_pause, f.retry_after) * interval '1 second',
-                   failed_at = v_now, failure_code = f.code, failure_detail = f.detail
-             where d.route_code = f.route_code and d.id = f.id;
-        end if;
-        -- After the delivery and the dead letter: the lock order of 024.
-        insert into public.iu_route_attempt
-            (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-             route_count, traceparent, created_at, finished_at)
-        values (f.event_ref, f.route_kind, f.route_code, 'failed',
-                case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code, f.key,
-                f.attempt_no, f.route_count, f.traceparent,
-                v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
-        on conflict (idempotency_key, attempt_no) do nothing;
-        update public.iu_delivery_breaker x
-           set failures = b.failures, last_id = b.last_id, streak_from = b.streak_from, opened_at = b.opened_at,
-               probes = b.probes, probe_at = b.probe_at, probing_id = b.probing_id, why = b.why, letters = b.letters,
-               letters_from = b.letters_from, stopped_at = b.stopped_at
-         where x.route_code = b.route_code;
+        continue when cardinality(p_ids) = 0;
+        for f in
+            select s.*
+              from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside)
+                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, n)
+             where (v_turn = 1) = exists (select from unnest(p_sent_routes, p_sent_ended) x(route_code, ended)
+                                           where x.route_code = s.route_code and x.ended < s.ended)
+             order by s.route_code, s.n
+        loop
+            v_letters := v_letters + public.fn_iu_delivery_fail(
+                f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
+                f.beside and f.result = 'failed')::integer;
+        end loop;
     end loop;
     return v_letters;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[]); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[]) IS 'Renews the lease and writes what came of deliveries, an attempt each: what arrived goes, what failed waits, or becomes a dead letter. Answers how many of these; null: the lease is not ours any more, and nothing was written.';
+COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]) IS 'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many became dead letters; null: the caller has no lease, and nothing was written.';
 
--- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) RETURNS TABLE(route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
+CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) RETURNS TABLE(route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql
     SET search_path TO ''
     SET plan_cache_mode TO 'force_generic_plan'
@@ -1251,13 +1751,12 @@ declare
     v_held    text;
     v_asked   integer;
     v_room    integer;
-    v_most    integer;
+    v_probe   boolean;
+    v_new     record;
     v_after   bigint;
-    v_ordered boolean;
-    v_looked  bigint;
-    v_last    bigint;
+    v_more    boolean;
     v_ids     bigint[];
-    v_more    bigint[];
+    v_given   bigint;
     v_due     timestamptz;
     v_now     timestamptz;
 begin
@@ -1276,114 +1775,47 @@ begin
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
-        v_ordered := v_policy ->> 'order' = 'subject';
         v_ids := '{}';
-        v_looked := null;
+        v_more := false;
         v_asked := array_position(p_routes, r.route_code);
         v_room := p_rooms[v_asked];
         v_after := p_after[v_asked];
-        -- A probe: one, however much room there is.
-        if v_held = 'breaker_open' and v_room > 0
-           and (clock_timestamp() >= b.probe_at or b.opened_at > clock_timestamp() + interval '1 second') then
-            v_room := 1;
-        elsif v_held is not null then
-            v_room := 0;
-        end if;
+        v_probe := v_held = 'breaker_open' and v_room > 0
+                   and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second');
+        v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
-            -- Those that were waiting for somebody, or for their time.
-            v_ids := array(
-                select q.id
-                  from (select h.id
-                          from unnest(p_freed_routes, p_freed_keys) f(code, key)
-                         cross join lateral (
-                               select d.id, d.due_at, d.worker_name
-                                 from public.iu_route_delivery d
-                                where d.route_code = f.code and d.subject_key = f.key
-                                order by d.id
-                                limit 1) h
-                         where f.code = r.route_code and h.due_at is null and h.worker_name = p_worker_name
-                        union all
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.due_at <= clock_timestamp()
-                            and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.due_at
-                          limit v_room)
-                        union all
-                        -- It began to wait in the future: a clock was set back, and its time would come far too late.
-                        (select d.id
-                           from public.iu_route_delivery d
-                          where d.route_code = r.route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                            and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                            and not exists (select from public.iu_route_delivery e
-                                             where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                               and e.id < d.id)
-                          order by d.failed_at
-                          limit v_room)) q
-                 limit v_room);
-            -- Those that were never tried.
-            if v_room > cardinality(v_ids) then
-                if v_ordered then
-                    v_most := 2 * v_room + 100;
-                    select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
-                      into v_last, v_looked, v_more
-                      from (select d.id,
-                                   not exists (select from public.iu_route_delivery e
-                                                where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                                  and e.id < d.id) as first
-                              from public.iu_route_delivery d
-                             where d.route_code = r.route_code and d.id > v_after and d.due_at is null
-                               and d.worker_name = p_worker_name
-                             order by d.id
-                             limit v_most) p;
-                    v_after := coalesce(case when cardinality(v_more) > v_room - cardinality(v_ids)
-                                             then v_more[v_room - cardinality(v_ids)] else v_last end, v_after);
-                    v_ids := v_ids || v_more[1:v_room - cardinality(v_ids)];
-                else
-                    v_more := array(select d.id
-                                      from public.iu_route_delivery d
-                                     where d.route_code = r.route_code and d.id > v_after and d.due_at is null
-                                       and d.worker_name = p_worker_name
-                                     order by d.id
-                                     limit v_room - cardinality(v_ids));
-                    v_after := coalesce(v_more[cardinality(v_more)], v_after);
-                    v_ids := v_ids || v_more;
-                end if;
+            -- Probes are in turns a delivery that was never attempted, and one that has failed.
+            if (v_probe and b.probes % 2 = 0) is not true then
+                v_ids := public.fn_iu_delivery_due(
+                    p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
             end if;
-            if v_held = 'breaker_open' and cardinality(v_ids) > 0 then
+            if cardinality(v_ids) < v_room then
+                select n.ids, n.after, n.more into v_new
+                  from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_policy ->> 'order' = 'subject',
+                                                 v_room - cardinality(v_ids), v_after) n;
+                v_ids := v_ids || v_new.ids;
+                v_after := v_new.after;
+                v_more := v_new.more;
+            end if;
+            if v_probe and cardinality(v_ids) = 0 then
+                v_ids := public.fn_iu_delivery_due(
+                    p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
+            end if;
+            if v_probe and cardinality(v_ids) > 0 then
                 update public.iu_delivery_breaker x
                    set probing_id = v_ids[1], opened_at = least(x.opened_at, clock_timestamp()),
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
                  where x.route_code = r.route_code;
             end if;
             return query
-            select null::jsonb, r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
-                   coalesce(o.event_domain, r.event_domain)::text, coalesce(o.event_type, r.event_type)::text,
-                   coalesce(o.event_stream, r.event_stream)::text,
-                   coalesce(o.event_subject_ref::text, o.canonical_address::text), o.event_subject_table::text,
-                   o.source_system::text, o.actor_ref::text, o.correlation_id::text, o.occurred_at::timestamptz,
-                   o.created_at::timestamptz, d.traceparent, o.safe_payload::text
-              from unnest(v_ids) with ordinality t(id, n)
-             cross join lateral (
-                   select x.*
-                     from public.iu_route_delivery x
-                    where x.route_code = r.route_code and x.id = t.id
-                    limit 1) d
-              left join lateral (
-                   select x.* from public.event_outbox x where x.id = d.event_ref
-                   union all
-                   -- A replay has its snapshot, however long its event is gone.
-                   select x.*
-                     from public.iu_route_dead_letter l
-                    cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
-                    where d.replayed_by is not null
-                      and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
-                   limit 1) o on true
-             order by t.n;
+            select null::jsonb, r.route_code::text, d.*
+              from public.fn_iu_delivery_rows(r, v_ids, p_bytes[v_asked], p_payload_max) d;
+            get diagnostics v_given = row_count;
+            -- The position does not pass a delivery that the budget of bytes kept back.
+            if v_given < cardinality(v_ids) then
+                v_after := least(v_after, (select min(i.id) - 1 from unnest(v_ids[v_given + 1:]) i(id)));
+            end if;
         end if;
 
         v_due := null;
@@ -1402,17 +1834,54 @@ begin
         delivery_id := null;
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
-            'more', coalesce(v_looked = v_most and cardinality(v_ids) < v_room, false),
-            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
+            'more', v_more, 'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
             'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) IS 'What is to be delivered next, and what holds each route. Writes nothing, but that a breaker probes.';
+COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) IS 'The deliveries that are to be attempted next, and what holds each route. Writes nothing, except that a circuit breaker becomes half-open.';
+
+-- Name: fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+declare
+    d        public.iu_route_delivery;
+    v_policy jsonb;
+begin
+    perform from public.iu_delivery_lease l
+      where l.worker_name = p_worker_name and l.owner = p_owner and not l.released for update;
+    if not found then
+        return null;
+    end if;
+    select public.fn_iu_delivery_policy(coalesce(r.delivery_policy, '{}')) into v_policy
+      from (select) one
+      left join public.iu_outbound_route r on r.route_code = p_route_code;
+    insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
+    perform from public.iu_delivery_breaker b where b.route_code = p_route_code for update;
+    select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
+    if d.tries + 1 >= (v_policy ->> 'attempts')::integer then
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, now());
+        return 1;
+    end if;
+    update public.iu_route_delivery x
+       set attempt_no = d.attempt_no + 1, tries = d.tries + 1, failed_at = now(), failure_code = p_code, failure_detail = p_detail,
+           due_at = now() + least((v_policy ->> 'backoff')::double precision * 2 ^ least(d.tries, 30),
+                                  (v_policy ->> 'backoff_max')::double precision) * interval '1 second'
+     where x.route_code = p_route_code and x.id = p_id;
+    return 0;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) IS 'Spends an attempt of a delivery whose attempt cannot be written. Answers how many dead letters that made; null: the caller has no lease.';
 
 -- Name: fn_iu_emit_event(text, text, uuid, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1451,6 +1920,33 @@ $$;
 -- Name: FUNCTION fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is closed or the type is not registered and active.';
+
+-- Name: fn_iu_event_payload(jsonb, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+declare
+    v_text text;
+begin
+    -- The concatenation is a copy without compression.
+    if pg_column_size(case jsonb_typeof(p_payload) when 'object' then p_payload || '{}' when 'array' then p_payload || '[]'
+                      else jsonb_build_array(p_payload) end) <= 4 * p_limit then
+        v_text := p_payload::text;
+        if octet_length(v_text) <= p_limit then
+            return v_text;
+        end if;
+    end if;
+    return null;
+exception when program_limit_exceeded or out_of_memory or internal_error then
+    return null;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_event_payload(p_payload jsonb, p_limit bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) IS 'A payload as text. Null: it has more than so many bytes, or more than four times as many in its binary form.';
 
 -- Name: fn_iu_event_snapshot(uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2602,96 +3098,6 @@ COMMENT ON CONSTRAINT iu_route_attempt_kind_chk ON public.iu_route_attempt IS 'T
 
 COMMENT ON CONSTRAINT iu_route_attempt_status_chk ON public.iu_route_attempt IS 'The states that exist.';
 
--- Name: iu_route_delivery; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_route_delivery (
-    route_code text NOT NULL,
-    id bigint NOT NULL,
-    worker_name text NOT NULL,
-    event_ref uuid NOT NULL,
-    route_kind text DEFAULT 'outbound'::text NOT NULL,
-    subject_key bigint,
-    attempt_no integer DEFAULT 1 NOT NULL,
-    tries integer DEFAULT 0 NOT NULL,
-    route_count smallint,
-    due_at timestamp with time zone,
-    failed_at timestamp with time zone,
-    failure_code text,
-    failure_detail text,
-    replayed_by text,
-    traceparent text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
-)
-WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000');
-
--- Name: TABLE iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_route_delivery IS 'Deliveries that are not over: waiting, under way, or to be tried again.';
-
--- Name: COLUMN iu_route_delivery.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.route_code IS 'The route.';
-
--- Name: COLUMN iu_route_delivery.id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.id IS 'Order of routing, within a worker.';
-
--- Name: COLUMN iu_route_delivery.worker_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.worker_name IS 'The worker that routed it; its consumer delivers.';
-
--- Name: COLUMN iu_route_delivery.event_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.event_ref IS 'The event. It stays in the log until this is over.';
-
--- Name: COLUMN iu_route_delivery.route_kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.route_kind IS 'As in iu_route_attempt.';
-
--- Name: COLUMN iu_route_delivery.subject_key; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.subject_key IS 'Hash of its subject, where the route keeps the order of a subject. Null: it waits for nobody.';
-
--- Name: COLUMN iu_route_delivery.attempt_no; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.attempt_no IS 'Number that the next attempt will have.';
-
--- Name: COLUMN iu_route_delivery.tries; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.tries IS 'Attempts spent, of those that the policy of the route allows.';
-
--- Name: COLUMN iu_route_delivery.route_count; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.route_count IS 'As in iu_route_attempt.';
-
--- Name: COLUMN iu_route_delivery.due_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once, it was never tried.';
-
--- Name: COLUMN iu_route_delivery.failed_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Since when it waits: the last attempt failed, or a replay was asked for.';
-
--- Name: COLUMN iu_route_delivery.failure_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.failure_code IS 'Why, for a machine.';
-
--- Name: COLUMN iu_route_delivery.failure_detail; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.failure_detail IS 'Why, for a person.';
-
--- Name: COLUMN iu_route_delivery.replayed_by; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.replayed_by IS 'Who replays its dead letter. Null: it is no replay.';
-
--- Name: COLUMN iu_route_delivery.traceparent; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.traceparent IS 'Trace context of the producer.';
-
--- Name: COLUMN iu_route_delivery.created_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_route_delivery.created_at IS 'When it was routed.';
-
 -- Name: iu_trace_cursor; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_trace_cursor (
@@ -3237,8 +3643,8 @@ CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
     AS $$
 begin
     update public.iu_delivery_breaker b
-       set failures = 0, last_id = null, streak_from = null, opened_at = null, probes = 0, probe_at = null,
-           probing_id = null, why = null, letters = 0, letters_from = null, stopped_at = null
+       set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null,
+           letters = 0, letters_from = null, stopped_at = null
      where b.route_code = p_route_code and (b.opened_at is not null or b.stopped_at is not null);
     return found;
 end
@@ -3246,7 +3652,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_resume(p_route_code text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_resume(p_route_code text) IS 'Lets a route go on that its breaker holds, or that has spent its budget of dead letters. False: neither was so.';
+COMMENT ON FUNCTION public.fn_iu_route_resume(p_route_code text) IS 'Closes the circuit breaker of a route and gives it a new budget of dead letters. False: neither held the route.';
 
 -- Name: fn_iu_route_worker_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4696,76 +5102,6 @@ COMMENT ON CONSTRAINT iu_consumer_heartbeat_cadence_positive ON public.iu_consum
 
 COMMENT ON CONSTRAINT iu_consumer_heartbeat_state_chk ON public.iu_consumer_heartbeat IS 'The states that exist.';
 
--- Name: iu_delivery_breaker; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_delivery_breaker (
-    route_code text NOT NULL,
-    failures integer DEFAULT 0 NOT NULL,
-    last_id bigint,
-    streak_from timestamp with time zone,
-    opened_at timestamp with time zone,
-    probes integer DEFAULT 0 NOT NULL,
-    probe_at timestamp with time zone,
-    probing_id bigint,
-    why text,
-    letters integer DEFAULT 0 NOT NULL,
-    letters_from timestamp with time zone,
-    stopped_at timestamp with time zone
-)
-WITH (fillfactor='50');
-
--- Name: TABLE iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_delivery_breaker IS 'What keeps a route from delivering although its locks are open. No row: nothing ever did.';
-
--- Name: COLUMN iu_delivery_breaker.route_code; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'The route.';
-
--- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures in a row, of different events.';
-
--- Name: COLUMN iu_delivery_breaker.last_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.last_id IS 'The delivery that failed last.';
-
--- Name: COLUMN iu_delivery_breaker.streak_from; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.streak_from IS 'When these failures began.';
-
--- Name: COLUMN iu_delivery_breaker.opened_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'Since when the route is held. Null: it is not.';
-
--- Name: COLUMN iu_delivery_breaker.probes; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'How many probes have failed since.';
-
--- Name: COLUMN iu_delivery_breaker.probe_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'When one delivery is tried again.';
-
--- Name: COLUMN iu_delivery_breaker.probing_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'The delivery that is.';
-
--- Name: COLUMN iu_delivery_breaker.why; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'The last failure.';
-
--- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters since letters_from.';
-
--- Name: COLUMN iu_delivery_breaker.letters_from; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.letters_from IS 'Beginning of the hour in which they are counted.';
-
--- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'Since when the route is stopped, because it made more dead letters than its budget. Null: it is not.';
-
 -- Name: iu_delivery_change; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_delivery_change (
@@ -4825,7 +5161,9 @@ CREATE TABLE public.iu_delivery_lease (
     backend_start timestamp with time zone,
     seconds double precision NOT NULL,
     renewed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    released boolean DEFAULT false NOT NULL
+    released boolean DEFAULT false NOT NULL,
+    in_flight_routes text[] DEFAULT '{}'::text[] NOT NULL,
+    in_flight_ids bigint[] DEFAULT '{}'::bigint[] NOT NULL
 )
 WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
 
@@ -4847,7 +5185,7 @@ COMMENT ON COLUMN public.iu_delivery_lease.backend IS 'Server process of its ses
 
 -- Name: COLUMN iu_delivery_lease.backend_start; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.backend_start IS 'When that began.';
+COMMENT ON COLUMN public.iu_delivery_lease.backend_start IS 'When that server process began.';
 
 -- Name: COLUMN iu_delivery_lease.seconds; Type: COMMENT; Schema: public; Owner: -
 
@@ -4860,6 +5198,14 @@ COMMENT ON COLUMN public.iu_delivery_lease.renewed_at IS 'When it was last renew
 -- Name: COLUMN iu_delivery_lease.released; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_delivery_lease.released IS 'True: it was given back.';
+
+-- Name: COLUMN iu_delivery_lease.in_flight_routes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.in_flight_routes IS 'Routes of the deliveries that are in flight, where the lease holder writes that down. Else empty.';
+
+-- Name: COLUMN iu_delivery_lease.in_flight_ids; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.in_flight_ids IS 'Ids of these deliveries, in the same order.';
 
 -- Name: iu_migration; Type: TABLE; Schema: public; Owner: -
 
@@ -5563,7 +5909,7 @@ ALTER TABLE ONLY public.iu_delivery_breaker
 
 -- Name: CONSTRAINT iu_delivery_breaker_pkey ON iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_delivery_breaker_pkey ON public.iu_delivery_breaker IS 'One breaker a route.';
+COMMENT ON CONSTRAINT iu_delivery_breaker_pkey ON public.iu_delivery_breaker IS 'One circuit breaker a route.';
 
 -- Name: iu_delivery_change iu_delivery_change_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from rich import box
 from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.segment import Segment
-from rich.table import Table
+from rich.text import Text
 
+from iu_listen.cli.layout import Branch, Cell, Form, fitting
 from iu_listen.model.text import UNSAFE, json_visible, visible
 
 #: Width of tables that go to a file or a pipe.
@@ -79,12 +79,35 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Print a table; cells may hold markup made by mark() and dim()."""
-    shown = Table(*columns, title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        shown.add_row(*(cell if isinstance(cell, Markup) else escape(text(cell)) for cell in row))
-    out().print(shown)
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    title: str = "",
+    spare: Sequence[str] = (),
+    narrow: tuple[Sequence[str], Iterable[Sequence[Any]]] | None = None,
+) -> None:
+    """Print a table; where it does not fit, in another form. Nothing is cut.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells: values, markup made by mark(), or branches of a tree.
+        title: What stands above.
+        spare: Columns that are left out where there is no room, the first one first.
+        narrow: Columns and rows in their place where that is not enough; else each row is shown below the other.
+    """
+    forms = [Form(columns, [[_cell(cell) for cell in row] for row in rows])]
+    for name in spare:
+        forms.append(forms[-1].without(name))
+    if narrow:
+        forms.append(Form(narrow[0], [[_cell(cell) for cell in row] for row in narrow[1]]))
+    console = out()
+    console.print(fitting(console, forms, title))
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, Text | Branch):
+        return value
+    return Text.from_markup(value) if isinstance(value, Markup) else Text(text(value))
 
 
 class Markup(str):

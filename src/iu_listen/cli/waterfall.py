@@ -8,14 +8,17 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from rich.markup import escape as plain
+from rich.text import Text
 
 from iu_listen.cli import show
-from iu_listen.cli.show import Markup
+from iu_listen.cli.layout import Branch
+from iu_listen.model.text import visible
 from iu_listen.model.trace import Span
 
 #: Width of the timeline in the terminal, in characters.
 WIDTH = 32
+#: The column of the timeline has no name; its title is a blank.
+BAR = " "
 
 
 def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
@@ -73,16 +76,18 @@ def ends(spans: Sequence[Span]) -> tuple[int, int]:
 def draw(spans: Sequence[Span]) -> None:
     """Draw the waterfall in the terminal."""
     began, whole = ends(spans)
-    rows = []
+    rows, narrow = [], []
     for depth, span in tree(spans):
         left = min((span.start - began) * WIDTH // whole, WIDTH - 1)
         wide = max(1, min(WIDTH - left, round((span.end - span.start) * WIDTH / whole)))
         colour = "red" if span.error is not None else "cyan"
-        bar = Markup(f"{' ' * left}[{colour}]{'━' * wide}[/]{' ' * (WIDTH - left - wide)}")
-        what = "  " * (depth - 1) + "└ " * (depth > 0) + title(span)
-        came = Markup(f"[red]{plain(result(span))}[/]") if span.error is not None else result(span)
+        bar = Text(" " * left + "━" * wide + " " * (WIDTH - left - wide), colour, no_wrap=True)
+        what = Branch("  " * (depth - 1) + "└ " * (depth > 0), visible(title(span)))
+        came = Text(visible(result(span)), "red" if span.error is not None else "")
         rows.append((what, f"+{length(span.start - began)}", length(span.end - span.start), bar, came))
-    show.table(("", "begins", "takes", "", "result"), rows)
+        below = Branch(what.prefix, f"{what.words}\n{came.plain}", str(came.style))
+        narrow.append((below, *rows[-1][1:3]))
+    show.table(("", "begins", "takes", BAR, "result"), rows, spare=(BAR,), narrow=(("", "begins", "takes"), narrow))
     show.note(
         f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z, {length(whole)} in all; "
         f"trace id {spans[0].trace_id}"
