@@ -726,7 +726,8 @@ begin
         select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
           from (select) one
           left join public.iu_delivery_breaker b on b.route_code = r.route_code;
-        if v_held is null then
+        if v_held is null
+           and not exists (select from public.iu_delivery_unusable u where u.route_code = p_route_code) then
             raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
                 using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
         end if;
@@ -1882,6 +1883,34 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) IS 'Spends an attempt of a delivery whose attempt cannot be written. Answers how many dead letters that made; null: the caller has no lease.';
+
+-- Name: fn_iu_delivery_unusable(text, uuid, text[], text[], text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    -- Where it has lost the lease, another consumer knows better.
+    if not exists (select from public.iu_delivery_lease l
+                    where l.worker_name = p_worker_name and l.owner = p_owner and not l.released) then
+        return;
+    end if;
+    delete from public.iu_delivery_unusable u where u.worker_name = p_worker_name and u.route_code <> all (p_routes);
+    insert into public.iu_delivery_unusable (worker_name, route_code, consumer_id, why, hint)
+    select p_worker_name, r.route_code, p_owner, r.why, r.hint
+      from unnest(p_routes, p_whys, p_hints) r(route_code, why, hint)
+     order by r.route_code
+    on conflict (worker_name, route_code) do update
+       set consumer_id = excluded.consumer_id, why = excluded.why, hint = excluded.hint,
+           since = case when iu_delivery_unusable.why = excluded.why then iu_delivery_unusable.since
+                        else excluded.since end;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]) IS 'Writes which routes of a worker have no usable target, if the caller has its lease; all others have one.';
 
 -- Name: fn_iu_emit_event(text, text, uuid, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3823,6 +3852,16 @@ begin
         v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
                                                        'detail', 'iu-listen audit');
     end if;
+    -- 012 may be absent, too.
+    if to_regclass('public.iu_delivery_unusable') is not null then
+        select v_warnings || coalesce(jsonb_agg(
+                   jsonb_build_object('code', 'no_target', 'figure', 1, 'detail', u.route_code || ': ' || u.why)
+                   order by u.route_code), '[]')
+          into v_warnings
+          from public.iu_delivery_unusable u
+          join public.iu_outbound_route r on r.route_code = u.route_code
+         where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
+    end if;
     if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
         v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
     end if;
@@ -5207,6 +5246,45 @@ COMMENT ON COLUMN public.iu_delivery_lease.in_flight_routes IS 'Routes of the de
 
 COMMENT ON COLUMN public.iu_delivery_lease.in_flight_ids IS 'Ids of these deliveries, in the same order.';
 
+-- Name: iu_delivery_unusable; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_delivery_unusable (
+    worker_name text NOT NULL,
+    route_code text NOT NULL,
+    consumer_id uuid NOT NULL,
+    why text NOT NULL,
+    hint text DEFAULT ''::text NOT NULL,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+-- Name: TABLE iu_delivery_unusable; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_delivery_unusable IS 'Routes for which the consumer that delivers has no usable target.';
+
+-- Name: COLUMN iu_delivery_unusable.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_unusable.worker_name IS 'The worker.';
+
+-- Name: COLUMN iu_delivery_unusable.route_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_unusable.route_code IS 'The route.';
+
+-- Name: COLUMN iu_delivery_unusable.consumer_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_unusable.consumer_id IS 'The consumer that found it so (iu_consumer_heartbeat.consumer_id).';
+
+-- Name: COLUMN iu_delivery_unusable.why; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_unusable.why IS 'What is missing, or wrong.';
+
+-- Name: COLUMN iu_delivery_unusable.hint; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_unusable.hint IS 'What to do about it.';
+
+-- Name: COLUMN iu_delivery_unusable.since; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_unusable.since IS 'Since when.';
+
 -- Name: iu_migration; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_migration (
@@ -5652,12 +5730,31 @@ CREATE VIEW public.v_iu_delivery AS
     COALESCE(d.pending, (0)::bigint) AS pending,
     COALESCE(d.retrying, (0)::bigint) AS retrying,
     d.since,
-    public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) AS held_by,
-    b.why,
+    COALESCE(h.held_by,
+        CASE
+            WHEN (u.why IS NOT NULL) THEN 'no_target'::text
+            ELSE NULL::text
+        END) AS held_by,
+        CASE
+            WHEN (h.held_by IS NULL) THEN u.why
+            ELSE b.why
+        END AS why,
     b.opened_at,
-    b.stopped_at
-   FROM ((public.iu_outbound_route r
+    b.stopped_at,
+        CASE
+            WHEN (h.held_by IS NULL) THEN u.hint
+            ELSE NULL::text
+        END AS hint
+   FROM ((((public.iu_outbound_route r
      LEFT JOIN public.iu_delivery_breaker b ON ((b.route_code = r.route_code)))
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) AS held_by
+         OFFSET 0) h)
+     LEFT JOIN LATERAL ( SELECT x.why,
+            x.hint
+           FROM public.iu_delivery_unusable x
+          WHERE (x.route_code = r.route_code)
+          ORDER BY x.since
+         LIMIT 1) u ON (true))
      LEFT JOIN LATERAL ( SELECT count(*) AS pending,
             count(*) FILTER (WHERE (x.tries > 0)) AS retrying,
             min(x.created_at) AS since
@@ -5928,6 +6025,15 @@ ALTER TABLE ONLY public.iu_delivery_lease
 -- Name: CONSTRAINT iu_delivery_lease_pkey ON iu_delivery_lease; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_delivery_lease_pkey ON public.iu_delivery_lease IS 'One lease a worker.';
+
+-- Name: iu_delivery_unusable iu_delivery_unusable_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_delivery_unusable
+    ADD CONSTRAINT iu_delivery_unusable_pkey PRIMARY KEY (worker_name, route_code);
+
+-- Name: CONSTRAINT iu_delivery_unusable_pkey ON iu_delivery_unusable; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_delivery_unusable_pkey ON public.iu_delivery_unusable IS 'One reason a worker and route.';
 
 -- Name: iu_migration iu_migration_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

@@ -58,7 +58,7 @@ revoke all on
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
     public.v_iu_trace_lag, public.iu_delivery_change, public.iu_route_delivery, public.iu_delivery_lease,
-    public.iu_delivery_breaker, public.v_iu_delivery, public.v_iu_delivery_parked
+    public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 -- The worker is nobody's business but the worker's. Trigger functions stay as they are: they cannot be called.
@@ -96,6 +96,7 @@ revoke execute on function
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text),
+    public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
     public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
@@ -179,6 +180,9 @@ grant select, delete,
 grant select, insert (worker_name, owner, seconds, released),
       update (owner, backend, backend_start, seconds, renewed_at, released, in_flight_routes, in_flight_ids)
     on public.iu_delivery_lease to iu_listen_consumer;
+grant execute on function public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]) to iu_listen_consumer;
+grant select, delete, insert (worker_name, route_code, consumer_id, why, hint), update (consumer_id, why, hint, since)
+    on public.iu_delivery_unusable to iu_listen_consumer;
 grant select, insert (route_code),
       update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)
@@ -274,7 +278,7 @@ grant select on
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
     public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
     public.v_iu_trace_lag, public.iu_delivery_change, public.iu_route_delivery, public.iu_delivery_lease,
-    public.iu_delivery_breaker, public.v_iu_delivery, public.v_iu_delivery_parked
+    public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     to iu_listen_reader;
 
 grant select (id, event_domain, event_type, event_stream, delivery_lane, event_severity, event_subject_table,

@@ -63,6 +63,8 @@ with objects (file, kind, name) as (
         ('worker/012_delivery', 'function', 'fn_iu_route_dispatch(text,uuid,jsonb)'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_function(text)'),
         ('worker/012_delivery', 'function', 'fn_iu_route_live(text,boolean,text,text)'),
+        ('worker/012_delivery', 'table', 'iu_delivery_unusable'),
+        ('worker/012_delivery', 'function', 'fn_iu_delivery_unusable(text,uuid,text[],text[],text[])'),
         ('worker/013_watch', 'function', 'fn_iu_outbox_consumed(iu_route_worker_cursor,xid8,bigint,uuid)'),
         ('worker/013_watch', 'view', 'v_iu_worker_health'),
         ('worker/013_watch', 'view', 'v_iu_culprit'),

@@ -903,6 +903,16 @@ begin
         v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
                                                        'detail', 'iu-listen audit');
     end if;
+    -- 012 may be absent, too.
+    if to_regclass('public.iu_delivery_unusable') is not null then
+        select v_warnings || coalesce(jsonb_agg(
+                   jsonb_build_object('code', 'no_target', 'figure', 1, 'detail', u.route_code || ': ' || u.why)
+                   order by u.route_code), '[]')
+          into v_warnings
+          from public.iu_delivery_unusable u
+          join public.iu_outbound_route r on r.route_code = u.route_code
+         where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
+    end if;
     if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
         v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
     end if;

@@ -36,6 +36,8 @@ drop function if exists public.fn_iu_delivery_queues(public.iu_outbound_route[])
 drop function if exists public.fn_iu_delivery_lock(text);
 drop function if exists public.fn_iu_delivery_list(text);
 drop function if exists public.fn_iu_delivery_enabled();
+drop function if exists public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]);
+drop table if exists public.iu_delivery_unusable;
 drop table if exists public.iu_delivery_change;
 drop table if exists public.iu_route_delivery;
 drop function if exists public.fn_iu_delivery_policy_check(jsonb);

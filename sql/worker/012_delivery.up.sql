@@ -438,3 +438,52 @@ end
 $$;
 comment on function public.fn_iu_route_live(text, boolean, text, text) is
     'Lets a route deliver, or turns it back to dry run: the list and the route in one transaction, with who and why.';
+
+-- Routes without a usable target -------------------------------------------------------------------------
+--
+-- Only the process that delivers knows whether it has the coroutine, the package and the secrets of a route. It writes
+-- what it lacks, and deletes that when it has it; nothing is written while nothing changes.
+create table public.iu_delivery_unusable (
+    worker_name  text         not null,
+    route_code   text         not null,
+    consumer_id  uuid         not null,
+    why          text         not null,
+    hint         text         not null default '',
+    since        timestamptz  not null default clock_timestamp(),
+
+    constraint iu_delivery_unusable_pkey primary key (worker_name, route_code)
+);
+comment on table public.iu_delivery_unusable is 'Routes for which the consumer that delivers has no usable target.';
+comment on column public.iu_delivery_unusable.worker_name is 'The worker.';
+comment on column public.iu_delivery_unusable.route_code is 'The route.';
+comment on column public.iu_delivery_unusable.consumer_id is 'The consumer that found it so (iu_consumer_heartbeat.consumer_id).';
+comment on column public.iu_delivery_unusable.why is 'What is missing, or wrong.';
+comment on column public.iu_delivery_unusable.hint is 'What to do about it.';
+comment on column public.iu_delivery_unusable.since is 'Since when.';
+comment on constraint iu_delivery_unusable_pkey on public.iu_delivery_unusable is 'One reason a worker and route.';
+
+create function public.fn_iu_delivery_unusable(
+    p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[])
+returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+    -- Where it has lost the lease, another consumer knows better.
+    if not exists (select from public.iu_delivery_lease l
+                    where l.worker_name = p_worker_name and l.owner = p_owner and not l.released) then
+        return;
+    end if;
+    delete from public.iu_delivery_unusable u where u.worker_name = p_worker_name and u.route_code <> all (p_routes);
+    insert into public.iu_delivery_unusable (worker_name, route_code, consumer_id, why, hint)
+    select p_worker_name, r.route_code, p_owner, r.why, r.hint
+      from unnest(p_routes, p_whys, p_hints) r(route_code, why, hint)
+     order by r.route_code
+    on conflict (worker_name, route_code) do update
+       set consumer_id = excluded.consumer_id, why = excluded.why, hint = excluded.hint,
+           since = case when iu_delivery_unusable.why = excluded.why then iu_delivery_unusable.since
+                        else excluded.since end;
+end
+$$;
+comment on function public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]) is
+    'Writes which routes of a worker have no usable target, if the caller has its lease; all others have one.';

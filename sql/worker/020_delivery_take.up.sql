@@ -396,9 +396,20 @@ comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], big
 
 create view public.v_iu_delivery as
 select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
-       d.since, public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) as held_by, b.why, b.opened_at, b.stopped_at
+       d.since, coalesce(h.held_by, case when u.why is not null then 'no_target' end) as held_by,
+       case when h.held_by is null then u.why else b.why end as why, b.opened_at, b.stopped_at,
+       case when h.held_by is null then u.hint end as hint
   from public.iu_outbound_route r
   left join public.iu_delivery_breaker b on b.route_code = r.route_code
+ cross join lateral (
+       select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) as held_by
+       offset 0) h
+  left join lateral (
+       select x.why, x.hint
+         from public.iu_delivery_unusable x
+        where x.route_code = r.route_code
+        order by x.since
+        limit 1) u on true
   left join lateral (
        select count(*) as pending, count(*) filter (where x.tries > 0) as retrying, min(x.created_at) as since
          from public.iu_route_delivery x

@@ -43,7 +43,8 @@ begin
         select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
           from (select) one
           left join public.iu_delivery_breaker b on b.route_code = r.route_code;
-        if v_held is null then
+        if v_held is null
+           and not exists (select from public.iu_delivery_unusable u where u.route_code = p_route_code) then
             raise exception 'route % delivers: nothing of it can be cancelled', p_route_code
                 using errcode = 'object_not_in_prerequisite_state', hint = 'First: iu-listen route dry ' || p_route_code;
         end if;

@@ -292,6 +292,8 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
                 await anyio.sleep(0.01)
         assert lease.unclean
         deliveries, successor = successor, deliveries
+    for unusable in ({"queued": ("no coroutine", "--app")}, {"queued": ("no secret", "")}, {}):
+        await deliveries.note_unusable(unusable)
     await deliveries.release()
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
 import asyncpg
 import pytest
 
+from iu_listen.model.delivery import Delivery, Event, Outcome, Result, Taken, Want
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.delivery import DeliverySession
 from postgres.couriers import ROUTE, open_route
 from support import WORKER, connected, insert_event, run_batch
 
@@ -32,23 +37,53 @@ ORDER = {
 }
 
 
+Facts = dict[str, Any]
+Action = Callable[[asyncpg.Connection, Facts], Awaitable[object]]
+
+
 @dataclass(frozen=True)
 class Call:
-    """A function that locks rows of at least two of these tables, what has to be so before, and which it waits for."""
+    """A function that locks rows of these tables, where somebody else can hold them, and what has to be so before."""
 
-    statement: str
+    action: Action
     waits_for: frozenset[str]
     setup: str = ""
 
 
-def settle(result: str) -> str:
-    """The statement that settles the delivery in this way."""
-    one, none = "'{{{route}}}', '{{{id}}}'", "'{{}}', '{{}}'"
-    sent = f"{one}, '{{{{0}}}}', '{{{{0}}}}', {none}, '{{{{}}}}', {none}, {none}, '{{{{}}}}'"
-    other = (
-        f"{none}, {none}, {one}, '{{{{{result}}}}}', '{{{{0}}}}', '{{{{0}}}}', '{{{{x}}}}', '{{{{x}}}}', '{{{{null}}}}'"
-    )
-    return f"select fn_iu_delivery_settle('{{worker}}', '{{owner}}', {sent if result == 'sent' else other})"
+def sql(statement: str) -> Action:
+    """The statement, with the facts in it."""
+
+    async def action(connection: asyncpg.Connection, facts: Facts) -> object:
+        return await connection.fetchval(statement.format(**facts))
+
+    return action
+
+
+def deliveries(connection: asyncpg.Connection, facts: Facts) -> DeliverySession:
+    """The delivery session of the lease holder, in the transaction of this connection."""
+    return DeliverySession(connection, connection, Settings(dsn="postgresql:///"), facts["owner"])
+
+
+def settle(result: Result) -> Action:
+    """Settle the delivery in this way."""
+
+    async def action(connection: asyncpg.Connection, facts: Facts) -> object:
+        event = Event(id=facts["event"], domain="iu", type="version_applied", stream="update")
+        delivery = Delivery(
+            id=facts["id"], route=ROUTE, idempotency_key=facts["key"], attempt=2, event=event, deadline=30
+        )
+        outcome = Outcome(taken=Taken(delivery), result=result, began=0, ended=0, code="x", detail="x")
+        dead = await deliveries(connection, facts).settle([outcome])
+        assert dead is not None
+        return dead
+
+    return action
+
+
+async def take(connection: asyncpg.Connection, facts: Facts) -> object:
+    """Take what there is room for."""
+    want = Want(route=ROUTE, room=9, after=0, deadline=30)
+    return await deliveries(connection, facts).take([want], [], [])
 
 
 #: No decision can be audited as a dry run.
@@ -64,41 +99,53 @@ LETTERS = frozenset({"iu_route_dead_letter"})
 LEASE = frozenset({"iu_delivery_lease"})
 CALLS = {
     "settle what arrived": Call(
-        settle("sent"), LEASE | LETTERS | {"iu_route_delivery"}, "update iu_route_delivery set replayed_by = 'ann'"
+        settle(Result.SENT), LEASE | LETTERS | {"iu_route_delivery"}, "update iu_route_delivery set replayed_by = 'ann'"
     ),
-    "settle what failed": Call(settle("failed"), LEASE | {"iu_delivery_breaker", "iu_route_delivery"}),
+    "settle what failed": Call(settle(Result.FAILED), LEASE | {"iu_delivery_breaker", "iu_route_delivery"}),
     "settle what was rejected": Call(
-        settle("rejected"), LEASE | LETTERS | {"iu_delivery_breaker", "iu_route_delivery"}
+        settle(Result.REJECTED), LEASE | LETTERS | {"iu_delivery_breaker", "iu_route_delivery"}
+    ),
+    "settle a probe that arrived": Call(
+        settle(Result.SENT), LEASE | LETTERS | {"iu_delivery_breaker", "iu_route_delivery"},
+        HELD + "; update iu_route_delivery set replayed_by = 'ann'",
+    ),
+    "settle what cannot be recorded": Call(
+        sql("select fn_iu_delivery_unrecorded('{worker}', '{owner}', '{route}', {id}, 'x', 'x')"),
+        LEASE | LETTERS | {"iu_delivery_breaker", "iu_route_delivery"}, "update iu_route_delivery set tries = 4",
+    ),
+    "take the lease after an unclean end": Call(
+        sql("select fn_iu_delivery_lease('{worker}', gen_random_uuid(), 60, false, null)"),
+        LEASE | LETTERS | {"iu_delivery_breaker", "iu_route_delivery"},
+        "update iu_route_delivery set tries = 4; update iu_delivery_lease set renewed_at = now() - interval '1 hour', "
+        "in_flight_routes = (select array_agg(route_code) from iu_route_delivery), "
+        "in_flight_ids = (select array_agg(id) from iu_route_delivery)",
     ),
     "cancel": Call(
-        "select fn_iu_delivery_cancel('{route}', null, 'a test')",
+        sql("select fn_iu_delivery_cancel('{route}', null, 'a test')"),
         LEASE | LETTERS | {"iu_outbound_route", "iu_route_delivery"}, HELD,
     ),
-    "replay, queued": Call("select fn_iu_route_dead_letter_replay('{letter}')", LETTERS, NOT_QUEUED),
-    "replay, on its way": Call("select fn_iu_route_dead_letter_replay('{letter}')", LETTERS),
+    "replay, queued": Call(sql("select fn_iu_route_dead_letter_replay('{letter}')"), LETTERS, NOT_QUEUED),
+    "replay, on its way": Call(sql("select fn_iu_route_dead_letter_replay('{letter}')"), LETTERS),
     "replay, dry run": Call(
-        "select fn_iu_route_dead_letter_replay('{letter}')", LETTERS,
+        sql("select fn_iu_route_dead_letter_replay('{letter}')"), LETTERS,
         NOT_QUEUED + "; update iu_outbound_route set dry_run = true",
     ),
     "replay all": Call(
-        "select fn_iu_dead_letters_replay('{route}', null, null, null, null, 'ann', null, null, null)",
+        sql("select fn_iu_dead_letters_replay('{route}', null, null, null, null, 'ann', null, null, null)"),
         LEASE | LETTERS, NOT_QUEUED,
     ),
     "resolve": Call(
-        "select fn_iu_dead_letters_resolve('{{{letter}}}', 'a test')", LEASE | LETTERS, NOT_QUEUED
+        sql("select fn_iu_dead_letters_resolve('{{{letter}}}', 'a test')"), LEASE | LETTERS, NOT_QUEUED
     ),
-    "take a probe": Call(
-        "select count(*) from fn_iu_delivery_take('{worker}', '{{{route}}}', '{{1}}', '{{0}}', '{{}}', '{{}}', '{{}}')",
-        frozenset({"iu_delivery_breaker"}), HELD,
-    ),
-    "run": Call("select fn_iu_route_worker_run('{worker}', 10)", frozenset({"iu_route_worker_cursor"})),
+    "take a probe": Call(take, frozenset({"iu_delivery_breaker"}), HELD),
+    "run": Call(sql("select fn_iu_route_worker_run('{worker}', 10)"), frozenset({"iu_route_worker_cursor"})),
     "run, an event given up": Call(
-        "select fn_iu_route_worker_run('{worker}', 10)", LETTERS | {"iu_route_worker_cursor"},
+        sql("select fn_iu_route_worker_run('{worker}', 10)"), LETTERS | {"iu_route_worker_cursor"},
         NOT_QUEUED + "; delete from iu_route_attempt; update iu_outbound_route set dry_run = true; " + POISON
         + "; update iu_route_worker_cursor set prev = '3:3:', hi_seq = 0",
     ),
-    "live": Call("select fn_iu_route_live('{route}', false, 'a test')", frozenset({"iu_outbound_route"})),
-    "resume": Call("select fn_iu_route_resume('{route}')", frozenset({"iu_delivery_breaker"}), HELD),
+    "live": Call(sql("select fn_iu_route_live('{route}', false, 'a test')"), frozenset({"iu_outbound_route"})),
+    "resume": Call(sql("select fn_iu_route_resume('{route}')"), frozenset({"iu_delivery_breaker"}), HELD),
 }  # fmt: skip
 
 
@@ -155,7 +202,7 @@ async def populate(connection: asyncpg.Connection) -> dict[str, object]:
     await connection.execute("update iu_route_delivery set attempt_no = 2, due_at = now(), failed_at = now()")
     id = await connection.fetchval("select id from iu_route_delivery")
     await insert_event(connection)
-    return {"worker": WORKER, "owner": owner, "route": ROUTE, "id": id, "letter": letter, "key": key}
+    return {"worker": WORKER, "owner": owner, "route": ROUTE, "event": event, "id": id, "letter": letter, "key": key}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -173,7 +220,7 @@ async def test_who_waits_for_a_lock_holds_none_that_comes_later(live, name):
         for position, table in enumerate(ORDER):
             async with transaction(live.dsn) as caller:
                 await holder.execute(ORDER[table])
-                task = asyncio.create_task(caller.fetchval(call.statement.format(**facts)))
+                task = asyncio.create_task(call.action(caller, facts))
                 blocked = await waits(look, task, caller.get_server_pid(), holder.get_server_pid())
                 if blocked:
                     waited.add(table)

@@ -103,7 +103,7 @@ def _print_place(found: letters.Listed, *, resolved: bool, before: str | None) -
         return
     if before is None and len(found.letters) >= found.total:
         return
-    words = f"{show.text(len(found.letters))} of {capped(found.total)}."
+    words = f"{show.text(len(found.letters))} of {letters.counted(found.total)}."
     show.note(f"{words} Older ones: the same command with --before {found.letters[-1]['id']}")
 
 
@@ -112,16 +112,16 @@ def print_kinds(kinds: list[census.Row]) -> None:
     show.table(
         ("dead letters of route", "failure", "open", "oldest", "newest"),
         (
-            (k["route_code"], k["failure_code"], capped(k["open"]), show.ago(k["oldest_at"]), show.ago(k["newest_at"]))
+            (
+                k["route_code"],
+                k["failure_code"],
+                letters.counted(k["open"]),
+                show.ago(k["oldest_at"]),
+                show.ago(k["newest_at"]),
+            )
             for k in kinds
         ),
     )
-
-
-def capped(count: int) -> str:
-    """A count that ended at a bound."""
-    most = letters.MOST_COUNTED
-    return f"more than {show.text(most)}" if count > most else show.text(count)
 
 
 @dead_letter.command(name="show")

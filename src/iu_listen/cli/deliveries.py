@@ -30,6 +30,14 @@ def register(app: App) -> None:
     route.command(resume, name="resume")
 
 
+def print_deliveries(routes: list[census.Row]) -> None:
+    """That table; below it what to do about each route that has no usable target."""
+    show.table(DELIVERIES, delivery_rows(routes))
+    for row in routes:
+        if row["hint"]:
+            show.note(f"{row['route_code']}: {row['hint']}")
+
+
 def delivery_rows(routes: list[census.Row]) -> list[tuple[Any, ...]]:
     """Rows of that table."""
     return [
@@ -62,7 +70,7 @@ def delivery_list(
     if where and where.json:
         show.as_json(found)
         return 0
-    show.table(DELIVERIES, delivery_rows(found["routes"]))
+    print_deliveries(found["routes"])
     if found["parked"]:
         show.table(
             ("route", "parked subject", "behind it", "waits for", "since", "attempts", "failure"),

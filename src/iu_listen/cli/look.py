@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from iu_listen.cli import show
-from iu_listen.cli.deliveries import DELIVERIES, delivery_rows
+from iu_listen.cli.deliveries import print_deliveries
 from iu_listen.cli.door import Where, between, looking
 from iu_listen.cli.ids import ID
 from iu_listen.model.errors import DatabaseUnreachable
@@ -107,7 +107,7 @@ def _print_status(answer: dict[str, Any]) -> None:
         ),
     )  # fmt: skip
     if answer["deliveries"]:
-        show.table(DELIVERIES, delivery_rows(answer["deliveries"]))
+        print_deliveries(answer["deliveries"])
     if answer["exports"]:
         show.table(
             ("export of", "spans", "refused", "waiting", "for", "last"),

@@ -25,8 +25,9 @@ from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
 from iu_listen.flow.route import Route, handed_over, may_go_on, unchanged, wants
+from iu_listen.flow.unusable import Unusable, find_target
 from iu_listen.model.delivery import Result, RouteState, Supply, Taken, Want
-from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
 from iu_listen.model.settings import Settings
@@ -77,6 +78,7 @@ class Deliverer:
         #: What was taken and is not settled yet.
         self._ledger = Ledger()
         self._quarantine = Quarantine(self._calls, self._ledger)
+        self._unusable = Unusable()
         #: What others of its subject waited for, and nobody has looked for these yet.
         self._freed: list[Taken] = []
         #: The lease is ours: it looks by itself for what there is to deliver.
@@ -222,6 +224,7 @@ class Deliverer:
             if not self.delivering:
                 return
             self._learn(supply, self._clock() - asked, wants, self._ledger.passed)
+            await self._unusable.tell(session, self._routes.values())
             if not self._ledger and (self._stopping or not self._working or not self._routes):
                 return
             await self._ring.wait_rung(self._pause())
@@ -331,13 +334,9 @@ class Deliverer:
         elif route.target or now - route.looked_at < NOT_FOUND:
             return
         route.looked_at = now
-        try:
-            route.target = self._targets.find(route.state.kind, route.state.reference, route.state.policy["target"])
-            route.no_target = ""
+        if find_target(self._targets, route):
             # There is room now; ask again at once.
             self._ring.set()
-        except ConfigurationError as error:
-            route.no_target = error.message
 
     def _tell(self, route: Route) -> None:
         held, why = route.state.held, route.state.why
@@ -346,7 +345,9 @@ class Deliverer:
         if held != route.told:
             code = route.state.route
             self._watcher.note(
-                RouteHeld(self._worker, code, held, why) if held else RouteFree(self._worker, code, route.told)
+                RouteHeld(self._worker, code, held, why, route.hint)
+                if held
+                else RouteFree(self._worker, code, route.told)
             )
             route.told = held
 

@@ -208,6 +208,9 @@ class Deliveries(Protocol):
     async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
         """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
 
+    async def note_unusable(self, routes: Mapping[str, tuple[str, str]]) -> None:
+        """Write which routes have no usable target, why, and what to do about it; all others have one."""
+
     async def release(self) -> None:
         """Give the lease back."""
 

@@ -32,6 +32,7 @@ class Route(Lane):
     Attributes:
         state: That.
         no_target: Why there is none.
+        hint: What to do about it.
         looked_at: When one was looked for.
         after: The last id that was taken, of those that were never tried.
         busy: How many are taken and not settled.
@@ -41,6 +42,7 @@ class Route(Lane):
 
     state: RouteState
     no_target: str = ""
+    hint: str = ""
     looked_at: float = -math.inf
     after: int = 0
     busy: int = 0

@@ -307,7 +307,10 @@ class Secrets:
         if scheme == "env" and rest:
             if value := self.environ.get(rest):
                 return Secret(name, value)
-            raise ConfigurationError(f"{rest} is not set", "The route names it as the place of a secret.")
+            raise ConfigurationError(
+                f"{rest} is not set, which the route names as the place of a secret",
+                f"Set the variable {rest} where the consumer runs, and start it again.",
+            )
         if scheme == "file" and rest:
             try:
                 value = Path(rest).read_text(encoding="utf-8").strip()

@@ -140,6 +140,7 @@ class RouteHeld:
     route: str
     held_by: str
     why: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

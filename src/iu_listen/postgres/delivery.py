@@ -119,6 +119,14 @@ class DeliverySession:
         )  # fmt: skip
         return held
 
+    async def note_unusable(self, routes: Mapping[str, tuple[str, str]]) -> None:
+        """Write which routes have no usable target, why, and what to do about it; all others have one."""
+        await ask(
+            self._taker, self._settings.deadline, query("delivery/note_unusable"),
+            self._settings.worker, self._consumer, list(routes),
+            [why for why, _ in routes.values()], [hint for _, hint in routes.values()],
+        )  # fmt: skip
+
     async def release(self) -> None:
         """Give the lease back."""
         await ask(

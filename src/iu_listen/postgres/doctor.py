@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from iu_listen.model.errors import IuListenError
-from iu_listen.postgres import census
+from iu_listen.postgres import census, letters
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.verify import verify
@@ -17,11 +17,15 @@ from iu_listen.postgres.worker import LEASE_KEY
 LATE_TRACES: Final = 60.0
 
 
+#: How bad a finding is.
+Level = Literal["ok", "warn", "fail"]
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What one look found, and what to do about it."""
 
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     what: str
     found: str
     hint: str = ""
@@ -36,12 +40,14 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     found = [f async for f in _installation(connection)]
     if any(f.level == "fail" for f in found):
         return found
-    looks: tuple[Callable[[Connection, str], Awaitable[Finding]], ...] = (
-        _gates, _delivery, _history, _health, _audit, _traces, _retention, _verification, _path, _lease, _queue,
+    looks: tuple[Callable[[Connection, str], Awaitable[Finding | list[Finding]]], ...] = (
+        _gates, _delivery, _letters, _history, _health, _audit, _traces, _retention, _verification, _path, _lease,
+        _queue,
     )  # fmt: skip
     for look in looks:
         try:
-            found.append(await look(connection, worker))
+            one = await look(connection, worker)
+            found += one if isinstance(one, list) else [one]
         except IuListenError as error:
             found.append(Finding("warn", look.__name__.strip("_"), error.message, error.hint))
     return found + [f async for f in _culprits(connection)]
@@ -78,19 +84,30 @@ async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG00
     return Finding("ok", "gates", "open")
 
 
-async def _delivery(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # noqa: ARG001
     live = await census.rows(connection, "live_routes")
-    if locked := next((r for r in live if r["lock"]), None):
-        comes = "wait" if locked["queued"] else "become dead letters"
-        words = f"{locked['route_code']} is live, and {locked['lock'].replace('_', ' ')}: its events {comes}"
-        return Finding("warn", "delivery", words, f"iu-listen route live {locked['route_code']} --plan")
+    found = []
+    for route in live:
+        if route["lock"]:
+            comes = "wait" if route["queued"] else "become dead letters"
+            words = f"{route['route_code']} is live, and {route['lock'].replace('_', ' ')}: its events {comes}"
+            found.append(Finding("warn", "delivery", words, f"iu-listen route live {route['route_code']} --plan"))
+    locked = {route["route_code"] for route in live if route["lock"]}
     for row in await census.rows(connection, "delivery/routes"):
-        if row["held_by"]:
+        if row["held_by"] and row["route_code"] not in locked:
             words = f"{row['route_code']}: {row['pending']} wait, held by {row['held_by']}"
-            return Finding(
-                "warn", "delivery", f"{words} ({row['why']})" if row["why"] else words, "iu-listen delivery list"
-            )
-    return Finding("ok", "delivery", f"live: {', '.join(r['route_code'] for r in live) or 'none'}")
+            level: Level = "fail" if row["held_by"] == "no_target" else "warn"
+            hint = row["hint"] or "iu-listen delivery list"
+            found.append(Finding(level, "delivery", f"{words} ({row['why']})" if row["why"] else words, hint))
+    return found or [Finding("ok", "delivery", f"live: {', '.join(r['route_code'] for r in live) or 'none'}")]
+
+
+async def _letters(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    kinds = await letters.kinds(connection)
+    if not kinds:
+        return Finding("ok", "dead letters", "none is open")
+    words = ", ".join(f"{letters.counted(k['open'])} {k['failure_code']} of {k['route_code']}" for k in kinds)
+    return Finding("warn", "dead letters", words, "iu-listen dead-letter list")
 
 
 async def _history(connection: Connection, worker: str) -> Finding:

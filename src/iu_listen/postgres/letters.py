@@ -95,6 +95,12 @@ async def kinds(connection: Connection) -> list[Row]:
     return await census.rows(connection, "dead_letter/kinds", MOST_COUNTED + 1)
 
 
+def counted(count: int) -> str:
+    """A count that ended at MOST_COUNTED, in words."""
+    words = f"{min(count, MOST_COUNTED):,}".replace(",", " ")
+    return f"more than {words}" if count > MOST_COUNTED else words
+
+
 async def plan(connection: Connection, which: Filter) -> Plan:
     """What replaying or resolving all of these would concern now."""
     until = await census.value(connection, "dead_letter/now")

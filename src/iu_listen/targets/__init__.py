@@ -12,13 +12,13 @@ ConfigurationError for an address or an option that cannot work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Secrets
-from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.targets.python import PythonTarget
 
 GROUP: Final = "iu_listen.targets"
@@ -63,7 +63,7 @@ class Targets:
             raise ConfigurationError(f"nothing delivers to a {kind}", "Kinds that deliver: docs/how-to/delivery.md")
         key = (reference, repr(sorted(options.items())))
         if key not in self._open:
-            self._open[key] = _opener(reference)(reference, options, self._secrets)
+            self._open[key] = opened(reference, options, self._secrets)
         return self._open[key]
 
     def _function(self, name: str) -> Target:
@@ -72,7 +72,7 @@ class Targets:
         except KeyError:
             known = ", ".join(sorted(self._functions)) or "none"
             raise ConfigurationError(
-                f"there is no target called {name} (known: {known})", "Give its module: iu-listen run --app module"
+                f"there is no target called {name} (known: {known})", "Give its module: iu-listen run --app MODULE"
             ) from None
 
     async def aclose(self) -> None:
@@ -82,20 +82,58 @@ class Targets:
             await target.aclose()
 
 
+def opened(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
+    """The target of an address, which connects to nothing yet.
+
+    Raises:
+        ConfigurationError: there is none, or its address or options cannot work.
+    """
+    try:
+        return _opener(address)(address, options, secrets)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        # An opener may be somebody else's. What it does not expect concerns this route, and no other.
+        raise ConfigurationError(f"the target cannot be opened: {words(error)}") from error
+
+
+def scheme_of(address: str) -> str:
+    """The scheme of an address, in lower case.
+
+    Raises:
+        ConfigurationError: the address is none.
+    """
+    try:
+        return urlsplit(address).scheme
+    except ValueError:
+        raise ConfigurationError(
+            "the address cannot be parsed: a bracket is not closed, or what is in brackets is no IPv6 address", _ADDRESS
+        ) from None
+
+
+_ADDRESS: Final = "target_ref of an external_endpoint is an address, as in https://example.com/hook"
+
+
 def _opener(address: str) -> Opener:
-    scheme = urlsplit(address).scheme
+    scheme = scheme_of(address)
     found = list(entry_points(group=GROUP, name=scheme)) if scheme else []
     if not found:
         known = ", ".join(sorted({e.name for e in entry_points(group=GROUP)}))
         raise ConfigurationError(
             f"nothing delivers to {scheme or 'an address without a scheme'} (known: {known})",
-            "target_ref of an external_endpoint is an address, as in https://example.com/hook",
+            _ADDRESS,
         )
     try:
         opener: Opener = found[0].load()
     except ImportError as error:
         raise ConfigurationError(
             f"targets of the scheme {scheme} need a package that is not installed: {error.name}",
-            f"pip install 'iu-listen[{(found[0].extras or [scheme])[0]}]'",
+            installs(found[0], scheme),
         ) from error
     return opener
+
+
+def installs(entry: EntryPoint, scheme: str) -> str:
+    """The command that installs what an entry point needs."""
+    package = entry.dist.name if entry.dist else "iu-listen"
+    return f"pip install '{package}[{(entry.extras or [scheme])[0]}]'"

@@ -128,13 +128,17 @@ def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> Addres
         raise ConfigurationError(str(error)) from None
     if only is not None and address.host not in {name.lower().rstrip(".") for name in only}:
         raise ConfigurationError(f"{address.host} is not in allow_hosts")
-    if address.scheme == "http" and not guard.trusts(address.host):
-        raise ConfigurationError(
-            f"http:// to {address.host} would be read by everybody on the way", "Use https://, or allow_private."
-        )
+    allow = f"""iu-listen route policy CODE 'target={{"allow_private": ["{address.host}"]}}'"""
     refused = guard.refusal(address.host, address.host)
     if refused and refused != "no address":
-        raise ConfigurationError(f"{address.host} is {refused}", "If it is meant, put it into allow_private.")
+        raise ConfigurationError(
+            f"{address.host} is {refused}, which allow_private does not have", f"If it is meant: {allow}"
+        )
+    if address.scheme == "http" and not guard.trusts(address.host):
+        raise ConfigurationError(
+            f"http:// to {address.host} would be read by everybody on the way",
+            f"Use https://; or, if it is meant: {allow}",
+        )
     return address
 
 

@@ -162,8 +162,9 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
-            case RouteHeld(worker, route, held_by, why):
-                log.warning("a route is held", worker=worker, route=route, held_by=held_by, why=why, hint=HELD[held_by])
+            case RouteHeld(worker, route, held_by, why, hint):
+                hint = hint or HELD[held_by]
+                log.warning("a route is held", worker=worker, route=route, held_by=held_by, why=why, hint=hint)
             case RouteFree(worker, route, held_by):
                 log.info("a route delivers again", worker=worker, route=route, was_held_by=held_by)
             case DeliveriesSettled(worker, _, dead) if dead:

@@ -1,0 +1,111 @@
+"""A route without a usable target: why, and what to do, is seen by every command that looks, until it is mended."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.command import execute, on_one_server, rows, run, running, seen, value
+
+pytestmark = on_one_server
+
+ROUTE = "iu.version_applied.workflow"
+MODULE = """
+from iu_listen import Delivery, target
+
+@target("event_outbox")
+async def arrive(delivery: Delivery) -> None:
+    pass
+"""
+#: kind, reference, options; why, and what to do about it.
+UNUSABLE = [
+    ("workflow", "event_outbox", {}, "there is no target called event_outbox", "iu-listen run --app MODULE"),
+    ("external_endpoint", "https://crm.example/", {"secrets": ["env:NOPE"]}, "NOPE is not set", "Set the variable NOPE"),
+    ("external_endpoint", "http://127.0.0.1:8/", {}, "127.0.0.1 is loopback", "allow_private"),
+    ("external_endpoint", "http://[::1", {}, "cannot be parsed", "is an address"),
+    ("external_endpoint", "ftp://crm.example/x", {}, "nothing delivers to ftp", "is an address"),
+    ("external_endpoint", "nats://crm.example/x", {"password": "env:NOPE"}, "needs option user", ""),
+]  # fmt: skip
+
+
+@pytest.fixture
+def ready(live):
+    """All locks open, a route that is live, and an event for it."""
+    run("gate", "open", "delivery", dsn=live.dsn)
+    run("route", "live", ROUTE, "--why", "a test", "--yes", dsn=live.dsn)
+    run("emit", dsn=live.dsn)
+    return live.dsn
+
+
+def aim(dsn, kind, reference, options):
+    """Change the target of the live route, as somebody may in SQL."""
+    import json
+
+    rows(
+        dsn,
+        "update iu_outbound_route set target_kind = $2, target_ref = $3, delivery_policy = $4::jsonb where route_code = $1",
+        ROUTE, kind, reference, json.dumps({"target": options}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "reference", "options", "why", "hint"), UNUSABLE, ids=[u[1] for u in UNUSABLE])
+def test_what_a_target_lacks_is_seen_everywhere(ready, kind, reference, options, why, hint):
+    """The reason and the hint are in delivery list, status, doctor (which fails), health and their JSON.
+
+    Fails when: the consumer keeps the reason to itself, or an error of the opener ends its delivery session.
+    """
+    aim(ready, kind, reference, options)
+    with running("run", "--log-format", "json", dsn=ready) as consumer:
+        consumer.until_it_says("a route is held")
+        assert seen(ready, "select held_by = 'no_target' from v_iu_delivery")
+        for command in ("delivery", "list"), ("status",), ("doctor",):
+            done = run(*command, dsn=ready)
+            words = " ".join((done.out + done.err).split())
+            assert "no_target" in words
+            assert why in words, words
+            assert hint in words, words
+            assert done.code == (1 if command == ("doctor",) else 0)
+        route = run("delivery", "list", "--json", dsn=ready).json["routes"][0]
+        assert why in route["why"]
+        assert hint in route["hint"]
+        (finding,) = [f for f in run("doctor", "--json", dsn=ready).json["findings"] if f["what"] == "delivery"]
+        assert finding["level"] == "fail"
+        health = run("health", dsn=ready)
+        assert health.code == 0
+        assert f"no target: 1 ({ROUTE}: " in health.out
+        assert "session failed" not in consumer.said
+
+
+def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
+    """The reason is written once, not at every look, changes with the route, and goes when there is a target.
+
+    Fails when: it is written again and again, or outlives the mend.
+    """
+    (tmp_path / "my_targets.py").write_text(MODULE)
+    with running("run", dsn=ready):
+        assert seen(ready, "select count(*) = 1 from iu_delivery_unusable")
+        first = rows(ready, "select xmin::text, why from iu_delivery_unusable")[0]
+        # Two questions for more later it is the same row.
+        execute(ready, "select pg_stat_force_next_flush()")
+        assert seen(ready, "select renewed_at > now() - interval '1 s' from iu_delivery_lease")
+        assert seen(ready, "select now() > since + interval '2.5 s' from iu_delivery_unusable")
+        assert tuple(rows(ready, "select xmin::text, why from iu_delivery_unusable")[0]) == tuple(first)
+        aim(ready, "external_endpoint", "ftp://x/y", {})
+        assert seen(ready, "select why like 'nothing delivers to ftp%' from iu_delivery_unusable")
+        aim(ready, "workflow", "event_outbox", {})
+        assert seen(ready, "select why like 'there is no target called%' from iu_delivery_unusable")
+    with running("run", "--app", "my_targets", dsn=ready, env={"PYTHONPATH": str(tmp_path)}):
+        assert seen(ready, "select count(*) = 1 from iu_route_attempt where status = 'sent'")
+        assert seen(ready, "select count(*) = 0 from iu_delivery_unusable")
+        assert run("doctor", "--json", dsn=ready).json["pass"] is True
+        assert value(ready, "select held_by from v_iu_delivery") is None
+
+
+def test_what_waits_for_a_missing_target_may_be_cancelled(ready):
+    """A route that is held because it has no usable target can be cancelled while it is live.
+
+    Fails when: only what the database itself holds counts as held.
+    """
+    with running("run", dsn=ready):
+        assert seen(ready, "select count(*) = 1 from iu_delivery_unusable")
+        done = run("delivery", "cancel", ROUTE, "--why", "a test", "--yes", dsn=ready)
+        assert "1 cancelled" in done.out
