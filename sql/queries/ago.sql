@@ -2,4 +2,4 @@
 --
 -- $1 text  interval
 
-select greatest('0001-01-03', least(now() - $1::text::interval, now()))
+select greatest('0001-01-03', least((now() at time zone 'UTC' - $1::text::interval) at time zone 'UTC', now()))

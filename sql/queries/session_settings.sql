@@ -6,6 +6,12 @@
 -- $4 text     transaction_timeout, where there is one (17 and newer), e.g. 15000ms; null leaves it as it is
 
 select set_config('client_min_messages', 'warning', false),
+       -- Times, intervals and numbers as text, whatever the role or the database prefers.
+       set_config('TimeZone', 'UTC', false),
+       set_config('DateStyle', 'ISO, MDY', false),
+       set_config('IntervalStyle', 'postgres', false),
+       set_config('bytea_output', 'hex', false),
+       set_config('extra_float_digits', '1', false),
        set_config('tcp_keepalives_idle', '5', false),
        set_config('tcp_keepalives_interval', '3', false),
        set_config('tcp_keepalives_count', '3', false),

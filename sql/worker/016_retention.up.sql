@@ -107,6 +107,8 @@ create function public.fn_iu_retention_run(
 returns jsonb
 language plpgsql
 set search_path = ''
+-- now() - interval '3 months' is counted in the time zone of the session.
+set timezone = 'UTC'
 -- As in the worker: a page by its index, each row by its key. No other shape is good. But planned anew for each batch,
 -- which costs nothing beside it: a plan that was made when the log was empty goes through it whole for every row.
 set plan_cache_mode = force_custom_plan
@@ -303,6 +305,8 @@ returns table (what text, verdict text, who text, count bigint, oldest timestamp
 language sql
 stable
 set search_path = ''
+-- now() - interval '3 months' is counted in the time zone of the session.
+set timezone = 'UTC'
 set jit = off
 as $$
     -- Materialized: each is one or a few rows, and must be had once, not once an event.
@@ -400,6 +404,9 @@ returns table (part regclass, "from" timestamptz, "to" timestamptz, is_default b
 language sql
 stable
 set search_path = ''
+-- The bounds are read as text, and a zone as text may be an abbreviation of several zones.
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
 as $$
     select k.oid::regclass,
            case when b.bound is not null then coalesce(b.bound[1], '-infinity')::timestamptz end,

@@ -457,3 +457,30 @@ async def test_other_kinds_of_partitions_are_left_alone(empty):
         tender = await tend(empty.dsn, ahead=3)
         assert (tender.done, len(tender.held)) == ([], 1)
         assert "not by range of created_at" in tender.held[0]["why"]
+
+
+@pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Europe/Berlin", "Pacific/Kiritimati"])
+async def test_months_are_counted_in_utc(partitioned, zone):
+    """Months that are made ahead begin and end with the months of UTC, whatever time zone and styles a database has.
+
+    Also where a pooler stands between, and nothing is set in the session. Fails when: timestamptz + interval is counted
+    in the zone of the session, or the bounds of a partition are read in the style of the session.
+    """
+    async with connected(partitioned.dsn) as connection:
+        name = await connection.fetchval("select current_database()")
+        for setting in (f"timezone = '{zone}'", "datestyle = 'SQL, DMY'", "intervalstyle = 'sql_standard'"):
+            await connection.execute(f"alter database {name} set {setting}")
+    async with connected(partitioned.dsn) as connection:
+        plain = await connection.fetch(query("retention/months"), 14)
+    await tend(partitioned.dsn, ahead=14)
+    async with connected(partitioned.dsn) as connection:
+        await connection.execute("set timezone = 'UTC'")
+        bounds = await connection.fetch(
+            """select "from", "to", date_trunc('month', "from") as whole, "from" + interval '1 month' as next
+                 from fn_iu_outbox_partitions() order by 1"""
+        )
+
+    assert len(plain) == 14
+    assert [row["from"] for row in plain] == [row["from"] for row in bounds][-14:]
+    assert all(row["from"] == row["whole"] and row["to"] == row["next"] for row in bounds)
+    assert [row["to"] for row in bounds][:-1] == [row["from"] for row in bounds][1:]

@@ -206,6 +206,27 @@ async def test_sessions_say_who_they_are(live):
         await wait_until(sessions, "there is a session for the bell, one for the patrol and one for the work")
 
 
+async def test_a_session_reads_and_writes_in_one_style(live):
+    """A session sets time zone, styles and digits itself, whatever the database prefers.
+
+    Fails when: a session takes them from the role or the database.
+    """
+    styles = {
+        "TimeZone": ("'America/Sao_Paulo'", "UTC"),
+        "DateStyle": ("'SQL, DMY'", "ISO, MDY"),
+        "IntervalStyle": ("'sql_standard'", "postgres"),
+        "bytea_output": ("'escape'", "hex"),
+        "extra_float_digits": ("-15", "1"),
+    }
+    async with connected(live.dsn) as admin:
+        name = await admin.fetchval("select current_database()")
+        for setting, (theirs, _) in styles.items():
+            await admin.execute(f"alter database {name} set {setting} = {theirs}")
+    async with session(live.dsn, name="test") as connection:
+        for setting, (_, ours) in styles.items():
+            assert await connection.fetchval("select current_setting($1)", setting) == ours
+
+
 async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
     """Both sessions carry an idle_session_timeout: the lease, and for the bell no less than three of its checks."""
     sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 20, "catch_up": 10}))

@@ -3,5 +3,5 @@
 --
 -- $1 text  interval
 
-select i.keep::text as keep, i.keep > '0' as positive, now() - i.keep as cutoff
+select i.keep::text as keep, i.keep > '0' as positive, (now() at time zone 'UTC' - i.keep) at time zone 'UTC' as cutoff
   from (select $1::text::interval as keep) i

@@ -3,12 +3,16 @@
 --
 -- Made beside the log and attached then: CREATE TABLE ... PARTITION OF would lock out every reader and writer.
 --
+-- Months are counted in UTC. timestamptz + interval '1 month' is counted in the time zone of the session, where the month
+-- has another end.
+--
 -- $1 integer  months ahead
 
 with month as (
-    select tstzrange(date_trunc('month', now(), 'UTC') + m.n * interval '1 month',
-                     date_trunc('month', now(), 'UTC') + (m.n + 1) * interval '1 month') as whole
+    select tstzrange((t.this + m.n * interval '1 month') at time zone 'UTC',
+                     (t.this + (m.n + 1) * interval '1 month') at time zone 'UTC') as whole
       from generate_series(0, $1::int) m(n)
+     cross join (select date_trunc('month', now() at time zone 'UTC') as this) t
 ), part as (
     select coalesce(range_agg(tstzrange(p."from", p."to")) filter (where not p.is_default), '{}') as covered, bool_or(p.is_default) as has_default
       from public.fn_iu_outbox_partitions() p
@@ -29,7 +33,9 @@ select g.name, g."from", g."to", to_regclass(format('public.%I', g.name)) is not
               'alter table public.%1$I owner to %2$I; '
               'comment on table public.%1$I is %3$L; '
               'alter table public.event_outbox attach partition public.%1$I for values from (%4$L) to (%5$L)',
-              g.name, pg_get_userbyid(c.relowner), 'Part of event_outbox, by created_at.', g."from", g."to") as statement
+              g.name, pg_get_userbyid(c.relowner), 'Part of event_outbox, by created_at.',
+              to_char(g."from" at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"'),
+              to_char(g."to" at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"')) as statement
   from gap g
   join pg_class c on c.oid = 'public.event_outbox'::regclass
  order by g."from"

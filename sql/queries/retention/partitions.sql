@@ -9,7 +9,7 @@ select p.part::oid as oid, p.part::text as name, p."from", p."to", p.is_default,
        p.is_table and not p.is_default and not p.pending and f.rows is not null and f.others = 0 and f.held = 0
        and exists (select from public.fn_iu_retention_domains())
        and not exists (select from public.fn_iu_retention_domains() d where d.refusing is not null) as whole
-  from (select now() - $1::text::interval as cutoff) t
+  from (select (now() at time zone 'UTC' - $1::text::interval) at time zone 'UTC' as cutoff) t
  cross join public.fn_iu_outbox_partitions() p
   left join lateral (
        select count(*) as rows, count(*) filter (where d.event_domain is null) as others,
