@@ -2527,6 +2527,8 @@ COMMENT ON FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cur
 CREATE FUNCTION public.fn_iu_outbox_partitions() RETURNS TABLE(part regclass, "from" timestamp with time zone, "to" timestamp with time zone, is_default boolean, is_table boolean, pending boolean, closed boolean)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO, MDY'
     AS $_$
     select k.oid::regclass,
            case when b.bound is not null then coalesce(b.bound[1], '-infinity')::timestamptz end,
@@ -2812,6 +2814,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time 
 CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interval, p_what text[] DEFAULT NULL::text[]) RETURNS TABLE(what text, verdict text, who text, count bigint, oldest timestamp with time zone, youngest timestamp with time zone)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     AS $$
     -- Materialized: each is one or a few rows, and must be had once, not once an event.
@@ -3218,6 +3221,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whethe
 CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 5000, p_keep interval DEFAULT NULL::interval, p_after jsonb DEFAULT NULL::jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET "TimeZone" TO 'UTC'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'

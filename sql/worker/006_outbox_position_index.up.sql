@@ -4,14 +4,27 @@
 -- locks: ROW EXCLUSIVE for the numbering, SHARE UPDATE EXCLUSIVE for the indexes: writers are not held up
 -- transaction: none
 
--- Events of the worker's domain that were written before 005 are numbered below zero, in order of created_at:
--- the only order that is known of them. Idempotent: a second run finds nothing at 0.
+-- Events of the worker's domain that were written before 005 are numbered below zero, in order of created_at: the only
+-- order that is known of them. They are sorted once, into a temporary table, and numbered in batches, the oldest first.
+-- What is still at 0 after an interruption is younger than what is numbered, so a second run goes on where the first one
+-- ended.
+drop table if exists pg_temp.iu_numbering;
+create temporary table iu_numbering (n bigint primary key, id uuid not null, created_at timestamptz not null);
+insert into pg_temp.iu_numbering (n, id, created_at)
+select row_number() over (order by o.created_at, o.id) - 1 - count(*) over (), o.id, o.created_at
+  from public.event_outbox o
+ where o.event_domain = 'iu' and o.event_seq = 0;
+
+-- repeat: numbering events
+with batch as (
+    delete from pg_temp.iu_numbering b
+     where b.n in (select x.n from pg_temp.iu_numbering x order by x.n limit 5000)
+    returning b.n, b.id, b.created_at)
 update public.event_outbox e
-   set event_seq = o.n
-  from (select id, row_number() over (order by created_at, id) - 1 - count(*) over () as n
-          from public.event_outbox
-         where event_domain = 'iu' and event_seq = 0) o
- where e.id = o.id;
+   set event_seq = b.n
+  from batch b
+ where e.id = b.id and e.created_at = b.created_at and e.event_seq = 0;
+drop table pg_temp.iu_numbering;
 
 -- "if exists": an interrupted CREATE INDEX CONCURRENTLY leaves an invalid index behind.
 drop index concurrently if exists public.event_outbox_tick_idx;

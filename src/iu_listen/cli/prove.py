@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import anyio
 from cyclopts import App, Parameter
@@ -20,6 +21,7 @@ from iu_listen.postgres.migrate import (
     Package,
     added,
     apply_files,
+    for_want_of_a_lock,
     only_migrator,
     package_state,
     roll_back_files,
@@ -44,20 +46,40 @@ def register(app: App) -> None:
     app.command(rollback)
 
 
+#: Where there is no terminal, a step of many batches says so often how far it is, in seconds.
+SAY_EVERY: Final = 10.0
+
+
+class Steps:
+    """A progress bar with a step for each file: call it with the name of each."""
+
+    def __init__(self, bar: Progress, what: str, total: int) -> None:
+        self._bar, self._what = bar, what
+        self._task = bar.add_task(what, total=total)
+        self._said = time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        """The next step begins."""
+        self._bar.update(self._task, description=f"{self._what}: {name}", advance=1)
+
+    def batch(self, name: str, what: str, rows: int) -> None:
+        """A batch of a step was done; ``rows`` is how many there were so far."""
+        text = f"{name}: {what}, {rows:,} done".replace(",", " ").replace("  ", ", ")
+        self._bar.update(self._task, description=f"{self._what}: {text}")
+        if self._bar.disable and time.monotonic() - self._said > SAY_EVERY:
+            self._said = time.monotonic()
+            show.note(text)
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Any]:
-    """A progress bar on a terminal; yields a function that is called with the name of each step."""
+def progress(what: str, total: int) -> Iterator[Steps]:
+    """A progress bar on a terminal; yields what is called with the name of each step."""
     console = show.err()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
-        task = bar.add_task(what, total=total)
-
-        def step(name: str) -> None:
-            bar.update(task, description=f"{what}: {name}", advance=1)
-
-        yield step
+        yield Steps(bar, what, total)
 
 
 # -- probe -------------------------------------------------------------------------------------------------------
@@ -159,7 +181,7 @@ async def apply_on(door: Door, connection: Connection, terms: Terms, *, machine:
         if not machine:
             _show_plan(gates, terms)
         if gates.passed and not terms.plan and before is not None:
-            answer |= await _apply_durably(connection, before, gates, machine=machine)
+            answer |= await _apply_durably(connection, before, gates, door, terms, machine=machine)
             code = 0 if all(c["pass"] for c in answer["verify"]) else 1
     if machine:
         show.as_json(answer | {"pass": code == 0})
@@ -190,7 +212,9 @@ def _show_plan(gates: Gates, terms: Terms) -> None:
         show.line(f"Plan: {len(pending)} file(s) would be applied; nothing was changed.")
 
 
-async def _apply_durably(connection: Connection, before: Package, gates: Gates, *, machine: bool) -> dict[str, Any]:
+async def _apply_durably(
+    connection: Connection, before: Package, gates: Gates, door: Door, terms: Terms, *, machine: bool
+) -> dict[str, Any]:
     counts_before = (await census.rows(connection, "row_counts"))[0]
     # A worker that has run is not fresh any more: then verification asks only what a running one can fulfil.
     first = any(m.number == "060" for m in before.pending)
@@ -206,8 +230,19 @@ async def _apply_durably(connection: Connection, before: Package, gates: Gates, 
 
     with progress("apply", len(before.pending)) as step:
         try:
-            await apply_files(connection, before.pending, gates.evidence(), step, must_verify)
-        except Refused:
+            await apply_files(connection, before.pending, gates.evidence(), step, must_verify, step.batch)
+            if gates.probe_last:
+                step("probe")
+                await _must_prove(connection, door, terms)
+        except Refused as error:
+            if gates.probe_last and for_want_of_a_lock(error):
+                # Numbering and indexing a large log is not thrown away for a lock.
+                done = len((await package_state(connection)).recorded)
+                raise Refused(
+                    error.message,
+                    f"{done} of {len(package_files())} files are applied, and inert. iu-listen apply goes on from "
+                    "there; iu-listen rollback takes them back.",
+                ) from error
             await _take_back(connection, before)
             raise
     after = await package_state(connection)
@@ -224,6 +259,13 @@ async def _apply_durably(connection: Connection, before: Package, gates: Gates, 
         _print_end_state(report)
         print_checks(checks)
     return report
+
+
+async def _must_prove(connection: Connection, door: Door, terms: Terms) -> None:
+    proof = await run_probe(connection, door.session, lock_timeout=terms.lock_timeout)
+    wrong = [f"{f.id}: expected {f.expected}, observed {f.observed}" for f in proof.findings if not f.passed]
+    if wrong:
+        raise Refused("; ".join(wrong[:3]), "Everything was taken back.")
 
 
 async def _take_back(connection: Connection, before: Package) -> None:

@@ -26,9 +26,9 @@ from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, qu
 
 #: Advisory lock that serialises migrators.
 MIGRATOR_KEY: Final = (726004, 1)
-#: How long a file may wait for a lock, in milliseconds, and how often it is tried.
-LOCK_TIMEOUT_MS: Final = 2000
-TRIES: Final = 10
+#: How long a file may wait for a lock, in milliseconds, and how often it is tried. Writers wait behind it meanwhile.
+LOCK_TIMEOUT_MS: Final = 500
+TRIES: Final = 40
 #: The same for a "transaction: none" file: CONCURRENTLY waits for every older snapshot, and holds up nobody meanwhile.
 ALONE_TIMEOUT_MS: Final = 600_000
 #: The files whose objects are counted as the seed counts them: 2 tables, 5 functions, 3 views, 1 key, 1 row.
@@ -39,8 +39,12 @@ SEED_FILES: Final = (
 )
 
 Report = Callable[[str], None]
+#: Called with the file, what it does, and how many rows it has done so far.
+Progress = Callable[[str, str, int], None]
 
 _CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
+#: Says of a statement that it is to be executed until it changes no row, and what to call that.
+_REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,7 @@ async def apply_files(
     evidence: Mapping[str, Any],
     report: Report,
     before_commit: Any = None,
+    progress: Progress = lambda *_: None,
 ) -> None:
     """Apply and record files, in order.
 
@@ -198,6 +203,7 @@ async def apply_files(
         evidence: What the gates showed; recorded with every file.
         report: Called with the name of each file before it runs.
         before_commit: Awaited inside the last transaction; raises to undo it.
+        progress: Called after every batch of a statement that is repeated.
 
     Raises:
         Refused: the server's error, or what ``before_commit`` raised. Earlier groups of files stay applied then.
@@ -205,7 +211,7 @@ async def apply_files(
     groups = [list(group) for _, group in groupby(pending, key=lambda m: m.header("transaction") == "none" and m.name)]
     for group in groups:
         if group[0].header("transaction") == "none":
-            alone = partial(_apply_alone, connection, group[0], evidence, report)
+            alone = partial(_apply_alone, connection, group[0], evidence, report, progress)
             await patiently(connection, alone, ALONE_TIMEOUT_MS)
         else:
             check = before_commit if group is groups[-1] else None
@@ -246,6 +252,11 @@ async def patiently(
                 await anyio.sleep(0.2)
 
 
+def for_want_of_a_lock(error: Refused) -> bool:
+    """Whether patiently() gave up because somebody else held a lock."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+
+
 async def _apply_together(
     connection: Connection, group: list[Migration], evidence: Mapping[str, Any], report: Report, check: Any
 ) -> None:
@@ -260,12 +271,19 @@ async def _apply_together(
 
 
 async def _apply_alone(
-    connection: Connection, migration: Migration, evidence: Mapping[str, Any], report: Report
+    connection: Connection, migration: Migration, evidence: Mapping[str, Any], report: Report, progress: Progress
 ) -> None:
     report(migration.name)
     began = time.perf_counter()
     leaves = [dict(row) for row in await connection.fetch(query("outbox_leaves"))]
     for statement in migration.statements:
+        if repeat := _REPEAT.search(statement):
+            rows = 0
+            # The tag of the command ends with how many rows it changed.
+            while changed := int((await connection.execute(statement)).rpartition(" ")[2]):
+                rows += changed
+                progress(migration.name, repeat[1], rows)
+            continue
         for one in spread(statement, leaves):
             # What has to be done to the whole log at once must not be queued for as long as what holds up nobody.
             if leaves and not _CONCURRENTLY.search(one):

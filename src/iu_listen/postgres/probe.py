@@ -58,6 +58,11 @@ class Proof:
     installed: bool = False
 
     @property
+    def findings(self) -> list[Finding]:
+        """SETUP, A to H and the footprint."""
+        return [*self.probes, *self.footprint]
+
+    @property
     def passed(self) -> bool:
         """Whether every figure is the expected one and nothing was left behind."""
         return len(self.probes) == len(SCENARIOS) and all(f.passed for f in [*self.probes, *self.footprint])

@@ -1,0 +1,5 @@
+-- How many bytes the log takes, without its indexes: what has to be read of it.
+
+select pg_relation_size('public.event_outbox')
+       + coalesce((select sum(pg_relation_size(p.relid)) from pg_partition_tree('public.event_outbox') p
+                    where p.relid <> 'public.event_outbox'::regclass), 0)::bigint
