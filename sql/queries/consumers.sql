@@ -1,4 +1,5 @@
--- Consumers that were alive within the last day, the youngest beat first. A beat in the future is silence, too: the
+-- Consumers that were alive within the last day, and of every worker the last one, however long ago that was; the
+-- youngest beat first. A beat in the future is silence, too: the
 -- clock was set back since, and whoever lives beats again.
 
 select h.worker_name, h.host, h.pid, h.version, h.state, h.state_detail, h.listening, h.polling_why, h.started_at, h.beat_at,
@@ -7,4 +8,9 @@ select h.worker_name, h.host, h.pid, h.version, h.state, h.state_detail, h.liste
        h.state <> 'stopped' and abs(extract(epoch from clock_timestamp() - h.beat_at)) > 3 * h.cadence_seconds as silent
   from public.iu_consumer_heartbeat h
  where h.beat_at > now() - interval '1 day'
+    or h.consumer_id = (select l.consumer_id
+                          from public.iu_consumer_heartbeat l
+                         where l.worker_name = h.worker_name
+                         order by l.beat_at desc
+                         limit 1)
  order by h.beat_at desc

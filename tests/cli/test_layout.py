@@ -82,12 +82,12 @@ def test_nothing_is_cut(incident, width):
     condition = health["condition_why"] or health["condition"]
     wanted = {
         ("dead-letter", "list"): letters,
-        ("dead-letter", "replay", "--all", "--plan"): letters,
+        ("dead-letter", "replay", *letters, "--plan"): letters,
         ("attempts",): [*events, ROUTE],
         ("route", "list"): [ROUTE],
         ("cursor", "show"): [WORKER],
         ("status",): [WORKER, ROUTE, condition],
-        ("doctor",): [condition],
+        ("doctor",): ["silent for 3 d 23 h"],
         ("trace", good): [ROUTE],
         ("trace", letters[0]): ["poisoned"],
     }

@@ -6,10 +6,11 @@ import json
 import sys
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iu_listen.model.text import UNSAFE, json_visible, visible
+from iu_listen.model.text import UNSAFE, duration, humane, json_visible, visible
 
 BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "B"}
 
@@ -46,3 +47,26 @@ def test_json_stays_the_same_document(value):
     shown = json_visible(json.dumps(value, ensure_ascii=False, indent=2))
     assert not UNSAFE.search(shown.replace("\n", ""))
     assert json.loads(shown) == value
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0004, "0 ms"), (0.04, "40 ms"), (1, "1 s"), (59.4, "59 s"), (59.6, "1 min"), (125, "2 min 5 s"), (3600, "1 h"),
+        (18_600, "5 h 10 min"), (86_399, "23 h 59 min"), (342_065, "3 d 23 h"), (172_800, "2 d"), (-5, "0 ms"),
+    ],
+)  # fmt: skip
+def test_duration(seconds, words):
+    """A length of time has one form: its two largest units."""
+    assert duration(seconds) == words
+
+
+def test_humane():
+    """Numbers and seconds inside a sentence of the database have the same form; ids, times and processes stay."""
+    assert humane("silent for 342065 s, cadence is 5 s") == "silent for 3 d 23 h, cadence is 5 s"
+    assert humane("302400 event(s) wait, the oldest for 90 s") == "302 400 event(s) wait, the oldest for 1 min 30 s"
+    for same in (
+        "pid 123456, host:54321", "since 2026-11-25T21:04:29Z", "b65c1335-1234-4567-8901-123456789012", "route a12345",
+        "checksum 12345678abcd", "version 0.12345",
+    ):  # fmt: skip
+        assert humane(same) == same

@@ -16,6 +16,7 @@ from iu_listen.cli.deliveries import print_deliveries
 from iu_listen.cli.door import Where, between, looking
 from iu_listen.cli.ids import ID
 from iu_listen.model.errors import DatabaseUnreachable
+from iu_listen.model.text import humane
 from iu_listen.postgres import census, doctor
 from iu_listen.postgres.ids import whole
 
@@ -30,15 +31,25 @@ def register(app: App) -> None:
     app.command(examine, name="doctor")
 
 
-def status(*, where: Where | None = None) -> int:
-    """Show gates, workers, consumers and what waits, at a glance."""
+def status(
+    *,
+    exit_code: Annotated[
+        bool, Parameter(help="End with 1 when a worker is not healthy, as health does.", negative=())
+    ] = False,
+    where: Where | None = None,
+) -> int:
+    """Show whether all is well, and why not; then gates, workers, consumers and what waits."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
+            workers = await census.rows(connection, "workers")
+            health = [await census.worker_health(connection, w["worker_name"]) for w in workers]
             answer: dict[str, Any] = {
+                "healthy": all(h["healthy"] for h in health) and bool(health),
+                "health": health,
                 "gates": await census.gates(connection),
-                "workers": await census.rows(connection, "workers"),
+                "workers": workers,
                 "consumers": await census.rows(connection, "consumers"),
                 "culprits": await census.rows(connection, "culprits"),
                 "attempts": await census.rows(connection, "attempt_summary"),
@@ -52,7 +63,7 @@ def status(*, where: Where | None = None) -> int:
             show.as_json(answer)
         else:
             _print_status(answer)
-        return 0
+        return int(exit_code and not answer["healthy"])
 
     return anyio.run(run)
 
@@ -60,10 +71,36 @@ def status(*, where: Where | None = None) -> int:
 def _condition(row: dict[str, Any]) -> str:
     """What a worker is like, in a phrase."""
     words = row["condition"].replace("_", " ")
-    return f"{words}: {row['condition_why']}" if row["condition_why"] else words
+    return f"{words}: {humane(row['condition_why'])}" if row["condition_why"] else words
+
+
+def _wakes_by(consumer: dict[str, Any]) -> str:
+    """How a consumer hears of events. One that has ended hears of none, whatever its last session did."""
+    if consumer["state"] == "stopped":
+        return "–"
+    return "bell" if consumer["listening"] else "polling"
+
+
+def _print_headline(answer: dict[str, Any]) -> None:
+    """Whether all is well, and why not: what a person has to know before any table."""
+    for health in answer["health"]:
+        _print_health(health)
+    if not answer["health"]:
+        show.line(f"{show.mark(False, no='NOT HEALTHY')}  no worker is registered", markup=True)
+    for route in answer["deliveries"]:
+        if route["held_by"]:
+            why = f" ({route['why']})" if route["why"] else ""
+            held = f"route {route['route_code']} is held by {route['held_by']}{why}: {show.text(route['pending'])} wait"
+            show.line(f"  warning: {held}")
 
 
 def _print_status(answer: dict[str, Any]) -> None:
+    _print_headline(answer)
+    if answer["culprits"]:
+        show.table(
+            ("in the way", "who", "what follows"),
+            ((c["what"].replace("_", " "), census.culprit_words(c), c["effect"]) for c in answer["culprits"]),
+        )
     show.table(
         ("gate", "", "since", "key"),
         ((g["gate"], show.mark(g["open"], "open", "closed"), show.ago(g["since"]), g["key"]) for g in answer["gates"]),
@@ -82,17 +119,12 @@ def _print_status(answer: dict[str, Any]) -> None:
         (
             (f"{c['host']}:{c['pid']}", c["worker_name"],
              show.mark(not c["silent"], f"{c['state']}", f"{c['state']}, silent"), show.ago(c["beat_at"]),
-             "bell" if c["listening"] else "polling", c["last_wake"], c["events"], c["wakes"].get("lost", 0))
+             _wakes_by(c), c["last_wake"], c["events"], c["wakes"].get("lost", 0))
             for c in answer["consumers"]
         ),
     )  # fmt: skip
-    if answer["culprits"]:
-        show.table(
-            ("in the way", "who", "what follows"),
-            ((c["what"].replace("_", " "), census.culprit_words(c), c["effect"]) for c in answer["culprits"]),
-        )
     if not answer["consumers"]:
-        show.note("No consumer has been seen within a day. Start one: iu-listen run")
+        show.note("No consumer has ever been seen. Start one: iu-listen run")
     show.table(
         ("route", "status", "attempts", "last"),
         ((a["route_code"], a["status"], a["attempts"], show.ago(a["last_at"])) for a in answer["attempts"]),
@@ -185,9 +217,9 @@ def _print_health(answer: dict[str, Any]) -> None:
         markup=True,
     )
     for reason in answer["reasons"]:
-        show.line(f"  because {reason}")
+        show.line(f"  because {humane(reason)}")
     for warning in answer["warnings"]:
-        detail = f" ({warning['detail']})" if "detail" in warning else ""
+        detail = f" ({humane(warning['detail'])})" if "detail" in warning else ""
         show.line(f"  warning: {warning['code'].replace('_', ' ')}: {show.text(warning['figure'])}{detail}")
 
 

@@ -16,7 +16,10 @@ from rich.segment import Segment
 from rich.text import Text
 
 from iu_listen.cli.layout import Branch, Cell, Form, fitting
-from iu_listen.model.text import UNSAFE, json_visible, visible
+from iu_listen.model import text as plain
+from iu_listen.model.text import UNSAFE, json_visible, number, visible
+
+duration = plain.duration
 
 #: Width of tables that go to a file or a pipe.
 PIPE_WIDTH = 200
@@ -130,23 +133,15 @@ def text(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     if isinstance(value, int):
-        return f"{value:,}".replace(",", " ")
+        return number(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     return visible(str(value))
 
 
 def ago(when: datetime | None) -> str:
-    """How long ago something was: 3 s, 12 min, 5 h, 2 d."""
+    """How long ago something was: 3 s ago, 5 h 10 min ago."""
     return "never" if when is None else f"{duration((datetime.now(UTC) - when).total_seconds())} ago"
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its natural unit."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s" if seconds >= 1 else f"{max(seconds, 0) * 1000:.0f} ms"
 
 
 def line(words: str, markup: bool = False) -> None:

@@ -33,6 +33,33 @@ def json_visible(document: str) -> str:
     return UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else _json_escaped(found[0]), document)
 
 
+def number(value: int) -> str:
+    """A whole number as people read it: 300 000."""
+    return f"{value:,}".replace(",", " ")
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units: 3 d 23 h, 5 h 10 min, 2 min 5 s, 12 s, 40 ms."""
+    seconds = max(seconds, 0.0)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    whole = round(seconds)
+    for large, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= size:
+            count, rest = divmod(whole, size)
+            return f"{count} {large}" + (f" {rest // part} {small}" if rest // part else "")
+    return f"{whole} s"
+
+
+def humane(text: str) -> str:
+    """A sentence of the database with its numbers and its seconds as number() and duration() write them.
+
+    Numbers of processes stay, and so does what is part of a word, a time or an id.
+    """
+    text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
+    return re.sub(r"(?<!pid )(?<![\w.:-])\d{5,15}(?![\w.:-])", lambda found: number(int(found[0])), text)
+
+
 def _escaped(character: str) -> str:
     number = ord(character)
     if character in "\t\n\r":

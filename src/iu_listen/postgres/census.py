@@ -12,6 +12,7 @@ import asyncpg
 
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.facts import GATES
+from iu_listen.model.text import duration, number
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
@@ -63,7 +64,10 @@ async def require_package(connection: Connection) -> None:
             "the package is not applied to this database", "iu-listen apply --plan, then iu-listen apply"
         )
     if drift := package.drift():
-        raise ConfigurationError("; ".join(drift), "docs/how-to/repair.md, or take it back with iu-listen rollback.")
+        more = f"; and {len(drift) - 3} more" if len(drift) > 3 else ""
+        raise ConfigurationError(
+            "; ".join(drift[:3]) + more, "docs/how-to/repair.md, or take it back with iu-listen rollback."
+        )
     raise ConfigurationError(
         f"half applied: {package.pending[0].name} is pending",
         "Finish with iu-listen apply, or take it back with iu-listen rollback.",
@@ -143,8 +147,8 @@ def culprit_words(row: Row) -> str:
     known = [row["application"], row["database"] and f"database {row['database']}", row["state"]]
     words = str(row["who"]) + (f" ({', '.join(k for k in known if k)})" if any(known) else "")
     if row["seconds"] is not None:
-        words += f" for {row['seconds']:.0f} s"
-    return words + (f", {row['xids']} transactions" if row["xids"] is not None else "")
+        words += f" for {duration(row['seconds'])}"
+    return words + (f", {number(row['xids'])} transactions" if row["xids"] is not None else "")
 
 
 async def emit(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from iu_listen.model.errors import IuListenError
+from iu_listen.model.text import duration, humane, number
 from iu_listen.postgres import census, letters
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import Connection
@@ -95,7 +96,7 @@ async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # no
     locked = {route["route_code"] for route in live if route["lock"]}
     for row in await census.rows(connection, "delivery/routes"):
         if row["held_by"] and row["route_code"] not in locked:
-            words = f"{row['route_code']}: {row['pending']} wait, held by {row['held_by']}"
+            words = f"{row['route_code']}: {number(row['pending'])} wait, held by {row['held_by']}"
             level: Level = "fail" if row["held_by"] == "no_target" else "warn"
             hint = row["hint"] or "iu-listen delivery list"
             found.append(Finding(level, "delivery", f"{words} ({row['why']})" if row["why"] else words, hint))
@@ -123,11 +124,11 @@ async def _history(connection: Connection, worker: str) -> Finding:
 async def _health(connection: Connection, worker: str) -> Finding:
     health = await census.worker_health(connection, worker)
     if not health["healthy"]:
-        reasons = "; ".join(health["reasons"])
+        reasons = humane("; ".join(health["reasons"]))
         absent = "silent" in reasons or "nobody routes" in reasons
         return Finding("fail", "health", reasons, "Is a consumer running? iu-listen run" if absent else "")
     if health["warnings"]:
-        words = ", ".join(f"{w['code'].replace('_', ' ')} {w['figure']}" for w in health["warnings"])
+        words = ", ".join(f"{w['code'].replace('_', ' ')} {number(w['figure'])}" for w in health["warnings"])
         return Finding("warn", "health", f"healthy, with {words}", "iu-listen status")
     return Finding("ok", "health", f"healthy, {health['condition'].replace('_', ' ')}")
 
@@ -135,9 +136,11 @@ async def _health(connection: Connection, worker: str) -> Finding:
 async def _audit(connection: Connection, worker: str) -> Finding:
     for row in await census.rows(connection, "audits"):
         if row["worker_name"] == worker and row["missing"]:
-            return Finding("fail", "audit", f"{row['missing']} events lack attempts", "iu-listen audit --repair")
+            return Finding(
+                "fail", "audit", f"{number(row['missing'])} events lack attempts", "iu-listen audit --repair"
+            )
         if row["worker_name"] == worker and row["finished_at"]:
-            accepted = f", {row['accepted']} accepted as they are" if row["accepted"] else ""
+            accepted = f", {number(row['accepted'])} accepted as they are" if row["accepted"] else ""
             return Finding("ok", "audit", f"complete at {row['finished_at']:%Y-%m-%d %H:%M:%S}Z{accepted}")
     return Finding("ok", "audit", "none has ended yet", "iu-listen audit")
 
@@ -150,10 +153,10 @@ async def _traces(connection: Connection, worker: str) -> Finding:  # noqa: ARG0
     if row["refusal"]:
         return Finding("fail", "traces", f"the cursor is not believed: {row['refusal']}", "docs/how-to/repair.md")
     if row["seconds"] > LATE_TRACES:
-        words = f"{row['waiting']} attempts are not exported, the oldest for {row['seconds']:.0f} s"
+        words = f"{number(row['waiting'])} attempts are not exported, the oldest for {duration(row['seconds'])}"
         hint = "Does the collector take them? docs/how-to/traces.md. Or for good: iu-listen trace-export --end"
         return Finding("warn", "traces", words, hint)
-    return Finding("ok", "traces", f"exported: {row['exported']} spans")
+    return Finding("ok", "traces", f"exported: {number(row['exported'])} spans")
 
 
 async def _retention(connection: Connection, worker: str) -> Finding:  # noqa: ARG001

@@ -12,6 +12,7 @@ from uuid import UUID
 import anyio
 
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.text import number
 from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
 
@@ -97,7 +98,7 @@ async def kinds(connection: Connection) -> list[Row]:
 
 def counted(count: int) -> str:
     """A count that ended at MOST_COUNTED, in words."""
-    words = f"{min(count, MOST_COUNTED):,}".replace(",", " ")
+    words = number(min(count, MOST_COUNTED))
     return f"more than {words}" if count > MOST_COUNTED else words
 
 

@@ -78,9 +78,17 @@ def _ours(error: BaseException) -> SessionLost | Refused:
 
 def refused(error: asyncpg.PostgresError) -> Refused:
     """The server's own words, its hint included."""
-    return Refused(
-        f"{_one_line(error)} (SQLSTATE {error.sqlstate})", getattr(error, "hint", None) or "", error.sqlstate or ""
-    )
+    hint = getattr(error, "hint", None) or (_ROLES if error.sqlstate == _NO_PRIVILEGE else "")
+    return Refused(f"{_one_line(error)} (SQLSTATE {error.sqlstate})", hint, error.sqlstate or "")
+
+
+#: The SQLSTATE of a missing privilege, and the roles of deploy/postgres/roles.sql, one of which has it.
+_NO_PRIVILEGE: Final = "42501"
+_ROLES: Final = (
+    "This login lacks the role: iu_listen_reader looks (status, doctor, attempts, …), iu_listen_operator changes (gate,"
+    " route, dead-letter, …), iu_listen_janitor removes (retention run), iu_listen_consumer consumes (run, health),"
+    " iu_listen_exporter exports (trace-export). For example: grant iu_listen_reader to LOGIN."
+)
 
 
 def _one_line(error: BaseException) -> str:
