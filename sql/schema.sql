@@ -38,6 +38,7 @@ COMMENT ON FUNCTION public.fn_event_type_validate() IS 'Rejects an event whose t
 CREATE FUNCTION public.fn_iu_audit_confirm(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'on'
     SET enable_bitmapscan TO 'on'
@@ -113,6 +114,7 @@ COMMENT ON FUNCTION public.fn_iu_audit_confirm(p_worker_name text) IS 'Judges ev
 CREATE FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer DEFAULT 5000, p_pass bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -297,6 +299,7 @@ COMMENT ON FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer,
 CREATE FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     v_event     record;
@@ -364,6 +367,7 @@ COMMENT ON FUNCTION public.fn_iu_core_routes_enabled() IS 'The master gate: true
 CREATE FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 begin
@@ -393,6 +397,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_
 CREATE FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 declare
@@ -436,6 +441,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered bool
 CREATE FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     r         public.iu_outbound_route;
@@ -494,6 +500,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failur
 CREATE FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text DEFAULT SESSION_USER) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 declare
@@ -525,6 +532,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, 
 CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) RETURNS TABLE(last_id bigint, seconds double precision[], since_commit boolean)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET enable_sort TO 'off'
@@ -708,6 +716,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[]) IS 'C
 CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER, p_after bigint DEFAULT 0, p_until bigint DEFAULT NULL::bigint, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 declare
@@ -1101,6 +1110,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The fu
 CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql STRICT
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1182,6 +1192,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled bool
 CREATE FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 begin
     update public.iu_delivery_lease l
@@ -1226,6 +1237,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids big
 CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     l         public.iu_delivery_lease;
@@ -1529,6 +1541,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_rou
 CREATE FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) RETURNS void
     LANGUAGE sql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
     update public.iu_delivery_lease x set released = true where x.worker_name = p_worker_name and x.owner = p_owner
 $$;
@@ -1664,6 +1677,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], 
 CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1735,6 +1749,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uui
 CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) RETURNS TABLE(route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1851,6 +1866,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text
 CREATE FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     d        public.iu_route_delivery;
@@ -1889,6 +1905,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner
 CREATE FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 begin
     -- Where it has lost the lease, another consumer knows better.
@@ -2024,6 +2041,7 @@ COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event fo
 CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off'
@@ -2558,6 +2576,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_partitions() IS 'The partitions of event
 CREATE FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_force boolean DEFAULT false, p_plan boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET jit TO 'off'
     AS $$
 declare
@@ -2788,6 +2807,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_tick() IS 'The present snapshot with the
 CREATE FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(event_domain text, cursors public.iu_route_worker_cursor[], refusing text, young_seq bigint, young_id uuid)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
     select c.event_domain, c.cursors, c.refusing, coalesce(y.event_seq, 9223372036854775807),
            coalesce(y.id, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
@@ -2814,6 +2834,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time 
 CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interval, p_what text[] DEFAULT NULL::text[]) RETURNS TABLE(what text, verdict text, who text, count bigint, oldest timestamp with time zone, youngest timestamp with time zone)
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     AS $$
@@ -3221,6 +3242,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whethe
 CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 5000, p_keep interval DEFAULT NULL::interval, p_after jsonb DEFAULT NULL::jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
@@ -3435,6 +3457,7 @@ COMMENT ON FUNCTION public.fn_iu_ring_bell() IS 'Notifies channel iu_event_outbo
 CREATE FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     d          public.iu_route_dead_letter;
@@ -3588,6 +3611,7 @@ COMMENT ON FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uui
 CREATE FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'on'
     AS $_$
 declare
     r        public.iu_outbound_route;
@@ -3628,6 +3652,7 @@ COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uu
 CREATE FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     r      public.iu_outbound_route;
@@ -3673,6 +3698,7 @@ COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p
 CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 begin
     update public.iu_delivery_breaker b
@@ -3709,6 +3735,7 @@ COMMENT ON FUNCTION public.fn_iu_route_worker_enabled() IS 'The worker gate: tru
 CREATE FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean DEFAULT false, p_event_ref uuid DEFAULT NULL::uuid, p_route_code text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     c        public.iu_route_worker_cursor;
@@ -3749,6 +3776,7 @@ COMMENT ON FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch
 CREATE FUNCTION public.fn_iu_route_worker_health(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 declare
     c           public.iu_route_worker_cursor;
@@ -3910,6 +3938,7 @@ COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Cou
 CREATE FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -4457,6 +4486,7 @@ COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, i
 CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 begin
     perform set_config('synchronous_commit', 'off', true);
@@ -4489,6 +4519,7 @@ COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot,
 CREATE FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) RETURNS jsonb
     LANGUAGE sql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $_$
     with here (xid) as (
         -- All that is visible now, whatever its stamp: after a restore some lie beyond what is reached here.
@@ -4702,6 +4733,7 @@ COMMENT ON VIEW public.v_iu_trace_attempt IS 'What the span of an attempt, and t
 CREATE FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer) RETURNS SETOF public.v_iu_trace_attempt
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -4803,6 +4835,7 @@ COMMENT ON VIEW public.v_iu_trace_letter IS 'What the span of a dead letter is m
 CREATE FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) RETURNS SETOF public.v_iu_trace_letter
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -4848,6 +4881,7 @@ COMMENT ON FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_sna
 CREATE FUNCTION public.fn_iu_trace_register(p_name text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     AS $$
 begin
     if not exists (select from public.iu_trace_cursor t where t.name = p_name) then
@@ -4867,6 +4901,7 @@ COMMENT ON FUNCTION public.fn_iu_trace_register(p_name text) IS 'Begins an expor
 CREATE FUNCTION public.fn_iu_trace_tick(p_name text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO ''
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'

@@ -44,7 +44,8 @@ async def apply_partitioned_base(connection: asyncpg.Connection) -> None:
         begin
             for n in -4 .. 0 loop
                 v_from := date_trunc('month', now(), 'UTC') + n * interval '1 month';
-                execute format('create table event_outbox_%s partition of event_outbox for values from (%L) to (%L)',
+                execute format('create table public.event_outbox_%s partition of public.event_outbox '
+                               'for values from (%L) to (%L)',
                                to_char(v_from at time zone 'UTC', '"y"YYYY"m"MM'), v_from, v_from + interval '1 month');
             end loop;
         end $$
@@ -80,7 +81,7 @@ async def open_gate(dsn: str, value: str = "true") -> None:
 
 #: Appends so many events in one statement.
 MANY = """
-    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    insert into public.event_outbox (event_domain, event_type, event_stream, delivery_lane)
     select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int)
 """
 
@@ -99,7 +100,8 @@ async def rows_read(connection: asyncpg.Connection, tables: str) -> int:
 async def insert_event(connection: asyncpg.Connection, subject: UUID | None = None, note: str = "") -> UUID:
     """Append one event to the outbox with plain SQL, in whatever transaction the connection is in."""
     event: UUID = await connection.fetchval(
-        """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
+        """insert into public.event_outbox
+               (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
            values ('iu', 'version_applied', 'update', 'immediate', $1, jsonb_build_object('note', $2::text))
            returning id""",
         subject or uuid4(),

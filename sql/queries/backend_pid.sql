@@ -1,3 +1,3 @@
 -- The server process that answers: another one than the connection was told means that a pooler is in between.
 
-select pg_backend_pid()
+select pg_catalog.pg_backend_pid()

@@ -1,24 +1,34 @@
--- How long a dead host can hold anything, and how long a frozen one: for a session that is ours alone.
+-- What holds for a session that is ours alone. No name is looked up in a schema that others may write to: what is called
+-- here is qualified, because the role's own search_path holds until this has run, and from then on it is empty.
+-- Rows that a policy hides are an error (42501) instead of missing. A statement ends before its client gives it up, and
+-- soon after a client that has gone, where the platform of the server can tell. The rest says how long a dead host can
+-- hold anything, and how long a frozen one.
 --
 -- $1 text     idle_session_timeout, e.g. 15000ms; 0 means never
 -- $2 boolean  true: it may only look, listen and hold advisory locks
 -- $3 text     statement_timeout, e.g. 15000ms; null leaves it as it is
 -- $4 text     transaction_timeout, where there is one (17 and newer), e.g. 15000ms; null leaves it as it is
 
-select set_config('client_min_messages', 'warning', false),
+select pg_catalog.set_config('search_path', '', false),
+       pg_catalog.set_config('row_security', 'off', false),
+       pg_catalog.set_config('client_min_messages', 'warning', false),
        -- Times, intervals and numbers as text, whatever the role or the database prefers.
-       set_config('TimeZone', 'UTC', false),
-       set_config('DateStyle', 'ISO, MDY', false),
-       set_config('IntervalStyle', 'postgres', false),
-       set_config('bytea_output', 'hex', false),
-       set_config('extra_float_digits', '1', false),
-       set_config('tcp_keepalives_idle', '5', false),
-       set_config('tcp_keepalives_interval', '3', false),
-       set_config('tcp_keepalives_count', '3', false),
-       set_config('tcp_user_timeout', '10000', false),
-       set_config('idle_session_timeout', $1, false),
-       set_config('default_transaction_read_only',
-                  case when $2 then 'on' else current_setting('default_transaction_read_only') end, false),
-       set_config('statement_timeout', coalesce($3, current_setting('statement_timeout')), false),
-       case when current_setting('transaction_timeout', true) is not null and $4::text is not null
-            then set_config('transaction_timeout', $4, false) end
+       pg_catalog.set_config('TimeZone', 'UTC', false),
+       pg_catalog.set_config('DateStyle', 'ISO, MDY', false),
+       pg_catalog.set_config('IntervalStyle', 'postgres', false),
+       pg_catalog.set_config('bytea_output', 'hex', false),
+       pg_catalog.set_config('extra_float_digits', '1', false),
+       pg_catalog.set_config('tcp_keepalives_idle', '5', false),
+       pg_catalog.set_config('tcp_keepalives_interval', '3', false),
+       pg_catalog.set_config('tcp_keepalives_count', '3', false),
+       pg_catalog.set_config('tcp_user_timeout', '10000', false),
+       case when pg_catalog.version() operator(pg_catalog.!~*) 'windows|mingw|msvc|visual c'
+            then pg_catalog.set_config('client_connection_check_interval', '2s', false) end,
+       pg_catalog.set_config('idle_session_timeout', $1, false),
+       pg_catalog.set_config('default_transaction_read_only',
+                             case when $2 then 'on'
+                                  else pg_catalog.current_setting('default_transaction_read_only') end, false),
+       pg_catalog.set_config('statement_timeout',
+                             coalesce($3, pg_catalog.current_setting('statement_timeout')), false),
+       case when pg_catalog.current_setting('transaction_timeout', true) is not null and $4::pg_catalog.text is not null
+            then pg_catalog.set_config('transaction_timeout', $4, false) end

@@ -73,6 +73,7 @@ create function public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit 
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -610,6 +611,7 @@ create function public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_a
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     d          public.iu_route_dead_letter;
@@ -796,6 +798,7 @@ returns jsonb
 language plpgsql
 stable
 set search_path = ''
+set row_security = off
 as $$
 declare
     c           public.iu_route_worker_cursor;

@@ -331,6 +331,8 @@ create function public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, 
 returns text
 language plpgsql
 set search_path = ''
+-- A target is code of others: policies filter for it as they would anywhere.
+set row_security = on
 as $$
 declare
     r        public.iu_outbound_route;
@@ -401,6 +403,7 @@ create function public.fn_iu_route_live(p_route_code text, p_live boolean, p_why
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     r      public.iu_outbound_route;
@@ -467,6 +470,7 @@ create function public.fn_iu_delivery_unusable(
 returns void
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 begin
     -- Where it has lost the lease, another consumer knows better.

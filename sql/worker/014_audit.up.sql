@@ -90,6 +90,7 @@ create function public.fn_iu_audit_confirm(p_worker_name text)
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 -- fn_iu_audit_page, which calls this, wants them otherwise; and one of them changes midway.
 set plan_cache_mode = force_custom_plan
 set enable_seqscan = on
@@ -183,6 +184,7 @@ create function public.fn_iu_audit_page(
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -417,6 +419,7 @@ create function public.fn_iu_audit_repair(p_worker_name text, p_limit integer de
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     v_event     record;

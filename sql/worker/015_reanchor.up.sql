@@ -104,6 +104,7 @@ create function public.fn_iu_outbox_reanchor(
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 set jit = off
 as $$
 declare

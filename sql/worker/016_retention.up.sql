@@ -77,6 +77,7 @@ returns table (event_domain text, cursors public.iu_route_worker_cursor[], refus
 language sql
 stable
 set search_path = ''
+set row_security = off
 as $$
     select c.event_domain, c.cursors, c.refusing, coalesce(y.event_seq, 9223372036854775807),
            coalesce(y.id, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
@@ -107,6 +108,7 @@ create function public.fn_iu_retention_run(
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 -- now() - interval '3 months' is counted in the time zone of the session.
 set timezone = 'UTC'
 -- As in the worker: a page by its index, each row by its key. No other shape is good. But planned anew for each batch,
@@ -305,6 +307,7 @@ returns table (what text, verdict text, who text, count bigint, oldest timestamp
 language sql
 stable
 set search_path = ''
+set row_security = off
 -- now() - interval '3 months' is counted in the time zone of the session.
 set timezone = 'UTC'
 set jit = off

@@ -98,6 +98,7 @@ create function public.fn_iu_trace_register(p_name text)
 returns void
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 begin
     if not exists (select from public.iu_trace_cursor t where t.name = p_name) then
@@ -114,6 +115,7 @@ create function public.fn_iu_trace_tick(p_name text)
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -230,6 +232,7 @@ returns setof public.v_iu_trace_attempt
 language plpgsql
 stable
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -274,6 +277,7 @@ returns setof public.v_iu_trace_letter
 language plpgsql
 stable
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -319,6 +323,7 @@ returns jsonb
 language sql
 stable
 set search_path = ''
+set row_security = off
 as $$
     with here (xid) as (
         -- All that is visible now, whatever its stamp: after a restore some lie beyond what is reached here.
@@ -353,6 +358,7 @@ create function public.fn_iu_trace_accepted(
 returns boolean
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 begin
     perform set_config('synchronous_commit', 'off', true);

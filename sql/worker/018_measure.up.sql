@@ -32,6 +32,7 @@ returns table (worker_name text, what text, part text, figure double precision)
 language sql
 stable
 set search_path = ''
+set row_security = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off
@@ -110,6 +111,7 @@ returns table (last_id bigint, seconds double precision[], since_commit boolean)
 language sql
 stable
 set search_path = ''
+set row_security = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off

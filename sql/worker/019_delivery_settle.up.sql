@@ -49,6 +49,7 @@ create function public.fn_iu_delivery_lease(
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     l         public.iu_delivery_lease;
@@ -94,6 +95,7 @@ create function public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid
 returns boolean
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 begin
     update public.iu_delivery_lease l
@@ -109,6 +111,7 @@ create function public.fn_iu_delivery_release(p_worker_name text, p_owner uuid)
 returns void
 language sql
 set search_path = ''
+set row_security = off
 as $$
     update public.iu_delivery_lease x set released = true where x.worker_name = p_worker_name and x.owner = p_owner
 $$;
@@ -247,6 +250,7 @@ create function public.fn_iu_route_resume(p_route_code text)
 returns boolean
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 begin
     update public.iu_delivery_breaker b
@@ -449,6 +453,7 @@ create function public.fn_iu_delivery_unrecorded(
 returns integer
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     d        public.iu_route_delivery;
@@ -544,6 +549,7 @@ create function public.fn_iu_delivery_settle(
 returns integer
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off

@@ -211,6 +211,7 @@ returns table (
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -337,6 +338,7 @@ returns table (
 language plpgsql
 strict
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off

@@ -27,6 +27,7 @@ create function public.fn_iu_route_worker_failed(
 returns void
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     c        public.iu_route_worker_cursor;

@@ -25,6 +25,7 @@ create function public.fn_iu_delivery_cancel(
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
 declare
@@ -105,6 +106,7 @@ returns setof uuid
 language plpgsql
 stable
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
 begin
@@ -138,6 +140,7 @@ create function public.fn_iu_dead_letters_replay(
 returns jsonb
 language plpgsql
 set search_path = ''
+set row_security = off
 as $$
 declare
     r         public.iu_outbound_route;
@@ -195,6 +198,7 @@ create function public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean,
 returns integer
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
 declare
@@ -237,6 +241,7 @@ create function public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_ac
 returns integer
 language plpgsql
 set search_path = ''
+set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
 declare

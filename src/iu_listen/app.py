@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
 from typing import Final, Self
 from uuid import uuid4
 
@@ -27,6 +26,7 @@ from iu_listen.model.version import VERSION
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
 from iu_listen.postgres.delivery import delivery_session
+from iu_listen.postgres.former import Former
 from iu_listen.postgres.measure import surveyor_session
 from iu_listen.postgres.patrol import lookout_session
 from iu_listen.postgres.trace import trace_session
@@ -44,7 +44,7 @@ class PostgresSessions:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer = uuid4()
-        self._former: list[tuple[int, datetime]] = []
+        self._former = Former()
 
     def outbox(self) -> AbstractAsyncContextManager[Outbox]:
         """Open the worker session."""
@@ -52,27 +52,27 @@ class PostgresSessions:
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
         """Open the bell session."""
-        return bell_session(self._settings, ring)
+        return bell_session(self._settings, self._former, ring)
 
     def lookout(self) -> AbstractAsyncContextManager[Lookout]:
         """Open the patrol's session."""
-        return lookout_session(self._settings)
+        return lookout_session(self._settings, self._former)
 
     def auditor(self) -> AbstractAsyncContextManager[Auditor]:
         """Open the audit session."""
-        return audit_session(self._settings)
+        return audit_session(self._settings, self._former)
 
     def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
         """Open the session that measures."""
-        return surveyor_session(self._settings)
+        return surveyor_session(self._settings, self._former)
 
     def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
         """Open the delivery session."""
-        return delivery_session(self._settings, self._consumer, ring)
+        return delivery_session(self._settings, self._former, self._consumer, ring)
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
-        return trace_session(self._settings, EXPORT)
+        return trace_session(self._settings, self._former, EXPORT)
 
 
 class Watchers:

@@ -8,6 +8,7 @@ import pytest
 
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
+from iu_listen.postgres.former import Former
 from iu_listen.postgres.measure import SAMPLE, surveyor_session
 from support import WORKER, connected, drain, insert_event, wait_until
 
@@ -115,7 +116,7 @@ async def test_what_is_abandoned_ends_in_the_server(live, pooled):
     settings = Settings.load({}, {"dsn": live.dsn, "batch_deadline": "3"})
     async with connected(live.dsn) as holder, connected(live.dsn) as looker, holder.transaction():
         await holder.execute("lock table iu_route_worker_cursor")
-        async with surveyor_session(settings) as surveyor:
+        async with surveyor_session(settings, Former()) as surveyor:
             if pooled:
                 surveyor._connection.pooled = True
                 await surveyor._connection.execute("reset statement_timeout")
@@ -131,7 +132,7 @@ async def test_what_is_abandoned_ends_in_the_server(live, pooled):
 
 async def test_a_sample_is_what_it_says(live):
     """The session that measures tells the latencies since it asked before, and what waits."""
-    async with connected(live.dsn) as connection, surveyor_session(Settings.load({}, {"dsn": live.dsn})) as surveyor:
+    async with connected(live.dsn) as connection, surveyor_session(Settings(dsn=live.dsn), Former()) as surveyor:
         await surveyor.measure()
         for _ in range(SAMPLE + 1):
             await insert_event(connection)

@@ -72,6 +72,7 @@ async def test_the_package_is_applied_and_verified(partitioned):
     Fails when: 006 is run as it stands: PostgreSQL builds no partitioned index concurrently.
     """
     async with session(partitioned.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         assert [check for check in await verify(c, live=True) if not check.passed] == []
         assert (await migrate.package_state(c)).complete
         indexes = await c.fetch(
@@ -84,6 +85,7 @@ async def test_the_package_is_applied_and_verified(partitioned):
 async def test_an_interrupted_index_is_built_again(empty):
     """What an interrupted build left on one partition is cleared away by the next apply, and by a rollback."""
     async with session(empty.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         await apply_partitioned_base(c)
         files = {m.number: m for m in (await migrate.package_state(c)).pending}
         await migrate.apply_files(c, [files["004"], files["005"]], {}, lambda _: None)
@@ -199,6 +201,7 @@ async def test_a_month_goes_whole(partitioned, drop, default):
             assert not await c.fetchval("select count(*) from pg_trigger where tgrelid = $1::text::regclass", part)
             # Nothing ties it to the package, which can be taken back.
             async with session(partitioned.dsn, name="test") as s:
+                await s.execute("set search_path = public")
                 await open_gate(partitioned.dsn, "false")
                 await migrate.roll_back_files(s, (await migrate.package_state(s)).begun, lambda _: None)
 
@@ -333,6 +336,7 @@ async def test_a_writer_that_stays_is_named(partitioned, default, prepared, monk
 async def interrupted(database: Database, part: str, reader: asyncpg.Connection) -> None:
     """DETACH CONCURRENTLY, ended between its two transactions: while it waits for a reader."""
     async with session(database.dsn, name="retention") as c:
+        await c.execute("set search_path = public")
         oid = await c.fetchval("select $1::text::regclass::oid", part)
         words = await c.fetchrow(query("retention/retire"), oid)
         await c.execute(words["close"])
@@ -370,6 +374,7 @@ async def test_an_interrupted_detaching_is_finished(partitioned, drop):
 async def test_a_run_that_died_after_closing_leaves_a_month_that_can_be_opened(partitioned):
     """A closed month refuses writers with a reason; a run of a policy that keeps it opens it again."""
     async with session(partitioned.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         part = await month(c, 4)
         oid = await c.fetchval("select $1::text::regclass::oid", part)
         await c.execute((await c.fetchrow(query("retention/retire"), oid))["close"])
@@ -383,6 +388,7 @@ async def test_a_run_that_died_after_closing_leaves_a_month_that_can_be_opened(p
 async def test_a_run_that_died_after_detaching_is_finished(partitioned):
     """A table that is detached but still closed is opened and untied by the next run."""
     async with session(partitioned.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         part = await month(c, 4)
         oid = await c.fetchval("select $1::text::regclass::oid", part)
         words = await c.fetchrow(query("retention/retire"), oid)
@@ -399,6 +405,7 @@ async def test_a_run_that_died_after_detaching_is_finished(partitioned):
 async def test_months_are_made_ahead(partitioned):
     """The months to come have partitions with indexes and triggers of their own, once; events go into them."""
     async with session(partitioned.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         expected = [await month(c, -n) for n in (1, 2, 3)]
         tender = await tend(partitioned.dsn, keep="10 years", ahead=3)
         assert [row["partition"] for row in tender.done] == expected
@@ -442,6 +449,7 @@ async def test_a_month_that_is_cut_elsewhere_is_filled(partitioned):
 async def test_other_kinds_of_partitions_are_left_alone(empty):
     """A log that is partitioned by something else is said to be so, and not touched."""
     async with session(empty.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         await migrate.apply_base(c)
         columns = base_files()[1].text().partition("create table public.event_outbox (")[2].partition("\n);\n")[0]
         await c.execute(f"""

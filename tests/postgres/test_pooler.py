@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import pytest
 
+from cli.command import run
 from iu_listen import embedded
 from iu_listen.model.errors import Refused
 from iu_listen.model.facts import Wake
@@ -109,3 +110,36 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
         assert await other.fetchval("select pg_try_advisory_lock($1, hashtext('traces'))", trace.TRACE_KEY)
         with pytest.raises(Refused, match="the export runs"):
             await trace.end(operator, "traces")
+
+
+#: What a session of the pooler has that it did not have when it began.
+LEFT = """
+    select coalesce(string_agg(s.name || ' = ' || s.setting, ', '), '') as settings,
+           (select count(*) from pg_locks l where l.locktype = 'advisory') as locks
+      from pg_settings s
+     where s.source = 'session'
+       and s.name not in ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'extra_float_digits')"""
+
+
+async def test_no_command_leaves_a_setting_or_a_lock_in_the_pool(dsns):
+    """Commands through a transaction pooler look names up in no schema, and leave its sessions as they were.
+
+    Fails when: a setting is made for the session (lock_timeout of an apply), or the driver's own one is.
+    """
+    _, pooled = dsns
+    commands = (
+        "apply --no-backup test", "probe", "status", "doctor", "emit --count 2", "audit", "cursor show",
+        "retention set attempts --keep 90d", "retention run --yes", "retention set attempts --off", "gate open worker",
+        "dead-letter replay --all",
+    )  # fmt: skip
+    for command in commands:
+        done = await asyncio.to_thread(run, *command.split(), dsn=pooled)
+        assert "Traceback" not in done.err, command
+        through = await asyncpg.connect(pooled, statement_cache_size=0)
+        async with through.transaction():
+            assert tuple(await through.fetchrow(LEFT)) == ("", 0), command
+        through.terminate()
+    async with session(pooled, name="test") as command:
+        assert command.pooled
+        assert await command.fetchval("show search_path") == ""
+        assert await command.fetchval("show row_security") == "off"

@@ -299,6 +299,7 @@ async def test_a_faked_past_goes_only_when_it_was_read(live, created):
 async def test_events_older_than_the_package_go_when_they_were_read(substrate):
     """What was in the log before the package came is numbered below zero, read first, and removed like all else."""
     async with session(substrate.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         for days in (100, 99, 98):
             await old_event(c, f"now() - interval '{days} days'")
         await migrate.apply_files(c, (await migrate.package_state(c)).pending, {}, lambda _: None)
@@ -610,6 +611,7 @@ async def test_the_plan_says_what_a_run_does(live, seed):
 async def test_the_file_is_verified_and_goes_back(applied):
     """W22 and W23 pass; the rollback refuses while a policy is on, and leaves nothing else behind."""
     async with session(applied.dsn, name="test") as c:
+        await c.execute("set search_path = public")
         checks = {check.id: check.passed for check in await verify(c)}
         assert checks["W22"] is checks["W23"] is True
         await c.execute("update iu_retention_policy set enabled = true where what = 'attempts'")

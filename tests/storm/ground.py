@@ -355,6 +355,7 @@ async def prepared(major: int, home: Path, folder: Path, dice: random.Random, co
         async with session(server.dsn(), name="storm") as connection:
             await migrate.apply_base(connection)
             await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+            await connection.execute("set search_path = public")
             await connection.execute(SCHEMA)
         await open_gate(server.dsn())
         async with Proxy(server.tcp_dsn()).running() as path:

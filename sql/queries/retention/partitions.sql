@@ -4,7 +4,7 @@
 --
 -- $1 text  interval     $2 oid  one partition; null: all
 
-select p.part::oid as oid, p.part::text as name, p."from", p."to", p.is_default, p.pending, p.closed,
+select p.part::oid as oid, regexp_replace(p.part::text, '^public\.', '') as name, p."from", p."to", p.is_default, p.pending, p.closed,
        coalesce(f.rows, 0) as rows, coalesce(f.others, 0) as others, coalesce(f.held, 0) as held, f.who,
        p.is_table and not p.is_default and not p.pending and f.rows is not null and f.others = 0 and f.held = 0
        and exists (select from public.fn_iu_retention_domains())

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from iu_listen.model.facts import AuditPage
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import census
-from iu_listen.postgres.session import Connection, ask, connect_again
+from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.session import Connection, ask
 from iu_listen.postgres.sqlfiles import query
 
 
@@ -38,19 +39,17 @@ class AuditSession:
 
 
 @asynccontextmanager
-async def audit_session(settings: Settings) -> AsyncIterator[AuditSession]:
+async def audit_session(settings: Settings, former: Former) -> AsyncIterator[AuditSession]:
     """Open the audit session.
 
     Raises:
         SessionLost: no session can be had.
     """
-    connection = await connect_again(
-        settings.dsn, name=f"iu-listen audit {settings.worker}", deadline=settings.deadline
-    )
-    try:
+    async with succeeding(
+        former, "audit", settings.dsn, name=f"iu-listen audit {settings.worker}", deadline=settings.deadline,
+        patience=settings.batch_deadline,
+    ) as connection:  # fmt: skip
         yield AuditSession(connection, settings)
-    finally:
-        connection.terminate()
 
 
 async def page(connection: Connection, worker: str, limit: int, number: int | None) -> AuditPage:

@@ -18,7 +18,8 @@ from iu_listen.flow.ring import Ring
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.facts import CHANNEL
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, connect_again, errors_become_ours
+from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.session import Connection, ask, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory locks that say "asleep"; the second is the slot. Known to the trigger.
@@ -83,7 +84,7 @@ class BellSession:
 
 
 @asynccontextmanager
-async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIterator[BellSession]:
+async def bell_session(settings: Settings, former: Former, ring: Callable[[], None]) -> AsyncIterator[BellSession]:
     """Open the bell session and prove that it hears.
 
     Raises:
@@ -98,10 +99,6 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
     name = f"iu-listen bell {settings.worker}"
     # A path that forgets us between the two messages of a statement leaves an open transaction, in which a session is
     # not idle, and no statement runs: the server would free nothing of the notification queue for anybody.
-    connection = await connect_again(
-        dsn, name=name, deadline=settings.deadline, idle_timeout=idle, read_only=True,
-        transaction_timeout=2 * settings.deadline,
-    )  # fmt: skip
     ended, token, heard = Ring(), secrets.token_hex(8), Ring()
 
     def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -114,28 +111,33 @@ async def bell_session(settings: Settings, ring: Callable[[], None]) -> AsyncIte
         heard.set()
         ring()
 
-    try:
+    async with succeeding(
+        former, "bell", dsn, name=name, deadline=settings.deadline, patience=settings.deadline, idle_timeout=idle,
+        read_only=True, transaction_timeout=2 * settings.deadline,
+    ) as connection:  # fmt: skip
         connection.add_termination_listener(on_end)
         try:
             with errors_become_ours(), anyio.fail_after(settings.deadline):
                 await connection.add_listener(CHANNEL, on_notification)
         except Refused as no:
             raise NoBell(f"LISTEN failed: {no.message}") from no
-        await _prove_that_it_hears(connection, settings, token, heard)
+        await _prove_that_it_hears(connection, settings, former, token, heard)
         bell = BellSession(connection, settings, ended)
         await bell.claim_slot()
         yield bell
-    finally:
-        connection.terminate()
 
 
-async def _prove_that_it_hears(connection: Connection, settings: Settings, token: str, heard: Ring) -> None:
+async def _prove_that_it_hears(
+    connection: Connection, settings: Settings, former: Former, token: str, heard: Ring
+) -> None:
     """Send a token from a second session: only that tells a transaction pooler.
 
     pg_listening_channels() does not: behind a quiet pooler it names the channel, and notifications are lost.
     """
-    other = await connect_again(settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline)
-    try:
+    async with succeeding(
+        former, "token", settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline,
+        patience=settings.deadline,
+    ) as other:  # fmt: skip
         # The usage is asked for what it does first: it frees what nobody needs any more. A queue that was full stays
         # full otherwise, even after the listener that blocked it is gone.
         room = "select pg_notification_queue_usage(), pg_notify($1, $2)"
@@ -148,5 +150,3 @@ async def _prove_that_it_hears(connection: Connection, settings: Settings, token
                 "a notification sent from another session did not arrive: a pooler in transaction mode is in between; "
                 "give a direct connection with --listen-dsn"
             )
-    finally:
-        other.terminate()

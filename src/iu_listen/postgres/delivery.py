@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields, replace
 from typing import Any, Final
 from uuid import UUID
@@ -18,7 +18,8 @@ import anyio
 from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
+from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: Classes of SQLSTATE that say: one of the rows cannot be written. Data exception, integrity constraint, program limit,
@@ -185,30 +186,29 @@ _EVENT: Final = tuple(field.name for field in fields(Event))
 
 @asynccontextmanager
 async def delivery_session(
-    settings: Settings, consumer: UUID, ring: Callable[[], None]
+    settings: Settings, former: Former, consumer: UUID, ring: Callable[[], None]
 ) -> AsyncIterator[DeliverySession]:
     """Open the delivery session; ``ring`` is called when it is lost.
 
     Raises:
         SessionLost: no session can be had.
     """
-    name = f"iu-listen delivery {settings.worker}"
-    options: dict[str, Any] = {"name": name, "deadline": settings.deadline, "idle_timeout": settings.lease}
-    connections: list[Connection] = []
+    options: dict[str, Any] = {
+        "name": f"iu-listen delivery {settings.worker}", "deadline": settings.deadline,
+        "patience": settings.deadline, "idle_timeout": settings.lease,
+    }  # fmt: skip
 
     def lost(_: object) -> None:
         ring()
 
-    try:
-        for _ in ("settles", "takes"):
-            connections.append(await connect_again(settings.dsn, **options))
+    async with AsyncExitStack() as stack:
+        connections: list[Connection] = []
+        for purpose in ("settler", "taker"):
+            connections.append(await stack.enter_async_context(succeeding(former, purpose, settings.dsn, **options)))
             connections[-1].add_termination_listener(lost)
+            # Its end is no news here; whoever waits for something to deliver would open the next one.
+            stack.callback(connections[-1].remove_termination_listener, lost)
         settler, taker = connections
         session = DeliverySession(settler, taker, settings, consumer)
         await session.prepare()
         yield session
-    finally:
-        for connection in connections:
-            # Its end is no news here; whoever waits for something to deliver would open the next one.
-            connection.remove_termination_listener(lost)
-            connection.terminate()

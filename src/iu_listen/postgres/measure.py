@@ -8,13 +8,12 @@ from typing import Final
 
 from iu_listen.model.facts import Measure, Survey
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask_rows, connect_again
+from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.session import Connection, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
 #: How many of the youngest attempts are asked how late they were.
 SAMPLE: Final = 200
-#: Part of the client's patience after which the server ends a query: what nobody waits for any more piles up.
-PATIENCE: Final = 0.9
 
 
 class SurveyorSession:
@@ -41,20 +40,14 @@ class SurveyorSession:
 
 
 @asynccontextmanager
-async def surveyor_session(settings: Settings) -> AsyncIterator[SurveyorSession]:
+async def surveyor_session(settings: Settings, former: Former) -> AsyncIterator[SurveyorSession]:
     """Open the session that measures.
 
     Raises:
         SessionLost: no session can be had.
     """
-    connection = await connect_again(
-        settings.dsn,
-        name=f"iu-listen measure {settings.worker}",
-        deadline=settings.deadline,
-        read_only=True,
-        statement_timeout=PATIENCE * settings.batch_deadline,
-    )
-    try:
+    async with succeeding(
+        former, "measure", settings.dsn, name=f"iu-listen measure {settings.worker}", deadline=settings.deadline,
+        patience=settings.batch_deadline, read_only=True,
+    ) as connection:  # fmt: skip
         yield SurveyorSession(connection, settings)
-    finally:
-        connection.terminate()

@@ -176,14 +176,17 @@ async def only_migrator(connection: Connection) -> AsyncIterator[None]:
     Raises:
         Refused: somebody else is at it.
     """
-    if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", *MIGRATOR_KEY):
+    # A session lock would stay behind in the pooler, so there the lock is only tested. Two migrations at the same time
+    # wait for each other's table locks then, and the second one fails on what the first one has created.
+    free = "select pg_try_advisory_xact_lock($1, $2)" if connection.pooled else "select pg_try_advisory_lock($1, $2)"
+    if not await connection.fetchval(free, *MIGRATOR_KEY):
         raise Refused(
             "another iu-listen is migrating this database", "Wait for it to end, then look again with --plan."
         )
     try:
         yield
     finally:
-        if not connection.is_closed():
+        if not connection.pooled and not connection.is_closed():
             await connection.execute("select pg_advisory_unlock($1, $2)", *MIGRATOR_KEY)
 
 
@@ -241,7 +244,7 @@ async def patiently(
         Refused: the lock could not be had, or the server's error.
     """
     with errors_become_ours():
-        await connection.execute(f"set lock_timeout = {timeout_ms}")
+        await connection.limit_locks(timeout_ms)
         for left in reversed(range(tries)):
             try:
                 await work()
@@ -288,7 +291,7 @@ async def _apply_alone(
             # What has to be done to the whole log at once must not be queued for as long as what holds up nobody.
             if leaves and not _CONCURRENTLY.search(one):
                 await patiently(connection, partial(connection.execute, one))
-                await connection.execute(f"set lock_timeout = {ALONE_TIMEOUT_MS}")
+                await connection.limit_locks(ALONE_TIMEOUT_MS)
             else:
                 await connection.execute(one)
     await _record(connection, migration, began, evidence)

@@ -8,7 +8,8 @@ from typing import Final
 
 from iu_listen.model.facts import Culprit, WorkerName
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again
+from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.session import Connection, ask, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
 #: Longest wait for an answer, in seconds. Short: a dead path is to be found out, and nothing is lost by asking again.
@@ -37,7 +38,7 @@ class LookoutSession:
 
 
 @asynccontextmanager
-async def lookout_session(settings: Settings) -> AsyncIterator[LookoutSession]:
+async def lookout_session(settings: Settings, former: Former) -> AsyncIterator[LookoutSession]:
     """Open the patrol's session.
 
     Raises:
@@ -47,8 +48,8 @@ async def lookout_session(settings: Settings) -> AsyncIterator[LookoutSession]:
     deadline = min(DEADLINE, settings.deadline)
     idle = max(settings.lease, 3 * settings.catch_up)
     name = f"iu-listen patrol {settings.worker}"
-    connection = await connect_again(settings.dsn, name=name, deadline=deadline, idle_timeout=idle, read_only=True)
-    try:
+    async with succeeding(
+        former, "patrol", settings.dsn, name=name, deadline=deadline, patience=deadline, idle_timeout=idle,
+        read_only=True,
+    ) as connection:  # fmt: skip
         yield LookoutSession(connection, WorkerName(settings.worker), deadline)
-    finally:
-        connection.terminate()

@@ -22,29 +22,16 @@ import asyncpg
 from iu_listen.model.address import HINT, Address, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
+from iu_listen.postgres.connection import PATIENCE, Connection
 from iu_listen.postgres.dial import dial
-from iu_listen.postgres.sqlfiles import query
 
 # Generic in the stubs, not in the driver.
 if TYPE_CHECKING:
-    _Driver = asyncpg.Connection[asyncpg.Record]
     Prepared = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
 else:
-    _Driver = asyncpg.Connection
     Prepared = asyncpg.prepared_stmt.PreparedStatement
 
-
-class Connection(_Driver):
-    """A session.
-
-    Attributes:
-        pooled: True: something stands between us and the server, and it told us another pid than the server's own.
-        statement_timeout: When the server ends a statement, in its own words; None: as it is set there.
-    """
-
-    pooled = False
-    statement_timeout: str | None = None
-
+__all__ = ["PATIENCE", "Connection", "Prepared"]
 
 #: Errors that say: this session is over, or this server cannot take writes any more.
 _LOST: Final = (
@@ -108,8 +95,8 @@ async def connect(
 ) -> Connection:
     """Open a session.
 
-    Behind a pooler the session may be another one in every transaction: nothing is set there, because it would leak
-    to whoever gets the server's session next. ``pooled`` tells.
+    Its ``search_path`` is empty, and rows that a policy hides are an error. Behind a pooler, where the session may be
+    another one in every transaction, the same holds for each transaction. ``pooled`` tells.
 
     Args:
         dsn: Connection string; None or empty means the PG* variables.
@@ -117,7 +104,7 @@ async def connect(
         deadline: Longest wait, in seconds.
         idle_timeout: After how many idle seconds the server ends the session; 0 means never.
         read_only: The server refuses whatever it might write.
-        statement_timeout: After how many seconds the server ends a statement of ask_rows(); None: as it is set there.
+        statement_timeout: After how many seconds the server ends a statement; None: as it is set there.
         transaction_timeout: After how many seconds of a transaction the server ends the session, from PostgreSQL 17 on;
             None: as it is set there.
 
@@ -138,18 +125,12 @@ async def connect(
                 connection_class=Connection,
             )
             try:
-                # In one transaction, so that a pooler in transaction mode answers from one session.
-                async with connection.transaction():
-                    connection.pooled = await connection.fetchval(query("backend_pid")) != connection.get_server_pid()
                 connection.statement_timeout = _milliseconds(statement_timeout)
-                if not connection.pooled:
-                    await connection.fetchrow(
-                        query("session_settings"),
-                        _milliseconds(idle_timeout),
-                        read_only,
-                        connection.statement_timeout,
-                        _milliseconds(transaction_timeout),
-                    )
+                await connection.settle_in(
+                    idle_timeout=_milliseconds(idle_timeout) or "0",
+                    read_only=read_only,
+                    transaction_timeout=_milliseconds(transaction_timeout),
+                )
             except BaseException:
                 connection.terminate()
                 raise
@@ -254,13 +235,8 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
     try:
         if not isinstance(statement, str):
             return await statement.fetch(*args)
-        if not connection.pooled:
-            return await connection.fetch(statement, *args)
-        # The driver parses and executes in two steps; only a transaction keeps both in one server session.
-        async with connection.transaction():
-            if connection.statement_timeout is not None:
-                await connection.fetchrow(query("statement_timeout"), connection.statement_timeout)
-            return await connection.fetch(statement, *args)
+        rows: list[Any] = await connection.fetch(statement, *args)
+        return rows
     except Exception as error:
         ours = _ours(error)
         if isinstance(ours, Refused):

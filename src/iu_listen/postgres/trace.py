@@ -18,8 +18,9 @@ from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import Settings
 from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, event_span, letter_span
 from iu_listen.postgres import census
+from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.ids import SHORTEST, between, is_id, whole
-from iu_listen.postgres.session import Connection, ask, ask_rows, connect_again, errors_become_ours
+from iu_listen.postgres.session import Connection, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: Spans that are made at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
@@ -185,16 +186,14 @@ def _place(answer: dict[str, Any]) -> Place:
 
 
 @asynccontextmanager
-async def trace_session(settings: Settings, name: str) -> AsyncIterator[TraceSession]:
+async def trace_session(settings: Settings, former: Former, name: str) -> AsyncIterator[TraceSession]:
     """Open the session of the trace reader.
 
     Raises:
         SessionLost: no session can be had.
     """
-    connection = await connect_again(
-        settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline, idle_timeout=4 * settings.lease
-    )
-    try:
+    async with succeeding(
+        former, "traces", settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline,
+        patience=settings.batch_deadline, idle_timeout=4 * settings.lease,
+    ) as connection:  # fmt: skip
         yield TraceSession(connection, settings, name)
-    finally:
-        connection.terminate()

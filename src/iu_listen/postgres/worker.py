@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,15 +20,14 @@ from iu_listen.model.errors import NoAnswer, Refused, SessionLost
 from iu_listen.model.facts import Batch, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.delivery import columns, taken_of
-from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, connect_again, errors_become_ours
+from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
 #: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
 LEASE_KEY: Final = 726003
 #: SQLSTATE of a statement that the server ended, because it took too long or was cancelled.
 QUERY_CANCELED: Final = "57014"
-#: When the server ends a batch, as a part of batch_deadline: its error can say what the batch was doing.
-SERVER_SHARE: Final = 0.95
 
 
 class WorkerSession:
@@ -140,7 +138,7 @@ def _failure(error: SessionLost | Refused) -> BatchFailure:
 
 @asynccontextmanager
 async def worker_session(
-    settings: Settings, consumer: UUID, version: str, former: list[tuple[int, datetime]]
+    settings: Settings, consumer: UUID, version: str, former: Former
 ) -> AsyncIterator[WorkerSession]:
     """Open the worker session.
 
@@ -148,35 +146,18 @@ async def worker_session(
         settings: Where, and how long anything may take.
         consumer: Identity of the process, for its heartbeat.
         version: Its version, for the same.
-        former: Sessions that this function opened before, by pid and beginning; it ends what is left of them, so that
-            none of them keeps the lease from this one, and adds the new one.
+        former: The sessions that the consumer has had; what is left of them is ended, so that none keeps the lease.
 
     Raises:
         SessionLost: no session can be had, or it leads to a server that takes no writes.
     """
     name = f"iu-listen worker {settings.worker}"
-    connection = await connect_again(
-        settings.dsn,
-        name=name,
-        deadline=settings.deadline,
+    async with succeeding(
+        former, "worker", settings.dsn, name=name, deadline=settings.deadline, patience=settings.batch_deadline,
         idle_timeout=settings.lease,
-        statement_timeout=settings.batch_deadline * SERVER_SHARE,
-    )
-    # Behind a pooler every batch would need a statement more.
-    if connection.pooled:
-        connection.statement_timeout = None
-    try:
+    ) as connection:  # fmt: skip
         if await ask(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost("the server takes no writes: it is a standby or read-only")
-        if not connection.pooled:
-            while former:
-                await ask(connection, settings.deadline, query("end_former"), *former.pop())
-            with errors_become_ours(), anyio.fail_after(settings.deadline):
-                mine = await connection.fetchrow(query("backend_identity"))
-            assert mine is not None
-            former.append((mine["pid"], mine["backend_start"]))
         session = WorkerSession(connection, settings, consumer, version)
         await session.prepare()
         yield session
-    finally:
-        connection.terminate()

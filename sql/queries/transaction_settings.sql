@@ -1,0 +1,15 @@
+-- What holds for a transaction in a session that is not ours alone, because a pooler is in between: the same as in
+-- session_settings.sql, as far as it concerns a statement. Nothing of it is left for whoever gets the session next.
+--
+-- $1 text  statement_timeout, e.g. 15000ms; null leaves it as it is
+-- $2 text  lock_timeout, the same way
+
+select pg_catalog.set_config('search_path', '', true),
+       pg_catalog.set_config('row_security', 'off', true),
+       pg_catalog.set_config('TimeZone', 'UTC', true),
+       pg_catalog.set_config('DateStyle', 'ISO, MDY', true),
+       pg_catalog.set_config('IntervalStyle', 'postgres', true),
+       pg_catalog.set_config('bytea_output', 'hex', true),
+       pg_catalog.set_config('extra_float_digits', '1', true),
+       case when $1::pg_catalog.text is not null then pg_catalog.set_config('statement_timeout', $1, true) end,
+       case when $2::pg_catalog.text is not null then pg_catalog.set_config('lock_timeout', $2, true) end

@@ -1,0 +1,191 @@
+"""What every session of ours is like on the server: its names, its policies, its time-outs, and how many there are."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import pytest
+
+from iu_listen.app import PostgresSessions
+from iu_listen.model.errors import Refused, SessionLost
+from iu_listen.model.observation import SessionFailed
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.connection import Connection
+from iu_listen.postgres.session import ask, session
+from postgres.couriers import Arrivals, delivering, open_route, settled
+from support import MANY, connected, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+SHOW = """
+    select pg_catalog.current_setting('search_path') as path, pg_catalog.current_setting('row_security') as policies,
+           pg_catalog.current_setting('client_connection_check_interval') as checked,
+           (select s.setting::int from pg_catalog.pg_settings s where s.name = 'statement_timeout') as milliseconds"""
+
+
+async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dict[str, tuple[Connection, float]]:
+    """One of each session of a running consumer, with the longest wait of its client, in seconds."""
+    loaded = Settings(dsn=dsn, **settings)
+    sessions = PostgresSessions(loaded)
+    opened: dict[str, tuple[Any, float]] = {
+        "outbox": (sessions.outbox(), loaded.batch_deadline),
+        "bell": (sessions.bell(lambda: None), loaded.deadline),
+        "lookout": (sessions.lookout(), 3),
+        "auditor": (sessions.auditor(), loaded.batch_deadline),
+        "surveyor": (sessions.surveyor(), loaded.batch_deadline),
+        "deliveries": (sessions.deliveries(lambda: None), loaded.deadline),
+        "tracer": (sessions.tracer(), loaded.batch_deadline),
+    }
+    found: dict[str, tuple[Connection, float]] = {}
+    for name, (manager, patience) in opened.items():
+        one = await stack.enter_async_context(manager)
+        for attribute in ("_connection", "_settler", "_taker"):
+            if hasattr(one, attribute):
+                found[f"{name}{attribute}"] = getattr(one, attribute), patience
+    assert len(found) == 8
+    return found
+
+
+async def test_every_session_of_a_consumer_is_guarded(live):
+    """Each session looks names up in no schema, hides no row, and is ended by the server before its client gives up.
+
+    Fails when: session_settings.sql leaves one of the settings out, or a session is opened without its time-out.
+    """
+    async with connected(live.dsn) as owner:
+        # What a role or a database may say otherwise.
+        name = await owner.fetchval("select current_database()")
+        await owner.execute(f"alter database {name} set search_path = public, pg_catalog")
+        await owner.execute(f"alter database {name} set row_security = on")
+    async with AsyncExitStack() as stack:
+        for name, (connection, patience) in (await every_session(live.dsn, stack)).items():
+            row = await connection.fetchrow(SHOW)
+            assert (row["path"], row["policies"], row["checked"]) == ("", "off", "2s"), name
+            assert patience * 500 < row["milliseconds"] < patience * 1000, name
+    async with session(live.dsn, name="test") as command:
+        row = await command.fetchrow(SHOW)
+        assert (row["path"], row["policies"], row["checked"]) == ("", "off", "2s")
+
+
+async def test_a_long_lock_leaves_no_sessions_behind(live):
+    """While event_outbox is locked, a consumer that gives up its waits again and again has a bounded number of sessions.
+
+    Fails when: neither statement_timeout nor the end of former sessions frees what the client has left.
+    """
+    arrivals = Arrivals()
+    counts = []
+    async with connected(live.dsn) as connection, connected(live.dsn) as locker:
+        await open_route(connection)
+        first = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target(), deadline=0.5, batch_deadline=1, catch_up=0.5) as seen:
+            await settled(connection)
+            async with locker.transaction():
+                await locker.execute("lock table event_outbox in access exclusive mode")
+                for failures in range(1, 12):
+                    await seen.wait_for(SessionFailed, lambda _, n=failures: len(seen.of(SessionFailed)) >= n, 30)
+                    counts.append(
+                        await connection.fetchval(
+                            "select count(*) from pg_stat_activity where datname = current_database()"
+                            " and application_name like 'iu-listen %'"
+                        )
+                    )
+            await wait_until(lambda: _written(connection), "the outbox takes events")
+            await settled(connection)
+    assert arrivals.arrived[first] == 1
+    assert arrivals.arrived.total() == 2
+    assert max(counts) <= 12, counts
+
+
+async def _written(connection: asyncpg.Connection) -> bool:
+    await insert_event(connection)
+    return True
+
+
+@pytest.mark.parametrize("guard", ["former sessions are ended", "the server ends them"])
+async def test_a_session_that_was_given_up_ends_on_the_server(live, guard: str):
+    """A statement that waits for a lock ends soon after its client has gone: by the next session, or by itself."""
+    sessions = PostgresSessions(Settings(dsn=live.dsn, batch_deadline=60))
+    async with connected(live.dsn) as locker, locker.transaction():
+        await locker.execute("lock table event_outbox in access exclusive mode")
+        async with sessions.auditor() as auditor:
+            waiting = auditor._connection
+            pid = waiting.get_server_pid()
+            with pytest.raises(SessionLost):
+                await ask(waiting, 0.5, "select count(*) from public.event_outbox")
+        if guard == "former sessions are ended":
+            await asyncio.wait_for(_open(sessions), 1.9)
+
+        async def gone() -> bool:
+            return not await locker.fetchval(
+                "select count(*) from pg_stat_get_activity($1) where pid = $1 and wait_event_type = 'Lock'", pid
+            )
+
+        await wait_until(gone, "the server process has gone", 1.5 if guard == "former sessions are ended" else 8)
+
+
+async def _open(sessions: PostgresSessions) -> None:
+    async with sessions.auditor():
+        pass
+
+
+async def test_the_number_of_sessions_has_a_hard_limit(live):
+    """Where former sessions do not end on the server, no further one is opened.
+
+    Fails when: succeed() does not count what is left.
+    """
+    sessions = PostgresSessions(Settings(dsn=live.dsn))
+    async with AsyncExitStack() as stack:
+        # A session that is just being ended counts as one that is there.
+        others = [await stack.enter_async_context(connected(live.dsn)) for _ in range(3)]
+        rows = [
+            await c.fetchrow("select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()")
+            for c in others
+        ]
+        sessions._former._known["audit"] += [(row["pid"], row["backend_start"]) for row in rows]
+        with pytest.raises(SessionLost, match="3 former sessions"):
+            await _open(sessions)
+
+
+HIDING = {
+    "no policy at all": "alter table {table} enable row level security",
+    "a policy that hides some rows": "alter table {table} enable row level security; "
+    "create policy partly on {table} for select using (random() < 0.5)",
+    "forced on the owner": "alter table {table} owner to iu_test_hidden; "
+    "alter table {table} enable row level security; alter table {table} force row level security",
+}
+
+
+@pytest.fixture
+def hidden(live, server):
+    """A role of its own that may read and write everything, and no more."""
+    server.execute(
+        "do $$ begin create role iu_test_hidden login; exception when duplicate_object or unique_violation then null; end $$"
+    )
+    return "iu_test_hidden"
+
+
+@pytest.mark.parametrize("hiding", HIDING)
+@pytest.mark.parametrize("table", ["event_outbox", "iu_route_attempt", "iu_outbound_route", "dot_config"])
+async def test_a_hidden_row_is_an_error(live, hidden, hiding: str, table: str):
+    """A role from which a policy hides rows is refused by an error, in a session of ours and in one of its own.
+
+    Fails when: row_security is on in our sessions; or fn_iu_route_worker_run has it on.
+    """
+    async with connected(live.dsn) as owner:
+        await owner.execute(
+            f"grant select, insert, update, delete on all tables in schema public to {hidden};"
+            f"grant usage, select on all sequences in schema public to {hidden};" + HIDING[hiding].format(table=table)
+        )
+        await owner.execute(MANY, 20)
+    async with session(live.dsn, name="test") as ours:
+        await ours.execute(f"set role {hidden}")
+        with pytest.raises((asyncpg.InsufficientPrivilegeError, Refused)):
+            await ours.fetch(f"select * from public.{table}")
+    async with connected(live.dsn) as theirs:
+        await theirs.execute(f"set role {hidden}")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            await theirs.fetchval("select fn_iu_route_worker_run('iu_outbound_default')")
+        await theirs.execute("reset role")
+        assert await theirs.fetchval("select last_event_id from iu_route_worker_cursor") is None
