@@ -41,7 +41,9 @@ async def _prepare(dsn: str) -> None:
     async with session(dsn, name="bench") as connection:
         await migrate.apply_base(connection)
         await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
-        await connection.execute("update public.dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
+        await connection.execute(
+            "update public.dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'"
+        )
 
 
 def consumer(

@@ -1380,6 +1380,56 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether not all rows were looked at that there is room for.';
 
+-- Name: fn_iu_delivery_options(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+begin
+    return case
+        when p_scheme in ('http', 'https')
+            then array['mode', 'method', 'http2', 'secrets', 'headers', 'allow_private', 'allow_hosts', 'ca', 'max_response']
+        when p_scheme in ('nats', 'tls') then array['user', 'password', 'ca', 'connect_timeout', 'token']
+        when p_scheme = 'kafka'
+            then array['user', 'password', 'ca', 'connect_timeout', 'tls', 'mechanism', 'max_bytes']
+        when p_scheme in ('redis', 'rediss', 'valkey', 'valkeys')
+            then array['user', 'password', 'ca', 'connect_timeout', 'stream', 'idempotent', 'maxlen', 'max_bytes', 'connections']
+        end;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_options(p_scheme text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_options(p_scheme text) IS 'The options that targets of a scheme have; null: no target of this scheme is built in.';
+
+-- Name: fn_iu_delivery_options_check(text, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+declare
+    v_scheme constant text := public.fn_iu_delivery_scheme(p_target_ref);
+    v_known  constant text[] := public.fn_iu_delivery_options(v_scheme);
+    v_wrong  text;
+begin
+    if p_target_kind <> 'external_endpoint' or v_known is null or jsonb_typeof(p_options) is distinct from 'object' then
+        return;
+    end if;
+    select k into v_wrong from jsonb_object_keys(p_options) k where k <> all (v_known) order by k limit 1;
+    if found then
+        raise exception 'delivery policy: targets of % have no option %', v_scheme, left(v_wrong, 40)
+            using errcode = 'check_violation',
+                  hint = 'There are: ' || (select string_agg(k, ', ' order by k) from unnest(v_known) k);
+    end if;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) IS 'Raises when the options of a target hold one that targets of its scheme do not have.';
+
 -- Name: fn_iu_delivery_policy(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) RETURNS jsonb
@@ -1517,6 +1567,75 @@ COMMENT ON COLUMN public.iu_outbound_route.delivery_policy IS 'How a live route 
 
 COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
 
+-- Name: fn_iu_delivery_problems(public.iu_outbound_route); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) RETURNS TABLE(problem text, hint text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $_$
+declare
+    v_type   public.event_type_registry;
+    v_scheme text;
+begin
+    if p_route.route_code !~ '^[\w.:-]+$' then
+        return query select 'its code cannot stand in the list of live routes',
+                            'A code is letters, digits and _ . : - only.';
+    end if;
+    select x.* into v_type
+      from public.event_type_registry x
+     where x.event_domain = p_route.event_domain and x.event_type = p_route.event_type;
+    if not found or not v_type.active then
+        return query select format('event type %s.%s is not registered and active: there can be no event for it',
+                                   p_route.event_domain, p_route.event_type),
+                            'Register it in event_type_registry, or set active there.';
+    elsif v_type.event_stream is distinct from p_route.event_stream then
+        return query select format('event type %s.%s belongs on stream %s, and the route waits on %s: there can be no event for it',
+                                   p_route.event_domain, p_route.event_type, v_type.event_stream, p_route.event_stream),
+                            'Set event_stream of the route to that of event_type_registry.';
+    end if;
+
+    case p_route.target_kind
+        when 'sql_function' then
+            begin
+                perform public.fn_iu_delivery_function(p_route.target_ref);
+            exception when feature_not_supported then
+                get stacked diagnostics problem = message_text, hint = pg_exception_hint;
+                return next;
+            end;
+        when 'workflow' then
+            if coalesce(btrim(p_route.target_ref), '') = '' then
+                return query select 'its target_ref is empty', 'target_ref of a workflow is the name of a coroutine.';
+            end if;
+        when 'external_endpoint' then
+            v_scheme := public.fn_iu_delivery_scheme(p_route.target_ref);
+            if v_scheme is null then
+                return query select 'its target_ref is no address',
+                                    'target_ref of an external_endpoint is an address, as in https://example.com/hook';
+            elsif public.fn_iu_delivery_options(v_scheme) is null
+                  and v_scheme <> all (public.fn_iu_delivery_list('iu_core.delivery_schemes')) then
+                return query select 'nothing delivers to ' || v_scheme,
+                                    'For a target in a package of your own: dot_config, iu_core.delivery_schemes';
+            end if;
+            if split_part(split_part(p_route.target_ref, '://', 2), '/', 1) like '%@%' then
+                return query select 'its address holds a user or a password: routes are read by many',
+                                    'Give them as options: "user": "name", "password": "env:NAME".';
+            end if;
+        else
+            return query select 'nothing delivers to a ' || p_route.target_kind, 'Kinds that deliver: docs/how-to/delivery.md';
+    end case;
+    begin
+        perform public.fn_iu_delivery_options_check(p_route.target_kind, p_route.target_ref, p_route.delivery_policy -> 'target');
+    exception when check_violation then
+        get stacked diagnostics problem = message_text, hint = pg_exception_hint;
+        return next;
+    end;
+end
+$_$;
+
+-- Name: FUNCTION fn_iu_delivery_problems(p_route public.iu_outbound_route); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) IS 'Why a route could never deliver, each with what to do about it; no row: the database knows no reason.';
+
 -- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) RETURNS jsonb
@@ -1614,6 +1733,21 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) IS 'Part of fn_iu_delivery_take, with its plans: deliveries of a route with their events, as far as a budget of bytes goes.';
+
+-- Name: fn_iu_delivery_scheme(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_scheme(p_address text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+begin
+    return lower(substring(p_address from '^([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]'));
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_scheme(p_address text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_scheme(p_address text) IS 'The scheme of an address, in lower case; null: it is none.';
 
 -- Name: fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2145,6 +2279,12 @@ declare
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
     perform public.fn_iu_delivery_policy_check(new.delivery_policy);
+    -- Only where they are written: a route must be able to be stopped, whatever is wrong with it.
+    if tg_op = 'INSERT' or (old.target_kind, old.target_ref, old.delivery_policy)
+                           is distinct from (new.target_kind, new.target_ref, new.delivery_policy) then
+        perform public.fn_iu_delivery_options_check(new.target_kind::text, new.target_ref::text,
+                                                    new.delivery_policy -> 'target');
+    end if;
     if v_is then
         perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
         if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
@@ -3655,8 +3795,9 @@ CREATE FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why
     SET row_security TO 'off'
     AS $$
 declare
-    r      public.iu_outbound_route;
-    v_list text[];
+    r         public.iu_outbound_route;
+    v_list    text[];
+    v_problem record;
 begin
     -- The list before the route, as everybody locks them.
     perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for update;
@@ -3671,12 +3812,10 @@ begin
     perform set_config('iu.actor', p_actor, true), set_config('iu.why', p_why, true);
     v_list := array_remove(public.fn_iu_delivery_list('iu_core.delivery_live_routes'), p_route_code);
     if p_live then
-        if r.target_kind = 'sql_function' then
-            perform public.fn_iu_delivery_function(r.target_ref);
-        elsif r.target_kind not in ('workflow', 'external_endpoint') then
-            raise exception 'route %: nothing delivers to a %', p_route_code, r.target_kind
-                using errcode = 'feature_not_supported';
-        end if;
+        for v_problem in select * from public.fn_iu_delivery_problems(r) loop
+            raise exception 'route %: %', p_route_code, v_problem.problem
+                using errcode = 'feature_not_supported', hint = v_problem.hint;
+        end loop;
         v_list := v_list || p_route_code;
     end if;
     update public.dot_config d

@@ -96,6 +96,8 @@ revoke execute on function
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text),
+    public.fn_iu_delivery_scheme(text), public.fn_iu_delivery_options(text),
+    public.fn_iu_delivery_options_check(text, text, jsonb), public.fn_iu_delivery_problems(public.iu_outbound_route),
     public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
@@ -301,7 +303,11 @@ grant update (value, updated_at) on public.dot_config to iu_listen_operator;
 grant update (enabled, dry_run, delivery_policy) on public.iu_outbound_route to iu_listen_operator;
 
 -- route live, route dry.
-grant execute on function public.fn_iu_route_live(text, boolean, text, text) to iu_listen_operator;
+grant execute on function
+    public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_problems(public.iu_outbound_route),
+    public.fn_iu_delivery_options(text), public.fn_iu_delivery_scheme(text),
+    public.fn_iu_delivery_options_check(text, text, jsonb)
+    to iu_listen_operator;
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
 -- route policy, route resume, delivery cancel, and replays that are queued.

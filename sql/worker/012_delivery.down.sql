@@ -29,6 +29,7 @@ comment on constraint iu_outbound_route_safe_chk on public.iu_outbound_route is
 
 drop function if exists public.fn_iu_route_dispatch(text, uuid, jsonb);
 drop function if exists public.fn_iu_route_live(text, boolean, text, text);
+drop function if exists public.fn_iu_delivery_problems(public.iu_outbound_route);
 drop function if exists public.fn_iu_delivery_function(text);
 drop function if exists public.fn_iu_delivery_list_guard() cascade;
 drop function if exists public.fn_iu_outbound_route_guard() cascade;
@@ -40,8 +41,12 @@ drop function if exists public.fn_iu_delivery_unusable(text, uuid, text[], text[
 drop table if exists public.iu_delivery_unusable;
 drop table if exists public.iu_delivery_change;
 drop table if exists public.iu_route_delivery;
+drop function if exists public.fn_iu_delivery_options_check(text, text, jsonb);
+drop function if exists public.fn_iu_delivery_options(text);
+drop function if exists public.fn_iu_delivery_scheme(text);
 drop function if exists public.fn_iu_delivery_policy_check(jsonb);
 drop function if exists public.fn_iu_delivery_policy(jsonb);
 alter table public.iu_outbound_route drop column if exists delivery_policy;
 delete from public.dot_config d
- where d.key in ('iu_core.delivery_enabled', 'iu_core.delivery_live_routes', 'iu_core.delivery_sql_functions');
+ where d.key in ('iu_core.delivery_enabled', 'iu_core.delivery_live_routes', 'iu_core.delivery_sql_functions',
+                 'iu_core.delivery_schemes');

@@ -17,7 +17,9 @@ insert into public.dot_config (key, value, description) values
     ('iu_core.delivery_live_routes', '',
      'The routes that may deliver: codes, separated by commas. Taking one off turns it back to dry run.'),
     ('iu_core.delivery_sql_functions', '',
-     'The functions that routes may call: schema.name, separated by commas.');
+     'The functions that routes may call: schema.name, separated by commas.'),
+    ('iu_core.delivery_schemes', '',
+     'Schemes of addresses, beyond the built-in ones, for which a package of your own has a target: separated by commas.');
 
 create function public.fn_iu_delivery_enabled()
 returns boolean
@@ -99,6 +101,12 @@ declare
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
     perform public.fn_iu_delivery_policy_check(new.delivery_policy);
+    -- Only where they are written: a route must be able to be stopped, whatever is wrong with it.
+    if tg_op = 'INSERT' or (old.target_kind, old.target_ref, old.delivery_policy)
+                           is distinct from (new.target_kind, new.target_ref, new.delivery_policy) then
+        perform public.fn_iu_delivery_options_check(new.target_kind::text, new.target_ref::text,
+                                                    new.delivery_policy -> 'target');
+    end if;
     if v_is then
         perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
         if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
@@ -303,6 +311,65 @@ end
 $$;
 comment on function public.fn_iu_delivery_policy_check(jsonb) is 'Raises what is wrong with a delivery policy.';
 
+create function public.fn_iu_delivery_scheme(p_address text)
+returns text
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+    return lower(substring(p_address from '^([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]'));
+end
+$$;
+comment on function public.fn_iu_delivery_scheme(text) is 'The scheme of an address, in lower case; null: it is none.';
+
+-- As in targets/ of the consumer; a test compares them.
+create function public.fn_iu_delivery_options(p_scheme text)
+returns text[]
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+    return case
+        when p_scheme in ('http', 'https')
+            then array['mode', 'method', 'http2', 'secrets', 'headers', 'allow_private', 'allow_hosts', 'ca', 'max_response']
+        when p_scheme in ('nats', 'tls') then array['user', 'password', 'ca', 'connect_timeout', 'token']
+        when p_scheme = 'kafka'
+            then array['user', 'password', 'ca', 'connect_timeout', 'tls', 'mechanism', 'max_bytes']
+        when p_scheme in ('redis', 'rediss', 'valkey', 'valkeys')
+            then array['user', 'password', 'ca', 'connect_timeout', 'stream', 'idempotent', 'maxlen', 'max_bytes', 'connections']
+        end;
+end
+$$;
+comment on function public.fn_iu_delivery_options(text) is
+    'The options that targets of a scheme have; null: no target of this scheme is built in.';
+
+create function public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb)
+returns void
+language plpgsql
+immutable
+set search_path = ''
+as $$
+declare
+    v_scheme constant text := public.fn_iu_delivery_scheme(p_target_ref);
+    v_known  constant text[] := public.fn_iu_delivery_options(v_scheme);
+    v_wrong  text;
+begin
+    if p_target_kind <> 'external_endpoint' or v_known is null or jsonb_typeof(p_options) is distinct from 'object' then
+        return;
+    end if;
+    select k into v_wrong from jsonb_object_keys(p_options) k where k <> all (v_known) order by k limit 1;
+    if found then
+        raise exception 'delivery policy: targets of % have no option %', v_scheme, left(v_wrong, 40)
+            using errcode = 'check_violation',
+                  hint = 'There are: ' || (select string_agg(k, ', ' order by k) from unnest(v_known) k);
+    end if;
+end
+$$;
+comment on function public.fn_iu_delivery_options_check(text, text, jsonb) is
+    'Raises when the options of a target hold one that targets of its scheme do not have.';
+
 -- A live route that is not on the list got there past the guard: it is not queued, its events become dead letters that
 -- say so. Who asks has asked for the gates of the whole house already, and fn_iu_delivery_held asks for all of them again.
 create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[])
@@ -398,6 +465,75 @@ $$;
 comment on function public.fn_iu_delivery_function(text) is
     'The function that a target_ref names, if routes may call it; else an error that says why not.';
 
+-- What a route could never deliver, said before it is live. The plan of `route live`, the command, and this function ask
+-- the same; what only a process can know (an address that is refused, a value of an option), the command asks besides.
+create function public.fn_iu_delivery_problems(p_route public.iu_outbound_route)
+returns table (problem text, hint text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    v_type   public.event_type_registry;
+    v_scheme text;
+begin
+    if p_route.route_code !~ '^[\w.:-]+$' then
+        return query select 'its code cannot stand in the list of live routes',
+                            'A code is letters, digits and _ . : - only.';
+    end if;
+    select x.* into v_type
+      from public.event_type_registry x
+     where x.event_domain = p_route.event_domain and x.event_type = p_route.event_type;
+    if not found or not v_type.active then
+        return query select format('event type %s.%s is not registered and active: there can be no event for it',
+                                   p_route.event_domain, p_route.event_type),
+                            'Register it in event_type_registry, or set active there.';
+    elsif v_type.event_stream is distinct from p_route.event_stream then
+        return query select format('event type %s.%s belongs on stream %s, and the route waits on %s: there can be no event for it',
+                                   p_route.event_domain, p_route.event_type, v_type.event_stream, p_route.event_stream),
+                            'Set event_stream of the route to that of event_type_registry.';
+    end if;
+
+    case p_route.target_kind
+        when 'sql_function' then
+            begin
+                perform public.fn_iu_delivery_function(p_route.target_ref);
+            exception when feature_not_supported then
+                get stacked diagnostics problem = message_text, hint = pg_exception_hint;
+                return next;
+            end;
+        when 'workflow' then
+            if coalesce(btrim(p_route.target_ref), '') = '' then
+                return query select 'its target_ref is empty', 'target_ref of a workflow is the name of a coroutine.';
+            end if;
+        when 'external_endpoint' then
+            v_scheme := public.fn_iu_delivery_scheme(p_route.target_ref);
+            if v_scheme is null then
+                return query select 'its target_ref is no address',
+                                    'target_ref of an external_endpoint is an address, as in https://example.com/hook';
+            elsif public.fn_iu_delivery_options(v_scheme) is null
+                  and v_scheme <> all (public.fn_iu_delivery_list('iu_core.delivery_schemes')) then
+                return query select 'nothing delivers to ' || v_scheme,
+                                    'For a target in a package of your own: dot_config, iu_core.delivery_schemes';
+            end if;
+            if split_part(split_part(p_route.target_ref, '://', 2), '/', 1) like '%@%' then
+                return query select 'its address holds a user or a password: routes are read by many',
+                                    'Give them as options: "user": "name", "password": "env:NAME".';
+            end if;
+        else
+            return query select 'nothing delivers to a ' || p_route.target_kind, 'Kinds that deliver: docs/how-to/delivery.md';
+    end case;
+    begin
+        perform public.fn_iu_delivery_options_check(p_route.target_kind, p_route.target_ref, p_route.delivery_policy -> 'target');
+    exception when check_violation then
+        get stacked diagnostics problem = message_text, hint = pg_exception_hint;
+        return next;
+    end;
+end
+$$;
+comment on function public.fn_iu_delivery_problems(public.iu_outbound_route) is
+    'Why a route could never deliver, each with what to do about it; no row: the database knows no reason.';
+
 -- Both halves of going live in one call, and back. Who and why go to iu_delivery_change.
 create function public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text default session_user)
 returns jsonb
@@ -406,8 +542,9 @@ set search_path = ''
 set row_security = off
 as $$
 declare
-    r      public.iu_outbound_route;
-    v_list text[];
+    r         public.iu_outbound_route;
+    v_list    text[];
+    v_problem record;
 begin
     -- The list before the route, as everybody locks them.
     perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for update;
@@ -422,12 +559,10 @@ begin
     perform set_config('iu.actor', p_actor, true), set_config('iu.why', p_why, true);
     v_list := array_remove(public.fn_iu_delivery_list('iu_core.delivery_live_routes'), p_route_code);
     if p_live then
-        if r.target_kind = 'sql_function' then
-            perform public.fn_iu_delivery_function(r.target_ref);
-        elsif r.target_kind not in ('workflow', 'external_endpoint') then
-            raise exception 'route %: nothing delivers to a %', p_route_code, r.target_kind
-                using errcode = 'feature_not_supported';
-        end if;
+        for v_problem in select * from public.fn_iu_delivery_problems(r) loop
+            raise exception 'route %: %', p_route_code, v_problem.problem
+                using errcode = 'feature_not_supported', hint = v_problem.hint;
+        end loop;
         v_list := v_list || p_route_code;
     end if;
     update public.dot_config d

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from iu_listen.cli import show
 from iu_listen.cli.door import Where, looking
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.settings import mask
 from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
 
@@ -164,7 +165,7 @@ def _print_routes(code: str | None, where: Where | None) -> int:
                 ("route", "events", "target", "enabled", "dry run"),
                 (
                     (r["route_code"], f"{r['event_domain']}.{r['event_type']} on {r['event_stream']}",
-                     f"{r['target_kind']} {r['target_ref']}", r["enabled"], r["dry_run"])
+                     f"{r['target_kind']} {mask(r['target_ref'])}", r["enabled"], r["dry_run"])
                     for r in found
                 ),
             )  # fmt: skip

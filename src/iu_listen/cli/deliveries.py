@@ -14,8 +14,11 @@ from iu_listen.cli.change import Plan, no_such_route, route
 from iu_listen.cli.door import Where, between, looking
 from iu_listen.cli.ids import ID
 from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.settings import mask
 from iu_listen.postgres import census, letters
 from iu_listen.postgres.ids import whole
+from iu_listen.postgres.session import Connection
+from iu_listen.targets.check import check
 
 #: Columns of a table of routes that deliver.
 DELIVERIES = ("route", "target", "on its way", "retrying", "oldest", "held by", "because of")
@@ -41,8 +44,8 @@ def print_deliveries(routes: list[census.Row]) -> None:
 def delivery_rows(routes: list[census.Row]) -> list[tuple[Any, ...]]:
     """Rows of that table."""
     return [
-        (r["route_code"], f"{r['target_kind']} {r['target_ref']}", r["pending"], r["retrying"], show.ago(r["since"]),
-         show.mark(not r["held_by"], "–", show.text(r["held_by"])), r["why"])
+        (r["route_code"], f"{r['target_kind']} {mask(r['target_ref'])}", r["pending"], r["retrying"],
+         show.ago(r["since"]), show.mark(not r["held_by"], "–", show.text(r["held_by"])), r["why"])
         for r in routes
     ]  # fmt: skip
 
@@ -169,7 +172,9 @@ def policy(
             found = await _policy(connection, code)
             if changes:
                 await census.require_primary(connection)
-                await census.value(connection, "delivery/set_policy", code, json.dumps(_changed(found["set"], changes)))
+                after = _changed(found["set"], changes)
+                await _require_options(connection, code, found["set"], after)
+                await census.value(connection, "delivery/set_policy", code, json.dumps(after))
                 found = await _policy(connection, code)
             return found
 
@@ -190,6 +195,23 @@ async def _policy(connection: Any, code: str) -> census.Row:
     if not found:
         raise await no_such_route(connection, code)
     return {name: json.loads(value) for name, value in found[0].items()}
+
+
+async def _require_options(connection: Connection, code: str, before: census.Row, after: census.Row) -> None:
+    """Make sure that the target of a route can work with the options of a policy, unless it could not before.
+
+    Raises:
+        Refused: it cannot.
+    """
+    if not isinstance(after.get("target", {}), dict):
+        # The database says what a policy is made of.
+        return
+    (found,) = await census.rows(connection, "route_locks", code)
+    then, now = (
+        check(found["target_kind"], found["target_ref"], policy.get("target", {})) for policy in (before, after)
+    )
+    if now.problem and now.certain and now != then:
+        raise Refused(now.problem, f"Nothing was changed. {now.hint}".strip())
 
 
 def _changed(before: dict[str, Any], changes: list[str]) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from typing import Annotated, Any
 
 import anyio
 from cyclopts import App, Parameter
-from rich.prompt import Confirm
 
 from iu_listen.cli import show
+from iu_listen.cli.ask import confirmed, reason
 from iu_listen.cli.change import Plan, no_such_route, route
 from iu_listen.cli.door import Where, looking
 from iu_listen.model.errors import Refused
+from iu_listen.model.settings import mask
 from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
+from iu_listen.targets.check import Verdict, check
 
 #: The locks in the order in which they are asked, and how each is opened.
 LOCKS = {
@@ -44,28 +46,30 @@ def live(
     """Let a route deliver: put it on the list of live routes, enable it, end its dry run.
 
     That is the last of four locks; the others are the gates master, worker and delivery. Look first: `route backtest`.
-    Events that were decided before are not delivered; dead letters are when they are replayed.
+    Events that were decided before are not delivered; dead letters are when they are replayed. Exit 1, also of the
+    plan, when there can be no event for it, or nothing can be delivered to its target.
     """
+    reason(why)
 
     async def run() -> int:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             await census.require_primary(connection)
             found = await _locks(connection, code)
-            problem = await _problem(connection, found)
-            answer = found | {"problem": problem, "done": False}
-            if plan or problem or not (where and where.json):
+            verdict = await problem(connection, found)
+            refused = verdict.problem if verdict.certain else ""
+            answer = _shown(found) | {"problem": refused or None, "done": False}
+            if plan or refused or not (where and where.json):
                 _tell(answer, where)
+            if refused:
+                raise Refused(f"{code} cannot deliver: {refused}", f"Nothing was changed. {verdict.hint}".strip())
+            if verdict.problem:
+                show.note(f"Not looked at whole: {verdict.problem}. {verdict.hint}")
             if plan:
                 return 0
-            if problem:
-                raise Refused(problem, "Nothing was changed. docs/how-to/delivery.md")
-            if not yes and not (
-                sys.stdin.isatty() and Confirm.ask(f"Let {code} deliver?", default=False, console=show.err())
-            ):
-                raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+            confirmed(f"Let {code} deliver?", yes=yes)
             await census.route_live(connection, code, live=True, why=why, actor=actor)
-            after = await _locks(connection, code)
+            after = _shown(await _locks(connection, code))
         if where and where.json:
             show.as_json(after | {"problem": None, "done": True})
         else:
@@ -94,7 +98,7 @@ def dry(
             await census.require_primary(connection)
             await _locks(connection, code)
             await census.route_live(connection, code, live=False, why=why, actor=actor)
-            return await _locks(connection, code)
+            return _shown(await _locks(connection, code))
 
     after = anyio.run(run)
     if where and where.json:
@@ -111,17 +115,18 @@ async def _locks(connection: Connection, code: str) -> dict[str, Any]:
     return found[0]
 
 
-async def _problem(connection: Connection, found: dict[str, Any]) -> str | None:
-    """Why nothing could be delivered by this route; None: it could."""
-    if found["target_kind"] in ("workflow", "external_endpoint"):
-        return None
-    if found["target_kind"] != "sql_function":
-        return f"nothing delivers to a {found['target_kind']}"
-    try:
-        await census.value(connection, "delivery_function", found["target_ref"])
-    except Refused as refused:
-        return refused.message
-    return None
+def _shown(found: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of a route: no password that should not be in its address."""
+    return {name: value for name, value in found.items() if name != "policy"} | {
+        "target_ref": mask(found["target_ref"])
+    }
+
+
+async def problem(connection: Connection, found: dict[str, Any]) -> Verdict:
+    """Why nothing could be delivered by this route: what the database knows, then what only a process can know."""
+    for row in await census.rows(connection, "delivery/problems", found["route_code"]):
+        return Verdict(row["problem"], row["hint"] or "")
+    return check(found["target_kind"], found["target_ref"], json.loads(found["policy"]).get("target") or {})
 
 
 def _tell(answer: dict[str, Any], where: Where | None) -> None:
@@ -132,4 +137,5 @@ def _tell(answer: dict[str, Any], where: Where | None) -> None:
         ("lock", "", "opened by"),
         ((lock, show.mark(answer[lock], "open", "closed"), how) for lock, how in LOCKS.items()),
     )
-    show.line(f"Plan: {answer['route_code']} delivers to {answer['target_kind']} {answer['target_ref']}.")
+    delivers = "cannot deliver" if answer["problem"] else "delivers"
+    show.line(f"Plan: {answer['route_code']} {delivers} to {answer['target_kind']} {answer['target_ref']}.")

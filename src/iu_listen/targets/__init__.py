@@ -23,6 +23,11 @@ from iu_listen.targets.python import PythonTarget
 
 GROUP: Final = "iu_listen.targets"
 
+
+class NotInstalled(ConfigurationError):
+    """A package is missing that targets of a scheme need."""
+
+
 #: What an entry point of the group is.
 Opener = Callable[[str, Mapping[str, Any], Secrets], Target]
 
@@ -126,7 +131,7 @@ def _opener(address: str) -> Opener:
     try:
         opener: Opener = found[0].load()
     except ImportError as error:
-        raise ConfigurationError(
+        raise NotInstalled(
             f"targets of the scheme {scheme} need a package that is not installed: {error.name}",
             installs(found[0], scheme),
         ) from error

@@ -1,0 +1,8 @@
+-- Why a route could never deliver, as far as the database knows.
+--
+-- $1 text  route
+
+select p.problem, p.hint
+  from public.iu_outbound_route r
+ cross join lateral public.fn_iu_delivery_problems(r) p
+ where r.route_code = $1
