@@ -74,17 +74,17 @@ revoke execute on function
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
                                  text[], double precision[], double precision[], text[], text[], double precision[],
-                                 boolean[]),
+                                 boolean[], text[], text[]),
     public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
     public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
                                        timestamptz, double precision),
     public.fn_iu_delivery_breaker_succeed(text[]),
     public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz),
     public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
-                               boolean),
+                               boolean, text),
     public.fn_iu_delivery_interrupted(text[], bigint[]),
     public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text),
-    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]),
+    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[]),
     public.fn_iu_event_payload(jsonb, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
     public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
@@ -157,17 +157,17 @@ grant execute on function
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
                                  text[], double precision[], double precision[], text[], text[], double precision[],
-                                 boolean[]),
+                                 boolean[], text[], text[]),
     public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
     public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
                                        timestamptz, double precision),
     public.fn_iu_delivery_breaker_succeed(text[]),
     public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz),
     public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
-                               boolean),
+                               boolean, text),
     public.fn_iu_delivery_interrupted(text[], bigint[]),
     public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text),
-    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]),
+    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[]),
     public.fn_iu_event_payload(jsonb, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
     public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
@@ -209,7 +209,7 @@ grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, po
 -- What may be read of it is what ON CONFLICT and RETURNING need.
 grant select (status, idempotency_key, attempt_no),
       insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-              route_count, traceparent, created_at, finished_at)
+              route_count, traceparent, batch_xact_id, target, created_at, finished_at)
     on public.iu_route_attempt to iu_listen_consumer;
 
 -- The audit of completeness reads which attempts an event has, and keeps its own books. It repairs nothing.
@@ -331,7 +331,7 @@ grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_n
 grant insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
               failure_detail)
     on public.iu_route_dead_letter to iu_listen_operator;
-grant insert (route_count) on public.iu_route_attempt to iu_listen_operator;
+grant insert (route_count, batch_xact_id) on public.iu_route_attempt to iu_listen_operator;
 
 -- A replay decides from the snapshot, so it reads whole dead letters, and it writes its attempt.
 grant execute on function

@@ -1,6 +1,6 @@
 -- Takes off the attempts what they say of their decision.
 --
--- loses: how many attempts each decision consists of, its transaction, and its trace context
+-- loses: how many attempts each decision consists of, its transactions, its trace context, and what was called
 -- refuses: while the worker gate is open
 -- locks: ACCESS EXCLUSIVE on iu_route_attempt, for the catalogue change only
 
@@ -17,6 +17,8 @@ $$;
 alter table public.iu_route_attempt
     drop column if exists route_count,
     drop column if exists xact_id,
-    drop column if exists traceparent;
+    drop column if exists traceparent,
+    drop column if exists batch_xact_id,
+    drop column if exists target;
 
 drop function if exists public.fn_iu_trace_context(text);

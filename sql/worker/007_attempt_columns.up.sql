@@ -1,5 +1,5 @@
--- What an attempt says of its decision: how many attempts that consists of, which transaction wrote it, and the trace
--- context of the producer.
+-- What an attempt says of its decision: how many attempts that consists of, which transaction wrote it, the trace
+-- context of the producer, and of a delivery which batch queued it and what it called.
 --
 -- Routes change, so the routes of today do not say how many attempts an event of last year must have. The decision
 -- says it itself: an event that went to three routes has three first attempts, and each of them carries a 3.
@@ -16,7 +16,9 @@
 alter table public.iu_route_attempt
     add column route_count  smallint,
     add column xact_id      xid8  not null default pg_current_xact_id(),
-    add column traceparent  text;
+    add column traceparent  text,
+    add column batch_xact_id xid8,
+    add column target       text;
 
 comment on column public.iu_route_attempt.route_count is
     'How many first attempts the decision about this event consists of. Null: written before that was counted, or a replay.';
@@ -24,6 +26,10 @@ comment on column public.iu_route_attempt.xact_id is
     'The top-level transaction that wrote it; what readers of the audit compare with snapshots.';
 comment on column public.iu_route_attempt.traceparent is
     'Trace context of the producer, copied from the event, which it outlives. Null: there was none.';
+comment on column public.iu_route_attempt.batch_xact_id is
+    'The batch that queued this delivery, as a transaction. Null: the batch wrote the attempt itself.';
+comment on column public.iu_route_attempt.target is
+    'What was called, as in "workflow crm" or "POST https://example.com". Null: nothing was.';
 
 -- Anybody may write anything into event_outbox.traceparent, and it must never be an error for him (W3C Trace Context).
 create function public.fn_iu_trace_context(p_traceparent text)

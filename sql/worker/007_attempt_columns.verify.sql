@@ -1,10 +1,10 @@
 -- What 007 must have left behind. Same columns as runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W19', 'attempts say how many they are, whose, and in which trace', '3',
+    select 'W19', 'attempts say how many they are, whose, in which trace, and what was called', '5',
            (select count(*)::text from pg_catalog.pg_attribute a
              where a.attrelid = to_regclass('public.iu_route_attempt')
-               and a.attname in ('route_count', 'xact_id', 'traceparent') and not a.attisdropped)
+               and a.attname in ('route_count', 'xact_id', 'traceparent', 'batch_xact_id', 'target') and not a.attisdropped)
 )
 select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
   from checks c

@@ -196,6 +196,7 @@ create table public.iu_route_delivery (
     failure_detail  text,
     replayed_by     text,
     traceparent     text,
+    batch_xact_id   xid8         not null default pg_current_xact_id(),
     created_at      timestamptz  not null default now(),
     credits         integer      not null default 0,
     at_fault        boolean      not null default false,
@@ -221,6 +222,7 @@ comment on column public.iu_route_delivery.failure_code is 'Why, for a machine.'
 comment on column public.iu_route_delivery.failure_detail is 'Why, for a person.';
 comment on column public.iu_route_delivery.replayed_by is 'Who replays its dead letter. Null: it is no replay.';
 comment on column public.iu_route_delivery.traceparent is 'Trace context of the producer.';
+comment on column public.iu_route_delivery.batch_xact_id is 'The transaction that queued it.';
 comment on column public.iu_route_delivery.created_at is 'When it was routed.';
 comment on column public.iu_route_delivery.credits is
     'How many of its attempts were given back because the circuit breaker of its route opened.';

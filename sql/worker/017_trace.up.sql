@@ -10,7 +10,8 @@
 --
 --   trace id   the producer's, if it gave a W3C context that is valid; else the event's UUID without dashes
 --   span id    the first 8 bytes of SHA-256 of what it is and its key, as in
---              'attempt outbound:iu.version_applied.workflow:<event> 1', 'dead_letter <id>', 'event <id>'
+--              'attempt outbound:iu.version_applied.workflow:<event> 1', the same with 'call', 'dead_letter <id>',
+--              'event <id>'
 --
 -- All zeros is no identity (W3C Trace Context, 3.2.2.3); all ones stand in for it.
 
@@ -32,15 +33,18 @@ parallel safe
 return coalesce(nullif(encode(substr(sha256(convert_to(p_what || ' ' || p_key, 'UTF8')), 1, 8), 'hex'), repeat('0', 16)),
                 repeat('f', 16));
 comment on function public.fn_iu_span_id(text, text) is
-    'Span id, in hexadecimal, of an attempt (idempotency key, space, number), a dead letter (id) or an event (id).';
+    'Span id, in hexadecimal, of an attempt or its call (idempotency key, space, number), a dead letter (id) or an event (id).';
 
 create view public.v_iu_route_attempt as
 select a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.delivered, a.failure_code,
        a.idempotency_key, a.attempt_no, a.created_at, a.finished_at,
        public.fn_iu_trace_id(a.event_ref, a.traceparent) as trace_id,
-       public.fn_iu_span_id('attempt', a.idempotency_key || ' ' || a.attempt_no) as span_id
+       public.fn_iu_span_id('attempt', a.idempotency_key || ' ' || a.attempt_no) as span_id, a.target,
+       case when a.target is not null
+            then public.fn_iu_span_id('call', a.idempotency_key || ' ' || a.attempt_no) end as call_span_id
   from public.iu_route_attempt a;
-comment on view public.v_iu_route_attempt is 'Every attempt, with the trace and the span that it is in a tracing backend.';
+comment on view public.v_iu_route_attempt is
+    'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and the span of that.';
 
 create or replace view public.v_iu_route_dead_letter_open as
 select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
@@ -196,8 +200,15 @@ select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.dec
        left(o.correlation_id, 4097) as correlation_id, o.traceparent as event_context,
        case when a.attempt_no > 1 and d.created_at < a.created_at then d.id end as replayed_id,
        left(d.failure_detail, 4097) as failure_detail,
-       coalesce(a.xact_id >= (select x.xact_id from public.iu_outbox_anchor x)
-                and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history
+       coalesce(a.batch_xact_id, a.xact_id) as batch_xact_id, a.target,
+       case when a.attempt_no > 1
+            then (select max(p.attempt_no) from public.iu_route_attempt p
+                   where p.idempotency_key = a.idempotency_key and p.attempt_no < a.attempt_no) end as former_no,
+       coalesce(coalesce(a.batch_xact_id, a.xact_id) >= (select x.xact_id from public.iu_outbox_anchor x)
+                and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history,
+       -- Of several workers of a domain nobody knows any more which one decided.
+       (select min(w.worker_name) from public.iu_route_worker_cursor w
+         where w.event_domain = o.event_domain having count(*) = 1) as worker_name
   from public.iu_route_attempt a
   left join public.event_outbox o on o.id = a.event_ref
   left join public.iu_route_dead_letter d

@@ -336,7 +336,7 @@ comment on function public.fn_iu_delivery_dead_letter(public.iu_route_delivery, 
 -- "At once" means: with the next probe, or when the breaker closes. A delay that the target asked for is always waited.
 create function public.fn_iu_delivery_fail(
     p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text,
-    p_detail text, p_retry_after double precision, p_at_fault boolean)
+    p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text)
 returns boolean
 language plpgsql
 set search_path = ''
@@ -406,17 +406,17 @@ begin
     -- After the delivery and the dead letter: the lock order of 024.
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-         route_count, traceparent, created_at, finished_at)
+         route_count, traceparent, batch_xact_id, target, created_at, finished_at)
     values (d.event_ref, d.route_kind, p_route_code, 'failed',
             case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, p_code,
             'outbound:' || p_route_code || ':' || d.event_ref, d.attempt_no, d.route_count, d.traceparent,
-            v_now - p_began * interval '1 second', v_now - p_ended * interval '1 second')
+            d.batch_xact_id, p_target, v_now - p_began * interval '1 second', v_now - p_ended * interval '1 second')
     on conflict (idempotency_key, attempt_no) do nothing;
     return v_dead;
 end
 $$;
 comment on function public.fn_iu_delivery_fail(
-    text, bigint, text, double precision, double precision, text, text, double precision, boolean) is
+    text, bigint, text, double precision, double precision, text, text, double precision, boolean, text) is
     'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. '
     'Answers whether it is a dead letter.';
 
@@ -432,7 +432,14 @@ declare
     v_detail constant text := 'The consumer ended, or lost its lease, while this delivery was in flight.';
 begin
     if cardinality(p_ids) = 1 then
-        perform public.fn_iu_delivery_fail(p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true);
+        -- The target was given the span of this call, so the attempt says what that was, as far as the route tells.
+        perform public.fn_iu_delivery_fail(
+            p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true,
+            (select case when r.target_kind = 'external_endpoint'
+                         then substring(r.target_ref from '^[A-Za-z][A-Za-z0-9+.-]*://')
+                              || substring(r.target_ref from '^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?([^/?#]*)')
+                         else r.target_kind || ' ' || r.target_ref end
+               from public.iu_outbound_route r where r.route_code = p_routes[1]));
         return;
     end if;
     update public.iu_route_delivery d
@@ -487,7 +494,7 @@ comment on function public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, t
     'caller has no lease.';
 
 create function public.fn_iu_delivery_sent(
-    p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[])
+    p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[])
 returns void
 language plpgsql
 set search_path = ''
@@ -496,8 +503,8 @@ declare
     v_now constant timestamptz := now();
 begin
     with found as materialized (
-        select x.ctid, s.began, s.ended
-          from unnest(p_routes, p_ids, p_began, p_ended) s(route_code, id, began, ended)
+        select x.ctid, s.began, s.ended, s.target
+          from unnest(p_routes, p_ids, p_began, p_ended, p_targets) s(route_code, id, began, ended, target)
          cross join lateral (
                select d.ctid
                  from public.iu_route_delivery d
@@ -508,7 +515,7 @@ begin
          using found s
          where d.ctid = s.ctid
         returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
-                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+                  d.attempt_no, d.route_count, d.traceparent, d.batch_xact_id, d.replayed_by, s.began, s.ended, s.target
     ), resolved as (
         update public.iu_route_dead_letter l
            set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
@@ -518,9 +525,10 @@ begin
     )
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
-         traceparent, created_at, finished_at)
+         traceparent, batch_xact_id, target, created_at, finished_at)
     select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
-           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+           g.traceparent, g.batch_xact_id, g.target, v_now - g.began * interval '1 second',
+           v_now - g.ended * interval '1 second'
       from gone g
      -- The count makes the dead letters come before the attempts: the lock order of 024.
      where (select count(*) from resolved) >= 0;
@@ -535,17 +543,18 @@ exception when unique_violation then
        and exists (select from public.iu_route_attempt a
                     where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
                       and a.attempt_no >= d.attempt_no);
-    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended);
+    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended, p_targets);
 end
 $$;
-comment on function public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]) is
+comment on function public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[]) is
     'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
 
 create function public.fn_iu_delivery_settle(
     p_worker_name text, p_owner uuid,
     p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[],
     p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[],
-    p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[])
+    p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[],
+    p_sent_targets text[] default null, p_targets text[] default null)
 returns integer
 language plpgsql
 set search_path = ''
@@ -591,21 +600,23 @@ begin
                 perform public.fn_iu_delivery_breaker_succeed(v_alive);
             end if;
             if cardinality(p_sent_ids) > 0 then
-                perform public.fn_iu_delivery_sent(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended);
+                perform public.fn_iu_delivery_sent(
+                    p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_sent_targets);
             end if;
         end if;
         continue when cardinality(p_ids) = 0;
         for f in
             select s.*
-              from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside)
-                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, n)
+              from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside,
+                          p_targets)
+                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, target, n)
              where (v_turn = 1) = exists (select from unnest(p_sent_routes, p_sent_ended) x(route_code, ended)
                                            where x.route_code = s.route_code and x.ended < s.ended)
              order by s.route_code, s.n
         loop
             v_letters := v_letters + public.fn_iu_delivery_fail(
                 f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
-                f.beside and f.result = 'failed')::integer;
+                f.beside and f.result = 'failed', f.target)::integer;
         end loop;
     end loop;
     return v_letters;
@@ -613,7 +624,7 @@ end
 $$;
 comment on function public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
-    double precision[], text[], text[], double precision[], boolean[]) is
+    double precision[], text[], text[], double precision[], boolean[], text[], text[]) is
     'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. '
     'p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many '
     'became dead letters; null: the caller has no lease, and nothing was written.';

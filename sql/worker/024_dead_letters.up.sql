@@ -80,9 +80,9 @@ begin
         -- The count makes every dead letter come before the first attempt.
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-             route_count, traceparent)
+             route_count, traceparent, batch_xact_id)
         select g.event_ref, g.route_kind, g.route_code, 'failed', 'dead_letter', false, 'cancelled', g.key, g.attempt_no,
-               g.route_count, g.traceparent
+               g.route_count, g.traceparent, g.batch_xact_id
           from gone g
          where (select count(*) from letters) > 0
         on conflict (idempotency_key, attempt_no) do nothing

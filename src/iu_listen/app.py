@@ -33,6 +33,7 @@ from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget
+from iu_listen.telemetry.context import activate
 
 #: Name of the export of traces; there is one.
 EXPORT: Final = "traces"
@@ -131,7 +132,7 @@ class Consumer:
         self.sessions = PostgresSessions(settings)
         self._grace = settings.grace
         found = targets if isinstance(targets, Targets) else Targets(targets, os.environ)
-        self._deliverer = Deliverer(settings, self.sessions, found, self.told)
+        self._deliverer = Deliverer(settings, self.sessions, found, self.told, activate=activate)
         self._consumer = Worker(settings, self.sessions, self.told, measuring=measuring, courier=self._deliverer)
 
     def stop(self, why: str) -> None:

@@ -191,7 +191,10 @@ def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
     routed = common | {
         "iu.route.code": "iu.version_applied.workflow", "iu.route.kind": "outbound", "iu.idempotency_key": key
     }  # fmt: skip
-    process = {"messaging.operation.name": "process", "messaging.operation.type": "process"}
+    process = {
+        "messaging.operation.name": "process", "messaging.operation.type": "process",
+        "messaging.consumer.group.name": "iu_outbound_default",
+    }  # fmt: skip
     assert attributes(sent) == common | {"messaging.operation.name": "send", "messaging.operation.type": "send"}
     assert attributes(first) == routed | process | {
         "iu.attempt.status": "failed", "iu.attempt.decision": "dead_letter", "iu.attempt.number": 1,

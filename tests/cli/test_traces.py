@@ -74,6 +74,28 @@ def test_a_life_is_drawn_from_its_rows(eventful):
         assert f"trace id {event.hex}" in done.err
 
 
+def test_a_call_is_drawn_below_its_attempt(eventful):
+    """What an attempt has called is a line below it: what it was, and the failure or that it answered.
+
+    Fails when: the span of a call is left out, or taken for a dead letter.
+    """
+    execute(
+        eventful.dsn,
+        """update iu_route_attempt set target = case attempt_no when 1 then 'POST https://example.com' else 'workflow crm' end
+            where status = 'failed' or attempt_no = 2""",
+    )
+    event = str(value(eventful.dsn, "select event_ref from iu_route_dead_letter"))
+    done = run("trace", event, dsn=eventful.dsn, env={"COLUMNS": "200"})
+    lines = [line.strip() for line in done.out.splitlines() if "└" in line]
+    assert [line.split("  ")[0] for line in lines] == [
+        "└ attempt, route iu.version_applied.workflow", "└ call POST https://example.com", "└ dead letter",
+        "└ attempt 2, route iu.version_applied.workflow", "└ call workflow crm",
+    ]  # fmt: skip
+    assert "worker_process_error" in lines[1]
+    assert lines[4].endswith("answered")
+    assert "example.com" in run("trace", event, "--json", dsn=eventful.dsn).out
+
+
 def test_what_nobody_has_looked_at_yet(eventful):
     """An event without attempts is shown as what it is; an id that nobody has is refused, nonsense is a mistake."""
     event = value(eventful.dsn, "select id from event_outbox where id not in (select event_ref from iu_route_attempt)")

@@ -11,6 +11,9 @@ from uuid import uuid4
 import opentelemetry.semconv._incubating.attributes.db_attributes as db
 import opentelemetry.semconv._incubating.attributes.messaging_attributes as messaging
 import opentelemetry.semconv.attributes.error_attributes as error
+import opentelemetry.semconv.attributes.http_attributes as http
+import opentelemetry.semconv.attributes.server_attributes as server
+import opentelemetry.semconv.attributes.url_attributes as url
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -26,13 +29,15 @@ from iu_listen.telemetry.otlp import SCHEMA
 from iu_listen.telemetry.spans import SpanWatcher
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
+#: A target of each kind, as the audit keeps it.
+TARGETS = ("workflow crm", "POST https://example.com", "nats://one/orders", "kafka://one/orders.{type}", "other://one")
 NOW = datetime.now(UTC)
 ROW = {
     "xact_id": 7, "id": 7, "event_ref": uuid4(), "route_kind": "outbound", "route_code": "r", "status": "failed",
     "decision": "dead_letter", "failure_code": "worker_process_error", "idempotency_key": "k", "attempt_no": 1,
     "created_at": NOW, "finished_at": NOW, "traceparent": None, "event_at": NOW, "commit_at": NOW, "event_domain": "iu",
     "event_type": "t", "subject": "s", "correlation_id": "c", "replayed_id": None, "failure_detail": "why",
-    "own_history": True,
+    "own_history": True, "batch_xact_id": 7, "worker_name": "w", "target": None, "former_no": None,
 }  # fmt: skip
 
 
@@ -41,8 +46,12 @@ def made() -> dict[str, tuple[str, set[str], str]]:
     """Every span that is ever made, by name: its kind, its attributes, its type of operation."""
     found: dict[str, tuple[str, set[str], str]] = {}
     letter = ROW | {"id": uuid4(), "worker_name": "w", "gave_up_at": NOW, "gave_up_no": 1}
-    for span in [*attempt_spans([ROW], "l"), letter_span(letter)]:
-        found[span.name] = span.kind.name, set(span.attributes), str(span.attributes["messaging.operation.type"])
+    rows = [ROW, *(ROW | {"target": target, "failure_code": "http_503"} for target in TARGETS)]
+    for span in [*attempt_spans(rows, "l"), letter_span(letter)]:
+        name = span.name.replace(".{type}", "")
+        _, attributes, _ = found.get(name, ("", set(), ""))
+        operation = str(span.attributes.get("messaging.operation.type", ""))
+        found[name] = span.kind.name, attributes | set(span.attributes), operation
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -94,7 +103,7 @@ def test_names_are_those_of_the_conventions(made):
 
     Fails when: the conventions rename an attribute, or somebody invents one.
     """
-    known = constants(messaging) | constants(db) | constants(error)
+    known = set().union(*map(constants, (messaging, db, error, http, server, url)))
     used = set().union(*(attributes for _, attributes, _ in made.values()))
 
     assert {name for name in used if not name.startswith("iu.")} <= known
@@ -114,11 +123,24 @@ def test_kinds_and_names_are_those_of_the_conventions(made):
     }  # fmt: skip
     messages = {name: found for name, found in made.items() if found[2]}
 
-    assert set(messages) == {f"{n} event_outbox" for n in ("send", "receive", "process", "dead_letter")}
+    ours = {f"{n} event_outbox" for n in ("send", "receive", "process", "dead_letter")}
+    assert set(messages) == ours | {"send orders"}
     for kind, attributes, operation in messages.values():
         assert operation in types
         assert kind in KINDS[operation]
         assert required <= attributes
+
+
+def test_a_call_over_http_is_named_as_the_conventions_say(made):
+    """It is a client span called after its method, with all that is required of one.
+
+    Fails when: a path or a route stands in its name, or an attribute that is required is left out.
+    """
+    kind, attributes, _ = made["POST"]
+
+    assert kind == "CLIENT"
+    assert {http.HTTP_REQUEST_METHOD, http.HTTP_RESPONSE_STATUS_CODE, error.ERROR_TYPE} <= attributes
+    assert {server.SERVER_ADDRESS, server.SERVER_PORT, url.URL_FULL} <= attributes
 
 
 def test_metrics_are_those_of_the_conventions():

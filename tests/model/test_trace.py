@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from iu_listen.model import trace
+from iu_listen.model import called, trace
 from iu_listen.telemetry.otlp import SCOPE, encode_spans, request, shortened
 from support import connected
 
@@ -57,13 +57,58 @@ def test_python_and_sql_agree(applied):
     ]
 
     @settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow], deadline=None, derandomize=True)
-    @given(CONTEXTS, st.uuids(), st.sampled_from(["event", "attempt", "dead_letter"]), TEXT)
+    @given(CONTEXTS, st.uuids(), st.sampled_from(["event", "attempt", "call", "dead_letter"]), TEXT)
     def collect(tp: str | None, event: UUID, what: str, key: str) -> None:
         cases.append((tp, event, what, key))
 
     collect()
     assert sum(trace.context(tp) is not None for tp, *_ in cases) > 50
     asyncio.run(compare())
+
+
+EVENT = UUID("c3ac036f-eb71-4f36-bf3f-60026b7d5de0")
+
+
+def test_the_starting_context_is_the_same_in_every_hop():
+    """It is the producer's, or that of the event's own span where there is none; never that of an attempt or a call.
+
+    Fails when: the CloudEvents attribute is given the context of the call.
+    """
+    own = f"00-{EVENT.hex}-{trace.span_id('event', str(EVENT))}-01"
+    assert [trace.starting_context(EVENT, given) for given in (VALID, None, "nonsense")] == [VALID, own, own]
+    called = [trace.call_context(EVENT, VALID, "key", number) for number in (1, 2)]
+    assert [one[:36] for one in called] == [VALID[:36]] * 2
+    assert len({VALID, *called}) == 3
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "text", "name", "attributes"),
+    [
+        ("https://u:s3cret@h.example/s3cret?k=s3cret", {}, "POST https://h.example", "POST",
+         {"server.address": "h.example", "server.port": 443, "url.full": "https://h.example/REDACTED"}),
+        ("http://[::1]:8080/x", {"method": "PUT"}, "PUT http://[::1]:8080", "PUT",
+         {"server.address": "::1", "server.port": 8080, "http.request.method": "PUT"}),
+        ("kafka://a:1,b/orders", {}, "kafka://a:1,b/orders", "send orders", {"messaging.system": "kafka"}),
+        ("tls://a/o.{type}", {}, "tls://a/o.{type}", "send o.{type}",
+         {"messaging.system": "nats", "server.port": 4222, "messaging.destination.template": "o.{type}"}),
+        ("redis://a/1?stream=s", {}, "redis://a/s", "send s", {"server.port": 6379}),
+        ("valkeys://a/1", {"stream": "t"}, "valkeys://a/t", "send t", {"messaging.system": "redis"}),
+        ("pigeon://loft/s3cret", {}, "pigeon://loft", "deliver", {"server.address": "loft"}),
+        ("http://[::1", {}, "", None, {}),
+    ],
+)  # fmt: skip
+def test_what_is_called_is_named_without_secrets(reference, options, text, name, attributes):
+    """The text that the audit keeps has no user, path of a URL or query; the span has what the conventions want.
+
+    Fails when: a part of an address is kept that may hold a secret.
+    """
+    assert called.called("external_endpoint", reference, options) == text
+    if name is not None:
+        found = called.callee(text)
+        assert found.name == name
+        assert attributes.items() <= found.attributes.items()
+        assert ("server.address" in found.attributes) == ("," not in text)
+        assert "s3cret" not in str(found)
 
 
 IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)

@@ -18,7 +18,7 @@ from iu_listen.flow.route import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.facts import Batch
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
-from iu_listen.model.trace import attempt_span, event_span, letter_span
+from iu_listen.model.trace import attempt_span, attempt_spans, batch_link, call_span, event_span, letter_span
 from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.worker import WorkerSession
@@ -56,11 +56,12 @@ async def test_an_event_reaches_its_coroutine_and_is_settled(live):
         assert call.event.type == "version_applied"
         row = await connection.fetchrow(
             """select status, decision, delivered, attempt_no, extract(epoch from finished_at - created_at)::float8 as took,
-                      span_id, trace_id from v_iu_route_attempt"""
+                      call_span_id, trace_id, target from v_iu_route_attempt"""
         )
         assert tuple(row)[:4] == ("sent", "delivered", True, 1)
         assert 0.04 < row["took"] < 5
-        assert call.traceparent == f"00-{row['trace_id']}-{row['span_id']}-01"
+        assert call.traceparent == f"00-{row['trace_id']}-{row['call_span_id']}-01"
+        assert row["target"] == "workflow event_outbox"
 
 
 async def test_a_second_reading_delivers_nothing_again(live):
@@ -1103,7 +1104,7 @@ async def test_attempts_dead_letter_and_replay_are_one_trace(live):
             await settled(connection)
         rows = await connection.fetch("select * from v_iu_trace_attempt order by attempt_no")
         one, two, three, replay = (attempt_span(row, "") for row in rows)
-        sent = event_span(rows[0], rows[0]["created_at"])
+        sent = event_span(rows[0])
         letter = letter_span(await connection.fetchrow("select * from v_iu_trace_letter"))
         spans = [sent, one, two, three, letter, replay]
         assert {span.trace_id for span in spans} == {event.hex}
@@ -1114,7 +1115,100 @@ async def test_attempts_dead_letter_and_replay_are_one_trace(live):
         begins = {span.span_id: span.start for span in spans}
         assert all(span.start >= begins[span.parent_id] for span in spans[1:])
         assert all(span.end >= span.start for span in spans)
-        assert [call.traceparent[36:52] for call in arrivals.calls] == [s.span_id for s in (one, two, three, replay)]
+        called = [call_span(row, span) for row, span in zip(rows, (one, two, three, replay), strict=True)]
+        assert [call.traceparent[36:52] for call in arrivals.calls] == [span.span_id for span in called]
+        assert [span.parent_id for span in called] == [span.span_id for span in (one, two, three, replay)]
+        assert [span.error for span in called] == [span.error for span in (one, two, three, replay)]
+
+
+async def test_an_event_ends_before_any_of_its_attempts_begins(live):
+    """Whichever of two routes is exported first, no attempt begins before the span of the event has ended.
+
+    Fails when: the event is taken to end where the attempt that comes first in the export began.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await add_route(connection, "second")
+        slow = Arrivals(lambda _: anyio.sleep(0.02))
+        async with delivering(live.dsn, Arrivals().target(), slow.target("second")):
+            await insert_event(connection)
+            await settled(connection)
+        found = await connection.fetch("select * from v_iu_trace_attempt order by created_at")
+        assert len({row["created_at"] for row in found}) == 2
+        unknown = [dict(row) | {"commit_at": None} for row in found]
+        for order in (found, found[::-1], unknown, unknown[::-1]):
+            sent, *tried = attempt_spans(order, "")
+            assert sent.name.startswith("send")
+            assert all(span.start >= sent.end for span in tried)
+
+
+async def test_a_delivery_links_to_the_batch_that_queued_it(live):
+    """A first attempt, settled or cancelled, links to the transaction that queued it; a call has what was called.
+
+    Fails when: it links to the transaction that wrote the attempt, or to none.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await insert_event(connection)
+        await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 2
+        batch = await connection.fetchval("select distinct batch_xact_id from iu_route_delivery")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 1
+        later = await connection.fetchval("select batch_xact_id from iu_route_delivery")
+        await connection.fetchval("select fn_iu_route_live($1, false, 'a test', 'tester')", ROUTE)
+        await connection.fetchval("select fn_iu_delivery_cancel($1, null, 'a test')", ROUTE)
+        rows = await connection.fetch("select * from v_iu_trace_attempt order by id")
+    assert [(row["batch_xact_id"], row["target"]) for row in rows] == [
+        (batch, "workflow event_outbox"), (batch, "workflow event_outbox"), (later, None),
+    ]  # fmt: skip
+    for row in rows:
+        assert attempt_span(row, "a history").links[1] == batch_link("a history", row["batch_xact_id"])
+        assert row["xact_id"] != row["batch_xact_id"]
+    assert len(list(attempt_spans(rows, ""))) == 3 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [(None, "workflow event_outbox"), ("https://u:s3cret@h.example:8/s3cret?k=s3cret", "https://h.example:8")],
+)
+async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
+    """What a process called that ended in the call is known by its server; so what the receiver did has its parent.
+
+    Fails when: the attempt that such an end has spent does not say what was called, or says what may be a secret.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, address=address, attempts=1)
+        await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 1
+        await connection.execute(
+            "select fn_iu_delivery_interrupted(array[route_code], array[id]) from iu_route_delivery"
+        )
+        (row,) = await connection.fetch("select * from v_iu_trace_attempt")
+    assert row["target"] == target
+    sent, attempt, call = attempt_spans([row], "")
+    assert (call.parent_id, call.name) == (attempt.span_id, "HTTP" if address else "deliver event_outbox")
+    assert "s3cret" not in str((sent, attempt, call))
+
+
+async def test_an_attempt_links_to_the_one_before_it_that_was_written(live):
+    """An attempt whose number is not the next one after another links to the last one before it, or to none.
+
+    Fails when: a number without a row is taken for an attempt.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 1
+        await connection.execute("update iu_route_delivery set attempt_no = 3")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        (row,) = await connection.fetch("select * from v_iu_trace_attempt")
+    assert [link.span_id for link in attempt_span(row, "").links] == [event_span(row).span_id]
 
 
 # -- replay, audit, retention ----------------------------------------------------------------------------------------

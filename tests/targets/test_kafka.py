@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
 from iu_listen.model.delivery import Failed, Reject, Result, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.trace import starting_context
 from iu_listen.targets import Targets
 from iu_listen.targets.kafka import BATCH, KafkaTarget
 from iu_listen.targets.kafka import open as open_target
@@ -99,7 +100,7 @@ async def test_a_record_is_the_payload_with_the_event_in_its_headers(running):
         "idempotency_key": one.idempotency_key,
         "content-type": "application/json",
         "traceparent": one.traceparent,
-        "ce_traceparent": one.traceparent,
+        "ce_traceparent": starting_context(one.event.id, one.event.traceparent),
         "ce_specversion": "1.0",
         "ce_id": str(one.event.id),
         "ce_source": "crm",

@@ -21,6 +21,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from chaos import Proxy
 from iu_listen.model.delivery import Failed, Reject, Result, Secrets, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.trace import starting_context
 from iu_listen.targets import Targets
 from iu_listen.targets.nats import NatsTarget
 from iu_listen.targets.nats import open as open_target
@@ -120,7 +121,7 @@ async def test_a_message_is_the_payload_with_the_event_in_its_headers(running):
         "Nats-Msg-Id": one.idempotency_key,
         "Content-Type": "application/json",
         "traceparent": one.traceparent,
-        "ce-traceparent": one.traceparent,
+        "ce-traceparent": starting_context(one.event.id, one.event.traceparent),
         "ce-specversion": "1.0",
         "ce-id": str(one.event.id),
         "ce-source": "crm",

@@ -15,5 +15,7 @@
 -- $13 text[]             failures in words
 -- $14 double precision[] not again before so many seconds
 -- $15 boolean[]          whether another delivery of the route succeeded beside it
+-- $16 text[]             arrived: what was called
+-- $17 text[]             did not arrive: what was called
 
-select public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+select public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)

@@ -39,6 +39,8 @@ def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
 def title(span: Span) -> str:
     """What a span is, in words."""
     attributes = span.attributes
+    if "iu.target" in attributes:
+        return f"call {attributes['iu.target']}"
     match attributes["messaging.operation.name"]:
         case "send":
             return f"event {attributes['iu.event.type']}"
@@ -53,6 +55,8 @@ def title(span: Span) -> str:
 def result(span: Span) -> str:
     """What came of it."""
     attributes = span.attributes
+    if "iu.target" in attributes:
+        return str(attributes.get("error.type", "answered"))
     if span.error is not None:
         return span.error
     if attributes["messaging.operation.name"] == "send":

@@ -13,7 +13,7 @@ import anyio.abc
 
 from iu_listen.flow.ports import Target
 from iu_listen.flow.ring import Ring
-from iu_listen.model.delivery import Failed, Outcome, Result, Taken
+from iu_listen.model.delivery import Delivery, Failed, Outcome, Result, Taken
 from iu_listen.model.outcome import outcome_of
 
 #: How old the database's word on the locks may be when a delivery begins, in seconds.
@@ -35,6 +35,7 @@ class Lane:
 
     Attributes:
         target: Who takes it; None: nobody, for now.
+        called: What that is, as the audit keeps it.
         concurrency: Most calls at once.
         queue: What was taken and has not begun.
         workers: Tasks that deliver.
@@ -48,6 +49,7 @@ class Lane:
 
     concurrency: int
     target: Target | None = None
+    called: str = ""
     queue: deque[Taken] = field(default_factory=deque)
     workers: int = 0
     starting: bool = False
@@ -66,6 +68,7 @@ class _Call:
     scope: anyio.CancelScope
     taken: Taken
     began: float
+    called: str
 
     @property
     def until(self) -> float:
@@ -82,6 +85,7 @@ class Calls:
     Args:
         ring: Rung when a call has ended.
         clock: Monotonic clock, in seconds.
+        activate: Called in the task that is about to call a target, with the delivery.
 
     Attributes:
         done: What came of calls that have ended, in that order. Whoever settles it takes it out.
@@ -92,9 +96,12 @@ class Calls:
 
     NONE: Final = -1
 
-    def __init__(self, ring: Ring, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, ring: Ring, clock: Callable[[], float], activate: Callable[[Delivery], None] = lambda _: None
+    ) -> None:
         self._ring = ring
         self._clock = clock
+        self._activate = activate
         self._alarm = Ring()
         self._shortest = math.inf
         self._under_way: dict[int, _Call] = {}
@@ -182,7 +189,8 @@ class Calls:
                     while self._may_begin(lane) and not scope.cancel_called:
                         taken = lane.queue.popleft()
                         self.begin(lane)
-                        call = self._under_way[taken.delivery.id] = _Call(lane, scope, taken, self._clock())
+                        call = _Call(lane, scope, taken, self._clock(), lane.called)
+                        self._under_way[taken.delivery.id] = call
                         await self._deliver(call, lane.target)  # type: ignore[arg-type]
                         call = None
                 if call is not None:
@@ -206,6 +214,7 @@ class Calls:
 
     async def _deliver(self, call: _Call, target: Target) -> None:
         try:
+            self._activate(call.taken.delivery)
             await target.deliver(call.taken.delivery)
         except anyio.get_cancelled_exc_class():
             raise
@@ -228,7 +237,9 @@ class Calls:
             if result in {Result.SENT, Result.REJECTED}:
                 lane.succeeded_at = ended
             lane.failing += result is not Result.SENT
-            self.done.append(Outcome(call.taken, result, call.began, ended, code, detail, retry_after, beside))
+            self.done.append(
+                Outcome(call.taken, result, call.began, ended, code, detail, retry_after, beside, call.called)
+            )
             self._ring.set()
 
     def refuse(self, lane: Lane, taken: Taken) -> None:

@@ -26,7 +26,7 @@ from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
 from iu_listen.flow.route import Route, handed_over, may_go_on, unchanged, wants
 from iu_listen.flow.unusable import Unusable, find_target
-from iu_listen.model.delivery import Result, RouteState, Supply, Taken, Want
+from iu_listen.model.delivery import Delivery, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
@@ -62,6 +62,7 @@ class Deliverer:
         *,
         clock: Callable[[], float] = time.monotonic,
         jitter: random.Random | None = None,
+        activate: Callable[[Delivery], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._worker = WorkerName(settings.worker)
@@ -73,7 +74,7 @@ class Deliverer:
         #: Something may have to be taken; something has to be settled.
         self._ring = Ring()
         self._ended = Ring()
-        self._calls = Calls(self._ended, clock)
+        self._calls = Calls(self._ended, clock, activate)
         self._routes: dict[str, Route] = {}
         #: What was taken and is not settled yet.
         self._ledger = Ledger()

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Final, Self
 
 from iu_listen.flow.calls import Lane
+from iu_listen.model.called import called
 from iu_listen.model.delivery import RouteState, Taken, Want
 
 #: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
@@ -58,6 +59,7 @@ class Route(Lane):
         """What the database says of it now. True: it may have another target."""
         before, self.state = self._aim, state
         self.concurrency = int(state.policy["concurrency"])
+        self.called = called(state.kind, state.reference, state.policy["target"])
         # So its budget of dead letters is exceeded by no more than itself, and what was under way.
         self.most_failing = int(state.policy["dead_letters_per_hour"])
         return before != self._aim

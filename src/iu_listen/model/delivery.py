@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.trace import attempt_context
+from iu_listen.model.trace import call_context
 
 
 class Result(StrEnum):
@@ -134,8 +134,8 @@ class Delivery:
 
     @cached_property
     def traceparent(self) -> str:
-        """W3C trace context for the target: it names the span of this attempt."""
-        return attempt_context(self.event.id, self.event.traceparent, self.idempotency_key, self.attempt)
+        """W3C trace context for the target: it names the span of this call, which is the parent of what it does."""
+        return call_context(self.event.id, self.event.traceparent, self.idempotency_key, self.attempt)
 
 
 @dataclass(slots=True)
@@ -253,6 +253,7 @@ class Outcome:
         detail: The same for a person.
         retry_after: Not again before so many seconds; None: as the policy says.
         beside: Another delivery of the route succeeded while this attempt was in flight, or shortly before it.
+        called: What was called, as called() has it; empty: nothing was.
     """
 
     taken: Taken
@@ -263,6 +264,7 @@ class Outcome:
     detail: str = ""
     retry_after: float | None = None
     beside: bool = False
+    called: str = ""
 
 
 class Secret:

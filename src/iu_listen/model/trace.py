@@ -1,8 +1,8 @@
 """What a row of the audit is in a tracing backend. Identity is a pure function of the row, here and in SQL (017_trace).
 
-Conventions: OpenTelemetry's for messaging, v1.44 (docs/reference/spans.md). An event is the span ``send`` of its
-producer, each attempt is a ``process`` below it, a dead letter is the settlement of its first attempt, and a replay
-hangs below the dead letter.
+Conventions: OpenTelemetry's for messaging and HTTP, v1.44 (docs/reference/spans.md). An event is the span ``send`` of
+its producer, each attempt is a ``process`` below it, what an attempt has called is a span below that, a dead letter is
+the settlement of its first attempt, and a replay hangs below the dead letter.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from iu_listen.model.called import callee, destination_of
+
 #: The log, as a messaging destination.
 DESTINATION: Final = "event_outbox"
 #: A W3C trace context of version 00, and no identity that is all zeros.
 _CONTEXT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+#: The failure code of an answer over HTTP.
+_STATUS: Final = re.compile(r"http_([1-5][0-9]{2})")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -96,7 +100,7 @@ def trace_id(event: UUID, traceparent: str | None) -> str:
 
 
 def span_id(what: str, key: str) -> str:
-    """The span of an ``attempt``, a ``dead_letter`` or an ``event``. Twin of fn_iu_span_id."""
+    """The span of an ``attempt``, its ``call``, a ``dead_letter`` or an ``event``. Twin of fn_iu_span_id."""
     digits = sha256(f"{what} {key}".encode()).hexdigest()[:16]
     return digits if digits.strip("0") else "f" * 16
 
@@ -106,11 +110,21 @@ def attempt_span_id(idempotency_key: str, attempt_no: int) -> str:
     return span_id("attempt", f"{idempotency_key} {attempt_no}")
 
 
-def attempt_context(event: UUID, traceparent: str | None, idempotency_key: str, attempt_no: int) -> str:
-    """W3C trace context for whoever is called in an attempt: its trace, its span, and the flags of the producer."""
+def call_span_id(idempotency_key: str, attempt_no: int) -> str:
+    """The span of the call that an attempt makes: the parent of what the target does."""
+    return span_id("call", f"{idempotency_key} {attempt_no}")
+
+
+def call_context(event: UUID, traceparent: str | None, idempotency_key: str, attempt_no: int) -> str:
+    """W3C trace context for what an attempt calls: its trace, the span of the call, and the flags of the producer."""
     valid = context(traceparent)
-    flags = valid[-2:] if valid else "01"
-    return f"00-{trace_id(event, traceparent)}-{attempt_span_id(idempotency_key, attempt_no)}-{flags}"
+    trace, flags = (valid[3:35], valid[-2:]) if valid else (trace_id(event, None), "01")
+    return f"00-{trace}-{call_span_id(idempotency_key, attempt_no)}-{flags}"
+
+
+def starting_context(event: UUID, traceparent: str | None) -> str:
+    """W3C trace context in which an event began: its producer's, else that of its own span. The same in every hop."""
+    return context(traceparent) or f"00-{trace_id(event, None)}-{span_id('event', str(event))}-01"
 
 
 @lru_cache(maxsize=64)
@@ -156,12 +170,13 @@ def _committed(row: Any) -> datetime | None:
     return moment if moment is not None and moment <= row["finished_at"] else None
 
 
-def event_span(row: Any, decided: datetime, message: Mapping[str, str | None] | None = None) -> Span:
-    """The span of an event: from its creation to its commit, or to when its decision began, if that is all we know.
+def event_span(row: Any, message: Mapping[str, str | None] | None = None) -> Span:
+    """The span of an event: from its creation to its commit; without length where the commit is not known.
+
+    No attempt says when it ended: another route may have begun earlier.
 
     Args:
         row: A row of v_iu_trace_attempt whose event is still there, or of the query trace/event.
-        decided: When it was decided.
         message: Which message, if somebody has asked already.
     """
     message = message or _message(row)
@@ -169,7 +184,7 @@ def event_span(row: Any, decided: datetime, message: Mapping[str, str | None] | 
     return Span(
         trace_id(row["event_ref"], given), span_id("event", str(message["messaging.message.id"])),
         given[36:52] if given else "", f"send {DESTINATION}", Kind.PRODUCER,
-        _ns(sent), _ns(max(sent, _committed(row) or decided)),
+        _ns(sent), _ns(max(sent, _committed(row) or sent)),
         _common("send", "send", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"])),
         message,
     )  # fmt: skip
@@ -195,16 +210,19 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     links: tuple[Link, ...]
     if number > 1:
         # A replay is no batch: what it repeats says more.
-        links = sent, Link(trace, attempt_span_id(key, number - 1))
+        former = row["former_no"]
+        links = (sent, Link(trace, attempt_span_id(key, former))) if former is not None else (sent,)
         if row["replayed_id"]:
             parent = span_id("dead_letter", str(row["replayed_id"]))
     else:
-        links = (sent, batch_link(lineage, row["xact_id"])) if row["own_history"] else (sent,)
+        # A delivery is settled in another transaction than the batch that queued it.
+        links = (sent, batch_link(lineage, row["batch_xact_id"])) if row["own_history"] else (sent,)
     status = row["status"]
     failed = row["failure_code"] if status == "failed" else None
     common = _common(
         "process", "process", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"]),
-        ("error.type", failed), ("iu.route.code", row["route_code"]), ("iu.route.kind", row["route_kind"]),
+        ("messaging.consumer.group.name", row["worker_name"]), ("error.type", failed),
+        ("iu.route.code", row["route_code"]), ("iu.route.kind", row["route_kind"]),
         ("iu.attempt.status", status), ("iu.attempt.decision", row["decision"]), ("iu.attempt.number", number),
     )  # fmt: skip
     return Span(
@@ -214,15 +232,53 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
+def _call(target: str, route: str, number: int, failure: str | None) -> tuple[Kind, str, Common]:
+    """What is the same for many calls."""
+    found = callee(target)
+    more: dict[str, str | int] = {"iu.route.code": route, "iu.attempt.number": number}
+    if failure is not None:
+        more["error.type"] = failure
+        # The conventions of HTTP want the status for a type.
+        if "http.request.method" in found.attributes and (status := _STATUS.fullmatch(failure)):
+            more |= {"error.type": status[1], "http.response.status_code": int(status[1])}
+    return Kind[found.kind.upper()], found.name, Common({**found.attributes, **more})
+
+
+def call_span(row: Any, attempt: Span) -> Span:
+    """The span of what an attempt has called: the parent of what the target does.
+
+    Args:
+        row: A row of v_iu_trace_attempt that has a target.
+        attempt: The span of that attempt.
+    """
+    number, target = row["attempt_no"], row["target"]
+    kind, name, common = _call(target, row["route_code"], number, row["failure_code"])
+    own = {"iu.idempotency_key": row["idempotency_key"]}
+    if destination := callee(target).destination:
+        own |= {
+            "messaging.message.id": attempt.own["messaging.message.id"],
+            "messaging.message.conversation_id": attempt.own["messaging.message.conversation_id"],
+            "messaging.destination.name": destination_of(destination, row["event_domain"], row["event_type"]),
+        }
+    return Span(
+        attempt.trace_id, call_span_id(row["idempotency_key"], number), attempt.span_id, name, kind,
+        attempt.start, attempt.end, common, own, attempt.error,
+    )  # fmt: skip
+
+
 def attempt_spans(rows: Iterable[Any], lineage: str) -> Iterator[Span]:
-    """The spans of attempts; before those of a first one, once, the span of its event, if that is still there."""
+    """The spans of attempts, each with that of its call; before a first one, once, the span of its event."""
     former = None
     for row in rows:
         message = _message(row)
         if row["attempt_no"] == 1 and row["event_at"] is not None and row["event_ref"] != former:
-            yield event_span(row, row["created_at"], message)
+            yield event_span(row, message)
         former = row["event_ref"]
-        yield attempt_span(row, lineage, message)
+        attempt = attempt_span(row, lineage, message)
+        yield attempt
+        if row["target"] is not None:
+            yield call_span(row, attempt)
 
 
 def letter_span(row: Any) -> Span:

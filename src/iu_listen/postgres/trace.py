@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import Settings
-from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, event_span, letter_span
+from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, call_span, event_span, letter_span
 from iu_listen.postgres import census
 from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.ids import SHORTEST, between, is_id, whole
@@ -148,11 +148,13 @@ async def life(connection: Connection, what: str) -> list[Span]:
         return []
     attempts = await census.rows(connection, "trace/attempts_of", event)
     lineage = str(await census.value(connection, "trace/lineage"))
-    spans = [attempt_span(row, lineage) for row in attempts]
+    tried = [(row, attempt_span(row, lineage)) for row in attempts]
+    spans = [span for _, span in tried]
+    spans += [call_span(row, span) for row, span in tried if row["target"] is not None]
     spans += [letter_span(row) for row in await census.rows(connection, "trace/letters_of", event)]
     known = [row for row in attempts if row["event_at"] is not None]
     for row in known[:1] or await census.rows(connection, "trace/event", event):
-        spans.append(event_span(row, attempts[0]["created_at"] if attempts else row["event_at"]))
+        spans.append(event_span(row))
     return sorted(spans, key=lambda span: (span.start, -span.kind.value if span.parent_id == "" else 0, span.end))
 
 

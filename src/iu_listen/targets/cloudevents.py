@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from iu_listen.model.delivery import Delivery
+from iu_listen.model.trace import starting_context
 
 #: Headers and body of a request.
 Message = tuple[dict[str, str], bytes]
@@ -47,7 +48,8 @@ def attributes(delivery: Delivery) -> dict[str, str]:
         "datacontenttype": "application/json",
         "subject": event.subject,
         "time": when and when.astimezone(UTC).isoformat(),
-        "traceparent": delivery.traceparent,
+        # The extension never carries a single hop (cloudevents/spec, distributed-tracing); the header beside it does.
+        "traceparent": starting_context(event.id, event.traceparent),
         "correlationid": event.correlation_id,
         "domain": event.domain,
         "stream": event.stream,

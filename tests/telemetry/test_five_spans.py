@@ -1,0 +1,265 @@
+"""One trace from a request to what the receiver of its event does, whatever the target is; and no link or parent is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import nats
+import pytest
+from aiokafka import AIOKafkaConsumer
+from opentelemetry import propagate
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import SpanKind, Tracer, get_current_span
+
+from iu_listen import Consumer, Delivery, Settings, trace_context
+from iu_listen.model.delivery import Failed
+from iu_listen.targets.python import PythonTarget
+from iu_listen.telemetry.spans import GivenIds, SpanWatcher
+from postgres.couriers import ROUTE, add_route, open_route, settled
+from support import connected, insert_event, wait_until
+from targets.counterparts import raw, response
+from targets.mockkafka import cluster
+from targets.test_nats import needs_server, server
+from telemetry.exporting import begin, exporting
+from telemetry.receiver import Receiver
+
+pytestmark = pytest.mark.asyncio
+
+
+class Traced:
+    """A program with the SDK of OpenTelemetry, whose spans go to the same receiver as ours."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._exporter = OTLPSpanExporter(endpoint=f"{receiver.endpoint}/v1/traces")
+        self.tracer: Tracer = self.provider().get_tracer("program")
+
+    def provider(self, **options: Any) -> TracerProvider:
+        made = TracerProvider(shutdown_on_exit=False, **options)
+        made.add_span_processor(SimpleSpanProcessor(self._exporter))
+        return made
+
+    def watcher(self) -> SpanWatcher:
+        """Our live spans."""
+        ids = GivenIds()
+        return SpanWatcher(self.provider(id_generator=ids), ids)
+
+    def receives(self, headers: dict[str, str], kind: SpanKind) -> None:
+        """What a traced receiver does with the headers of a request or a message."""
+        with self.tracer.start_as_current_span("receiver", propagate.extract(headers), kind=kind):
+            pass
+
+
+async def ask(port: int, headers: dict[str, str]) -> None:
+    """A request, as a client over HTTP makes it."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    stream = await anyio.connect_tcp("127.0.0.1", port)
+    async with stream:
+        await stream.send(f"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n{lines}\r\n".encode())
+        await stream.receive()
+
+
+def headers_of(request: bytes) -> dict[str, str]:
+    lines = request.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+@asynccontextmanager
+async def web(traced: Traced) -> AsyncIterator[int]:
+    """A traced receiver over HTTP; its port."""
+
+    async def behave(_: Any, writer: asyncio.StreamWriter) -> bool:
+        traced.receives(headers_of(made.requests[-1]), SpanKind.SERVER)
+        writer.write(response(204))
+        await writer.drain()
+        return True
+
+    async with raw(behave) as made:
+        yield made.port
+
+
+#: Where the route goes to: address, options and coroutines; entered before the event is written, and left after it arrived.
+Way = Callable[[Traced, Path], AbstractAsyncContextManager[tuple[str | None, dict[str, Any], list[PythonTarget]]]]
+
+
+@asynccontextmanager
+async def coroutine(traced: Traced, _: Path) -> AsyncIterator[Any]:
+    """A coroutine with an instrumented client over HTTP: it makes a client span below what is current."""
+    async with web(traced) as port:
+
+        async def work(delivery: Delivery) -> None:
+            assert get_current_span().get_span_context().span_id == int(delivery.traceparent[36:52], 16)
+            with traced.tracer.start_as_current_span("POST", kind=SpanKind.CLIENT):
+                headers: dict[str, str] = {}
+                propagate.inject(headers)
+                await ask(port, headers)
+
+        yield None, {}, [PythonTarget("event_outbox", work)]
+
+
+@asynccontextmanager
+async def webhook(traced: Traced, _: Path) -> AsyncIterator[Any]:
+    async with web(traced) as port:
+        yield f"http://127.0.0.1:{port}/hook/s3cret?key=s3cret", {"allow_private": ["127.0.0.1"]}, []
+
+
+@asynccontextmanager
+async def through_nats(traced: Traced, folder: Path) -> AsyncIterator[Any]:
+    for running in server(folder).running():
+        client = await nats.connect(f"nats://127.0.0.1:{running.port}")
+        await client.jetstream().add_stream(name="events", subjects=["events.>"])
+
+        async def receive(message: Any) -> None:
+            traced.receives(dict(message.headers), SpanKind.CONSUMER)
+
+        await client.subscribe("events.>", cb=receive)
+        yield f"nats://127.0.0.1:{running.port}/events.{{type}}", {}, []
+        await client.close()
+
+
+@asynccontextmanager
+async def through_kafka(traced: Traced, _: Path) -> AsyncIterator[Any]:
+    with cluster() as running:
+        running.topic("events", 3)
+        yield f"kafka://{running.servers}/events", {}, []
+        async with AIOKafkaConsumer(
+            "events", bootstrap_servers=running.servers, auto_offset_reset="earliest"
+        ) as reader:
+            with anyio.fail_after(30):
+                record = await reader.getone()
+            traced.receives({name: value.decode() for name, value in record.headers}, SpanKind.CONSUMER)
+
+
+async def request(connection: asyncpg.Connection, traced: Traced) -> None:
+    """What the application does in a request that it traces."""
+    with traced.tracer.start_as_current_span("request", kind=SpanKind.SERVER):
+        async with connection.transaction():
+            await trace_context(connection)
+            await insert_event(connection)
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
+
+
+def dangling(receiver: Receiver) -> list[str]:
+    """Spans with a parent or a link that the receiver does not have, in that trace."""
+    there = {(span.trace_id, span.span_id) for span in receiver.spans.values()}
+    return [
+        span.name
+        for span in receiver.spans.values()
+        for trace, other in [
+            *([(span.trace_id, span.parent_span_id)] if span.parent_span_id else []),
+            *((link.trace_id, link.span_id) for link in span.links),
+        ]
+        if (trace, other) not in there
+    ]
+
+
+#: Name and kind of the spans between the attempt and the receiver.
+INTERNAL, CLIENT, PRODUCER, CONSUMER, SERVER = 1, 3, 4, 5, 2
+
+
+@pytest.mark.parametrize(
+    ("way", "between"),
+    [
+        (coroutine, [("deliver event_outbox", INTERNAL), ("POST", CLIENT)]),
+        (webhook, [("POST", CLIENT)]),
+        pytest.param(through_nats, [("send events.{type}", PRODUCER)], marks=needs_server),
+        (through_kafka, [("send events", PRODUCER)]),
+    ],
+    ids=["coroutine", "webhook", "nats", "kafka"],
+)
+async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_path, way: Way, between):
+    """Request, event, attempt, call, receiver: each the child of the one before; every link leads to a span that is there.
+
+    Fails when: no context is current in a coroutine, the target is given another span than that of its call, the call
+    has no span, or a delivery is linked to the transaction that settled it.
+    """
+    traced = Traced(receiver)
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(connected(live.dsn))
+        await begin(live.dsn)
+        async with way(traced, tmp_path) as (address, options, targets):
+            await open_route(connection, address=address, target=options)
+            async with Consumer(Settings(dsn=live.dsn), targets=targets, watchers=[traced.watcher()]):
+                await request(connection, traced)
+                await settled(connection)
+        async with exporting(live.dsn, receiver):
+            await wait_until(lambda: asyncio.sleep(0, receiver.named("receiver")), "the receiver's span")
+            (end,) = receiver.named("receiver").values()
+
+            async def whole() -> bool:
+                return not dangling(receiver)
+
+            await wait_until(whole, "every parent and every link")
+
+    chain = [end]
+    while chain[0].parent_span_id:
+        chain.insert(0, receiver.spans[chain[0].parent_span_id.hex()])
+    kind = SERVER if way in (coroutine, webhook) else CONSUMER
+    assert [(span.name, span.kind) for span in chain] == [
+        ("request", SERVER), ("send event_outbox", PRODUCER), ("process event_outbox", CONSUMER),
+        *between, ("receiver", kind),
+    ]  # fmt: skip
+    assert {span.trace_id for span in chain} == {end.trace_id}
+    # Beyond the call it is another clock: ages of the consumer, taken from the time of the database.
+    for parent, child in pairwise(chain[:4]):
+        assert parent.start_time_unix_nano <= child.start_time_unix_nano
+    sent, attempt, call = chain[1:4]
+    assert sent.end_time_unix_nano <= attempt.start_time_unix_nano
+    assert len(attempt.links) == 2
+    assert attributes(attempt)["messaging.consumer.group.name"] == "iu_outbound_default"
+    assert attributes(call)["iu.route.code"] == ROUTE
+    assert "s3cret" not in str(call)
+
+
+async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(live, receiver):
+    """Two routes of one event, one of which fails, is tried again, becomes a dead letter and is replayed: no link is loose.
+
+    Fails when: a delivery links to its own transaction, or the end of the event is that of whatever was exported first.
+    """
+    traced = Traced(receiver)
+    failing = True
+
+    async def work(_: Delivery) -> None:
+        if failing:
+            raise Failed("no", code="http_503")
+
+    async def slow(_: Delivery) -> None:
+        await anyio.sleep(0.05)
+
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await open_route(connection, attempts=2, backoff=0.01)
+        await add_route(connection, "second")
+        targets = [PythonTarget("event_outbox", work), PythonTarget("second", slow)]
+        async with Consumer(Settings(dsn=live.dsn), targets=targets, watchers=[traced.watcher()]):
+            await request(connection, traced)
+            await settled(connection)
+            failing = False
+            await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
+            await settled(connection)
+        async with exporting(live.dsn, receiver):
+            expected = await connection.fetchval("select 2 * count(*) from iu_route_attempt") + 1
+
+            async def whole() -> bool:
+                ours = [s for s in receiver.spans.values() if s.name.startswith(("process", "deliver ", "dead_letter"))]
+                tried = [s for s in ours if "messaging.batch.message_count" not in attributes(s)]
+                return len(tried) == expected and not dangling(receiver)
+
+            await wait_until(whole, "every parent and every link")
+    (sent,) = (s for s in receiver.named("send ").values())
+    tried = [s for s in receiver.named("process ").values() if "iu.attempt.number" in attributes(s)]
+    assert len(tried) == 4
+    assert all(sent.end_time_unix_nano <= span.start_time_unix_nano for span in tried)
+    errors = [attributes(s).get("error.type") for s in receiver.named("deliver event_outbox").values()]
+    assert sorted(errors, key=str) == [None, "http_503", "http_503"]
