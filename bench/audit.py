@@ -60,7 +60,7 @@ async def measure(dsn: str, events: int, lost: int) -> None:
         assert (answer["checked"], answer["missing"]) == (events, 0), answer
         gone = {str(row["event_ref"]) for row in await connection.fetch(LOSE, lost)}
         found, answer = audit(dsn)
-        assert {e["event_ref"] for e in answer["events"]} == gone, answer
+        assert {e["event"] for e in answer["events"]} == gone, answer
         repaired, answer = audit(dsn, "--repair", "--yes")
         assert (answer["repair"]["restamped"], answer["complete"]) == (lost, True), answer
         assert await connection.fetchval(BOUND) == 0

@@ -63,7 +63,7 @@ def test_what_is_missing_is_listed(lossy):
     done = run("audit", "--json", dsn=lossy.dsn)
     assert (done.code, done.err) == (1, "")
     assert (done.json["checked"], done.json["missing"], done.json["complete"]) == (300, 25, False)
-    assert {e["event_ref"] for e in done.json["events"]} == lost(lossy.dsn)
+    assert {e["event"] for e in done.json["events"]} == lost(lossy.dsn)
     assert {(e["found"], e["wanted"], e["state"]) for e in done.json["events"]} == {(0, 1, "repairable")}
 
     done = run("audit", dsn=lossy.dsn)
@@ -72,7 +72,7 @@ def test_what_is_missing_is_listed(lossy):
     assert all(event in done.out for event in lost(lossy.dsn))
 
     (audit,) = run("status", "--json", dsn=lossy.dsn).json["audits"]
-    assert (audit["worker_name"], audit["checked"], audit["missing"], audit["accepted"]) == (
+    assert (audit["worker"], audit["checked"], audit["missing"], audit["accepted"]) == (
         "iu_outbound_default", 300, 25, 0,
     )  # fmt: skip
     findings = {f["what"]: f for f in run("doctor", "--json", dsn=lossy.dsn).json["findings"]}

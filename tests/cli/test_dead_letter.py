@@ -25,7 +25,7 @@ def test_dead_letter_list_and_show(live, letter):
     """A dead letter is listed with its reason, and shown with its whole event."""
     (found,) = run("dead-letter", "list", "--json", dsn=live.dsn).json
     assert found["id"] == str(letter["id"])
-    assert (found["route_code"], found["failure_code"]) == (ROUTE, "worker_process_error")
+    assert (found["route"], found["failure_code"]) == (ROUTE, "worker_process_error")
     assert "poisoned" in found["failure_detail"]
     done = run("dead-letter", "list", dsn=live.dsn)
     assert str(letter["id"]) in done.out

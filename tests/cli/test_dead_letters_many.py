@@ -88,7 +88,7 @@ def test_every_filter_finds_what_it_names(letters):
     assert found("--failure", "nothing") == []
     assert found("--route", "nowhere") == []
     one = found("--failure", "target_error")[0]
-    assert [d["id"] for d in found("--event", one["event_ref"])] == [one["id"]]
+    assert [d["id"] for d in found("--event", one["event"])] == [one["id"]]
     subject = value(letters, "select md5('subject 3')::uuid::text")
     about = found("--subject", subject)
     assert len(about) == value(
@@ -96,8 +96,8 @@ def test_every_filter_finds_what_it_names(letters):
     )
     assert 250 < len(about) < 320
     run("dead-letter", "resolve", one["id"], "--why", "x", dsn=letters)
-    assert found("--event", one["event_ref"]) == []
-    assert [d["id"] for d in found("--event", one["event_ref"], "--resolved")] == [one["id"]]
+    assert found("--event", one["event"]) == []
+    assert [d["id"] for d in found("--event", one["event"], "--resolved")] == [one["id"]]
 
 
 def test_a_replay_of_all_is_planned_by_kind_and_queued_in_parts(letters):
@@ -114,7 +114,7 @@ def test_a_replay_of_all_is_planned_by_kind_and_queued_in_parts(letters):
     assert value(letters, "select count(*) from iu_route_delivery") == 0
     done = run("dead-letter", "replay", "--all", "--actor", "ada", "--json", dsn=letters)
     assert done.code == 0
-    assert done.json == [{"route_code": ROUTE, "status": "queued", "decision": None, "count": 2005}]
+    assert done.json == [{"route": ROUTE, "status": "queued", "decision": None, "count": 2005}]
     assert (
         value(
             letters,
@@ -144,7 +144,7 @@ def test_the_newest_of_very_many_are_found_by_their_code(live):
     assert "more than 10 000" in done.out
     done = run("dead-letter", "replay", "--all", "--failure", "new_code", "--json", dsn=live.dsn)
     assert (done.code, done.json) == (
-        0, [{"route_code": ROUTE, "status": "replayed", "decision": "dry_run", "count": 5}],
+        0, [{"route": ROUTE, "status": "replayed", "decision": "dry_run", "count": 5}],
     )  # fmt: skip
     assert value(live.dsn, OPEN + " and failure_code = 'new_code'") == 0
     nothing = run("dead-letter", "replay", "--all", "--failure", "new_cod", dsn=live.dsn)

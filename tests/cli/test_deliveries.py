@@ -83,7 +83,7 @@ def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
     run("emit", dsn=ready)
     execute(ready, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
     listed = run("delivery", "list", "--json", dsn=ready).json
-    assert [(r["route_code"], r["pending"], r["held_by"]) for r in listed["routes"]] == [(ROUTE, 1, None)]
+    assert [(r["route"], r["pending"], r["held_by"]) for r in listed["routes"]] == [(ROUTE, 1, None)]
     refused(1, "nothing of it can be cancelled", f"iu-listen route dry {ROUTE}")(
         "delivery", "cancel", ROUTE, "--why", "x", dsn=ready
     )

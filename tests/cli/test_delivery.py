@@ -34,7 +34,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
     execute(ready, WORK)
     plan = run("route", "live", ROUTE, "--why", "x", "--plan", "--json", dsn=ready)
     assert plan.json == {
-        "route_code": ROUTE, "target_kind": "sql_function", "target_ref": "public.arrive", "live": False, "master": True,
+        "route": ROUTE, "target_kind": "sql_function", "target_ref": "public.arrive", "live": False, "master": True,
         "worker": True, "delivery": False, "listed": False, "problem": None, "done": False,
     }  # fmt: skip
     assert value(ready, LIVE) is False

@@ -78,7 +78,7 @@ def test_attempts(live):
     assert done.code == 0
     (attempt,) = done.json
     assert attempt | {"created_at": None} == {
-        "event_ref": event, "route_kind": "outbound", "route_code": ROUTE, "status": "dry_run", "decision": "dry_run",
+        "event": event, "route_kind": "outbound", "route": ROUTE, "status": "dry_run", "decision": "dry_run",
         "delivered": False, "failure_code": None, "attempt_no": 1, "idempotency_key": f"outbound:{ROUTE}:{event}",
         "created_at": None,
     }  # fmt: skip
@@ -105,11 +105,11 @@ def test_status(live):
         ("master", True), ("worker", True), ("delivery", False),
     ]  # fmt: skip
     (worker,) = answer["workers"]
-    assert (worker["worker_name"], worker["backlog"], worker["total_seen"]) == ("iu_outbound_default", 3, 2)
+    assert (worker["worker"], worker["backlog"], worker["total_seen"]) == ("iu_outbound_default", 3, 2)
     assert worker["open_dead_letters"] == 0
     assert worker["refusal"] is None
     assert answer["consumers"] == []
-    assert [(a["route_code"], a["status"], a["attempts"]) for a in answer["attempts"]] == [(ROUTE, "dry_run", 2)]
+    assert [(a["route"], a["status"], a["attempts"]) for a in answer["attempts"]] == [(ROUTE, "dry_run", 2)]
 
     done = run("status", dsn=live.dsn)
     assert done.code == 0
@@ -236,7 +236,7 @@ def test_gate(live):
 def test_route(live):
     """route lists, shows, disables and enables; an event of a disabled route is skipped for that reason."""
     (found,) = run("route", "list", "--json", dsn=live.dsn).json
-    assert (found["route_code"], found["enabled"], found["dry_run"]) == (ROUTE, True, True)
+    assert (found["route"], found["enabled"], found["dry_run"]) == (ROUTE, True, True)
     assert run("route", "show", ROUTE, "--json", dsn=live.dsn).json == found
     assert ROUTE in run("route", "list", dsn=live.dsn).out
 
@@ -264,7 +264,7 @@ def test_cursor(live):
     run("emit", "--count", "3", dsn=dsn)
     execute(dsn, ROUTE_ONCE)
     (shown,) = run("cursor", "show", "--json", dsn=dsn).json
-    assert (shown["worker_name"], shown["backlog"], shown["total_seen"]) == ("iu_outbound_default", 0, 3)
+    assert (shown["worker"], shown["backlog"], shown["total_seen"]) == ("iu_outbound_default", 0, 3)
     assert "iu_outbound_default" in run("cursor", "show", dsn=dsn).out
 
     before = portrait(dsn)

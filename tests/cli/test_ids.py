@@ -35,22 +35,22 @@ def known(live):
 def test_a_beginning_is_enough(known):
     """A beginning that no other id has is taken for the id: attempts, trace, dead-letter show and replay."""
     dsn = known.dsn
-    assert {a["event_ref"] for a in run("attempts", "--event", "abcd0001", "--json", dsn=dsn).json} == {ONE}
-    assert {a["event_ref"] for a in run("attempts", "--event", "ABCD0001-00", "--json", dsn=dsn).json} == {ONE}
+    assert {a["event"] for a in run("attempts", "--event", "abcd0001", "--json", dsn=dsn).json} == {ONE}
+    assert {a["event"] for a in run("attempts", "--event", "ABCD0001-00", "--json", dsn=dsn).json} == {ONE}
     whole = run("trace", ONE, dsn=dsn)
     assert whole.code == 0
     for what in ("abcd0001", "feed0000", ONE.replace("-", "")):
         assert run("trace", what, dsn=dsn).out == whole.out
     # It is no attempt's number, and is the beginning of an id.
     assert run("trace", "12345678", dsn=dsn).out == run("trace", THREE, dsn=dsn).out
-    assert run("dead-letter", "show", "feed0001", "--json", dsn=dsn).json["event_ref"] == TWO
+    assert run("dead-letter", "show", "feed0001", "--json", dsn=dsn).json["event"] == TWO
     (plan,) = run("dead-letter", "replay", "feed0001", "--plan", "--json", dsn=dsn).json
     assert plan["event"] == TWO
     (done,) = run("dead-letter", "replay", "feed0002", "--json", dsn=dsn).json
     assert done["resolved"] is True
     done = run("delivery", "cancel", ROUTE, "--event", "abcd0001", "--why", "x", "--plan", "--json", dsn=dsn)
     assert (done.code, done.json["would_cancel"]) == (0, 0)
-    assert [d["event_ref"] for d in run("dead-letter", "list", "--event", "abcd0002", "--json", dsn=dsn).json] == [TWO]
+    assert [d["event"] for d in run("dead-letter", "list", "--event", "abcd0002", "--json", dsn=dsn).json] == [TWO]
 
 
 def test_a_beginning_of_several(known):

@@ -61,7 +61,7 @@ def test_for_machines(applied):
     done = run("cursor", "reanchor", "--plan", "--json", "--since", "2020-01-01", dsn=dsn)
     assert done.json == {
         "done": False, "since": "2020-01-01T00:00:00+00:00", "foreign": True, "numbers_behind": 0,
-        "workers": [{"worker_name": "iu_outbound_default", "event_domain": "iu", "refusal": "foreign_history",
+        "workers": [{"worker": "iu_outbound_default", "event_domain": "iu", "refusal": "foreign_history",
                      "events": 2, "unread": 2, "uncertain": 0, "again": 2, "past": 0}],
     }  # fmt: skip
     assert refused(1)("cursor", "reanchor", "--json", dsn=dsn).json["done"] is False

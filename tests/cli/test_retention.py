@@ -90,7 +90,7 @@ def test_the_plan_names_the_culprits(live):
     assert [(v["what"], v["verdict"], v["who"], v["count"]) for v in plan["plan"]] == [
         ("events", "unread", "sleepy", 5)
     ]
-    assert [(r["worker_name"], r["prev"], r["last_run_at"]) for r in plan["readers"]] == [("sleepy", "3:3:", None)]
+    assert [(r["worker"], r["prev"], r["last_run_at"]) for r in plan["readers"]] == [("sleepy", "3:3:", None)]
     assert plan["partitions"] is None
     done = run("retention", "plan", "--what", "events", dsn=live.dsn)
     for words in ("0 older than 90 days would go, but the policy is off", "not read yet by sleepy", "never"):

@@ -7,12 +7,14 @@ Errors become exit codes here:
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+import structlog
 from cyclopts import App, CycloptsError
 
 from iu_listen.cli import (
@@ -34,6 +36,7 @@ from iu_listen.cli import (
 )
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.version import VERSION
+from iu_listen.telemetry.logs import configure
 
 HELP = """Listens to a PostgreSQL outbox: routes every committed event once, audits it, and shows that it does.
 
@@ -101,15 +104,17 @@ def _run(argv: list[str]) -> int:
             error_console=show.err(),
             result_action="return_value",
         )
-    except CycloptsError:
+    except CycloptsError as wrong:
+        _answer_error(argv, str(wrong), "", 2)
         return 2
     except KeyboardInterrupt:
         return 143 if terminated else 130
     except (Exception, BaseExceptionGroup) as raised:  # noqa: BLE001 the last resort of a command
         error = _ours(raised)
         if error is None:
-            return _unexpected(raised)
-        show.problem(error.message, error.hint)
+            return _unexpected(raised, argv)
+        if not _answer_error(argv, error.message, error.hint, error.exit_code):
+            show.problem(error.message, error.hint)
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -123,11 +128,26 @@ def _ours(raised: BaseException) -> IuListenError | None:
     return raised if isinstance(raised, IuListenError) else None
 
 
-def _unexpected(raised: BaseException) -> int:
+def _unexpected(raised: BaseException, argv: list[str]) -> int:
     """A fault of the program is loud, and is no answer. Its text stays away: it may hold a secret or a payload."""
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]
     frames = "".join(traceback.format_tb(raised.__traceback__))
     show.note(f"Traceback (most recent call last):\n{frames}{type(raised).__name__}")
     show.problem(f"unexpected {type(raised).__name__}", "This is a fault of iu-listen: report it with the lines above.")
+    _answer_error(argv, f"unexpected {type(raised).__name__}", "", UNEXPECTED)
     return UNEXPECTED
+
+
+def _answer_error(argv: list[str], message: str, hint: str, code: int) -> bool:
+    """With --json: the error as the answer, or, of the service, as a line of its log. True: that says it all."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if words[:1] == ["run"]:
+        if "--json" not in words and os.environ.get("IU_LISTEN_LOG_FORMAT") != "json":
+            return False
+        configure("json")
+        structlog.get_logger().error(message, hint=hint, exit_code=code)
+        return True
+    if "--json" in words and not show.answered():
+        show.as_json({"error": {"message": message, "hint": hint, "exit_code": code}})
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -127,13 +128,13 @@ def route_backtest(
     Nothing is written and nothing is delivered: enable a new or changed route when you have seen it.
     """
 
-    async def run() -> tuple[list[census.Row], str]:
+    async def run() -> tuple[list[census.Row], datetime]:
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             moment = await census.moment(connection, since)
             if not await census.rows(connection, "list_routes", code):
                 raise await no_such_route(connection, code)
-            return await census.rows(connection, "backtest", code, moment), f"{moment:%Y-%m-%d %H:%M:%S}Z"
+            return await census.rows(connection, "backtest", code, moment), moment
 
     found, begin = anyio.run(run)
     if where and where.json:
@@ -147,7 +148,10 @@ def route_backtest(
             for row in found
         ),
     )  # fmt: skip
-    show.note(f"Events since {begin}; nothing was changed." if found else f"No event since {begin} concerns it.")
+    since_when = show.text(begin)
+    show.note(
+        f"Events since {since_when}; nothing was changed." if found else f"No event since {since_when} concerns it."
+    )
     return 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from rich.console import Console, ConsoleOptions
@@ -56,12 +57,47 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
-def as_json(answer: Any) -> None:
-    """Print one JSON document."""
+#: How a thing is called in every answer for machines, whatever the column or the function calls it.
+NAMES: Final = {
+    "worker_name": "worker",
+    "route_code": "route",
+    "event_ref": "event",
+    "event_id": "event",
+    "dead_letter_id": "id",
+}
+#: Keys under which something of others is kept as it is.
+AS_IT_IS: Final = frozenset({"event_snapshot", "policy", "set", "options"})
+
+_answered = False
+
+
+def as_json(answer: Any, *, named: bool = True) -> None:
+    """Print one JSON document.
+
+    Args:
+        answer: What to print.
+        named: Things get their names of this project; False: the names of another format stay.
+    """
+    global _answered  # noqa: PLW0603 a command has one answer, and so has a process
     # Where the encoding has no more than ASCII, an escape of JSON is the same text; a replacement would be another.
     whole = "utf" in (sys.stdout.encoding or "").lower()
-    document = json.dumps(answer, default=_plain, indent=2, ensure_ascii=not whole)
+    document = json.dumps(_named(answer) if named else answer, default=_plain, indent=2, ensure_ascii=not whole)
     print(json_visible(document), flush=True)  # noqa: T201 stdout is the interface
+    _answered = True
+
+
+def answered() -> bool:
+    """Whether a JSON document was printed."""
+    return _answered
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {NAMES.get(k, k): v if k in AS_IT_IS else _named(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(one) for one in value]
+    # JSON has no word for these.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parsed(document: str) -> Any:

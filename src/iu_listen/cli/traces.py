@@ -65,7 +65,7 @@ def trace_one(
         if open_:
             webbrowser.open(file.resolve().as_uri())
     elif where and where.json:
-        show.as_json(as_json(spans, resource(os.environ).attributes))
+        show.as_json(as_json(spans, resource(os.environ).attributes), named=False)
     else:
         waterfall.draw(spans)
     return 0
