@@ -771,9 +771,9 @@ begin
         -- The count makes every dead letter come before the first attempt.
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-             route_count, traceparent)
+             route_count, traceparent, batch_xact_id)
         select g.event_ref, g.route_kind, g.route_code, 'failed', 'dead_letter', false, 'cancelled', g.key, g.attempt_no,
-               g.route_count, g.traceparent
+               g.route_count, g.traceparent, g.batch_xact_id
           from gone g
          where (select count(*) from letters) > 0
         on conflict (idempotency_key, attempt_no) do nothing
@@ -806,6 +806,7 @@ CREATE TABLE public.iu_route_delivery (
     failure_detail text,
     replayed_by text,
     traceparent text,
+    batch_xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     credits integer DEFAULT 0 NOT NULL,
     at_fault boolean DEFAULT false NOT NULL,
@@ -876,6 +877,10 @@ COMMENT ON COLUMN public.iu_route_delivery.replayed_by IS 'Who replays its dead 
 -- Name: COLUMN iu_route_delivery.traceparent; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_route_delivery.traceparent IS 'Trace context of the producer.';
+
+-- Name: COLUMN iu_route_delivery.batch_xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_delivery.batch_xact_id IS 'The transaction that queued it.';
 
 -- Name: COLUMN iu_route_delivery.created_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -987,9 +992,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_enabled() IS 'The delivery gate: true only while iu_core.delivery_enabled is exactly ''true''.';
 
--- Name: fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision, boolean); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision, boolean, text); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean) RETURNS boolean
+CREATE FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -1058,19 +1063,19 @@ begin
     -- After the delivery and the dead letter: the lock order of 024.
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
-         route_count, traceparent, created_at, finished_at)
+         route_count, traceparent, batch_xact_id, target, created_at, finished_at)
     values (d.event_ref, d.route_kind, p_route_code, 'failed',
             case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, p_code,
             'outbound:' || p_route_code || ':' || d.event_ref, d.attempt_no, d.route_count, d.traceparent,
-            v_now - p_began * interval '1 second', v_now - p_ended * interval '1 second')
+            d.batch_xact_id, p_target, v_now - p_began * interval '1 second', v_now - p_ended * interval '1 second')
     on conflict (idempotency_key, attempt_no) do nothing;
     return v_dead;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean) IS 'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. Answers whether it is a dead letter.';
+COMMENT ON FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text) IS 'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. Answers whether it is a dead letter.';
 
 -- Name: fn_iu_delivery_function(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1217,7 +1222,14 @@ declare
     v_detail constant text := 'The consumer ended, or lost its lease, while this delivery was in flight.';
 begin
     if cardinality(p_ids) = 1 then
-        perform public.fn_iu_delivery_fail(p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true);
+        -- The target was given the span of this call, so the attempt says what that was, as far as the route tells.
+        perform public.fn_iu_delivery_fail(
+            p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true,
+            (select case when r.target_kind = 'external_endpoint'
+                         then substring(r.target_ref from '^[A-Za-z][A-Za-z0-9+.-]*://')
+                              || substring(r.target_ref from '^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?([^/?#]*)')
+                         else r.target_kind || ' ' || r.target_ref end
+               from public.iu_outbound_route r where r.route_code = p_routes[1]));
         return;
     end if;
     update public.iu_route_delivery d
@@ -1749,9 +1761,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_scheme(p_address text) IS 'The scheme of an address, in lower case; null: it is none.';
 
--- Name: fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[]) RETURNS void
+CREATE FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -1759,8 +1771,8 @@ declare
     v_now constant timestamptz := now();
 begin
     with found as materialized (
-        select x.ctid, s.began, s.ended
-          from unnest(p_routes, p_ids, p_began, p_ended) s(route_code, id, began, ended)
+        select x.ctid, s.began, s.ended, s.target
+          from unnest(p_routes, p_ids, p_began, p_ended, p_targets) s(route_code, id, began, ended, target)
          cross join lateral (
                select d.ctid
                  from public.iu_route_delivery d
@@ -1771,7 +1783,7 @@ begin
          using found s
          where d.ctid = s.ctid
         returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
-                  d.attempt_no, d.route_count, d.traceparent, d.replayed_by, s.began, s.ended
+                  d.attempt_no, d.route_count, d.traceparent, d.batch_xact_id, d.replayed_by, s.began, s.ended, s.target
     ), resolved as (
         update public.iu_route_dead_letter l
            set attempt_no = g.attempt_no, resolved_at = v_now, resolution = 'replayed by ' || g.replayed_by || ': delivered'
@@ -1781,9 +1793,10 @@ begin
     )
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, route_count,
-         traceparent, created_at, finished_at)
+         traceparent, batch_xact_id, target, created_at, finished_at)
     select g.event_ref, g.route_kind, g.route_code, 'sent', 'delivered', true, g.key, g.attempt_no, g.route_count,
-           g.traceparent, v_now - g.began * interval '1 second', v_now - g.ended * interval '1 second'
+           g.traceparent, g.batch_xact_id, g.target, v_now - g.began * interval '1 second',
+           v_now - g.ended * interval '1 second'
       from gone g
      -- The count makes the dead letters come before the attempts: the lock order of 024.
      where (select count(*) from resolved) >= 0;
@@ -1798,17 +1811,17 @@ exception when unique_violation then
        and exists (select from public.iu_route_attempt a
                     where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
                       and a.attempt_no >= d.attempt_no);
-    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended);
+    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended, p_targets);
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[]); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[]) IS 'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
+COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[]) IS 'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
 
--- Name: fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[], boolean[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[], boolean[], text[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]) RETURNS integer
+CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[] DEFAULT NULL::text[], p_targets text[] DEFAULT NULL::text[]) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO ''
     SET row_security TO 'off'
@@ -1853,30 +1866,32 @@ begin
                 perform public.fn_iu_delivery_breaker_succeed(v_alive);
             end if;
             if cardinality(p_sent_ids) > 0 then
-                perform public.fn_iu_delivery_sent(p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended);
+                perform public.fn_iu_delivery_sent(
+                    p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_sent_targets);
             end if;
         end if;
         continue when cardinality(p_ids) = 0;
         for f in
             select s.*
-              from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside)
-                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, n)
+              from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside,
+                          p_targets)
+                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, target, n)
              where (v_turn = 1) = exists (select from unnest(p_sent_routes, p_sent_ended) x(route_code, ended)
                                            where x.route_code = s.route_code and x.ended < s.ended)
              order by s.route_code, s.n
         loop
             v_letters := v_letters + public.fn_iu_delivery_fail(
                 f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
-                f.beside and f.result = 'failed')::integer;
+                f.beside and f.result = 'failed', f.target)::integer;
         end loop;
     end loop;
     return v_letters;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[]) IS 'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many became dead letters; null: the caller has no lease, and nothing was written.';
+COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[]) IS 'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many became dead letters; null: the caller has no lease, and nothing was written.';
 
 -- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3215,6 +3230,8 @@ CREATE TABLE public.iu_route_attempt (
     route_count smallint,
     xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
     traceparent text,
+    batch_xact_id xid8,
+    target text,
     CONSTRAINT iu_route_attempt_kind_chk CHECK ((route_kind = ANY (ARRAY['outbound'::text, 'inbound'::text]))),
     CONSTRAINT iu_route_attempt_status_chk CHECK ((status = ANY (ARRAY['dry_run'::text, 'pending'::text, 'sent'::text, 'failed'::text, 'skipped'::text])))
 );
@@ -3282,6 +3299,14 @@ COMMENT ON COLUMN public.iu_route_attempt.xact_id IS 'The top-level transaction 
 -- Name: COLUMN iu_route_attempt.traceparent; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_route_attempt.traceparent IS 'Trace context of the producer, copied from the event, which it outlives. Null: there was none.';
+
+-- Name: COLUMN iu_route_attempt.batch_xact_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.batch_xact_id IS 'The batch that queued this delivery, as a transaction. Null: the batch wrote the attempt itself.';
+
+-- Name: COLUMN iu_route_attempt.target; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_attempt.target IS 'What was called, as in "workflow crm" or "POST https://example.com". Null: nothing was.';
 
 -- Name: CONSTRAINT iu_route_attempt_kind_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
@@ -4618,7 +4643,7 @@ CREATE FUNCTION public.fn_iu_span_id(p_what text, p_key text) RETURNS text
 
 -- Name: FUNCTION fn_iu_span_id(p_what text, p_key text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, in hexadecimal, of an attempt (idempotency key, space, number), a dead letter (id) or an event (id).';
+COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, in hexadecimal, of an attempt or its call (idempotency key, space, number), a dead letter (id) or an event (id).';
 
 -- Name: fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4856,9 +4881,21 @@ CREATE VIEW public.v_iu_trace_attempt AS
             ELSE NULL::uuid
         END AS replayed_id,
     "left"(d.failure_detail, 4097) AS failure_detail,
-    COALESCE(((a.xact_id >= ( SELECT x.xact_id
+    COALESCE(a.batch_xact_id, a.xact_id) AS batch_xact_id,
+    a.target,
+        CASE
+            WHEN (a.attempt_no > 1) THEN ( SELECT max(p.attempt_no) AS max
+               FROM public.iu_route_attempt p
+              WHERE ((p.idempotency_key = a.idempotency_key) AND (p.attempt_no < a.attempt_no)))
+            ELSE NULL::integer
+        END AS former_no,
+    COALESCE(((COALESCE(a.batch_xact_id, a.xact_id) >= ( SELECT x.xact_id
            FROM public.iu_outbox_anchor x)) AND (a.created_at >= ( SELECT x.created_at
-           FROM public.iu_outbox_anchor x))), false) AS own_history
+           FROM public.iu_outbox_anchor x))), false) AS own_history,
+    ( SELECT min(w.worker_name) AS min
+           FROM public.iu_route_worker_cursor w
+          WHERE (w.event_domain = o.event_domain)
+         HAVING (count(*) = 1)) AS worker_name
    FROM ((public.iu_route_attempt a
      LEFT JOIN public.event_outbox o ON ((o.id = a.event_ref)))
      LEFT JOIN public.iu_route_dead_letter d ON (((d.idempotency_key = a.idempotency_key) AND ((a.attempt_no > 1) OR (a.status = 'failed'::text)) AND ((a.decision = 'dead_letter'::text) OR (d.created_at < a.created_at)))));
@@ -6012,12 +6049,17 @@ CREATE VIEW public.v_iu_route_attempt AS
     created_at,
     finished_at,
     public.fn_iu_trace_id(event_ref, traceparent) AS trace_id,
-    public.fn_iu_span_id('attempt'::text, ((idempotency_key || ' '::text) || attempt_no)) AS span_id
+    public.fn_iu_span_id('attempt'::text, ((idempotency_key || ' '::text) || attempt_no)) AS span_id,
+    target,
+        CASE
+            WHEN (target IS NOT NULL) THEN public.fn_iu_span_id('call'::text, ((idempotency_key || ' '::text) || attempt_no))
+            ELSE NULL::text
+        END AS call_span_id
    FROM public.iu_route_attempt a;
 
 -- Name: VIEW v_iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with the trace and the span that it is in a tracing backend.';
+COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and the span of that.';
 
 -- Name: v_iu_route_attempt_summary; Type: VIEW; Schema: public; Owner: -
 

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-import structlog
 from cyclopts import App, CycloptsError
 
 from iu_listen.cli import (
@@ -36,7 +35,7 @@ from iu_listen.cli import (
 )
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.version import VERSION
-from iu_listen.telemetry.logs import configure
+from iu_listen.telemetry.logs import error_line
 
 HELP = """Listens to a PostgreSQL outbox: routes every committed event once, audits it, and shows that it does.
 
@@ -145,8 +144,7 @@ def _answer_error(argv: list[str], message: str, hint: str, code: int) -> bool:
     if words[:1] == ["run"]:
         if "--json" not in words and os.environ.get("IU_LISTEN_LOG_FORMAT") != "json":
             return False
-        configure("json")
-        structlog.get_logger().error(message, hint=hint, exit_code=code)
+        error_line(message, hint, code)
         return True
     if "--json" in words and not show.answered():
         show.as_json({"error": {"message": message, "hint": hint, "exit_code": code}})

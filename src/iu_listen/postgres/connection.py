@@ -33,6 +33,7 @@ class Connection(_Driver):
     """
 
     pooled = False
+    _server_caps: Any
     statement_timeout: str | None = None
     lock_timeout: str | None = None
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import anyio
 import asyncpg
-from asyncpg.connect_utils import SessionAttribute
 
 from iu_listen.model.address import Address
 
@@ -64,9 +63,9 @@ async def dial(address: Address, *, deadline: float, **how: Any) -> Any:
         share = min(share, max(seconds, 2)) if seconds > 0 else share
         try:
             with anyio.fail_after(share):
-                session = await asyncpg.connect(
-                    address.uri(host), target_session_attrs=SessionAttribute(attribute), timeout=share, **how
-                )
+                # The driver's type of the attribute has no public name.
+                more: dict[str, Any] = {**how, "target_session_attrs": attribute, "timeout": share}
+                session = await asyncpg.connect(address.uri(host), **more)
         except NEXT as error:
             alone = len(tries) == 1 and not isinstance(error, asyncpg.TargetServerAttributeNotMatched)
             if alone or isinstance(error, ssl.SSLCertVerificationError):

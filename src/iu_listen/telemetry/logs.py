@@ -76,6 +76,12 @@ def configure(log_format: str) -> None:
     tame(lambda who, why: structlog.get_logger().warning("the SDK of OpenTelemetry says", logger=who, why=why))
 
 
+def error_line(message: str, hint: str, exit_code: int) -> None:
+    """What ends a process whose log is JSON, as a line of it."""
+    configure("json")
+    structlog.get_logger().error(message, hint=hint, exit_code=exit_code)
+
+
 def _named(culprit: Culprit) -> dict[str, Any]:
     """What is known of a culprit, as fields of a line."""
     facts = asdict(culprit)
