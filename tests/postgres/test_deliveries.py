@@ -1173,7 +1173,7 @@ async def test_a_delivery_links_to_the_batch_that_queued_it(live):
 
 @pytest.mark.parametrize(
     ("address", "target"),
-    [(None, "workflow event_outbox"), ("https://u:s3cret@h.example:8/s3cret?k=s3cret", "https://h.example:8")],
+    [(None, "workflow event_outbox"), ("https://h.example:8/s3cret?k=s3cret", "https://h.example:8")],
 )
 async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
     """What a process called that ended in the call is known by its server; so what the receiver did has its parent.
