@@ -131,7 +131,11 @@ class Consumer:
         self.told = Watchers(watchers)
         self.sessions = PostgresSessions(settings)
         self._grace = settings.grace
-        found = targets if isinstance(targets, Targets) else Targets(targets, os.environ)
+        found = (
+            targets
+            if isinstance(targets, Targets)
+            else Targets(targets, os.environ, secrets=settings.secrets, allow_private=settings.allow_private)
+        )
         self._deliverer = Deliverer(settings, self.sessions, found, self.told, activate=activate)
         self._consumer = Worker(settings, self.sessions, self.told, measuring=measuring, courier=self._deliverer)
 

@@ -19,8 +19,9 @@ async def arrive(delivery: Delivery) -> None:
 #: kind, reference, options; why, and what to do about it.
 UNUSABLE = [
     ("workflow", "event_outbox", {}, "there is no target called event_outbox", "iu-listen run --app MODULE"),
-    ("external_endpoint", "https://crm.example/", {"secrets": ["env:NOPE"]}, "NOPE is not set", "Set the variable NOPE"),
-    ("external_endpoint", "http://127.0.0.1:8/", {}, "127.0.0.1 is loopback", "allow_private"),
+    ("external_endpoint", "https://crm.example/", {"secrets": ["env:IU_SECRET_NOPE"]}, "IU_SECRET_NOPE is not set",
+     "Set the variable IU_SECRET_NOPE"),
+    ("external_endpoint", "http://127.0.0.1:8/", {}, "127.0.0.1 is loopback", "IU_LISTEN_ALLOW_PRIVATE"),
     ("external_endpoint", "http://[::1", {}, "cannot be parsed", "is an address"),
     ("external_endpoint", "ftp://crm.example/x", {}, "nothing delivers to ftp", "is an address"),
     ("external_endpoint", "nats://crm.example/x", {"password": "env:NOPE"}, "needs option user", ""),

@@ -20,13 +20,14 @@ from uuid import uuid4
 
 import trustme
 
-from iu_listen.model.delivery import Delivery, Event, Secrets
+from iu_listen.model.delivery import Delivery, Event
+from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http
 
 #: Base64 of 24 bytes each.
 KEYS = {"NEW": "whsec_bmV3IGtleSwgbmV3IGtleSwgbmV3IGtl", "OLD": "whsec_b2xkIGtleSwgb2xkIGtleSwgb2xkIGtl",
         "TOKEN": "canary-7f3a/9 +\"'"}  # fmt: skip
-SECRETS = Secrets(KEYS)
+SECRETS = Secrets(KEYS, allow_private=("localhost",))
 
 
 def delivery(key: str | None = None, *, deadline: float = 20.0, **event: Any) -> Delivery:
@@ -90,7 +91,7 @@ class Receiver:
 
     def target(self, path: str = "/hook", **options: Any) -> http.HttpTarget:
         """A target that goes there."""
-        given = {"ca": str(self.ca), "allow_private": ["localhost"]}
+        given = {"ca": str(self.ca)}
         return http.open(f"https://localhost:{self.port}{path}", given | options, SECRETS)
 
     async def ask(self, path: str) -> Any:
@@ -149,9 +150,7 @@ class Raw:
 
     def target(self, path: str = "/", host: str = "localhost", **options: Any) -> http.HttpTarget:
         """A target that goes there."""
-        return http.open(
-            f"{self.scheme}://{host}:{self.port}{path}", {"allow_private": ["localhost"]} | options, SECRETS
-        )
+        return http.open(f"{self.scheme}://{host}:{self.port}{path}", options, SECRETS)
 
     async def left(self) -> None:
         """Return when nobody is connected any more; fail after ten seconds."""

@@ -203,7 +203,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, address,
     monkeypatch.delitem(sys.modules, f"iu_listen.targets.{extra}", raising=False)
 
     with pytest.raises(ConfigurationError, match=library) as raised:
-        Targets().find("external_endpoint", address, {})
+        Targets(allow_private="127.0.0.0/8,::1").find("external_endpoint", address, {})
     assert raised.value.hint == f"pip install 'iu-listen[{extra}]'"
 
 

@@ -15,8 +15,9 @@ import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from iu_listen.model.delivery import Failed, Reject, Secrets, Unavailable
+from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secrets
 from iu_listen.targets import Targets, http, http_pool
 from iu_listen.targets.http import OUTCOMES as OUTCOMES_OF_THE_TARGET
 from iu_listen.targets.http import retry_after
@@ -187,11 +188,13 @@ async def test_how_long_to_wait(text, seconds):
         ("https://a.example/", {"headers": {"a": "1\r\nb: canary"}}, "header a has a value"),
         ("https://a.example/", {"headers": {"a": {"secret": "env:LINES"}}}, "header a has a value"),
         ("https://a.example/", {"ca": "/nowhere.pem"}, "ca cannot be used: FileNotFoundError"),
-        ("https://a.example/", {"allow_private": ["10.0.0.1/8"]}, "allow_private has '10.0.0.1/8'"),
-        ("https://a.example/", {"allow_private": "a"}, "allow_private must be"),
+        ("https://a.example/", {"headers": {"X-Api-Key": "canary"}}, "holds a secret"),
+        ("https://a.example/", {"headers": {"x-acme-token": "canary"}}, "holds a secret"),
+        ("https://a.example/", {"headers": {"Ocp-Apim-Subscription-Key": "canary"}}, "holds a secret"),
+        ("https://a.example/", {"ca": "/dev/zero"}, "ca cannot be used: ValueError"),
+        ("https://a.example/", {"allow_private": ["a.example"]}, "allow_private is no option of a route"),
         ("https://a.example/", {"allow_hosts": ["b.example"]}, "a.example is not in allow_hosts"),
         ("http://a.example/", {}, "http:// to a.example"),
-        ("http://a.example/", {"allow_private": ["127.0.0.0/8"]}, "http:// to a.example"),
         ("https://user:canary@a.example/", {}, "do not belong into an address"),
         ("https://a.example:0/", {}, "https://host/path"),
         ("https://a.example:canary/", {}, "make no sense"),
@@ -235,9 +238,9 @@ async def test_routes_find_it_by_their_scheme():
     """An external_endpoint of https or http has the target, by the entry points of the package.
     Fails when: an entry point is taken out of pyproject.toml.
     """
-    targets = Targets()
+    targets = Targets(allow_private="localhost")
     for address in ("https://a.example/hook", "http://localhost/hook"):
-        target = targets.find("external_endpoint", address, {"allow_private": ["localhost"]})
+        target = targets.find("external_endpoint", address, {})
         assert repr(target) == f"HttpTarget({address.removesuffix('/hook')})"
     await targets.aclose()
 

@@ -14,6 +14,7 @@ import pytest
 
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http, http_options
 from iu_listen.targets.guard import Guard, resolve
 from iu_listen.targets.http_pool import REST
@@ -208,7 +209,7 @@ async def test_where_nobody_is_the_route_waits(what, code, says):
     if what == "nobody":
         server.close()
         await server.wait_closed()
-    options = http_options.read(f"https://localhost:{port}/", {"allow_private": ["localhost"]}, SECRETS)
+    options = http_options.read(f"https://localhost:{port}/", {}, SECRETS)
     target = http.HttpTarget(options, nowhere if what == "no name" else resolve)
     with pytest.raises(Unavailable, match=says) as error:
         await target.deliver(delivery(deadline=SHORT))
@@ -233,7 +234,7 @@ async def test_those_who_wait_for_a_connection_of_http_2_hear_that_there_is_none
 
     async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        target = http.open(f"https://localhost:{port}/", {"allow_private": ["localhost"], "http2": True}, SECRETS)
+        target = http.open(f"https://localhost:{port}/", {"http2": True}, SECRETS)
         tries = [target.deliver(delivery(deadline=1.5)) for _ in range(5)]
         errors = await asyncio.gather(*tries, return_exceptions=True)
         assert {(type(error), error.code) for error in errors} == {(Unavailable, "tls")}
@@ -326,7 +327,7 @@ async def test_odd_spellings_of_loopback_are_refused(host):
     """However an address of our own is written, the one that it leads to is what is looked at.
     Fails when: the text of the host is looked at instead of its address.
     """
-    target = http.open(f"https://{host}/", {}, SECRETS)
+    target = http.open(f"https://{host}/", {}, Secrets(KEYS))
     with pytest.raises(Unavailable) as error:
         await target.deliver(delivery(deadline=5))
     assert error.value.code in {"address_refused", "dns"}
@@ -336,7 +337,7 @@ async def test_odd_spellings_of_loopback_are_refused(host):
 
 async def test_what_is_allowed_is_allowed_and_no_more():
     """A CIDR allows its addresses to every name, a name allows every address to itself.
-    Fails when: allow_private lets through what it does not name.
+    Fails when: the guard lets through what it does not name.
     """
     guard = Guard.allowing(["10.0.0.0/8", "fd00::1", "Intern.Example."])
     assert guard.refusal("a.example", "10.9.9.9") == ""
@@ -369,9 +370,11 @@ async def test_a_name_that_is_bound_anew_leads_nowhere(certificates):
         raw(once, certificates.good) as server,
         raw(response(204), certificates.good, "127.0.0.2", server.port) as trap,
     ):
-        options = {"allow_private": ["127.0.0.1"], "ca": str(certificates.ca)}
+        options = {"ca": str(certificates.ca)}
         address = f"https://hook.example:{server.port}/"
-        target = http.HttpTarget(http_options.read(address, options, SECRETS), rebound)
+        target = http.HttpTarget(
+            http_options.read(address, options, Secrets(KEYS, allow_private=("127.0.0.1",))), rebound
+        )
         await target.deliver(delivery())
         await server.left()
         with pytest.raises(Unavailable) as error:
@@ -392,7 +395,7 @@ async def test_the_next_address_is_tried():
         return ["127.0.0.3", "127.0.0.1"]
 
     async with raw(response(204)) as server:
-        options = http_options.read(f"http://localhost:{server.port}/", {"allow_private": ["localhost"]}, SECRETS)
+        options = http_options.read(f"http://localhost:{server.port}/", {}, SECRETS)
         target = http.HttpTarget(options, two)
         await target.deliver(delivery())
         await target.aclose()
@@ -437,7 +440,6 @@ async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, htt
     options = {
         "headers": headers,
         "secrets": ["env:NEW"],
-        "allow_private": ["localhost"],
         "ca": str(receiver.ca),
         "http2": http2,
     }
@@ -539,7 +541,7 @@ async def test_being_cancelled_while_tls_begins_leaves_nothing_behind():
 
     async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        target = http.open(f"https://localhost:{port}/", {"allow_private": ["localhost"]}, SECRETS)
+        target = http.open(f"https://localhost:{port}/", {}, SECRETS)
         task = asyncio.create_task(target.deliver(delivery()))
         await came.wait()
         task.cancel()

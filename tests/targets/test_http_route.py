@@ -26,11 +26,9 @@ async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
 
     async with raw(behave) as server, connected(live.dsn) as connection:
         address = f"http://localhost:{server.port}/hook"
-        await open_route(
-            connection, address=address, backoff=0.01, target={"allow_private": ["localhost"], "mode": "binary"}
-        )
+        await open_route(connection, address=address, backoff=0.01, target={"mode": "binary"})
         event = await insert_event(connection)
-        async with delivering(live.dsn):
+        async with delivering(live.dsn, allow_private="localhost"):
             await settled(connection)
 
         assert [(row[0], row[1], row[3]) for row in await attempts(connection, event)] == [

@@ -16,8 +16,9 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
-from iu_listen.model.delivery import Failed, Reject, Result, Secrets, Unavailable
+from iu_listen.model.delivery import Failed, Reject, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secrets
 from iu_listen.model.trace import starting_context
 from iu_listen.targets import Targets
 from iu_listen.targets.kafka import BATCH, KafkaTarget
@@ -44,7 +45,7 @@ from targets.mockkafka import (
     cluster,
 )
 
-SECRETS = Secrets({"PASSWORD": CANARY})
+SECRETS = Secrets({"PASSWORD": CANARY}, allow_private=("127.0.0.0/8", "::1", "localhost"))
 
 
 @pytest.fixture
@@ -491,7 +492,7 @@ def test_the_scheme_is_known():
 
     Fails when: the entry point is missing.
     """
-    made = Targets().find("external_endpoint", "kafka://one,two:1,[::1]:2/x", {})
+    made = Targets(allow_private="127.0.0.0/8,::1").find("external_endpoint", "kafka://one,two:1,[::1]:2/x", {})
 
     assert repr(made) == "KafkaTarget(kafka://one:9092,two:1,[::1]:2/x)"
 

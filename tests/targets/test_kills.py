@@ -61,7 +61,7 @@ def webhook(folder: Path) -> Iterator[Counterpart]:
         return file.read_text().split()
 
     for _ in server.running():
-        options = {"ca": str(certificates.ca), "allow_private": ["localhost"]}
+        options = {"ca": str(certificates.ca)}
         yield Counterpart(f"https://localhost:{port}/hook", options, server.kill, server.start, keys, once=False)
 
 
@@ -129,6 +129,7 @@ def test_nothing_is_lost_while_both_ends_are_killed(live, tmp_path, kind):
 
 async def deliver(dsn: str, folder: Path, there: Counterpart) -> None:
     consumer = Consumer("consumer", dsn, folder)
+    consumer.environ = {"IU_LISTEN_ALLOW_PRIVATE": "127.0.0.0/8,localhost"}
     async with connected(dsn) as connection:
         if there.address is None:
             await connection.execute("update iu_outbound_route set target_ref = 'storm'")

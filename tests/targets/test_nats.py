@@ -19,8 +19,9 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from chaos import Proxy
-from iu_listen.model.delivery import Failed, Reject, Result, Secrets, Unavailable
+from iu_listen.model.delivery import Failed, Reject, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secrets
 from iu_listen.model.trace import starting_context
 from iu_listen.targets import Targets
 from iu_listen.targets.nats import NatsTarget
@@ -41,7 +42,7 @@ from targets.brokers import (
 
 BINARY = shutil.which("nats-server")
 needs_server = pytest.mark.skipif(BINARY is None, reason="there is no nats-server on PATH")
-SECRETS = Secrets({"PASSWORD": CANARY, "OTHER": "another"})
+SECRETS = Secrets({"PASSWORD": CANARY, "OTHER": "another"}, allow_private=("127.0.0.0/8", "::1", "localhost"))
 ACCOUNTS = """
 authorization {{ users: [
     {{ user: iu, password: {canary}, permissions: {{ publish: {{ deny: ["events.secret"] }} }} }}
@@ -497,7 +498,9 @@ def test_the_schemes_are_known(scheme):
 
     Fails when: the entry point is missing.
     """
-    assert isinstance(Targets().find("external_endpoint", f"{scheme}://host/x", {}), NatsTarget)
+    assert isinstance(
+        Targets(allow_private="127.0.0.0/8,::1").find("external_endpoint", f"{scheme}://host/x", {}), NatsTarget
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ async def test_an_event_reaches_the_stream_that_its_route_names(live, tmp_path):
     async with connected(live.dsn) as connection:
         address = f"valkey://127.0.0.1:{running.port}/1"
         await open_route(connection, address=address, attempts=1, target={"stream": "events"})
-        async with delivering(live.dsn):
+        async with delivering(live.dsn, allow_private="127.0.0.1"):
             event = await insert_event(connection, note="hello")
             await wait_until(
                 lambda: connection.fetchval("select count(*) from iu_route_attempt where failure_code = 'connect'"),

@@ -76,7 +76,8 @@ async def _check_then_serve(door: Door) -> None:
         await census.require_package(connection)
         await census.require_worker(connection, door.settings.worker)
         target = (await census.rows(connection, "target"))[0]
-    targets = Targets(load(door.settings.app) if door.settings.app else (), os.environ)
+    functions = load(door.settings.app) if door.settings.app else ()
+    targets = Targets(functions, os.environ, secrets=door.settings.secrets, allow_private=door.settings.allow_private)
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 
-from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.trace import call_context
 
 
@@ -265,63 +263,3 @@ class Outcome:
     retry_after: float | None = None
     beside: bool = False
     called: str = ""
-
-
-class Secret:
-    """A secret that shows itself to nobody who does not ask for it by name."""
-
-    __slots__ = ("_value", "name")
-
-    def __init__(self, name: str, value: str) -> None:
-        self.name = name
-        self._value = value
-
-    def reveal(self) -> str:
-        """The secret itself."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret({self.name})"
-
-    __str__ = __repr__
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a secret is not to be pickled")
-
-
-@dataclass(frozen=True, slots=True)
-class Secrets:
-    """Where secrets come from: the environment, or files. Routes name them, and never hold them.
-
-    Args:
-        environ: The environment.
-    """
-
-    environ: Mapping[str, str] = field(repr=False)
-
-    def get(self, name: str) -> Secret:
-        """The secret that ``env:NAME`` or ``file:/path`` names; of a file, without white space at its ends.
-
-        Raises:
-            ConfigurationError: there is none, or it is no such name. The text says the name, never the value.
-        """
-        scheme, _, rest = name.partition(":")
-        if scheme == "env" and rest:
-            if value := self.environ.get(rest):
-                return Secret(name, value)
-            raise ConfigurationError(
-                f"{rest} is not set, which the route names as the place of a secret",
-                f"Set the variable {rest} where the consumer runs, and start it again.",
-            )
-        if scheme == "file" and rest:
-            try:
-                value = Path(rest).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"the secret in {rest} cannot be read: {type(error).__name__}") from None
-            if value:
-                return Secret(name, value)
-            raise ConfigurationError(f"the secret in {rest} is empty")
-        # Whoever wrote the secret itself into the route must not read it in the log, too.
-        raise ConfigurationError(
-            "a secret must be given by its place, env:NAME or file:/path", "Never by itself: routes are read by many."
-        )

@@ -77,6 +77,13 @@ class Settings:
     app: str | None = _setting(
         None, "Where the coroutines are that live routes deliver to: `module`, or `module:attribute`."
     )
+    secrets: str = _setting(
+        "IU_SECRET_*",
+        "Secrets that a route may name, with commas between: names of variables, prefixes (`CRM_*`), directories.",
+    )
+    allow_private: str = _setting(
+        "", "Hosts that a route may reach although they are not public, with commas between: CIDRs and names."
+    )
     log_format: str = _setting(
         "auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json")
     )

@@ -44,7 +44,7 @@ class Connection(_Driver):
             self.pooled = await super().fetchval(query("backend_pid")) != self.get_server_pid()
         if self.pooled:
             # The driver switches JIT off and on again for its own look-ups, and that would stay in the pooler.
-            self._server_caps = self._server_caps._replace(jit=False)
+            self._server_caps = self._server_caps._replace(jit=False)  # type: ignore[has-type, unused-ignore]
         else:
             await super().fetchrow(
                 query("session_settings"), idle_timeout, read_only, self.statement_timeout, transaction_timeout

@@ -17,8 +17,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from iu_listen.flow.ports import Target
-from iu_listen.model.delivery import Secrets
 from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.secrets import Secrets, entries
+from iu_listen.targets.guard import Guard
 from iu_listen.targets.python import PythonTarget
 
 GROUP: Final = "iu_listen.targets"
@@ -38,17 +39,28 @@ class Targets:
     Args:
         functions: The coroutines that routes of the kind ``workflow`` name.
         environ: Where secrets are looked up.
+        secrets: Which of them a route may name, and which directories (Settings.secrets).
+        allow_private: Which hosts a route may reach although they are not public (Settings.allow_private).
 
     Raises:
-        ConfigurationError: two coroutines have the same name.
+        ConfigurationError: two coroutines have the same name, or allow_private holds what is neither.
     """
 
-    def __init__(self, functions: Iterable[PythonTarget] = (), environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        functions: Iterable[PythonTarget] = (),
+        environ: Mapping[str, str] | None = None,
+        *,
+        secrets: str = "",
+        allow_private: str = "",
+    ) -> None:
         self._functions: dict[str, PythonTarget] = {}
         for function in functions:
             if self._functions.setdefault(function.name, function) is not function:
                 raise ConfigurationError(f"two targets are called {function.name}", "Rename one of them.")
-        self._secrets = Secrets(environ or {})
+        self._secrets = Secrets(environ or {}, entries(secrets), entries(allow_private))
+        # What is wrong with it is wrong for every route: say so at the start.
+        Guard.allowing(self._secrets.allow_private)
         self._open: dict[tuple[str, str], Target] = {}
 
     def find(self, kind: str, reference: str, options: Mapping[str, Any]) -> Target:

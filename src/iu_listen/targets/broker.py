@@ -20,8 +20,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 
-from iu_listen.model.delivery import DeliveryError, Failed, Secret, Secrets, Unavailable
+from iu_listen.model.delivery import DeliveryError, Failed, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secret, Secrets, read_ca
+from iu_listen.targets.guard import Guard, check_host
 
 T = TypeVar("T")
 
@@ -178,9 +180,21 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
         ConfigurationError: the file cannot be read, or holds none.
     """
     try:
-        return ssl.create_default_context(cafile=ca)
-    except OSError as error:
+        return ssl.create_default_context(cadata=read_ca(ca))
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"the file of option ca cannot be read: {type(error).__name__}") from None
+
+
+def guard_of(where: Address, secrets: Secrets) -> Guard:
+    """Which servers may be connected to.
+
+    Raises:
+        ConfigurationError: one of the address is written as an address that is not allowed.
+    """
+    guard = Guard.allowing(secrets.allow_private)
+    for host, _ in where.servers:
+        check_host(guard, host)
+    return guard
 
 
 # -- what errors mean ------------------------------------------------------------------------------------------------
@@ -217,6 +231,10 @@ def judged(error: BaseException, table: Iterable[Meaning], otherwise: type[Deliv
     while one is not None and one not in chain:
         chain.append(one)
         one = one.__cause__ or one.__context__
+    for part in chain:
+        # Ours, from inside of the library: an address that may not be connected to.
+        if isinstance(part, DeliveryError):
+            return type(part)(part.reason, code=part.code)
     for kind, outcome, code, reason in table:
         if any(isinstance(part, kind) for part in chain):
             return outcome(reason, code=code)

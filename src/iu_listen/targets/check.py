@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iu_listen.model.delivery import Secret, Secrets
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets import NotInstalled, opened
+from iu_listen.targets.guard import NotAllowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Verdict:
     Attributes:
         problem: What is wrong; empty: nothing that can be seen here.
         hint: What to do about it.
-        certain: Whether it is so wherever a consumer runs; False: a package is missing here.
+        certain: Whether it is so wherever a consumer runs; False: a package is missing here, or the consumer may be
+            allowed to reach what is not public.
     """
 
     problem: str = ""
@@ -55,7 +57,7 @@ def check(kind: str, reference: str, options: Mapping[str, Any]) -> Verdict:
     there = {name: value for name, value in options.items() if not (name == "ca" and isinstance(value, str) and value)}
     try:
         opened(reference, there, _AnySecret({}))
-    except NotInstalled as error:
+    except (NotInstalled, NotAllowed) as error:
         return Verdict(error.message, error.hint, certain=False)
     except ConfigurationError as error:
         return Verdict(error.message, error.hint)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import anyio
-import httpcore
 
 from iu_listen.model.delivery import Unavailable
 from iu_listen.model.errors import ConfigurationError
@@ -147,7 +145,7 @@ class Guard:
                 name = entry.lower().rstrip(".")
                 if not _HOST.fullmatch(name):
                     raise ConfigurationError(
-                        f"the option allow_private has {entry!a}", "It is a list of CIDRs and host names."
+                        f"IU_LISTEN_ALLOW_PRIVATE has {entry!a}", "It is a list of CIDRs and host names."
                     ) from None
                 hosts.add(name)
         return cls(frozenset(hosts), tuple(networks))
@@ -191,101 +189,43 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return [str(found[4][0]) for found in await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connections to addresses that were checked, and to no other: a name is looked up once for each connection.
+async def allowed(guard: Guard, host: str, port: int, resolve: Resolve = resolve) -> list[str]:
+    """The addresses of a host that may be connected to.
 
-    What goes wrong before a request is sent is Unavailable, with the code ``dns``, ``address_refused``, ``connect`` or
-    ``tls``: no event can help it, so none may become a dead letter by it.
-
-    Args:
-        guard: Which addresses are allowed.
-        resolve: Where addresses come from.
+    Raises:
+        Unavailable: it has no address, or none that is allowed.
     """
-
-    def __init__(self, guard: Guard, resolve: Resolve = resolve) -> None:
-        self._guard = guard
-        self._resolve = resolve
-        self._inner = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to a host, within ``timeout`` seconds; to one of its addresses after the other.
-
-        Raises:
-            Unavailable: it has no address, none that is allowed, or none where anybody answers.
-        """
-        with anyio.move_on_after(timeout) as scope:
-            addresses = await self._allowed(host, port)
-            kind = ""
-            for left in range(len(addresses), 0, -1):
-                # Somebody silent must not take the time of the others.
-                share = (scope.deadline - anyio.current_time()) / left
-                try:
-                    stream = await self._inner.connect_tcp(addresses[-left], port, share, local_address, socket_options)
-                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                    kind = type(_root(error)).__name__
-                else:
-                    return _Stream(stream, host)
-            raise Unavailable(f"no connection to {host}, port {port}: {kind}", code="connect")
-        raise Unavailable(f"no connection to {host}, port {port}, within {timeout:g} s", code="connect")
-
-    async def _allowed(self, host: str, port: int) -> list[str]:
-        try:
-            addresses = list(dict.fromkeys(await self._resolve(host, port)))
-        except (OSError, UnicodeError) as error:
-            raise Unavailable(f"{host} has no address: {type(error).__name__}", code="dns") from None
-        refused = {address: self._guard.refusal(host, address) for address in addresses}
-        allowed = [address for address in addresses if not refused[address]]
-        if not allowed:
-            what = ", ".join(f"{address} ({why})" for address, why in refused.items()) or "nothing"
-            raise Unavailable(f"{host} leads to {what}, which allow_private does not have", code="address_refused")
-        return allowed
+    try:
+        addresses = list(dict.fromkeys(await resolve(host, port)))
+    except (OSError, UnicodeError) as error:
+        raise Unavailable(f"{host} has no address: {type(error).__name__}", code="dns") from None
+    refused = {address: guard.refusal(host, address) for address in addresses}
+    found = [address for address in addresses if not refused[address]]
+    if not found:
+        what = ", ".join(f"{address} ({why})" for address, why in refused.items()) or "nothing"
+        raise Unavailable(
+            f"{host} leads to {what}, which IU_LISTEN_ALLOW_PRIVATE does not have", code="address_refused"
+        )
+    return found
 
 
-class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that tells a failure of TLS from one of the network."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream, host: str) -> None:
-        self._inner = inner
-        self._host = host
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._inner.read(max_bytes, timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._inner.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            return await self._inner.start_tls(ssl_context, server_hostname, timeout)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-            root = _root(error)
-            # The words of OpenSSL: of the certificate, and of the protocol. Nothing of ours is in them.
-            why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
-            raise Unavailable(f"no TLS with {self._host}: {why}", code="tls") from None
-        except BaseException:
-            # Cancelled: httpcore would leave it to the garbage collector.
-            with anyio.CancelScope(shield=True):
-                await self._inner.aclose()
-            raise
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+class NotAllowed(ConfigurationError):
+    """The process does not allow this host; another one may."""
 
 
-def _root(error: BaseException) -> BaseException:
-    """What an error was made of."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def check_host(guard: Guard, host: str) -> None:
+    """Refuse a host that is written as an address which is not allowed.
+
+    Raises:
+        NotAllowed: it is one.
+    """
+    refused = guard.refusal(host, host)
+    if refused and refused != "no address":
+        raise NotAllowed(
+            f"{host} is {refused}, which IU_LISTEN_ALLOW_PRIVATE does not have", f"If it is meant, {allow_hint(host)}"
+        )
+
+
+def allow_hint(host: str) -> str:
+    """What to do where a host is meant that is not public."""
+    return f"start the consumer with IU_LISTEN_ALLOW_PRIVATE={host}"

@@ -20,10 +20,12 @@ import anyio
 import httpcore
 
 from iu_listen.flow.ports import Target
-from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secrets, Unavailable
+from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Unavailable
+from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http_options
 from iu_listen.targets.cloudevents import MODES, header_value
-from iu_listen.targets.guard import Address, GuardedBackend, Resolve, resolve
+from iu_listen.targets.guard import Address, Resolve, resolve
+from iu_listen.targets.http_backend import GuardedBackend
 from iu_listen.targets.http_options import Options
 from iu_listen.targets.http_pool import Answer, Pool
 
@@ -182,7 +184,7 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
     """The target of a route. Connects to nothing yet.
 
     Args:
-        address: An URL of https, or of http where allow_private has its host.
+        address: An URL of https, or of http where IU_LISTEN_ALLOW_PRIVATE has its host.
         options: ``target`` of the delivery policy: docs/how-to/http.md.
         secrets: Where secrets are looked up, now and once.
 

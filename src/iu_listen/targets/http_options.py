@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from standardwebhooks import Webhook
 
-from iu_listen.model.delivery import Secret, Secrets
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.targets.guard import Address, Guard
+from iu_listen.model.secrets import Secret, Secrets, read_ca
+from iu_listen.targets.guard import Address, Guard, NotAllowed, allow_hint, check_host
 
 _NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
 #: Visible ASCII, and blanks inside.
@@ -27,8 +27,16 @@ _OURS: Final = re.compile(
     r"|idempotency-key|traceparent|webhook-.*|ce-.*",
     re.IGNORECASE,
 )
-#: What holds a secret by its nature.
-_SECRET: Final = re.compile(r"authorization|cookie", re.IGNORECASE)
+#: What holds a secret by its nature: the usual headers of credentials, and what names itself so.
+_SECRET: Final = re.compile(
+    r"authorization|.*-authorization|cookie|.*(api-?key|access-?key|secret|token|passw(or)?d|credential|signature).*"
+    r"|x-auth(-.*)?|.*-key",
+    re.IGNORECASE,
+)
+
+
+#: The process decides what a route may reach, not the route.
+MOVED: Final = "Whoever runs the consumer says what may be reached: IU_LISTEN_ALLOW_PRIVATE."
 
 
 def _texts(value: Any) -> bool:
@@ -51,7 +59,6 @@ OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "http2": (False, lambda v: isinstance(v, bool), "true or false"),
     "secrets": ([], _texts, "a list of env:NAME or file:/path"),
     "headers": ({}, _headers, 'an object of texts, or of {"secret": "env:NAME", "prefix": "Bearer "}'),
-    "allow_private": ([], _texts, "a list of CIDRs and host names"),
     "allow_hosts": (None, _texts, "a list of host names"),
     "ca": ("", lambda v: isinstance(v, str), "the path of a file with certificates (PEM)"),
     "max_response": (65_536, lambda v: type(v) is int and 1 <= v <= 2**24, "a whole number of bytes, 1 to 16777216"),
@@ -96,6 +103,8 @@ def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
     """
     given = {name: default for name, (default, _, _) in OPTIONS.items()}
     for name, value in options.items():
+        if name == "allow_private":
+            raise ConfigurationError("allow_private is no option of a route", MOVED)
         if name not in OPTIONS:
             raise ConfigurationError(
                 f"targets of HTTP have no option {name[:40]!a}", f"There are: {', '.join(sorted(OPTIONS))}"
@@ -104,7 +113,7 @@ def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
         if not good(value):
             raise ConfigurationError(f"the option {name} must be {what}")
         given[name] = value
-    guard = Guard.allowing(given["allow_private"])
+    guard = Guard.allowing(secrets.allow_private)
     keys = [secrets.get(name) for name in given["secrets"]]
     headers, hidden = _read_headers(given["headers"], secrets)
     return Options(
@@ -128,16 +137,11 @@ def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> Addres
         raise ConfigurationError(str(error)) from None
     if only is not None and address.host not in {name.lower().rstrip(".") for name in only}:
         raise ConfigurationError(f"{address.host} is not in allow_hosts")
-    allow = f"""iu-listen route policy CODE 'target={{"allow_private": ["{address.host}"]}}'"""
-    refused = guard.refusal(address.host, address.host)
-    if refused and refused != "no address":
-        raise ConfigurationError(
-            f"{address.host} is {refused}, which allow_private does not have", f"If it is meant: {allow}"
-        )
+    check_host(guard, address.host)
     if address.scheme == "http" and not guard.trusts(address.host):
-        raise ConfigurationError(
+        raise NotAllowed(
             f"http:// to {address.host} would be read by everybody on the way",
-            f"Use https://; or, if it is meant: {allow}",
+            f"Use https://; or, if it is meant, {allow_hint(address.host)}",
         )
     return address
 
@@ -165,7 +169,7 @@ def _read_headers(given: Mapping[str, Any], secrets: Secrets) -> tuple[dict[str,
 
 def _read_ca(path: str) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=path or None)
+        context = ssl.create_default_context(cadata=read_ca(path))
     except (OSError, ValueError) as error:
         # ssl.SSLError is an OSError: a file without certificates.
         raise ConfigurationError(f"the option ca cannot be used: {type(error).__name__}, {path!a}") from None

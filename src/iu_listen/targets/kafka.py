@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import anyio
 from aiokafka import AIOKafkaProducer, errors
+from aiokafka.client import AIOKafkaClient
 
-from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secret, Secrets, Unavailable
+from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets.broker import (
     COMMON,
     CONNECTING,
@@ -27,6 +29,7 @@ from iu_listen.targets.broker import (
     Option,
     choice,
     goodbye,
+    guard_of,
     judged,
     number,
     read_address,
@@ -35,6 +38,7 @@ from iu_listen.targets.broker import (
     tls_context,
 )
 from iu_listen.targets.cloudevents import attributes
+from iu_listen.targets.guard import Guard, allowed
 
 # What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
@@ -101,7 +105,22 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTar
         raise ConfigurationError(
             "the path of a kafka target is a topic: letters, digits, dots, _ and -", "kafka://host:9092/topic"
         )
-    return KafkaTarget(where, given, secret(secrets, given["password"]))
+    return KafkaTarget(where, given, secret(secrets, given["password"]), guard_of(where, secrets))
+
+
+class _GuardedClient(AIOKafkaClient):  # type: ignore[misc]
+    """A client that connects to no broker whose address is not allowed: a cluster says itself where its brokers are."""
+
+    guard: Guard
+
+    async def _get_conn(self, node_id: Any, **how: Any) -> Any:
+        broker = self.cluster.broker_metadata(node_id)
+        if broker is not None:
+            try:
+                await allowed(self.guard, broker.host, broker.port)
+            except Unavailable as refused:
+                raise errors.KafkaConnectionError(refused.reason) from refused
+        return await super()._get_conn(node_id, **how)
 
 
 class KafkaTarget:
@@ -111,13 +130,15 @@ class KafkaTarget:
         where: The servers to begin with; its path is the topic.
         options: All of OPTIONS.
         password: Ours; None: we have none.
+        guard: Which addresses may be connected to.
 
     Raises:
         ConfigurationError: the file of CAs cannot be read.
     """
 
-    def __init__(self, where: Address, options: Mapping[str, Any], password: Secret | None) -> None:
+    def __init__(self, where: Address, options: Mapping[str, Any], password: Secret | None, guard: Guard) -> None:
         self._where = where
+        self._guard = guard
         self._options = options
         self._password = password
         self._tls = tls_context(options["ca"]) if options["tls"] or options["ca"] else None
@@ -204,13 +225,17 @@ class KafkaTarget:
             sasl_plain_username=user,
             sasl_plain_password=self._password.reveal() if self._password else None,
         )
+        producer.client.__class__ = _GuardedClient
+        producer.client.guard = self._guard
         try:
+            for host, port in self._where.servers:
+                await allowed(self._guard, host, port)
             await producer.start()
             # Asked for here, so that one asks for all, and no longer than this may take.
             await producer.partitions_for(self._where.path)
         except BaseException as error:
             await goodbye(_end, producer)
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception) or isinstance(error, DeliveryError):
                 raise
             raise judged(error, MEANINGS, Unavailable) from None
         return producer

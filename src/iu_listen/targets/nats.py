@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,8 +20,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js import errors as stream_errors
 
-from iu_listen.model.delivery import Delivery, DeliveryError, Event, Failed, Reject, Secret, Secrets, Unavailable
+from iu_listen.model.delivery import Delivery, DeliveryError, Event, Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets.broker import (
     COMMON,
     CONNECTING,
@@ -29,6 +30,7 @@ from iu_listen.targets.broker import (
     Meaning,
     Option,
     goodbye,
+    guard_of,
     judged,
     read_address,
     read_options,
@@ -37,6 +39,7 @@ from iu_listen.targets.broker import (
     tls_context,
 )
 from iu_listen.targets.cloudevents import attributes, header_value
+from iu_listen.targets.guard import Guard, allowed
 
 # What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
 logging.getLogger("nats").addHandler(logging.NullHandler())
@@ -88,7 +91,8 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarg
 
     Args:
         address: ``nats://host[:4222][,host…]/subject``; ``{type}``, ``{domain}`` and ``{stream}`` in the subject stand
-            for those of the event, each as one token. ``tls://`` speaks to no server without TLS.
+            for those of the event, each as one token. ``tls://`` and option
+            ca speak to no server without TLS.
         options: Those of OPTIONS.
         secrets: Where they are looked up.
 
@@ -100,8 +104,11 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarg
     if given["password"] and given["token"]:
         raise ConfigurationError("option token of a nats target excludes option password")
     return NatsTarget(
-        [f"{where.scheme}://{host}" for host in where.hosts],
+        # Who gives certificates means TLS, whatever the scheme.
+        "tls" if given["ca"] else where.scheme,
+        where.servers,
         subject_of(where.path),
+        guard=guard_of(where, secrets),
         user=given["user"],
         password=secret(secrets, given["password"]),
         token=secret(secrets, given["token"]),
@@ -161,8 +168,10 @@ class NatsTarget:
     """A subject of a NATS server. Satisfies flow.ports.Target.
 
     Args:
-        servers: ``scheme://host:port`` of each.
+        scheme: ``nats``, or ``tls``: no server without TLS is spoken to.
+        servers: Host and port of each.
         subject: Where an event goes.
+        guard: Which addresses may be connected to.
         user: Who we are; None: nobody.
         password: Of the user.
         token: Instead of both.
@@ -175,16 +184,20 @@ class NatsTarget:
 
     def __init__(
         self,
-        servers: list[str],
+        scheme: str,
+        servers: Sequence[tuple[str, int]],
         subject: Callable[[Event], str],
         *,
+        guard: Guard,
         user: str | None = None,
         password: Secret | None = None,
         token: Secret | None = None,
         ca: str | None = None,
         connect_timeout: float = 5.0,
     ) -> None:
+        self._scheme = scheme
         self._servers = servers
+        self._guard = guard
         self._subject = subject
         self._user, self._password, self._token = user, password, token
         self._tls = tls_context(ca)
@@ -194,7 +207,7 @@ class NatsTarget:
         self._link: Link[_Client] = Link(self._connect, _Client.close, connect_timeout * len(servers))
 
     def __repr__(self) -> str:
-        return f"NatsTarget({', '.join(self._servers)})"
+        return f"NatsTarget({', '.join(f'{self._scheme}://{host}:{port}' for host, port in self._servers)})"
 
     async def deliver(self, delivery: Delivery, /) -> None:
         """Publish, and wait until the stream has it.
@@ -245,10 +258,13 @@ class NatsTarget:
                 failure = error
         raise failure
 
-    async def _connect_to(self, server: str) -> _Client:
+    async def _connect_to(self, server: tuple[str, int]) -> _Client:
+        host, port = server
+        # To the address that was checked: the library would look the name up again.
+        address = (await allowed(self._guard, host, port))[0]
         client = _Client()
         client.ended = partial(self._link.lost, client)
-        client.only_tls = server.startswith("tls:")
+        client.only_tls = self._scheme == "tls"
         met: list[Exception] = []
 
         async def heard(error: Exception) -> None:
@@ -257,7 +273,7 @@ class NatsTarget:
 
         try:
             await client.connect(
-                server,
+                f"{self._scheme}://[{address}]:{port}" if ":" in address else f"{self._scheme}://{address}:{port}",
                 # A client that reconnects by itself lets those wait who publish meanwhile.
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
@@ -267,6 +283,7 @@ class NatsTarget:
                 ping_interval=PING,
                 error_cb=heard,
                 tls=self._tls,
+                tls_hostname=host,
                 user=self._user,
                 password=self._password.reveal() if self._password else None,
                 token=self._token.reveal() if self._token else None,

@@ -72,9 +72,9 @@ def load(app: str) -> list[PythonTarget]:
         ConfigurationError: there is no such module or attribute, or it holds no target.
     """
     name, _, attribute = app.partition(":")
-    # As `python -m` does: what one works on lies in the current directory.
+    # What one works on lies in the current directory. Last, so that no file there takes the place of a library.
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     try:
         found: Any = importlib.import_module(name)
         for part in attribute.split(".") if attribute else ():

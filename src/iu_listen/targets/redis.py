@@ -17,8 +17,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Secret, Secrets, Unavailable
+from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.secrets import Secret, Secrets, read_ca
 from iu_listen.targets.broker import (
     COMMON,
     CONNECTING,
@@ -27,6 +28,7 @@ from iu_listen.targets.broker import (
     Meaning,
     Option,
     goodbye,
+    guard_of,
     judged,
     number,
     read_address,
@@ -36,6 +38,7 @@ from iu_listen.targets.broker import (
     tls_context,
 )
 from iu_listen.targets.cloudevents import attributes
+from iu_listen.targets.guard import Guard, allowed
 
 OPTIONS: Final[Mapping[str, Option]] = {
     **COMMON,
@@ -129,7 +132,7 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> RedisTar
         raise ConfigurationError(
             "a redis target needs the name of one stream", "In the address, ?stream=name, or as option stream."
         )
-    return RedisTarget(where, named.pop(), given, secret(secrets, given["password"]))
+    return RedisTarget(where, named.pop(), given, secret(secrets, given["password"]), guard_of(where, secrets))
 
 
 class RedisTarget:
@@ -140,13 +143,17 @@ class RedisTarget:
         stream: The name of the stream.
         options: All of OPTIONS.
         password: Ours; None: we have none.
+        guard: Which addresses may be connected to.
 
     Raises:
         ConfigurationError: the file of CAs cannot be read.
     """
 
-    def __init__(self, where: Address, stream: str, options: Mapping[str, Any], password: Secret | None) -> None:
+    def __init__(
+        self, where: Address, stream: str, options: Mapping[str, Any], password: Secret | None, guard: Guard
+    ) -> None:
         self._where = where
+        self._guard = guard
         self._stream = stream
         self._options = options
         self._password = password
@@ -155,6 +162,7 @@ class RedisTarget:
         if self._encrypted:
             # So that a wrong file is found now: the library reads it when it connects.
             tls_context(options["ca"])
+            self._ca = read_ca(options["ca"])
         # A connection carries one command at a time. The pool of the library that waits for one can lose one when
         # whoever waits is cancelled, so waiting is done here.
         self._free = anyio.Semaphore(options["connections"])
@@ -194,7 +202,7 @@ class RedisTarget:
         ((host, port),) = self._where.servers
         tls: dict[str, Any] = {}
         if self._encrypted:
-            tls = {"ssl": True, "ssl_ca_certs": self._options["ca"], "ssl_min_version": ssl.TLSVersion.TLSv1_2}
+            tls = {"ssl": True, "ssl_ca_data": self._ca, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
         redis = Redis(
             host=host,
             port=port,
@@ -209,11 +217,13 @@ class RedisTarget:
             client_name="iu-listen",
             **tls,
         )
+        pool = redis.connection_pool
+        pool.connection_class = _guarded(pool.connection_class, self._guard)
         try:
             await redis.ping()
         except BaseException as error:
             await goodbye(Redis.aclose, redis)
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception) or isinstance(error, DeliveryError):
                 raise
             raise self._judged(error) from None
         return redis
@@ -224,6 +234,21 @@ class RedisTarget:
             if isinstance(error, errors.RedisError) and word in str(error):
                 return outcome(reason, code=code)
         return judged(error, MEANINGS)
+
+
+def _guarded(kind: Any, guard: Guard) -> Any:
+    """A kind of connection that goes to an address which was checked: the library would look the name up again."""
+
+    class Guarded(kind):  # type: ignore[misc]
+        async def _connect(self) -> None:
+            self._address = (await allowed(guard, self.host, self.port))[0]
+            await super()._connect()
+
+        def _connection_arguments(self) -> dict[str, Any]:
+            found = {**super()._connection_arguments(), "host": self._address}
+            return found | ({"server_hostname": self.host} if found.get("ssl") else {})
+
+    return Guarded
 
 
 def fields_of(delivery: Delivery) -> dict[str, bytes]:

@@ -1,0 +1,101 @@
+"""How a connection over HTTP begins: to an address that was checked, and to no other."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import httpcore
+
+from iu_listen.model.delivery import Unavailable
+from iu_listen.targets.guard import Guard, Resolve, allowed, resolve
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connections to addresses that were checked, and to no other: a name is looked up once for each connection.
+
+    What goes wrong before a request is sent is Unavailable, with the code ``dns``, ``address_refused``, ``connect`` or
+    ``tls``: no event can help it, so none may become a dead letter by it.
+
+    Args:
+        guard: Which addresses are allowed.
+        resolve: Where addresses come from.
+    """
+
+    def __init__(self, guard: Guard, resolve: Resolve = resolve) -> None:
+        self._guard = guard
+        self._resolve = resolve
+        self._inner = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to a host, within ``timeout`` seconds; to one of its addresses after the other.
+
+        Raises:
+            Unavailable: it has no address, none that is allowed, or none where anybody answers.
+        """
+        with anyio.move_on_after(timeout) as scope:
+            addresses = await allowed(self._guard, host, port, self._resolve)
+            kind = ""
+            for left in range(len(addresses), 0, -1):
+                # Somebody silent must not take the time of the others.
+                share = (scope.deadline - anyio.current_time()) / left
+                try:
+                    stream = await self._inner.connect_tcp(addresses[-left], port, share, local_address, socket_options)
+                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                    kind = type(_root(error)).__name__
+                else:
+                    return _Stream(stream, host)
+            raise Unavailable(f"no connection to {host}, port {port}: {kind}", code="connect")
+        raise Unavailable(f"no connection to {host}, port {port}, within {timeout:g} s", code="connect")
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection that tells a failure of TLS from one of the network."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream, host: str) -> None:
+        self._inner = inner
+        self._host = host
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._inner.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            root = _root(error)
+            # The words of OpenSSL: of the certificate, and of the protocol. Nothing of ours is in them.
+            why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
+            raise Unavailable(f"no TLS with {self._host}: {why}", code="tls") from None
+        except BaseException:
+            # Cancelled: httpcore would leave it to the garbage collector.
+            with anyio.CancelScope(shield=True):
+                await self._inner.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was made of."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
