@@ -711,6 +711,45 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[]) IS 'Closes the circuit breakers of routes that have delivered, and notes which failures were the deliveries'' own fault.';
 
+-- Name: fn_iu_delivery_caller(regprocedure); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_caller(p_target regprocedure) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO ''
+    AS $$
+declare
+    v_caller text;
+    v_owner  text;
+begin
+    select c.rolname, p.proowner::regrole::text into v_caller, v_owner
+      from pg_catalog.pg_proc p
+     cross join pg_catalog.pg_roles c
+     where p.oid = p_target
+       and (c.rolname = session_user or c.rolname = current_user
+            or c.oid = (select a.usesysid from pg_catalog.pg_stat_get_activity(pg_backend_pid()) a))
+       and not pg_has_role(p.proowner, c.oid, 'USAGE')
+       and (c.rolsuper
+            or pg_has_role(c.oid, (select t.relowner from pg_catalog.pg_class t
+                                    where t.oid = 'public.iu_outbound_route'::regclass), 'USAGE')
+            or not exists (select from pg_catalog.pg_roles g
+                            where g.rolname in ('iu_listen_consumer', 'iu_listen_operator')
+                              and pg_has_role(c.oid, g.oid, 'USAGE')))
+     order by c.rolsuper desc
+     limit 1;
+    if found then
+        raise exception 'function % is not called as role %: it belongs to %, which would get the rights of that role',
+                        p_target, v_caller, v_owner
+            using errcode = 'insufficient_privilege',
+                  hint = 'Run the consumer and its replays as a role of deploy/postgres/roles.sql, or let a role with '
+                         'these rights own the function.';
+    end if;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_caller(p_target regprocedure); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_caller(p_target regprocedure) IS 'Raises where a function of a route would run with rights that its owner does not have, unless the session is one of the consumer''s or the operator''s role.';
+
 -- Name: fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER, p_after bigint DEFAULT 0, p_until bigint DEFAULT NULL::bigint, p_limit integer DEFAULT 1000) RETURNS jsonb
@@ -3715,7 +3754,8 @@ begin
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        if v_state ~ v_system then
+        -- What the caller may not do says nothing of the event.
+        if v_state ~ v_system or v_state = '42501' then
             raise;
         end if;
         v_status := 'failed';
@@ -3800,6 +3840,7 @@ begin
         return 'delivered';
     end if;
     v_target := public.fn_iu_delivery_function(r.target_ref);
+    perform public.fn_iu_delivery_caller(v_target);
     set constraints all deferred;
     execute format('select %s($1, $2)', v_target::regproc)
       using 'outbound:' || p_route_code || ':' || p_event_id, p_event;

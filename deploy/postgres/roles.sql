@@ -65,10 +65,9 @@ revoke all on
 revoke execute on function
     public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot),
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text),
-    public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text),
-    public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_policy(jsonb),
-    public.fn_iu_delivery_policy_check(jsonb),
+    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(),
+    public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
+    public.fn_iu_route_live(text, boolean, text, text),
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
@@ -96,8 +95,7 @@ revoke execute on function
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text),
-    public.fn_iu_delivery_scheme(text), public.fn_iu_delivery_options(text),
-    public.fn_iu_delivery_options_check(text, text, jsonb), public.fn_iu_delivery_problems(public.iu_outbound_route),
+    public.fn_iu_delivery_problems(public.iu_outbound_route),
     public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
@@ -121,6 +119,14 @@ revoke execute on function
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint),
     public.fn_iu_measure(text), public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
+
+-- What triggers call on tables of IU Core runs with the rights of the application that changes a route or a setting. It
+-- tells nothing that the caller may not read.
+grant execute on function
+    public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_delivery_list(text),
+    public.fn_iu_delivery_options_check(text, text, jsonb), public.fn_iu_delivery_options(text),
+    public.fn_iu_delivery_scheme(text)
+    to public;
 
 grant usage on schema public
     to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
@@ -151,7 +157,7 @@ grant execute on function
 -- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.
 grant execute on function
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_lock(text), public.fn_iu_delivery_enabled(),
-    public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_policy(jsonb),
+    public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
     public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
@@ -267,8 +273,8 @@ grant execute on function
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text), public.fn_iu_delivery_lock(text),
-    public.fn_iu_delivery_enabled(), public.fn_iu_delivery_list(text), public.fn_iu_delivery_function(text),
-    public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_queues(public.iu_outbound_route[]),
+    public.fn_iu_delivery_enabled(), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
+    public.fn_iu_delivery_queues(public.iu_outbound_route[]),
     public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz)
     to iu_listen_reader;
 
@@ -304,15 +310,13 @@ grant update (enabled, dry_run, delivery_policy) on public.iu_outbound_route to 
 
 -- route live, route dry.
 grant execute on function
-    public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_problems(public.iu_outbound_route),
-    public.fn_iu_delivery_options(text), public.fn_iu_delivery_scheme(text),
-    public.fn_iu_delivery_options_check(text, text, jsonb)
+    public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_problems(public.iu_outbound_route)
     to iu_listen_operator;
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
 -- route policy, route resume, delivery cancel, and replays that are queued.
 grant execute on function
-    public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid),
+    public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),

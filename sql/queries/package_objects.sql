@@ -69,6 +69,7 @@ with objects (file, kind, name) as (
         ('worker/012_delivery', 'trigger', 'dot_config.zz_dot_config_live_routes'),
         ('worker/012_delivery', 'function', 'fn_iu_route_dispatch(text,uuid,jsonb)'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_function(text)'),
+        ('worker/012_delivery', 'function', 'fn_iu_delivery_caller(regprocedure)'),
         ('worker/012_delivery', 'function', 'fn_iu_route_live(text,boolean,text,text)'),
         ('worker/012_delivery', 'table', 'iu_delivery_unusable'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_unusable(text,uuid,text[],text[],text[])'),

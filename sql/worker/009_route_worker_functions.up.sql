@@ -704,7 +704,8 @@ begin
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        if v_state ~ v_system then
+        -- What the caller may not do says nothing of the event.
+        if v_state ~ v_system or v_state = '42501' then
             raise;
         end if;
         v_status := 'failed';

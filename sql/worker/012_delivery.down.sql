@@ -31,6 +31,7 @@ drop function if exists public.fn_iu_route_dispatch(text, uuid, jsonb);
 drop function if exists public.fn_iu_route_live(text, boolean, text, text);
 drop function if exists public.fn_iu_delivery_problems(public.iu_outbound_route);
 drop function if exists public.fn_iu_delivery_function(text);
+drop function if exists public.fn_iu_delivery_caller(regprocedure);
 drop function if exists public.fn_iu_delivery_list_guard() cascade;
 drop function if exists public.fn_iu_outbound_route_guard() cascade;
 drop function if exists public.fn_iu_delivery_queues(public.iu_outbound_route[]);

@@ -425,6 +425,7 @@ begin
         return 'delivered';
     end if;
     v_target := public.fn_iu_delivery_function(r.target_ref);
+    perform public.fn_iu_delivery_caller(v_target);
     set constraints all deferred;
     execute format('select %s($1, $2)', v_target::regproc)
       using 'outbound:' || p_route_code || ':' || p_event_id, p_event;
@@ -466,6 +467,48 @@ end
 $$;
 comment on function public.fn_iu_delivery_function(text) is
     'The function that a target_ref names, if routes may call it; else an error that says why not.';
+
+-- A function that a route calls runs with the rights of whoever calls it, and it can take back a SET ROLE. So the roles
+-- count with which the session began and that it has assumed. The consumer's and the operator's roles have no rights
+-- beyond what roles.sql gives. Any other role may call the function only if its owner has all the rights of that role
+-- already: it is the owner itself, or a superuser owns it.
+create function public.fn_iu_delivery_caller(p_target regprocedure)
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    v_caller text;
+    v_owner  text;
+begin
+    select c.rolname, p.proowner::regrole::text into v_caller, v_owner
+      from pg_catalog.pg_proc p
+     cross join pg_catalog.pg_roles c
+     where p.oid = p_target
+       and (c.rolname = session_user or c.rolname = current_user
+            or c.oid = (select a.usesysid from pg_catalog.pg_stat_get_activity(pg_backend_pid()) a))
+       and not pg_has_role(p.proowner, c.oid, 'USAGE')
+       and (c.rolsuper
+            or pg_has_role(c.oid, (select t.relowner from pg_catalog.pg_class t
+                                    where t.oid = 'public.iu_outbound_route'::regclass), 'USAGE')
+            or not exists (select from pg_catalog.pg_roles g
+                            where g.rolname in ('iu_listen_consumer', 'iu_listen_operator')
+                              and pg_has_role(c.oid, g.oid, 'USAGE')))
+     order by c.rolsuper desc
+     limit 1;
+    if found then
+        raise exception 'function % is not called as role %: it belongs to %, which would get the rights of that role',
+                        p_target, v_caller, v_owner
+            using errcode = 'insufficient_privilege',
+                  hint = 'Run the consumer and its replays as a role of deploy/postgres/roles.sql, or let a role with '
+                         'these rights own the function.';
+    end if;
+end
+$$;
+comment on function public.fn_iu_delivery_caller(regprocedure) is
+    'Raises where a function of a route would run with rights that its owner does not have, unless the session is one of '
+    'the consumer''s or the operator''s role.';
 
 -- What a route could never deliver, said before it is live. The plan of `route live`, the command, and this function ask
 -- the same; what only a process can know (an address that is refused, a value of an option), the command asks besides.

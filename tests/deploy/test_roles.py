@@ -864,3 +864,30 @@ def test_a_reader_may_verify(applied: Database, roles: Logins) -> None:
             assert wrong == []
 
     asyncio.run(run())
+
+
+def test_the_application_may_do_what_it_may_in_its_own_tables(applied: Database, roles: Logins) -> None:
+    """IU Core's application changes its routes and its settings after roles.sql as before.
+
+    Fails when: a function that a guard calls with the rights of the application is taken from public.
+    """
+    app = roles.add()
+    execute(
+        applied.dsn,
+        f"grant usage on schema public to {roles.names[0]};"
+        f"grant select, insert, update, delete on iu_outbound_route, dot_config to {roles.names[0]}",
+    )
+    execute(
+        app,
+        "update iu_outbound_route set enabled = not enabled",
+        """update iu_outbound_route set delivery_policy = '{"attempts": 3}'""",
+        "update dot_config set value = value",
+        "insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref)"
+        " values ('new', 'iu', 'version_applied', 'update', 'workflow', 'x')",
+        "delete from iu_outbound_route where route_code = 'new'",
+        "insert into dot_config (key, value) values ('mine', 'x')",
+        "update dot_config set value = 'new' where key = 'iu_core.delivery_live_routes'",
+        "delete from dot_config where key = 'mine'",
+    )
+    with pytest.raises(asyncpg.CheckViolationError, match="there is no attemps"):
+        execute(app, """update iu_outbound_route set delivery_policy = '{"attemps": 3}'""")
