@@ -15,6 +15,7 @@ SILENT = f"""
            (gen_random_uuid(), '{WORKER}', 'shop-old', 4710, '0.1.0', 'stopped',
             now() - interval '9 days', now() - interval '8 days', 5);
     select fn_iu_emit_event('version_applied', 'waits', null, 'x', '{{}}') from generate_series(1, 12345);
+    update event_outbox set created_at = now() - interval '95 hours';
     update iu_route_worker_cursor set last_run_at = now() - interval '95 hours 5 minutes';
     alter table dot_config disable trigger user;
     update dot_config set updated_at = now() - interval '9 days'"""

@@ -12,13 +12,15 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from iu_listen.cli import show
+from iu_listen.cli.dead_letter import print_kinds
 from iu_listen.cli.deliveries import print_deliveries
 from iu_listen.cli.door import Where, between, looking
 from iu_listen.cli.ids import ID
 from iu_listen.model.errors import DatabaseUnreachable
 from iu_listen.model.text import humane
-from iu_listen.postgres import census, doctor
+from iu_listen.postgres import census, doctor, letters
 from iu_listen.postgres.ids import whole
+from iu_listen.postgres.session import Connection
 
 Limit = Annotated[int, Parameter(help="How many rows at most.", validator=between(1, 1_000_000))]
 Worker = Annotated[str | None, Parameter(help="Name of the worker. Default: IU_LISTEN_WORKER, else the one of 060.")]
@@ -36,36 +38,64 @@ def status(
     exit_code: Annotated[
         bool, Parameter(help="End with 1 when a worker is not healthy, as health does.", negative=())
     ] = False,
+    watch: Annotated[
+        float | None,
+        Parameter(help="Show it again every so many seconds, until Ctrl-C.", validator=between(0.1, 86400)),
+    ] = None,
     where: Where | None = None,
 ) -> int:
-    """Show whether all is well, and why not; then gates, workers, consumers and what waits."""
+    """Show whether all is well, and why not; then what is in the way, gates, workers, consumers and what waits."""
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            workers = await census.rows(connection, "workers")
-            health = [await census.worker_health(connection, w["worker_name"]) for w in workers]
-            answer: dict[str, Any] = {
-                "healthy": all(h["healthy"] for h in health) and bool(health),
-                "health": health,
-                "gates": await census.gates(connection),
-                "workers": workers,
-                "consumers": await census.rows(connection, "consumers"),
-                "culprits": await census.rows(connection, "culprits"),
-                "attempts": await census.rows(connection, "attempt_summary"),
-                "audits": await census.rows(connection, "audits"),
-                "exports": await census.rows(connection, "trace/exports"),
-                "deliveries": await census.rows(connection, "delivery/routes"),
-            }
-        for consumer in answer["consumers"]:
-            consumer["wakes"] = json.loads(consumer["wakes"])
-        if where and where.json:
-            show.as_json(answer)
-        else:
-            _print_status(answer)
-        return int(exit_code and not answer["healthy"])
+        while True:
+            try:
+                async with looking(where) as (_, connection):
+                    answer = await _status(connection)
+            except DatabaseUnreachable as error:
+                # It may come back; until then this is what there is to see.
+                if watch is None:
+                    raise
+                _begin_anew(watch)
+                show.problem(error.message, error.hint)
+            else:
+                _begin_anew(watch)
+                if where and where.json:
+                    show.as_json(answer)
+                else:
+                    _print_status(answer)
+                if watch is None:
+                    return int(exit_code and not answer["healthy"])
+            await anyio.sleep(watch)
 
     return anyio.run(run)
+
+
+def _begin_anew(watch: float | None) -> None:
+    """An empty screen, where there is one."""
+    if watch is not None and show.out().is_terminal:
+        show.out().clear()
+
+
+async def _status(connection: Connection) -> dict[str, Any]:
+    await census.require_package(connection)
+    workers = await census.rows(connection, "workers")
+    health = [await census.worker_health(connection, w["worker_name"]) for w in workers]
+    answer: dict[str, Any] = {
+        "healthy": all(h["healthy"] for h in health) and bool(health),
+        "health": health,
+        "gates": await census.gates(connection),
+        "workers": workers,
+        "consumers": await census.rows(connection, "consumers"),
+        "culprits": await census.rows(connection, "culprits"),
+        "attempts": await census.rows(connection, "attempt_summary"),
+        "audits": await census.rows(connection, "audits"),
+        "exports": await census.rows(connection, "trace/exports"),
+        "deliveries": await census.rows(connection, "delivery/routes"),
+        "dead_letters": await letters.kinds(connection),
+    }
+    for consumer in answer["consumers"]:
+        consumer["wakes"] = json.loads(consumer["wakes"])
+    return answer
 
 
 def _condition(row: dict[str, Any]) -> str:
@@ -101,6 +131,8 @@ def _print_status(answer: dict[str, Any]) -> None:
             ("in the way", "who", "what follows"),
             ((c["what"].replace("_", " "), census.culprit_words(c), c["effect"]) for c in answer["culprits"]),
         )
+    if answer["dead_letters"]:
+        print_kinds(answer["dead_letters"])
     show.table(
         ("gate", "", "since", "key"),
         ((g["gate"], show.mark(g["open"], "open", "closed"), show.ago(g["since"]), g["key"]) for g in answer["gates"]),
