@@ -277,7 +277,8 @@ begin
        set pass = a.pass, started_at = a.started_at, pos_seq = a.pos_seq, pos_id = a.pos_id, from_seq = a.from_seq,
            until_seq = a.until_seq, walked = a.walked, checked = a.checked, suspects = a.suspects,
            missing = a.missing, near = a.near, width = a.width, codes = a.codes,
-           finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds
+           finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds,
+           paged_at = clock_timestamp()
      where x.worker_name = p_worker_name;
 
     return jsonb_build_object(
@@ -2996,6 +2997,33 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_outbox_tick() IS 'The present snapshot with the own transaction marked as in progress. Take it in a statement after the one that locked the cursor.';
 
+-- Name: fn_iu_progress_missing(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_progress_missing(p_worker_name text) RETURNS text[]
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    SET row_security TO 'off'
+    AS $$
+    select coalesce(array_agg(s.why order by s.n, s.why), '{}')
+      from (select 1 as n,
+                   format('%s attempt(s) wait for the export of %s, and none was exported for %s s', l.items, l.name,
+                          round(extract(epoch from clock_timestamp() - l.moved_at))) as why
+              from public.v_iu_trace_lag l
+             where l.items > 0
+               and greatest(l.since, l.moved_at) < clock_timestamp() - interval '10 minutes'
+            union all
+            select 2,
+                   format('the audit of completeness has begun, and has looked at nothing for %s s',
+                          round(extract(epoch from clock_timestamp() - a.paged_at)))
+              from public.iu_audit a
+             where a.worker_name = p_worker_name and a.started_at is not null
+               and a.paged_at < clock_timestamp() - interval '10 minutes') s
+$$;
+
+-- Name: FUNCTION fn_iu_progress_missing(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_progress_missing(p_worker_name text) IS 'Where work waits and none was done for ten minutes: the export of traces, the audit of completeness. One sentence each.';
+
 -- Name: fn_iu_retention_domains(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(event_domain text, cursors public.iu_route_worker_cursor[], refusing text, young_seq bigint, young_id uuid)
@@ -3119,6 +3147,7 @@ CREATE TABLE public.iu_audit (
     near bigint DEFAULT 0 NOT NULL,
     width bigint DEFAULT 0 NOT NULL,
     codes text[] DEFAULT '{}'::text[] NOT NULL,
+    paged_at timestamp with time zone,
     finished_at timestamp with time zone,
     last_checked bigint,
     last_seconds double precision,
@@ -3185,6 +3214,10 @@ COMMENT ON COLUMN public.iu_audit.width IS 'How many blocks are read there.';
 -- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_audit.codes IS 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
+
+-- Name: COLUMN iu_audit.paged_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_audit.paged_at IS 'When the last page was looked at. Null: none ever was.';
 
 -- Name: COLUMN iu_audit.finished_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -4074,6 +4107,11 @@ begin
     if v_gate and v_master and v_backlog > 0 and v_waiting > v_cadence and coalesce(v_unrun > 1.5 * v_cadence, true) then
         v_reasons := v_reasons || (v_backlog || ' event(s) wait, the oldest for ' || round(v_waiting::numeric)
                                    || ' s, and nobody routes them');
+    end if;
+
+    -- 018 may be absent, too.
+    if v_gate and to_regprocedure('public.fn_iu_progress_missing(text)') is not null then
+        v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
     end if;
 
     if not v_gate then
@@ -6144,7 +6182,8 @@ COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that nobody 
 CREATE VIEW public.v_iu_trace_lag AS
  SELECT t.name,
     GREATEST(((n.last_id - f.id) + 1), (0)::bigint) AS items,
-    f.created_at AS since
+    f.created_at AS since,
+    COALESCE(t.last_export_at, t.created_at) AS moved_at
    FROM ((public.iu_trace_cursor t
      CROSS JOIN LATERAL ( SELECT max(a.id) AS last_id
            FROM public.iu_route_attempt a) n)
@@ -6157,7 +6196,7 @@ CREATE VIEW public.v_iu_trace_lag AS
 
 -- Name: VIEW v_iu_trace_lag; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_trace_lag IS 'About how many attempts each export has not exported yet, numbers have gaps; and since when the oldest waits.';
+COMMENT ON VIEW public.v_iu_trace_lag IS 'About how many attempts each export has not exported yet, numbers have gaps; since when the oldest waits, and when spans were last accepted.';
 
 -- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
 

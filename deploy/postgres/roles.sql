@@ -117,7 +117,8 @@ revoke execute on function
     public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
     public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint),
-    public.fn_iu_measure(text), public.fn_iu_decision_latency(text, bigint, integer)
+    public.fn_iu_measure(text), public.fn_iu_progress_missing(text),
+    public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
 -- What triggers call on tables of IU Core runs with the rights of the application that changes a route or a setting. It
@@ -149,7 +150,7 @@ grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_worker_health(text), public.fn_iu_trace_context(text),
+    public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_trace_context(text),
     public.fn_iu_event_snapshot(uuid), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer)
     to iu_listen_consumer;
@@ -227,7 +228,7 @@ grant select (event_ref, route_kind, route_code, route_count, ctid) on public.iu
 grant select (event_ref, route_code, attempt_no) on public.iu_route_dead_letter to iu_listen_consumer;
 grant select, insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
-              width, codes, finished_at, last_checked, last_seconds)
+              width, codes, paged_at, finished_at, last_checked, last_seconds)
     on public.iu_audit to iu_listen_consumer;
 grant select, delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at)
     on public.iu_audit_missing to iu_listen_consumer;
@@ -267,7 +268,7 @@ grant select, delete,
 
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
-    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text),
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
@@ -360,7 +361,7 @@ grant execute on function
     to iu_listen_operator;
 grant insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
-              width, codes, finished_at, last_checked, last_seconds)
+              width, codes, paged_at, finished_at, last_checked, last_seconds)
     on public.iu_audit to iu_listen_operator;
 grant delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at, accepted_at)
     on public.iu_audit_missing to iu_listen_operator;

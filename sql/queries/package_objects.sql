@@ -108,6 +108,7 @@ with objects (file, kind, name) as (
         ('worker/017_trace', 'function', 'fn_iu_trace_again(timestamp with time zone)'),
         ('worker/017_trace', 'function', 'fn_iu_trace_accepted(text,pg_snapshot,xid8,bigint,xid8,uuid,boolean,bigint,bigint,bigint)'),
         ('worker/018_measure', 'view', 'v_iu_trace_lag'),
+        ('worker/018_measure', 'function', 'fn_iu_progress_missing(text)'),
         ('worker/018_measure', 'function', 'fn_iu_measure(text)'),
         ('worker/018_measure', 'function', 'fn_iu_decision_latency(text,bigint,integer)'),
         ('worker/019_delivery_settle', 'table', 'iu_delivery_lease'),

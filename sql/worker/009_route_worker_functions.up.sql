@@ -894,6 +894,11 @@ begin
                                    || ' s, and nobody routes them');
     end if;
 
+    -- 018 may be absent, too.
+    if v_gate and to_regprocedure('public.fn_iu_progress_missing(text)') is not null then
+        v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
+    end if;
+
     if not v_gate then
         v_warnings := v_warnings || jsonb_build_object('code', 'worker_gate_closed', 'figure', 1);
     end if;

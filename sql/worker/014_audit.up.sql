@@ -20,6 +20,7 @@ create table public.iu_audit (
     near          bigint       not null default 0,
     width         bigint       not null default 0,
     codes         text[]       not null default '{}',
+    paged_at      timestamptz,
     finished_at   timestamptz,
     last_checked  bigint,
     last_seconds  double precision,
@@ -45,6 +46,7 @@ comment on column public.iu_audit.missing is 'Incomplete events at the last conf
 comment on column public.iu_audit.near is 'Block of iu_route_attempt near which the attempts of the next page are expected.';
 comment on column public.iu_audit.width is 'How many blocks are read there.';
 comment on column public.iu_audit.codes is 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
+comment on column public.iu_audit.paged_at is 'When the last page was looked at. Null: none ever was.';
 comment on column public.iu_audit.finished_at is 'When the last pass ended. Null: none ever did.';
 comment on column public.iu_audit.last_checked is 'Events that the last pass looked at.';
 comment on column public.iu_audit.last_seconds is 'How long the last pass took, its pauses included.';
@@ -347,7 +349,8 @@ begin
        set pass = a.pass, started_at = a.started_at, pos_seq = a.pos_seq, pos_id = a.pos_id, from_seq = a.from_seq,
            until_seq = a.until_seq, walked = a.walked, checked = a.checked, suspects = a.suspects,
            missing = a.missing, near = a.near, width = a.width, codes = a.codes,
-           finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds
+           finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds,
+           paged_at = clock_timestamp()
      where x.worker_name = p_worker_name;
 
     return jsonb_build_object(

@@ -13,6 +13,7 @@ begin
 end
 $$;
 
+drop function if exists public.fn_iu_progress_missing(text);
 drop function if exists public.fn_iu_decision_latency(text, bigint, integer);
 drop function if exists public.fn_iu_measure(text);
 drop view if exists public.v_iu_trace_lag;

@@ -4,7 +4,8 @@
 -- locks: nothing that exists
 
 create view public.v_iu_trace_lag as
-select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since
+select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since,
+       coalesce(t.last_export_at, t.created_at) as moved_at
   from public.iu_trace_cursor t
  cross join lateral (select max(a.id) as last_id from public.iu_route_attempt a) n
   left join lateral (
@@ -15,7 +16,38 @@ select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since
         order by a.xact_id, a.id
         limit 1) f on true;
 comment on view public.v_iu_trace_lag is
-    'About how many attempts each export has not exported yet, numbers have gaps; and since when the oldest waits.';
+    'About how many attempts each export has not exported yet, numbers have gaps; since when the oldest '
+    'waits, and when spans were last accepted.';
+
+-- Progress -----------------------------------------------------------------------------------------------
+
+-- Work that waits while none of it is done, beside routing, which fn_iu_route_worker_health (009) looks at itself. Ten
+-- minutes: an export waits that long for a collector that is replaced, and a page of the audit pauses for minutes where
+-- the database is slow.
+create function public.fn_iu_progress_missing(p_worker_name text)
+returns text[]
+language sql
+stable
+set search_path = ''
+set row_security = off
+as $$
+    select coalesce(array_agg(s.why order by s.n, s.why), '{}')
+      from (select 1 as n,
+                   format('%s attempt(s) wait for the export of %s, and none was exported for %s s', l.items, l.name,
+                          round(extract(epoch from clock_timestamp() - l.moved_at))) as why
+              from public.v_iu_trace_lag l
+             where l.items > 0
+               and greatest(l.since, l.moved_at) < clock_timestamp() - interval '10 minutes'
+            union all
+            select 2,
+                   format('the audit of completeness has begun, and has looked at nothing for %s s',
+                          round(extract(epoch from clock_timestamp() - a.paged_at)))
+              from public.iu_audit a
+             where a.worker_name = p_worker_name and a.started_at is not null
+               and a.paged_at < clock_timestamp() - interval '10 minutes') s
+$$;
+comment on function public.fn_iu_progress_missing(text) is
+    'Where work waits and none was done for ten minutes: the export of traces, the audit of completeness. One sentence each.';
 
 -- One row a figure; seconds where the name says so. A lag has parts, because each has a remedy of its own:
 --

@@ -125,4 +125,7 @@ async def test_a_batch_of_a_superuser_calls_no_function_of_others(live, roles):
         await admin.execute("alter function crm.f(text, jsonb) owner to postgres")
         await insert_event(admin)
         assert (await run_batch(admin))["dead_lettered"] == 1
-        assert await admin.fetchval("select count(*) from iu_route_dead_letter where failure_detail like '%replay me'") == 1
+        assert (
+            await admin.fetchval("select count(*) from iu_route_dead_letter where failure_detail like '%replay me'")
+            == 1
+        )

@@ -274,6 +274,49 @@ async def test_times_in_the_future_tell_nothing(live):
         assert (answer["healthy"], answer["condition"]) == (False, "silent")
 
 
+async def test_an_export_that_stands_still_is_red(live):
+    """Where attempts wait and none was exported for ten minutes, health says so, and so does its metric.
+
+    An export that moves is no reason, however much waits. Fails when: health looks at routing alone.
+    """
+    async with connected(live.dsn) as worker:
+        await worker.execute("select fn_iu_trace_register('traces')")
+        await insert_event(worker)
+        await drain(worker)
+        await beat(worker, 0)
+        assert (await health(worker))["healthy"]
+        await worker.execute(
+            """update iu_route_attempt set created_at = now() - interval '20 minutes';
+               update iu_trace_cursor set created_at = now() - interval '30 minutes'"""
+        )
+        answer = await health(worker)
+        assert not answer["healthy"]
+        assert "1 attempt(s) wait for the export of traces, and none was exported for 1800 s" in answer["reasons"]
+        assert await worker.fetchval("select figure from fn_iu_measure($1) where what = 'healthy'", WORKER) == 0
+
+        await worker.execute("update iu_trace_cursor set last_export_at = now() - interval '9 minutes'")
+        assert (await health(worker))["healthy"]
+
+
+async def test_an_audit_that_stands_still_is_red(live):
+    """A pass that has begun, and has looked at nothing for ten minutes, makes health red until a page is looked at.
+
+    Fails when: health looks at routing alone.
+    """
+    async with connected(live.dsn) as worker:
+        for _ in range(3):
+            await insert_event(worker)
+        await drain(worker)
+        await beat(worker, 0)
+        await worker.fetchval("select fn_iu_audit_page($1, 1, null)", WORKER)
+        assert (await health(worker))["healthy"]
+        await worker.execute("update iu_audit set paged_at = now() - interval '11 minutes'")
+        answer = await health(worker)
+        assert answer["reasons"] == ["the audit of completeness has begun, and has looked at nothing for 660 s"]
+        await worker.fetchval("select fn_iu_audit_page($1, 1, null)", WORKER)
+        assert (await health(worker))["healthy"]
+
+
 NEVER_RAN = "update iu_route_worker_cursor set last_run_at = null"
 
 
@@ -285,6 +328,7 @@ NEVER_RAN = "update iu_route_worker_cursor set last_run_at = null"
         ("update dot_config set value = 'false' where key like '%master%'", "gate_closed", "master gate"),
         ("update iu_consumer_heartbeat set listening = false, polling_why = 'a pooler'", "polling", "a pooler"),
         ("update iu_consumer_heartbeat set state = 'refusing', state_detail = 'standby'", "refusing", "standby"),
+        ("update iu_consumer_heartbeat set state = 'failing', state_detail = 'disk full'", "failing", "disk full"),
         ("update iu_route_worker_cursor set lineage = gen_random_uuid()", "refusing", "foreign_cursor"),
         (f"update iu_consumer_heartbeat set state = 'standing_by', state_detail = 'pid 7, cron'; {NEVER_RAN}",
          "standing_by", "pid 7, cron"),

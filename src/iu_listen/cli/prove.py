@@ -46,6 +46,8 @@ def register(app: App) -> None:
     app.command(rollback)
 
 
+#: How often the probe of a large log is tried: what it finds wrong counts at once.
+PROBES: Final = 5
 #: Where there is no terminal, a step of many batches says so often how far it is, in seconds.
 SAY_EVERY: Final = 10.0
 
@@ -235,13 +237,13 @@ async def _apply_durably(
                 step("probe")
                 await _must_prove(connection, door, terms)
         except Refused as error:
-            if gates.probe_last and for_want_of_a_lock(error):
-                # Numbering and indexing a large log is not thrown away for a lock.
+            if gates.probe_last and (isinstance(error, _Unproven) or for_want_of_a_lock(error)):
+                # Numbering and indexing a large log is not thrown away for a lock, nor because others are busy.
                 done = len((await package_state(connection)).recorded)
                 raise Refused(
                     error.message,
-                    f"{done} of {len(package_files())} files are applied, and inert. iu-listen apply goes on from "
-                    "there; iu-listen rollback takes them back.",
+                    f"{done} of {len(package_files())} files are applied, and inert. iu-listen apply goes on, "
+                    "iu-listen probe proves them, iu-listen rollback takes them back.",
                 ) from error
             await _take_back(connection, before)
             raise
@@ -261,8 +263,20 @@ async def _apply_durably(
     return report
 
 
+class _Unproven(Refused):
+    """The probe found nothing wrong, because it could not be run to its end."""
+
+
 async def _must_prove(connection: Connection, door: Door, terms: Terms) -> None:
-    proof = await run_probe(connection, door.session, lock_timeout=terms.lock_timeout)
+    for left in reversed(range(PROBES)):
+        try:
+            proof = await run_probe(connection, door.session, lock_timeout=terms.lock_timeout)
+            break
+        except Refused as error:
+            # It saw nothing wrong: it could not look.
+            if not left:
+                raise _Unproven(f"the probe could not run: {error.message}", error.hint) from error
+            await anyio.sleep(1)
     wrong = [f"{f.id}: expected {f.expected}, observed {f.observed}" for f in proof.findings if not f.passed]
     if wrong:
         raise Refused("; ".join(wrong[:3]), "Everything was taken back.")
