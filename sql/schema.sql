@@ -3670,6 +3670,13 @@ begin
     if current_setting('iu.no_bell', true) = 'on' then
         return null;
     end if;
+    -- Apart from each other, because the other table has no such column.
+    if tg_nargs = 1 then
+        if new.event_domain <> 'iu' and not exists (
+               select from public.iu_route_worker_cursor c where c.event_domain = new.event_domain) then
+            return null;
+        end if;
+    end if;
     if current_setting('max_prepared_transactions') <> '0'
        and coalesce(current_query() ~* '\mprepare\s+transaction\M',
                     exists (select from pg_subscription s where s.subtwophasestate <> 'd')) then
@@ -6587,17 +6594,19 @@ COMMENT ON TRIGGER zz_dot_config_live_routes ON public.dot_config IS 'A route th
 
 -- Name: event_outbox zz_event_outbox_bell; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE CONSTRAINT TRIGGER zz_event_outbox_bell AFTER INSERT OR UPDATE OF event_domain ON public.event_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (((new.event_domain = 'iu'::text) AND
+CREATE CONSTRAINT TRIGGER zz_event_outbox_bell AFTER INSERT OR UPDATE OF event_domain ON public.event_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (
         CASE
-            WHEN (current_setting('iu.bell'::text, true) IS DISTINCT FROM (pg_current_xact_id())::text) THEN (set_config('iu.bell'::text, (pg_current_xact_id())::text, true) IS NOT NULL)
+            WHEN (current_setting('iu.bell'::text, true) = ((((pg_current_xact_id())::text || '/'::text) || new.event_domain) || '/'::text)) THEN false
+            WHEN (starts_with(current_setting('iu.bell'::text, true), ((pg_current_xact_id())::text || '/'::text)) IS NOT TRUE) THEN (set_config('iu.bell'::text, ((((pg_current_xact_id())::text || '/'::text) || new.event_domain) || '/'::text), true) IS NOT NULL)
+            WHEN (strpos(current_setting('iu.bell'::text, true), (('/'::text || new.event_domain) || '/'::text)) = 0) THEN (set_config('iu.bell'::text, ((current_setting('iu.bell'::text, true) || new.event_domain) || '/'::text), true) IS NOT NULL)
             ELSE false
-        END)) EXECUTE FUNCTION public.fn_iu_ring_bell();
+        END) EXECUTE FUNCTION public.fn_iu_ring_bell('event');
 
 ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_bell;
 
 -- Name: TRIGGER zz_event_outbox_bell ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_event_outbox_bell ON public.event_outbox IS 'Wakes the consumer at commit, once a transaction, and only if it sleeps.';
+COMMENT ON TRIGGER zz_event_outbox_bell ON public.event_outbox IS 'Wakes the consumer of a domain at commit, once a transaction, and only if it sleeps.';
 
 -- Name: event_outbox zz_event_outbox_restamp; Type: TRIGGER; Schema: public; Owner: -
 
@@ -6646,6 +6655,10 @@ ALTER TABLE ONLY public.unit_version
 -- Name: CONSTRAINT unit_version_unit_fkey ON unit_version; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT unit_version_unit_fkey ON public.unit_version IS 'A version has a unit.';
+
+-- Name: COLUMN iu_route_worker_cursor.event_domain; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(event_domain) ON TABLE public.iu_route_worker_cursor TO PUBLIC;
 
 -- Name: SEQUENCE event_outbox_event_seq; Type: ACL; Schema: public; Owner: -
 

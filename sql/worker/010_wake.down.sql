@@ -17,4 +17,11 @@ $$;
 drop table if exists public.iu_consumer_heartbeat;
 drop trigger if exists zz_dot_config_bell on public.dot_config;
 drop trigger if exists zz_event_outbox_bell on public.event_outbox;
+do $$
+begin
+    if to_regclass('public.iu_route_worker_cursor') is not null then
+        revoke select (event_domain) on public.iu_route_worker_cursor from public;
+    end if;
+end
+$$;
 drop function if exists public.fn_iu_ring_bell();

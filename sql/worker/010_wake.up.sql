@@ -1,7 +1,7 @@
 -- The bell, which wakes a sleeping consumer and costs nothing under load; and the heartbeat, which makes its
 -- silence visible.
 --
--- needs: 005
+-- needs: 005, 008
 -- locks: SHARE ROW EXCLUSIVE on event_outbox and dot_config, for the catalogue change only
 
 -- Bell ---------------------------------------------------------------------------------------------------
@@ -20,6 +20,8 @@
 --     role that says SET CONSTRAINTS IMMEDIATE before PREPARE must opt out: ALTER ROLE ... SET iu.no_bell = on.
 --     A replication worker shows no text; it stays silent if a subscription has two_phase, and so may prepare.
 --   * A NOTIFY queue that is full fails the writer. From half full on we stay silent, and the timer works.
+--   * A domain that no worker reads has nobody to wake: its writers take no lock, for a lock that is held keeps the
+--     consumers of other domains from sleeping. Domain iu always has its worker, so its writers do not ask.
 --   * One sleeper is reason enough to notify, so the first refused slot decides.
 
 create function public.fn_iu_ring_bell()
@@ -30,6 +32,13 @@ as $$
 begin
     if current_setting('iu.no_bell', true) = 'on' then
         return null;
+    end if;
+    -- Apart from each other, because the other table has no such column.
+    if tg_nargs = 1 then
+        if new.event_domain <> 'iu' and not exists (
+               select from public.iu_route_worker_cursor c where c.event_domain = new.event_domain) then
+            return null;
+        end if;
     end if;
     if current_setting('max_prepared_transactions') <> '0'
        and coalesce(current_query() ~* '\mprepare\s+transaction\M',
@@ -48,19 +57,26 @@ $$;
 comment on function public.fn_iu_ring_bell() is
     'Notifies channel iu_event_outbox, empty payload, if a consumer sleeps. Never fails and never waits.';
 
--- WHEN is evaluated for each row; the setting remembers that this transaction has queued the trigger already,
--- so a bulk insert queues it once. CASE, because its order of evaluation is certain.
+-- Any writer asks which domains have a worker, with its own rights; that is no secret.
+grant select (event_domain) on public.iu_route_worker_cursor to public;
+
+-- WHEN is evaluated for each row; the setting remembers for which domains this transaction has queued the trigger
+-- already, so a bulk insert queues it once. CASE, because its order of evaluation is certain; one domain comes first,
+-- because it is what nearly every transaction has.
 create constraint trigger zz_event_outbox_bell
     after insert or update of event_domain on public.event_outbox
     deferrable initially deferred
     for each row
-    when (new.event_domain = 'iu'
-          and case when current_setting('iu.bell', true) is distinct from pg_current_xact_id()::text
-                   then set_config('iu.bell', pg_current_xact_id()::text, true) is not null
-                   else false end)
-    execute function public.fn_iu_ring_bell();
+    when (case when current_setting('iu.bell', true) = pg_current_xact_id()::text || '/' || new.event_domain || '/'
+               then false
+               when starts_with(current_setting('iu.bell', true), pg_current_xact_id()::text || '/') is not true
+               then set_config('iu.bell', pg_current_xact_id()::text || '/' || new.event_domain || '/', true) is not null
+               when strpos(current_setting('iu.bell', true), '/' || new.event_domain || '/') = 0
+               then set_config('iu.bell', current_setting('iu.bell', true) || new.event_domain || '/', true) is not null
+               else false end)
+    execute function public.fn_iu_ring_bell('event');
 comment on trigger zz_event_outbox_bell on public.event_outbox is
-    'Wakes the consumer at commit, once a transaction, and only if it sleeps.';
+    'Wakes the consumer of a domain at commit, once a transaction, and only if it sleeps.';
 
 create constraint trigger zz_dot_config_bell
     after insert or update of value on public.dot_config

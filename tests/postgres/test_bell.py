@@ -162,6 +162,28 @@ async def _more(seen, looks: int) -> bool:
     return len(seen.of(BatchRan)) > looks
 
 
+async def test_a_worker_of_another_domain_is_woken(live):
+    """A consumer of any domain sleeps until the bell, and finds nothing that nobody rang for.
+    Fails when: the trigger knows domain iu only.
+    """
+    async with connected(live.dsn) as writer:
+        await writer.execute(
+            """insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+               values ('crm', 'alert', 'alert', 'immediate');
+               insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+               select 'crm', 'crm', c.lineage from iu_route_worker_cursor c"""
+        )
+        async with consuming(live.dsn, worker="crm", **ONLY_THE_BELL) as seen:
+            await sleep_sets_in(writer)
+            await writer.execute(
+                """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+                   values ('crm', 'alert', 'alert', 'immediate')"""
+            )
+            ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
+            assert ran.wake is Wake.NOTIFY
+            assert not seen.of(WakeLost)
+
+
 async def test_a_disabled_trigger_is_found_out(live):
     """With the trigger disabled the catch-up finds the event, and says that its wake-up was lost.
     Fails when: the alarm is taken out.

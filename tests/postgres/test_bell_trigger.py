@@ -173,15 +173,23 @@ async def test_a_replica_session_rings_too(applied):
         assert await heard() == 1
 
 
-async def test_only_events_of_iu_ring(applied):
-    """Events of another domain and statements that insert nothing are silent; an event that becomes iu's rings.
-    Fails when: the domain is taken out of WHEN.
+OTHER = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+    values ($1, 'alert', 'alert', 'immediate') returning id"""
+WORKER_OF = """
+    insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+    select 'of ' || $1, $1, c.lineage from iu_route_worker_cursor c"""
+REGISTER = """
+    insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+    values ('crm', 'alert', 'alert', 'immediate'), ('cr', 'alert', 'alert', 'immediate')"""
+
+
+async def test_only_events_that_a_worker_reads_ring(applied):
+    """Events of a domain without a worker, and statements that insert nothing, are silent; one that becomes iu's rings.
+    Fails when: the cursors are not asked for the domain.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
-        other = await writer.fetchval(
-            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
-               values ('system', 'alert', 'alert', 'immediate') returning id"""
-        )
+        other = await writer.fetchval(OTHER, "system")
         await writer.execute(MANY, 0)
         assert await heard() == 0
         await writer.execute(
@@ -190,6 +198,58 @@ async def test_only_events_of_iu_ring(applied):
             other,
         )
         assert await heard() == 1
+
+
+async def test_events_of_every_domain_with_a_worker_ring(applied):
+    """A worker of another domain is woken from its registration on, whatever else the transaction wrote before.
+    Fails when: WHEN knows domain iu only, or remembers the transaction without its domains.
+    """
+    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        await writer.execute(REGISTER)
+        await writer.fetchval(OTHER, "crm")
+        assert await heard() == 0
+        await writer.execute(WORKER_OF, "crm")
+        await writer.fetchval(OTHER, "crm")
+        assert await heard() == 1
+        async with writer.transaction():
+            for domain in ("system", "cr", "system", "crm", "system"):
+                await writer.fetchval(OTHER, domain)
+        assert await heard() == 1
+        async with writer.transaction():
+            await writer.fetchval(OTHER, "system")
+            await insert_event(writer)
+        assert await heard() == 1
+
+
+async def test_writers_of_a_domain_without_a_worker_hold_no_lock(applied):
+    """A writer whose events no worker reads does not keep the consumers of other domains awake.
+    Fails when: the domain is asked for after the locks were taken.
+    """
+    async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, writer.transaction():
+        await writer.fetchval(OTHER, "system")
+        await writer.execute("set constraints all immediate")
+        assert await silent_writers(admin) == 0
+        await insert_event(writer)
+        await writer.execute("set constraints all immediate")
+        assert await silent_writers(admin) > 0
+
+
+async def test_a_writer_needs_no_privilege(applied):
+    """A login that may only insert events writes those of every domain. Fails when: public may not see the domains."""
+    name = f"writer_{uuid4().hex[:8]}"
+    async with connected(applied.dsn) as admin, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+        await admin.execute(REGISTER)
+        await admin.execute(WORKER_OF, "crm")
+        await admin.execute(f"create role {name}; grant insert, select on event_outbox to {name}")
+        await admin.execute(f"grant select on event_type_registry to {name}")
+        try:
+            async with connected(applied.dsn) as writer:
+                await writer.execute(f"set role {name}")
+                for domain in ("system", "crm"):
+                    await writer.fetchval(OTHER, domain)
+            assert await heard() == 1
+        finally:
+            await admin.execute(f"drop owned by {name}; drop role {name}")
 
 
 async def test_only_gates_ring_among_the_settings(applied):
