@@ -23,6 +23,7 @@ EVENTS = """
 """
 WORK = "select fn_iu_route_worker_run('iu_outbound_default', 10000)"
 SPANS = """select span_id from v_iu_route_attempt
+           union all select call_span_id from v_iu_route_attempt where target is not null
            union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter"""
 IDLE = "select fn_iu_trace_tick('traces') ->> 'status' = 'idle'"
 

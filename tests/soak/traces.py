@@ -32,7 +32,9 @@ REPLAY: Final = """
       from (select d.id from iu_route_dead_letter d where d.resolved_at is null and d.replay_count = 0 limit 50) d
 """
 SPANS: Final = """
-    select span_id from v_iu_route_attempt union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter
+    select span_id from v_iu_route_attempt
+    union all select call_span_id from v_iu_route_attempt where target is not null
+    union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter
 """
 SOME: Final = "select exported > $1 from iu_trace_cursor"
 REPLAYED: Final = "select not exists (select from iu_route_dead_letter where replay_count = 0)"

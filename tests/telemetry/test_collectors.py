@@ -79,6 +79,35 @@ async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, 
             await all_there(connection, receiver)
 
 
+async def test_a_collector_with_a_small_limit_and_changing_faults_gets_each_span_once(live, receiver):
+    """413 to what is larger than 20 KB, then 429 with Retry-After, then 404, then 200: all arrive, none twice, none dropped.
+
+    Fails when: a page that is too large is left out instead of halved, or a part that was taken is sent again.
+    """
+    answers: list[int] = []
+
+    def behave(request: Any) -> tuple[int, dict[str, str], bytes]:
+        turn = len(answers)
+        status = 429 if 4 <= turn < 6 else 404 if 6 <= turn < 9 else 413 if request.ByteSize() > 20_000 else 200
+        answers.append(status)
+        if status == 200:
+            receiver.keep(request)
+        return status, {"retry-after": "1"} if status == 429 else {}, b""
+
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await poison(connection)
+        await burst(connection, 300)
+        receiver.behaviour = behave
+        async with exporting(live.dsn, receiver) as recorder:
+            await all_there(connection, receiver)
+            await wait_until(lambda: idle(connection), "all is exported")
+        assert set(answers) == {200, 404, 413, 429}
+        assert receiver.received == len(receiver.spans)
+        assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
+        assert 1 in {held.retry_in for held in recorder.of(SpansHeld)}
+
+
 async def test_a_malformed_span_is_left_out_alone(live, receiver):
     """A span that the receiver calls malformed is found among its page, counted and told; all others arrive.
 
