@@ -1,4 +1,4 @@
--- Attempts, the youngest first.
+-- Attempts, those that were written last first. In the order of the primary key, so that the newest are read and no more.
 --
 -- $1 uuid  event, or null      $2 text  route, or null      $3 text  status, or null      $4 int  how many at most
 
@@ -8,5 +8,5 @@ select a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.delivere
  where ($1::uuid is null or a.event_ref = $1)
    and ($2::text is null or a.route_code = $2)
    and ($3::text is null or a.status = $3)
- order by a.created_at desc, a.idempotency_key, a.attempt_no desc
+ order by a.id desc
  limit $4

@@ -234,3 +234,20 @@ def test_progress_is_shown_on_a_terminal_only(letters):
     finally:
         os.close(leader)
         os.close(follower)
+
+
+def test_a_list_that_is_cut_says_so(letters):
+    """attempts and delivery list say that there are more than they show, and nothing where they show all.
+
+    Fails when: as many are asked for as are shown.
+    """
+    assert "There are more than these 20" in run("attempts", dsn=letters).err
+    assert "There are more" not in run("attempts", "--limit", "2005", dsn=letters).err
+    execute(
+        letters,
+        """insert into iu_route_delivery (worker_name, route_code, event_ref, subject_key)
+           select 'iu_outbound_default', l.route_code, l.event_ref, row_number() over (order by l.id) % 30
+             from iu_route_dead_letter l""",
+    )
+    assert "More than these 20 subjects are parked" in run("delivery", "list", dsn=letters).err
+    assert "More than" not in run("delivery", "list", "--limit", "30", dsn=letters).err

@@ -66,10 +66,11 @@ def delivery_list(
             await census.require_package(connection)
             return {
                 "routes": await census.rows(connection, "delivery/routes"),
-                "parked": await census.rows(connection, "delivery/parked", limit),
+                "parked": await census.rows(connection, "delivery/parked", limit + 1),
             }
 
     found = anyio.run(run)
+    more, found["parked"] = len(found["parked"]) > limit, found["parked"][:limit]
     if where and where.json:
         show.as_json(found)
         return 0
@@ -83,6 +84,8 @@ def delivery_list(
                 for p in found["parked"]
             ),
         )  # fmt: skip
+    if more:
+        show.note(f"More than these {show.text(limit)} subjects are parked: --limit")
     return 0
 
 

@@ -271,7 +271,8 @@ def attempts(
         async with looking(where) as (_, connection):
             await census.require_substrate(connection)
             one = await whole(connection, "event", event) if event else None
-            found = await census.rows(connection, "list_attempts", one, route, status, limit)
+            found = await census.rows(connection, "list_attempts", one, route, status, limit + 1)
+        more, found = len(found) > limit, found[:limit]
         if where and where.json:
             show.as_json(found)
         else:
@@ -283,6 +284,8 @@ def attempts(
                     for a in found
                 ),
             )  # fmt: skip
+            if more:
+                show.note(f"There are more than these {show.text(limit)}: --limit, --event, --route, --status.")
         return 1 if event and not found else 0
 
     return anyio.run(run)

@@ -216,6 +216,7 @@ async def _culprits(connection: Connection) -> AsyncIterator[Finding]:
         if mine:
             table, _, name = mine[0]["who"].partition(".")
             words = "; ".join(census.culprit_words(row) for row in mine[:5])
+            words += f"; and {len(mine) - 5} more" if len(mine) > 5 else ""
             yield Finding(level, title, words, hint.format(table=table, name=name, pid=mine[0]["pid"]))
         elif fine:
             yield Finding("ok", title, fine)
