@@ -259,15 +259,21 @@ def _can(account: Account | None, *command: str | Path) -> bool:
         return False
 
 
+def _is_plain(path: Path) -> bool:
+    """Whether pg_ctl takes the path as it is: it starts the server by a shell, with the path in double quotes."""
+    return not re.search(r'["$`\\\n\r]', str(path))
+
+
 def _place(root: Path, major: int, account: Account | None) -> Path:
     data = root / f"pg{major}"
     if data.is_symlink():
         # The locks stand beside the data itself: a copied clone shares the link, and so the keeper.
         data = data.resolve()
         _own_directory(data.parent)
-    elif account is not None and not _can(account, "/bin/sh", "-c", 'cd "$1"', "sh", root):
+    elif not _is_plain(data) or (account is not None and not _can(account, "/bin/sh", "-c", 'cd "$1"', "sh", root)):
         if data.exists():
-            raise EmbeddedError(f"uid {account[0]}, who owns {data}, cannot reach it: move it back")
+            who = f"uid {account[0]}, who owns {data}, cannot reach it" if account else f"{data} has an odd name"
+            raise EmbeddedError(f"{who}: move it back")
         link = data
         data = _own_directory(_system_directory() / sha256(os.fsencode(root)).hexdigest()[:12]) / link.name
         with suppress(FileExistsError):
@@ -287,7 +293,7 @@ def _system_directory() -> Path:
 
 def _reachable(bin: Path, major: int, account: Account | None) -> Path:
     # psql stands for all: it needs the libraries next to the wheel as well.
-    if account is None or _can(account, bin / "psql", "--version"):
+    if _is_plain(bin) and (account is None or _can(account, bin / "psql", "--version")):
         return bin
     package = bin.parent.parent
     home = _system_directory()
@@ -308,5 +314,6 @@ def _reachable(bin: Path, major: int, account: Account | None) -> Path:
             new.rename(copy)
     reached = copy / bin.relative_to(package.parent)
     if not _can(account, reached / "psql", "--version"):
-        raise EmbeddedError(f"uid {account[0]} can run PostgreSQL neither from {bin} nor from {reached}")
+        who = f"uid {account[0]}" if account else "this account"
+        raise EmbeddedError(f"{who} can run PostgreSQL neither from {bin} nor from {reached}")
     return reached

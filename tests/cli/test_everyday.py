@@ -349,3 +349,20 @@ def test_a_command_that_is_interrupted(live, number, background):
         )
         assert command.end(number) == 128 + number
     assert value(live.dsn, "select value from dot_config where key like '%worker%'") == "true"
+
+
+def test_a_database_that_quotes_every_name(live):
+    """quote_all_identifiers and its like change how a server writes names, and no answer: the session sets them."""
+    execute(live.dsn, """
+        do $$
+        begin
+            execute format('alter database %I set quote_all_identifiers = on', current_database());
+            execute format('alter database %I set standard_conforming_strings = off', current_database());
+            execute format('alter database %I set transform_null_equals = on', current_database());
+        end $$""")  # fmt: skip
+    assert value(live.dsn, "show quote_all_identifiers") == "on"
+    for command in ("status", "health", "doctor", "verify --live", "route list", "audit", "probe", "retention plan"):
+        done = run(*command.split(), dsn=live.dsn)
+        assert done.code == 0, (command, done.out, done.err)
+    done = run("apply", "--plan", "--no-backup", "x", dsn=live.dsn)
+    assert "half applied" not in done.out + done.err

@@ -532,3 +532,21 @@ def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert query(server.dsn(), "select 1") == "1"
     command.end()
     assert nothing_runs(place)
+
+
+@pytest.mark.parametrize(
+    "name", ['dou"ble', "dollar$(touch hacked)", "back`tick`", "back\\slash", "new\nline", "quo'te #?&%41"]
+)
+def test_a_directory_with_an_odd_name(root: Path, name: str) -> None:
+    """A name that a shell would read otherwise is that of another place: the data lies elsewhere, behind a link.
+
+    pg_ctl starts the server by a shell, with the path in double quotes. Fails when: the path is given to it as it is.
+    """
+    home = root / name
+    with embedded.running(home, durable=False) as server:
+        assert server.pid() is not None
+        assert (home / "pg18" / "PG_VERSION").exists()
+    assert not list(root.rglob("hacked"))
+    data = (home / "pg18").resolve()
+    if data.parent != home:
+        shutil.rmtree(data.parent)

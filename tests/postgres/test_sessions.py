@@ -217,6 +217,10 @@ async def test_a_session_reads_and_writes_in_one_style(live):
         "IntervalStyle": ("'sql_standard'", "postgres"),
         "bytea_output": ("'escape'", "hex"),
         "extra_float_digits": ("-15", "1"),
+        "quote_all_identifiers": ("on", "off"),
+        "standard_conforming_strings": ("off", "on"),
+        "transform_null_equals": ("on", "off"),
+        "array_nulls": ("off", "on"),
     }
     async with connected(live.dsn) as admin:
         name = await admin.fetchval("select current_database()")
