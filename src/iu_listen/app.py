@@ -18,22 +18,25 @@ from iu_listen.flow.consumer import Consumer as Worker
 from iu_listen.flow.deliver import Deliverer
 from iu_listen.flow.export import SMALL_PAGE, Export
 from iu_listen.flow.ports import Auditor, Bell, Collector, Deliveries, Lookout, Outbox, Surveyor, TraceSource, Watcher
-from iu_listen.model.errors import words
-from iu_listen.model.observation import Observation
+from iu_listen.model.errors import DatabaseUnreachable, words
+from iu_listen.model.observation import LeaseTaken, Observation, SessionFailed, StandingBy
 from iu_listen.model.settings import Settings
 from iu_listen.model.text import visible
 from iu_listen.model.version import VERSION
+from iu_listen.postgres import census
 from iu_listen.postgres.audit import audit_session
 from iu_listen.postgres.bell import bell_session
 from iu_listen.postgres.delivery import delivery_session
 from iu_listen.postgres.former import Former
 from iu_listen.postgres.measure import surveyor_session
 from iu_listen.postgres.patrol import lookout_session
+from iu_listen.postgres.session import session
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget
 from iu_listen.telemetry.context import activate
+from iu_listen.telemetry.logs import LogWatcher, StandardLog
 
 #: Name of the export of traces; there is one.
 EXPORT: Final = "traces"
@@ -99,21 +102,44 @@ class Watchers:
                     sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {why}\n")
 
 
+class _Begun:
+    """A Watcher that knows whether a consumer has begun to work, or to stand by, and what has failed until then."""
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.failure = ""
+
+    def note(self, observation: Observation, /) -> None:
+        match observation:
+            case LeaseTaken() | StandingBy():
+                self.event.set()
+            case SessionFailed(_, why, _):
+                self.failure = why
+
+
 class Consumer:
     """A consumer inside a program of your own.
 
     ::
 
-        async with Consumer(Settings(dsn="postgresql://…"), targets=[to_crm]):
+        async with Consumer(Settings(dsn="postgresql://…"), targets=[to_crm], wait=30):
             await until_the_program_ends()
 
     It works from the beginning of the block, through every loss of the database, and at its end finishes the running
-    batch and the deliveries under way, at most ``settings.grace`` seconds long. Entering waits for no database.
+    batch and the deliveries under way, at most ``settings.grace`` seconds long.
+
+    Entering waits for no database, so that a program starts while the database is away. With ``wait`` it returns when
+    the consumer works or stands by for another one, and raises when it cannot: at once where trying again will not help
+    (no package, no such worker, a standby), and after so many seconds where it may. ready() does the same later.
+
+    What happens is logged to the logger ``iu_listen`` of the standard ``logging`` module: INFO when it works, WARNING
+    when a session fails, ERROR for dead letters. docs/how-to/embed.md has the rest.
 
     Args:
         settings: How to run.
         targets: Where live routes deliver to: coroutines that were made targets, or a Targets.
-        watchers: Who sees what happens, as iu_listen.telemetry.logs.LogWatcher().
+        watchers: Who sees what happens, in the place of the log; an empty tuple: nothing does.
+        wait: How many seconds entering waits until it works; None: it does not wait.
         measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
 
     Raises:
@@ -125,10 +151,13 @@ class Consumer:
         settings: Settings,
         *,
         targets: Iterable[PythonTarget] | Targets = (),
-        watchers: Iterable[Watcher] = (),
+        watchers: Iterable[Watcher] | None = None,
+        wait: float | None = None,
         measuring: bool = False,
     ) -> None:
-        self.told = Watchers(watchers)
+        self._begun = _Begun()
+        self._settings, self._wait = settings, wait
+        self.told = Watchers([*([LogWatcher(StandardLog())] if watchers is None else watchers), self._begun])
         self.sessions = PostgresSessions(settings)
         self._grace = settings.grace
         found = (
@@ -150,10 +179,45 @@ class Consumer:
             tasks.start_soon(self._deliverer.run)
             await self._consumer.run(database)
 
+    async def ready(self, seconds: float = 30.0) -> None:
+        """Return when it works, or stands by while another consumer works.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Raises:
+            ConfigurationError: it cannot work on this database, and trying again will not help.
+            DatabaseUnreachable: it does not work yet.
+        """
+        with anyio.move_on_after(seconds):
+            while True:
+                try:
+                    async with session(self._settings.dsn, name="iu-listen start", deadline=seconds) as connection:
+                        await census.require_primary(connection)
+                        await census.require_package(connection)
+                        await census.require_worker(connection, self._settings.worker)
+                    break
+                except DatabaseUnreachable as error:
+                    self._begun.failure = error.message
+                    await anyio.sleep(min(self._settings.reconnect_max, 0.2))
+            await self._begun.event.wait()
+        if not self._begun.event.is_set():
+            raise DatabaseUnreachable(
+                f"the consumer does not work after {seconds:g} s: {self._begun.failure or 'no answer'}",
+                "It goes on trying as long as the program lets it.",
+            )
+
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self.run)
+        if self._wait is not None:
+            try:
+                await self.ready(self._wait)
+            except BaseException:
+                self._tasks.cancel_scope.cancel()
+                await self._tasks.__aexit__(None, None, None)
+                raise
         return self
 
     async def __aexit__(self, *error: object) -> bool | None:

@@ -36,6 +36,7 @@ from iu_listen.model.observation import (
     Stopping,
     WakeLost,
 )
+from iu_listen.model.text import visible
 from iu_listen.model.trace import batch_link
 from iu_listen.telemetry.foreign import tame
 
@@ -93,11 +94,38 @@ def _span_of(batch: Batch) -> dict[str, str]:
     return batch_link(batch.lineage, batch.xact_id)._asdict() if batch.xact_id else {}
 
 
-class LogWatcher:
-    """A Watcher that writes to structlog."""
+class StandardLog:
+    """Lines for the standard ``logging`` module: logger ``iu_listen``, the fields in the message and in ``extra``."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger()
+        self._logger = logging.getLogger("iu_listen")
+
+    def info(self, event: str, **fields: Any) -> None:
+        """A line of level INFO."""
+        self._say(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """A line of level WARNING."""
+        self._say(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """A line of level ERROR."""
+        self._say(logging.ERROR, event, fields)
+
+    def _say(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        words = "".join(f" {name}={visible(str(value))}" for name, value in fields.items() if value is not None)
+        self._logger.log(level, "%s%s", event, words, extra={"iu_listen": fields})
+
+
+class LogWatcher:
+    """A Watcher that writes a line for each thing an operator cares about.
+
+    Args:
+        log: Where to: structlog, as configure() has set it up, or StandardLog().
+    """
+
+    def __init__(self, log: Any = None) -> None:
+        self._log = log or structlog.get_logger()
         self._told: dict[str, tuple[str, float]] = {}
 
     def _is_news(self, who: str, why: str) -> bool:
