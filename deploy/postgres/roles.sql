@@ -132,13 +132,18 @@ grant execute on function
 grant usage on schema public
     to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- Who is in the way has a name, a state and an age only for those who may see other people's sessions. Where whoever
--- runs this file may not give that, culprits are named by pid and application alone.
+-- Who is in the way has a state and an age only for roles that see the sessions of others, and with them the text of
+-- their statements: payloads that writers insert, passwords that are set. The consumer needs it to name who is in the
+-- way. A reader does not get it: to it culprits are named by pid and application alone. Where whoever runs this file may
+-- not give that, the same holds for the consumer.
 do $$
 begin
-    grant pg_read_all_stats to iu_listen_consumer, iu_listen_reader;
+    grant pg_read_all_stats to iu_listen_consumer;
+    if pg_catalog.pg_has_role('iu_listen_reader', 'pg_read_all_stats', 'member') then
+        revoke pg_read_all_stats from iu_listen_reader;
+    end if;
 exception when insufficient_privilege then
-    raise notice 'pg_read_all_stats was not granted: a superuser may do it later';
+    raise notice 'pg_read_all_stats was neither granted nor revoked: a superuser may do it later';
 end
 $$;
 

@@ -467,6 +467,26 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("group", [READER, OPERATOR])
+def test_a_reader_sees_no_statement_of_others(applied: Database, roles: Logins, group: str) -> None:
+    """What others execute, with the values in it, is hidden from readers and operators, and doctor says so.
+
+    Fails when: the group has pg_read_all_stats.
+    """
+    dsn = roles.add(group)
+
+    async def run() -> None:
+        async with connected(applied.dsn) as writer, connected(dsn) as reader:
+            await writer.execute("select 'an IBAN'")
+            seen = await reader.fetch("select query from pg_stat_activity where pid <> pg_backend_pid()")
+            assert not any("IBAN" in (row["query"] or "") for row in seen)
+            said = [finding.what for finding in await doctor.examine(reader, WORKER)]
+            assert "other sessions" in said
+            assert "open transactions" not in said
+
+    asyncio.run(run())
+
+
 def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
     """A reader sees no payload, runs no batch, replays nothing and moves nothing."""
     dsn = roles.add(READER)

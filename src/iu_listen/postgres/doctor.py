@@ -18,6 +18,9 @@ from iu_listen.postgres.worker import LEASE_KEY
 LATE_TRACES: Final = 60.0
 
 
+#: Culprits that are known by the state and the age of sessions.
+OF_SESSIONS: Final = frozenset({"late_event", "vacuum", "notify_queue"})
+
 #: How bad a finding is.
 Level = Literal["ok", "warn", "fail"]
 
@@ -211,6 +214,14 @@ _CULPRITS: Final[dict[str, tuple[Literal["warn", "fail"], str, str, str]]] = {
 
 async def _culprits(connection: Connection) -> AsyncIterator[Finding]:
     rows = await census.rows(connection, "culprits")
+    sees = await census.value(connection, "sees_sessions")
+    if not sees:
+        yield Finding(
+            "warn",
+            "other sessions",
+            "this role sees neither their state nor their age, so not all who are in the way can be named",
+            "Ask as the login of the consumer. (pg_read_all_stats would show the statements of everybody, too.)",
+        )
     for what, (level, title, hint, fine) in _CULPRITS.items():
         mine = [row for row in rows if row["what"] == what]
         if mine:
@@ -218,5 +229,5 @@ async def _culprits(connection: Connection) -> AsyncIterator[Finding]:
             words = "; ".join(census.culprit_words(row) for row in mine[:5])
             words += f"; and {len(mine) - 5} more" if len(mine) > 5 else ""
             yield Finding(level, title, words, hint.format(table=table, name=name, pid=mine[0]["pid"]))
-        elif fine:
+        elif fine and (sees or what not in OF_SESSIONS):
             yield Finding("ok", title, fine)
