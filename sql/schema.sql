@@ -2136,7 +2136,11 @@ begin
       from public.event_type_registry r
      where r.event_domain = 'iu' and r.event_type = p_event_type and r.active;
     if not found then
-        return null;
+        -- A closed gate is an operator's decision; a type that nobody registered is a mistake of the caller, and its
+        -- event would be lost without a trace.
+        perform nextval('public.iu_emit_refused_seq');
+        raise exception 'event type iu.% is not registered and active', p_event_type
+            using errcode = 'undefined_object', hint = 'Register it in event_type_registry, or set active there.';
     end if;
 
     insert into public.event_outbox (
@@ -2154,7 +2158,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is closed or the type is not registered and active.';
+COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is closed. Raises where the type is not registered and active.';
 
 -- Name: fn_iu_event_payload(jsonb, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2286,6 +2290,11 @@ CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_na
       left join public.dot_config d on d.key = g.key
     union all
     select null, 'notification_queue', null, pg_notification_queue_usage()
+    union all
+    -- Where the emitter counts what it refuses.
+    select null, 'refused_emits', null, coalesce(s.last_value, 0)
+      from pg_catalog.pg_sequences s
+     where s.schemaname = 'public' and s.sequencename = 'iu_emit_refused_seq'
     union all
     select h.worker_name, 'healthy', null, (h.j ->> 'healthy')::boolean::integer from health h
     union all
@@ -5586,6 +5595,19 @@ COMMENT ON COLUMN public.iu_delivery_unusable.hint IS 'What to do about it.';
 
 COMMENT ON COLUMN public.iu_delivery_unusable.since IS 'Since when.';
 
+-- Name: iu_emit_refused_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+CREATE SEQUENCE public.iu_emit_refused_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: SEQUENCE iu_emit_refused_seq; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON SEQUENCE public.iu_emit_refused_seq IS 'Counts events that fn_iu_emit_event refused because their type is not registered and active.';
+
 -- Name: iu_migration; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_migration (
@@ -6663,3 +6685,7 @@ GRANT SELECT(event_domain) ON TABLE public.iu_route_worker_cursor TO PUBLIC;
 -- Name: SEQUENCE event_outbox_event_seq; Type: ACL; Schema: public; Owner: -
 
 GRANT USAGE ON SEQUENCE public.event_outbox_event_seq TO PUBLIC;
+
+-- Name: SEQUENCE iu_emit_refused_seq; Type: ACL; Schema: public; Owner: -
+
+GRANT USAGE ON SEQUENCE public.iu_emit_refused_seq TO PUBLIC;

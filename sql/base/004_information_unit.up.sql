@@ -61,6 +61,13 @@ comment on column public.iu_tree_path.depth is 'Number of ancestors.';
 comment on constraint iu_tree_path_pkey on public.iu_tree_path is 'A unit has one place.';
 comment on constraint iu_tree_path_unit_fkey on public.iu_tree_path is 'Only units have places.';
 
+-- How many events were refused because their type is not registered. A sequence, because the transaction that asks is
+-- rolled back by the error, and a number that was drawn is not given back. The package reads it where there is one.
+create sequence public.iu_emit_refused_seq as bigint cache 1;
+comment on sequence public.iu_emit_refused_seq is
+    'Counts events that fn_iu_emit_event refused because their type is not registered and active.';
+grant usage on sequence public.iu_emit_refused_seq to public;
+
 create function public.fn_iu_emit_event(
     p_event_type         text,
     p_canonical_address  text,
@@ -84,7 +91,11 @@ begin
       from public.event_type_registry r
      where r.event_domain = 'iu' and r.event_type = p_event_type and r.active;
     if not found then
-        return null;
+        -- A closed gate is an operator's decision; a type that nobody registered is a mistake of the caller, and its
+        -- event would be lost without a trace.
+        perform nextval('public.iu_emit_refused_seq');
+        raise exception 'event type iu.% is not registered and active', p_event_type
+            using errcode = 'undefined_object', hint = 'Register it in event_type_registry, or set active there.';
     end if;
 
     insert into public.event_outbox (
@@ -101,7 +112,7 @@ end
 $$;
 comment on function public.fn_iu_emit_event(text, text, uuid, text, jsonb) is
     'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is '
-    'closed or the type is not registered and active.';
+    'closed. Raises where the type is not registered and active.';
 
 create function public.fn_iu_outbound_on_version()
 returns trigger

@@ -121,6 +121,11 @@ as $$
     union all
     select null, 'notification_queue', null, pg_notification_queue_usage()
     union all
+    -- Where the emitter counts what it refuses.
+    select null, 'refused_emits', null, coalesce(s.last_value, 0)
+      from pg_catalog.pg_sequences s
+     where s.schemaname = 'public' and s.sequencename = 'iu_emit_refused_seq'
+    union all
     select h.worker_name, 'healthy', null, (h.j ->> 'healthy')::boolean::integer from health h
     union all
     select l.worker_name, f.what, l.part, f.figure

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from cli.command import (
@@ -28,6 +29,7 @@ from cli.command import (
     seen,
     value,
 )
+from support import WORKER
 
 pytestmark = on_one_server
 
@@ -366,3 +368,24 @@ def test_a_database_that_quotes_every_name(live):
         assert done.code == 0, (command, done.out, done.err)
     done = run("apply", "--plan", "--no-backup", "x", dsn=live.dsn)
     assert "half applied" not in done.out + done.err
+
+
+def test_an_event_of_an_unregistered_type(live):
+    """The emitter of the base raises for a type that nobody registered; what it refuses is counted and shown.
+
+    A closed master gate is no error. Fails when: the emitter answers null; or the rollback takes the count back.
+    """
+    emit = "select fn_iu_emit_event('order_placed', 'order/1', gen_random_uuid(), 'shop', '{}')"
+    for _ in range(2):
+        with pytest.raises(asyncpg.UndefinedObjectError, match="order_placed is not registered and active"):
+            execute(live.dsn, emit)
+    refused(2, "order_placed is not registered", "Registered:")("emit", "--type", "order_placed", dsn=live.dsn)
+
+    assert "3 of unregistered types, so far" in run("doctor", dsn=live.dsn).out
+    assert value(live.dsn, f"select figure from fn_iu_measure('{WORKER}') where what = 'refused_emits'") == 3
+    execute(live.dsn, "update dot_config set value = 'false' where key like '%master%'")
+    assert value(live.dsn, emit) is None
+
+    execute(live.dsn, "drop sequence iu_emit_refused_seq")
+    assert "not counted" in run("doctor", dsn=live.dsn).out
+    assert value(live.dsn, f"select count(*) from fn_iu_measure('{WORKER}') where what = 'refused_emits'") == 0

@@ -140,5 +140,5 @@ async def test_a_sample_is_what_it_says(live):
         survey = await surveyor.measure()
         assert len(survey.latencies) == SAMPLE
         assert {m.what for m in survey.measures} == {
-            "gate", "notification_queue", "healthy", "lag_items", "lag_seconds",
+            "gate", "notification_queue", "refused_emits", "healthy", "lag_items", "lag_seconds",
         }  # fmt: skip

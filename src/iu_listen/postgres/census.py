@@ -162,6 +162,9 @@ async def emit(
     """
     try:
         found = await connection.fetch(query("emit_event"), event_type, address, subject, actor, payload, count)
+    except asyncpg.UndefinedObjectError:
+        # The emitter of the neutral base says so; that of IU Core answers null.
+        found = []
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != "event_outbox_safe_payload_chk":
             raise

@@ -46,7 +46,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding | list[Finding]]], ...] = (
         _gates, _delivery, _letters, _history, _health, _audit, _traces, _retention, _verification, _path, _lease,
-        _queue,
+        _queue, _emits,
     )  # fmt: skip
     for look in looks:
         try:
@@ -194,6 +194,21 @@ async def _lease(connection: Connection, worker: str) -> Finding:
 
 async def _queue(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     return Finding("ok", "notification queue", f"{await census.value(connection, 'notification_queue'):.0%} full")
+
+
+async def _emits(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    rows = await census.rows(connection, "refused_emits")
+    if not rows:
+        hint = "docs/how-to/producers.md#an-event-that-is-refused"
+        return Finding("ok", "refused events", "not counted: this emitter answers null for unregistered types", hint)
+    if rows[0]["refused"]:
+        return Finding(
+            "warn",
+            "refused events",
+            f"{number(rows[0]['refused'])} of unregistered types, so far",
+            "Register the type; then count anew: select setval('iu_emit_refused_seq', 1, false)",
+        )
+    return Finding("ok", "refused events", "none")
 
 
 #: What each kind of culprit (v_iu_culprit) is called here, how bad it is, what to do, and what stands here without one.

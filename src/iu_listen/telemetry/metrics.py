@@ -84,6 +84,12 @@ class MetricWatcher:
                 ),
                 "",
             ),
+            "refused_emits": (
+                meter.create_gauge(
+                    "iu.emit.refused", "{event}", "Events of unregistered types that the emitter refused, so far."
+                ),
+                "",
+            ),
             "lag_items": (
                 meter.create_gauge("iu.lag.items", "{item}", "How much waits, by what it waits for."), "iu.lag.part"
             ),
