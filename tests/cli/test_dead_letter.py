@@ -74,7 +74,9 @@ def test_a_replay_that_fails_again(live, letter):
     """A replay that fails again, or meets a closed gate, ends with 1 and the dead letter stays open."""
     dsn, id = live.dsn, str(letter["id"])
     run("gate", "close", "worker", dsn=dsn)
-    refused(1, "worker_gate_closed")("dead-letter", "replay", id, dsn=dsn)
+    for which in (id, "--all"):
+        refused(1, "worker_gate_closed")("dead-letter", "replay", which, dsn=dsn)
+        refused(1, "nothing: the worker gate is closed")("dead-letter", "replay", which, "--plan", dsn=dsn)
     run("gate", "open", "worker", dsn=dsn)
     execute(dsn, POISON)
     refused(1, "not_replayed")("dead-letter", "replay", "--all", dsn=dsn)

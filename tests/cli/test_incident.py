@@ -77,7 +77,9 @@ def test_every_command_answers_at_once(incident):
     """
     start = min(run("--version").seconds for _ in range(3))
     slow = {}
-    for command, bound in COMMANDS.items():
+    letter = value(incident, "select id::text from iu_route_dead_letter limit 1")
+    one = {f"dead-letter show {letter}": 2, f"dead-letter replay {letter} --plan": 2}
+    for command, bound in (COMMANDS | one).items():
         arguments = command.split()
         seconds = min(run(*arguments, dsn=incident).seconds for _ in range(2)) - start
         print(f"{seconds:6.2f} s  {command}")

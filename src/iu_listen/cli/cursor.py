@@ -84,6 +84,8 @@ def cursor_reset(
                     show.as_json({"worker": name, "to": to, "effect": effect, "done": False})
                 else:
                     show.line(f"Plan: {effect}.")
+                    if any(g["open"] for g in await census.gates(connection) if g["gate"] == "worker"):
+                        show.note("Refused while the worker gate is open: iu-listen gate close worker")
                 if not plan:
                     raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
                 return 0

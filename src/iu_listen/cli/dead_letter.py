@@ -179,8 +179,9 @@ def dead_letter_replay(
             chosen = await (which or Which()).filter(connection)
             planned = await letters.plan(connection, chosen)
             if plan:
-                _print_plan(planned, where)
-                return 0
+                closed = await _closed(connection)
+                _print_plan(planned, where, would=closed)
+                return int(bool(closed and planned.groups))
             counts: Counter[tuple[str, str]] = Counter()
             with progress("replaying", planned.total) as advance:
                 async for part in letters.replay_all(connection, planned, chosen, actor, why, rate):
@@ -214,8 +215,9 @@ async def _replay_these(
     ids = [await whole(connection, "dead_letter", id) for id in typed]
     await letters.require(connection, ids)
     if plan:
-        _print_plan_of([await letters.show(connection, id) for id in ids], where)
-        return 0
+        closed = await _closed(connection)
+        _print_plan_of([await letters.show(connection, id) for id in ids], where, would=closed)
+        return int(bool(closed))
     answers: list[census.Row] = []
     with progress("replaying", len(ids)) as advance:
         for id in ids:
@@ -254,6 +256,12 @@ def _print_answers(planned: letters.Plan, counts: Counter[tuple[str, str]], wher
     return int(any(r["status"] not in SETTLED for r in rows))
 
 
+async def _closed(connection: Connection) -> str:
+    """What a replay would be while a gate is closed; empty: none is."""
+    gates = await census.in_the_way(connection)
+    return f"nothing: the {gates[0]} gate is closed (iu-listen gate open {gates[0]})" if gates else ""
+
+
 def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
     """What a replay would decide now, by what the route is."""
     if route_enabled is None:
@@ -285,14 +293,14 @@ def _print_plan(planned: letters.Plan, where: Where | None, *, would: str = "") 
     show.note(f"Plan: {show.text(planned.total)} dead letter(s); nothing was changed.")
 
 
-def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None) -> None:
+def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None, *, would: str = "") -> None:
     """Of some that were named: each of them, with the newer events of its subject."""
     rows = [
         {"id": d["id"], "event": d["event_ref"], "route": d["route_code"], "created_at": d["created_at"],
          "attempt_no": d["attempt_no"] + 1, "newer_of_subject": d["newer_of_subject"],
          "newer_looked_at": d["newer_looked_at"],
-         "would": "nothing: it is resolved" if d["resolved_at"]
-                  else _would(d["route_enabled"], dry_run=d["route_dry_run"])}
+         "would": would or ("nothing: it is resolved" if d["resolved_at"]
+                            else _would(d["route_enabled"], dry_run=d["route_dry_run"]))}
         for d in found
     ]  # fmt: skip
     if where and where.json:
