@@ -669,7 +669,8 @@ begin
         b.opened_at := p_now;
         b.probes := 0;
         b.probing_id := null;
-        b.probe_at := p_now + greatest(0.25, p_retry_after) * interval '1 second';
+        b.probe_at := p_now + interval '1 second' * greatest(p_retry_after,
+            least(0.25, (p_policy ->> 'probe_max')::double precision));
         b.why := p_code;
     end if;
     return b;
@@ -1046,6 +1047,8 @@ declare
     v_before   public.iu_delivery_breaker;
     v_policy   jsonb;
     v_attempts integer;
+    -- How often the costs of an outage are given back to one delivery.
+    v_credits  constant integer := 2;
     v_opens    boolean := false;
     v_spent    boolean;
     v_dead     boolean;
@@ -1070,14 +1073,13 @@ begin
     end if;
     if v_opens then
         update public.iu_route_delivery x
-           set tries = x.tries - 1, credits = x.credits + 1
-         where x.route_code = p_route_code and x.id = any (b.streak) and x.id <> p_id and x.tries > 0
-           and x.credits < v_attempts;
+           set tries = greatest(0, x.tries - 1), credits = x.credits + 1, at_fault = x.credits + 1 >= v_credits
+         where x.route_code = p_route_code and x.id = any (b.streak) and x.id <> p_id and not x.at_fault;
     end if;
     v_spent := case when p_result = 'rejected' then false
                     when p_result = 'interrupted' then true
                     when v_before.opened_at is not null then false
-                    when v_opens then d.credits >= v_attempts
+                    when v_opens then d.at_fault
                     else p_result = 'failed' or d.at_fault end;
     v_dead := p_result = 'rejected' or v_spent and d.tries + 1 >= v_attempts;
     if b is distinct from v_before then
@@ -1094,8 +1096,9 @@ begin
                                    (v_policy ->> 'backoff_max')::double precision) * (0.5 + random() / 2)
                         else 0 end;
         update public.iu_route_delivery x
-           set attempt_no = d.attempt_no + 1, tries = d.tries + v_spent::integer, at_fault = d.at_fault,
-               credits = d.credits + (v_opens and not v_spent)::integer, alone = p_result = 'interrupted',
+           set attempt_no = d.attempt_no + 1, tries = d.tries + v_spent::integer,
+               credits = d.credits + (v_opens and not v_spent)::integer,
+               at_fault = d.at_fault or d.credits + (v_opens and not v_spent)::integer >= v_credits, alone = p_result = 'interrupted',
                due_at = v_now + greatest(v_pause, p_retry_after) * interval '1 second',
                failed_at = v_now, failure_code = p_code, failure_detail = p_detail
          where x.route_code = p_route_code and x.id = p_id;
