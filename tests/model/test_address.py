@@ -150,11 +150,13 @@ def test_an_encoded_password_is_itself(password, user):
 def test_mask_hides_the_whole_password(password):
     """mask() leaves nothing of a password, whatever it holds, in a URI, in pairs, and in the repr of settings."""
     last = password[-4:]
-    for text in (f"cannot connect: postgresql://app:{password}@db/x", f"password = '{password}'".replace("\\", "")):
-        if "'" not in password or "://" in text:
-            hidden = mask(text)
-            assert "***" in hidden
-            assert last not in hidden.replace("postgresql://", "").replace("password = ", "")
+    texts = [f"cannot connect: postgresql://app:{password}@db/x"]
+    if "'" not in password:
+        texts.append(f"password = '{password}'".replace("\\", ""))
+    for text in texts:
+        hidden = mask(text)
+        assert "***" in hidden
+        assert last not in hidden.replace("postgresql://", "").replace("password = ", "")
     shown = repr(Settings(dsn=f"postgresql://app:{password}@db/x"))
     assert "***" in shown
 
