@@ -75,6 +75,7 @@ create table public.iu_delivery_change (
     route_code  text         not null,
     live        boolean      not null,
     actor       text         not null default session_user,
+    login       text         not null default session_user,
     why         text,
     created_at  timestamptz  not null default clock_timestamp(),
 
@@ -85,6 +86,7 @@ comment on column public.iu_delivery_change.id is 'Order of writing.';
 comment on column public.iu_delivery_change.route_code is 'The route.';
 comment on column public.iu_delivery_change.live is 'True: it may deliver from then on. False: no longer.';
 comment on column public.iu_delivery_change.actor is 'Who did it: iu.actor of his session, else his role.';
+comment on column public.iu_delivery_change.login is 'The role of that session. Nobody is given the right to write it.';
 comment on column public.iu_delivery_change.why is 'Why, in his own words: iu.why of his session.';
 comment on column public.iu_delivery_change.created_at is 'When.';
 comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'Order of writing.';

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
 import anyio.abc
@@ -48,35 +48,48 @@ class PostgresSessions:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer = uuid4()
+        self._process = os.getpid()
         self._former = Former()
 
     def outbox(self) -> AbstractAsyncContextManager[Outbox]:
         """Open the worker session."""
-        return worker_session(self._settings, self._consumer, VERSION, self._former)
+        consumer, former = self._mine
+        return worker_session(self._settings, consumer, VERSION, former)
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
         """Open the bell session."""
-        return bell_session(self._settings, self._former, ring)
+        return bell_session(self._settings, self._mine[1], ring)
 
     def lookout(self) -> AbstractAsyncContextManager[Lookout]:
         """Open the patrol's session."""
-        return lookout_session(self._settings, self._former)
+        return lookout_session(self._settings, self._mine[1])
 
     def auditor(self) -> AbstractAsyncContextManager[Auditor]:
         """Open the audit session."""
-        return audit_session(self._settings, self._former)
+        return audit_session(self._settings, self._mine[1])
 
     def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
         """Open the session that measures."""
-        return surveyor_session(self._settings, self._former)
+        return surveyor_session(self._settings, self._mine[1])
 
     def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
         """Open the delivery session."""
-        return delivery_session(self._settings, self._former, self._consumer, ring)
+        consumer, former = self._mine
+        return delivery_session(self._settings, former, consumer, ring)
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
-        return trace_session(self._settings, self._former, EXPORT)
+        return trace_session(self._settings, self._mine[1], EXPORT)
+
+    @property
+    def _mine(self) -> tuple[UUID, Former]:
+        """The identity of this process, and its former sessions; new ones after a fork.
+
+        Two processes of one identity would share the lease of deliveries, and end each other's sessions.
+        """
+        if self._process != os.getpid():
+            self._process, self._consumer, self._former = os.getpid(), uuid4(), Former()
+        return self._consumer, self._former
 
 
 class Watchers:

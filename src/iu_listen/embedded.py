@@ -136,7 +136,7 @@ def running(
         account = _account(root / f"pg{major}")
         data = _place(root, major, account)
         bin = _reachable(original, major, account)
-        users = os.open(beside(data, ".users"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        users = os.open(beside(data, ".users"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         with _plainly():
             fcntl.flock(users, fcntl.LOCK_SH)

@@ -160,7 +160,8 @@ def beside(data: Path, suffix: str) -> Path:
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[int]:
     """Hold a flock; `how` as for fcntl.flock. With LOCK_NB, raises BlockingIOError when it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    # Whoever may read it may lock it, and every command would wait.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, how)
         yield descriptor

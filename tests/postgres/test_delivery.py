@@ -280,6 +280,7 @@ async def test_who_and_why_are_kept(live):
         await connection.fetchval("select fn_iu_route_live($1, true, 'mended', 'bob')", ROUTE)
         await connection.execute("update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
         rows = await connection.fetch("select live, actor, why from iu_delivery_change order by id")
+        assert await connection.fetchval("select bool_and(login = session_user) from iu_delivery_change")
         user = await connection.fetchval("select session_user")
         assert [tuple(row) for row in rows] == [
             (True, "tester", "a test"), (False, "ann", "incident 7"), (True, "bob", "mended"), (False, user, None),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import statistics
 import time
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -452,3 +454,26 @@ async def test_a_server_that_takes_no_writes_is_left_alone(live):
         await admin.execute(f"alter database {name} reset default_transaction_read_only")
         await routed(admin, [event])
         consumer.consumer.stop("end of test")
+
+
+async def test_a_forked_process_has_an_identity_of_its_own():
+    """Sessions that were made before a fork have another identity and no former sessions in the child.
+
+    Fails when: the identity is that of the process that made the object.
+    """
+    sessions = PostgresSessions(Settings())
+    consumer, former = sessions._mine
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        # Threads of the test runner: the child uses none of what they hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        there, others = sessions._mine
+        os.write(write, f"{there} {others is former}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    there, shared = os.read(read, 100).decode().split()
+
+    assert (there != str(consumer), shared) == (True, "False")
+    assert sessions._mine == (consumer, former)
