@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import copy
 import re
 import subprocess
 import sys
@@ -43,6 +44,44 @@ def test_kubernetes_knows_every_field(name: str, version: str) -> None:
 def test_the_kustomization_has_everything_but_the_secret() -> None:
     """Every manifest is applied, except the example of the secret."""
     assert {*KUSTOMIZATION["resources"], "secret.example.yaml"} == MANIFESTS.keys()
+
+
+LIVE = {path.name: yaml.safe_load(path.read_text()) for path in sorted((FOLDER / "live-routes").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["consumer.yaml", "networkpolicy.yaml"])
+def test_kubernetes_knows_the_component_of_live_routes(name: str, version: str) -> None:
+    """The policy fits its schema; the patch fits too when it is put into the deployment."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    manifest = LIVE[name]
+    if name == "consumer.yaml":
+        patch = manifest["spec"]["template"]["spec"]
+        manifest = copy.deepcopy(DEPLOYMENT)
+        pod = manifest["spec"]["template"]["spec"]
+        pod["volumes"] += patch["volumes"]
+        for field in ("env", "volumeMounts"):
+            pod["containers"][0][field] += patch["containers"][0][field]
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_component_of_live_routes_fits_the_deployment() -> None:
+    """It patches the container that there is, its policy takes the consumers, and deliveries leave for public addresses.
+
+    Fails when: the container is renamed, or every address is let out.
+    """
+    (container,) = LIVE["consumer.yaml"]["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == CONTAINER["name"]
+    policy = LIVE["networkpolicy.yaml"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == LABELS
+    (rule,) = policy["egress"]
+    assert {port["port"] for port in rule["ports"]} == {443, 4222, 6379, 9092}
+    assert all(block["ipBlock"]["except"] for block in rule["to"])
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["IU_LISTEN_SECRETS"] == container["volumeMounts"][0]["mountPath"]
+    Settings.load(environment)
+    text = (FOLDER / "live-routes" / "consumer.yaml").read_text()
+    assert set(re.findall(r"IU_LISTEN_(\w+)", text)) >= {"APP", "SECRETS", "ALLOW_PRIVATE"}
 
 
 def test_no_manifest_names_a_namespace() -> None:

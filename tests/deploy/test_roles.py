@@ -39,6 +39,7 @@ from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
 from support import WORKER, connected, consuming, open_gate, run_batch, wait_until
 
 ROLES = (Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql").read_text()
+PRODUCERS = (Path(__file__).parents[2] / "deploy" / "postgres" / "producers.sql").read_text()
 CONSUMER, READER, OPERATOR, JANITOR, EXPORTER = GROUPS = (
     "iu_listen_consumer", "iu_listen_reader", "iu_listen_operator", "iu_listen_janitor", "iu_listen_exporter",
 )  # fmt: skip
@@ -483,6 +484,39 @@ def test_a_reader_sees_no_statement_of_others(applied: Database, roles: Logins, 
             said = [finding.what for finding in await doctor.examine(reader, WORKER)]
             assert "other sessions" in said
             assert "open transactions" not in said
+
+    asyncio.run(run())
+
+
+def test_a_producer_writes_events_and_reads_none(applied: Database, roles: Logins) -> None:
+    """A login in iu_listen_producer emits and inserts, is told the id, and can neither read nor change an event.
+
+    Fails when: the emitter reads what the role may not, or the role may read payloads.
+    """
+    execute(applied.dsn, PRODUCERS, PRODUCERS)
+    dsn = roles.add("iu_listen_producer")
+
+    async def run() -> None:
+        async with connected(dsn) as producer:
+            assert await producer.fetchval(
+                "select fn_iu_emit_event('version_applied', 'unit/1', gen_random_uuid(), 'shop', '{}')"
+            )
+            assert await producer.fetchval(
+                """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+                   values ('iu', 'version_applied', 'update', 'immediate') returning id"""
+            )
+            with pytest.raises(asyncpg.UndefinedObjectError):
+                await producer.fetchval("select fn_iu_emit_event('nothing', 'unit/1', gen_random_uuid(), 'shop', '{}')")
+            for statement in (
+                "select safe_payload from event_outbox",
+                "update event_outbox set event_domain = 'x'",
+                "delete from event_outbox",
+                "update dot_config set value = 'true'",
+                "select * from iu_route_dead_letter",
+                "insert into event_type_registry values ('iu', 'x', 'update', 'immediate')",
+            ):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await producer.execute(statement)
 
     asyncio.run(run())
 

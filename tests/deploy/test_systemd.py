@@ -119,6 +119,16 @@ def test_no_password_is_in_the_unit_or_the_environment() -> None:
         assert not re.search(r"^[^#]*(PGPASSWORD|PGPASSFILE|:[^/@\s]+@)", text, flags=re.MULTILINE)
 
 
+def test_the_example_of_live_routes_is_a_drop_in() -> None:
+    """It names settings that exist, and the directory of the credentials that it loads."""
+    text = (FOLDER / "live-routes.conf.example").read_text()
+    settings = dict(re.findall(r"^#?Environment=(IU_LISTEN_\w+)=(\S+)$", text, flags=re.MULTILINE))
+    assert settings.keys() == {"IU_LISTEN_APP", "IU_LISTEN_SECRETS", "IU_LISTEN_ALLOW_PRIVATE"}
+    Settings.load(settings)
+    assert f"file:{settings['IU_LISTEN_SECRETS']}crm_key" in text
+    assert "LoadCredential=crm_key:/" in text
+
+
 def test_the_example_of_the_environment_names_settings_that_exist() -> None:
     """Every line of the example, its comment sign taken off, is a setting with a value that is accepted."""
     text = (FOLDER / "environment.example").read_text()
