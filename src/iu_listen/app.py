@@ -43,10 +43,16 @@ EXPORT: Final = "traces"
 
 
 class PostgresSessions:
-    """Satisfies flow.ports.Sessions with real sessions, all of one consumer."""
+    """Satisfies flow.ports.Sessions with real sessions, all of one consumer.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: How to run.
+        batches: Whether batches are spans, so that attempts that are exported link to them.
+    """
+
+    def __init__(self, settings: Settings, *, batches: bool = True) -> None:
         self._settings = settings
+        self.batches = batches
         self._consumer = uuid4()
         self._process = os.getpid()
         self._former = Former()
@@ -79,7 +85,7 @@ class PostgresSessions:
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace reader."""
-        return trace_session(self._settings, self._mine[1], EXPORT)
+        return trace_session(self._settings, self._mine[1], EXPORT, batches=self.batches)
 
     @property
     def _mine(self) -> tuple[UUID, Former]:
@@ -248,6 +254,7 @@ async def serve(
     collector: Collector | None = None,
     measuring: bool = False,
     targets: Targets | None = None,
+    batches: bool = True,
 ) -> None:
     """Run a consumer until SIGTERM or SIGINT; then end the running batch, at most ``settings.grace`` seconds long.
 
@@ -260,8 +267,10 @@ async def serve(
         collector: Where the spans of attempts and dead letters go; None: nowhere, and nothing is read for it.
         measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
         targets: Where live routes deliver to; None: to what needs no coroutine.
+        batches: Whether a watcher exports a span of each batch, so that attempts link to it.
     """
     consumer = Consumer(settings, targets=targets or (), watchers=watchers, measuring=measuring)
+    consumer.sessions.batches = batches
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         async with anyio.create_task_group() as tasks:

@@ -378,6 +378,33 @@ def test_attempts_link_to_their_batch(live, receiver):
         assert (batch.trace_id, batch.span_id) in {(link.trace_id, link.span_id) for link in attempt.links}
 
 
+@pytest.mark.parametrize("how", ["a process of its own", "a sampler"])
+def test_where_batches_are_no_spans_attempts_link_to_none(live, receiver, how):
+    """Beside a consumer that exports nothing, and where live spans are sampled, every link leads to a span that exists.
+
+    Fails when: an attempt links to a batch of which nothing exports a span.
+    """
+    env = pointing_at(
+        receiver, OTEL_TRACES_EXPORTER="otlp", OTEL_TRACES_SAMPLER="always_off", OTEL_BSP_SCHEDULE_DELAY="100"
+    )
+    if how == "a sampler":
+        with running("run", "--log-format", "json", dsn=live.dsn, env=env) as consumer:
+            consumer.until_it_says('"listening"')
+            seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
+            execute(live.dsn, EVENTS.format(3))
+            seen(live.dsn, "select count(*) = 3 from iu_route_attempt")
+            seen(live.dsn, IDLE)
+            assert consumer.end() == 0
+    else:
+        execute(live.dsn, EVENTS.format(3) + ";" + WORK)
+        assert run("trace-export", "--since", "1h", dsn=live.dsn, env=pointing_at(receiver)).code == 0
+    assert len(receiver.named("process ")) == 3
+    there = {(span.trace_id, span.span_id) for span in receiver.spans.values()}
+    links = [(link.trace_id, link.span_id) for span in receiver.spans.values() for link in span.links]
+    assert len(links) == 3
+    assert set(links) <= there
+
+
 def test_an_export_is_ended_for_good(live, receiver):
     """--end takes the cursor away, so that retention waits no more; not while somebody exports, and not by accident."""
     assert run("trace-export", "--end", dsn=live.dsn).out == "There is no export.\n"

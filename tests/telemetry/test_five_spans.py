@@ -108,7 +108,7 @@ async def coroutine(traced: Traced, _: Path) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def webhook(traced: Traced, _: Path) -> AsyncIterator[Any]:
     async with web(traced) as port:
-        yield f"http://127.0.0.1:{port}/hook/s3cret?key=s3cret", {"allow_private": ["127.0.0.1"]}, []
+        yield f"http://127.0.0.1:{port}/hook/s3cret?key=s3cret", {}, []
 
 
 @asynccontextmanager
@@ -190,7 +190,9 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
         await begin(live.dsn)
         async with way(traced, tmp_path) as (address, options, targets):
             await open_route(connection, address=address, target=options)
-            async with Consumer(Settings(dsn=live.dsn), targets=targets, watchers=[traced.watcher()]):
+            async with Consumer(
+                Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, watchers=[traced.watcher()]
+            ):
                 await request(connection, traced)
                 await settled(connection)
         async with exporting(live.dsn, receiver):
@@ -242,7 +244,9 @@ async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(
         await open_route(connection, attempts=2, backoff=0.01)
         await add_route(connection, "second")
         targets = [PythonTarget("event_outbox", work), PythonTarget("second", slow)]
-        async with Consumer(Settings(dsn=live.dsn), targets=targets, watchers=[traced.watcher()]):
+        async with Consumer(
+            Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, watchers=[traced.watcher()]
+        ):
             await request(connection, traced)
             await settled(connection)
             failing = False

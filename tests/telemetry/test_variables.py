@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.telemetry.collector import collector
-from iu_listen.telemetry.exporters import exporter_names, exporters, otlp_protocol, otlp_timeout, resource
+from iu_listen.telemetry.exporters import exporter_names, exporters, otlp_protocol, otlp_timeout, resource, samples_all
 from iu_listen.telemetry.otlp_grpc import GrpcCollector
 from iu_listen.telemetry.otlp_http import HttpCollector
 
@@ -95,6 +95,11 @@ TABLE: list[tuple[dict[str, str], Any, Any]] = [
     ({"OTEL_SDK_DISABLED": "True"} | ON, traces, []),
     ({"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otpl"}, traces, []),
     ({"OTEL_SDK_DISABLED": "yes"} | ON, traces, ["otlp"]),
+    # Whether attempts link to their batch, whose span is a live one.
+    ({}, samples_all, True),
+    ({"OTEL_TRACES_SAMPLER": "parentbased_always_on"}, samples_all, True),
+    ({"OTEL_TRACES_SAMPLER": "always_off"}, samples_all, False),
+    ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}, samples_all, False),
     # What exports: the name of the service has a variable of its own, which wins.
     ({}, service, "iu-listen"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop%20floor,tenant=7"}, service, "shop floor"),

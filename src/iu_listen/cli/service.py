@@ -21,6 +21,7 @@ from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import load
 from iu_listen.telemetry.collector import collector
+from iu_listen.telemetry.exporters import samples_all
 from iu_listen.telemetry.foreign import close_all
 from iu_listen.telemetry.logs import LogWatcher, configure
 from iu_listen.telemetry.metrics import metric_watcher
@@ -93,7 +94,10 @@ async def _check_then_serve(door: Door) -> None:
     ]
     database = f"{target['database']}, PostgreSQL {target['server_version']}"
     try:
-        await serve(door.settings, watchers, database, collector=traces, measuring=metrics is not None, targets=targets)
+        await serve(
+            door.settings, watchers, database, collector=traces, measuring=metrics is not None, targets=targets,
+            batches=samples_all(os.environ),
+        )  # fmt: skip
     finally:
         close_all((spans, metrics, traces))
 

@@ -112,7 +112,9 @@ def trace_export(
                     database = (await census.rows(connection, "target"))[0]["database"]
                 metrics = _metrics(database)
                 export = Export(
-                    PostgresSessions(door.settings), there, Watchers([teller, metrics] if metrics else [teller])
+                    PostgresSessions(door.settings, batches=False),
+                    there,
+                    Watchers([teller, metrics] if metrics else [teller]),
                 )
                 await (export.run() if follow else export.once(moment))
 

@@ -195,7 +195,7 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
 
     Args:
         row: A row of v_iu_trace_attempt.
-        lineage: The history that its transaction belongs to, if it is one of our own history.
+        lineage: The history that its transaction belongs to, if it is one of our own history; empty: link to no batch.
         message: Which message, if somebody has asked already.
     """
     message = message or _message(row)
@@ -216,7 +216,7 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
             parent = span_id("dead_letter", str(row["replayed_id"]))
     else:
         # A delivery is settled in another transaction than the batch that queued it.
-        links = (sent, batch_link(lineage, row["batch_xact_id"])) if row["own_history"] else (sent,)
+        links = (sent, batch_link(lineage, row["batch_xact_id"])) if lineage and row["own_history"] else (sent,)
     status = row["status"]
     failed = row["failure_code"] if status == "failed" else None
     common = _common(

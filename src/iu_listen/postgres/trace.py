@@ -34,10 +34,11 @@ TRACE_KEY: Final = 726006
 class TraceSession:
     """Satisfies flow.ports.TraceSource. Made by trace_session()."""
 
-    def __init__(self, connection: Connection, settings: Settings, name: str) -> None:
+    def __init__(self, connection: Connection, settings: Settings, name: str, batches: bool) -> None:
         self._connection = connection
         self._deadline = settings.batch_deadline
         self._name = name
+        self._batches = batches
         # While a page is sent, two ask.
         self._one = anyio.Lock()
 
@@ -67,7 +68,11 @@ class TraceSession:
         """The youngest of the attempts that follow a place, in this tick or after it."""
         async with self._one:
             rows = await self._rows("trace/beyond", place.prev, *place.attempt)
-        return [attempt_span(row, place.lineage) for row in rows]
+        return [attempt_span(row, self._lineage(place)) for row in rows]
+
+    def _lineage(self, place: Place) -> str:
+        """The history that the names of batches have in them; empty: no batch is a span, and none is linked to."""
+        return place.lineage if self._batches else ""
 
     async def alive(self) -> None:
         """Use the session."""
@@ -78,7 +83,7 @@ class TraceSession:
         """The next spans: of ``limit`` attempts, and after the last attempt of as many dead letters."""
         rows = await self._rows("trace/attempts", place.prev, place.tick, *place.attempt, limit)
         spans: list[Span] = []
-        made = attempt_spans(rows, place.lineage)
+        made = attempt_spans(rows, self._lineage(place))
         while some := list(islice(made, SLICE)):
             spans += some
             await anyio.lowlevel.checkpoint()
@@ -188,8 +193,8 @@ def _place(answer: dict[str, Any]) -> Place:
 
 
 @asynccontextmanager
-async def trace_session(settings: Settings, former: Former, name: str) -> AsyncIterator[TraceSession]:
-    """Open the session of the trace reader.
+async def trace_session(settings: Settings, former: Former, name: str, *, batches: bool) -> AsyncIterator[TraceSession]:
+    """Open the session of the trace reader; attempts link to their batch where ``batches`` are spans.
 
     Raises:
         SessionLost: no session can be had.
@@ -198,4 +203,4 @@ async def trace_session(settings: Settings, former: Former, name: str) -> AsyncI
         former, "traces", settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline,
         patience=settings.batch_deadline, idle_timeout=4 * settings.lease,
     ) as connection:  # fmt: skip
-        yield TraceSession(connection, settings, name)
+        yield TraceSession(connection, settings, name, batches)

@@ -158,6 +158,11 @@ def metric_reader(found: Any) -> Any:
         return PeriodicExportingMetricReader(found)
 
 
+def samples_all(environ: Mapping[str, str]) -> bool:
+    """Whether every live span is exported: OTEL_TRACES_SAMPLER is unset, or one that takes each."""
+    return environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in ("", "always_on", "parentbased_always_on")
+
+
 def resource(environ: Mapping[str, str]) -> Resource:
     """What exports: OTEL_RESOURCE_ATTRIBUTES, and the name of the service, which OTEL_SERVICE_NAME overrides."""
     pairs = (pair.partition("=") for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in pair)
