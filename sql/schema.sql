@@ -5461,6 +5461,7 @@ CREATE TABLE public.iu_delivery_change (
     route_code text NOT NULL,
     live boolean NOT NULL,
     actor text DEFAULT SESSION_USER NOT NULL,
+    login text DEFAULT SESSION_USER NOT NULL,
     why text,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
@@ -5484,6 +5485,10 @@ COMMENT ON COLUMN public.iu_delivery_change.live IS 'True: it may deliver from t
 -- Name: COLUMN iu_delivery_change.actor; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_delivery_change.actor IS 'Who did it: iu.actor of his session, else his role.';
+
+-- Name: COLUMN iu_delivery_change.login; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_change.login IS 'The role of that session. Nobody is given the right to write it.';
 
 -- Name: COLUMN iu_delivery_change.why; Type: COMMENT; Schema: public; Owner: -
 
