@@ -191,6 +191,18 @@ def test_console_lines_are_for_people_and_auto_is_json_where_nobody_looks(capsys
     assert line.startswith("{") == (log_format == "auto")
 
 
+def test_the_event_loop_speaks_as_we_do(capsys):
+    """What asyncio has to say, three lines at length, is one line of JSON without what was being worked on.
+
+    Fails when: its logger is left as it is.
+    """
+    configure("json")
+    logging.getLogger("asyncio").error("Future exception was never retrieved\nfuture: <Future s3cret>\nat length")
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["event"], line["logger"]) == ("asyncio says", "asyncio")
+    assert "s3cret" not in json.dumps(line)
+
+
 def test_the_sdk_speaks_as_we_do(capsys):
     """What OpenTelemetry's SDK says is a line like ours, without its stack, and once a minute from one place.
 

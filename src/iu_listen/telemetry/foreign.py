@@ -50,10 +50,12 @@ def _print(who: str, words: str) -> None:
     sys.stderr.write(f"{who}: {words}\n")
 
 
-def tame(say: Callable[[str, str], None] = _print) -> None:
+def tame(say: Callable[[str, str], None] = _print, loggers: Iterable[str] = ("opentelemetry",)) -> None:
     """From now on ``say`` is told by which logger and what, instead of whatever logging would do with it."""
-    logger = logging.getLogger("opentelemetry")
-    logger.handlers, logger.propagate = [_Lines(say)], False
+    lines = _Lines(say)
+    for name in loggers:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [lines], False
 
 
 def close_all(things: Iterable[Closing | None]) -> None:

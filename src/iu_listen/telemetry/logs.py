@@ -74,7 +74,15 @@ def configure(log_format: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    tame(lambda who, why: structlog.get_logger().warning("the SDK of OpenTelemetry says", logger=who, why=why))
+    # Every line of the process is one of the log: asyncio would write what it has to say to stderr as it is.
+    tame(_foreign, ("opentelemetry", "asyncio"))
+
+
+def _foreign(who: str, why: str) -> None:
+    if who.startswith("opentelemetry"):
+        structlog.get_logger().warning("the SDK of OpenTelemetry says", logger=who, why=why)
+    else:
+        structlog.get_logger().warning("asyncio says", logger=who, why=why)
 
 
 def error_line(message: str, hint: str, exit_code: int) -> None:
