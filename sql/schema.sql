@@ -2232,6 +2232,31 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event for its dead letter: the whole row, or, where its text form exceeds 64 MiB, what identifies it, with too_large and the stored size of its payload. Null: there is no such event.';
 
+-- Name: fn_iu_lease_holders(integer, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) RETURNS TABLE(pid integer, stranger boolean, words text)
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+    select a.pid, r.stranger,
+           format('pid %s, %s%s%s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
+                  coalesce(', from ' || host(a.client_addr), ''),
+                  case when r.stranger then ', of role ' || coalesce(a.usename, '?') || ', which may not do this work' end)
+      from pg_catalog.pg_locks l
+      join pg_catalog.pg_stat_activity a on a.pid = l.pid
+     cross join lateral (
+           select (has_column_privilege(a.usesysid, to_regclass('public.iu_route_worker_cursor'), 'prev', 'UPDATE')
+                   or has_column_privilege(a.usesysid, to_regclass('public.iu_trace_cursor'), 'prev', 'UPDATE')
+                   or has_table_privilege(a.usesysid, to_regclass('public.event_outbox'), 'DELETE')) is not true) r(stranger)
+     where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+       and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+       and l.classid::bigint = p_key and l.objid = (hashtext(p_name)::bigint & 4294967295)::oid
+$$;
+
+-- Name: FUNCTION fn_iu_lease_holders(p_key integer, p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) IS 'Who holds the advisory lock (key, hash of the name), and whether it is a stranger: a role that could not do the work.';
+
 -- Name: fn_iu_measure(text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
@@ -2380,6 +2405,63 @@ $$;
 -- Name: FUNCTION fn_iu_outbound_route_guard(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_outbound_route_guard() IS 'Lets a route be enabled and no dry run only while it is on the list of live routes; writes who changed that.';
+
+-- Name: fn_iu_outbox_admission(text, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_admission(p_site text, p_vouched boolean) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET row_security TO 'off'
+    AS $$
+declare
+    h        public.iu_outbox_home;
+    s        public.iu_outbox_site;
+    v_system bigint;
+    v_major  constant integer := current_setting('server_version_num')::integer / 10000;
+begin
+    if pg_is_in_recovery() then
+        return 'standby';
+    end if;
+    if exists (select from pg_catalog.pg_class c
+                where c.relnamespace = 'public'::regnamespace and c.relrowsecurity
+                  and (c.relname in ('dot_config', 'event_type_registry', 'event_outbox') or c.relname like 'iu\_%')
+                  and row_security_active(c.oid)) then
+        return 'row_security';
+    end if;
+    begin
+        select c.system_identifier into v_system from pg_control_system() c;
+    exception when insufficient_privilege then
+        null;
+    end;
+    select x.* into h from public.iu_outbox_home x;
+    if h.system_identifier <> v_system and h.major = v_major then
+        perform public.fn_iu_outbox_refuse('foreign_system');
+    elsif h.system_identifier is distinct from v_system and v_system is not null or h.major <> v_major then
+        update public.iu_outbox_home x set system_identifier = coalesce(v_system, x.system_identifier), major = v_major;
+    end if;
+    if p_site is null then
+        return null;
+    end if;
+    perform from public.iu_outbox_home x for update;
+    insert into public.iu_outbox_site as x (site) values (p_site)
+    on conflict (site) do update set seen_at = clock_timestamp()
+     where x.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp();
+    select x.* into s from public.iu_outbox_site x where x.site = p_site;
+    if s.accepted_at is null
+       and (p_vouched or not exists (select from public.iu_outbox_site x where x.site <> p_site)) then
+        update public.iu_outbox_site x
+           set accepted_at = clock_timestamp(),
+               accepted_by = case when p_vouched then 'beside a consumer that delivers' else 'the first consumer' end
+         where x.site = p_site
+        returning x.accepted_at into s.accepted_at;
+    end if;
+    return case when s.accepted_at is null then 'foreign_site' end;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_outbox_admission(p_site text, p_vouched boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_admission(p_site text, p_vouched boolean) IS 'Null when a consumer of this site may work here, else why not: standby, row_security or foreign_site. Keeps foreign_system as a refusal where the cluster is another one.';
 
 -- Name: iu_route_worker_cursor; Type: TABLE; Schema: public; Owner: -
 
@@ -2888,6 +2970,8 @@ begin
     -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
     delete from public.iu_outbox_anchor;
     insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
+    delete from public.iu_outbox_home;
+    insert into public.iu_outbox_home default values;
     update public.iu_route_worker_cursor w
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
@@ -2932,26 +3016,45 @@ declare
     v_lineage uuid;
     v_here    text;
     v_there   text;
+    v_kept    text;
 begin
     -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
     if pg_is_in_recovery() then
         return 'standby';
     end if;
-    select x.lineage, x.xmin::text, (x.xact_id::text::numeric % 4294967296)::text
-      into v_lineage, v_here, v_there
+    select x.lineage, x.xmin::text, (x.xact_id::text::numeric % 4294967296)::text,
+           (select h.refusal from public.iu_outbox_home h)
+      into v_lineage, v_here, v_there, v_kept
       from public.iu_outbox_anchor x;
     return case
                when v_lineage is null then 'anchor_missing'
                when v_here <> v_there then 'foreign_history'
                when p_lineage is distinct from v_lineage then 'foreign_cursor'
                when pg_snapshot_xmax(p_prev) > pg_snapshot_xmax(pg_current_snapshot()) then 'cursor_ahead'
+               else v_kept
            end;
 end
 $$;
 
 -- Name: FUNCTION fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) IS 'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, foreign_history, foreign_cursor or cursor_ahead.';
+COMMENT ON FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) IS 'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, foreign_history, foreign_cursor, cursor_ahead or foreign_system. The last two are kept until a reanchor.';
+
+-- Name: fn_iu_outbox_refuse(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_outbox_refuse(p_refusal text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET row_security TO 'off'
+    AS $$
+begin
+    update public.iu_outbox_home h set refusal = p_refusal, refused_at = clock_timestamp() where h.refusal is null;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_outbox_refuse(p_refusal text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_outbox_refuse(p_refusal text) IS 'Keeps a refusal until a reanchor; the first one counts.';
 
 -- Name: fn_iu_outbox_retired(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4047,6 +4150,9 @@ declare
     v_detail    text;
     v_polling   text;
     v_standbys  bigint := 0;
+    v_site      text;
+    v_strangers bigint;
+    v_stranger  text;
     v_holder    text;
     v_seen      timestamptz;
     v_silent    double precision;
@@ -4108,11 +4214,25 @@ begin
     if not v_master then
         v_reasons := v_reasons || 'master gate is closed'::text;
     end if;
+    select s.site into v_site from public.iu_outbox_site s
+     where s.accepted_at is null and s.seen_at > v_now - interval '1 minute' order by s.seen_at desc limit 1;
+    if found then
+        v_reasons := v_reasons || ('a consumer at ' || v_site || ' may not deliver: is this database a copy?');
+    end if;
+    -- 013 may be absent, too.
+    if to_regprocedure('public.fn_iu_lease_holders(integer,text)') is not null then
+        select count(*), string_agg(h.words, '; ') into v_strangers, v_stranger
+          from public.fn_iu_lease_holders(726003, p_worker_name) h where h.stranger;
+        if v_strangers > 0 then
+            v_warnings := v_warnings || jsonb_build_object('code', 'foreign_lease', 'figure', v_strangers,
+                                                           'detail', v_stranger);
+        end if;
+    end if;
     if v_refusal is not null then
         v_reasons := v_reasons || ('worker refuses: ' || v_refusal);
     end if;
     if v_state = 'refusing' then
-        v_reasons := v_reasons || 'consumer refuses to work'::text;
+        v_reasons := v_reasons || ('consumer refuses to work' || coalesce(': ' || v_detail, ''));
     end if;
     if v_state = 'failing' then
         v_reasons := v_reasons || ('every batch fails: ' || v_detail);
@@ -4298,6 +4418,9 @@ begin
     end if;
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     if v_refusal is not null then
+        if v_refusal = 'cursor_ahead' then
+            perform public.fn_iu_outbox_refuse(v_refusal);
+        end if;
         return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
                                   'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
     end if;
@@ -5660,6 +5783,74 @@ COMMENT ON COLUMN public.iu_migration.evidence IS 'What the gates showed when it
 
 COMMENT ON CONSTRAINT iu_migration_checksum_chk ON public.iu_migration IS 'SHA-256 in hexadecimal.';
 
+-- Name: iu_outbox_home; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_outbox_home (
+    one boolean DEFAULT true NOT NULL,
+    system_identifier bigint DEFAULT (pg_control_system()).system_identifier,
+    major integer DEFAULT ((current_setting('server_version_num'::text))::integer / 10000) NOT NULL,
+    refusal text,
+    refused_at timestamp with time zone,
+    CONSTRAINT iu_outbox_home_one CHECK (one)
+);
+
+-- Name: TABLE iu_outbox_home; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_outbox_home IS 'One row: the cluster in which the cursors were written, and a refusal that is kept.';
+
+-- Name: COLUMN iu_outbox_home.one; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_home.one IS 'Always true: there is one row.';
+
+-- Name: COLUMN iu_outbox_home.system_identifier; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_home.system_identifier IS 'The system identifier of that cluster.';
+
+-- Name: COLUMN iu_outbox_home.major; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_home.major IS 'Its major version: pg_upgrade changes both.';
+
+-- Name: COLUMN iu_outbox_home.refusal; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_home.refusal IS 'Why no cursor is believed until a reanchor: cursor_ahead or foreign_system. Null: nothing.';
+
+-- Name: COLUMN iu_outbox_home.refused_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_home.refused_at IS 'Since when.';
+
+-- Name: CONSTRAINT iu_outbox_home_one ON iu_outbox_home; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbox_home_one ON public.iu_outbox_home IS 'There is one row.';
+
+-- Name: iu_outbox_site; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_outbox_site (
+    site text NOT NULL,
+    seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    accepted_at timestamp with time zone,
+    accepted_by text
+);
+
+-- Name: TABLE iu_outbox_site; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_outbox_site IS 'From where consumers reach this database. One of a site that is not accepted delivers nothing.';
+
+-- Name: COLUMN iu_outbox_site.site; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_site.site IS 'The name that the consumer was given (IU_LISTEN_SITE), else the address that it connects to.';
+
+-- Name: COLUMN iu_outbox_site.seen_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_site.seen_at IS 'When a consumer of this site last began a session.';
+
+-- Name: COLUMN iu_outbox_site.accepted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_site.accepted_at IS 'Since when its consumers may deliver. Null: they may not.';
+
+-- Name: COLUMN iu_outbox_site.accepted_by; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_outbox_site.accepted_by IS 'By whom: a person, or why that was not necessary.';
+
 -- Name: iu_retention_policy; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.iu_retention_policy (
@@ -5874,6 +6065,7 @@ CREATE VIEW public.v_iu_culprit AS
             a.application_name,
             a.datname,
             a.usename,
+            a.usesysid,
             a.state,
             a.wait_event,
             a.backend_xid,
@@ -5908,13 +6100,15 @@ CREATE VIEW public.v_iu_culprit AS
             s.application_name,
             s.datname,
             s.usename,
+            s.usesysid,
             s.state,
             s.wait_event,
             s.backend_xid,
             s.backend_xmin,
             s.xact_start,
             s.backend_type,
-            s.seconds
+            s.seconds,
+            (has_column_privilege(s.usesysid, 'public.iu_route_worker_cursor'::text, 'prev'::text, 'UPDATE'::text) IS NOT TRUE) AS stranger
            FROM (pg_locks l
              JOIN sessions s ON ((s.pid = l.pid)))
           WHERE ((l.locktype = 'advisory'::text) AND l.granted AND (l.objsubid = 2) AND (l.database = ( SELECT h.oid
@@ -6021,11 +6215,12 @@ UNION ALL
     NULL::bigint AS xids,
     (((((
         CASE
+            WHEN ((o.key = 726003) AND o.stranger) THEN (('role '::text || (o.usename)::text) || ' may not do this work: consumers go on without the lock'::text)
             WHEN (o.key = 726003) THEN 'no consumer of that worker can work'::text
             ELSE 'a consumer cannot sleep by the bell, or writers notify nobody'::text
         END || ': a session that is not an iu-listen holds advisory lock ('::text) || o.key) || ', '::text) || o.slot) || ')'::text) AS effect
    FROM ours o
-  WHERE (o.application_name !~~ 'iu-listen %'::text)
+  WHERE ((o.application_name !~~ 'iu-listen %'::text) OR ((o.key = 726003) AND o.stranger))
 UNION ALL
  SELECT 'trigger'::text AS what,
     ((t.tab || '.'::text) || t.name) AS who,
@@ -6398,6 +6593,24 @@ ALTER TABLE ONLY public.iu_outbox_anchor
 -- Name: CONSTRAINT iu_outbox_anchor_pkey ON iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT iu_outbox_anchor_pkey ON public.iu_outbox_anchor IS 'There is one row.';
+
+-- Name: iu_outbox_home iu_outbox_home_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_outbox_home
+    ADD CONSTRAINT iu_outbox_home_pkey PRIMARY KEY (one);
+
+-- Name: CONSTRAINT iu_outbox_home_pkey ON iu_outbox_home; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbox_home_pkey ON public.iu_outbox_home IS 'There is one row.';
+
+-- Name: iu_outbox_site iu_outbox_site_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.iu_outbox_site
+    ADD CONSTRAINT iu_outbox_site_pkey PRIMARY KEY (site);
+
+-- Name: CONSTRAINT iu_outbox_site_pkey ON iu_outbox_site; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT iu_outbox_site_pkey ON public.iu_outbox_site IS 'A site is known once.';
 
 -- Name: iu_retention_policy iu_retention_policy_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

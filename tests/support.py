@@ -174,7 +174,12 @@ async def wait_until(condition: Callable[[], Awaitable[Any]], what: str, timeout
 
 @asynccontextmanager
 async def consuming(
-    dsn: str, *, listening: bool = True, recorder: Recorder | None = None, **settings: Any
+    dsn: str,
+    *,
+    listening: bool = True,
+    recorder: Recorder | None = None,
+    waits_for: type[Observation] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Recorder]:
     """A consumer in this process, for the length of a block; yields who watches it, once it listens."""
     recorder = recorder or Recorder()
@@ -183,7 +188,7 @@ async def consuming(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         try:
-            await recorder.wait_for(Listening if listening else BatchRan)
+            await recorder.wait_for(waits_for or (Listening if listening else BatchRan))
             yield recorder
         finally:
             consumer.stop("end of test")

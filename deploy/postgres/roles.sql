@@ -52,7 +52,8 @@ comment on role iu_listen_janitor is 'Removes what the retention policies let go
 revoke all on
     public.dot_config, public.event_type_registry, public.event_outbox, public.event_outbox_event_seq,
     public.iu_outbound_route, public.iu_route_attempt,
-    public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_route_dead_letter,
+    public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_outbox_site, public.iu_route_worker_cursor,
+    public.iu_route_dead_letter,
     public.iu_consumer_heartbeat, public.iu_retention_policy, public.iu_audit, public.iu_audit_missing,
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
@@ -63,7 +64,8 @@ revoke all on
 
 -- The worker is nobody's business but the worker's. Trigger functions stay as they are: they cannot be called.
 revoke execute on function
-    public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot),
+    public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_refuse(text),
+    public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(),
     public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
@@ -153,7 +155,8 @@ $$;
 
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
-    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
+    public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(), public.fn_iu_outbox_refuse(text),
+    public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_trace_context(text),
     public.fn_iu_event_snapshot(uuid), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
@@ -207,6 +210,10 @@ grant select (key, value, updated_at) on public.dot_config to iu_listen_consumer
 
 -- Whole events: a dead letter keeps the row as it is, whatever columns it has by then.
 grant select on public.event_outbox, public.event_outbox_event_seq, public.iu_outbox_anchor to iu_listen_consumer;
+
+-- Which cluster this is, what is refused until a reanchor, and from where consumers come.
+grant select, update (system_identifier, major, refusal, refused_at) on public.iu_outbox_home to iu_listen_consumer;
+grant select, insert (site), update (seen_at, accepted_at, accepted_by) on public.iu_outbox_site to iu_listen_consumer;
 
 -- Whole routes: a batch reads them once, as rows.
 grant select on public.iu_outbound_route to iu_listen_consumer;
@@ -272,6 +279,7 @@ grant select, delete,
 -- status, health, doctor, attempts, and the lists of everything. No payload: neither safe_payload nor event_snapshot.
 
 grant execute on function
+    public.fn_iu_lease_holders(integer, text),
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
@@ -286,7 +294,8 @@ grant execute on function
 
 grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
-    public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
+    public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_outbox_site,
+    public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
     public.iu_retention_policy, public.event_outbox_event_seq, public.iu_audit, public.iu_audit_missing,
     public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
@@ -307,6 +316,9 @@ grant select (id, worker_name, event_ref, route_kind, route_code, idempotency_ke
 -- Operator -----------------------------------------------------------------------------------------------
 
 grant iu_listen_reader to iu_listen_operator;
+
+-- cursor site.
+grant insert (site), update (seen_at, accepted_at, accepted_by) on public.iu_outbox_site to iu_listen_operator;
 
 -- A gate is a value in dot_config. Privileges know columns, not rows: an operator could change any other setting in
 -- there. So it is for people, not for services; and no key can be added or removed.
@@ -385,6 +397,7 @@ grant select (name, exported), delete on public.iu_trace_cursor to iu_listen_ope
 -- Partitions are the owner's: whoever may not own event_outbox removes rows.
 
 grant execute on function
+    public.fn_iu_lease_holders(integer, text),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
@@ -394,7 +407,8 @@ grant execute on function
 
 -- Whether the package is whole, and what the cursors have read.
 grant select (key) on public.dot_config to iu_listen_janitor;
-grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_route_worker_cursor to iu_listen_janitor;
+grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_route_worker_cursor
+    to iu_listen_janitor;
 grant select (worker_name, event_ref, accepted_at) on public.iu_audit_missing to iu_listen_janitor;
 grant select (prev) on public.iu_trace_cursor to iu_listen_janitor;
 grant select (codes) on public.iu_audit to iu_listen_janitor;
@@ -417,6 +431,7 @@ grant select, update (last_run_at, last_gone, total_gone) on public.iu_retention
 -- no payload, and keeps its own position.
 
 grant execute on function
+    public.fn_iu_lease_holders(integer, text),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_commit_at(xid8),
     public.fn_iu_trace_register(text), public.fn_iu_trace_tick(text), public.fn_iu_trace_again(timestamptz),
@@ -426,7 +441,8 @@ grant execute on function
     to iu_listen_exporter;
 grant select (key) on public.dot_config to iu_listen_exporter;
 grant select (worker_name, tick, last_run_at) on public.iu_route_worker_cursor to iu_listen_exporter;
-grant select on public.iu_migration, public.iu_outbox_anchor, public.v_iu_trace_attempt, public.v_iu_trace_letter
+grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.v_iu_trace_attempt,
+    public.v_iu_trace_letter
     to iu_listen_exporter;
 grant select (id, xact_id, created_at) on public.iu_route_attempt, public.iu_route_dead_letter to iu_listen_exporter;
 grant select, insert (name, lineage, prev),

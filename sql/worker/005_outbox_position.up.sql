@@ -101,6 +101,123 @@ comment on constraint iu_outbox_anchor_one on public.iu_outbox_anchor is 'There 
 
 insert into public.iu_outbox_anchor default values;
 
+-- Home ---------------------------------------------------------------------------------------------------
+
+-- What the anchor cannot tell, because a physical copy carries it along as it is:
+--
+--   * pg_createsubscriber gives a copy another system identifier, and its transaction ids go on. Cursors that are replicated
+--     into it look like its own. pg_upgrade makes another identifier, too; it changes the major version with it, and
+--     nothing else does that without another xmin of the anchor.
+--   * A clone that is started beside its original has the same identifier. Only its clients know that it is another
+--     server: by its address, or by the name that they were given for it. So each consumer says where it is (its site). The
+--     first one is known; a further one becomes known while another consumer delivers here, which in a clone none does,
+--     or when a person says so. A consumer of an unknown site delivers nothing.
+--   * A cursor that lies ahead of its cluster is believed again as soon as transaction ids have passed it, and what lies
+--     in between is skipped. So such a refusal is kept until a reanchor.
+create table public.iu_outbox_home (
+    one                boolean      not null default true,
+    system_identifier  bigint       default (pg_control_system()).system_identifier,
+    major              integer      not null default current_setting('server_version_num')::integer / 10000,
+    refusal            text,
+    refused_at         timestamptz,
+
+    constraint iu_outbox_home_pkey primary key (one),
+    constraint iu_outbox_home_one check (one)
+);
+comment on table public.iu_outbox_home is 'One row: the cluster in which the cursors were written, and a refusal that is kept.';
+comment on column public.iu_outbox_home.one is 'Always true: there is one row.';
+comment on column public.iu_outbox_home.system_identifier is 'The system identifier of that cluster.';
+comment on column public.iu_outbox_home.major is 'Its major version: pg_upgrade changes both.';
+comment on column public.iu_outbox_home.refusal is 'Why no cursor is believed until a reanchor: cursor_ahead or foreign_system. Null: nothing.';
+comment on column public.iu_outbox_home.refused_at is 'Since when.';
+comment on constraint iu_outbox_home_pkey on public.iu_outbox_home is 'There is one row.';
+comment on constraint iu_outbox_home_one on public.iu_outbox_home is 'There is one row.';
+
+insert into public.iu_outbox_home default values;
+
+create table public.iu_outbox_site (
+    site         text         not null,
+    seen_at      timestamptz  not null default clock_timestamp(),
+    accepted_at  timestamptz,
+    accepted_by  text,
+
+    constraint iu_outbox_site_pkey primary key (site)
+);
+comment on table public.iu_outbox_site is 'From where consumers reach this database. One of a site that is not accepted delivers nothing.';
+comment on column public.iu_outbox_site.site is 'The name that the consumer was given (IU_LISTEN_SITE), else the address that it connects to.';
+comment on column public.iu_outbox_site.seen_at is 'When a consumer of this site last began a session.';
+comment on column public.iu_outbox_site.accepted_at is 'Since when its consumers may deliver. Null: they may not.';
+comment on column public.iu_outbox_site.accepted_by is 'By whom: a person, or why that was not necessary.';
+comment on constraint iu_outbox_site_pkey on public.iu_outbox_site is 'A site is known once.';
+
+create function public.fn_iu_outbox_refuse(p_refusal text)
+returns void
+language plpgsql
+set search_path = ''
+set row_security = off
+as $$
+begin
+    update public.iu_outbox_home h set refusal = p_refusal, refused_at = clock_timestamp() where h.refusal is null;
+end
+$$;
+comment on function public.fn_iu_outbox_refuse(text) is 'Keeps a refusal until a reanchor; the first one counts.';
+
+-- Asked once a session: it reads a file of the server. p_vouched: another consumer delivers here now.
+create function public.fn_iu_outbox_admission(p_site text, p_vouched boolean)
+returns text
+language plpgsql
+set search_path = ''
+set row_security = off
+as $$
+declare
+    h        public.iu_outbox_home;
+    s        public.iu_outbox_site;
+    v_system bigint;
+    v_major  constant integer := current_setting('server_version_num')::integer / 10000;
+begin
+    if pg_is_in_recovery() then
+        return 'standby';
+    end if;
+    if exists (select from pg_catalog.pg_class c
+                where c.relnamespace = 'public'::regnamespace and c.relrowsecurity
+                  and (c.relname in ('dot_config', 'event_type_registry', 'event_outbox') or c.relname like 'iu\_%')
+                  and row_security_active(c.oid)) then
+        return 'row_security';
+    end if;
+    begin
+        select c.system_identifier into v_system from pg_control_system() c;
+    exception when insufficient_privilege then
+        null;
+    end;
+    select x.* into h from public.iu_outbox_home x;
+    if h.system_identifier <> v_system and h.major = v_major then
+        perform public.fn_iu_outbox_refuse('foreign_system');
+    elsif h.system_identifier is distinct from v_system and v_system is not null or h.major <> v_major then
+        update public.iu_outbox_home x set system_identifier = coalesce(v_system, x.system_identifier), major = v_major;
+    end if;
+    if p_site is null then
+        return null;
+    end if;
+    perform from public.iu_outbox_home x for update;
+    insert into public.iu_outbox_site as x (site) values (p_site)
+    on conflict (site) do update set seen_at = clock_timestamp()
+     where x.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp();
+    select x.* into s from public.iu_outbox_site x where x.site = p_site;
+    if s.accepted_at is null
+       and (p_vouched or not exists (select from public.iu_outbox_site x where x.site <> p_site)) then
+        update public.iu_outbox_site x
+           set accepted_at = clock_timestamp(),
+               accepted_by = case when p_vouched then 'beside a consumer that delivers' else 'the first consumer' end
+         where x.site = p_site
+        returning x.accepted_at into s.accepted_at;
+    end if;
+    return case when s.accepted_at is null then 'foreign_site' end;
+end
+$$;
+comment on function public.fn_iu_outbox_admission(text, boolean) is
+    'Null when a consumer of this site may work here, else why not: standby, row_security or foreign_site. Keeps '
+    'foreign_system as a refusal where the cluster is another one.';
+
 -- Tick ---------------------------------------------------------------------------------------------------
 
 -- GetSnapshotData leaves the caller's own xid out of the in-progress list, so that the caller sees its own rows.
@@ -140,25 +257,28 @@ declare
     v_lineage uuid;
     v_here    text;
     v_there   text;
+    v_kept    text;
 begin
     -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
     if pg_is_in_recovery() then
         return 'standby';
     end if;
-    select x.lineage, x.xmin::text, (x.xact_id::text::numeric % 4294967296)::text
-      into v_lineage, v_here, v_there
+    select x.lineage, x.xmin::text, (x.xact_id::text::numeric % 4294967296)::text,
+           (select h.refusal from public.iu_outbox_home h)
+      into v_lineage, v_here, v_there, v_kept
       from public.iu_outbox_anchor x;
     return case
                when v_lineage is null then 'anchor_missing'
                when v_here <> v_there then 'foreign_history'
                when p_lineage is distinct from v_lineage then 'foreign_cursor'
                when pg_snapshot_xmax(p_prev) > pg_snapshot_xmax(pg_current_snapshot()) then 'cursor_ahead'
+               else v_kept
            end;
 end
 $$;
 comment on function public.fn_iu_outbox_refusal(uuid, pg_snapshot) is
     'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, '
-    'foreign_history, foreign_cursor or cursor_ahead.';
+    'foreign_history, foreign_cursor, cursor_ahead or foreign_system. The last two are kept until a reanchor.';
 
 -- Snapshot -----------------------------------------------------------------------------------------------
 

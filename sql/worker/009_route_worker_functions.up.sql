@@ -171,6 +171,9 @@ begin
     end if;
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     if v_refusal is not null then
+        if v_refusal = 'cursor_ahead' then
+            perform public.fn_iu_outbox_refuse(v_refusal);
+        end if;
         return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
                                   'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
     end if;
@@ -813,6 +816,9 @@ declare
     v_detail    text;
     v_polling   text;
     v_standbys  bigint := 0;
+    v_site      text;
+    v_strangers bigint;
+    v_stranger  text;
     v_holder    text;
     v_seen      timestamptz;
     v_silent    double precision;
@@ -874,11 +880,25 @@ begin
     if not v_master then
         v_reasons := v_reasons || 'master gate is closed'::text;
     end if;
+    select s.site into v_site from public.iu_outbox_site s
+     where s.accepted_at is null and s.seen_at > v_now - interval '1 minute' order by s.seen_at desc limit 1;
+    if found then
+        v_reasons := v_reasons || ('a consumer at ' || v_site || ' may not deliver: is this database a copy?');
+    end if;
+    -- 013 may be absent, too.
+    if to_regprocedure('public.fn_iu_lease_holders(integer,text)') is not null then
+        select count(*), string_agg(h.words, '; ') into v_strangers, v_stranger
+          from public.fn_iu_lease_holders(726003, p_worker_name) h where h.stranger;
+        if v_strangers > 0 then
+            v_warnings := v_warnings || jsonb_build_object('code', 'foreign_lease', 'figure', v_strangers,
+                                                           'detail', v_stranger);
+        end if;
+    end if;
     if v_refusal is not null then
         v_reasons := v_reasons || ('worker refuses: ' || v_refusal);
     end if;
     if v_state = 'refusing' then
-        v_reasons := v_reasons || 'consumer refuses to work'::text;
+        v_reasons := v_reasons || ('consumer refuses to work' || coalesce(': ' || v_detail, ''));
     end if;
     if v_state = 'failing' then
         v_reasons := v_reasons || ('every batch fails: ' || v_detail);

@@ -8,6 +8,7 @@
 drop view if exists public.v_iu_culprit;
 drop view if exists public.v_iu_worker_health;
 
+drop function if exists public.fn_iu_lease_holders(integer, text);
 -- Its argument is a row of a table that may be missing too, and then the function is gone with it.
 do $$
 begin

@@ -37,6 +37,33 @@ select c.worker_name, (h.j ->> 'healthy')::boolean as healthy, h.j ->> 'conditio
 comment on view public.v_iu_worker_health is
     'How every worker is, in columns: fn_iu_route_worker_health for each.';
 
+-- Leases -------------------------------------------------------------------------------------------------
+
+-- Anybody who may connect can take an advisory lock, and call a session whatever it likes. What a session cannot choose is
+-- its role: one that could do none of our work is a stranger, and its lock is no lease.
+create function public.fn_iu_lease_holders(p_key integer, p_name text)
+returns table (pid integer, stranger boolean, words text)
+language sql
+stable
+set search_path = ''
+as $$
+    select a.pid, r.stranger,
+           format('pid %s, %s%s%s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
+                  coalesce(', from ' || host(a.client_addr), ''),
+                  case when r.stranger then ', of role ' || coalesce(a.usename, '?') || ', which may not do this work' end)
+      from pg_catalog.pg_locks l
+      join pg_catalog.pg_stat_activity a on a.pid = l.pid
+     cross join lateral (
+           select (has_column_privilege(a.usesysid, to_regclass('public.iu_route_worker_cursor'), 'prev', 'UPDATE')
+                   or has_column_privilege(a.usesysid, to_regclass('public.iu_trace_cursor'), 'prev', 'UPDATE')
+                   or has_table_privilege(a.usesysid, to_regclass('public.event_outbox'), 'DELETE')) is not true) r(stranger)
+     where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+       and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+       and l.classid::bigint = p_key and l.objid = (hashtext(p_name)::bigint & 4294967295)::oid
+$$;
+comment on function public.fn_iu_lease_holders(integer, text) is
+    'Who holds the advisory lock (key, hash of the name), and whether it is a stranger: a role that could not do the work.';
+
 -- Culprits -----------------------------------------------------------------------------------------------
 --
 -- Who delays or threatens us, by name. Thresholds are such that a row deserves a person's attention:
@@ -45,7 +72,7 @@ comment on view public.v_iu_worker_health is
 --   vacuum           who holds back vacuum in the whole cluster for five minutes, the worst of each kind
 --   notify_queue     from a tenth on: the oldest session in a transaction, or one that does not read what it is sent;
 --                    PostgreSQL does not tell who listens, so it is a suspect, not a proof
---   lease, bell_key  an advisory lock of ours that a session holds which is not an iu-listen
+--   lease, bell_key  an advisory lock of ours that a session holds which is not an iu-listen, or whose role is none of ours
 --   trigger          a trigger of ours that is missing, disabled, or not fired always
 --
 -- A role without pg_read_all_stats sees pid and application of other people's sessions, but neither state nor age.
@@ -54,7 +81,7 @@ create view public.v_iu_culprit as
 with here as (
     select d.oid from pg_catalog.pg_database d where d.datname = current_database()),
 sessions as (
-    select a.pid, a.application_name, a.datname, a.usename, a.state, a.wait_event, a.backend_xid, a.backend_xmin,
+    select a.pid, a.application_name, a.datname, a.usename, a.usesysid, a.state, a.wait_event, a.backend_xid, a.backend_xmin,
            a.xact_start, a.backend_type,
            extract(epoch from clock_timestamp() - a.xact_start)::double precision as seconds
       from pg_catalog.pg_stat_activity a
@@ -72,7 +99,8 @@ prepared as (
                     where l.pid is null and l.locktype = 'transactionid' and l.transactionid = p.transaction) as writes
       from pg_catalog.pg_prepared_xacts p),
 ours as (
-    select l.classid::bigint as key, l.objid::bigint as slot, l.mode, s.*
+    select l.classid::bigint as key, l.objid::bigint as slot, l.mode, s.*,
+           has_column_privilege(s.usesysid, 'public.iu_route_worker_cursor', 'prev', 'UPDATE') is not true as stranger
       from pg_catalog.pg_locks l
       join sessions s on s.pid = l.pid
      where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.database = (select h.oid from here h)
@@ -121,11 +149,12 @@ union all
 union all
 select case when o.key = 726003 then 'lease' else 'bell_key' end, 'pid ' || o.pid, o.pid, o.application_name::text,
        o.datname::text, o.state::text, o.seconds, null,
-       case when o.key = 726003 then 'no consumer of that worker can work'
+       case when o.key = 726003 and o.stranger then 'role ' || o.usename || ' may not do this work: consumers go on without the lock'
+            when o.key = 726003 then 'no consumer of that worker can work'
             else 'a consumer cannot sleep by the bell, or writers notify nobody' end
        || ': a session that is not an iu-listen holds advisory lock (' || o.key || ', ' || o.slot || ')'
   from ours o
- where o.application_name not like 'iu-listen %'
+ where o.application_name not like 'iu-listen %' or o.key = 726003 and o.stranger
 union all
 select 'trigger', t.tab || '.' || t.name, null, null, current_database()::text,
        case g.tgenabled when 'D' then 'disabled' when 'O' then 'not always' when 'R' then 'replica only'

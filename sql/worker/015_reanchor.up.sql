@@ -209,6 +209,8 @@ begin
     -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
     delete from public.iu_outbox_anchor;
     insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
+    delete from public.iu_outbox_home;
+    insert into public.iu_outbox_home default values;
     update public.iu_route_worker_cursor w
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,

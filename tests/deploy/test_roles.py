@@ -32,10 +32,11 @@ from iu_listen.postgres import audit, census, doctor, migrate, retention, trace,
 from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
 from iu_listen.postgres.delivery import DeliverySession
+from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.measure import SurveyorSession
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.trace import TraceSession
-from iu_listen.postgres.worker import LEASE_KEY, WorkerSession
+from iu_listen.postgres.worker import WorkerSession
 from support import WORKER, connected, consuming, open_gate, run_batch, wait_until
 
 ROLES = (Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql").read_text()
@@ -234,6 +235,9 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     holder = await session.take_lease()
     assert holder is None, holder
     await connection.fetchval(query("lease_holder"), LEASE_KEY, WORKER)
+    for site in ("a", "b"):
+        await connection.fetchval(query("admission"), site, WORKER, uuid4())
+        await connection.fetchval(query("admission"), site, WORKER, uuid4())
     for kind in (State.IDLE, State.BUSY):
         await session.beat(kind, "", True, "", Tally())
     answer = await run_batch(connection)
@@ -261,6 +265,8 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     surveyor = SurveyorSession(connection, settings)
     for _ in range(2):
         await surveyor.measure()
+    # What a batch does where the cursor lies ahead of its server; the transaction is rolled back.
+    await connection.execute("select fn_iu_outbox_refuse('cursor_ahead')")
 
 
 async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings) -> None:
@@ -335,6 +341,8 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
             await owner.execute(INSERT, uuid4(), "version_applied")
             await run_batch(owner)
             await owner.execute("delete from iu_route_attempt")
+            # As pg_upgrade leaves it.
+            await owner.execute("update iu_outbox_home set system_identifier = 7, major = 14")
             granted = [row["what"] for row in await owner.fetch(GRANTED, CONSUMER)]
             assert len(granted) > 50
             spare = []
@@ -686,6 +694,8 @@ async def what_a_janitor_does(connection: asyncpg.Connection) -> None:
     await census.rows(connection, "retention/policies")
     await census.rows(connection, "retention/plan", None, None)
     await census.rows(connection, "retention/readers")
+    async with retention.only_run(connection) as other:
+        assert other is None
     assert await retention.partitions(connection, "1 hour", 3) is None
     # What it asks where the log is partitioned, to say that partitions are not its business.
     assert await census.rows(connection, "retention/partitions", "1 hour", None) == []

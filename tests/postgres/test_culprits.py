@@ -10,7 +10,7 @@ import pytest
 from iu_listen.model.observation import CulpritGone, CulpritNamed
 from iu_listen.postgres import census
 from iu_listen.postgres.bell import BELL_KEY, SLOT_KEY
-from iu_listen.postgres.worker import LEASE_KEY
+from iu_listen.postgres.lease import LEASE_KEY
 from support import connected, consuming, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio

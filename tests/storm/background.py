@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 
 from iu_listen.model.errors import DatabaseUnreachable, SessionLost
 from iu_listen.postgres import retention
+from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
-from iu_listen.postgres.worker import LEASE_KEY
 from storm.ground import LOST, Ground
 from support import WORKER
 

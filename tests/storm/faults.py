@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-from iu_listen.postgres.worker import LEASE_KEY
+from iu_listen.postgres.lease import LEASE_KEY
 from storm.ground import CATCH_UP, DEADLINE, LEASE, RECONNECT_MAX, Ground
 from support import WORKER, open_gate
 

@@ -26,8 +26,8 @@ import asyncpg
 from chaos import Proxy
 from iu_listen import embedded
 from iu_listen.postgres import migrate
+from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
-from iu_listen.postgres.worker import LEASE_KEY
 from support import WORKER, open_gate
 
 if TYPE_CHECKING:

@@ -48,6 +48,39 @@ def cursor_show(*, where: Where | None = None) -> int:
     return anyio.run(run)
 
 
+@cursor.command(name="site")
+def cursor_site(
+    *,
+    accept: Annotated[
+        str | None, Parameter(help="Let the consumers of this site deliver; `last`: of the one that was refused last.")
+    ] = None,
+    where: Where | None = None,
+) -> int:
+    """Show from where consumers reach the database, and let those of a new site deliver.
+
+    A consumer at an address that is not known delivers nothing, because the database may be a copy of another one.
+    """
+
+    async def run() -> list[census.Row]:
+        async with looking(where) as (_, connection):
+            await census.require_package(connection)
+            if accept is not None:
+                chosen = None if accept == "last" else accept
+                if not await census.rows(connection, "accept_site", chosen, None):
+                    raise Refused(f"no consumer came from {accept}", "iu-listen cursor site")
+            return await census.rows(connection, "sites")
+
+    found = anyio.run(run)
+    if where and where.json:
+        show.as_json(found)
+    else:
+        show.table(
+            ("site", "last seen", "may deliver since", "by"),
+            ((s["site"], s["seen_at"], s["accepted_at"] or "no", s["accepted_by"]) for s in found),
+        )
+    return 0
+
+
 @cursor.command(name="reset")
 def cursor_reset(
     *,

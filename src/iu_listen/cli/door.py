@@ -78,6 +78,8 @@ def opened(where: Where | None, **overrides: Any) -> Iterator[Door]:
         yield Door(settings, tuple(_programs()), None)
         return
     with running_server(settings) as server:
+        # Its socket has another path at every start; the embedded server is one place.
+        settings = replace(settings, site=settings.site or "embedded")
         yield Door(with_dsn(settings, server.dsn(EMBEDDED_DATABASE)), tuple(_programs()), server)
 
 

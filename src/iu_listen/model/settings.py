@@ -42,6 +42,9 @@ class Settings:
     """How one process is run. Frozen; its ``repr`` shows no secret. Durations are in seconds."""
 
     dsn: str | None = _setting(None, "Connection string. Without it the PG* variables count, else the embedded server.")
+    site: str | None = _setting(
+        None, "Name of the place where the database is. Default: host and port of the connection string."
+    )
     listen_dsn: str | None = _setting(None, "Connection string of the bell session, where `dsn` goes through a pooler.")
     worker: str = _setting(DEFAULT_WORKER, "Name of the worker to run or to look at.")
     batch_limit: int = _setting(5000, "Most events that one batch (one transaction) takes.", 1, 100_000)

@@ -18,6 +18,7 @@ import anyio
 from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
+from iu_listen.postgres.admission import WORDS, site_of
 from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
@@ -209,6 +210,10 @@ async def delivery_session(
             # Its end is no news here; whoever waits for something to deliver would open the next one.
             stack.callback(connections[-1].remove_termination_listener, lost)
         settler, taker = connections
+        if refusal := await ask(
+            settler, settings.deadline, query("delivery/admission"), site_of(settings), settings.worker
+        ):
+            raise Refused(*WORDS[refusal])
         session = DeliverySession(settler, taker, settings, consumer)
         await session.prepare()
         yield session

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.text import duration, humane, number
 from iu_listen.postgres import census, letters
+from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.verify import verify
-from iu_listen.postgres.worker import LEASE_KEY
 
 #: From here on an export is late, in seconds.
 LATE_TRACES: Final = 60.0
@@ -45,8 +45,8 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     if any(f.level == "fail" for f in found):
         return found
     looks: tuple[Callable[[Connection, str], Awaitable[Finding | list[Finding]]], ...] = (
-        _gates, _delivery, _letters, _history, _health, _audit, _traces, _retention, _verification, _path, _lease,
-        _queue, _emits,
+        _gates, _delivery, _letters, _history, _policies, _site, _health, _audit, _traces, _retention, _verification,
+        _path, _lease, _queue, _emits,
     )  # fmt: skip
     for look in looks:
         try:
@@ -124,6 +124,26 @@ async def _history(connection: Connection, worker: str) -> Finding:
     return Finding("fail", "worker", f"{worker} is not registered", "iu-listen cursor show")
 
 
+async def _policies(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    rows = await census.rows(connection, "row_security")
+    if not rows:
+        return Finding("ok", "row level security", "on none of the tables")
+    words = ", ".join(row["name"] for row in rows)
+    hint = "A role that consumes needs BYPASSRLS, or to own these tables without FORCE."
+    if any(row["active"] for row in rows):
+        return Finding("fail", "row level security", f"hides rows from this role: {words}", hint)
+    return Finding("warn", "row level security", f"on {words}: other roles are refused", hint)
+
+
+async def _site(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    rows = await census.rows(connection, "sites")
+    if waiting := next((row for row in rows if row["accepted_at"] is None and row["recent"]), None):
+        words = f"a consumer at {waiting['site']} may not deliver: is this database a copy?"
+        return Finding("fail", "site", words, f"If it may: iu-listen cursor site --accept {waiting['site']}")
+    known = ", ".join(row["site"] for row in rows if row["accepted_at"]) or "none yet"
+    return Finding("ok", "site", f"consumers deliver from: {known}")
+
+
 async def _health(connection: Connection, worker: str) -> Finding:
     health = await census.worker_health(connection, worker)
     if not health["healthy"]:
@@ -188,7 +208,11 @@ async def _path(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
 
 
 async def _lease(connection: Connection, worker: str) -> Finding:
-    holder = await census.value(connection, "lease_holder", LEASE_KEY, worker)
+    (row,) = await census.rows(connection, "lease_holder", LEASE_KEY, worker)
+    holder = row["words"]
+    if row["strangers"]:
+        hint = "Consumers work without it. Whose session is it? End it: select pg_terminate_backend(pid)"
+        return Finding("fail", "lease", f"its lock is held by a stranger: {holder}", hint)
     return Finding("ok", "lease", f"held by {holder}" if holder != "nobody any more" else "free: no consumer is active")
 
 

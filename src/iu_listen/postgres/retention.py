@@ -55,11 +55,12 @@ async def only_run(connection: Connection) -> AsyncIterator[str | None]:
     Behind a transaction pooler a session has no locks of its own. There two runs may meet, which costs time: batches
     leave to each other what the other one has locked.
     """
-    if connection.pooled or await census.value(connection, "take_lease", RETENTION_KEY, LOCK_NAME):
-        # The lock goes with the session, which is ended when the command is.
+    if connection.pooled:
         yield None
     else:
-        yield await census.value(connection, "lease_holder", RETENTION_KEY, LOCK_NAME)
+        # The lock goes with the session, which is ended when the command is. That of a stranger counts for nothing.
+        (row,) = await census.rows(connection, "take_lease", RETENTION_KEY, LOCK_NAME)
+        yield None if row["mine"] or row["strangers"] else row["words"]
 
 
 async def batches(

@@ -44,10 +44,11 @@ class TraceSession:
 
     async def take_lease(self) -> str | None:
         """Become the one reader of this export, which begins now if it is new. None: done. Else: who is it already."""
-        if not self._connection.pooled and not await ask(
-            self._connection, self._deadline, query("take_lease"), TRACE_KEY, self._name
-        ):
-            return str(await ask(self._connection, self._deadline, query("lease_holder"), TRACE_KEY, self._name))
+        if not self._connection.pooled:
+            (row,) = await self._rows("take_lease", TRACE_KEY, self._name)
+            # The lock of a stranger is no lease; two readers would share the pages, and lose none.
+            if not row["mine"] and not row["strangers"]:
+                return str(row["words"])
         await ask(self._connection, self._deadline, query("trace/register"), self._name)
         return None
 

@@ -19,13 +19,13 @@ from iu_listen.model.delivery import Taken, Want
 from iu_listen.model.errors import NoAnswer, Refused, SessionLost
 from iu_listen.model.facts import Batch, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
+from iu_listen.postgres.admission import WORDS, site_of
 from iu_listen.postgres.delivery import columns, taken_of
 from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.lease import WorkerLease
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
-LEASE_KEY: Final = 726003
 #: SQLSTATE of a statement that the server ended, because it took too long or was cancelled.
 QUERY_CANCELED: Final = "57014"
 
@@ -42,6 +42,7 @@ class WorkerSession:
         self._batch: str | Prepared = query("run_batch")
         self._batch_and_take: str | Prepared = query("run_batch_and_take")
         self._abandoned = ""
+        self._lease = WorkerLease(connection, settings, consumer)
         self.failure: BatchFailure | None = None
 
     @property
@@ -66,12 +67,7 @@ class WorkerSession:
         Behind a transaction pooler there are no session locks to take; there the row lock that every batch takes on
         the cursor keeps events single, and consumers of one worker merely take turns.
         """
-        if self._connection.pooled:
-            return None
-        deadline, worker = self._settings.deadline, self._settings.worker
-        if await ask(self._connection, deadline, query("take_lease"), LEASE_KEY, worker):
-            return None
-        return str(await ask(self._connection, deadline, query("lease_holder"), LEASE_KEY, worker))
+        return None if self._connection.pooled else await self._lease.take()
 
     async def run_batch(
         self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
@@ -112,7 +108,13 @@ class WorkerSession:
         )  # fmt: skip
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
-        """Write the heartbeat."""
+        """Write the heartbeat.
+
+        Raises:
+            SessionLost: the lease, for which a row stood because a stranger held its lock, is another consumer's now.
+        """
+        if self._lease.around and (holder := await self._lease.take()) is not None:
+            raise SessionLost(f"the lease is held by {holder}")
         await ask(
             self._connection, self._settings.deadline, query("beat"),
             self._consumer, self._settings.worker, platform.node(), os.getpid(), self._version,
@@ -160,4 +162,11 @@ async def worker_session(
             raise SessionLost("the server takes no writes: it is a standby or read-only")
         session = WorkerSession(connection, settings, consumer, version)
         await session.prepare()
+        refusal = await ask(
+            connection, settings.deadline, query("admission"), site_of(settings), settings.worker, consumer
+        )
+        # A site that is not known keeps from delivering only.
+        if refusal not in (None, "foreign_site"):
+            await session.beat(State.REFUSING, refusal, False, "", Tally())
+            raise Refused(*WORDS[refusal])
         yield session

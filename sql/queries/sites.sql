@@ -1,0 +1,6 @@
+-- From where consumers reach this database, and since when they may deliver.
+
+select s.site, s.seen_at, s.accepted_at, s.accepted_by,
+       s.seen_at > clock_timestamp() - interval '1 minute' as recent
+  from public.iu_outbox_site s
+ order by s.accepted_at nulls first, s.site
