@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 PROMPT = 5.0
 JSON = ("run", "--log-format", "json")
 DEMO = ("demo", "--burst", "2000")
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -108,11 +109,18 @@ def test_demo(place):
         said = demo(place)
         for words in (
             "PASS",
-            "events written and routed in",
-            "replayed: replayed, decision dry_run, attempt 2",
+            "2 000 events written and routed in",
+            "demo/customer-busy",
+            "nobody knows this customer",
+            "replayed: queued, and delivered",
+            "breaker open",
+            "the circuit breaker is closed",
             "Summary",
         ):
             assert words in said
+        figures = {line[:43].strip() for line in said.partition(" measured")[2].splitlines() if line.strip()}
+        excerpt = README.read_text().partition("```text\n measured")[2].partition("```")[0]
+        assert {line[:43].strip() for line in excerpt.splitlines() if line.strip()} - {"─" * 42} == figures - {"─" * 42}
         last = next(line for line in said.splitlines() if "events written / events decided" in line)
         written, _, decided = last.partition("decided")[2].partition("/")
         assert written.strip() == decided.strip() != ""
@@ -123,10 +131,12 @@ def test_demo(place):
     "phase",
     [
         "1. A PostgreSQL of its own",
-        "gate 5",
+        "2. The substrate",
         "3. The probe",
-        "5. Business",
-        "6. A burst",
+        "4. Business",
+        "5. A burst",
+        "6. One route goes live",
+        "7. The receiver goes away",
         "8. The consumer is killed",
         "9. It is started again",
     ],
@@ -139,6 +149,24 @@ def test_demo_that_is_interrupted(place, phase, number):
     with running(*DEMO, env=there(place)) as command:
         command.until_it_says(phase)
         assert command.end(number, timeout=20) == 128 + number
+    nothing_runs(place)
+
+
+@pytest.mark.parametrize("burst", [1, 7, 5003])
+def test_a_burst_is_as_large_as_asked(place, burst):
+    """--burst 5003 writes and reports 5 003. Fails when: it is divided among writers and units without its rest."""
+    done = run("demo", "--burst", str(burst), env=there(place), timeout=120)
+    assert f"{burst:,} events written and routed in".replace(",", " ") in done.out
+    nothing_runs(place)
+
+
+def test_two_demos_at_once(place):
+    """A second demo on the same server is refused, and the first one goes on: a lock for the length of a session."""
+    with running(*DEMO, env=there(place)) as command:
+        command.until_it_says("4. Business")
+        refused(1, "another demo runs")(*DEMO, env=there(place))
+        assert command.ended(120) == 0
+        assert "Summary" in command.said
     nothing_runs(place)
 
 

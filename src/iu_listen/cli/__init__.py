@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from iu_listen.cli import (
     audit,
@@ -49,8 +49,21 @@ be written, 70 a fault of the program."""
 #: Exit codes that no error of ours has.
 ANSWER_LOST, UNEXPECTED = 4, 70
 
+
+def _default(value: object) -> str | None:
+    """How help shows a default; None: not at all, because there is none, or a switch is off."""
+    return None if value in (None, "") or value is False else str(value)
+
+
 # Interrupts are ours to answer, below: cyclopts would make every signal a 130.
-app = App(name="iu-listen", help=HELP, version=VERSION, help_format="markdown", suppress_keyboard_interrupt=False)
+app = App(
+    name="iu-listen",
+    help=HELP,
+    version=VERSION,
+    help_format="markdown",
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(show_default=_default),
+)
 for group in (
     service,
     demo,

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.prompt import Confirm
 
 from iu_listen.cli import show
 from iu_listen.model.errors import ConfigurationError, Refused
+
+#: Where there is no terminal, a step of many batches says so often how far it is, in seconds.
+SAY_EVERY: Final = 10.0
 
 
 def confirmed(question: str, *, yes: bool) -> None:
@@ -40,3 +53,35 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=show.err(), transient=True, disable=not show.err().is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, advance=done)
+
+
+class Steps:
+    """A progress bar with a step for each file: call it with the name of each."""
+
+    def __init__(self, bar: Progress, what: str, total: int) -> None:
+        self._bar, self._what = bar, what
+        self._task = bar.add_task(what, total=total)
+        self._said = time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        """The next step begins."""
+        self._bar.update(self._task, description=f"{self._what}: {name}", advance=1)
+
+    def batch(self, name: str, what: str, rows: int) -> None:
+        """A batch of a step was done; ``rows`` is how many there were so far."""
+        text = f"{name}: {what}, {rows:,} done".replace(",", " ").replace("  ", ", ")
+        self._bar.update(self._task, description=f"{self._what}: {text}")
+        if self._bar.disable and time.monotonic() - self._said > SAY_EVERY:
+            self._said = time.monotonic()
+            show.note(text)
+
+
+@contextmanager
+def steps(what: str, total: int) -> Iterator[Steps]:
+    """A progress bar on a terminal; yields what is called with the name of each step."""
+    console = show.err()
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        yield Steps(bar, what, total)

@@ -86,7 +86,7 @@ def cursor_reset(
     *,
     to: Annotated[Literal["beginning", "now"], Parameter(help="Where to.")],
     worker: Annotated[
-        str | None, Parameter(help="Which worker. Default: IU_LISTEN_WORKER, else the one of 060.")
+        str | None, Parameter(help="Which worker. Default: IU_LISTEN_WORKER, else iu_outbound_default.")
     ] = None,
     plan: Plan = False,
     yes: Yes = False,

@@ -15,15 +15,18 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import anyio
+import anyio.abc
 from cyclopts import App, Parameter
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from iu_listen.cli import show, waterfall
-from iu_listen.cli.door import Door, opened, with_dsn
-from iu_listen.cli.prove import apply_on, print_proof
+from iu_listen.cli.demo_target import PORT, Receiver
+from iu_listen.cli.door import Door, between, opened, with_dsn
+from iu_listen.cli.prove import applied, print_proof
 from iu_listen.model.errors import Refused
 from iu_listen.model.facts import DEFAULT_WORKER
-from iu_listen.postgres import census, trace
+from iu_listen.postgres import census, letters, trace
 from iu_listen.postgres.gates import Terms
 from iu_listen.postgres.probe import run_probe
 from iu_listen.postgres.session import Connection
@@ -33,6 +36,9 @@ DATABASE: Final = "iu_demo"
 #: How long a step of the demo may take before it is called a failure, in seconds.
 PATIENCE: Final = 60.0
 WRITERS: Final = 4
+#: The live route, and the units whose events it delivers: one is taken, one at the second try, one is refused.
+ROUTE: Final = "demo.crm"
+CUSTOMERS: Final = ("customer", "customer-busy", "customer-unknown")
 
 
 def register(app: App) -> None:
@@ -40,8 +46,10 @@ def register(app: App) -> None:
     app.command(demo)
 
 
-def demo(*, burst: Annotated[int, Parameter(help="Events in the burst.")] = 20_000) -> int:
-    """Show the main job on the embedded server: apply, prove, route, drain, fail, replay, die, catch up.
+def demo(
+    *, burst: Annotated[int, Parameter(help="Events in the burst.", validator=between(1, 10_000_000))] = 20_000
+) -> int:
+    """Show the main job on the embedded server: apply, prove, route, drain, deliver, fail, replay, die, catch up.
 
     It works on a database of its own, iu_demo, new each time, and ends by itself.
     """
@@ -60,21 +68,33 @@ class _Demo:
     door: Door
     burst: int
     figures: list[tuple[str, str]] = field(default_factory=list)
+    receiver: Receiver = field(default_factory=Receiver)
+    tasks: anyio.abc.TaskGroup = field(init=False)
     _step: int = 0
 
     async def run(self) -> int:
+        async with self.door.session("iu-listen demo") as only:
+            if not await census.value(only, "demo/lock"):
+                raise Refused(
+                    "another demo runs on this embedded server", "Wait for its end, or give another IU_LISTEN_DATA_DIR."
+                )
+            return await self._whole()
+
+    async def _whole(self) -> int:
         await self._fresh_database()
-        async with self.door.session("iu-listen demo") as connection:
+        async with anyio.create_task_group() as self.tasks, self.door.session("iu-listen demo") as connection:
+            await self.tasks.start(self.receiver.serve)
             await self._apply_and_prove(connection)
             with self._consumer() as consumer:
                 await self._wait(lambda: self._listens(connection), "the consumer listens", pause=0.02)
                 await self._business(connection)
                 await self._burst(connection)
-                await self._dead_letter(connection)
+                await self._deliver(connection)
                 await self._die(connection, consumer)
             with self._consumer():
                 await self._catch_up(connection)
             await self._end(connection)
+            self.receiver.close()
         return 0
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -92,20 +112,27 @@ class _Demo:
         self._figure("database ready", f"{time.perf_counter() - began:.2f} s")
 
     async def _apply_and_prove(self, connection: Connection) -> None:
-        self._title("The substrate, then the package through its eight gates, then the W checks")
+        self._title("The substrate, then the package through its gates, then the checks")
         began = time.perf_counter()
         terms = Terms(
             dsn=self.door.settings.dsn, no_backup="demo database, empty", programs=self.door.programs, base=True
         )
-        if await apply_on(self.door, connection, terms, machine=False):
-            raise Refused("the demo database could not be set up")
+        answer = await applied(self.door, connection, terms, quiet=True)
+        shut = [f"{g['name']}: {g['evidence']}" for g in answer["gates"] if not g["pass"]]
+        wrong = [c["id"] for c in answer.get("verify", []) if not c["pass"]]
+        if not answer["pass"]:
+            raise Refused(f"the demo database could not be set up: {'; '.join(shut + wrong)}")
+        for gate in answer["gates"]:
+            show.line(f"{show.mark(True, 'PASS')}  {gate['number']} {gate['name']}", markup=True)
+        show.line(f"{len(answer['applied'])} files applied; {len(answer['verify'])} checks pass")
         self._figure("applied through eight gates, verified", f"{time.perf_counter() - began:.2f} s")
-        self._title("The probe, A to H, now on the installed package")
+        self._title("The probe, A to H, now on the installed package; rolled back")
         proof = await run_probe(connection, self.door.session)
-        print_proof(proof)
+        for finding in proof.probes:
+            show.line(f"{show.mark(finding.passed, 'PASS', 'FAIL')}  {escape(finding.scenario)}", markup=True)
         if not proof.passed:
+            print_proof(proof)
             raise Refused("the probe does not show the seed's figures")
-        self._title("The worker gate opens, the consumer starts")
         await census.set_gate(connection, "worker", opened=True)
 
     async def _business(self, connection: Connection) -> None:
@@ -126,57 +153,76 @@ class _Demo:
                 ways.append((way["canonical_address"], str(way["id"]), f"{1000 * (written - began):.2f} ms",
                              f"{1000 * decided:.2f} ms", way["status"]))  # fmt: skip
             await anyio.sleep(0.03)
-        show.table(("unit", "event", "writer knew after", "decided after", "decision"), ways)
+        columns = ("unit", "event", "writer knew after", "decided after", "decision")
+        show.table(columns, ways, spare=("event",))
         self._figure("insert → decision, median of 10", f"{sorted(total)[len(total) // 2]:.2f} ms")
 
     async def _burst(self, connection: Connection) -> None:
         self._title(f"A burst of {show.text(self.burst)} events from {WRITERS} writers, and the drain")
         units = [await connection.fetchval(query("demo/new_unit"), f"demo/burst-{n:02}") for n in range(20)]
-        each = max(1, self.burst // (len(units) * WRITERS * 5))
-        before = await connection.fetchrow(query("demo/counts"))
-        assert before is not None
-        expected = before["events"] + len(units) * each * WRITERS * 5
+        before = (await self._count(connection))["attempted"]
+        expected = (await self._count(connection))["events"] + self.burst
         began = time.perf_counter()
 
-        async def write(mine: list[UUID]) -> None:
+        async def write(mine: list[UUID], count: int) -> None:
+            chunk = max(1, count // 20)
             async with self.door.session("iu-listen demo writer") as writer:
-                for _ in range(5 * WRITERS):
-                    await writer.execute(query("demo/new_versions"), mine, each)
+                for number, first in enumerate(range(0, count, chunk)):
+                    some = min(chunk, count - first)
+                    await writer.execute(query("demo/new_versions"), [mine[number % len(mine)]], some)
 
         async with anyio.create_task_group() as tasks:
             for n in range(WRITERS):
-                tasks.start_soon(write, units[n::WRITERS])
-            async with _bar("drain", expected - before["events"]) as advance:
-                await self._drained(connection, expected, lambda done: advance(done - before["attempted"]))
+                tasks.start_soon(write, units[n::WRITERS], len(range(n, self.burst, WRITERS)))
+            async with _bar("drain", self.burst) as advance:
+                await self._drained(connection, expected, lambda done: advance(done - before))
         seconds = time.perf_counter() - began
-        count = expected - before["events"]
-        show.line(f"{show.text(count)} events written and routed in {seconds:.2f} s")
-        self._figure("burst, written and routed", f"{count / seconds:,.0f} events/s".replace(",", " "))
+        show.line(f"{show.text(self.burst)} events written and routed in {seconds:.2f} s")
+        self._figure("burst, written and routed", f"{show.text(round(self.burst / seconds))} events/s")
 
-    async def _dead_letter(self, connection: Connection) -> None:
-        self._title("One poison event among good ones: a dead letter, and its replay")
-        broken = await connection.fetchval(query("demo/new_unit"), "demo/broken")
-        good = await connection.fetchval(query("demo/new_unit"), "demo/good")
-        await connection.execute(query("demo/break_audit"))
-        for unit in (good, broken, good):
+    async def _deliver(self, connection: Connection) -> None:
+        self._title("One route goes live: a coroutine delivers to a receiver; a failure, a retry, a dead letter")
+        await connection.execute(query("demo/live_route"))
+        await census.set_gate(connection, "delivery", opened=True)
+        await census.route_live(connection, ROUTE, live=True, why="the demo", actor="demo")
+        units = [await connection.fetchval(query("demo/new_unit"), f"demo/{name}") for name in CUSTOMERS]
+        _, busy, unknown = units
+        self.receiver.busy.add(str(busy))
+        self.receiver.unknown.add(str(unknown))
+        for unit in units:
             await connection.execute(query("demo/new_versions"), [unit], 1)
-        letters = await self._wait(
-            lambda: census.rows(connection, "list_dead_letters", False, None, None, None, None, None, None, 10),
-            "there is a dead letter",
+        letter = (await self._wait(partial(self._letters, connection), "there is a dead letter"))[0]
+        await self._wait(partial(self._delivered, connection), "everything is delivered", pause=0.02)
+        attempts = await census.rows(connection, "demo/attempts", units)
+        show.table(
+            ("unit", "attempt", "came to", "because"),
+            ((a["canonical_address"], a["attempt_no"], a["status"], a["failure_code"]) for a in attempts),
         )
-        await self._drained(connection, (await self._count(connection))["events"])
-        show.line(f"dead letter {letters[0]['id']}: {letters[0]['failure_detail']}")
-        show.line("the good events around it were routed; the stream never stopped")
-        await connection.execute(query("demo/mend_audit"))
-        answer = await census.replay(connection, letters[0]["id"], "demo")
-        show.line(
-            f"mended, replayed: {answer['status']}, decision {answer['decision']}, attempt {answer['attempt_no']}"
-        )
-        if not answer["resolved"]:
-            raise Refused("the replay did not resolve the dead letter")
+        show.line(f"dead letter {letter['id']}: {letter['failure_detail']}")
+        self.receiver.unknown.clear()
+        answer = await census.replay(connection, letter["id"], "demo")
+        await self._wait(partial(self._resolved, connection), "the replay has arrived", pause=0.02)
+        show.line(f"the receiver knows the customer now; replayed: {answer['status']}, and delivered")
         show.line("its whole life, out of the audit; `iu-listen trace ID` draws it of any event:")
-        waterfall.draw(await trace.life(connection, str(letters[0]["event_ref"])))
-        self._figure("dead letters: open / resolved", "0 / 1")
+        waterfall.draw(await trace.life(connection, str(letter["event_ref"])))
+        await self._outage(connection)
+        await census.route_live(connection, ROUTE, live=False, why="the demo goes on", actor="demo")
+        self._figure("delivered / dead letters open", f"{len(self.receiver.taken)} / 0")
+
+    async def _outage(self, connection: Connection) -> None:
+        self._title("The receiver goes away, and comes back: the circuit breaker")
+        self.receiver.close()
+        for number in range(4):
+            unit = await connection.fetchval(query("demo/new_unit"), f"demo/during-{number}")
+            await connection.execute(query("demo/new_versions"), [unit], 1)
+        held = await self._wait(partial(self._held, connection), "the circuit breaker opens", pause=0.02)
+        show.line(f"{held['held_by'].replace('_', ' ')} ({held['why']}): {held['pending']} wait, no attempt is spent")
+        began = time.perf_counter()
+        await self.tasks.start(self.receiver.serve)
+        await self._wait(partial(self._delivered, connection), "everything is delivered", pause=0.02)
+        seconds = time.perf_counter() - began
+        show.line(f"the receiver is back: {held['pending']} delivered, the circuit breaker is closed")
+        self._figure("receiver back → all delivered", f"{seconds:.2f} s")
 
     async def _die(self, connection: Connection, consumer: subprocess.Popen[bytes]) -> None:
         self._title("The consumer is killed (kill -9); the business goes on")
@@ -220,6 +266,23 @@ class _Demo:
     async def _count(self, connection: Connection) -> dict[str, int]:
         return (await census.rows(connection, "demo/counts"))[0]
 
+    async def _letters(self, connection: Connection) -> list[census.Row]:
+        return (await letters.page(connection, letters.Filter(), resolved=False, before=None, limit=10)).letters
+
+    async def _resolved(self, connection: Connection) -> bool:
+        return not await self._letters(connection)
+
+    async def _route(self, connection: Connection) -> census.Row:
+        return next(r for r in await census.rows(connection, "delivery/routes") if r["route_code"] == ROUTE)
+
+    async def _delivered(self, connection: Connection) -> bool:
+        route = await self._route(connection)
+        return not route["pending"] and not route["held_by"]
+
+    async def _held(self, connection: Connection) -> census.Row | None:
+        route = await self._route(connection)
+        return route if route["held_by"] == "breaker_open" and route["pending"] == 4 else None
+
     async def _listens(self, connection: Connection) -> bool:
         return any(c["listening"] for c in await census.rows(connection, "consumers"))
 
@@ -245,8 +308,8 @@ class _Demo:
         """iu-listen run, in a process of its own that can be killed; stopped at the end of the block at the latest."""
         # A session of its own: Ctrl-C reaches us alone, and we stop it in order.
         process = subprocess.Popen(
-            [sys.executable, "-m", "iu_listen", "run", "--log-format", "json"],
-            env=os.environ | {"IU_LISTEN_DSN": self.door.settings.dsn or ""},
+            [sys.executable, "-m", "iu_listen", "run", "--log-format", "json", "--app", "iu_listen.cli.demo_target"],
+            env=os.environ | {"IU_LISTEN_DSN": self.door.settings.dsn or "", PORT: str(self.receiver.port)},
             start_new_session=True,
             stderr=subprocess.DEVNULL,
         )

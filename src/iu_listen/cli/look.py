@@ -23,7 +23,9 @@ from iu_listen.postgres.ids import whole
 from iu_listen.postgres.session import Connection
 
 Limit = Annotated[int, Parameter(help="How many rows at most.", validator=between(1, 1_000_000))]
-Worker = Annotated[str | None, Parameter(help="Name of the worker. Default: IU_LISTEN_WORKER, else the one of 060.")]
+Worker = Annotated[
+    str | None, Parameter(help="Name of the worker. Default: IU_LISTEN_WORKER, else iu_outbound_default.")
+]
 
 
 def register(app: App) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import anyio
 from cyclopts import App, Parameter
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from iu_listen.cli import show
+from iu_listen.cli.ask import steps
 from iu_listen.cli.door import Door, Where, between, looking
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import census
@@ -48,40 +46,6 @@ def register(app: App) -> None:
 
 #: How often the probe of a large log is tried: what it finds wrong counts at once.
 PROBES: Final = 5
-#: Where there is no terminal, a step of many batches says so often how far it is, in seconds.
-SAY_EVERY: Final = 10.0
-
-
-class Steps:
-    """A progress bar with a step for each file: call it with the name of each."""
-
-    def __init__(self, bar: Progress, what: str, total: int) -> None:
-        self._bar, self._what = bar, what
-        self._task = bar.add_task(what, total=total)
-        self._said = time.monotonic()
-
-    def __call__(self, name: str) -> None:
-        """The next step begins."""
-        self._bar.update(self._task, description=f"{self._what}: {name}", advance=1)
-
-    def batch(self, name: str, what: str, rows: int) -> None:
-        """A batch of a step was done; ``rows`` is how many there were so far."""
-        text = f"{name}: {what}, {rows:,} done".replace(",", " ").replace("  ", ", ")
-        self._bar.update(self._task, description=f"{self._what}: {text}")
-        if self._bar.disable and time.monotonic() - self._said > SAY_EVERY:
-            self._said = time.monotonic()
-            show.note(text)
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Steps]:
-    """A progress bar on a terminal; yields what is called with the name of each step."""
-    console = show.err()
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        yield Steps(bar, what, total)
 
 
 # -- probe -------------------------------------------------------------------------------------------------------
@@ -98,7 +62,7 @@ def probe(*, lock_timeout: LockTimeout = 2.0, where: Where | None = None) -> int
         async with looking(where) as (door, connection):
             await census.require_substrate(connection)
             await census.require_primary(connection)
-            with progress("probe", len(SCENARIOS)) as step:
+            with steps("probe", len(SCENARIOS)) as step:
                 proof = await run_probe(
                     connection, door.session, lock_timeout=lock_timeout, found=lambda finding: step(finding.id)
                 )
@@ -167,6 +131,15 @@ def apply(
 
 async def apply_on(door: Door, connection: Connection, terms: Terms, *, machine: bool) -> int:
     """The whole of apply, on an open session; the exit code."""
+    answer = await applied(door, connection, terms, quiet=machine)
+    if machine:
+        show.as_json(answer)
+    return 0 if answer["pass"] else 1
+
+
+async def applied(door: Door, connection: Connection, terms: Terms, *, quiet: bool) -> dict[str, Any]:
+    """The whole of apply, on an open session; the answer. Nothing of it is printed if ``quiet``."""
+    machine = quiet
     answer: dict[str, Any] = {"plan": terms.plan, "applied": []}
     async with only_migrator(connection):
         gates = await _show_gates(connection, door, terms, machine=machine)
@@ -185,9 +158,7 @@ async def apply_on(door: Door, connection: Connection, terms: Terms, *, machine:
         if gates.passed and not terms.plan and before is not None:
             answer |= await _apply_durably(connection, before, gates, door, terms, machine=machine)
             code = 0 if all(c["pass"] for c in answer["verify"]) else 1
-    if machine:
-        show.as_json(answer | {"pass": code == 0})
-    return code
+    return answer | {"pass": code == 0}
 
 
 async def _show_gates(connection: Connection, door: Door, terms: Terms, *, machine: bool) -> Gates:
@@ -230,7 +201,7 @@ async def _apply_durably(
                 + (" W8 needs the master gate: iu-listen gate open master" if wrong[0].id == "W8" else ""),
             )
 
-    with progress("apply", len(before.pending)) as step:
+    with steps("apply", len(before.pending)) as step:
         try:
             await apply_files(connection, before.pending, gates.evidence(), step, must_verify, step.batch)
             if gates.probe_last:
@@ -321,7 +292,7 @@ def check(
 ) -> int:
     """Verify the applied package: W1 to W9 of the seed, and those that came after. Reads only. Exit 1 on a failure.
 
-    W4, W5 and W8 expect the inert state right after the apply; --live accepts what a worker looks like that runs.
+    W4, W5, W8 and W9 expect the inert state right after the apply; --live accepts what a worker looks like that runs.
     """
 
     async def run() -> int:
@@ -388,7 +359,7 @@ def rollback(
                     raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
                 return 0
             async with only_migrator(connection):
-                with progress("rollback", len(applied)) as step:
+                with steps("rollback", len(applied)) as step:
                     await roll_back_files(connection, applied, step)
         if where and where.json:
             show.as_json({"rolled_back": [m.name for m in applied]})

@@ -23,7 +23,9 @@ from iu_listen.postgres.session import Connection, session
 What = Literal["events", "attempts", "dead_letters"]
 Whats = Annotated[
     list[What] | None,
-    Parameter(name="--what", help="Only these. Default: every enabled policy; with --keep: all.", negative=()),
+    Parameter(
+        name="--what", help="Only these. Default: every enabled policy; all with --keep, and in a plan.", negative=()
+    ),
 ]
 Keep = Annotated[
     str | None, Parameter(help="Keep what is younger, as in 90d, 12h, '3 months', instead of what the policy says.")
@@ -269,7 +271,9 @@ def retention_run(
     what: Whats = None,
     keep: Keep = None,
     batch: Annotated[int, Parameter(help="Rows that one transaction looks at.", validator=between(1, 100_000))] = 5000,
-    pause: Annotated[float, Parameter(help="Pause between two batches, s.", validator=between(0, 3600))] = 0.1,
+    pause: Annotated[
+        float, Parameter(help="Pause after a batch that removed something, s.", validator=between(0, 3600))
+    ] = 0.1,
     ahead: Ahead = 3,
     drop: Annotated[
         bool, Parameter(help="Drop partitions that go whole, instead of keeping them as tables.", negative=())
