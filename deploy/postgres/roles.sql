@@ -343,6 +343,8 @@ grant execute on function
 -- Locking a row for the length of a transaction asks for UPDATE on one column, whichever. A lease that is given back early
 -- is taken again by its holder.
 grant update (released) on public.iu_delivery_lease to iu_listen_operator;
+-- A delivery that is cancelled becomes a dead letter with its whole event, payload included.
+grant select on public.event_outbox to iu_listen_operator;
 grant update (failure_detail) on public.iu_route_delivery to iu_listen_operator;
 grant update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
               stopped_at)

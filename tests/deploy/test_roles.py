@@ -28,7 +28,7 @@ from iu_listen.model.delivery import Outcome, Result, Want
 from iu_listen.model.facts import CHANNEL, BatchFailure, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import audit, census, doctor, migrate, retention, trace, verify
+from iu_listen.postgres import audit, census, doctor, letters, migrate, retention, trace, verify
 from iu_listen.postgres.audit import AuditSession
 from iu_listen.postgres.bell import BELL_KEY
 from iu_listen.postgres.delivery import DeliverySession
@@ -455,6 +455,9 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             assert [gate["open"] for gate in await census.gates(reader)] == [True, False, False]
             await census.rows(reader, "list_attempts", None, None, None, 10)
             await census.rows(reader, "list_dead_letters", True, None, None, None, None, None, None, 10)
+            assert (await letters.page(reader, letters.Filter(), resolved=False, before=None, limit=10)).total == 0
+            assert await letters.kinds(reader) == []
+            await census.rows(reader, "delivery/routes")
             await census.rows(reader, "list_routes", None)
             await census.rows(reader, "retention/policies")
             await census.rows(reader, "retention/plan", "1 second", None)
@@ -588,6 +591,41 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
             assert (await retention.set_policy(operator, "events", "30 days"))["enabled"]
             await owner.execute("select fn_iu_trace_register('traces')")
             assert await trace.end(operator, "traces") == 0
+
+    asyncio.run(run())
+
+
+def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles: Logins) -> None:
+    """A login role with only iu_listen_operator cancels deliveries, and replays and resolves their dead letters, in parts.
+
+    Fails when: deploy/postgres/roles.sql lets the operator lock no lease, or execute one of these functions not.
+    """
+    dsn = roles.add(OPERATOR)
+
+    async def run() -> None:
+        async with connected(applied.dsn) as owner, connected(dsn) as operator:
+            await owner.execute(LIVE_ROUTE)
+            await open_gate(applied.dsn)
+            await owner.execute(
+                "insert into iu_delivery_lease (worker_name, owner, seconds) values ($1, gen_random_uuid(), 9)", WORKER
+            )
+            for _ in range(3):
+                await owner.execute(INSERT, uuid4(), "sent")
+            await run_batch(owner)
+            await census.route_live(operator, "queued", live=False, why="a test", actor=None)
+            found = await letters.cancel_plan(operator, "queued", None)
+            parts = letters.cancel(operator, "queued", None, found["last_id"], "a test", None)
+            assert [part async for part in parts] == [3]
+            await census.route_live(operator, "queued", live=True, why="a test", actor=None)
+            which = letters.Filter(route="queued")
+            planned = await letters.plan(operator, which)
+            answers = [a async for a in letters.replay_all(operator, planned, which, None, "a test", None)]
+            assert answers[0]["answers"] == {"queued": 3}
+            await census.route_live(operator, "queued", live=False, why="a test", actor=None)
+            assert [part async for part in letters.cancel(operator, "queued", None, 9, "a test", None)] == [3]
+            resolved = letters.resolve_all(operator, await letters.plan(operator, which), which, "a test", None)
+            assert [part async for part in resolved] == [(3, 3)]
+            assert await census.rows(operator, "delivery/problems", "queued") == []
 
     asyncio.run(run())
 
