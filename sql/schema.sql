@@ -6269,6 +6269,7 @@ CREATE VIEW public.v_iu_delivery AS
     b.stopped_at,
         CASE
             WHEN (h.held_by IS NULL) THEN u.hint
+            WHEN ((h.held_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. If it is meant, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
             ELSE NULL::text
         END AS hint
    FROM ((((public.iu_outbound_route r

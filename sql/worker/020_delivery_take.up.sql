@@ -400,7 +400,10 @@ create view public.v_iu_delivery as
 select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
        d.since, coalesce(h.held_by, case when u.why is not null then 'no_target' end) as held_by,
        case when h.held_by is null then u.why else b.why end as why, b.opened_at, b.stopped_at,
-       case when h.held_by is null then u.hint end as hint
+       case when h.held_by is null then u.hint
+            when h.held_by = 'breaker_open' and b.why = 'address_refused'
+                then 'Its host has an address that is not public. If it is meant, start the consumer with '
+                     'IU_LISTEN_ALLOW_PRIVATE=HOST' end as hint
   from public.iu_outbound_route r
   left join public.iu_delivery_breaker b on b.route_code = r.route_code
  cross join lateral (

@@ -110,3 +110,19 @@ def test_what_waits_for_a_missing_target_may_be_cancelled(ready):
         assert seen(ready, "select count(*) = 1 from iu_delivery_unusable")
         done = run("delivery", "cancel", ROUTE, "--why", "a test", "--yes", dsn=ready)
         assert "1 cancelled" in done.out
+
+
+def test_an_address_that_is_refused_at_the_connection_is_seen(ready):
+    """A name that leads to a private address holds its route by the breaker; doctor fails, and both say what to do.
+
+    Fails when: it looks like an outage that ends by itself.
+    """
+    aim(ready, "external_endpoint", "https://localhost/", {})
+    with running("run", dsn=ready):
+        assert seen(ready, "select why = 'address_refused' from v_iu_delivery")
+        done = run("delivery", "list", dsn=ready)
+        assert "IU_LISTEN_ALLOW_PRIVATE" in done.err
+        findings = run("doctor", "--json", dsn=ready).json["findings"]
+        (finding,) = [f for f in findings if f["what"] == "delivery"]
+        assert finding["level"] == "fail"
+        assert "IU_LISTEN_ALLOW_PRIVATE" in finding["hint"]

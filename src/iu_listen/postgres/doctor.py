@@ -100,7 +100,8 @@ async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # no
     for row in await census.rows(connection, "delivery/routes"):
         if row["held_by"] and row["route_code"] not in locked:
             words = f"{row['route_code']}: {number(row['pending'])} wait, held by {row['held_by']}"
-            level: Level = "fail" if row["held_by"] == "no_target" else "warn"
+            # What only a person can mend, and no time.
+            level: Level = "fail" if row["held_by"] == "no_target" or row["why"] == "address_refused" else "warn"
             hint = row["hint"] or "iu-listen delivery list"
             found.append(Finding(level, "delivery", f"{words} ({row['why']})" if row["why"] else words, hint))
     return found or [Finding("ok", "delivery", f"live: {', '.join(r['route_code'] for r in live) or 'none'}")]
