@@ -34,7 +34,7 @@ TRACE_KEY: Final = 726006
 class TraceSession:
     """Satisfies flow.ports.TraceSource. Made by trace_session()."""
 
-    def __init__(self, connection: Connection, settings: Settings, name: str, batches: bool) -> None:
+    def __init__(self, connection: Connection, settings: Settings, name: str, batches: bool = True) -> None:
         self._connection = connection
         self._deadline = settings.batch_deadline
         self._name = name
