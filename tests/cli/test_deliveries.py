@@ -66,12 +66,14 @@ def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
         ("my_targets:missing", "my_targets has no attribute missing"),
         ("my_targets:not_a_target", "my_targets:not_a_target holds no target"),
         ("json", "json holds no target"),
+        ("wanting", "wanting wants the module nothere, which is not installed (wanting.py, line 2)"),
         ("broken", "broken cannot be imported: ZeroDivisionError"),
     ],
 )
 def test_an_app_that_cannot_work_is_said_at_the_start(live, module, tmp_path, app, words):
     """What --app cannot mean ends the command with what is wrong, before anything is routed."""
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "wanting.py").write_text("import json\nimport nothere\n")
     refused(2, words)("run", "--app", app, dsn=live.dsn, env=module)
 
 

@@ -242,3 +242,14 @@ def test_a_fault_of_the_program_is_no_answer(live, tmp_path):
         assert "KeyError" in command.said
         assert "census.py" in command.said
         assert "\x1b[2J" not in command.said
+
+
+def test_watching_ends_with_its_reader(live):
+    """status --watch ends when nothing reads it any more, and when it cannot be written. Fails when: it does not ask."""
+    for redirection in ("| head -1", ">/dev/full"):
+        with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
+            done = subprocess.run(
+                ["/bin/sh", "-c", f'"$0" -m iu_listen status --watch 0.1 {redirection}', sys.executable],
+                env=environment(home, live.dsn), cwd=home, capture_output=True, text=True, check=False, timeout=60,
+            )  # fmt: skip
+        assert "Traceback" not in done.stderr

@@ -11,7 +11,7 @@ import anyio
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from iu_listen.cli import show
+from iu_listen.cli import outlet, show
 from iu_listen.cli.dead_letter import print_kinds
 from iu_listen.cli.deliveries import print_deliveries
 from iu_listen.cli.door import Where, between, looking
@@ -65,7 +65,8 @@ def status(
                     show.as_json(answer)
                 else:
                     _print_status(answer)
-                if watch is None:
+                # A reader that has left, as head does, ends it as Ctrl-C would.
+                if watch is None or outlet.reader_left():
                     return int(exit_code and not answer["healthy"])
             await anyio.sleep(watch)
 

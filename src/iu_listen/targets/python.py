@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,14 @@ def load(app: str) -> list[PythonTarget]:
         for part in attribute.split(".") if attribute else ():
             found = getattr(found, part)
     except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing != name and not name.startswith(f"{missing}."):
+            frames = traceback.extract_tb(error.__traceback__)
+            where = next((f"{Path(f.filename).name}, line {f.lineno}" for f in reversed(frames) if f.line), name)
+            raise ConfigurationError(
+                f"{name} wants the module {missing}, which is not installed ({where})",
+                f"Install it. Try: python -m {name}",
+            ) from error
         raise ConfigurationError(
             f"there is no module {error.name}", "--app is module or module:attribute, from here or installed."
         ) from error
