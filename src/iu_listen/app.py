@@ -256,7 +256,7 @@ async def serve(
     targets: Targets | None = None,
     batches: bool = True,
 ) -> None:
-    """Run a consumer until SIGTERM or SIGINT; then end the running batch, at most ``settings.grace`` seconds long.
+    """Run a consumer until SIGTERM, SIGINT or SIGHUP; then end the batch, at most ``settings.grace`` seconds long.
 
     A second signal leaves at once.
 
@@ -271,7 +271,7 @@ async def serve(
     """
     consumer = Consumer(settings, targets=targets or (), watchers=watchers, measuring=measuring)
     consumer.sessions.batches = batches
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _stopping()}
     try:
         async with anyio.create_task_group() as tasks:
             if collector is not None:
@@ -287,14 +287,20 @@ async def serve(
             signal.signal(number, handler)
 
 
+def _stopping() -> list[signal.Signals]:
+    """The signals that ask for an orderly end. Under nohup, which ignores SIGHUP, a closed terminal ends nothing."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 @asynccontextmanager
 async def stopped_by_signals(
     tasks: anyio.abc.TaskGroup, stop: Callable[[str], None], grace: float
 ) -> AsyncIterator[None]:
-    """While inside: the first SIGTERM or SIGINT calls ``stop``; the second, or ``grace`` seconds later, cancels."""
+    """While inside: the first of these signals calls ``stop``; the second, or ``grace`` seconds later, cancels."""
 
     async def obey(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with anyio.open_signal_receiver(*_stopping()) as signals:
             task_status.started()
             async for received in signals:
                 stop(signal.Signals(received).name)

@@ -68,6 +68,27 @@ def stopped_at_once(consumer, number: int) -> None:
     assert '"stopped"' in consumer.said
 
 
+def test_a_closed_terminal_ends_it_in_order(live):
+    """SIGHUP ends the service as SIGTERM does; where it is ignored from the start (nohup), it is ignored.
+
+    Fails when: SIGHUP has its default action, which leaves a heartbeat that says idle.
+    """
+    with running(*JSON, dsn=live.dsn) as consumer:
+        seen(live.dsn, ASLEEP)
+        stopped_at_once(consumer, signal.SIGHUP)
+    assert value(live.dsn, STATE) == "stopped"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running(*JSON, dsn=live.dsn) as consumer:
+            seen(live.dsn, ASLEEP)
+            consumer.process.send_signal(signal.SIGHUP)
+            assert run("emit", dsn=live.dsn).code == 0
+            seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
+            stopped_at_once(consumer, signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 class TestStopping:
     """A signal ends the service in order, with exit code 0, whatever it is doing."""

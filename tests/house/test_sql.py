@@ -113,6 +113,21 @@ def test_every_forward_file_says_what_it_needs_and_locks():
     assert [m.name for m in package_files() if not (m.header("needs") and m.header("locks"))] == []
 
 
+def test_every_table_has_a_primary_key(applied):
+    """Each table of the package can be updated also where a publication is for all tables. IU Core's own are IU Core's."""
+
+    async def without() -> set[str]:
+        async with connected(applied.dsn) as connection:
+            rows = await connection.fetch(
+                """select c.relname from pg_class c
+                    where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+                      and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)"""
+            )
+            return {row[0] for row in rows}
+
+    assert asyncio.run(without()) == {"dot_config", "event_type_registry", "iu_outbound_route"}
+
+
 def test_every_function_pins_its_search_path(applied):
     """No function of the package can be led astray by the caller's search_path."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterable
 
 import asyncpg
 import pytest
 
+from cli.command import run
 from iu_listen.postgres import migrate
+from iu_listen.postgres.doctor import examine
 from iu_listen.postgres.session import session
 from postgres.couriers import Arrivals, attempts, delivering, open_route, settled
-from support import connected, insert_event, open_gate
+from support import WORKER, attempted, connected, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -64,3 +68,77 @@ async def test_columns_of_a_mapper_deliver(substrate, table: str):
         assert arrivals.arrived == {first: 1, second: 1}
         assert await attempts(connection, second) == [(1, "sent", "delivered", None)]
         assert arrivals.calls[-1].event.occurred_at.tzinfo is not None
+
+
+async def test_a_payload_that_is_json_and_not_jsonb_is_delivered(substrate):
+    """safe_payload may be json: events are routed and delivered with their payload."""
+    arrivals = Arrivals()
+    async with connected(substrate.dsn) as connection:
+        await connection.execute(
+            """alter table event_outbox drop constraint event_outbox_safe_payload_chk,
+                   alter safe_payload drop default, alter safe_payload type json"""
+        )
+        async with session(substrate.dsn, name="test") as migrator:
+            await migrate.apply_files(migrator, (await migrate.package_state(migrator)).pending, {}, lambda _: None)
+        await open_gate(substrate.dsn)
+        await open_route(connection)
+        async with delivering(substrate.dsn, arrivals.target()):
+            event = await insert_event(connection, note="kept")
+            await settled(connection)
+    assert arrivals.arrived == {event: 1}
+    assert json.loads(arrivals.calls[0].event.payload) == {"note": "kept"}
+
+
+ODD = {
+    "event_outbox.id": "text",
+    "event_outbox.canonical_address": "char(200)",
+    "event_outbox.occurred_at": "text",
+    "iu_route_attempt.attempt_no": "numeric",
+    "iu_outbound_route.route_code": "name",
+}
+
+
+@pytest.mark.parametrize("column", ODD)
+async def test_a_type_that_cannot_work_is_named_before_anything_is_applied(substrate, column: str):
+    """apply refuses a column of a type that the package cannot work with, and names it; doctor does, too.
+
+    Fails when: only the existence of columns is looked at.
+    """
+    table, name = column.split(".")
+    async with connected(substrate.dsn) as connection:
+        await connection.execute(f"alter table {table} alter {name} drop default, alter {name} type {ODD[column]}")
+    async with session(substrate.dsn, name="test") as asking:
+        odd = await migrate.substrate_odd(asking)
+        assert len(odd) == 1
+        assert odd[0].startswith(f"{column} has type ")
+        found = {f.what: f for f in await examine(asking, WORKER)}
+    assert found["substrate"].level == "fail"
+    assert column in found["substrate"].found
+    done = await asyncio.to_thread(run, "apply", "--no-backup", "test", dsn=substrate.dsn)
+    assert done.code == 1
+    assert column in done.out
+
+
+async def test_columns_change_their_types_beside_a_running_consumer(live):
+    """ALTER COLUMN TYPE under a consumer that delivers: it goes on by itself, with the plans of the new types."""
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with delivering(live.dsn, arrivals.target(), reconnect_max=0.2):
+            first = await insert_event(connection)
+            await settled(connection)
+            for column, kind in (
+                ("actor_ref", "varchar(99)"),
+                ("source_system", "varchar(99)"),
+                ("occurred_at", "timestamp"),
+            ):
+                await connection.execute(f"alter table event_outbox alter {column} type {kind}")
+            await connection.execute("alter table event_type_registry alter event_type type varchar(99)")
+            second = await insert_event(connection)
+
+            async def routed() -> bool:
+                return second in await attempted(connection)
+
+            await wait_until(routed, "the second event is routed and delivered")
+            await settled(connection)
+    assert arrivals.arrived == {first: 1, second: 1}

@@ -10,7 +10,7 @@ from iu_listen.model.errors import IuListenError
 from iu_listen.model.text import duration, humane, number
 from iu_listen.postgres import census, letters
 from iu_listen.postgres.lease import LEASE_KEY
-from iu_listen.postgres.migrate import package_state, substrate_missing
+from iu_listen.postgres.migrate import package_state, substrate_missing, substrate_odd
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.verify import verify
 
@@ -72,7 +72,10 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
             "Is this the database of IU Core? For an empty one: iu-listen apply --base",
         )
         return
-    yield Finding("ok", "substrate", "in the expected shape")
+    if odd := await substrate_odd(connection):
+        yield Finding("fail", "substrate", "; ".join(odd[:3]), "Give the column its type back.")
+    else:
+        yield Finding("ok", "substrate", "in the expected shape")
     package = await package_state(connection)
     if drift := package.drift():
         yield Finding("fail", "package", "; ".join(drift[:3]), "docs/how-to/repair.md")

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from iu_listen.model.errors import IuListenError, SessionLost
 from iu_listen.postgres.backup import client_programs, take_backup
-from iu_listen.postgres.migrate import Package, apply_base, package_state, substrate_missing
+from iu_listen.postgres.migrate import Package, apply_base, package_state, substrate_missing, substrate_odd
 from iu_listen.postgres.probe import Proof, run_probe
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import all_files, package_files, query
@@ -159,6 +159,8 @@ class _Inspector:
                 f"the substrate is not here: {', '.join(missing[:3])} missing",
                 "Is this the database of IU Core? On an empty one, use --base.",
             )
+        if odd := await substrate_odd(self._connection):
+            return False, "; ".join(odd[:3]), "The types that IU Core has: sql/base. Others are not supported."
         self._gates.package = package = await package_state(self._connection)
         if found := package.drift():
             return (

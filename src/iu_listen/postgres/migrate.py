@@ -136,6 +136,13 @@ async def substrate_missing(connection: Connection) -> list[str]:
         return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("substrate_missing"))]
 
 
+async def substrate_odd(connection: Connection) -> list[str]:
+    """Columns of IU Core that have a type which the package cannot work with, and what they may have."""
+    with errors_become_ours():
+        rows = await connection.fetch(query("substrate_types"))
+    return [f"{row['name']} has type {row['type']}, and must have {row['wanted']}" for row in rows]
+
+
 async def apply_base(connection: Connection) -> None:
     """Create the substrate, in one transaction. For the embedded server and for tests."""
     with errors_become_ours():
