@@ -2169,20 +2169,8 @@ CREATE FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) RETU
     LANGUAGE plpgsql STABLE
     SET search_path TO ''
     AS $$
-declare
-    v_text text;
 begin
-    -- The concatenation is a copy without compression.
-    if pg_column_size(case jsonb_typeof(p_payload) when 'object' then p_payload || '{}' when 'array' then p_payload || '[]'
-                      else jsonb_build_array(p_payload) end) <= 4 * p_limit then
-        v_text := p_payload::text;
-        if octet_length(v_text) <= p_limit then
-            return v_text;
-        end if;
-    end if;
-    return null;
-exception when program_limit_exceeded or out_of_memory or internal_error then
-    return null;
+    return case when not public.fn_iu_json_exceeds(p_payload, p_limit) then p_payload::text end;
 end
 $$;
 
@@ -2204,7 +2192,7 @@ declare
 begin
     begin
         select to_jsonb(o) into v_event from public.event_outbox o where o.id = p_event_id;
-        if octet_length(v_event::text) <= v_limit or v_event is null then
+        if v_event is null or not public.fn_iu_json_exceeds(v_event, v_limit) then
             return v_event;
         end if;
     exception when others then
@@ -2231,6 +2219,45 @@ $$;
 -- Name: FUNCTION fn_iu_event_snapshot(p_event_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event for its dead letter: the whole row, or, where its text form exceeds 64 MiB, what identifies it, with too_large and the stored size of its payload. Null: there is no such event.';
+
+-- Name: fn_iu_json_exceeds(jsonb, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO ''
+    AS $_$
+declare
+    -- The concatenation is a copy without compression.
+    v_bytes bigint;
+    v_long  bigint;
+begin
+    v_bytes := pg_column_size(case jsonb_typeof(p_value) when 'object' then p_value || '{}' when 'array' then p_value || '[]'
+                              else jsonb_build_array(p_value) end);
+    if v_bytes > 4 * p_limit then
+        return true;
+    end if;
+    -- Numbers of more than 30 digits have 310 digits at most, unless they are beyond 1e308 or 1e-308.
+    v_long := 310 * jsonb_array_length(jsonb_path_query_array(p_value,
+        'strict $.** ? (@ > 1e30 || @ < -1e30 || (@ < 1e-30 && @ > 0) || (@ > -1e-30 && @ < 0))'));
+    if v_long > 0 then
+        v_long := v_long + 131072 * jsonb_array_length(jsonb_path_query_array(p_value,
+            'strict $.** ? (@ > 1e308 || @ < -1e308)'));
+        v_long := v_long + 16400 * jsonb_array_length(jsonb_path_query_array(p_value,
+            'strict $.** ? ((@ < 1e-308 && @ > 0) || (@ > -1e-308 && @ < 0))'));
+    end if;
+    if v_long > 4 * p_limit then
+        return true;
+    end if;
+    return 6 * v_bytes + v_long > p_limit and octet_length(p_value::text) > p_limit;
+exception when others then
+    -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+    return true;
+end
+$_$;
+
+-- Name: FUNCTION fn_iu_json_exceeds(p_value jsonb, p_limit bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) IS 'Whether the text form of a JSON value has more than so many bytes, or its binary form more than four times as many. It never converts a value whose text may have more than about 25 times as many.';
 
 -- Name: fn_iu_lease_holders(integer, text); Type: FUNCTION; Schema: public; Owner: -
 

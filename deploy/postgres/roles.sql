@@ -100,7 +100,7 @@ revoke execute on function
     public.fn_iu_delivery_problems(public.iu_outbound_route),
     public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
-    public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid),
+    public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint),
     public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
@@ -159,7 +159,7 @@ grant execute on function
     public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_trace_context(text),
-    public.fn_iu_event_snapshot(uuid), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
+    public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer)
     to iu_listen_consumer;
 
@@ -334,7 +334,7 @@ grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_l
 
 -- route policy, route resume, delivery cancel, and replays that are queued.
 grant execute on function
-    public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid),
+    public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),

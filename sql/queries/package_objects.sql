@@ -19,6 +19,7 @@ with objects (file, kind, name) as (
         ('worker/005_outbox_position', 'function', 'fn_iu_outbox_tick()'),
         ('worker/005_outbox_position', 'function', 'fn_iu_outbox_refusal(uuid,pg_snapshot)'),
         ('worker/005_outbox_position', 'function', 'fn_iu_event_snapshot(uuid)'),
+        ('worker/005_outbox_position', 'function', 'fn_iu_json_exceeds(jsonb,bigint)'),
         ('worker/006_outbox_position_index', 'index', 'event_outbox_tick_idx'),
         ('worker/006_outbox_position_index', 'index', 'event_outbox_order_idx'),
         ('worker/007_attempt_columns', 'column', 'iu_route_attempt.route_count'),

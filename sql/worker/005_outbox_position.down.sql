@@ -15,6 +15,7 @@ $$;
 
 -- "if exists": a package of which something is missing must be able to be taken back.
 drop function if exists public.fn_iu_event_snapshot(uuid);
+drop function if exists public.fn_iu_json_exceeds(jsonb, bigint);
 drop function if exists public.fn_iu_outbox_refusal(uuid, pg_snapshot);
 drop function if exists public.fn_iu_outbox_tick();
 drop function if exists public.fn_iu_outbox_admission(text, boolean);

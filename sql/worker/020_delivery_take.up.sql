@@ -5,29 +5,15 @@
 
 -- Payload ------------------------------------------------------------------------------------------------
 --
--- The text form of a payload can be much larger than what is stored: compression stores 200 MB of one character in 2.4 MB,
--- a control character becomes six characters, and 1e131071 has 131 072 digits. So a payload is converted by itself, and one
--- that is too large is never sent to the consumer. The binary form is looked at first, which bounds the work.
+-- A payload is converted by itself, and one that is too large is never converted whole, nor sent to the consumer (005).
 create function public.fn_iu_event_payload(p_payload jsonb, p_limit bigint)
 returns text
 language plpgsql
 stable
 set search_path = ''
 as $$
-declare
-    v_text text;
 begin
-    -- The concatenation is a copy without compression.
-    if pg_column_size(case jsonb_typeof(p_payload) when 'object' then p_payload || '{}' when 'array' then p_payload || '[]'
-                      else jsonb_build_array(p_payload) end) <= 4 * p_limit then
-        v_text := p_payload::text;
-        if octet_length(v_text) <= p_limit then
-            return v_text;
-        end if;
-    end if;
-    return null;
-exception when program_limit_exceeded or out_of_memory or internal_error then
-    return null;
+    return case when not public.fn_iu_json_exceeds(p_payload, p_limit) then p_payload::text end;
 end
 $$;
 comment on function public.fn_iu_event_payload(jsonb, bigint) is

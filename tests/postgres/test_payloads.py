@@ -1,0 +1,181 @@
+"""Events that cannot be given to a target, and outcomes that cannot be written: one dead letter each, and others go on."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from iu_listen.model.delivery import Failed
+from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, settled
+from support import connected, drain, insert_event
+
+pytestmark = pytest.mark.asyncio
+
+#: An event whose payload is this SQL expression.
+INSERT = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, safe_payload)
+    values ('iu', 'version_applied', 'update', 'immediate', {}) returning id
+"""
+#: Payloads with more than 16 MiB of text, and how little of them is stored.
+LARGE = {
+    "characters": "jsonb_build_object('a', repeat('x', 17000000))",
+    "escaped characters": "jsonb_build_object('a', repeat(E'\\x01', 3000000))",
+    "digits": "(select jsonb_agg(1e131071::numeric) from generate_series(1, 200))",
+    "one number in 2 kB": "(select jsonb_build_object('a', jsonb_agg(1e131071::numeric)) from generate_series(1, 130))",
+}
+
+
+async def letters(connection: asyncpg.Connection) -> dict[UUID, str]:
+    return {r["event_ref"]: r["failure_code"] for r in await connection.fetch("select * from iu_route_dead_letter")}
+
+
+@pytest.mark.parametrize("what", LARGE)
+@pytest.mark.parametrize("how", ["taken", "handed over"])
+async def test_a_payload_that_is_too_large_is_a_dead_letter(live, what, how):
+    """It never reaches the consumer, whatever makes its text large; the events around it do.
+
+    Fails when: payloads are converted with the batch, or without a limit.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        if how == "taken":
+            good = [await insert_event(connection)]
+            large = await connection.fetchval(INSERT.format(LARGE[what]))
+            good.append(await insert_event(connection))
+            await drain(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            if how == "handed over":
+                async with connection.transaction():
+                    good = [await insert_event(connection)]
+                    large = await connection.fetchval(INSERT.format(LARGE[what]))
+                    good.append(await insert_event(connection))
+            await settled(connection, 60)
+        assert arrivals.arrived == dict.fromkeys(good, 1)
+        assert await letters(connection) == {large: "payload_too_large"}
+        assert await attempts(connection, large) == [(1, "failed", "dead_letter", "payload_too_large")]
+
+
+@pytest.mark.slow
+async def test_a_payload_beyond_what_the_server_can_hold_is_a_dead_letter(live):
+    """The text form of this payload has more than 1 GB, which the server refuses to make: it is a dead letter like any other.
+
+    Fails when: the conversion is not guarded, or a snapshot is made of it.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        large = await connection.fetchval(
+            INSERT.format("(select jsonb_agg(1e131071::numeric) from generate_series(1, 9000))")
+        )
+        good = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection, 60)
+        assert set(arrivals.arrived) == {good}
+        assert await letters(connection) == {large: "payload_too_large"}
+
+
+async def test_payloads_are_taken_under_a_budget_of_bytes(live):
+    """However many deliveries there is room for, the payloads that are held have no more bytes than the budget, and one more.
+
+    Fails when: payloads are taken by their number.
+    """
+    held: list[int] = []
+    most = 0
+
+    async def behave(delivery):
+        nonlocal most
+        held.append(len(delivery.event.payload))
+        await asyncio.sleep(0.02)
+        most = max(most, sum(held))
+        held.pop()
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=50)
+        other = await add_route(connection, "other")
+        for _ in range(30):
+            await connection.execute(INSERT.format("jsonb_build_object('a', repeat('x', 100000))"))
+        beside = Arrivals()
+        async with delivering(live.dsn, arrivals.target(), beside.target(other), prefetch_bytes=250_000):
+            await settled(connection, 60)
+        assert len(arrivals.arrived) == len(beside.arrived) == 30
+        # The budget, and one payload for each route that has none.
+        assert 100_000 <= most <= 250_000 + 2 * 101_000
+
+
+async def test_an_event_that_is_gone_is_a_dead_letter(live):
+    """A delivery whose event was deleted is not delivered without its payload.
+
+    Fails when: a row that is missing counts as one without values.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        await drain(connection)
+        await connection.execute("delete from event_outbox")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert arrivals.calls == []
+        assert await letters(connection) == {event: "event_missing"}
+
+
+@pytest.mark.parametrize("how", ["taken", "handed over"])
+@pytest.mark.parametrize("when", ["infinity", "-infinity", "0044-03-15 12:00:00+00 BC", "12026-11-29 12:00:00+00"])
+async def test_a_time_that_python_cannot_hold_is_a_dead_letter(live, when, how):
+    """One event of the year 12026 does not keep all deliveries of all routes from being read.
+
+    Fails when: the times are sent as they are.
+    """
+    arrivals = Arrivals()
+    odd = """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, occurred_at)
+             values ('iu', 'version_applied', 'update', 'immediate', $1::text::timestamptz) returning id"""
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        if how == "taken":
+            event = await connection.fetchval(odd, when)
+            good = await insert_event(connection)
+            await drain(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            if how == "handed over":
+                event = await connection.fetchval(odd, when)
+                good = await insert_event(connection)
+            await settled(connection)
+        assert set(arrivals.arrived) == {good}
+        assert await letters(connection) == {event: "event_out_of_range"}
+
+
+REFUSE = {
+    "what arrived": "alter table iu_route_attempt add check (route_code <> 'odd' or status <> 'sent')",
+    "what failed": "alter table iu_route_attempt add check (route_code <> 'odd' or failure_code is distinct from 'x')",
+    "every attempt": "alter table iu_route_attempt add check (route_code <> 'odd')",
+}
+
+
+@pytest.mark.parametrize("refused", REFUSE)
+async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, refused):
+    """A CHECK of the application refuses attempts of one route: its events end as dead letters, those of the other are sent.
+
+    Fails when: a set is settled only as a whole.
+    """
+
+    async def behave(delivery):
+        if refused == "what failed" and delivery.event.data["note"] == "bad":
+            raise Failed("no", code="x")
+
+    odd, arrivals = Arrivals(behave), Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, attempts=2, backoff=0.01)
+        await add_route(connection, "odd", attempts=2, backoff=0.01)
+        await connection.execute(REFUSE[refused])
+        async with delivering(live.dsn, odd.target("odd"), arrivals.target()):
+            events = [await insert_event(connection, note="" if n % 7 else "bad") for n in range(20)]
+            await settled(connection, 40)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+        ended = events[::7] if refused == "what failed" else events
+        assert await letters(connection) == dict.fromkeys(ended, "outcome_refused")
+        assert await connection.fetchval("select count(*) from iu_route_attempt where route_code = $1", ROUTE) == 20
