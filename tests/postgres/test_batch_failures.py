@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from iu_listen.model.observation import LeaseTaken, SessionFailed
+from iu_listen.model.facts import State
+from iu_listen.model.observation import Beaten, LeaseTaken, SessionFailed
+from iu_listen.postgres import census
 from postgres.routes import emit, go_live, register, route
 from support import WORKER, attempted, connected, consuming, drain, insert_event, run_batch, wait_until
 
@@ -243,7 +246,8 @@ async def test_the_event_is_named_by_the_error(live):
 async def test_a_failing_consumer_says_so(live):
     """While every batch fails, the heartbeat and health say failing and why, and "active" is said once, not at every try.
 
-    Fails when: only a batch that succeeds writes the heartbeat, or each session is announced.
+    Probes of the host and watchdogs see no progress. Fails when: only a batch that succeeds writes the heartbeat, each
+    session is announced, or a beat of a failure counts as progress.
     """
     async with (
         connected(live.dsn) as connection,
@@ -262,6 +266,9 @@ async def test_a_failing_consumer_says_so(live):
         assert health["condition"] == "failing"
         assert 'relation "public.iu_route_attempt" does not exist' in health["condition_why"]
         assert "every batch fails" in health["reasons"]
+        # What probes and watchdogs ask is not answered by a failure.
+        assert await census.value(connection, "host_beats", platform.node(), WORKER) is False
+        assert not [beat for beat in seen.of(Beaten) if beat.state is State.FAILING]
         assert len(seen.of(LeaseTaken)) == 1
         await connection.execute("alter table hidden rename to iu_route_attempt")
 

@@ -321,7 +321,9 @@ class Consumer:
             listening = self._bell is not None and self._bell.slot is not None
             polling_why = "" if listening else "every bell slot is taken" if self._bell else self._no_bell
         await outbox.beat(state, why, listening, polling_why, self._tally)
-        self._watcher.note(Beaten(self._worker, state))
+        # No watchdog is to take a failure for progress.
+        if state is not State.FAILING:
+            self._watcher.note(Beaten(self._worker, state))
 
     async def _pause_after(self, session: str, why: str, tries: int) -> None:
         if self._stopping:
