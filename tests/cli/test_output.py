@@ -166,7 +166,7 @@ def test_an_answer_that_cannot_be_written(live):
     The mechanism: the stream keeps the failure, main() asks for it at the end. What the command had to do is done.
     """
     for redirection in (">/dev/full", ">&-"):
-        for command in (["health"], ["status", "--json"], ["--help"], ["--version"]):
+        for command in (["gate", "show"], ["status", "--json"], ["--help"], ["--version"]):
             code, said = _exit(command, live.dsn, redirection)
             assert code == 4, (command, redirection, said)
             assert "the answer could not be written" in said
@@ -175,8 +175,8 @@ def test_an_answer_that_cannot_be_written(live):
         assert _exit(["gate", "open", "worker"], live.dsn, redirection)[0] == 4
         # The answer is no: that is the more important news.
         assert _exit(["health", "--worker", "nobodys"], live.dsn, redirection)[0] == 1
-    assert _exit(["health"], live.dsn, "2>/dev/full") == (0, "")
-    assert _exit(["health"], live.dsn, "2>&-") == (0, "")
+    assert _exit(["gate", "show"], live.dsn, "2>/dev/full") == (0, "")
+    assert _exit(["gate", "show"], live.dsn, "2>&-") == (0, "")
 
 
 def test_a_log_on_a_full_disk_stops_nothing(live, tmp_path):
