@@ -183,6 +183,9 @@ async def test_a_hidden_row_is_an_error(live, hidden, hiding: str, table: str):
         await ours.execute(f"set role {hidden}")
         with pytest.raises((asyncpg.InsufficientPrivilegeError, Refused)):
             await ours.fetch(f"select * from public.{table}")
+        with pytest.raises(Refused) as refused:
+            await ask(ours, 5, f"select count(*) from public.{table}")
+        assert "BYPASSRLS" in refused.value.hint or "NO FORCE ROW LEVEL SECURITY" in refused.value.hint
     async with connected(live.dsn) as theirs:
         await theirs.execute(f"set role {hidden}")
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):

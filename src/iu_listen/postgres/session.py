@@ -65,7 +65,11 @@ def _ours(error: BaseException) -> SessionLost | Refused:
 
 def refused(error: asyncpg.PostgresError) -> Refused:
     """The server's own words, its hint included."""
-    hint = getattr(error, "hint", None) or (_ROLES if error.sqlstate == _NO_PRIVILEGE else "")
+    hint = getattr(error, "hint", None) or ""
+    if error.sqlstate == _NO_PRIVILEGE and not hint:
+        # The same SQLSTATE, in whatever language the server speaks; only the place in its source tells.
+        hidden = getattr(error, "server_source_function", None) == "check_enable_rls"
+        hint = _POLICIES if hidden else _ROLES
     return Refused(f"{_one_line(error)} (SQLSTATE {error.sqlstate})", hint, error.sqlstate or "")
 
 
@@ -75,6 +79,10 @@ _ROLES: Final = (
     "This login lacks the role: iu_listen_reader looks (status, doctor, attempts, …), iu_listen_operator changes (gate,"
     " route, dead-letter, …), iu_listen_janitor removes (retention run), iu_listen_consumer consumes (run, health),"
     " iu_listen_exporter exports (trace-export). For example: grant iu_listen_reader to LOGIN."
+)
+_POLICIES: Final = (
+    "Row level security hides rows of this table from the role. Give the role BYPASSRLS, or switch it off on the table;"
+    " iu-listen doctor names the tables."
 )
 
 
