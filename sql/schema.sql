@@ -1691,6 +1691,46 @@ $_$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) IS 'Why a route could never deliver, each with what to do about it; no row: the database knows no reason.';
 
+-- Name: fn_iu_delivery_progress_missing(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETURNS text[]
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    SET row_security TO 'off'
+    AS $$
+    select coalesce(array_agg(format('deliveries of route %s wait, the oldest for %s s, and none was settled', w.route_code,
+                                     round(extract(epoch from clock_timestamp() - w.since))) order by w.route_code), '{}')
+      from (select r.route_code,
+                   (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'deadline')::double precision + 60 as seconds,
+                   (select d.created_at
+                      from public.iu_route_delivery d
+                     where d.route_code = r.route_code and d.due_at is null and d.worker_name = p_worker_name
+                     order by d.id
+                     limit 1) as new_since,
+                   (select d.due_at
+                      from public.iu_route_delivery d
+                     where d.route_code = r.route_code and d.due_at is not null and d.worker_name = p_worker_name
+                     order by d.due_at
+                     limit 1) as due_since
+              from public.iu_outbound_route r
+              left join public.iu_delivery_breaker b on b.route_code = r.route_code
+             where r.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
+                                      where c.worker_name = p_worker_name)
+               and r.target_kind in ('workflow', 'external_endpoint') and r.enabled and not r.dry_run
+               and public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
+               and not exists (select from public.iu_delivery_unusable u
+                                where u.route_code = r.route_code and u.worker_name = p_worker_name)) q
+     cross join lateral (select q.route_code, least(q.new_since, q.due_since) as since, q.seconds) w
+     where w.since < clock_timestamp() - w.seconds * interval '1 second'
+       and not exists (select from public.iu_delivery_lease l
+                        where l.worker_name = p_worker_name
+                          and l.settled_at > clock_timestamp() - w.seconds * interval '1 second')
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_progress_missing(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) IS 'Routes of which deliveries wait while none is settled and nothing says why. One sentence each.';
+
 -- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) RETURNS jsonb
@@ -1895,7 +1935,7 @@ begin
         return 0;
     end if;
     update public.iu_delivery_lease l
-       set renewed_at = v_now
+       set renewed_at = v_now, settled_at = case when v_none then l.settled_at else v_now end
      where l.worker_name = p_worker_name and l.owner = p_owner and not l.released;
     if not found then
         return null;
@@ -4280,6 +4320,11 @@ begin
         v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
     end if;
 
+    -- 020 may be absent, too.
+    if v_gate and v_master and to_regprocedure('public.fn_iu_delivery_progress_missing(text)') is not null then
+        v_reasons := v_reasons || public.fn_iu_delivery_progress_missing(p_worker_name);
+    end if;
+
     if not v_gate then
         v_warnings := v_warnings || jsonb_build_object('code', 'worker_gate_closed', 'figure', 1);
     end if;
@@ -4302,6 +4347,18 @@ begin
           from public.iu_delivery_unusable u
           join public.iu_outbound_route r on r.route_code = u.route_code
          where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
+    end if;
+    -- 019 may be absent, too.
+    if to_regclass('public.iu_delivery_breaker') is not null then
+        select v_warnings || coalesce(jsonb_agg(
+                   jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,
+                                      'figure', 1, 'detail', b.route_code || coalesce(': ' || b.why, ''))
+                   order by b.route_code), '[]')
+          into v_warnings
+          from public.iu_delivery_breaker b
+          join public.iu_outbound_route r on r.route_code = b.route_code
+         where (b.opened_at is not null or b.stopped_at is not null) and r.enabled and not r.dry_run
+           and r.event_domain = c.event_domain;
     end if;
     if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
         v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);
@@ -5669,6 +5726,7 @@ CREATE TABLE public.iu_delivery_lease (
     seconds double precision NOT NULL,
     renewed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     released boolean DEFAULT false NOT NULL,
+    settled_at timestamp with time zone,
     in_flight_routes text[] DEFAULT '{}'::text[] NOT NULL,
     in_flight_ids bigint[] DEFAULT '{}'::bigint[] NOT NULL
 )
@@ -5705,6 +5763,10 @@ COMMENT ON COLUMN public.iu_delivery_lease.renewed_at IS 'When it was last renew
 -- Name: COLUMN iu_delivery_lease.released; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_delivery_lease.released IS 'True: it was given back.';
+
+-- Name: COLUMN iu_delivery_lease.settled_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_lease.settled_at IS 'When deliveries were last settled.';
 
 -- Name: COLUMN iu_delivery_lease.in_flight_routes; Type: COMMENT; Schema: public; Owner: -
 

@@ -119,7 +119,7 @@ revoke execute on function
     public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
     public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint),
-    public.fn_iu_measure(text), public.fn_iu_progress_missing(text),
+    public.fn_iu_measure(text), public.fn_iu_progress_missing(text), public.fn_iu_delivery_progress_missing(text),
     public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
@@ -158,7 +158,8 @@ grant execute on function
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_tick(), public.fn_iu_outbox_refuse(text),
     public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_trace_context(text),
+    public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_delivery_progress_missing(text),
+    public.fn_iu_trace_context(text),
     public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer)
     to iu_listen_consumer;
@@ -195,7 +196,7 @@ grant select, delete,
       update (attempt_no, tries, due_at, failed_at, failure_code, failure_detail, credits, at_fault, alone)
     on public.iu_route_delivery to iu_listen_consumer;
 grant select, insert (worker_name, owner, seconds, released),
-      update (owner, backend, backend_start, seconds, renewed_at, released, in_flight_routes, in_flight_ids)
+      update (owner, backend, backend_start, seconds, renewed_at, released, settled_at, in_flight_routes, in_flight_ids)
     on public.iu_delivery_lease to iu_listen_consumer;
 grant execute on function public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]) to iu_listen_consumer;
 grant select, delete, insert (worker_name, route_code, consumer_id, why, hint), update (consumer_id, why, hint, since)
@@ -282,6 +283,7 @@ grant execute on function
     public.fn_iu_lease_holders(integer, text),
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text),
+    public.fn_iu_delivery_progress_missing(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),

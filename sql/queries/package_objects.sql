@@ -133,6 +133,7 @@ with objects (file, kind, name) as (
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_sent(text[],bigint[],double precision[],double precision[],text[])'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle(text,uuid,text[],bigint[],double precision[],double precision[],text[],bigint[],text[],double precision[],double precision[],text[],text[],double precision[],boolean[],text[],text[])'),
         ('worker/020_delivery_take', 'function', 'fn_iu_event_payload(jsonb,bigint)'),
+        ('worker/020_delivery_take', 'function', 'fn_iu_delivery_progress_missing(text)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_due(text,text,integer,bigint[],text[],bigint[])'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_new(text,text,boolean,integer,bigint)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_rows(iu_outbound_route,bigint[],bigint,bigint)'),

@@ -919,6 +919,11 @@ begin
         v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
     end if;
 
+    -- 020 may be absent, too.
+    if v_gate and v_master and to_regprocedure('public.fn_iu_delivery_progress_missing(text)') is not null then
+        v_reasons := v_reasons || public.fn_iu_delivery_progress_missing(p_worker_name);
+    end if;
+
     if not v_gate then
         v_warnings := v_warnings || jsonb_build_object('code', 'worker_gate_closed', 'figure', 1);
     end if;
@@ -941,6 +946,18 @@ begin
           from public.iu_delivery_unusable u
           join public.iu_outbound_route r on r.route_code = u.route_code
          where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
+    end if;
+    -- 019 may be absent, too.
+    if to_regclass('public.iu_delivery_breaker') is not null then
+        select v_warnings || coalesce(jsonb_agg(
+                   jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,
+                                      'figure', 1, 'detail', b.route_code || coalesce(': ' || b.why, ''))
+                   order by b.route_code), '[]')
+          into v_warnings
+          from public.iu_delivery_breaker b
+          join public.iu_outbound_route r on r.route_code = b.route_code
+         where (b.opened_at is not null or b.stopped_at is not null) and r.enabled and not r.dry_run
+           and r.event_domain = c.event_domain;
     end if;
     if v_gate and v_polling is not null and v_silent <= 3 * v_cadence then
         v_warnings := v_warnings || jsonb_build_object('code', 'polling', 'figure', 1, 'detail', v_polling);

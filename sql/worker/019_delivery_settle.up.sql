@@ -25,6 +25,7 @@ create table public.iu_delivery_lease (
     seconds           double precision  not null,
     renewed_at        timestamptz       not null default clock_timestamp(),
     released          boolean           not null default false,
+    settled_at        timestamptz,
     in_flight_routes  text[]            not null default '{}',
     in_flight_ids     bigint[]          not null default '{}',
 
@@ -39,6 +40,7 @@ comment on column public.iu_delivery_lease.backend_start is 'When that server pr
 comment on column public.iu_delivery_lease.seconds is 'How long the lease lasts when it is not renewed.';
 comment on column public.iu_delivery_lease.renewed_at is 'When it was last renewed.';
 comment on column public.iu_delivery_lease.released is 'True: it was given back.';
+comment on column public.iu_delivery_lease.settled_at is 'When deliveries were last settled.';
 comment on column public.iu_delivery_lease.in_flight_routes is
     'Routes of the deliveries that are in flight, where the lease holder writes that down. Else empty.';
 comment on column public.iu_delivery_lease.in_flight_ids is 'Ids of these deliveries, in the same order.';
@@ -589,7 +591,7 @@ begin
         return 0;
     end if;
     update public.iu_delivery_lease l
-       set renewed_at = v_now
+       set renewed_at = v_now, settled_at = case when v_none then l.settled_at else v_now end
      where l.worker_name = p_worker_name and l.owner = p_owner and not l.released;
     if not found then
         return null;

@@ -5,6 +5,7 @@
 -- locks: nothing that anybody else uses
 
 -- "if exists": a package of which something is missing must be able to be taken back.
+drop function if exists public.fn_iu_delivery_progress_missing(text);
 drop view if exists public.v_iu_delivery_parked;
 drop view if exists public.v_iu_delivery;
 drop function if exists public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]);

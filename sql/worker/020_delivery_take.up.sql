@@ -409,6 +409,46 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
 comment on view public.v_iu_delivery is
     'Every route that delivers, or has deliveries: how many are not over, since when, and what holds them back.';
 
+-- Deliveries that wait while none is settled and nothing says why: no lock, no open circuit breaker, no missing target.
+-- A minute, and the deadline of the route: so long may one attempt take.
+create function public.fn_iu_delivery_progress_missing(p_worker_name text)
+returns text[]
+language sql
+stable
+set search_path = ''
+set row_security = off
+as $$
+    select coalesce(array_agg(format('deliveries of route %s wait, the oldest for %s s, and none was settled', w.route_code,
+                                     round(extract(epoch from clock_timestamp() - w.since))) order by w.route_code), '{}')
+      from (select r.route_code,
+                   (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'deadline')::double precision + 60 as seconds,
+                   (select d.created_at
+                      from public.iu_route_delivery d
+                     where d.route_code = r.route_code and d.due_at is null and d.worker_name = p_worker_name
+                     order by d.id
+                     limit 1) as new_since,
+                   (select d.due_at
+                      from public.iu_route_delivery d
+                     where d.route_code = r.route_code and d.due_at is not null and d.worker_name = p_worker_name
+                     order by d.due_at
+                     limit 1) as due_since
+              from public.iu_outbound_route r
+              left join public.iu_delivery_breaker b on b.route_code = r.route_code
+             where r.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
+                                      where c.worker_name = p_worker_name)
+               and r.target_kind in ('workflow', 'external_endpoint') and r.enabled and not r.dry_run
+               and public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
+               and not exists (select from public.iu_delivery_unusable u
+                                where u.route_code = r.route_code and u.worker_name = p_worker_name)) q
+     cross join lateral (select q.route_code, least(q.new_since, q.due_since) as since, q.seconds) w
+     where w.since < clock_timestamp() - w.seconds * interval '1 second'
+       and not exists (select from public.iu_delivery_lease l
+                        where l.worker_name = p_worker_name
+                          and l.settled_at > clock_timestamp() - w.seconds * interval '1 second')
+$$;
+comment on function public.fn_iu_delivery_progress_missing(text) is
+    'Routes of which deliveries wait while none is settled and nothing says why. One sentence each.';
+
 create view public.v_iu_delivery_parked as
 select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_for, h.created_at as since, h.tries,
        h.due_at, h.failure_code

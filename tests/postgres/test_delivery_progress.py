@@ -1,0 +1,85 @@
+"""Health knows whether deliveries are settled, and names what holds a route. 009, 020."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+
+from postgres.couriers import ROUTE, open_route
+from support import WORKER, connected, drain, insert_event
+
+pytestmark = pytest.mark.asyncio
+
+#: What may have happened to deliveries that have waited for an hour, and whether health is to be red for it.
+HAPPENED = {
+    "nothing": ("select 1", True),
+    "they failed long ago, and are due": (
+        "update iu_route_delivery set due_at = now() - interval '1 hour', failed_at = due_at, tries = 1",
+        True,
+    ),
+    "others were settled a moment ago": (
+        """insert into iu_delivery_lease (worker_name, owner, seconds, settled_at)
+           values ('iu_outbound_default', gen_random_uuid(), 15, now())""",
+        False,
+    ),
+    "others were settled long ago": (
+        """insert into iu_delivery_lease (worker_name, owner, seconds, settled_at)
+           values ('iu_outbound_default', gen_random_uuid(), 15, now() - interval '1 hour')""",
+        True,
+    ),
+    "an attempt may take that long": (
+        """update iu_outbound_route set delivery_policy = '{"deadline": 3600}'""",
+        False,
+    ),
+    "they are young": ("update iu_route_delivery set created_at = now()", False),
+    "their time has not come": ("update iu_route_delivery set due_at = now() + interval '1 hour'", False),
+    "a lock is closed": ("update dot_config set value = 'false' where key = 'iu_core.delivery_enabled'", False),
+    "the circuit breaker is open": (
+        "insert into iu_delivery_breaker (route_code, opened_at, why) values ('iu.version_applied.workflow', now(), 'down')",
+        False,
+    ),
+}
+
+
+async def health(connection: asyncpg.Connection) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(await connection.fetchval("select fn_iu_route_worker_health($1)::text", WORKER))
+    return answer
+
+
+@pytest.mark.parametrize("happened", HAPPENED)
+async def test_deliveries_that_stand_still_are_red_unless_something_says_why(live, happened):
+    """Deliveries that wait while none is settled, and no lock, breaker or missing target says why, make health red.
+
+    Fails when: fn_iu_delivery_progress_missing is not asked, or does not look at one of these.
+    """
+    statement, red = HAPPENED[happened]
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await insert_event(connection)
+        await drain(connection)
+        await connection.execute("update iu_route_delivery set created_at = now() - interval '1 hour'")
+        await connection.execute(statement)
+        answer = await health(connection)
+        assert [ROUTE in reason for reason in answer["reasons"]] == ([True] if red else []), answer
+        assert answer["healthy"] is not red
+
+
+@pytest.mark.parametrize(("column", "code"), [("opened_at", "breaker_open"), ("stopped_at", "dead_letter_budget")])
+async def test_a_route_that_is_held_is_a_warning(live, column, code):
+    """An open circuit breaker and a spent budget of dead letters are warnings of health, with the route and the reason.
+
+    Fails when: health does not read iu_delivery_breaker.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await drain(connection)
+        await connection.execute(
+            f"insert into iu_delivery_breaker (route_code, {column}, why) values ($1, now(), 'http_503')", ROUTE
+        )
+        answer = await health(connection)
+        assert answer["healthy"]
+        found = [w for w in answer["warnings"] if w["code"] == code]
+        assert found == [{"code": code, "figure": 1, "detail": f"{ROUTE}: http_503"}]
