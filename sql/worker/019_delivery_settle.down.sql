@@ -7,12 +7,13 @@
 -- "if exists": a package of which something is missing must be able to be taken back.
 drop function if exists public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
-    double precision[], text[], text[], double precision[], boolean[], text[], text[]);
+    double precision[], text[], text[], double precision[], boolean[], text[], text[], uuid[], uuid[]);
 drop function if exists public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text);
-drop function if exists public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[]);
+drop function if exists public.fn_iu_delivery_sent(
+    text[], bigint[], double precision[], double precision[], text[], uuid[]);
 drop function if exists public.fn_iu_delivery_interrupted(text[], bigint[]);
 drop function if exists public.fn_iu_delivery_fail(
-    text, bigint, text, double precision, double precision, text, text, double precision, boolean, text);
+    text, bigint, text, double precision, double precision, text, text, double precision, boolean, text, uuid);
 drop function if exists public.fn_iu_delivery_breaker_succeed(text[]);
 drop function if exists public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]);
 drop function if exists public.fn_iu_route_resume(text);

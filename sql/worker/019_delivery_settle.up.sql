@@ -339,7 +339,7 @@ comment on function public.fn_iu_delivery_dead_letter(public.iu_route_delivery, 
 -- "At once" means: with the next probe, or when the breaker closes. A delay that the target asked for is always waited.
 create function public.fn_iu_delivery_fail(
     p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text,
-    p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text)
+    p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid default null)
 returns boolean
 language plpgsql
 set search_path = ''
@@ -366,7 +366,8 @@ begin
     insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
     select x.* into b from public.iu_delivery_breaker x where x.route_code = p_route_code for update;
     select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
-    if d.id is null then
+    -- A copy that is behind gives the same ids again, to other events.
+    if d.id is null or d.event_ref <> p_event then
         return false;
     end if;
     d.at_fault := d.at_fault or p_at_fault;
@@ -421,7 +422,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_fail(
-    text, bigint, text, double precision, double precision, text, text, double precision, boolean, text) is
+    text, bigint, text, double precision, double precision, text, text, double precision, boolean, text, uuid) is
     'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. '
     'Answers whether it is a dead letter.';
 
@@ -499,7 +500,8 @@ comment on function public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, t
     'caller has no lease.';
 
 create function public.fn_iu_delivery_sent(
-    p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[])
+    p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[],
+    p_events uuid[])
 returns void
 language plpgsql
 set search_path = ''
@@ -509,11 +511,12 @@ declare
 begin
     with found as materialized (
         select x.ctid, s.began, s.ended, s.target
-          from unnest(p_routes, p_ids, p_began, p_ended, p_targets) s(route_code, id, began, ended, target)
+          from unnest(p_routes, p_ids, p_began, p_ended, p_targets, p_events) s(route_code, id, began, ended, target, event)
+         -- A copy that is behind gives the same ids again, to other events.
          cross join lateral (
                select d.ctid
                  from public.iu_route_delivery d
-                where d.route_code = s.route_code and d.id = s.id
+                where d.route_code = s.route_code and d.id = s.id and d.event_ref = s.event
                 limit 1) x
     ), gone as (
         delete from public.iu_route_delivery d
@@ -548,10 +551,11 @@ exception when unique_violation then
        and exists (select from public.iu_route_attempt a
                     where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
                       and a.attempt_no >= d.attempt_no);
-    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended, p_targets);
+    perform public.fn_iu_delivery_sent(p_routes, p_ids, p_began, p_ended, p_targets, p_events);
 end
 $$;
-comment on function public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[]) is
+comment on function public.fn_iu_delivery_sent(
+    text[], bigint[], double precision[], double precision[], text[], uuid[]) is
     'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
 
 create function public.fn_iu_delivery_settle(
@@ -559,7 +563,7 @@ create function public.fn_iu_delivery_settle(
     p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[],
     p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[],
     p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[],
-    p_sent_targets text[] default null, p_targets text[] default null)
+    p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[])
 returns integer
 language plpgsql
 set search_path = ''
@@ -606,22 +610,22 @@ begin
             end if;
             if cardinality(p_sent_ids) > 0 then
                 perform public.fn_iu_delivery_sent(
-                    p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_sent_targets);
+                    p_sent_routes, p_sent_ids, p_sent_began, p_sent_ended, p_sent_targets, p_sent_events);
             end if;
         end if;
         continue when cardinality(p_ids) = 0;
         for f in
             select s.*
               from unnest(p_routes, p_ids, p_results, p_began, p_ended, p_codes, p_details, p_retry_after, p_beside,
-                          p_targets)
-                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, target, n)
+                          p_targets, p_events)
+                   with ordinality s(route_code, id, result, began, ended, code, detail, retry_after, beside, target, event, n)
              where (v_turn = 1) = exists (select from unnest(p_sent_routes, p_sent_ended) x(route_code, ended)
                                            where x.route_code = s.route_code and x.ended < s.ended)
              order by s.route_code, s.n
         loop
             v_letters := v_letters + public.fn_iu_delivery_fail(
                 f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
-                f.beside and f.result = 'failed', f.target)::integer;
+                f.beside and f.result = 'failed', f.target, f.event)::integer;
         end loop;
     end loop;
     return v_letters;
@@ -629,7 +633,7 @@ end
 $$;
 comment on function public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
-    double precision[], text[], text[], double precision[], boolean[], text[], text[]) is
+    double precision[], text[], text[], double precision[], boolean[], text[], text[], uuid[], uuid[]) is
     'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. '
     'p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many '
     'became dead letters; null: the caller has no lease, and nothing was written.';

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from iu_listen.model.delivery import Failed
-from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, settled
+from iu_listen import Settings
+from iu_listen.model.delivery import Failed, Outcome, Result, Want
+from iu_listen.postgres.delivery import DeliverySession
+from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
 from support import connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -179,3 +181,25 @@ async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, re
         ended = events[::7] if refused == "what failed" else events
         assert await letters(connection) == dict.fromkeys(ended, "outcome_refused")
         assert await connection.fetchval("select count(*) from iu_route_attempt where route_code = $1", ROUTE) == 20
+
+
+async def test_an_outcome_of_another_event_settles_nothing(live):
+    """A copy of the database that is behind gives the same ids again; an outcome that is left from before is of another event.
+
+    Fails when: deliveries are settled by their id alone.
+    """
+    async with connected(live.dsn) as taker, connected(live.dsn) as settler:
+        await open_route(taker)
+        session = DeliverySession(settler, taker, Settings(dsn=live.dsn, lease=600), uuid4())
+        assert (await session.take_lease()).held
+        await insert_event(taker)
+        await insert_event(taker)
+        await drain(taker)
+        want = Want(route=ROUTE, room=10, after=0, deadline=1)
+        taken = list((await session.take([want], [], [])).taken)
+        for delivery in taken:
+            object.__setattr__(delivery.delivery.event, "id", uuid4())
+        done = [Outcome(t, r, 0.0, 0.0, "x") for t, r in zip(taken, (Result.SENT, Result.REJECTED), strict=True)]
+        assert await session.settle(done) == 0
+        assert await pending(taker) == 2
+        assert await taker.fetchval("select count(*) from iu_route_attempt") == 0

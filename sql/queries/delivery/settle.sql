@@ -17,5 +17,8 @@
 -- $15 boolean[]          whether another delivery of the route succeeded beside it
 -- $16 text[]             arrived: what was called
 -- $17 text[]             did not arrive: what was called
+-- $18 uuid[]             arrived: events
+-- $19 uuid[]             did not arrive: events
 
-select public.fn_iu_delivery_settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+select public.fn_iu_delivery_settle(
+           $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)

@@ -101,6 +101,7 @@ class DeliverySession:
             [o.result.value for o in others], [now - o.began for o in others], [now - o.ended for o in others],
             [o.code for o in others], [o.detail for o in others], [o.retry_after for o in others],
             [o.beside for o in others], [o.called or None for o in sent], [o.called or None for o in others],
+            [o.taken.delivery.event.id for o in sent], [o.taken.delivery.event.id for o in others],
         )  # fmt: skip
         return dead
 
