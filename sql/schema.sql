@@ -1445,7 +1445,7 @@ CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
 begin
     return case
         when p_scheme in ('http', 'https')
-            then array['mode', 'method', 'http2', 'secrets', 'headers', 'allow_hosts', 'ca', 'max_response']
+            then array['mode', 'method', 'http2', 'secrets', 'headers', 'allow_hosts', 'ca', 'max_response', 'rejects']
         when p_scheme in ('nats', 'tls') then array['user', 'password', 'ca', 'connect_timeout', 'token']
         when p_scheme = 'kafka'
             then array['user', 'password', 'ca', 'connect_timeout', 'tls', 'mechanism', 'max_bytes']

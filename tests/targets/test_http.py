@@ -116,8 +116,10 @@ OUTCOMES = [
     (300, {}, Reject, "redirect", None),
     (304, {}, Reject, "redirect", None),
     (400, {}, Reject, "http_400", None),
-    (401, {"retry_after": "7"}, Reject, "http_401", None),
-    (404, {}, Reject, "http_404", None),
+    (401, {"retry_after": "7"}, Unavailable, "http_401", 7),
+    (403, {}, Unavailable, "http_403", None),
+    (404, {}, Unavailable, "http_404", None),
+    (405, {}, Reject, "http_405", None),
     (408, {}, Failed, "http_408", None),
     (410, {}, Reject, "http_410", None),
     (422, {}, Reject, "http_422", None),
@@ -126,7 +128,7 @@ OUTCOMES = [
     (429, {"retry_after": "7"}, Unavailable, "http_429", 7),
     (500, {}, Failed, "http_500", None),
     (501, {}, Failed, "http_501", None),
-    (502, {}, Failed, "http_502", None),
+    (502, {}, Unavailable, "http_502", None),
     (503, {}, Unavailable, "http_503", None),
     (503, {"retry_after": DATE}, Unavailable, "http_503", 90),
     (503, {"retry_after": "999999"}, Unavailable, "http_503", 3600),
@@ -277,8 +279,8 @@ async def test_of_a_long_answer_the_status_counts(receiver, http2):
     target = receiver.target(http2=http2, max_response=1000)
     await target.deliver(delivery(payload='{"status": 200, "bytes": 3000000}'))
     assert not target._pool._lines
-    with pytest.raises(Reject, match="HTTP 404: xxx"):
-        await target.deliver(delivery(payload='{"status": 404, "bytes": 1001}'))
+    with pytest.raises(Reject, match="HTTP 400: xxx"):
+        await target.deliver(delivery(payload='{"status": 400, "bytes": 1001}'))
     await target.deliver(delivery(payload='{"status": 200, "bytes": 1000}'))
     await target.deliver(delivery())
     assert (await receiver.ask("/count"))["connections"] == 3

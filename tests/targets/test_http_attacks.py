@@ -447,7 +447,7 @@ async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, htt
     target = http.HttpTarget(read)
     told = [repr(read), repr(target), str(vars(target))]
     with pytest.raises(Reject) as error:
-        await target.deliver(delivery(payload='{"status": 404}'))
+        await target.deliver(delivery(payload='{"status": 400}'))
     told += ["".join(traceback.format_exception(error.value)), repr(error.value), caplog.text]
     await target.aclose()
     assert caplog.records
@@ -483,7 +483,7 @@ async def test_a_receiver_that_sends_secrets_back_is_not_quoted(echo):
     body = echo.format(token=token, json=json.dumps(token), url=quote(token, safe=""), key=key, bare=key[6:],
                        base64=base64.b64encode(token.encode()).decode(), halves=token[:6] + "\x00" + token[6:])  # fmt: skip
     cut = {"max_response": len(body)} if "9" in echo else {}
-    sent = response(404, body.encode() + (b"!" if cut else b""))
+    sent = response(400, body.encode() + (b"!" if cut else b""))
     async with raw(sent) as server:
         headers = {"authorization": {"secret": "env:TOKEN", "prefix": "Bearer "}}
         target = server.target(headers=headers, secrets=["env:NEW"], **cut)

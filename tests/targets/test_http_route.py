@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import anyio
 import pytest
 
 from postgres.couriers import ROUTE, attempts, delivering, open_route, settled
-from support import connected, insert_event
+from support import connected, insert_event, wait_until
 from targets.counterparts import raw, response
 
 pytestmark = pytest.mark.asyncio
@@ -40,3 +42,58 @@ async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
     assert b"POST /hook HTTP/1.1\r\n" in two
     assert one.partition(b"\r\n\r\n")[2] == two.partition(b"\r\n\r\n")[2]
     json.loads(one.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 502])
+async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, status):
+    """While a receiver answers 401, 403, 404 or 502 to everything, no attempt is spent; afterwards every event arrives once.
+
+    Fails when: one of these statuses is a refusal of the event, or spends attempts while nothing else succeeds.
+    """
+    deployed = True
+
+    async def behave(reader, writer):
+        writer.write(response(204) if deployed else response(status, b"no backend"))
+        await writer.drain()
+        return True
+
+    async with raw(behave) as server, connected(live.dsn) as connection:
+        address = f"http://localhost:{server.port}/hook"
+        await open_route(connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, probe_max=0.1)
+        async with delivering(live.dsn, allow_private="localhost"):
+            await insert_event(connection)
+            await settled(connection)
+            deployed = False
+            for _ in range(10):
+                await insert_event(connection)
+                # A few attempts each, one event after the other, as in a slow trickle.
+                await anyio.sleep(0.05)
+            await wait_until(lambda: connection.fetchval("select probes >= 5 from iu_delivery_breaker"), "probes")
+            deployed = True
+            await settled(connection)
+        assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+        assert await connection.fetchval("select count(*) from iu_route_attempt where status = 'sent'") == 11
+
+
+async def test_one_event_that_a_receiver_does_not_find_is_a_dead_letter(live):
+    """A receiver that answers 404 to one event and takes the others gets that one until its attempts are spent.
+
+    Fails when: an answer that may be an outage never spends an attempt.
+    """
+
+    async def behave(reader, writer):
+        writer.write(response(404, b"no such thing") if b"odd" in server.requests[-1] else response(204))
+        await writer.drain()
+        return True
+
+    async with raw(behave) as server, connected(live.dsn) as connection:
+        address = f"http://localhost:{server.port}/hook"
+        await open_route(connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, probe_max=0.1)
+        async with delivering(live.dsn, allow_private="localhost"):
+            odd = await insert_event(connection, note="odd")
+            ended = "select exists (select from iu_route_dead_letter where event_ref = $1)"
+            while not await connection.fetchval(ended, odd):
+                await insert_event(connection)
+                await asyncio.sleep(0.01)
+            await settled(connection)
+        assert await connection.fetchval("select array_agg(failure_code) from iu_route_dead_letter") == ["http_404"]

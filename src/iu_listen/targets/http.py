@@ -39,15 +39,17 @@ MOST_RETRY_AFTER: Final = 3600.0
 #: Longest part of an answer that is kept for people, in characters.
 EXCERPT: Final = 200
 
-#: What an answer means: by its status, else by its hundred, else Failed. 502 and 504 are among the Failed, though a
-#: gateway says them of an outage, too: an event that makes the receiver fall over must not hold its whole route.
+#: What an answer means that is not among the statuses of the option ``rejects``: by its status, else by its hundred,
+#: else Failed. 401, 403, 404, 502 and their like are an outage first, because a receiver that is being deployed, or
+#: whose key was exchanged, answers so to every event. Where others of the route succeed, the circuit breaker finds that
+#: it is the event (docs/why/delivery.md).
 OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
     408: Failed,
     425: Failed,
-    429: Unavailable,
+    502: Unavailable,
     503: Unavailable,
     3: Reject,
-    4: Reject,
+    4: Unavailable,
 }
 
 #: What may happen while a request is under way, and what is said of it. No text of theirs: it may hold headers.
@@ -80,10 +82,10 @@ class HttpTarget:
         """Deliver one event; it has arrived when the answer is 2xx.
 
         Raises:
-            Reject: the answer says that this event will never be taken (4xx, a redirect).
+            Reject: the answer says that this event will never be taken (the statuses of ``rejects``, a redirect).
             Unavailable: there is no connection (``dns``, ``address_refused``, ``connect``, ``tls``), or the answer is
-                429 or 503.
-            Failed: 408, 425, 5xx, no answer (``timeout``), or half of one (``disconnect``).
+                502, 503, or another 4xx.
+            Failed: 408, 425, another 5xx, no answer (``timeout``), or half of one (``disconnect``).
         """
         headers, body = self.message(delivery)
         try:
@@ -148,6 +150,8 @@ class HttpTarget:
         if 200 <= status < 300:
             return
         kind = OUTCOMES.get(status) or OUTCOMES.get(status // 100, Failed)
+        if status in self._options.rejects:
+            kind = Reject
         code = "redirect" if 300 <= status < 400 else f"http_{status}"
         said = self._excerpt(answer)
         raise kind(

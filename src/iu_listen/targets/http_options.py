@@ -52,6 +52,9 @@ def _headers(value: Any) -> bool:
     )  # fmt: skip
 
 
+#: Answers that make an event a dead letter at once: they speak of the request, not of the receiver.
+REJECTS: Final = [400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422, 431, 451]
+
 #: Each option: what it is without being given, whether a value will do, and what does.
 OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "mode": ("structured", lambda v: v in ("structured", "binary"), "structured or binary"),
@@ -61,6 +64,11 @@ OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "headers": ({}, _headers, 'an object of texts, or of {"secret": "env:NAME", "prefix": "Bearer "}'),
     "allow_hosts": (None, _texts, "a list of host names"),
     "ca": ("", lambda v: isinstance(v, str), "the path of a file with certificates (PEM)"),
+    "rejects": (
+        REJECTS,
+        lambda v: isinstance(v, list) and all(type(s) is int and 300 <= s <= 599 for s in v),
+        "a list of statuses, 300 to 599",
+    ),
     "max_response": (65_536, lambda v: type(v) is int and 1 <= v <= 2**24, "a whole number of bytes, 1 to 16777216"),
 }
 
@@ -77,6 +85,7 @@ class Options:
         guard: Who may be connected to.
         tls: Whom to trust.
         max_response: How much of an answer is read, in bytes.
+        rejects: Statuses that make an event a dead letter at once.
         signers: What signs; each makes a signature of its own.
         headers: Fixed headers.
         hidden: Every secret, in every spelling that an answer may repeat it in.
@@ -89,6 +98,7 @@ class Options:
     guard: Guard
     tls: ssl.SSLContext
     max_response: int
+    rejects: frozenset[int]
     signers: tuple[Webhook, ...] = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     hidden: tuple[str, ...] = field(repr=False)
@@ -124,6 +134,7 @@ def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
         guard=guard,
         tls=_read_ca(given["ca"]),
         max_response=given["max_response"],
+        rejects=frozenset(given["rejects"]),
         signers=tuple(_signer(key) for key in keys),
         headers=headers,
         hidden=_spellings([*hidden, *(part for key in keys for part in (key.reveal(), _base64(key)))]),
