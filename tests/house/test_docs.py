@@ -17,7 +17,7 @@ from iu_listen.model.settings import PREFIX, Settings
 from iu_listen.postgres.gates import GATES
 from iu_listen.postgres.probe import SCENARIOS
 from iu_listen.postgres.sqlfiles import all_files, base_files, package_files
-from storm import faults_heavy  # noqa: F401 it enters its faults into the table
+from storm import faults_heavy, faults_inside  # noqa: F401 they enter their faults into the table
 from storm.faults import FAULTS
 from storm.kinds import KINDS
 

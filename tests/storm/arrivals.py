@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,13 @@ class Arrivals:
     crowded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, files: Iterable[Path]) -> Arrivals:
-        """Read the files of these consumers; those that are not there have nothing."""
+    def read(cls, files: Iterable[Path], promotions: Iterable[int] = ()) -> Arrivals:
+        """Read the files of these consumers; those that are not there have nothing.
+
+        Args:
+            files: One for each consumer.
+            promotions: When a server took over that may lack what had happened: it has no call of the time before.
+        """
         found = cls()
         busy: dict[str, tuple[str, int, str]] = {}
         lines = [
@@ -41,7 +47,11 @@ class Arrivals:
             if file.exists()
             for at, *rest in map(str.split, file.read_text().splitlines())
         ]
+        cuts = deque(sorted(promotions))
         for at, who, what, event, subject, _ in sorted(lines):
+            while cuts and cuts[0] < at:
+                cuts.popleft()
+                busy.clear()
             if what == "began":
                 found.calls += 1
                 before, since, whose = busy.get(subject, (event, at, who))

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from iu_listen.model.errors import DatabaseUnreachable, SessionLost
 from iu_listen.postgres import retention
+from iu_listen.postgres.former import MOST
 from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
 from storm.ground import LOST, Ground
@@ -20,6 +21,9 @@ Action = Callable[[Ground], Awaitable[None]]
 
 #: How long retention keeps events that every cursor has read. Long enough for a writer that was cut to look for his.
 KEEP = "20 s"
+
+#: Sessions of one consumer: eight purposes, each with what may be left of its former ones.
+MOST_SESSIONS = 8 * (1 + MOST)
 
 ACTIONS: list[tuple[float, Action]] = []
 
@@ -49,9 +53,10 @@ async def one_consumer_works(ground: Ground) -> None:
     """Nobody has run a batch as his last statement without holding the lease, not even a consumer that was frozen.
 
     The two views are not of one moment, so it must be seen twice. A batch that was only prepared, as a standby on a
-    silent path has it, is active and waits for its client. Behind a pooler there is no lease.
+    silent path has it, is active and waits for its client. Behind a pooler there is no lease, and where a stranger holds
+    the lock a row stands for it.
     """
-    if ground.notes.get("pooled"):
+    if ground.notes.get("no lock"):
         return
     found = await ground.rows(
         """select a.pid, a.backend_start from pg_stat_activity a
@@ -66,6 +71,16 @@ async def one_consumer_works(ground: Ground) -> None:
     twice = now & ground.notes.setdefault("batches without the lease", set())
     ground.notes["batches without the lease"] = now
     assert not twice, f"backend {twice} runs batches and does not hold the lease"
+
+
+@every(0.5)
+async def sessions_are_bounded(ground: Ground) -> None:
+    """Whatever is struck, the consumers have a bounded number of sessions, those included that they have given up."""
+    count = await ground.value(
+        "select count(*) from pg_stat_activity where application_name like 'iu-listen %' and backend_type = 'client backend'"
+    )
+    ground.notes["sessions"] = max(count, ground.notes.get("sessions", 0))
+    assert count <= len(ground.consumers) * MOST_SESSIONS, f"the consumers have {count} sessions"
 
 
 @every(2)

@@ -123,7 +123,7 @@ async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
     """The consumers are restarted with a PgBouncer in transaction mode in between, and restarted without it in the end."""
     with pooler.pooling(ground.server.tcp_dsn()) as between:
         await between.start()
-        ground.notes["pooled"] = True
+        ground.notes["no lock"] = True
         before = ground.said(POOLED)
         ground.path.lead_to(between.dsn)
         ground.path.reset()
@@ -140,7 +140,7 @@ async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
         await ground.until(
             "select exists (select from iu_consumer_heartbeat where listening and state in ('idle', 'busy'))"
         )
-        ground.notes["pooled"] = False
+        ground.notes["no lock"] = False
 
 
 @fault("consumers restarted through PgBouncer", bound=3, missing=lambda _: pooler.missing())

@@ -66,12 +66,24 @@ SCHEMA = """
     insert into iu_outbound_route
         (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run, delivery_policy)
     values ('storm.live', 'iu', 'version_applied', 'update', 'workflow', 'storm', true, false,
-            '{"order": "subject", "concurrency": 100, "attempts": 1000, "backoff": 0.01, "backoff_max": 0.1}'),
+            '{"order": "subject", "concurrency": 100, "attempts": 3, "backoff": 0.01, "backoff_max": 0.1, "probe_max": 1,
+              "dead_letters_per_hour": 1000000}'),
            ('storm.disabled', 'iu', 'version_applied', 'update', 'report', 'storm', false, true, '{}');
     create schema storm;
     -- Each row is a subject. turn counts its events: whoever holds the row lock draws the next one.
     create table storm.subject (id int primary key, turn bigint not null default 0) with (fillfactor = 20);
     insert into storm.subject select generate_series(0, 99);
+    -- What an event does to the target; or a payload that is stored in few bytes, and whose text is too large to be delivered.
+    create function storm.payload(p_doom text) returns jsonb language sql volatile as $$
+        select case when p_doom = 'huge digits' then jsonb_agg(1e131071::numeric)
+                    when p_doom = 'huge text' then jsonb_build_object('a', string_agg(repeat('x', 100000), ''))
+                    else jsonb_build_object('do', p_doom) end
+          from generate_series(1, case when p_doom like 'huge %' then 200 else 1 end)
+    $$;
+    -- Whether an event is one that only says that it arrives; for a CHECK that refuses that.
+    create function storm.returns(p_event uuid) returns boolean language sql stable as $$
+        select exists (select from public.event_outbox o where o.id = p_event and o.safe_payload ->> 'do' = 'return')
+    $$;
     -- For the naive cursor that is shown for contrast.
     create index storm_created_at on event_outbox (event_domain, created_at, id);
     -- n subtransactions, each third of them rolled back.
@@ -204,6 +216,7 @@ class Ground:
         cutting: A fault that cuts writers is at work: their lost connections are no errors.
         healed_at: End of the last such fault: older sessions may find out later.
         forgiving: A fault is at work under which writers may fail: a full disk.
+        brief: The storm is a short one: faults that last are short as well.
         measuring: A recovery is being measured: nobody but the consumers may run batches.
         notes: What faults and actions in the background want to remember.
         leftovers: What faults leave standing until the storm is over.
@@ -219,6 +232,7 @@ class Ground:
     cutting: bool = False
     healed_at: float = 0.0
     forgiving: bool = False
+    brief: bool = False
     measuring: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
     leftovers: ExitStack = field(default_factory=ExitStack)

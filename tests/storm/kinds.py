@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from storm.ground import Session
-from storm.model import Fate, Transaction
+from storm.model import Doom, Fate, Transaction
 from support import WORKER
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ BULK = "bulk"
 INSERT = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
     values ($1, $2, 'version_applied', 'update', 'immediate', $3)
+"""
+#: As above, with a payload that says what the event does to the target.
+DOOMED = """
+    insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
+    values ($1, $2, 'version_applied', 'update', 'immediate', $3, storm.payload($4))
 """
 MANY = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, canonical_address)
@@ -102,12 +107,17 @@ class Pen:
         )
         return subject, turn
 
-    async def write(self, turn: tuple[int, int] | None = None, domain: str = "iu") -> int:
-        """One event; of a subject, if a turn was drawn for it. Its row."""
+    async def write(self, turn: tuple[int, int] | None = None, domain: str = "iu", doom: Doom | None = None) -> int:
+        """One event; of a subject, if a turn was drawn for it; with a doom, if it has one. Its row."""
         (row,) = self.tx.add()
         if turn:
             self.tx.turns += ((row, *turn),)
-        await self.session.execute(INSERT, self.tx.event(row), domain, UUID(int=turn[0] + 1) if turn else None)
+        values = self.tx.event(row), domain, UUID(int=turn[0] + 1) if turn else None
+        if doom:
+            self.tx.dooms[row] = doom
+            await self.session.execute(DOOMED, *values, doom.name)
+        else:
+            await self.session.execute(INSERT, *values)
         return row
 
     async def write_many(self, count: int, address: str | None = None) -> None:

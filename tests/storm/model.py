@@ -19,15 +19,35 @@ from uuid import UUID
 
 #: How many culprits of each kind are kept for the report.
 KEPT = 10
+#: What the target has noted is judged as if it were a route of its own.
+ARRIVED = "arrived"
+#: The ending of a delivery that arrived; every other ending is the failure code of a dead letter.
+SENT = "sent"
 
 
 class Fate(Enum):
-    """What became of a transaction."""
+    """What became of a transaction. GONE: it was committed, on a server that is lost, and the promoted one lacks it."""
 
     OPEN = auto()
     COMMITTED = auto()
     ROLLED_BACK = auto()
     UNKNOWN = auto()
+    GONE = auto()
+
+
+@dataclass(frozen=True)
+class Doom:
+    """What an event does to the target of the live route, and how its delivery ends.
+
+    Attributes:
+        name: What the target does, as target.py knows it.
+        endings: Each permitted ending: SENT, or the failure code of a dead letter.
+        arrives: The target notes that the event has arrived.
+    """
+
+    name: str
+    endings: frozenset[str]
+    arrives: bool = False
 
 
 @dataclass(slots=True)
@@ -40,6 +60,7 @@ class Transaction:
         rows: Events that it wrote, or tried to write.
         undone: Those of them that do not count even if it commits: rolled back to a savepoint, of another domain.
         turns: (row, subject, turn) of the events that have a subject.
+        dooms: How the delivery of a row ends, where that is not: it is sent.
         gid: Its name, if it was prepared.
         ended: When the answer to its COMMIT came, by the clock on the wall; 0: none came.
     """
@@ -49,6 +70,7 @@ class Transaction:
     rows: int = 0
     undone: frozenset[int] = frozenset()
     turns: tuple[tuple[int, int, int], ...] = ()
+    dooms: dict[int, Doom] = field(default_factory=dict)
     fate: Fate = Fate.OPEN
     gid: str = ""
     ended: float = 0.0
@@ -74,6 +96,19 @@ class Transaction:
     def counting(self) -> int:
         """Events that it commits, if it does."""
         return self.rows - len(self.undone)
+
+    def ends_on(self, row: int, route: str) -> bool:
+        """Whether the row has an ending on this route, if it counts: what the target never notes has none there."""
+        return route != ARRIVED or row not in self.dooms or self.dooms[row].arrives
+
+    def may_end(self, row: int, route: str, decision: str, code: str) -> bool:
+        """Whether this is a permitted ending of the row on this route."""
+        if decision == "dry_run":
+            return True
+        if route == ARRIVED:
+            return self.ends_on(row, route)
+        endings = self.dooms[row].endings if row in self.dooms else frozenset({SENT})
+        return (SENT if decision == "delivered" else code) in endings
 
     def settle(self, found: int) -> None:
         """Its outcome was unknown, its session is gone, and so many of its events are there.
@@ -130,7 +165,7 @@ class Culprit:
     """An event with which something is wrong.
 
     Attributes:
-        wrong: lost, duplicated, invented or disordered.
+        wrong: lost, duplicated, invented, disordered or misended.
         event: Its id.
         route: On which route.
         kind: How its transaction was written.
@@ -149,6 +184,8 @@ class Verdict:
     """What is wrong, counted; and the first culprits of each kind.
 
     ``reread`` counts events that a cursor read twice: the key of their attempts has hidden that from the audit.
+    ``misended`` counts events that ended otherwise than they should: a good event as a dead letter, a poison event as
+    sent, or a dead letter that the audit and the table of dead letters do not both have once.
     """
 
     lost: int = 0
@@ -156,12 +193,14 @@ class Verdict:
     reread: int = 0
     invented: int = 0
     disordered: int = 0
+    misended: int = 0
     culprits: list[Culprit] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
         """Nothing is wrong."""
-        return not (self.lost or self.duplicated or self.reread or self.invented or self.disordered)
+        wrong = self.lost or self.duplicated or self.reread or self.invented or self.disordered or self.misended
+        return not wrong
 
 
 class Judge:
@@ -177,23 +216,30 @@ class Judge:
         self._routes = {route: number for number, route in enumerate(routes)}
         self._heard: dict[int, bytearray] = {}
         self._last: dict[tuple[str, int], tuple[int, int]] = {}
-        self._read: int = 0
+        self._letters: dict[tuple[bytes, str], str] = {}
         self._verdict = Verdict()
 
-    def hear(self, event: bytes, route: str, decision: str) -> None:
-        """One attempt: the event's id in 16 bytes, its route, what was decided."""
+    def hear(self, event: bytes, route: str, decision: str, code: str = "") -> None:
+        """One last attempt: the event's id in 16 bytes, its route, what was decided, the failure code of a dead letter."""
         key, row = int.from_bytes(event[:8]), int.from_bytes(event[8:])
         transaction, number = self._model.transactions.get(key), self._routes.get(route)
         if transaction is None or row >= transaction.rows:
             self._wrong("invented", event, route, "?", "nobody wrote it")
             return
+        if transaction.fate is Fate.GONE and route == ARRIVED:
+            # It arrived before it was gone.
+            return
         if transaction.fate is not Fate.COMMITTED or row in transaction.undone:
             why = transaction.fate.name.lower() + (", this row was undone" if row in transaction.undone else "")
             self._wrong("invented", event, route, transaction.kind, why)
             return
-        if number is None or decision not in ("dry_run", "delivered"):
+        if number is None or decision not in ("dry_run", "delivered", "dead_letter"):
             self._wrong("invented", event, route, transaction.kind, f"decision {decision}")
             return
+        if not transaction.may_end(row, route, decision, code):
+            self._wrong("misended", event, route, transaction.kind, f"ended as {decision} {code}".rstrip())
+        if decision == "dead_letter":
+            self._letters[event, route] = code
         if (heard := self._heard.get(key)) is None:
             heard = self._heard[key] = bytearray(transaction.rows * len(self._routes))
         place = row * len(self._routes) + number
@@ -213,6 +259,24 @@ class Judge:
                     self._wrong("disordered", event, route, transaction.kind, detail)
                 self._last[route, subject] = max(last, (turn, row))
 
+    def compare_letters(self, letters: Iterable[tuple[bytes, str, str]]) -> int:
+        """Compare the dead letters (event, route, failure code) with those of the audit: each is there once; how many.
+
+        After the last attempt was heard.
+        """
+        expected, count = dict(self._letters), 0
+        for event, route, code in letters:
+            count += 1
+            if expected.pop((event, route), None) != code:
+                self._wrong("misended", event, route, self._kind(event), f"a dead letter {code} that the audit lacks")
+        for (event, route), code in expected.items():
+            self._wrong("misended", event, route, self._kind(event), f"the dead letter {code} is missing")
+        return count
+
+    def _kind(self, event: bytes) -> str:
+        transaction = self._model.transactions.get(int.from_bytes(event[:8]))
+        return transaction.kind if transaction else "?"
+
     def verdict(self, read: int | None = None) -> Verdict:
         """After the last attempt.
 
@@ -225,7 +289,9 @@ class Judge:
                 continue
             for row in range(transaction.rows):
                 for route, number in self._routes.items():
-                    if row not in transaction.undone and not heard[row * len(self._routes) + number]:
+                    if row in transaction.undone or not transaction.ends_on(row, route):
+                        continue
+                    if not heard[row * len(self._routes) + number]:
                         event = transaction.event(row).bytes
                         self._wrong("lost", event, route, transaction.kind, f"row {row + 1} of {transaction.rows}")
         if read is not None:

@@ -13,7 +13,7 @@ DRAIN = 20_000
 #: What each naive cursor has to lose at least; a storm in which it loses less is none.
 HARD_ENOUGH = 0.05
 #: What must be zero.
-WRONGS = ("lost", "duplicated", "reread", "invented", "disordered")
+WRONGS = ("lost", "duplicated", "reread", "invented", "disordered", "misended")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,10 @@ class Report:
     reread: int = 0
     invented: int = 0
     disordered: int = 0
+    misended: int = 0
     dead_letters: int = 0
+    gone: int = 0
+    sessions: int = 0
     naive_lost: dict[str, float] = field(default_factory=dict)
     decided_after: dict[str, float] = field(default_factory=dict)
     wakes: dict[str, int] = field(default_factory=dict)
@@ -106,11 +109,13 @@ def tell(report: Report) -> None:
         ("events removed by retention meanwhile", report.removed),
         ("retried (serialization, deadlock)", sum(report.retried.values())),
         ("sessions of writers cut by faults", report.cut), ("consumer starts", report.consumer_starts),
+        ("most sessions of consumers at once", report.sessions), ("dead letters, as planned", report.dead_letters),
+        ("transactions that a promoted standby lacks", report.gone),
         ("wake-ups by the bell / lost", f"{report.wakes.get('notify', 0)} / {report.wakes.get('lost', 0)}"),
     ]  # fmt: skip
     for name, seconds in report.decided_after.items():
         totals.append((f"decided after its commit, far from faults, {name}", f"{1000 * seconds:.0f} ms"))
-    for zero in ("writer_errors", *WRONGS, "dead_letters"):
+    for zero in ("writer_errors", *WRONGS):
         count = getattr(report, zero)
         totals.append((zero.replace("_", " "), show.mark(not count, "0", str(count))))
     for name, share in report.naive_lost.items():

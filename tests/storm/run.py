@@ -20,11 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from lab import disk
-from storm import background, contrast, faults, faults_heavy, ground  # noqa: F401 by being there it fills the table
+from storm import (  # noqa: F401 by being there it fills the table
+    background,
+    contrast,
+    faults,
+    faults_heavy,
+    faults_inside,
+    ground,
+)
 from storm.arrivals import Arrivals
 from storm.ground import LOST, PATIENCE, ROUTES, Ground
 from storm.kinds import BULK
-from storm.model import Fate, Judge, Model, Verdict
+from storm.model import ARRIVED, Fate, Judge, Model, Verdict
 from storm.report import HARD_ENOUGH, WRONGS, Plan, Recovery, Report, as_json
 from storm.writers import Writers
 from support import WORKER
@@ -37,13 +44,13 @@ MOSTLY_RUNG = 5
 AFTERMATH = 2.0
 #: The audit in its order, and when each decision was made; without attempts that were not the last ones.
 AUDIT = """
-    select uuid_send(event_ref), route_code, decision, extract(epoch from finished_at)::float8
+    select uuid_send(event_ref), route_code, decision, coalesce(failure_code, ''), extract(epoch from finished_at)::float8
       from iu_route_attempt
      where decision not in ('retry', 'outage')
      order by id
 """
-#: What the target has noted is judged as if it were a route of its own.
-ARRIVED = "arrived"
+#: Every dead letter; the routes write nothing else there.
+LETTERS = "select uuid_send(event_ref), route_code, failure_code from iu_route_dead_letter"
 #: Why the consumers woke; "lost" counts the alarms: events that nobody had rung for, found by the timer.
 WAKES = """
     select w.key, sum(w.value::bigint)::bigint
@@ -75,6 +82,7 @@ class Storm:
         bulk_every = max(10.0, plan.minutes * 60 / 4)
         self.writers = Writers(ground, self.model, plan.seed, plan.bulk_rows, bulk_every)
         ground.writers = self.writers
+        ground.brief = plan.minutes < 1
         self.naive = contrast.naive()
         self.recoveries: list[Recovery] = []
         # From when to when something was wrong, on the wall clock; also before and after us, where a clock that is set
@@ -194,6 +202,9 @@ class Storm:
             "select coalesce(sum(backlog), 0) = 0 from v_iu_event_backlog", within=2 * PATIENCE, pause=0.5
         )
         await self.ground.until("select not exists (select from iu_route_delivery)", within=10 * PATIENCE, pause=0.5)
+        # Nothing is left that needs a person.
+        await self.ground.until("select (fn_iu_route_worker_health($1) ->> 'healthy')::boolean", WORKER)
+        await self.ground.until("select not exists (select from v_iu_delivery where held_by is not null)")
 
     async def _judge(self) -> None:
         report, model, ground = self.report, self.model, self.ground
@@ -201,14 +212,14 @@ class Storm:
         judge = Judge(model, (*ROUTES, ARRIVED))
         session, waited = await ground.connect("storm judge"), array("f")
         async with session.transaction(isolation="repeatable_read"):
-            async for event, route, decision, decided_at in session.cursor(AUDIT, prefetch=20_000):
+            async for event, route, decision, code, decided_at in session.cursor(AUDIT, prefetch=20_000):
                 report.attempts += 1
-                judge.hear(event, route, decision)
+                judge.hear(event, route, decision, code)
                 tx = model.transactions.get(int.from_bytes(event[:8]))
                 if tx and tx.rows == 1 and route == ROUTES[0] and self._undisturbed(tx.ended, decided_at):
                     waited.append(max(0.0, decided_at - tx.ended))
         # Judged when it first arrived: at least once on the wire, once by its key, in order by subject.
-        arrivals = Arrivals.read(c.arrived for c in ground.consumers)
+        arrivals = Arrivals.read((c.arrived for c in ground.consumers), ground.notes.get("promotions", ()))
         for event in arrivals.first:
             judge.hear(event.bytes, ARRIVED, "delivered")
         report.calls, report.again = arrivals.calls, arrivals.again
@@ -216,9 +227,9 @@ class Storm:
             f"two of subject {subject} at once: {how}" for subject, how in sorted(arrivals.crowded.items())
         ]
         read = await session.fetchval("select sum(total_seen)::bigint from iu_route_worker_cursor")
+        report.dead_letters = judge.compare_letters(await session.fetch(LETTERS))
         verdict = judge.verdict(read)
         report.wakes = dict(await session.fetch(WAKES))
-        report.dead_letters = await session.fetchval("select count(*) from iu_route_dead_letter")
         await self._compare_turns(session)
         await self._name_culprits(session, verdict)
         session.terminate()
@@ -231,6 +242,8 @@ class Storm:
         }
         report.retried, report.cut = dict(model.retried), model.cut
         report.removed = ground.notes.get("removed", 0)
+        report.gone = len(model.of(Fate.GONE))
+        report.sessions = ground.notes.get("sessions", 0)
         report.writer_errors = len(model.errors)
         for wrong in WRONGS:
             setattr(report, wrong, getattr(verdict, wrong))
@@ -282,7 +295,7 @@ class Storm:
 
     def _failures(self) -> list[str]:
         report, model = self.report, self.model
-        failures = [f"{wrong}: {count}" for wrong in (*WRONGS, "dead_letters") if (count := getattr(report, wrong))]
+        failures = [f"{wrong}: {count}" for wrong in WRONGS if (count := getattr(report, wrong))]
         failures += [f"a writer was told: {error}" for error in model.errors[:10]]
         failures += [f"{len(tx)} transactions are {fate.name.lower()}" for fate in (Fate.OPEN, Fate.UNKNOWN)
                      if (tx := model.of(fate))]  # fmt: skip

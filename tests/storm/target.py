@@ -1,7 +1,8 @@
 """What the storm's live route delivers to: a coroutine in the consumers' processes that notes every call in a file.
 
 A line is begun and ended in two writes, so a consumer that is killed in between leaves a call that began and never
-ended. The kernel keeps what was written, whoever dies. Some calls fail once, as the dice of the event have it.
+ended. The kernel keeps what was written, whoever dies. Some calls fail once, as the dice of the event have it; and an
+event may ask for more than that (model.py, Doom).
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ import time
 import anyio
 
 from iu_listen import Delivery, Failed, target
+from targets.misbehaving import ACTIONS as MISBEHAVIOUR
+
+#: What an event can ask for: what targets/misbehaving.py knows, and a failure whose record a fault refuses.
+ACTIONS = {**MISBEHAVIOUR, "unwanted": lambda: fail("unwanted")}
 
 #: One in so many events fails at its first attempt.
 FAILS = 50
@@ -23,10 +28,22 @@ async def arrive(delivery: Delivery) -> None:
     event = delivery.event.id
     note("began", delivery)
     await anyio.sleep(event.int % 5 / 1000)
+    if '"do"' in delivery.event.payload:
+        what = delivery.event.data["do"]
+        # Before it: what ends the process notes nothing afterwards.
+        note("ended" if what == "return" else "failed", delivery)
+        if what != "return":
+            ACTIONS[what]()
+        return
     if event.int % FAILS == 0 and delivery.attempt == 1:
         note("failed", delivery)
         raise Failed("as the dice have it")
     note("ended", delivery)
+
+
+def fail(code: str) -> None:
+    """Fail with this code."""
+    raise Failed("as the event asks", code=code)
 
 
 def note(what: str, delivery: Delivery) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from storm.model import Fate, Judge, Model, Transaction, Verdict
+from storm.model import ARRIVED, SENT, Doom, Fate, Judge, Model, Transaction, Verdict
 
 ROUTES = ("first", "second")
 
@@ -138,6 +139,74 @@ def test_nobody_s_event_and_nobody_s_route_are_invented(model, audit):
     ]
 
     assert judged(model, [*audit, *wrong]).invented == 4
+
+
+POISON = Doom("poison", frozenset({"broken"}))
+EITHER = Doom("either", frozenset({SENT, "refused"}), arrives=True)
+#: Endings of the two events with these dooms, as the audit, the target and the table of dead letters have them.
+RIGHT = {
+    "audit": [(0, "dead_letter", "broken"), (1, "delivered", ""), (2, "dead_letter", "refused")],
+    "arrived": [1, 2],
+    "letters": [(0, "broken"), (2, "refused")],
+}
+WRONG = {
+    "poison was sent": {"audit": [(0, "delivered", ""), *RIGHT["audit"][1:]], "letters": [(2, "refused")]},
+    "poison failed otherwise": {
+        "audit": [(0, "dead_letter", "odd"), *RIGHT["audit"][1:]], "letters": [(0, "odd"), (2, "refused")],
+    },
+    "poison arrived": {"arrived": [0, 1, 2]},
+    "a good event is a dead letter": {"good": ("dead_letter", "broken")},
+    "a dead letter is missing": {"letters": [(0, "broken")]},
+    "a dead letter is there twice": {"letters": [*RIGHT["letters"], (0, "broken")]},
+    "a dead letter of something sent": {"letters": [*RIGHT["letters"], (1, "refused")]},
+    "a dead letter has another code": {"letters": [(0, "odd"), (2, "refused")]},
+}  # fmt: skip
+
+
+def ending(model: Model, **wrong: Any) -> Verdict:
+    """The verdict on a poison event, two that may end in two ways, and a good one."""
+    said = {**RIGHT, "good": ("delivered", ""), **wrong}
+    tx, good = committed(model, "doomed", rows=3), committed(model, "short")
+    tx.dooms = {0: POISON, 1: EITHER, 2: EITHER}
+    judge = Judge(model, ("live", ARRIVED))
+    for row, decision, code in said["audit"]:
+        judge.hear(tx.event(row).bytes, "live", decision, code)
+    judge.hear(good.event(0).bytes, "live", *said["good"])
+    for event in [*(tx.event(row) for row in said["arrived"]), good.event(0)]:
+        judge.hear(event.bytes, ARRIVED, "delivered")
+    letters = [(tx.event(row).bytes, "live", code) for row, code in said["letters"]]
+    if said["good"][0] == "dead_letter":
+        letters.append((good.event(0).bytes, "live", said["good"][1]))
+    assert judge.compare_letters(letters) == len(letters)
+    return judge.verdict()
+
+
+def test_planned_endings_are_clean(model):
+    """A poison event is one dead letter, in the audit and in the table; what may end in two ways has ended in one."""
+    assert ending(model).clean
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_another_ending_is_seen(model, what):
+    """An event that ended otherwise than it should is misended; neither lost nor duplicated."""
+    verdict = ending(model, **WRONG[what])
+
+    assert (verdict.misended, verdict.lost, verdict.duplicated) == (1, 0, 0)
+    assert not verdict.clean
+
+
+def test_a_second_ending_is_a_duplicate(model):
+    """What was sent and became a dead letter as well has two endings."""
+    verdict = ending(model, audit=[*RIGHT["audit"], (1, "dead_letter", "refused")], letters=[*RIGHT["letters"]])
+
+    assert verdict.duplicated == 1
+
+
+def test_an_event_that_is_not_over_is_lost(model):
+    """A poison event without an ending is lost, as any other."""
+    verdict = ending(model, audit=RIGHT["audit"][1:], letters=RIGHT["letters"][1:])
+
+    assert (verdict.lost, verdict.misended) == (1, 0)
 
 
 def test_an_unknown_outcome_is_settled_by_all_rows_or_none(model):
