@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -181,6 +182,33 @@ async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, re
         ended = events[::7] if refused == "what failed" else events
         assert await letters(connection) == dict.fromkeys(ended, "outcome_refused")
         assert await connection.fetchval("select count(*) from iu_route_attempt where route_code = $1", ROUTE) == 20
+
+
+async def test_an_outcome_does_not_overtake_its_subject(live):
+    """After a failover to a copy that is behind, an outcome that is left from before waits for what comes before it.
+
+    The copy lacks the settlement of an earlier delivery of the subject, which is attempted again; so must the later one.
+
+    Fails when: what a lost session has left is settled without a look at its subject.
+    """
+    async with connected(live.dsn) as taker, connected(live.dsn) as settler:
+        await open_route(taker, order="subject")
+        events = [await insert_event(taker, subject=UUID(int=1)) for _ in range(2)]
+        await drain(taker)
+        session = DeliverySession(settler, taker, Settings(dsn=live.dsn, lease=600), uuid4())
+        assert (await session.take_lease()).held
+        want = Want(route=ROUTE, room=10, after=0, deadline=1)
+        (first,) = (await session.take([want], [], [])).taken
+        assert first.delivery.event.id == events[0]
+        later = replace(first.delivery.event, id=events[1])
+        second = replace(first, delivery=replace(first.delivery, id=first.delivery.id + 1, event=later))
+        done = [Outcome(taken, Result.SENT, 0.0, 0.0, "x") for taken in (second, first)]
+        assert await session.settle(done[:1]) == 0
+        assert await pending(taker) == 2
+        # In the order of the subject both are settled.
+        assert await session.settle(done[1:]) == 0
+        assert await session.settle(done[:1]) == 0
+        assert await pending(taker) == 0
 
 
 async def test_an_outcome_of_another_event_settles_nothing(live):

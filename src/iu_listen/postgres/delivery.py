@@ -38,6 +38,7 @@ class DeliverySession:
         self._consumer = consumer
         self._settle: str | Prepared = query("delivery/settle")
         self._take: str | Prepared = query("delivery/take")
+        self._began = False
 
     async def prepare(self) -> None:
         """Prepare what is asked for again and again, where the sessions are ours alone."""
@@ -62,7 +63,12 @@ class DeliverySession:
         One outcome that the database refuses (a CHECK or a trigger of the application, a value that it cannot store)
         must not keep back the others: the set is halved until that one is alone. It is recorded as a failed attempt
         with a fixed text; where that is refused as well, only the delivery itself is changed.
+
+        The first set of a session holds what a lost session has left. It may be of a history that this server lacks.
         """
+        if not self._began:
+            self._began = True
+            done = await self._without_overtaken(done)
         try:
             return await self._settle_set(done)
         except Refused as refused:
@@ -74,6 +80,22 @@ class DeliverySession:
         first = await self.settle(done[:middle])
         second = None if first is None else await self.settle(done[middle:])
         return None if first is None or second is None else first + second
+
+    async def _without_overtaken(self, done: Sequence[Outcome]) -> Sequence[Outcome]:
+        """These outcomes without those of deliveries that have to come after others of their subject.
+
+        A copy that is behind lacks the settlement of earlier deliveries of the subject. They are attempted again, so
+        the later ones have to be attempted again as well, after them.
+        """
+        ordered = [o.taken for o in done if o.taken.subject_key is not None]
+        if not ordered:
+            return done
+        rows = await ask_rows(
+            self._settler, self._settings.deadline, query("delivery/overtaken"),
+            [t.delivery.route for t in ordered], [t.delivery.id for t in ordered], [t.subject_key for t in ordered],
+        )  # fmt: skip
+        overtaken = {row["id"] for row in rows}
+        return [o for o in done if o.taken.subject_key is None or o.taken.delivery.id not in overtaken]
 
     async def _settle_refused(self, outcome: Outcome, sqlstate: str) -> int | None:
         detail = f"The database refused to record the outcome of this attempt (SQLSTATE {sqlstate})."
