@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -75,6 +76,17 @@ async def synchronous(primary: Server) -> AsyncIterator[None]:
         if primary.pid() is not None:
             psql(primary, "alter system reset synchronous_standby_names")
             psql(primary, "select pg_reload_conf()")
+
+
+def behind(standby: Server) -> None:
+    """Let the standby receive nothing more, for good."""
+    psql(standby, "alter system set primary_conninfo = ''")
+    psql(standby, "select pg_reload_conf()")
+    for _ in range(500):
+        if psql(standby, "select count(*) from pg_stat_wal_receiver") == "0":
+            return
+        time.sleep(0.02)
+    raise AssertionError("the standby receives still")
 
 
 def promote(standby: Server) -> None:

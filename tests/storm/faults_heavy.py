@@ -16,10 +16,11 @@ import asyncpg
 from iu_listen import embedded
 from lab import clock, disk, pooler
 from lab.pooler import Pooler
-from lab.standby import frozen, promote, standby_of, synchronous
+from lab.standby import behind, frozen, promote, standby_of, synchronous
 from postgres.bells import queue_filled
 from storm.faults import fault
 from storm.ground import CATCH_UP, DEADLINE, LOST, PATIENCE, RECONNECT_MAX, SINCE_SMALL_QUEUES, Ground
+from storm.surviving import Surviving
 from support import WORKER
 
 T = TypeVar("T")
@@ -73,6 +74,28 @@ async def promoted(ground: Ground) -> AsyncIterator[None]:
         ground.server = standby
         ground.path.lead_to(standby.tcp_dsn())
         ground.path.reset()
+    yield
+    await asyncio.to_thread(shutil.rmtree, old.data, ignore_errors=True)
+
+
+@fault("promotion of an asynchronous standby that is behind", bound=RECONNECT_MAX + 2, cuts_writers=True)
+async def promoted_behind(ground: Ground) -> AsyncIterator[None]:
+    """The standby stops to follow, the primary goes on and dies: the end of the history is gone, and the consumers live."""
+    assert ground.writers is not None
+    old = ground.server
+    standby = await asyncio.to_thread(ground.leftovers.enter_context, standby_of(old, ground.home, **EAGER))
+    async with synchronous(old):
+        # It has everything until here, and commits do not wait for it from here on.
+        pass
+    history = Surviving(ground.writers.model)
+    await asyncio.to_thread(behind, standby)
+    await asyncio.sleep(ground.dice.uniform(0.5, 3))
+    await asyncio.to_thread(old.stop, "immediate")
+    await asyncio.to_thread(promote, standby)
+    ground.server = standby
+    ground.path.lead_to(standby.tcp_dsn())
+    ground.path.reset()
+    await history.compare(ground)
     yield
     await asyncio.to_thread(shutil.rmtree, old.data, ignore_errors=True)
 

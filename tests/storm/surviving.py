@@ -1,0 +1,60 @@
+"""What survives where a standby that is behind is promoted: the storm's own record follows the history that is left.
+
+An asynchronous standby may lack the last transactions although their writers were told that they have committed. They
+are gone: nobody can read them any more. What the record says of all others must hold on the promoted server.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+
+from storm.ground import Ground
+from storm.model import Fate, Model, Transaction
+
+FOUND = """
+    select t.n
+      from unnest($1::uuid[], $2::uuid[]) with ordinality t(low, high, n)
+     where exists (select from event_outbox o where o.id between t.low and t.high and o.event_domain = 'iu')
+"""
+
+
+class Surviving:
+    """What the promoted server may lack.
+
+    Args:
+        model: The record; made before the standby stops to follow.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._undecided = [tx for tx in model.transactions.values() if tx.fate in (Fate.OPEN, Fate.UNKNOWN)]
+        self._known = len(model.transactions)
+
+    async def compare(self, ground: Ground) -> int:
+        """Mark committed transactions that the promoted server does not have as gone; how many.
+
+        The calls of the target that began before are over: ``ground.notes["promotions"]`` says when that was.
+        """
+        ground.notes.setdefault("promotions", []).append(time.monotonic_ns())
+        await self._finish_prepared(ground)
+        asked = [tx for tx in self._in_question() if tx.fate is Fate.COMMITTED and tx.counting]
+        rows = await ground.rows(FOUND, [tx.event(0) for tx in asked], [tx.event(2**64 - 1) for tx in asked])
+        found = {row["n"] for row in rows}
+        gone = [tx for n, tx in enumerate(asked, 1) if n not in found]
+        for tx in gone:
+            tx.fate = Fate.GONE
+        return len(gone)
+
+    def _in_question(self) -> list[Transaction]:
+        return [*self._undecided, *islice(self._model.transactions.values(), self._known, None)]
+
+    async def _finish_prepared(self, ground: Ground) -> None:
+        """A transaction that was prepared before and ended after the standby stopped to follow is prepared again."""
+        assert ground.writers is not None
+        waiting = {p.tx.gid for p in ground.writers.prepared}
+        ended = {tx.gid: tx for tx in self._in_question() if tx.gid and tx.gid not in waiting}
+        for row in await ground.rows("select gid from pg_prepared_xacts"):
+            if tx := ended.get(row["gid"]):
+                how = "commit" if tx.fate is Fate.COMMITTED else "rollback"
+                await ground.rows(f"{how} prepared '{tx.gid}'")
