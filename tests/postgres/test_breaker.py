@@ -193,6 +193,28 @@ async def test_an_outage_among_poison_events_loses_no_good_event(live):
             await ended(connection, arrivals, good, poison)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("order", ["none", "subject"])
+async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order):
+    """Where the circuit breaker is open and every delivery is to be attempted alone, one of them is the probe and closes it.
+
+    Fails when: what waits to be attempted alone is given back because the route is held.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order=order)
+        await connection.execute(MANY, 5)
+        await drain(connection)
+        await connection.execute("update iu_route_delivery set alone = true, due_at = now(), failed_at = now()")
+        await connection.execute(
+            "insert into iu_delivery_breaker (route_code, opened_at, probe_at) values ($1, now(), now())", ROUTE
+        )
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert len(arrivals.arrived) == 5
+        assert arrivals.most == 1
+
+
 # -- a model ---------------------------------------------------------------------------------------------------------
 #
 # The two sessions of a consumer, driven step by step without time: what is taken is attempted at once by a target that is

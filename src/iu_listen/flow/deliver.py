@@ -24,7 +24,7 @@ from iu_listen.flow.ledger import Ledger
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
-from iu_listen.flow.route import Route, handed_over, may_go_on, unchanged, wants
+from iu_listen.flow.route import Route, due_in, handed_over, may_go_on, split, unchanged, wants
 from iu_listen.flow.unusable import Unusable, find_target
 from iu_listen.model.delivery import Delivery, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import words
@@ -318,7 +318,8 @@ class Deliverer:
             if state.route in counts:
                 route.after = max(route.after, state.after)
             if state.held:
-                self._drop(route)
+                # A probe of an open circuit breaker that is attempted alone waits until nothing else is in flight.
+                self._drop(route, alone=state.held != "breaker_open")
                 # Who is freed while a route is held is not looked for: all of them are when it goes on.
                 route.rescan()
             self._find_target(route, changed)
@@ -352,12 +353,12 @@ class Deliverer:
             )
             route.told = held
 
-    def _drop(self, route: Route) -> None:
-        """Give back what was taken and not begun."""
-        for taken in [*route.queue, *self._quarantine.drop(route.state.route)]:
+    def _drop(self, route: Route, *, alone: bool = True) -> None:
+        """Give back what was taken and not begun; where ``alone`` is false, not what is attempted alone."""
+        given, route.queue = split(route.queue, keep=not alone)
+        for taken in [*given, *(self._quarantine.drop(route.state.route) if alone else [])]:
             route.after = min(route.after, taken.delivery.id - 1)
             self._ledger.remove(taken.delivery.id)
-        route.queue.clear()
 
     def _forget(self, *, ordered: bool = False) -> None:
         """Nothing that was taken is ours any more; or: what is ``ordered`` may be somebody else's now."""
@@ -382,10 +383,8 @@ class Deliverer:
 
     def _pause(self) -> float:
         """Until the next question for more, if nothing rings."""
-        if any(route.queue for route in self._routes.values()):
-            return FRESH / 4
-        due = [r.state.due_in for r in self._routes.values() if r.state.due_in is not None and r.room]
-        return min(TICK, max(0.01, *due)) if due else TICK
+        waits = any(route.queue for route in self._routes.values())
+        return FRESH / 4 if waits else min(TICK, due_in(self._routes.values()))
 
     def _trust(self, since: float) -> None:
         """Our lease was good then: until when nobody else can have it, however late it is renewed."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Self
@@ -119,6 +120,16 @@ def wants(routes: Sequence[Route], left: int, room: Room, failed: int) -> list[W
         return asked
     turn = failed % max(1, len(asked))
     return [replace(want, room=min(want.room, int(n == turn))) for n, want in enumerate(asked)]
+
+
+def due_in(routes: Iterable[Route]) -> float:
+    """Seconds until the next delivery is due that there is room for, 0.01 at least; inf: none waits for its time."""
+    return max(0.01, min((r.state.due_in for r in routes if r.state.due_in is not None and r.room), default=math.inf))
+
+
+def split(queue: Iterable[Taken], *, keep: bool) -> tuple[list[Taken], deque[Taken]]:
+    """A queue as what is given back and what stays: the deliveries that are attempted alone, where ``keep`` is true."""
+    return [t for t in queue if not (keep and t.alone)], deque(t for t in queue if keep and t.alone)
 
 
 def unchanged(wants: Sequence[Want], routes: Mapping[str, Route]) -> set[str]:
