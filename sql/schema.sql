@@ -2181,7 +2181,7 @@ begin
       from public.event_type_registry r
      where r.event_domain = 'iu' and r.event_type = p_event_type and r.active;
     if not found then
-        -- A closed gate is an operator's decision; a type that nobody registered is a mistake of the caller, and its
+        -- A closed gate is an operator's decision; an unregistered type is a mistake of the caller, and its
         -- event would be lost without a trace.
         perform nextval('public.iu_emit_refused_seq');
         raise exception 'event type iu.% is not registered and active', p_event_type
@@ -5697,7 +5697,7 @@ COMMENT ON COLUMN public.iu_delivery_change.actor IS 'Who did it: iu.actor of hi
 
 -- Name: COLUMN iu_delivery_change.login; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.login IS 'The role of that session. Nobody is given the right to write it.';
+COMMENT ON COLUMN public.iu_delivery_change.login IS 'The role of that session. No role is granted the right to write it.';
 
 -- Name: COLUMN iu_delivery_change.why; Type: COMMENT; Schema: public; Owner: -
 

@@ -134,10 +134,10 @@ grant execute on function
 grant usage on schema public
     to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- Who is in the way has a state and an age only for roles that see the sessions of others, and with them the text of
--- their statements: payloads that writers insert, passwords that are set. The consumer needs it to name who is in the
--- way. A reader does not get it: to it culprits are named by pid and application alone. Where whoever runs this file may
--- not give that, the same holds for the consumer.
+-- Sessions that delay the consumer have a state and an age only for roles that see the sessions of others, and with them
+-- the text of their statements: payloads that writers insert, passwords that are set. The consumer needs it to name those
+-- sessions. A reader does not get it: to a reader they are named by pid and application alone. Where the role that runs
+-- this file may not grant it, the same holds for the consumer.
 do $$
 begin
     grant pg_read_all_stats to iu_listen_consumer;

@@ -91,7 +91,7 @@ begin
       from public.event_type_registry r
      where r.event_domain = 'iu' and r.event_type = p_event_type and r.active;
     if not found then
-        -- A closed gate is an operator's decision; a type that nobody registered is a mistake of the caller, and its
+        -- A closed gate is an operator's decision; an unregistered type is a mistake of the caller, and its
         -- event would be lost without a trace.
         perform nextval('public.iu_emit_refused_seq');
         raise exception 'event type iu.% is not registered and active', p_event_type

@@ -86,7 +86,7 @@ comment on column public.iu_delivery_change.id is 'Order of writing.';
 comment on column public.iu_delivery_change.route_code is 'The route.';
 comment on column public.iu_delivery_change.live is 'True: it may deliver from then on. False: no longer.';
 comment on column public.iu_delivery_change.actor is 'Who did it: iu.actor of his session, else his role.';
-comment on column public.iu_delivery_change.login is 'The role of that session. Nobody is given the right to write it.';
+comment on column public.iu_delivery_change.login is 'The role of that session. No role is granted the right to write it.';
 comment on column public.iu_delivery_change.why is 'Why, in his own words: iu.why of his session.';
 comment on column public.iu_delivery_change.created_at is 'When.';
 comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'Order of writing.';
