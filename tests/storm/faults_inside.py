@@ -14,36 +14,14 @@ from uuid import UUID
 import asyncpg
 
 from iu_listen.postgres.lease import LEASE_KEY
+from storm.dooms import ARRIVES, HUGE, KILLS, ODD, POISON, UNWANTED
 from storm.faults import fault
 from storm.ground import BATCH_DEADLINE, DEADLINE, LEASE, PATIENCE, RECONNECT_MAX, ROUTES, Ground
 from storm.kinds import Pen
-from storm.model import SENT, Doom
+from storm.model import Doom
 from support import WORKER
 
 LIVE = ROUTES[1]
-
-#: Raise at every attempt.
-POISON = (
-    Doom("value error", frozenset({"target_error"})),
-    Doom("failed", frozenset({"later"})),
-    Doom("BaseException", frozenset({"target_error"})),
-    Doom("sys.exit", frozenset({"target_exit"})),
-    Doom("reject", frozenset({"reject"})),
-)
-#: End the process at every attempt.
-KILLS = tuple(Doom(what, frozenset({"interrupted"})) for what in ("exit", "kill", "segmentation fault"))
-#: Are never given to the target.
-HUGE = tuple(Doom(what, frozenset({"payload_too_large"})) for what in ("huge digits", "huge text"))
-#: Outcomes that no database accepts as they are.
-ODD = (
-    Doom("NUL", frozenset({"a\ufffdb"})),
-    *(Doom(f"retry after {what}", frozenset({"failed"})) for what in ("text", "NaN", "timedelta")),
-    Doom("surrogate", frozenset({"failed"})),
-    Doom("reject with a number", frozenset({"404"})),
-)
-#: Outcomes of which the database refuses the record for a while: a failure, and a success.
-UNWANTED = Doom("unwanted", frozenset({"unwanted", "outcome_refused"}))
-ARRIVES = Doom("return", frozenset({SENT, "outcome_refused"}), arrives=True)
 
 #: An event whose success is refused is known by its payload; where it is gone, it has ended.
 REFUSE = """

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from storm.dooms import ODD, POISON
 from storm.ground import Session
 from storm.model import Doom, Fate, Transaction
 from support import WORKER
@@ -329,6 +330,17 @@ async def emits_and_runs(pen: Pen) -> None:
         await pen.session.fetchval("select fn_iu_route_worker_run($1, $2)::text", WORKER, pen.dice.choice([5, 500]))
     await pen.write(turn)
     await (pen.commit() if pen.dice.random() < 0.8 else pen.rollback())
+
+
+@kind("quick", 1)
+async def poisoned(pen: Pen) -> None:
+    """Its delivery fails at every attempt, whatever else happens; events of the same subject before and after it do not."""
+    await pen.begin()
+    turn = await pen.turn()
+    await pen.write(turn)
+    await pen.write(turn, doom=pen.dice.choice((*POISON, *ODD)))
+    await pen.write(turn)
+    await pen.commit()
 
 
 # -- slow --------------------------------------------------------------------------------------------------------
