@@ -97,6 +97,7 @@ def observations() -> Iterator[Observation]:
     yield SpansHeld("why", 1.0, None)
     measures = [Measure(what="gate", part=gate, figure=1) for gate in values("iu.gate")]
     measures += [Measure(what="notification_queue", part=None, figure=0.1)]
+    measures += [Measure(what="refused_emits", part=None, figure=1)]
     measures += [Measure(what="healthy", part=None, figure=1.0, worker="w")]
     parts = re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("| `iu.lag.part` |") :], flags=re.MULTILINE)
     for what in ("lag_items", "lag_seconds"):
