@@ -143,17 +143,20 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
 
     Fails when: what the driver stumbles over then ends the consumer. The storm found it: a frozen consumer, thawed.
     """
-    async with session(live.dsn, name="a test") as connection:
-        asked = asyncio.create_task(ask(connection, deadline, "select 1"))
-        await freeze(connection, until=time.monotonic() + 0.3)
-        await asyncio.sleep(0)
-        if lost is SessionLost:
-            # Once the answer is read, and before it is heard of.
-            asyncio.get_running_loop().call_soon(connection.terminate)
-        with pytest.raises(SessionLost) as raised:
-            await asked
-        assert raised.type is lost
-        assert connection.is_closed()
+    for _ in range(20):
+        async with session(live.dsn, name="a test") as connection:
+            asked = asyncio.create_task(ask(connection, deadline, "select 1"))
+            await freeze(connection, until=time.monotonic() + 0.3)
+            await asyncio.sleep(0)
+            if lost is SessionLost:
+                # Once the answer is read, and before it is heard of; a loaded server may have given both answers by then.
+                asyncio.get_running_loop().call_soon(connection.terminate)
+            (answer,) = await asyncio.gather(asked, return_exceptions=True)
+            if answer != 1:
+                assert type(answer) is lost
+                assert connection.is_closed()
+                return
+    pytest.fail("the session was never ended between the two steps")
 
 
 @pytest.mark.both_loops
