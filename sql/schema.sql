@@ -1169,47 +1169,55 @@ CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes tex
     SET jit TO 'off'
     AS $$
 #variable_conflict use_column
+declare
+    v_payload jsonb;
+    v_bytes   bigint := 0;
 begin
-    return query
-    select q.route_code, q.id, q.attempt_no, q.subject_key, false, case when not s.small then 'not_handed_over' end, q.event_ref,
-           q.event_domain, q.event_type, q.event_stream, q.subject, q.subject_table, q.source_system, q.actor_ref,
-           q.correlation_id, case when s.small then q.occurred_at end, case when s.small then q.created_at end, q.traceparent,
-           case when s.small then coalesce(q.safe_payload::text, 'null') end
-      from (select r.route_code::text, d.id, d.attempt_no, d.subject_key, d.event_ref,
-                   coalesce(o.event_domain, r.event_domain)::text as event_domain,
-                   coalesce(o.event_type, r.event_type)::text as event_type,
-                   coalesce(o.event_stream, r.event_stream)::text as event_stream,
-                   coalesce(o.event_subject_ref::text, o.canonical_address::text) as subject,
-                   o.event_subject_table::text as subject_table, o.source_system::text, o.actor_ref::text,
-                   o.correlation_id::text, o.occurred_at::timestamptz, o.created_at::timestamptz, d.traceparent, o.safe_payload,
-                   sum(pg_column_size(o.safe_payload)) over (rows unbounded preceding) as bytes
-              from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
-             cross join lateral (
-                   select x.route_code, x.event_domain, x.event_type, x.event_stream,
-                          x.delivery_policy ->> 'order' = 'subject' as ordered,
-                          public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
-                     from public.iu_outbound_route x
-                     left join public.iu_delivery_breaker b on b.route_code = x.route_code
-                    where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
-                    limit 1) r
-             cross join lateral (
-                   select p.*
-                     from (select x.*
-                             from public.iu_route_delivery x
-                            where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
-                              and x.worker_name = p_worker_name
-                            order by x.id
-                            limit 2 * w.room + 100) p
-                    where r.ordered is not true
-                       or not exists (select from public.iu_route_delivery e
-                                       where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
-                    order by p.id
-                    limit w.room) d
-              left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true) q
-     cross join lateral (
-           select (q.bytes < 4000 and pg_column_compression(q.safe_payload) is null
-                   and q.occurred_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00'
-                   and q.created_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00') is true as small) s;
+    alone := false;
+    for route_code, delivery_id, attempt_no, subject_key, event_ref, event_domain, event_type, event_stream, subject,
+        subject_table, source_system, actor_ref, correlation_id, occurred_at, created_at, traceparent, v_payload in
+        select r.route_code, d.id, d.attempt_no, d.subject_key, d.event_ref, coalesce(o.event_domain, r.event_domain),
+               coalesce(o.event_type, r.event_type), coalesce(o.event_stream, r.event_stream),
+               coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
+               o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload
+          from unnest(p_routes, p_rooms, p_after) w(route_code, room, after)
+         cross join lateral (
+               select x.route_code, x.event_domain, x.event_type, x.event_stream,
+                      x.delivery_policy ->> 'order' = 'subject' as ordered,
+                      public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+                 from public.iu_outbound_route x
+                 left join public.iu_delivery_breaker b on b.route_code = x.route_code
+                where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
+                limit 1) r
+         cross join lateral (
+               select p.*
+                 from (select x.*
+                         from public.iu_route_delivery x
+                        where r.held is null and x.route_code = w.route_code and x.id > w.after and x.due_at is null
+                          and x.worker_name = p_worker_name
+                        order by x.id
+                        limit 2 * w.room + 100) p
+                where r.ordered is not true
+                   or not exists (select from public.iu_route_delivery e
+                                   where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+                order by p.id
+                limit w.room) d
+          left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true
+    loop
+        v_bytes := v_bytes + coalesce(pg_column_size(v_payload), 0);
+        if v_bytes < 4000 and pg_column_compression(v_payload) is null
+           and occurred_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00'
+           and created_at between '0001-01-02 00:00:00+00' and '9999-12-30 00:00:00+00' then
+            problem := null;
+            payload := coalesce(v_payload::text, 'null');
+        else
+            problem := 'not_handed_over';
+            occurred_at := null;
+            created_at := null;
+            payload := null;
+        end if;
+        return next;
+    end loop;
 end
 $$;
 

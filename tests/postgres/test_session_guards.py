@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from iu_listen.app import PostgresSessions
+from iu_listen.model.delivery import Want
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import SessionFailed
 from iu_listen.model.settings import Settings
@@ -24,6 +25,8 @@ SHOW = """
     select pg_catalog.current_setting('search_path') as path, pg_catalog.current_setting('row_security') as policies,
            pg_catalog.current_setting('client_connection_check_interval') as checked,
            (select s.setting::int from pg_catalog.pg_settings s where s.name = 'statement_timeout') as milliseconds"""
+
+PLANS = "select sum(generic_plans + custom_plans) from pg_catalog.pg_prepared_statements where statement like $1"
 
 
 async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dict[str, tuple[Connection, float]]:
@@ -67,6 +70,32 @@ async def test_every_session_of_a_consumer_is_guarded(live):
     async with session(live.dsn, name="test") as command:
         row = await command.fetchrow(SHOW)
         assert (row["path"], row["policies"], row["checked"]) == ("", "off", "2s")
+
+
+async def test_repeated_statements_are_parsed_once(live):
+    """A session parses each statement that it repeats once: the batch, the take and the settlement.
+
+    Fails when: a statement is prepared without a name, because the driver then has it parsed at every execution.
+    """
+    settings = Settings(dsn=live.dsn)
+    sessions = PostgresSessions(settings)
+    wants = [Want(route="none", room=1, after=0, deadline=30)]
+    async with sessions.outbox() as outbox, sessions.deliveries(lambda: None) as deliveries:
+        for _ in range(3):
+            await outbox.run_batch(10)
+            await outbox.run_batch(10, wants)
+            await deliveries.take(wants, [], [])
+            await deliveries.settle([])
+        plans = {
+            name: await connection.fetchval(PLANS, f"%{name}%")
+            for name, connection in {
+                "fn_iu_route_worker_run($1, $2)::text": outbox._connection,
+                "fn_iu_delivery_hand_over": outbox._connection,
+                "fn_iu_delivery_take": deliveries._taker,
+                "fn_iu_delivery_settle": deliveries._settler,
+            }.items()
+        }
+    assert plans == dict.fromkeys(plans, 3)
 
 
 async def test_a_long_lock_leaves_no_sessions_behind(live):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -12,8 +13,13 @@ from iu_listen.postgres.sqlfiles import query
 # Generic in the stubs, not in the driver.
 if TYPE_CHECKING:
     _Driver = asyncpg.Connection[asyncpg.Record]
+    Prepared = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
 else:
     _Driver = asyncpg.Connection
+    Prepared = asyncpg.prepared_stmt.PreparedStatement
+
+#: Numbers of prepared statements.
+_NUMBERS: Final = count(1)
 
 #: Part of the client's patience after which the server ends a statement: what nobody waits for any more piles up.
 PATIENCE: Final = 0.9
@@ -49,6 +55,22 @@ class Connection(_Driver):
             await super().fetchrow(
                 query("session_settings"), idle_timeout, read_only, self.statement_timeout, transaction_timeout
             )
+
+    async def prepare_once(self, statement: str) -> str | Prepared:
+        """A statement that the server parses and plans once for this session.
+
+        Behind a pooler it stays a text: the next transaction may run in a session that does not know it.
+
+        Args:
+            statement: Its text.
+
+        Returns:
+            What fetch() of it needs; the text itself behind a pooler.
+        """
+        if self.pooled:
+            return statement
+        # The driver keeps a statement without a name only for one execution where its own cache is off.
+        return await super().prepare(statement, name=f"iu_listen_{next(_NUMBERS)}")
 
     async def limit_locks(self, milliseconds: int) -> None:
         """Wait so long for a lock from now on, at most."""

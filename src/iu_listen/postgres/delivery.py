@@ -41,12 +41,10 @@ class DeliverySession:
         self._began = False
 
     async def prepare(self) -> None:
-        """Prepare what is asked for again and again, where the sessions are ours alone."""
+        """Prepare the statements that are asked for again and again."""
         with errors_become_ours(), anyio.fail_after(self._settings.deadline):
-            if not self._settler.pooled:
-                self._settle = await self._settler.prepare(query("delivery/settle"))
-            if not self._taker.pooled:
-                self._take = await self._taker.prepare(query("delivery/take"))
+            self._settle = await self._settler.prepare_once(query("delivery/settle"))
+            self._take = await self._taker.prepare_once(query("delivery/take"))
 
     async def take_lease(self, gone: str = "") -> Lease:
         """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""

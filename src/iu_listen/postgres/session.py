@@ -14,7 +14,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 import asyncpg
@@ -22,14 +22,8 @@ import asyncpg
 from iu_listen.model.address import HINT, Address, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
-from iu_listen.postgres.connection import PATIENCE, Connection
+from iu_listen.postgres.connection import PATIENCE, Connection, Prepared
 from iu_listen.postgres.dial import dial
-
-# Generic in the stubs, not in the driver.
-if TYPE_CHECKING:
-    Prepared = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
-else:
-    Prepared = asyncpg.prepared_stmt.PreparedStatement
 
 __all__ = ["PATIENCE", "Connection", "Prepared"]
 

@@ -38,7 +38,7 @@ class WorkerSession:
         self._settings = settings
         self._consumer = consumer
         self._version = version
-        # The one statement that is asked for again and again; behind a pooler it cannot be kept.
+        # Each is prepared when it is needed first.
         self._batch: str | Prepared = query("run_batch")
         self._batch_and_take: str | Prepared = query("run_batch_and_take")
         self._abandoned = ""
@@ -56,10 +56,9 @@ class WorkerSession:
         self._connection.terminate()
 
     async def prepare(self) -> None:
-        """Prepare what is asked for again and again, where the session is ours alone."""
-        if not self._connection.pooled:
-            with errors_become_ours(), anyio.fail_after(self._settings.deadline):
-                self._batch = await self._connection.prepare(query("run_batch"))
+        """Prepare the statement that is asked for again and again."""
+        with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+            self._batch = await self._connection.prepare_once(query("run_batch"))
 
     async def take_lease(self) -> str | None:
         """Become the worker's one active consumer. None: done. Else: who is it already.
@@ -78,10 +77,10 @@ class WorkerSession:
         """
         began, began_ns = time.perf_counter(), time.time_ns()
         try:
-            if wants and isinstance(self._batch_and_take, str) and not self._connection.pooled:
+            if wants and isinstance(self._batch_and_take, str):
                 # Only where something is delivered.
                 with errors_become_ours(), anyio.fail_after(self._settings.deadline):
-                    self._batch_and_take = await self._connection.prepare(self._batch_and_take)
+                    self._batch_and_take = await self._connection.prepare_once(self._batch_and_take)
             statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
             rows = await ask_rows(
                 self._connection, self._settings.batch_deadline, statement, self._settings.worker, limit, *more
