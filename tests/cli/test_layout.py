@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from io import StringIO
+from types import FrameType
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cli.command import POISON, REMEDY, environment, execute, on_one_server, rows, run
-from iu_listen.cli.layout import Branch, Form, fitting
+from iu_listen.cli.layout import Branch, Form, Grid, fitting
 
 WORKER = "iu_outbound_default"
 ROUTE = "iu.version_applied.a_route_with_a_long_code"
@@ -134,8 +136,33 @@ def test_a_branch_goes_on_below_itself():
     """A cell of a tree that wraps keeps its indentation, also where a word is longer than the column."""
     stream = StringIO()
     console = Console(file=stream, width=20)
-    console.print(Branch("  └ ", "attempt, route a_code_that_is_longer\nfailed"))
+    cell = Branch("  └ ", "attempt, route a_code_that_is_longer\nfailed")
+    console.print(Grid([[cell]], [20], 1))
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("  └ attempt")
     assert all(line.startswith("    ") for line in lines[1:])
     assert "".join(line[4:].strip() for line in lines).replace(",", "") == "attempt routea_code_that_is_longerfailed"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_work_of_a_long_list_is_bounded(width):
+    """A cell costs fewer than 120 calls of Python functions, in a table and in rows below each other.
+
+    The mechanism: a cell that fits its column is written as it is. Fails when: each cell is a document of its own.
+    """
+    cells = [Text(str(uuid4())), Text(str(uuid4())), *map(Text, ("shop.mail", "3 d 23 h ago", "smtp_550", "missing"))]
+    console = Console(file=StringIO(), width=width, soft_wrap=True, highlight=False)
+    form = Form([f"name {i}" for i in range(len(cells))], [cells] * 500)
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        console.print(fitting(console, [form], ""))
+    finally:
+        sys.setprofile(before)
+    assert calls < 120 * len(cells) * len(form.rows)
