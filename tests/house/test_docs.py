@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,18 @@ def test_every_test_that_a_table_names_exists(name):
             missing.append(f"{table} {row}")
 
     assert missing == []
+
+
+def test_scenarios_are_numbered_one_after_the_other():
+    """In each table of the scenarios the numbers follow each other, and no scenario is listed twice."""
+    sections = page("docs/why/scenarios.md").split("\n## ")
+    gaps = [
+        f"{section.splitlines()[0]}: {after} comes after {before}"
+        for section in sections
+        for before, after in pairwise(map(int, re.findall(r"^\| (\d+) \|", section, flags=re.MULTILINE)))
+        if after != before + 1
+    ]
+    listed = re.findall(r"^\|(?: \d+ \|)? ([^|]+) \|", "\n".join(sections), flags=re.MULTILINE)
+
+    assert gaps == []
+    assert {one for one in listed if listed.count(one) > 1} <= {"scenario"}
