@@ -30,9 +30,7 @@ select pg_catalog.set_config('search_path', '', false),
        case when pg_catalog.version() operator(pg_catalog.!~*) 'windows|mingw|msvc|visual c'
             then pg_catalog.set_config('client_connection_check_interval', '2s', false) end,
        pg_catalog.set_config('idle_session_timeout', $1, false),
-       pg_catalog.set_config('default_transaction_read_only',
-                             case when $2 then 'on'
-                                  else pg_catalog.current_setting('default_transaction_read_only') end, false),
+       case when $2 then pg_catalog.set_config('default_transaction_read_only', 'on', false) end,
        pg_catalog.set_config('statement_timeout',
                              coalesce($3, pg_catalog.current_setting('statement_timeout')), false),
        case when pg_catalog.current_setting('transaction_timeout', true) is not null and $4::pg_catalog.text is not null

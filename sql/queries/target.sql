@@ -2,7 +2,6 @@
 
 select current_database() as database, current_setting('server_version') as server_version,
        current_setting('server_version_num')::int as version_num, session_user as "user",
-       pg_is_in_recovery() as standby, current_setting('transaction_read_only') = 'on' as read_only,
        (select s.system_identifier::text from pg_control_system() s) as system_identifier,
        pg_database_size(current_database()) as size_bytes,
        (select r.rolsuper or has_schema_privilege('public', 'create') from pg_roles r where r.rolname = current_user)

@@ -228,6 +228,24 @@ def test_base_plan(empty):
 
 
 @on_one_server
+def test_base_and_a_closed_gate(empty):
+    """Where a gate is closed after --base has created the substrate, the last line says what was changed.
+
+    Fails when: it says that nothing was.
+    """
+    execute(
+        empty.dsn,
+        """create function no_views() returns event_trigger language plpgsql as $$
+           begin raise exception 'no views here'; end $$;
+           create event trigger no_views on ddl_command_end when tag in ('CREATE VIEW') execute function no_views()""",
+    )
+    done = refused(1, "no views here")("apply", "--base", *WAIVED, dsn=empty.dsn)
+    last = done.out.rstrip().splitlines()[-1]
+    assert last == "Closed: 8 probe passed. The substrate was created, and nothing else was changed."
+    assert value(empty.dsn, "select count(*) from event_outbox") == 0
+
+
+@on_one_server
 def test_base_on_half_a_substrate(substrate):
     """--base refuses a substrate that is there in part, and names what is missing."""
     execute(substrate.dsn, "drop function fn_iu_core_routes_enabled() cascade")
@@ -311,8 +329,59 @@ def test_a_failed_verification_takes_everything_back(substrate, tmp_path):
     """An apply whose result does not verify is taken back, the files that were committed on the way included."""
     execute(substrate.dsn, "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
     before = portrait(substrate.dsn)
-    refused(1, "W8", "gate open master")("apply", *WAIVED, dsn=substrate.dsn)
+    refused(1, "W8", "gate open master", "Everything was taken back.")("apply", *WAIVED, dsn=substrate.dsn)
     assert portrait(substrate.dsn) == before
+
+
+#: What a house may have: a log of all DDL, and one that forbids what rewrites a table.
+EVENT_TRIGGERS = """
+    create schema audit;
+    create table audit.ddl (tag text, object text);
+    create function audit.log() returns event_trigger language plpgsql as $$
+    begin
+        insert into audit.ddl select c.command_tag, c.object_identity from pg_event_trigger_ddl_commands() c;
+    end $$;
+    create event trigger audit_log on ddl_command_end execute function audit.log();
+    create function audit.rewrite() returns event_trigger language plpgsql as $$
+    begin raise exception 'no rewrites here'; end $$;
+    create event trigger audit_rewrite on table_rewrite execute function audit.rewrite();
+"""
+
+
+@on_one_server
+@pytest.mark.parametrize("size", [0, 30_000])
+def test_event_triggers(substrate, size):
+    """Event triggers of the house see what apply does; one that forbids a part of it, and nothing is left behind.
+
+    With a large log the files are applied in several transactions: those before the failure are taken back.
+    Fails when: what was committed before the failure is not taken back.
+    """
+    dsn = substrate.dsn
+    execute(
+        dsn,
+        EVENT_TRIGGERS
+        + """create function audit.no() returns event_trigger language plpgsql as $$
+             begin
+                 if tg_tag = 'CREATE INDEX' then raise exception 'no indexes in office hours'; end if;
+             end $$;
+             create event trigger audit_no on ddl_command_end execute function audit.no()""",
+    )
+    execute(
+        dsn,
+        f"""insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, safe_payload)
+            select 'iu', 'version_applied', 'update', 'immediate', jsonb_build_object('t', repeat('x', 60))
+              from generate_series(1, {size})""",
+    )
+    before = catalogue(dsn)
+    refused(1, "no indexes in office hours")("apply", *WAIVED, dsn=dsn)
+    assert catalogue(dsn) == before
+
+    execute(dsn, "drop event trigger audit_no")
+    assert run("apply", *WAIVED, dsn=dsn).code == 0
+    assert value(dsn, "select count(*) from audit.ddl where object = 'public.iu_route_dead_letter'") > 0
+    assert run("verify", dsn=dsn).code == 0
+    assert run("probe", dsn=dsn).code == 0
+    assert run("rollback", "--yes", dsn=dsn).code == 0
 
 
 @on_one_server

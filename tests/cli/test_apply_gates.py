@@ -48,6 +48,12 @@ def unchanged(dsn: str) -> Iterator[None]:
     assert portrait(dsn) == before
 
 
+def _as(role: str, dsn: str) -> str:
+    """The same database as another role."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+
+
 # -- 1 target identity -------------------------------------------------------------------------------------------
 
 
@@ -86,12 +92,26 @@ def test_the_closed_gate_is_named(substrate):
 # -- 2 writable primary ------------------------------------------------------------------------------------------
 
 
-def test_2_read_only(substrate):
-    """Gate 2 is closed when the database takes no writes."""
-    name = value(substrate.dsn, "select current_database()")
-    with unchanged(substrate.dsn):
-        execute(substrate.dsn, f"alter database {name} set default_transaction_read_only = on")
-        closed_alone(2, apply(substrate.dsn), "takes no writes", "primary")
+@pytest.mark.parametrize("whose", ["database {database}", "role {role}", "role {role} in database {database}"])
+def test_2_read_only(substrate, whose):
+    """Gate 2 is closed when the database takes no writes, and the hint says where that is set.
+
+    So do a command that changes something and one that looks. Fails when: the place is not asked for.
+    """
+    database = value(substrate.dsn, "select current_database()")
+    role = f"iu_test_{secrets.token_hex(4)}"
+    execute(substrate.dsn, f"create role {role} login superuser")
+    dsn = _as(role, substrate.dsn)
+    place = whose.format(database=database, role=role)
+    try:
+        with unchanged(substrate.dsn):
+            execute(substrate.dsn, f"alter {place} set default_transaction_read_only = on")
+            says = ("takes no writes", f"alter {place} reset default_transaction_read_only")
+            closed_alone(2, apply(dsn), *says)
+            refused(2, *says)("probe", dsn=dsn)
+            refused(1, *says)("doctor", "--json", dsn=dsn)
+    finally:
+        execute(substrate.dsn, f"set transaction_read_only = off; drop role {role}")
 
 
 def test_2_who_may_not_create(substrate):
@@ -101,11 +121,9 @@ def test_2_who_may_not_create(substrate):
         substrate.dsn,
         f"create role {role} login; grant select on all tables in schema public to {role}",
     )
-    parts = urlsplit(substrate.dsn)
-    theirs = urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
     try:
         with unchanged(substrate.dsn):
-            closed_alone(2, apply(theirs), f"{role} may not create objects in schema public", "owner")
+            closed_alone(2, apply(_as(role, substrate.dsn)), f"{role} may not create objects in schema public", "owner")
     finally:
         execute(substrate.dsn, f"drop owned by {role}; drop role {role}")
 
@@ -198,7 +216,7 @@ def test_4_drift(server, kind, change, says, request):
     if says.startswith("column"):
         # Without the substrate there is nothing to ask gates 6 and 7 about.
         assert [g["number"] for g in done.json["gates"] if not g["pass"]] == [4, 6, 7, 8]
-        assert {g["evidence"] for g in done.json["gates"][5:7]} == {"not looked at: the substrate is not here"}
+        assert {g["evidence"] for g in done.json["gates"][5:7]} == {"not looked at: gate 4 is closed"}
         assert says in done.json["gates"][3]["evidence"]
         assert done.code == 1
     else:
@@ -213,6 +231,35 @@ def test_4_an_edited_file(applied, tmp_path):
     with unchanged(applied.dsn):
         closed_alone(4, apply(applied.dsn, env=tree.env), "worker/010_wake was edited after it was applied")
     assert apply(applied.dsn).code == 0
+
+
+@pytest.mark.parametrize("kind", ["substrate", "applied"])
+def test_4_row_level_security(server, kind, request):
+    """Gate 4 is closed for a role from which row level security hides rows, and names the tables and what to do.
+
+    Who sees all rows is told that other roles need the same right. Fails when: the gate does not look at policies.
+    """
+    dsn = request.getfixturevalue(kind).dsn
+    role = f"iu_test_{secrets.token_hex(4)}"
+    execute(
+        dsn,
+        f"""alter table event_outbox enable row level security;
+            create role {role} login;
+            grant create on schema public to {role};
+            grant all on all tables in schema public to {role}""",
+    )
+    try:
+        with unchanged(dsn):
+            done = apply(_as(role, dsn))
+            gate = done.json["gates"][3]
+            assert (done.code, gate["pass"], done.json["applied"]) == (1, False, [])
+            assert gate["evidence"] == f"row level security hides rows of event_outbox from {role}"
+            assert "BYPASSRLS" in gate["hint"]
+        done = run("apply", "--plan", "--json", "--no-backup", "a test", dsn=dsn)
+        assert done.code == 0
+        assert "row level security on event_outbox: other roles need BYPASSRLS" in done.json["gates"][3]["evidence"]
+    finally:
+        execute(dsn, f"drop owned by {role}; drop role {role}")
 
 
 # -- 5 package integrity -----------------------------------------------------------------------------------------

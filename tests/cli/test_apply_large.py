@@ -8,7 +8,7 @@ import time
 import asyncpg
 import pytest
 
-from cli.command import rows, run, value
+from cli.command import execute, rows, run, value
 from iu_listen.postgres import gates, migrate
 from iu_listen.postgres.session import session
 from support import connected
@@ -85,6 +85,34 @@ def test_the_probe_takes_a_large_apply_back(substrate):
     assert done.code == 1
     assert "Everything was taken back" in done.err
     assert value(substrate.dsn, "select to_regclass('public.iu_route_worker_cursor')") is None
+
+
+def test_what_cannot_be_taken_back_goes_on(substrate):
+    """An apply that fails and cannot be taken back says why, how far it came, and that apply goes on from there.
+
+    Fails when: the error of the taking back takes the place of the error that it was for.
+    """
+    asyncio.run(_fill(substrate.dsn))
+    asyncio.run(_break_the_emitter(substrate.dsn))
+    execute(
+        substrate.dsn,
+        """create function test_no_drops() returns event_trigger language plpgsql as $$
+           begin
+               if tg_tag = 'DROP FUNCTION' then raise exception 'no drops in office hours'; end if;
+           end $$;
+           create event trigger test_no_drops on ddl_command_start execute function test_no_drops()""",
+    )
+    done = run("apply", "--no-backup", "x", dsn=substrate.dsn)
+
+    assert done.code == 1
+    assert "observed" in done.err.splitlines()[0]
+    assert "It could not be taken back: no drops in office hours" in done.err
+    assert "files are applied, and inert. iu-listen apply goes on" in done.err
+    execute(
+        substrate.dsn,
+        "drop event trigger test_no_drops; drop trigger aa_test on event_outbox",
+    )
+    assert run("apply", "--no-backup", "x", dsn=substrate.dsn).code == 0
 
 
 async def _fill(dsn: str) -> None:

@@ -115,6 +115,23 @@ def test_parameters_that_cannot_be_obeyed(parts, parameter):
     refused(2, parameter.partition("=")[0])("health", dsn=f"postgresql://{login}@{host}/several?{parameter}")
 
 
+def test_no_session_is_left(parts, own_server):
+    """Where the role may have no further session, the hint says what limits it, and does not ask for host and port.
+
+    Fails when: every error before a session is there is taken for a server that cannot be reached.
+    """
+    _, host = parts
+    admin = own_server.tcp_dsn("several")
+    execute(admin, "create role iu_test_limited login password 'x' connection limit 0")
+    try:
+        done = refused(3, "too many connections", "connection limit of the role")(
+            "status", dsn=f"postgresql://iu_test_limited:x@{host}/several"
+        )
+        assert "host and port" not in done.err
+    finally:
+        execute(admin, "drop role iu_test_limited")
+
+
 def test_the_pairs_of_libpq(parts):
     """A string of name=value pairs is a connection string, too."""
     login, host = parts

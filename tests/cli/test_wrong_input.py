@@ -157,7 +157,7 @@ def test_a_standby(applied, standby):
     done = run("apply", "--no-backup", "x", "--json", dsn=standby)
     assert done.code == 1
     assert {g["number"]: g["evidence"] for g in done.json["gates"] if not g["pass"]} == {
-        2: "the server is a standby",
+        2: "the server takes no writes: it is a standby",
         8: "not run: a gate before this one is closed",
     }
 

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode in front of a server, where one is installed."""
+"""A PgBouncer in front of a server, where one is installed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pooler:
         dsn: The way through it.
     """
 
-    def __init__(self, upstream: str, home: Path) -> None:
+    def __init__(self, upstream: str, home: Path, mode: str) -> None:
         parts = urlsplit(upstream)
         database = parts.path.removeprefix("/")
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -54,7 +54,7 @@ listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 server_login_retry = 0.2
 pidfile = {self.pid_file}
 """
@@ -85,12 +85,12 @@ pidfile = {self.pid_file}
 
 
 @contextmanager
-def pooling(upstream: str) -> Iterator[Pooler]:
+def pooling(upstream: str, mode: str = "transaction") -> Iterator[Pooler]:
     """A pooler in front of a server that is reached over TCP, not started yet."""
     with TemporaryDirectory(prefix="iu-listen-pooler-") as name:
         home = Path(name)
         home.chmod(0o755)
-        pooler = Pooler(upstream, home)
+        pooler = Pooler(upstream, home, mode)
         try:
             with mourned_by('kill -9 "$(cat "$1")"', pooler.pid_file):
                 yield pooler

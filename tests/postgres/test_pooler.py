@@ -112,6 +112,22 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
             await trace.end(operator, "traces")
 
 
+async def test_a_pooler_in_statement_mode_is_named(dsns):
+    """A pooler that allows no transaction is an error whose hint says what to set.
+
+    Fails when: every error before a session is there is taken for a server that cannot be reached.
+    """
+    direct, _ = dsns
+    with pooling(direct, "statement") as pooler:
+        await pooler.start()
+        done = await asyncio.to_thread(run, "status", dsn=pooler.dsn)
+
+    assert done.code == 3
+    assert "statement pooling mode" in done.err
+    assert "set pool_mode of the pooler to transaction or to session" in done.err
+    assert "host and port" not in done.err
+
+
 #: What a session of the pooler has that it did not have when it began.
 LEFT = """
     select coalesce(string_agg(s.name || ' = ' || s.setting, ', '), '') as settings,

@@ -176,7 +176,8 @@ async def _show_gates(connection: Connection, door: Door, terms: Terms, *, machi
 def _show_plan(gates: Gates, terms: Terms) -> None:
     if not gates.passed:
         shut = ", ".join(f"{g.number} {g.name}" for g in gates.found if not g.passed)
-        show.line(f"Closed: {shut}. Nothing was changed.")
+        changed = "The substrate was created, and nothing else" if gates.created else "Nothing"
+        show.line(f"Closed: {shut}. {changed} was changed.")
     elif terms.plan:
         pending = gates.package.pending if gates.package else ()
         for migration in pending:
@@ -197,8 +198,7 @@ async def _apply_durably(
         if wrong:
             raise Refused(
                 f"{wrong[0].id} {wrong[0].label}: expected {wrong[0].expected}, observed {wrong[0].observed}",
-                "Everything was taken back."
-                + (" W8 needs the master gate: iu-listen gate open master" if wrong[0].id == "W8" else ""),
+                "W8 needs the master gate: iu-listen gate open master" if wrong[0].id == "W8" else "",
             )
 
     with steps("apply", len(before.pending)) as step:
@@ -208,16 +208,10 @@ async def _apply_durably(
                 step("probe")
                 await _must_prove(connection, door, terms)
         except Refused as error:
-            if gates.probe_last and (isinstance(error, _Unproven) or for_want_of_a_lock(error)):
-                # Numbering and indexing a large log is not thrown away for a lock, nor because others are busy.
-                done = len((await package_state(connection)).recorded)
-                raise Refused(
-                    error.message,
-                    f"{done} of {len(package_files())} files are applied, and inert. iu-listen apply goes on, "
-                    "iu-listen probe proves them, iu-listen rollback takes them back.",
-                ) from error
-            await _take_back(connection, before)
-            raise
+            # Numbering and indexing a large log is not thrown away for a lock, nor because others are busy.
+            keep = gates.probe_last and (isinstance(error, _Unproven) or for_want_of_a_lock(error))
+            left = await _what_is_left(connection) if keep else await _take_back(connection, before)
+            raise Refused(error.message, f"{left} {error.hint}".strip(), error.sqlstate) from error
     after = await package_state(connection)
     checks = await verify(connection, live=not first)
     counts_after = (await census.rows(connection, "row_counts"))[0]
@@ -250,15 +244,27 @@ async def _must_prove(connection: Connection, door: Door, terms: Terms) -> None:
             await anyio.sleep(1)
     wrong = [f"{f.id}: expected {f.expected}, observed {f.observed}" for f in proof.findings if not f.passed]
     if wrong:
-        raise Refused("; ".join(wrong[:3]), "Everything was taken back.")
+        raise Refused("; ".join(wrong[:3]))
 
 
-async def _take_back(connection: Connection, before: Package) -> None:
-    """A later group of files failed: take back the groups that were applied in this run."""
+async def _take_back(connection: Connection, before: Package) -> str:
+    """A later group of files failed: take back the groups that were applied in this run. What became of them."""
     now = await package_state(connection)
     ours = [m for m in package_files() if m.name in now.recorded and m.name not in before.recorded]
-    if ours:
-        await roll_back_files(connection, ours, lambda _: None)
+    try:
+        if ours:
+            await roll_back_files(connection, ours, lambda _: None)
+    except Refused as stuck:
+        return f"It could not be taken back: {stuck.message}. {await _what_is_left(connection)}"
+    return "Everything was taken back."
+
+
+async def _what_is_left(connection: Connection) -> str:
+    done = len((await package_state(connection)).recorded)
+    return (
+        f"{done} of {len(package_files())} files are applied, and inert. iu-listen apply goes on, "
+        "iu-listen probe proves them, iu-listen rollback takes them back."
+    )
 
 
 def _print_end_state(report: dict[str, Any]) -> None:

@@ -90,10 +90,10 @@ async def require_primary(connection: Connection) -> None:
     """Make sure that this server takes writes.
 
     Raises:
-        ConfigurationError: it is a standby or read-only.
+        ConfigurationError: it is a standby, or set read-only.
     """
-    if await value(connection, "takes_no_writes"):
-        raise ConfigurationError("the server takes no writes: it is a standby or read-only", "Connect to the primary.")
+    for row in await rows(connection, "takes_no_writes"):
+        raise ConfigurationError(row["problem"], row["hint"])
 
 
 async def gates(connection: Connection) -> list[Row]:

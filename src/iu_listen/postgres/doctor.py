@@ -60,8 +60,8 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
 async def _installation(connection: Connection) -> AsyncIterator[Finding]:
     target = (await census.rows(connection, "target"))[0]
     name = f"{target['database']}, PostgreSQL {target['server_version']}"
-    if target["standby"] or target["read_only"]:
-        yield Finding("fail", "server", f"{name}: takes no writes", "Connect to the primary.")
+    if closed := await census.rows(connection, "takes_no_writes"):
+        yield Finding("fail", "server", f"{name}: {closed[0]['problem']}", closed[0]["hint"])
     else:
         yield Finding("ok", "server", f"{name}: writable primary")
     if missing := await substrate_missing(connection):

@@ -75,6 +75,11 @@ class Gates:
     probe_last: bool = False
 
     @property
+    def created(self) -> bool:
+        """Whether the substrate was created."""
+        return self.base == "created"
+
+    @property
     def passed(self) -> bool:
         """Whether all eight are open."""
         return len(self.found) == len(GATES) and all(gate.passed for gate in self.found)
@@ -85,8 +90,11 @@ class Gates:
 
 
 Answer = tuple[bool, str, str]
+_POLICIES_HINT: Final = (
+    "Give the role BYPASSRLS, or switch row level security off on these tables; the consumer's role needs the same."
+)
 _NO_TARGET: Final = (False, "not looked at: the target is not known", "")
-_NOT_LOOKED: Final = (False, "not looked at: the substrate is not here", "")
+_NOT_LOOKED: Final = (False, "not looked at: gate 4 is closed", "")
 
 
 class _Inspector:
@@ -120,10 +128,8 @@ class _Inspector:
         row = self._gates.target
         if not row:
             return _NO_TARGET
-        if row["standby"]:
-            return False, "the server is a standby", "Connect to the primary."
-        if row["read_only"]:
-            return False, "the server takes no writes (default_transaction_read_only)", "Connect to the primary."
+        if why := await self._connection.fetchrow(query("takes_no_writes")):
+            return False, why["problem"], why["hint"]
         if not row["may_create"]:
             return False, f"{row['user']} may not create objects in schema public", "Connect as the owner of IU Core."
         return True, f"writable primary, as {row['user']}", ""
@@ -161,6 +167,10 @@ class _Inspector:
             )
         if odd := await substrate_odd(self._connection):
             return False, "; ".join(odd[:3]), "The types that IU Core has: sql/base. Others are not supported."
+        policies = await self._connection.fetch(query("row_security"))
+        if hidden := ", ".join(row["name"] for row in policies if row["active"]):
+            who = self._gates.target.get("user", "this role")
+            return False, f"row level security hides rows of {hidden} from {who}", _POLICIES_HINT
         self._gates.package = package = await package_state(self._connection)
         if found := package.drift():
             return (
@@ -177,7 +187,10 @@ class _Inspector:
             else f"begun: {done} of {of} files"
         )
         here = "created (--base)" if self._gates.base else "in the expected shape"
-        return True, f"substrate {here}; package {state}", ""
+        words = f"substrate {here}; package {state}"
+        if policies:
+            words += f"; row level security on {', '.join(row['name'] for row in policies)}: other roles need BYPASSRLS"
+        return True, words, ""
 
     async def _create_base(self) -> Answer | None:
         """Create the substrate, if it is absent altogether and nothing speaks against it. None: it is here now."""

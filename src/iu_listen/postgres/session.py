@@ -162,6 +162,11 @@ def _unreachable(error: BaseException, address: Address) -> ConfigurationError |
                 f"Take {name} out of the connection string: it is no parameter of libpq and no setting of this server."
             )
             return ConfigurationError(f"the connection parameter {name} is not taken: {why}", hint)
+        case asyncpg.TooManyConnectionsError():
+            return DatabaseUnreachable(f"cannot connect: {why}", _SLOTS_HINT)
+        # PgBouncer's own words; the rest of what a server says on its way down is a matter of reaching it.
+        case asyncpg.PostgresError() if "statement pooling mode" in why:
+            return DatabaseUnreachable(f"cannot connect: {why}", _POOLER_HINT)
     return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
 
 
@@ -183,6 +188,11 @@ async def connect_again(dsn: str | None, **how: Any) -> Connection:
         raise kind(error.message, error.hint) from error
 
 
+_SLOTS_HINT: Final = (
+    "Raise max_connections, or the connection limit of the role, the database or the pooler: a consumer has three"
+    " sessions, and two more where it delivers."
+)
+_POOLER_HINT: Final = "A batch is a transaction: set pool_mode of the pooler to transaction or to session."
 _REACH_HINT: Final = "Is the server running, and are host and port right? Give them with --dsn or IU_LISTEN_DSN."
 
 

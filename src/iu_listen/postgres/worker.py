@@ -157,8 +157,8 @@ async def worker_session(
         former, "worker", settings.dsn, name=name, deadline=settings.deadline, patience=settings.batch_deadline,
         idle_timeout=settings.lease,
     ) as connection:  # fmt: skip
-        if await ask(connection, settings.deadline, query("takes_no_writes")):
-            raise SessionLost("the server takes no writes: it is a standby or read-only")
+        for row in await ask_rows(connection, settings.deadline, query("takes_no_writes")):
+            raise SessionLost(row["problem"], row["hint"])
         session = WorkerSession(connection, settings, consumer, version)
         await session.prepare()
         refusal = await ask(
