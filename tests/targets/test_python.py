@@ -1,0 +1,35 @@
+"""Where the module of --app is looked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+MODULE = """
+import httpcore
+from iu_listen import Delivery, target
+
+@target("crm")
+async def to_crm(delivery: Delivery) -> None:
+    pass
+"""
+
+
+def test_no_file_in_the_current_directory_takes_the_place_of_a_library(tmp_path):
+    """The module of --app is found in the current directory, and what it imports is the installed library all the same.
+
+    The mechanism: the directory is the last one that is searched. Fails when: it is the first one.
+    """
+    (tmp_path / "my_targets.py").write_text(MODULE)
+    (tmp_path / "httpcore.py").write_text("raise SystemExit('the file in the directory ran')\n")
+    code = "from iu_listen.targets.python import load; print([target.name for target in load('my_targets')])"
+    # -P: the installed command searches no directory of its own either.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("['crm']\n", "")
