@@ -5,9 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 AGENT  := .venv-agent
+PINS   := .venv-pins
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit wide storm soak kills schema bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills schema hashes bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +73,14 @@ soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: E
 schema: $(READY) ## Write sql/schema.sql anew
 	@$(BIN)/python tests/house/schema.py
 
+# uv, in an environment of its own, asks the index for the hashes of all files of a version.
+hashes: ## Write hashes.txt anew, after a change of constraints.txt
+	@$(PYTHON) -m venv --clear $(PINS)
+	@$(PINS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@$(PINS)/bin/uv pip compile --quiet --no-annotate --no-deps --generate-hashes \
+	    --custom-compile-command 'make hashes' --output-file $(PINS)/hashes.txt constraints.txt
+	@cp $(PINS)/hashes.txt hashes.txt
+
 bench: $(READY) ## Latency and drain, beside their bounds
 	@$(BIN)/python bench/latency.py
 	@$(BIN)/python bench/drain.py
@@ -79,4 +88,4 @@ bench: $(READY) ## Latency and drain, beside their bounds
 clean: ## Remove what make made, the embedded databases included
 	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
 	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
-	@rm -rf $(VENV) $(AGENT) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(AGENT) $(PINS) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -31,20 +31,21 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 COLLECTOR: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "otel" / "collector.yaml").read_text())
 
 
-def instructions() -> list[tuple[str, str]]:
+def instructions(file: Path = DOCKERFILE) -> list[tuple[str, str]]:
     """The Dockerfile: every instruction with its arguments, continued lines joined."""
-    lines = [line for line in DOCKERFILE.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
 
 
 def stages() -> list[list[tuple[str, str]]]:
-    """The instructions, stage by stage."""
+    """The instructions, stage by stage; what stands before the first one is left out."""
     found: list[list[tuple[str, str]]] = []
     for word, rest in instructions():
         if word == "FROM":
             found.append([])
-        found[-1].append((word, rest))
+        if found:
+            found[-1].append((word, rest))
     return found
 
 
@@ -60,11 +61,22 @@ def final(word: str) -> str:
 # -- image ---------------------------------------------------------------------------------------------------------
 
 
-def test_both_stages_have_the_same_pinned_base() -> None:
-    """The environment built in the first stage meets the interpreter in the last one that it was built with."""
-    assert {rest.split(" ")[0] for stage in (BUILD, FINAL) for word, rest in stage if word == "FROM"} == {
-        "python:3.13-slim"
-    }
+def test_both_stages_have_the_same_base() -> None:
+    """The environment built in the first stage meets the interpreter in the last one that it was built with.
+
+    The base is an argument, so that it can be given by digest.
+    """
+    assert instructions()[0] == ("ARG", "BASE=python:3.13-slim")
+    assert {rest.split(" ")[0] for stage in (BUILD, FINAL) for word, rest in stage if word == "FROM"} == {"${BASE}"}
+
+
+def test_an_application_is_built_on_the_same_images() -> None:
+    """The image of an application takes both images as arguments; the defaults are those of this repository."""
+    application = instructions(FOLDER / "app.Dockerfile")
+    arguments = [rest for word, rest in application if word == "ARG"]
+    assert arguments[:2] == [instructions()[0][1], f"IU_LISTEN=iu-listen:{__version__}"]
+    bases = {rest.split(" ")[0] for word, rest in application if word == "FROM"}
+    assert bases == {"${BASE}", "${IU_LISTEN}"}
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:
@@ -93,15 +105,19 @@ def test_the_final_image_installs_nothing() -> None:
     assert "[embedded]" not in DOCKERFILE.read_text()
 
 
-def test_every_installation_is_pinned() -> None:
-    """Each pip command takes the constraints or adds no dependency, and no package index is named."""
+def test_every_installation_is_hashed() -> None:
+    """Each pip command takes files whose hash is known, for the build of the wheel too, and names no package index.
+
+    No frontend for the build is downloaded, either.
+    """
     commands = [
         part for word, rest in BUILD if word == "RUN" for part in rest.split("&&") if "pip" in shlex.split(part)[0]
     ]
-    assert commands
+    assert len(commands) == 3
     for command in commands:
-        assert "--constraint constraints.txt" in command or "--no-deps --no-build-isolation" in command, command
+        assert "--require-hashes" in command or "--no-deps --build-constraint hashes.txt" in command, command
         assert "index" not in command
+    assert "syntax=" not in DOCKERFILE.read_text() + (FOLDER / "app.Dockerfile").read_text()
 
 
 def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
@@ -116,7 +132,7 @@ def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
 def test_the_build_copies_what_exists() -> None:
     """Every path that the Dockerfile copies is in the repository, and so is what pyproject.toml builds the wheel from."""
     copied = {source for word, rest in BUILD if word == "COPY" for source in rest.split()[:-1]}
-    assert {"pyproject.toml", "constraints.txt", "src", "sql", "README.md", "LICENSE"} <= copied
+    assert {"pyproject.toml", "hashes.txt", "src", "sql", "README.md", "LICENSE"} <= copied
     assert [source for source in sorted(copied) if not (ROOT / source).exists()] == []
 
 
@@ -170,7 +186,7 @@ def test_the_consumer_speaks_to_the_collector_as_it_listens() -> None:
     """The exporter that the image has speaks OTLP over HTTP, and the consumer is pointed at the collector's port for it."""
     environment = SERVICES["consumer"]["environment"]
     assert environment["OTEL_TRACES_EXPORTER"] == "otlp"
-    assert '.whl)[http,kafka,nats,otlp,prometheus,redis]"' in DOCKERFILE.read_text()
+    assert "[http,kafka,nats,otlp,prometheus,redis]" in DOCKERFILE.read_text()
     port = COLLECTOR["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
     assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"http://collector:{port}"
 

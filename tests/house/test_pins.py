@@ -1,0 +1,78 @@
+"""constraints.txt and hashes.txt: the pins, and the hashes of their files."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+#: An entry of hashes.txt: a pin, then one hash a line.
+ENTRY = re.compile(r"(?P<pin>\S+==\S+)(?P<hashes>( \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _versions(pins: list[str]) -> dict[str, str]:
+    return {canonicalize_name(name): version for name, _, version in (pin.partition("==") for pin in pins)}
+
+
+PINS = _versions((ROOT / "constraints.txt").read_text().split())
+
+
+def test_every_pin_has_its_hashes() -> None:
+    """hashes.txt has the versions of constraints.txt, a hash or more for each, and nothing else: no URL and no index.
+
+    Fails when: a pin was changed without `make hashes`.
+    """
+    text = (ROOT / "hashes.txt").read_text()
+    entries = list(ENTRY.finditer(text))
+    rest = ENTRY.sub("", text)
+    assert [line for line in rest.splitlines() if not line.startswith("#")] == []
+    assert "://" not in rest
+    assert len(entries) == len(PINS)
+    assert _versions([entry["pin"] for entry in entries]) == PINS
+
+
+def _needed(requirement: Requirement, environment: dict[str, str], found: set[str]) -> None:
+    """Add the names of everything that a requirement brings along in an environment."""
+    extras = requirement.extras or {""}
+    own = requirement.name == PROJECT["project"]["name"]
+    wanted = _of_project(extras) if own else distribution(requirement.name).requires or ()
+    for text in wanted:
+        more = Requirement(text)
+        if more.marker is None or any(more.marker.evaluate({**environment, "extra": extra}) for extra in extras):
+            known = f"{canonicalize_name(more.name)}{sorted(more.extras)}"
+            if known not in found:
+                found.add(known)
+                _needed(more, environment, found)
+
+
+def _of_project(extras: set[str]) -> list[str]:
+    optional = PROJECT["project"]["optional-dependencies"]
+    return [*PROJECT["project"]["dependencies"], *(text for extra in extras for text in optional[extra])]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.11", "3.13", "3.14"])
+def test_what_the_image_installs_is_pinned(python: str, machine: str) -> None:
+    """Everything that iu-listen needs with the extras of the image, on each Python and machine, is in constraints.txt.
+
+    Without a pin it has no hash, and the image is not built. Fails when: a dependency that only one of them has is
+    left out.
+    """
+    (extras,) = re.findall(r"%s\[([\w,-]+)\] --hash", (ROOT / "deploy" / "docker" / "Dockerfile").read_text())
+    environment = {
+        "python_version": python, "python_full_version": f"{python}.99", "platform_machine": machine,
+        "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }  # fmt: skip
+    found: set[str] = set()
+    _needed(Requirement(f"iu-listen[{extras}]"), environment, found)
+    names = {name.partition("[")[0] for name in found}
+    assert {"asyncpg", "h2", "protobuf", "redis"} <= names
+    assert names - PINS.keys() == set()
