@@ -1791,12 +1791,12 @@ begin
                coalesce(o.event_type, p_route.event_type), coalesce(o.event_stream, p_route.event_stream),
                coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
                o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload, o.id is not null
-          from unnest(p_ids) with ordinality t(id, n)
-         cross join lateral (
-               select x.*
-                 from public.iu_route_delivery x
-                where x.route_code = p_route.route_code and x.id = t.id
-                limit 1) d
+          -- One scan of the index for all ids. offset 0: the order is asked for outside, or else PostgreSQL 15 and 16 would
+          -- read all deliveries of the route by an index that has it.
+          from (select x.*
+                  from public.iu_route_delivery x
+                 where x.route_code = p_route.route_code and x.id = any (p_ids)
+                offset 0) d
           left join lateral (
                select x.* from public.event_outbox x where x.id = d.event_ref
                union all
@@ -1808,7 +1808,7 @@ begin
                   and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
                   and not l.event_snapshot ? 'too_large'
                limit 1) o on true
-         order by t.n
+         order by d.id
     loop
         exit when v_left <= 0;
         problem := case when not v_found then 'event_missing' end;
@@ -2066,13 +2066,14 @@ begin
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
                  where x.route_code = r.route_code;
             end if;
+            v_ids := array(select i.id from unnest(v_ids) i(id) group by i.id order by i.id);
             return query
             select null::jsonb, r.route_code::text, d.*
               from public.fn_iu_delivery_rows(r, v_ids, p_bytes[v_asked], p_payload_max) d;
             get diagnostics v_given = row_count;
             -- The position does not pass a delivery that the budget of bytes kept back.
             if v_given < cardinality(v_ids) then
-                v_after := least(v_after, (select min(i.id) - 1 from unnest(v_ids[v_given + 1:]) i(id)));
+                v_after := least(v_after, v_ids[v_given + 1] - 1);
             end if;
         end if;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -29,6 +30,12 @@ LARGE = {
     "digits": "(select jsonb_agg(1e131071::numeric) from generate_series(1, 200))",
     "one number in 2 kB": "(select jsonb_build_object('a', jsonb_agg(1e131071::numeric)) from generate_series(1, 130))",
 }
+#: The deliveries of a route ($1) with these ids ($2).
+ROWS = """
+    select d.*
+      from iu_outbound_route r
+     cross join fn_iu_delivery_rows(r, $2, 1000000, 1000) d
+     where r.route_code = $1"""
 
 
 async def letters(connection: asyncpg.Connection) -> dict[UUID, str]:
@@ -108,6 +115,33 @@ async def test_payloads_are_taken_under_a_budget_of_bytes(live):
         assert len(arrivals.arrived) == len(beside.arrived) == 30
         # The budget, and one payload for each route that has none.
         assert 100_000 <= most <= 250_000 + 2 * 101_000
+
+
+async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
+    """However many deliveries of its route wait, a take reads those that it gives, by id, and no other.
+
+    Fails when: the ids are not looked up in a query of their own (offset 0). PostgreSQL 15 and 16 then read the route.
+    """
+    async with connected(live.dsn) as connection, connection.transaction():
+        await connection.execute(
+            "insert into iu_route_delivery (worker_name, route_code, event_ref, attempt_no, route_count)"
+            " select 'iu_outbound_default', $1, gen_random_uuid(), 1, 1 from generate_series(1, 20000)",
+            ROUTE,
+        )
+        ids = await connection.fetchval(
+            "select array_agg(id order by id desc) filter (where id % 5000 = 0) from iu_route_delivery"
+        )
+        await connection.execute("set local enable_seqscan = off")
+        await connection.execute("set local enable_bitmapscan = off")
+        await connection.execute("set local enable_sort = off")
+        await connection.execute("set local plan_cache_mode = force_generic_plan")
+        for _ in range(2):
+            # The first execution plans, and reads catalogs.
+            (plan,) = json.loads(
+                await connection.fetchval(f"explain (analyze, buffers, format json) {ROWS}", ROUTE, ids)
+            )
+        assert plan["Plan"]["Shared Hit Blocks"] < 100, plan
+        assert [row["delivery_id"] for row in await connection.fetch(ROWS, ROUTE, ids)] == sorted(ids)
 
 
 async def test_an_event_that_is_gone_is_a_dead_letter(live):

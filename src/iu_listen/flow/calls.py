@@ -234,7 +234,7 @@ class Calls:
             result, code, detail, retry_after = outcome_of(error)
             ended, lane = self._clock(), call.lane
             beside = call.began - lane.succeeded_at < BESIDE
-            if result in {Result.SENT, Result.REJECTED}:
+            if result is Result.SENT or result is Result.REJECTED:
                 lane.succeeded_at = ended
             lane.failing += result is not Result.SENT
             self.done.append(
