@@ -117,6 +117,7 @@ class Deliverer:
                 tasks.start_soon(self._guard)
                 self._calls.watch(tasks)
                 while not self._stopping or self._ledger:
+                    self._ring.clear()
                     try:
                         if self._working or self._ledger:
                             await self._session()
