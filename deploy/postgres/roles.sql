@@ -102,7 +102,8 @@ revoke execute on function
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint),
     public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
-    public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer),
+    public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer), public.fn_iu_route_page(text, text[], text[], integer),
+    public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[]),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_outbox_full_xid(xid, xid8),
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
@@ -161,7 +162,8 @@ grant execute on function
     public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_delivery_progress_missing(text),
     public.fn_iu_trace_context(text),
     public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
-    public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer)
+    public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer), public.fn_iu_route_page(text, text[], text[], integer),
+    public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[])
     to iu_listen_consumer;
 
 -- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.

@@ -143,6 +143,8 @@ with objects (file, kind, name) as (
         ('worker/020_delivery_take', 'view', 'v_iu_delivery_parked'),
         ('worker/021_batch_failure', 'function', 'fn_iu_route_worker_failed(text,integer,text,boolean,uuid,text)'),
         ('worker/021_batch_failure', 'function', 'fn_iu_outbox_next(iu_route_worker_cursor,integer)'),
+        ('worker/021_batch_failure', 'function', 'fn_iu_route_page(text,text[],text[],integer)'),
+        ('worker/021_batch_failure', 'function', 'fn_iu_route_candidates(iu_outbound_route[],text[],text[])'),
         ('worker/024_dead_letters', 'function', 'fn_iu_delivery_cancel(text,uuid,text,text,bigint,bigint,integer)'),
         ('worker/024_dead_letters', 'function', 'fn_iu_dead_letters_open(text,text,timestamp with time zone,uuid,text,timestamp with time zone,timestamp with time zone,uuid,integer)'),
         ('worker/024_dead_letters', 'function', 'fn_iu_dead_letters_replay(text,text,timestamp with time zone,uuid,text,text,timestamp with time zone,timestamp with time zone,uuid,integer)'),

@@ -110,6 +110,7 @@ declare
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
+    v_here          public.iu_outbound_route[];
     v_lives         text[];
     -- kinds (stream and type) of the page, and those that all their routes deliver
     v_kinds         text[];
@@ -118,6 +119,7 @@ declare
     v_held          jsonb;
     v_shared        boolean;
     v_counts        jsonb;
+    v_fan_out       bigint;
     v_live          record;
     v_decision      text;
     -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
@@ -135,6 +137,7 @@ declare
     v_message       text;
     -- what failed before (021)
     v_cut           integer;
+    v_place         integer;
     v_given_up      boolean;
     v_asked         constant integer := p_batch_limit;
     -- the answer
@@ -210,10 +213,10 @@ begin
     -- there is nothing to look up for an event.
     select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
            array_agg(x.event_stream || ' ' || x.event_type) filter (where x.live),
-           jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1),
+           jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1), max(x.n),
            exists (select from public.iu_route_worker_cursor w
                     where w.event_domain = c.event_domain and w.worker_name <> c.worker_name)
-      into v_routes, v_lives, v_live_kinds, v_counts, v_shared
+      into v_routes, v_lives, v_live_kinds, v_counts, v_fan_out, v_shared
       from (select r as route, r.route_code, r.event_type, r.event_stream, r.enabled, r.dry_run,
                    count(*) filter (where r.enabled) over kind as n,
                    bool_and(not r.dry_run) filter (where r.enabled) over kind as live
@@ -305,34 +308,40 @@ begin
                  order by u.event_seq, u.id
                  limit p_batch_limit - v_seen) q;
 
+        -- What costs are attempts, and an event has one for each of its routes.
+        v_cut := case when v_fan_out > 10 then public.fn_iu_route_page(c.event_domain, v_types, v_streams, v_asked) end;
         -- An event that made a batch fail is taken alone. What comes before it is routed first.
         if c.failed_event is not null and v_pass = 1 then
-            v_cut := array_position(v_ids, c.failed_event);
-            v_given_up := v_cut = 1 and c.failures >= 5;
-            v_cut := v_cut - (v_cut > 1)::integer;
-            if v_cut < v_page then
-                p_batch_limit := v_cut;
-                v_page := v_cut;
-                v_ids := v_ids[:v_cut];
-                v_types := v_types[:v_cut];
-                v_streams := v_streams[:v_cut];
-                v_seqs := v_seqs[:v_cut];
-                v_contexts := v_contexts[:v_cut];
-                v_created := v_created[:v_cut];
-                v_kinds := v_kinds[:v_cut];
-            end if;
-            if v_given_up then
-                select array_agg(f.route_code), array_agg(c.failed_event), array_agg('the batch failed: ' || c.failed_why)
-                  into v_failed_route, v_failed_id, v_failed_why
-                  from (select coalesce(r.route_code, '(none)') as route_code
-                          from (select 1) one
-                          left join unnest(v_routes) r
-                            on r.event_type = v_types[1] and r.event_stream = v_streams[1] and r.enabled) f
-                 where coalesce(c.failed_route, f.route_code) = f.route_code
-                   and not exists (select from public.iu_route_attempt a
-                                    where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
-            end if;
+            v_place := array_position(v_ids, c.failed_event);
+            v_given_up := v_place = 1 and c.failures >= 5;
+            v_cut := least(v_cut, v_place - (v_place > 1)::integer);
         end if;
+        if v_cut < v_page then
+            p_batch_limit := v_seen + v_cut;
+            v_page := v_cut;
+            v_ids := v_ids[:v_cut];
+            v_types := v_types[:v_cut];
+            v_streams := v_streams[:v_cut];
+            v_seqs := v_seqs[:v_cut];
+            v_contexts := v_contexts[:v_cut];
+            v_created := v_created[:v_cut];
+            v_kinds := v_kinds[:v_cut];
+        end if;
+        if v_given_up then
+            select array_agg(f.route_code), array_agg(c.failed_event), array_agg('the batch failed: ' || c.failed_why)
+              into v_failed_route, v_failed_id, v_failed_why
+              from (select coalesce(r.route_code, '(none)') as route_code
+                      from (select 1) one
+                      left join unnest(v_routes) r
+                        on r.event_type = v_types[1] and r.event_stream = v_streams[1] and r.enabled) f
+             where coalesce(c.failed_route, f.route_code) = f.route_code
+               and not exists (select from public.iu_route_attempt a
+                                where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
+        end if;
+
+        -- Every event of the page is compared with every route: of many, few are kept.
+        v_here := case when cardinality(v_routes) > 64 and v_page > 0
+                       then public.fn_iu_route_candidates(v_routes, v_types, v_streams) else v_routes end;
 
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
         -- Where all of it is delivered there is nothing to write here.
@@ -351,7 +360,7 @@ begin
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
-                                when exists (select from unnest(v_routes) d
+                                when exists (select from unnest(v_here) d
                                               where d.event_domain = c.event_domain and d.event_type = k.event_type
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
@@ -360,7 +369,7 @@ begin
                            coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi], v_contexts[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, traceparent, n)
-                      left join unnest(v_routes) r
+                      left join unnest(v_here) r
                         on r.event_domain = c.event_domain and r.event_type = k.event_type
                        and r.event_stream = k.event_stream and r.enabled
                      where r.route_code is null or r.dry_run
@@ -381,7 +390,7 @@ begin
                     for v_bad in
                         select coalesce(r.route_code, '(none)') as route_code
                           from (select 1) one
-                          left join unnest(v_routes) r
+                          left join unnest(v_here) r
                             on r.event_domain = c.event_domain and r.event_type = v_types[v_lo]
                            and r.event_stream = v_streams[v_lo] and r.enabled and r.dry_run
                     loop
@@ -399,7 +408,7 @@ begin
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
                        r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
-                  from unnest(v_routes) r
+                  from unnest(v_here) r
                  where v_queues ? r.route_code
             ), queued as (
                 insert into public.iu_route_delivery
@@ -444,7 +453,7 @@ begin
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
-                  join unnest(v_routes) r
+                  join unnest(v_here) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
                    and not v_queues ? r.route_code

@@ -44,7 +44,7 @@ comment on column public.iu_audit.checked is 'Events behind the cursor that the 
 comment on column public.iu_audit.suspects is 'Events that seem to be incomplete since the last confirmation.';
 comment on column public.iu_audit.missing is 'Incomplete events at the last confirmation, those that were accepted left out.';
 comment on column public.iu_audit.near is 'Block of iu_route_attempt near which the attempts of the next page are expected.';
-comment on column public.iu_audit.width is 'How many blocks are read there.';
+comment on column public.iu_audit.width is 'Over how many blocks the attempts of 1 000 events reach there.';
 comment on column public.iu_audit.codes is 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
 comment on column public.iu_audit.paged_at is 'When the last page was looked at. Null: none ever was.';
 comment on column public.iu_audit.finished_at is 'When the last pass ended. Null: none ever did.';
@@ -244,7 +244,7 @@ begin
         a.checked := 0;
         a.suspects := 0;
         a.near := 0;
-        a.width := p_limit / 8 + 8;
+        a.width := 125;
         -- What older passes found missing is asked about again: it may be complete by now.
         select count(*) into a.missing
           from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
@@ -262,7 +262,7 @@ begin
         null;
     elsif not a.walked and a.suspects < 10000 + a.missing then
         v_from := format('(%s,0)', greatest(a.near - 4, 0));
-        v_to := format('(%s,0)', a.near + a.width);
+        v_to := format('(%s,0)', a.near + 8 + least(4096, a.width * p_limit / 800));
         with page as materialized (
             select o.id, o.event_seq, o.xact_id
               from public.event_outbox o
@@ -319,11 +319,12 @@ begin
             a.suspects := a.suspects + v_added;
         end if;
 
-        -- Where the attempts of the next page are likely to be, and how far they reach.
+        -- Where the attempts of the next page are likely to be, and how far they reach: pages differ in size, because
+        -- whoever calls may want other ones than who called before.
         if v_place is not null then
             v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
             a.near := a.near + v_step;
-            a.width := case when v_step between 0 and 4096 then v_step + v_step / 4 + 8 else p_limit / 8 + 8 end;
+            a.width := case when v_step >= 0 then v_step * 1000 / v_page + 1 else 125 end;
         end if;
         a.checked := a.checked + v_checked;
         a.pos_seq := coalesce(v_last_seq, a.pos_seq);

@@ -1,4 +1,4 @@
--- What is known of a batch that failed: whoever ran it notes that here, in a transaction of its own, before the next one.
+-- How large a page may be, and what is known of a batch that failed: whoever ran it notes that here, in a transaction of its own, before the next one.
 --
 -- A batch fails whole where an event, or what its routes do, makes a statement raise an error that no savepoint may
 -- hold (a serialization failure, a system error, a time-out), end the server process, or take longer than its deadline.
@@ -21,6 +21,45 @@
 -- needs: 008, 009
 -- locks: nothing that exists
 
+-- A page is bounded by events, and what it costs are attempts, one for each route of an event. Where events go to more
+-- than ten routes the page is shorter: it is not left to a deadline to find out how much shorter.
+create function public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer)
+returns integer
+language sql
+stable
+set search_path = ''
+as $$
+select greatest(1, count(*) filter (where p.attempts <= p_batch_limit::bigint * 10))::integer
+  from (select sum(coalesce(r.routes, 1)) over (order by k.n) as attempts
+          from unnest(p_types, p_streams) with ordinality k(event_type, event_stream, n)
+          left join (select x.event_type, x.event_stream, count(*) as routes
+                       from public.iu_outbound_route x
+                      where x.event_domain = p_domain and x.enabled
+                      group by x.event_type, x.event_stream) r
+            on r.event_type = k.event_type and r.event_stream = k.event_stream) p
+$$;
+comment on function public.fn_iu_route_page(text, text[], text[], integer) is
+    'How many of these events may be on one page: no more than there are ten attempts for each event that the caller '
+    'asks for.';
+
+create function public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[])
+returns public.iu_outbound_route[]
+language sql
+immutable
+set search_path = ''
+as $$
+with kinds as materialized (
+    select distinct k.event_type, k.event_stream from unnest(p_types, p_streams) k(event_type, event_stream)
+)
+select array_agg(x.route) filter (where x.enabled or x.n = 1)
+  from (select r as route, r.enabled, row_number() over (partition by r.event_type, r.event_stream) as n
+          from unnest(p_routes) r
+          join kinds k on k.event_type = r.event_type and k.event_stream = r.event_stream) x
+$$;
+comment on function public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[]) is
+    'Of these routes those that events of these types and streams can take, and of the disabled ones at least one for each '
+    'type and stream: it tells route_disabled from no_route.';
+
 create function public.fn_iu_route_worker_failed(
     p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean default false,
     p_event_ref uuid default null, p_route_code text default null)
@@ -40,6 +79,11 @@ begin
     if v_event is null then
         v_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
         v_next := public.fn_iu_outbox_next(c, v_limit);
+        select v_next[:public.fn_iu_route_page(c.event_domain, array_agg(o.event_type::text order by n.n),
+                                               array_agg(o.event_stream::text order by n.n), p_batch_limit)]
+          into v_next
+          from unnest(v_next) with ordinality n(id, n)
+          join public.event_outbox o on o.id = n.id;
         v_events := cardinality(v_next);
         if v_events = 1 or v_next[1] = c.failed_event then
             v_event := v_next[1];

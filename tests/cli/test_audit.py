@@ -191,7 +191,8 @@ def test_ctrl_c_leaves_the_position_for_the_next_call(lossy):
         assert "iu-listen audit --resume" in command.said
         # No bar where there is no terminal.
         assert "━" not in command.said
-    assert value(lossy.dsn, "select checked from iu_audit where started_at is not null") == 5000
+    # The server may still look at the page for which the command has waited: a client that has gone does not end it.
+    assert 5000 <= value(lossy.dsn, "select checked from iu_audit where started_at is not null") < 10_000
     done = run("audit", "--resume", "--json", dsn=lossy.dsn)
     assert (done.json["checked"], done.json["missing"]) == (12_300, 25)
     assert value(lossy.dsn, "select pass from iu_audit") == 1

@@ -51,6 +51,10 @@ class World:
     """How many pages a pass has."""
     audit_seconds: float = 0.01
     """How long a page takes."""
+    audit_event_seconds: float = 0
+    """How long each event of a page takes besides."""
+    audit_limits: list[int] = field(default_factory=list)
+    """How many events each page was to have."""
     audit_answer: AuditPage = field(default_factory=lambda: AuditPage(status="passed"))
     """What the last page of a pass answers."""
     audit_lost: Exception | None = None
@@ -137,7 +141,8 @@ class FakeAuditor:
 
     async def page(self, limit: int, number: int | None) -> AuditPage:
         self._world.audits.append((anyio.current_time(), f"page of {number}"))
-        await anyio.sleep(self._world.audit_seconds)
+        self._world.audit_limits.append(limit)
+        await anyio.sleep(self._world.audit_seconds + limit * self._world.audit_event_seconds)
         self._left -= 1
         return self._world.audit_answer if self._left == 0 else AuditPage(status="walking", number=7)
 

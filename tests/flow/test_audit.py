@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.audit import FIRST_PAUSE, RETRY_PAUSE, SHARE
+from iu_listen.flow.audit import FIRST_PAUSE, PAGE, RETRY_PAUSE, SHARE
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.facts import AuditPage
 from iu_listen.model.observation import AuditPassed, BatchRan, SessionFailed
@@ -43,6 +43,22 @@ async def test_it_takes_a_small_part_of_the_time():
         await seen.wait_for(AuditPassed)
         steps = [b - a for a, b in itertools.pairwise(pages(world))]
         assert min(steps) >= 0.2 / SHARE * 0.999
+
+
+async def test_a_page_is_as_large_as_it_is_quick():
+    """Quick pages double up to the largest one; where events cost much, a page takes a part of its deadline.
+
+    Fails when: a page has a fixed number of events, whatever they cost.
+    """
+    world = World(audit_due=-1, audit_pages=8)
+    async with consuming(world, **LONG) as (_, seen):
+        await seen.wait_for(AuditPassed)
+        assert world.audit_limits == [32, 64, 128, 256, 512, PAGE, PAGE, PAGE]
+    # A second for each event: 16 s is more than the fifth part of 60 s, 8 s is neither that nor less than the twentieth.
+    world = World(audit_due=-1, audit_pages=8, audit_event_seconds=1)
+    async with consuming(world, batch_deadline=60, **LONG) as (_, seen):
+        await seen.wait_for(AuditPassed)
+        assert world.audit_limits == [32, 16] + 6 * [8]
 
 
 async def test_passes_are_an_interval_apart_and_no_session_is_kept_between_them():

@@ -498,6 +498,24 @@ async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
         assert then["blocks"] < 5 * 1000
 
 
+async def test_pages_of_different_sizes_share_what_they_learn(live):
+    """A large page after a small one finds its attempts in one go, too: the consumer and a command share a pass.
+
+    Fails when: how far the guess reaches is that of the page before, whatever its size.
+    """
+    async with connected(live.dsn) as worker:
+        await write(worker, 3000)
+        await drain(worker)
+        await page(worker, 30, 0)
+        await page(worker, 30, 1)
+        keys = "select coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where relname = 'iu_route_attempt'"
+        await worker.execute("select pg_stat_force_next_flush()")
+        before = await worker.fetchval(keys)
+        assert (await page(worker, 2500, 1))["checked"] == 2560
+        await worker.execute("select pg_stat_force_next_flush()")
+        assert await worker.fetchval(keys) - before < 500
+
+
 # -- repair and acceptance -----------------------------------------------------------------------------------------
 
 

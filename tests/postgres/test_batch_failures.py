@@ -185,19 +185,19 @@ async def test_an_error_that_no_event_causes_gives_nothing_up(live):
 
 
 async def test_a_page_costs_less_than_the_deadline(live):
-    """Where an event goes to so many routes that a page takes longer than its deadline, smaller pages go on.
+    """Where attempts cost so much that a page takes longer than its deadline, smaller pages go on.
 
-    Fails when: a page is bounded by the number of events only.
+    Fails when: a page is bounded by the number of events or attempts only.
     """
     async with connected(live.dsn) as connection:
-        await register(connection, "thing")
         await connection.execute(
-            """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
-               select 'r' || n, 'iu', 'thing', 'update', 'report', 'x', true from generate_series(1, 400) n"""
+            """create function slow() returns trigger language plpgsql as $$
+               begin perform pg_sleep(0.004); return new; end $$;
+               create trigger slow before insert on iu_route_attempt for each row execute function slow()"""
         )
         await connection.execute(
             """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
-               select 'iu', 'thing', 'update', 'immediate' from generate_series(1, 600)"""
+               select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, 600)"""
         )
         async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, lease=10):
 
@@ -205,8 +205,75 @@ async def test_a_page_costs_less_than_the_deadline(live):
                 return await connection.fetchval("select total_seen from iu_route_worker_cursor") == 600
 
             await wait_until(all_routed, "every event is routed", timeout=120)
-        assert await connection.fetchval("select count(*) from iu_route_attempt") == 240_000
+        assert await connection.fetchval("select count(*) from iu_route_attempt") == 600
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
+
+
+async def test_a_page_is_bounded_by_its_attempts(live):
+    """Where an event goes to many routes, a page has at most ten attempts for each event that the caller asks for.
+
+    A failure halves what the page had. Fails when: a page is bounded by the number of its events only, or a failure
+    takes it for as long as the caller asked for.
+    """
+    async with connected(live.dsn) as connection:
+        await register(connection, "thing")
+        await connection.execute(
+            """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
+               select 'r' || n, 'iu', 'thing', 'update', 'report', 'x', n <= 50 from generate_series(1, 200) n"""
+        )
+        await connection.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               select 'iu', 'thing', 'update', 'immediate' from generate_series(1, 30)"""
+        )
+        answer = await run_batch(connection, 20)
+        assert (answer["seen"], answer["attempts_written"], answer["more"]) == (4, 200, True)
+        assert (await run_batch(connection, 1))["seen"] == 1
+
+        await connection.execute(f"select fn_iu_route_worker_failed('{WORKER}', 20, 'no answer', true)")
+        noted = await connection.fetchrow("select page_limit, failed_events from iu_route_worker_cursor")
+        assert tuple(noted) == (2, 4)
+        assert await drain(connection, 20) == 25
+
+
+async def test_an_event_is_compared_with_few_of_many_routes(live):
+    """Of many routes, those are looked at for each event that events of the page can take; decisions stay the same.
+
+    Fails when: each event of a page is compared with every route of the domain.
+    """
+    async with connected(live.dsn) as connection:
+        for kind in ("thing", "other"):
+            await register(connection, kind)
+        await connection.execute(
+            """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
+               select 'r' || n, 'iu', case n % 3 when 0 then 'thing' when 1 then 'other' else 'third' end, 'update', 'report',
+                      'x', n % 3 = 2 or n <= 3
+                 from generate_series(0, 99) n where n <> 1"""
+        )
+        await connection.execute(
+            """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+               select 'iu', x, 'update', 'immediate' from unnest(array['thing', 'other', 'version_applied']) x"""
+        )
+        await connection.execute("set track_functions = 'all'")
+        assert (await run_batch(connection))["seen"] == 3
+        await connection.execute("select pg_stat_force_next_flush()")
+        called = "select calls from pg_stat_user_functions where funcname = 'fn_iu_route_candidates'"
+        assert await connection.fetchval(called) == 1
+        decided = "select route_code, decision from iu_route_attempt order by 1"
+        assert [tuple(row) for row in await connection.fetch(decided)] == [
+            ("(none)", "route_disabled"),
+            ("iu.version_applied.workflow", "dry_run"),
+            ("r0", "dry_run"),
+            ("r3", "dry_run"),
+        ]
+        kept = await connection.fetch(
+            """select x.event_type, count(*) filter (where x.enabled) as enabled, count(*) filter (where not x.enabled) as disabled
+                 from unnest(fn_iu_route_candidates(array(select r from iu_outbound_route r),
+                                                    array['thing', 'thing', 'other'], array['update', 'update', 'update'])) x
+                group by 1 order by 1"""
+        )
+        assert [(row["event_type"], row["enabled"]) for row in kept] == [("other", 0), ("thing", 2)]
+        assert kept[0]["disabled"] == 1
+        assert kept[1]["disabled"] <= 1
 
 
 async def test_the_page_grows_again(live):

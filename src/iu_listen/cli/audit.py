@@ -13,13 +13,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from iu_listen.cli import show
 from iu_listen.cli.door import Where, looking
 from iu_listen.cli.look import Worker
+from iu_listen.flow.audit import Pace
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.facts import AuditPage
 from iu_listen.postgres import audit, census
 from iu_listen.postgres.session import Connection
 
-#: Events a page; a page is one statement of some tens of milliseconds.
+#: Most events a page, which is one statement, and how long one may take, in seconds: nothing ends it before.
 PAGE: Final = 5000
+PAGE_SECONDS: Final = 60.0
 #: Events that one transaction of a repair takes.
 REPAIR_PAGE: Final = 1000
 #: How many incomplete events are listed.
@@ -101,11 +103,13 @@ def run(
 
 async def _walk(connection: Connection, worker: str, *, resume: bool) -> AuditPage:
     """A pass to its end, or from where one was left."""
-    number = None if resume else 0
+    number, pace = None if resume else 0, Pace(PAGE, PAGE_SECONDS)
     with _progress("audit") as step:
         try:
             while True:
-                page = await audit.page(connection, worker, PAGE, number)
+                began = anyio.current_time()
+                page = await audit.page(connection, worker, pace.events, number)
+                pace.took(anyio.current_time() - began)
                 if page.status == "refused":
                     raise Refused(f"the cursor is not believed: {page.reason}", "docs/how-to/repair.md")
                 if page.status == "superseded":

@@ -47,7 +47,9 @@ class Settings:
     )
     listen_dsn: str | None = _setting(None, "Connection string of the bell session, where `dsn` goes through a pooler.")
     worker: str = _setting(DEFAULT_WORKER, "Name of the worker to run or to look at.")
-    batch_limit: int = _setting(5000, "Most events that one batch (one transaction) takes.", 1, 100_000)
+    batch_limit: int = _setting(
+        5000, "Most events that one batch (one transaction) takes, and a tenth of its most attempts.", 1, 100_000
+    )
     catch_up: float = _setting(
         5.0, "Longest sleep before a look without any bell; also the cadence of the heartbeat.", 0.1, 300
     )
