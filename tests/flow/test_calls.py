@@ -13,8 +13,9 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from iu_listen.flow.calls import Calls, Lane
+from iu_listen.flow.calls import Calls
 from iu_listen.flow.ring import Ring
+from iu_listen.flow.workers import Lane
 from iu_listen.model.delivery import Delivery, Event, Result, Taken
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +89,7 @@ async def test_one_task_makes_the_calls_one_after_the_other_and_another_one_when
             with anyio.fail_after(5):
                 while lane.idle is None:
                     await anyio.sleep(0)
-            assert (lane.workers, lane.starting) == (0, False)
+            assert (lane.workers, lane.starting) == (0, None)
         calls.leave(lane)
         with anyio.fail_after(5):
             await asyncio.wait(target.tasks)

@@ -127,6 +127,7 @@ class Consumer:
         arrived: What its target has noted (storm/target.py).
         environ: What it finds in its environment besides its settings, from its next start on.
         starts: How often it was started.
+        obeyed: SIGTERM ended it at the end; False: it had to be killed.
     """
 
     def __init__(self, name: str, dsn: str, folder: Path) -> None:
@@ -138,11 +139,17 @@ class Consumer:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.starts = 0
+        self.obeyed = True
 
     @property
     def pid(self) -> int | None:
         """Its process, if it runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def code(self) -> int | None:
+        """Exit code of the process that was started last; None: it runs."""
+        return self._process.returncode if self._process else None
 
     def begin(self) -> None:
         """Start it, and keep it running until end()."""
@@ -196,6 +203,7 @@ class Consumer:
             async with asyncio.timeout(15):
                 await process.wait()
         except TimeoutError:
+            self.obeyed = False
             process.kill()
             await process.wait()
 

@@ -1,4 +1,4 @@
-"""Coroutines that do what the payload of the event asks: return, raise, block, or end the process.
+"""Coroutines that do what the payload of the event asks: return, raise, block, ignore a cancellation, or end the process.
 
 ``{"do": ["exit", "return"]}`` ends the process at the first attempt and returns at every later one. Every call is noted in
 the file that CALLS names, so that a test knows of calls that ended with their process.
@@ -11,12 +11,15 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from iu_listen import Delivery, Failed, Reject, Unavailable, target
 from iu_listen.targets.python import PythonTarget
@@ -88,6 +91,51 @@ KILLS = {
     "stop the loop": lambda: asyncio.get_running_loop().stop(),
     "cancel all tasks": _cancel_everything,
 }
+
+
+async def _swallow() -> None:
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
+async def _behind_a_shield() -> None:
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep_forever()
+
+
+async def _clean_up_for_ever() -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        await _swallow()
+
+
+async def _in_a_thread() -> None:
+    await anyio.to_thread.run_sync(threading.Event().wait)
+
+
+#: What goes on after its cancellation, and never ends.
+IGNORES = {
+    "swallow": _swallow,
+    "shield": _behind_a_shield,
+    "clean up": _clean_up_for_ever,
+    "thread": _in_a_thread,
+}
+
+
+async def _leave_a_task() -> None:
+    _KEPT.append(asyncio.create_task(_swallow()))
+
+
+async def _leave_a_thread() -> None:
+    await asyncio.to_thread(threading.Event().wait)
+
+
+_KEPT: list[asyncio.Task[None]] = []
+#: What ends, and leaves behind something that does not.
+LEAVES = {"task": _leave_a_task, "thread of the loop": _leave_a_thread}
+LONG = {**IGNORES, **LEAVES}
 ACTIONS = {**FAILS, **REJECTS, **UNAVAILABLE, **KILLS}
 
 
@@ -105,6 +153,8 @@ async def act(delivery: Delivery) -> None:
     await anyio.sleep(0.001)
     if what == "hang":
         await anyio.sleep_forever()
+    elif what in LONG:
+        await LONG[what]()
     elif what != "return":
         ACTIONS[what]()
 

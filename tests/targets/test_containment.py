@@ -1,4 +1,4 @@
-"""Targets that raise, block and exit: each event ends as sent or as a dead letter, and nothing else waits for it."""
+"""Targets that raise, block, exit and ignore their cancellation: each event ends as sent or as a dead letter, and nothing else waits for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from postgres.couriers import add_route, pending
 from storm.ground import Consumer
 from support import connected, wait_until
-from targets.misbehaving import FAILS, KILLS, REJECTS, UNAVAILABLE
+from targets.misbehaving import FAILS, IGNORES, KILLS, LEAVES, REJECTS, UNAVAILABLE
 
 #: How many sets of events test_every_event_ends_whatever_targets_do draws; more by hand.
 EXAMPLES = int(os.environ.get("CONTAIN_EXAMPLES", "3"))
@@ -54,15 +54,16 @@ async def emit(connection: asyncpg.Connection, route: str, *do: str, subject: UU
 
 @asynccontextmanager
 async def consumer(dsn: str, folder: Path) -> AsyncIterator[Consumer]:
-    """A consumer with these targets that is started again whenever it ends."""
+    """A consumer with these targets that is started again whenever it ends; at the end SIGTERM ends it."""
     running = Consumer("consumer", dsn, folder)
-    running.environ = {"IU_LISTEN_APP": "targets.misbehaving", "CALLS": str(folder / "calls")}
+    running.environ = {"IU_LISTEN_APP": "targets.misbehaving", "CALLS": str(folder / "calls"), "IU_LISTEN_GRACE": "5"}
     (folder / "calls").touch()
     running.begin()
     try:
         yield running
     finally:
         await running.end()
+    assert running.obeyed, "it did not end when it was asked to"
 
 
 async def endings(connection: asyncpg.Connection) -> dict[UUID, str]:
@@ -155,11 +156,75 @@ def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_p
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize("what", IGNORES)
+def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what):
+    """Its attempts are counted, the event is a dead letter, its place is free for other events meanwhile, and the process
+    ends when it is asked to, in order, although the calls still run.
+
+    Fails when: a call that goes on after its cancellation is waited for, at its deadline or at the end of the process.
+    """
+
+    async def run() -> None:
+        async with connected(live.dsn) as connection:
+            await prepare(connection)
+            await connection.execute(
+                "update iu_outbound_route set delivery_policy = delivery_policy || '{\"concurrency\": 1}'"
+            )
+            async with consumer(live.dsn, tmp_path) as running:
+                bad = await emit(connection, "one", what)
+                good = [await emit(connection, route, "return") for route in ROUTES for _ in range(5)]
+
+                async def over() -> bool:
+                    return (await endings(connection)).keys() == {bad, *good}
+
+                await wait_until(over, "each event has ended", 30)
+                assert await endings(connection) == dict.fromkeys(good, "sent") | {bad: "target_ignores_cancellation"}
+                rows = await connection.fetch(
+                    "select decision, failure_code from iu_route_attempt where event_ref = $1 order by attempt_no", bad
+                )
+                decisions = ["retry", "dead_letter"]
+                assert [tuple(row) for row in rows] == [(it, "target_ignores_cancellation") for it in decisions]
+                assert running.starts == 1
+            assert running.code == 0
+            lines = [json.loads(line) for line in running.log.read_text().splitlines()]
+            (line,) = [line for line in lines if line["event"] == "a call was abandoned: it ignores its cancellation"]
+            assert (line["route"], line["target"], line["still_running"]) == ("one", "workflow one", 1)
+            assert lines[-1]["event"].startswith("ended without waiting" if what == "thread" else "stopped")
+            # It has given back its lease: the next consumer has no reason for caution.
+            assert await connection.fetchval("select released from iu_delivery_lease")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize("what", LEAVES)
+def test_what_a_call_leaves_behind_keeps_no_process(live, tmp_path, what):
+    """A call ends, and a task or a thread that it began does not: asked to stop, the process ends, in order, and says so.
+
+    Fails when: the end of the event loop, or of the interpreter, is waited for as long as it takes.
+    """
+
+    async def run() -> None:
+        async with connected(live.dsn) as connection:
+            await prepare(connection)
+            async with consumer(live.dsn, tmp_path) as running:
+                event = await emit(connection, "one", what, "return")
+                await wait_until(lambda: _ended(connection, event), "the event has ended", 30)
+                assert await endings(connection) == {event: "sent"}
+            assert (running.starts, running.code) == (1, 0)
+            lines = [json.loads(line)["event"] for line in running.log.read_text().splitlines()]
+            assert lines[-2:] == ["stopped", "ended without waiting for what coroutines left behind"]
+            assert await connection.fetchval("select released from iu_delivery_lease")
+
+    asyncio.run(run())
+
+
 SCRIPTS = st.one_of(
     st.just(("return",)),
     st.sampled_from([*FAILS, *REJECTS]).map(lambda what: (what,)),
-    st.sampled_from([*FAILS, *UNAVAILABLE, "hang"]).map(lambda what: (what, "return")),
-    st.sampled_from([*UNAVAILABLE, "hang"]).map(lambda what: (what,)),
+    st.sampled_from([*FAILS, *UNAVAILABLE, "hang", *IGNORES]).map(lambda what: (what, "return")),
+    st.sampled_from([*UNAVAILABLE, "hang", *IGNORES]).map(lambda what: (what,)),
 )
 
 
@@ -218,7 +283,7 @@ async def _none_pending(connection: asyncpg.Connection) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_every_event_ends_whatever_targets_do(server, tmp_path_factory):
-    """Targets that raise, return, block and exit for arbitrary events of two routes, with and without order, with kills from
+    """Targets that raise, return, block, exit and ignore their cancellation for arbitrary events of two routes, with and without order, with kills from
     outside: every event ends as exactly one of sent and dead letter, within a bound, without a person; a third route, with
     good events only, delivers them all.
 

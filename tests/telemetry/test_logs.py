@@ -16,6 +16,7 @@ from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
     Beaten,
+    CallAbandoned,
     CulpritGone,
     CulpritNamed,
     DeliveriesSettled,
@@ -38,7 +39,7 @@ from iu_listen.model.observation import (
     WakeLost,
 )
 from iu_listen.model.trace import batch_link
-from iu_listen.telemetry.logs import BIG_BATCH, HELD, LogWatcher, configure
+from iu_listen.telemetry.logs import ABANDONED_HINT, BIG_BATCH, HELD, LogWatcher, configure
 
 W = DEFAULT_WORKER
 LATE = Culprit(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
@@ -65,6 +66,8 @@ LINES = [
      {"worker": W, "what": "late_event", "who": "pid 7", "application": "app", "seconds": 12.3, "effect": "it waits"}),
     (CulpritGone(W, LATE), "info", "culprit gone", {"worker": W, "what": "late_event", "who": "pid 7"}),
     (AuditPassed(W, 100, 25, 1.5), "error", "attempts are missing", {"worker": W, "events": 25, "checked": 100}),
+    (CallAbandoned(W, "crm", "workflow crm", 3), "warning", "a call was abandoned: it ignores its cancellation",
+     {"worker": W, "route": "crm", "target": "workflow crm", "still_running": 3, "hint": ABANDONED_HINT}),
     (RouteHeld(W, "crm", "no_target", "none"), "warning", "a route is held",
      {"worker": W, "route": "crm", "held_by": "no_target", "why": "none", "hint": HELD["no_target"]}),
     (RouteFree(W, "crm", "breaker_open"), "info", "a route delivers again",

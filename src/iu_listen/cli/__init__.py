@@ -33,6 +33,7 @@ from iu_listen.cli import (
     show,
     traces,
 )
+from iu_listen.cli.ending import UNEXPECTED
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.version import VERSION
 from iu_listen.telemetry.logs import error_line
@@ -46,8 +47,8 @@ The database is --dsn, else IU_LISTEN_DSN, else the PG* variables, else an embed
 Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach the database, 4 the answer could not
 be written, 70 a fault of the program."""
 
-#: Exit codes that no error of ours has.
-ANSWER_LOST, UNEXPECTED = 4, 70
+#: Exit code of an answer that could not be written.
+ANSWER_LOST = 4
 
 
 def _default(value: object) -> str | None:

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from iu_listen.app import serve
 from iu_listen.cli import show
 from iu_listen.cli.door import Door, Where, opened
+from iu_listen.cli.ending import UNEXPECTED, Ending
 from iu_listen.cli.prove import apply_on
 from iu_listen.flow.ports import Watcher
 from iu_listen.model.errors import ConfigurationError
@@ -66,11 +67,17 @@ def run(
     }  # fmt: skip
     with opened(where, **overrides) as door:
         configure(door.settings.log_format)
-        anyio.run(_check_then_serve, door)
+        _run_service(door)
     return 0
 
 
-async def _check_then_serve(door: Door) -> None:
+def _run_service(door: Door) -> None:
+    ending = Ending(door.settings.grace)
+    anyio.run(_check_then_serve, door, ending)
+    ending.loop_ended()
+
+
+async def _check_then_serve(door: Door, ending: Ending) -> None:
     """What is wrong at the start is told at once; what goes wrong later is tried again."""
     async with door.session() as connection:
         await census.require_primary(connection)
@@ -89,17 +96,21 @@ async def _check_then_serve(door: Door) -> None:
     watchers: list[Watcher] = [
         LogWatcher(),
         SystemdWatcher(),
+        ending,
         *([spans] if spans else []),
         *([metrics] if metrics else []),
     ]
     database = f"{target['database']}, PostgreSQL {target['server_version']}"
+    code = UNEXPECTED
     try:
         await serve(
             door.settings, watchers, database, collector=traces, measuring=metrics is not None, targets=targets,
             batches=samples_all(os.environ),
         )  # fmt: skip
+        code = 0
     finally:
         close_all((spans, metrics, traces))
+        ending.begin(code)
 
 
 def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:
@@ -116,7 +127,7 @@ def up(*, log_format: Annotated[str | None, Parameter(help="console, json or aut
         configure(door.settings.log_format)
         anyio.run(_prepare, door)
         show.note(_next_steps(door))
-        anyio.run(_check_then_serve, door)
+        _run_service(door)
     return 0
 
 

@@ -19,8 +19,10 @@ from typing import Final
 import anyio
 
 from iu_listen.flow.backoff import backoff
-from iu_listen.flow.calls import FRESH, Calls
+from iu_listen.flow.calls import FRESH, PATIENCE, Calls
+from iu_listen.flow.holds import Holds
 from iu_listen.flow.ledger import Ledger
+from iu_listen.flow.loose import within
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
@@ -29,7 +31,7 @@ from iu_listen.flow.unusable import Unusable, find_target
 from iu_listen.model.delivery import Delivery, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
-from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld, SessionFailed
+from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, SessionFailed
 from iu_listen.model.settings import Settings
 
 #: Longest pause between two questions, in seconds: replays and locks ring no bell.
@@ -74,12 +76,13 @@ class Deliverer:
         #: Something may have to be taken; something has to be settled.
         self._ring = Ring()
         self._ended = Ring()
-        self._calls = Calls(self._ended, clock, activate)
+        self._calls = Calls(self._ended, clock, activate, self._abandoned)
         self._routes: dict[str, Route] = {}
         #: What was taken and is not settled yet.
         self._ledger = Ledger()
         self._quarantine = Quarantine(self._calls, self._ledger)
         self._unusable = Unusable()
+        self._holds = Holds(self._worker, watcher)
         #: What others of its subject waited for, and nobody has looked for these yet.
         self._freed: list[Taken] = []
         #: The lease is ours: it looks by itself for what there is to deliver.
@@ -110,6 +113,9 @@ class Deliverer:
         self._ring.set()
         self._ended.set()
 
+    def _abandoned(self, delivery: Delivery, called: str, running: int) -> None:
+        self._watcher.note(CallAbandoned(self._worker, delivery.route, called, running))
+
     async def run(self) -> None:
         """Deliver until stop() is called, through every loss of the session. Nothing that happens ends the work."""
         try:
@@ -131,8 +137,7 @@ class Deliverer:
                         await anyio.sleep(pause)
                 tasks.cancel_scope.cancel()
         finally:
-            with anyio.move_on_after(self._settings.deadline, shield=True):
-                await self._targets.aclose()
+            await within(self._settings.deadline, PATIENCE, self._targets.aclose)
 
     async def _session(self) -> None:
         """Deliver by one session. Returns when there is nothing to deliver: what comes next rings."""
@@ -326,33 +331,22 @@ class Deliverer:
             self._find_target(route, changed)
             if state.more:
                 self._ring.set()
-            self._tell(route)
+            self._holds.tell(route)
         self._calls.expect(route.deadline for route in self._routes.values())
 
     def _find_target(self, route: Route, changed: bool) -> None:
         now = self._clock()
-        if changed:
+        crowded = self._calls.crowded(route)
+        if changed or crowded:
             route.target = None
             self._drop(route)
         elif route.target or now - route.looked_at < NOT_FOUND:
             return
-        route.looked_at = now
-        if find_target(self._targets, route):
+        # A route whose target is called no more for now is looked at again at every question.
+        route.looked_at = -math.inf if crowded else now
+        if find_target(self._targets, route, crowded=crowded):
             # There is room now; ask again at once.
             self._ring.set()
-
-    def _tell(self, route: Route) -> None:
-        held, why = route.state.held, route.state.why
-        if not held and route.no_target:
-            held, why = "no_target", route.no_target
-        if held != route.told:
-            code = route.state.route
-            self._watcher.note(
-                RouteHeld(self._worker, code, held, why, route.hint)
-                if held
-                else RouteFree(self._worker, code, route.told)
-            )
-            route.told = held
 
     def _drop(self, route: Route, *, alone: bool = True) -> None:
         """Give back what was taken and not begun; where ``alone`` is false, not what is attempted alone."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Self
 
-from iu_listen.flow.calls import Lane
+from iu_listen.flow.workers import Lane
 from iu_listen.model.called import called
 from iu_listen.model.delivery import RouteState, Taken, Want
 

@@ -8,7 +8,8 @@ A target returns when the event has arrived, and raises otherwise:
 
 Anything else that it raises counts as Failed, but for what says that nobody is there (a ConnectionError, a name that
 does not resolve, a host that cannot be reached), which counts as Unavailable. Running into the deadline is Failed, and
-so is a cancellation of its own, or of what it waited for, that it lets out.
+so is a cancellation of its own, or of what it waited for, that it lets out. A target that goes on after it was
+cancelled is left behind, and that is Failed, too.
 """
 
 from __future__ import annotations

@@ -133,6 +133,16 @@ class DeliveriesSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class CallAbandoned:
+    """A call went on after its cancellation and was left behind; so many such calls of that target still run."""
+
+    worker: WorkerName
+    route: str
+    called: str
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class RouteHeld:
     """A route delivers no more: a lock, its breaker, its budget of dead letters, no target. Said once an episode."""
 
@@ -211,6 +221,7 @@ Observation = (
     | Measured
     | MeasureFailed
     | DeliveriesSettled
+    | CallAbandoned
     | RouteHeld
     | RouteFree
     | SpansExported

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from iu_listen.model.observation import (
     AuditPassed,
     BatchRan,
     Beaten,
+    CallAbandoned,
     CulpritGone,
     CulpritNamed,
     DeliveriesSettled,
@@ -45,6 +47,8 @@ BIG_BATCH = 1000
 #: The same failure of the same session is worth a line once in so many seconds.
 SAME_FAILURE = 60.0
 
+#: What to do about code that ignores its cancellation.
+ABANDONED_HINT = "pass on CancelledError; wait for no thread without a timeout: docs/how-to/delivery.md"
 #: What to do about a route that is held.
 HELD = {
     "master_gate_closed": "iu-listen gate open master",
@@ -89,6 +93,13 @@ def error_line(message: str, hint: str, exit_code: int) -> None:
     """What ends a process whose log is JSON, as a line of it."""
     configure("json")
     structlog.get_logger().error(message, hint=hint, exit_code=exit_code)
+
+
+def left_behind_line(threads: Sequence[str]) -> None:
+    """What keeps a process that has nothing to do any more: these threads; none: a task."""
+    structlog.get_logger().warning(
+        "ended without waiting for what coroutines left behind", threads=list(threads), hint=ABANDONED_HINT
+    )
 
 
 def _named(culprit: Culprit) -> dict[str, Any]:
@@ -204,6 +215,12 @@ class LogWatcher:
                     "attempts are missing", worker=worker, events=missing, checked=checked,
                     hint="iu-listen audit --repair",
                 )  # fmt: skip
+            case CallAbandoned(worker, route, called, running):
+                if self._is_news(f"abandoned {route}", called):
+                    log.warning(
+                        "a call was abandoned: it ignores its cancellation", worker=worker, route=route, target=called,
+                        still_running=running, hint=ABANDONED_HINT,
+                    )  # fmt: skip
             case RouteHeld(worker, route, held_by, why, hint):
                 hint = hint or HELD[held_by]
                 log.warning("a route is held", worker=worker, route=route, held_by=held_by, why=why, hint=hint)

@@ -1,0 +1,278 @@
+"""Calls that ignore their cancellation, by real tasks: they are abandoned, counted, and waited for by nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from iu_listen.flow import calls as module
+from iu_listen.flow.calls import Calls
+from iu_listen.flow.loose import within
+from iu_listen.flow.ring import Ring
+from iu_listen.flow.workers import Lane
+from iu_listen.model.delivery import Delivery, Event, Result, Taken
+
+pytestmark = pytest.mark.anyio
+
+IGNORED = (Result.FAILED, "target_ignores_cancellation")
+SENT = (Result.SENT, "")
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request):
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Calls are abandoned 50 ms after their cancellation."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+
+
+class Odd:
+    """A target whose first calls ignore their cancellation until they are told to end.
+
+    Args:
+        how: What such a call does; it is given the event that ends it.
+        many: How many calls do so.
+    """
+
+    def __init__(self, how: Callable[[asyncio.Event], Awaitable[None]], many: int = 1) -> None:
+        self._how = how
+        self._many = many
+        self.called = 0
+        self.ended = 0
+        self.end = asyncio.Event()
+        # A test that fails does not hang over its calls.
+        asyncio.get_running_loop().call_later(5, self.end.set)
+
+    async def deliver(self, _: Delivery) -> None:
+        self.called += 1
+        if self.called <= self._many:
+            try:
+                await self._how(self.end)
+            finally:
+                self.ended += 1
+
+
+async def swallow(end: asyncio.Event) -> None:
+    while not end.is_set():
+        with suppress(asyncio.CancelledError):
+            await end.wait()
+
+
+async def behind_a_shield(end: asyncio.Event) -> None:
+    with anyio.CancelScope(shield=True):
+        await end.wait()
+
+
+async def clean_up(end: asyncio.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        await swallow(end)
+
+
+def taken(number: int, deadline: float = 0.05) -> Taken:
+    event = Event(id=uuid4(), domain="iu", type="t", stream="s")
+    return Taken(
+        Delivery(id=number, route="r", idempotency_key=f"k{number}", attempt=1, event=event, deadline=deadline), None
+    )
+
+
+@asynccontextmanager
+async def calling() -> AsyncIterator[tuple[Calls, list[tuple[str, str, int]]]]:
+    """Calls of a consumer that knows for ever that the locks are open, and what was told of abandoned ones."""
+    told: list[tuple[str, str, int]] = []
+    made = Calls(Ring(), time.monotonic, told=lambda d, called, running: told.append((d.route, called, running)))
+    made.answered = made.trusted = math.inf
+    async with anyio.create_task_group() as tasks:
+        made.watch(tasks)
+        made.expect([0.05])
+        yield made, told
+        tasks.cancel_scope.cancel()
+
+
+async def until(fact: Callable[[], object]) -> None:
+    with anyio.fail_after(5):
+        while not fact():
+            await anyio.sleep(0.001)
+
+
+def lane_of(target: Odd, deliveries: int, concurrency: int = 1, called: str = "workflow crm") -> Lane:
+    queue = deque(taken(number) for number in range(deliveries))
+    return Lane(concurrency=concurrency, most_failing=100, target=target, called=called, queue=queue)
+
+
+@pytest.mark.parametrize("how", [swallow, behind_a_shield, clean_up])
+async def test_a_call_that_ignores_its_cancellation_is_abandoned(how):
+    """It is recorded once, as a failure of its own kind; the next delivery takes its place; its end changes nothing.
+
+    Fails when: the place of such a call is not free, or what comes of it later is recorded as well.
+    """
+    target = Odd(how)
+    lane = lane_of(target, 3)
+    async with calling() as (calls, told):
+        calls.begin(lane)
+        await until(lambda: len(calls.done) == 3)
+        assert [(o.taken.delivery.id, o.result, o.code) for o in calls.done] == [(0, *IGNORED), (1, *SENT), (2, *SENT)]
+        assert calls.done[0].detail == "no answer within 0.05 s, and 0.05 s after its cancellation it still ran"
+        assert told == [("r", "workflow crm", 1)]
+        assert (list(calls.under_way()), lane.workers, target.ended) == ([], 0, 0)
+        target.end.set()
+        await until(lambda: target.ended)
+        lane.queue.append(taken(3))
+        calls.begin(lane)
+        await until(lambda: len(calls.done) == 4)
+    assert lane.workers == 0
+
+
+async def test_an_abandoned_call_is_not_cancelled_any_more():
+    """Code that swallows its cancellation is left alone once it is abandoned. Fails when: it is cancelled for ever."""
+    cancelled = 0
+
+    async def count(end: asyncio.Event) -> None:
+        nonlocal cancelled
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+
+    target = Odd(count)
+    async with calling() as (calls, told):
+        calls.begin(lane_of(target, 1))
+        await until(lambda: told)
+        before = cancelled
+        await anyio.sleep(0.05)
+        assert before > 0
+        assert cancelled <= before + 1
+        target.end.set()
+        await until(lambda: target.ended)
+
+
+async def test_a_call_that_was_given_up_is_abandoned_too():
+    """Its place is free, and nothing is recorded of it. Fails when: only calls beyond their deadline are abandoned."""
+    target = Odd(swallow)
+    lane = lane_of(target, 0)
+    lane.queue = deque([taken(0, deadline=60), taken(1)])
+    async with calling() as (calls, told):
+        calls.begin(lane)
+        await until(lambda: target.called)
+        calls.give_up(next(calls.under_way()))
+        await until(lambda: told and calls.done)
+        assert [o.taken.delivery.id for o in calls.done] == [1]
+        target.end.set()
+        await until(lambda: target.ended)
+        assert len(calls.done) == 1
+
+
+async def test_the_end_waits_for_no_call():
+    """The task group of the calls ends, and what goes on is told. Fails when: such a call is a task of the group."""
+    target = Odd(swallow)
+    lane = lane_of(target, 0)
+    lane.queue.append(taken(0, deadline=60))
+    with anyio.fail_after(5):
+        async with calling() as (calls, told):
+            calls.begin(lane)
+            await until(lambda: target.called)
+    assert (told, calls.done, target.ended) == ([("r", "workflow crm", 1)], [], 0)
+    lane.queue.append(taken(1))
+    calls.begin(lane)
+    await anyio.sleep(0.01)
+    assert target.called == 1
+    target.end.set()
+    await until(lambda: target.ended)
+
+
+async def test_the_abandoned_calls_of_one_target_are_bounded(monkeypatch):
+    """While two still run, the target is called no more, by no lane; another target is; afterwards it is called again.
+
+    Fails when: nothing counts them, or what has ended goes on counting.
+    """
+    monkeypatch.setattr(module, "MOST_ABANDONED", 2)
+    target, other = Odd(swallow, many=2), Odd(swallow, many=0)
+    lane, beside, elsewhere = lane_of(target, 3), lane_of(target, 1), lane_of(other, 1, called="workflow erp")
+    async with calling() as (calls, told):
+        calls.begin(lane)
+        await until(lambda: len(told) == 2)
+        assert [running for *_, running in told] == [1, 2]
+        assert calls.crowded(lane)
+        for each in (lane, beside, elsewhere):
+            calls.begin(each)
+        await until(lambda: other.called)
+        assert (target.called, lane.workers, len(lane.queue), len(beside.queue)) == (2, 0, 1, 1)
+        target.end.set()
+        await until(lambda: not calls.crowded(lane))
+        for each in (lane, beside):
+            calls.begin(each)
+        await until(lambda: target.called == 4)
+
+
+async def test_a_worker_that_is_cancelled_before_it_begins_is_replaced():
+    """What cancels all tasks of the loop may meet one that has not begun: the delivery is made all the same.
+
+    Fails when: the lane counts on a worker that has never begun.
+    """
+    target = Odd(swallow, many=0)
+    lane = lane_of(target, 1)
+    async with calling() as (calls, _):
+        before = asyncio.all_tasks()
+        calls.begin(lane)
+        (worker,) = asyncio.all_tasks() - before
+        worker.cancel()
+        await until(lambda: target.called)
+
+
+async def test_a_scope_that_a_target_leaves_open_ends_no_other_work():
+    """It returned, so it has the event; its worker ends. Fails when: what our scopes raise then is taken for a fault of ours."""
+
+    async def leave_open(_: asyncio.Event) -> None:
+        anyio.CancelScope().__enter__()
+
+    lane = lane_of(Odd(leave_open), 2)
+    async with calling() as (calls, _):
+        calls.begin(lane)
+        await until(lambda: len(calls.done) == 2)
+        calls.leave(lane)
+        await anyio.sleep(0.01)
+        assert [(o.result, o.code) for o in calls.done] == [SENT, SENT]
+
+
+async def test_a_fault_of_our_own_in_a_worker_is_loud(monkeypatch):
+    """It ends the consumer, as a fault elsewhere does. Fails when: it stays with its task, and the route stands still."""
+
+    def broken(_: object) -> None:
+        raise LookupError("a fault")
+
+    monkeypatch.setattr(module, "outcome_of", broken)
+    with pytest.RaisesGroup(LookupError), anyio.fail_after(5):
+        async with calling() as (calls, _):
+            calls.begin(lane_of(Odd(swallow, many=0), 1))
+            await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("how", [swallow, behind_a_shield])
+async def test_closing_a_target_takes_bounded_time(how):
+    """What a target does when it is closed is cancelled, and left behind. Fails when: its end is waited for."""
+    end = asyncio.Event()
+    asyncio.get_running_loop().call_later(5, end.set)
+    began = anyio.current_time()
+    with anyio.fail_after(10):
+        await within(0.01, 0.05, lambda: how(end))
+        with pytest.raises(LookupError):
+            await within(1, 1, _raise)
+    assert anyio.current_time() - began < 4
+    end.set()
+
+
+async def _raise() -> None:
+    raise LookupError

@@ -1,0 +1,150 @@
+"""Calls that ignore their cancellation, seen from outside: what holds the route, and how a program ends beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from iu_listen import Delivery
+from iu_listen.flow.calls import MOST_ABANDONED
+from iu_listen.model.observation import CallAbandoned, RouteFree, RouteHeld
+from iu_listen.targets.python import PythonTarget
+from postgres.couriers import ROUTE, add_route, delivering, open_route, pending
+from support import connected, insert_event, wait_until
+
+
+@pytest.mark.asyncio
+async def test_too_many_abandoned_calls_hold_their_route(live):
+    """At the bound the route is held, every command that looks says why, other routes go on; when they end, it goes on.
+
+    Fails when: a target is called although as many of its abandoned calls still run as may.
+    """
+    end = asyncio.Event()
+    called = 0
+
+    async def ignore(_: Delivery) -> None:
+        nonlocal called
+        called += 1
+        while not end.is_set():
+            with suppress(asyncio.CancelledError):
+                await end.wait()
+
+    async def arrive(_: Delivery) -> None:
+        pass
+
+    policy: dict[str, Any] = {
+        "attempts": 1,
+        "deadline": 0.2,
+        "concurrency": 60,
+        "breaker": 1000,
+        "dead_letters_per_hour": 1000,
+    }
+    async with connected(live.dsn) as connection:
+        await open_route(connection, **policy)
+        await add_route(connection, "second")
+        targets = PythonTarget("event_outbox", ignore), PythonTarget("second", arrive)
+        async with delivering(live.dsn, *targets) as recorder:
+            async with connection.transaction():
+                for _ in range(MOST_ABANDONED + 200):
+                    await insert_event(connection)
+            await wait_until(lambda: _soon(recorder.of(RouteHeld)), "the route is held", 60)
+            (held,) = recorder.of(RouteHeld)
+            assert (held.route, held.held_by) == (ROUTE, "no_target")
+            assert (
+                held.why
+                == f"{MOST_ABANDONED} calls of workflow event_outbox still run, because they ignore their cancellation"
+            )
+            assert "CancelledError" in held.hint
+            assert {(o.route, o.called) for o in recorder.of(CallAbandoned)} == {(ROUTE, "workflow event_outbox")}
+
+            async def seen() -> bool:
+                return (
+                    await connection.fetchval("select why from v_iu_delivery where held_by = 'no_target'") == held.why
+                )
+
+            await wait_until(seen, "delivery list says so", 20)
+            warnings = await connection.fetchval(
+                "select fn_iu_route_worker_health('iu_outbound_default') -> 'warnings'"
+            )
+            assert held.why in warnings
+            # Those in flight when the bound was reached are abandoned, too.
+            assert MOST_ABANDONED <= called <= MOST_ABANDONED + policy["concurrency"]
+            waiting = await connection.fetchval("select count(*) from iu_route_delivery where route_code = 'second'")
+            assert waiting == 0
+            end.set()
+            await wait_until(lambda: _none(connection), "the rest is delivered", 60)
+            (free,) = recorder.of(RouteFree)
+            assert (free.route, free.held_by) == (ROUTE, "no_target")
+            sent = await connection.fetchval(
+                "select count(*) from iu_route_attempt where route_code = $1 and status = 'sent'", ROUTE
+            )
+            assert sent >= MOST_ABANDONED + 200 - called
+
+
+async def _soon(answer: object) -> bool:
+    return bool(answer)
+
+
+async def _none(connection) -> bool:
+    return not await pending(connection)
+
+
+PROGRAM = """
+import asyncio
+import sys
+from contextlib import suppress
+
+import uvloop
+
+from iu_listen import Consumer, Settings, target
+
+called = asyncio.Event()
+
+
+@target("event_outbox")
+async def ignore(delivery):
+    called.set()
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
+async def main():
+    async with Consumer(Settings(dsn=sys.argv[1], grace=0.5), targets=[ignore], watchers=()):
+        await called.wait()
+    print("the program ends")
+
+
+(uvloop if sys.argv[2] == "uvloop" else asyncio).run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_program_with_a_consumer_ends_beside_abandoned_calls(live, loop):
+    """Leaving the block takes its grace period and a second, and ``asyncio.run`` does not wait for what still runs.
+
+    Fails when: the block waits for such a call, or the call stays one of the tasks that asyncio.run waits for.
+    """
+
+    async def prepare() -> None:
+        async with connected(live.dsn) as connection:
+            await open_route(connection)
+            await insert_event(connection)
+
+    asyncio.run(prepare())
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "IU_LISTEN_", "OTEL_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, live.dsn, loop],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "the program ends\n"), done.stderr
