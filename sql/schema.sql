@@ -6464,14 +6464,14 @@ CREATE VIEW public.v_iu_route_attempt AS
     public.fn_iu_span_id('attempt'::text, ((idempotency_key || ' '::text) || attempt_no)) AS span_id,
     target,
         CASE
-            WHEN (target IS NOT NULL) THEN public.fn_iu_span_id('call'::text, ((idempotency_key || ' '::text) || attempt_no))
+            WHEN (target !~~ 'workflow %'::text) THEN public.fn_iu_span_id('call'::text, ((idempotency_key || ' '::text) || attempt_no))
             ELSE NULL::text
         END AS call_span_id
    FROM public.iu_route_attempt a;
 
 -- Name: VIEW v_iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and the span of that.';
+COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and, where that is no coroutine, the span of the call.';
 
 -- Name: v_iu_route_attempt_summary; Type: VIEW; Schema: public; Owner: -
 

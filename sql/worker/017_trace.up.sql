@@ -40,11 +40,11 @@ select a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.de
        a.idempotency_key, a.attempt_no, a.created_at, a.finished_at,
        public.fn_iu_trace_id(a.event_ref, a.traceparent) as trace_id,
        public.fn_iu_span_id('attempt', a.idempotency_key || ' ' || a.attempt_no) as span_id, a.target,
-       case when a.target is not null
+       case when a.target not like 'workflow %'
             then public.fn_iu_span_id('call', a.idempotency_key || ' ' || a.attempt_no) end as call_span_id
   from public.iu_route_attempt a;
 comment on view public.v_iu_route_attempt is
-    'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and the span of that.';
+    'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and, where that is no coroutine, the span of the call.';
 
 create or replace view public.v_iu_route_dead_letter_open as
 select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,

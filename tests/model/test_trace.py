@@ -76,9 +76,11 @@ def test_the_starting_context_is_the_same_in_every_hop():
     """
     own = f"00-{EVENT.hex}-{trace.span_id('event', str(EVENT))}-01"
     assert [trace.starting_context(EVENT, given) for given in (VALID, None, "nonsense")] == [VALID, own, own]
-    called = [trace.call_context(EVENT, VALID, "key", number) for number in (1, 2)]
-    assert [one[:36] for one in called] == [VALID[:36]] * 2
-    assert len({VALID, *called}) == 3
+    called = [
+        trace.target_context(EVENT, VALID, what, "key", number) for what in ("attempt", "call") for number in (1, 2)
+    ]
+    assert [one[:36] for one in called] == [VALID[:36]] * 4
+    assert len({VALID, *called}) == 5
 
 
 @pytest.mark.parametrize(

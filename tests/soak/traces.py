@@ -33,7 +33,7 @@ REPLAY: Final = """
 """
 SPANS: Final = """
     select span_id from v_iu_route_attempt
-    union all select call_span_id from v_iu_route_attempt where target is not null
+    union all select call_span_id from v_iu_route_attempt where call_span_id is not null
     union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter
 """
 SOME: Final = "select exported > $1 from iu_trace_cursor"

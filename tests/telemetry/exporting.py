@@ -50,7 +50,7 @@ async def rows(connection: asyncpg.Connection) -> set[str]:
     """Span ids of all attempts, of what they called, and of all dead letters."""
     found = await connection.fetch("""select span_id from v_iu_route_attempt
                                       union all
-                                      select call_span_id from v_iu_route_attempt where target is not null
+                                      select call_span_id from v_iu_route_attempt where call_span_id is not null
                                       union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter""")
     return {row["span_id"] for row in found}
 

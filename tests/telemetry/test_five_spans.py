@@ -1,4 +1,4 @@
-"""One trace from a request to what the receiver of its event does, whatever the target is; and no link or parent is missing."""
+"""One trace of five spans from a request to what the receiver of its event does, whatever the target is; no link or parent is missing."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ Way = Callable[[Traced, Path], AbstractAsyncContextManager[tuple[str | None, dic
 
 @asynccontextmanager
 async def coroutine(traced: Traced, _: Path) -> AsyncIterator[Any]:
-    """A coroutine with an instrumented client over HTTP: it makes a client span below what is current."""
+    """A coroutine with an instrumented client over HTTP: that makes a client span below what is current."""
     async with web(traced) as port:
 
         async def work(delivery: Delivery) -> None:
@@ -164,25 +164,37 @@ def dangling(receiver: Receiver) -> list[str]:
     ]
 
 
-#: Name and kind of the spans between the attempt and the receiver.
-INTERNAL, CLIENT, PRODUCER, CONSUMER, SERVER = 1, 3, 4, 5, 2
+SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
+#: The first three spans of each trace: name, kind and parent.
+BEGINNING = [
+    ("request", SERVER, None),
+    ("send event_outbox", PRODUCER, "request"),
+    ("process event_outbox", CONSUMER, "send event_outbox"),
+]
 
 
 @pytest.mark.parametrize(
-    ("way", "between"),
+    ("way", "end"),
     [
-        (coroutine, [("deliver event_outbox", INTERNAL), ("POST", CLIENT)]),
-        (webhook, [("POST", CLIENT)]),
-        pytest.param(through_nats, [("send events.{type}", PRODUCER)], marks=needs_server),
-        (through_kafka, [("send events", PRODUCER)]),
+        # The client span is that of the client inside the coroutine.
+        (coroutine, [("POST", CLIENT, "process event_outbox"), ("receiver", SERVER, "POST")]),
+        # The client or producer span is ours.
+        (webhook, [("POST", CLIENT, "process event_outbox"), ("receiver", SERVER, "POST")]),
+        pytest.param(
+            through_nats,
+            [("send events.{type}", PRODUCER, "process event_outbox"), ("receiver", CONSUMER, "send events.{type}")],
+            marks=needs_server,
+        ),
+        (through_kafka, [("send events", PRODUCER, "process event_outbox"), ("receiver", CONSUMER, "send events")]),
     ],
     ids=["coroutine", "webhook", "nats", "kafka"],
 )
-async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_path, way: Way, between):
-    """Request, event, attempt, call, receiver: each the child of the one before; every link leads to a span that is there.
+async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_path, way: Way, end):
+    """Request, event, attempt, client, receiver: five spans, each the child of the one before, and no other is in the trace;
+    every link leads to a span that is there.
 
-    Fails when: no context is current in a coroutine, the target is given another span than that of its call, the call
-    has no span, or a delivery is linked to the transaction that settled it.
+    Fails when: no context is current in a coroutine, the target is given another span than the one that is exported, a
+    coroutine has a span beside its attempt, or a delivery is linked to the transaction that settled it.
     """
     traced = Traced(receiver)
     async with AsyncExitStack() as stack:
@@ -197,31 +209,61 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
                 await settled(connection)
         async with exporting(live.dsn, receiver):
             await wait_until(lambda: asyncio.sleep(0, receiver.named("receiver")), "the receiver's span")
-            (end,) = receiver.named("receiver").values()
+            (last,) = receiver.named("receiver").values()
 
             async def whole() -> bool:
                 return not dangling(receiver)
 
             await wait_until(whole, "every parent and every link")
 
-    chain = [end]
+    chain = [last]
     while chain[0].parent_span_id:
         chain.insert(0, receiver.spans[chain[0].parent_span_id.hex()])
-    kind = SERVER if way in (coroutine, webhook) else CONSUMER
-    assert [(span.name, span.kind) for span in chain] == [
-        ("request", SERVER), ("send event_outbox", PRODUCER), ("process event_outbox", CONSUMER),
-        *between, ("receiver", kind),
-    ]  # fmt: skip
-    assert {span.trace_id for span in chain} == {end.trace_id}
-    # Beyond the call it is another clock: ages of the consumer, taken from the time of the database.
-    for parent, child in pairwise(chain[:4]):
-        assert parent.start_time_unix_nano <= child.start_time_unix_nano
-    sent, attempt, call = chain[1:4]
+    parents = [None, *(span.name for span in chain[:-1])]
+    assert [(span.name, span.kind, parent) for span, parent in zip(chain, parents, strict=True)] == [*BEGINNING, *end]
+    assert sorted(s.name for s in receiver.spans.values() if s.trace_id == last.trace_id) == sorted(
+        s.name for s in chain
+    )
+    sent, attempt, client = chain[1:4]
     assert sent.end_time_unix_nano <= attempt.start_time_unix_nano
     assert len(attempt.links) == 2
     assert attributes(attempt)["messaging.consumer.group.name"] == "iu_outbound_default"
-    assert attributes(call)["iu.route.code"] == ROUTE
-    assert "s3cret" not in str(call)
+    # Whoever looks for all that was done with a target finds it by one attribute, in one span of each trace.
+    ours = attempt if way is coroutine else client
+    assert [span for span in chain if "iu.target" in attributes(span)] == [ours]
+    # Beyond that span it is another clock: ages of the consumer, taken from the time of the database.
+    for parent, child in pairwise(chain[: chain.index(ours) + 1]):
+        assert parent.start_time_unix_nano <= child.start_time_unix_nano
+    assert attributes(ours)["iu.route.code"] == ROUTE
+    assert "s3cret" not in str(client)
+
+
+async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, receiver):
+    """Its span is the parent of whatever the coroutine does, is as long as that at least, and has its error.
+
+    Fails when: the attempt is the time of the batch or of the settlement, or does not have the error.
+    """
+    traced = Traced(receiver)
+
+    async def work(_: Delivery) -> None:
+        with traced.tracer.start_as_current_span("inside"):
+            await anyio.sleep(0.3)
+        raise Failed("no room", code="no_room")
+
+    async with connected(live.dsn) as connection:
+        await begin(live.dsn)
+        await open_route(connection, attempts=1)
+        async with Consumer(Settings(dsn=live.dsn), targets=[PythonTarget("event_outbox", work)], watchers=()):
+            await request(connection, traced)
+            await settled(connection)
+        async with exporting(live.dsn, receiver):
+            await wait_until(lambda: asyncio.sleep(0, receiver.named("dead_letter")), "the last span")
+    (inside,) = receiver.named("inside").values()
+    attempt = receiver.spans[inside.parent_span_id.hex()]
+    assert (attempt.name, attempt.status.message) == ("process event_outbox", "no room")
+    assert attributes(attempt)["error.type"] == "no_room"
+    lengths = [span.end_time_unix_nano - span.start_time_unix_nano for span in (inside, attempt)]
+    assert lengths == sorted(lengths)
 
 
 async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(live, receiver):
@@ -253,10 +295,10 @@ async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(
             await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
             await settled(connection)
         async with exporting(live.dsn, receiver):
-            expected = await connection.fetchval("select 2 * count(*) from iu_route_attempt") + 1
+            expected = await connection.fetchval("select count(*) from iu_route_attempt") + 1
 
             async def whole() -> bool:
-                ours = [s for s in receiver.spans.values() if s.name.startswith(("process", "deliver ", "dead_letter"))]
+                ours = [s for s in receiver.spans.values() if s.name.startswith(("process", "dead_letter"))]
                 tried = [s for s in ours if "messaging.batch.message_count" not in attributes(s)]
                 return len(tried) == expected and not dangling(receiver)
 
@@ -265,5 +307,5 @@ async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(
     tried = [s for s in receiver.named("process ").values() if "iu.attempt.number" in attributes(s)]
     assert len(tried) == 4
     assert all(sent.end_time_unix_nano <= span.start_time_unix_nano for span in tried)
-    errors = [attributes(s).get("error.type") for s in receiver.named("deliver event_outbox").values()]
-    assert sorted(errors, key=str) == [None, "http_503", "http_503"]
+    errors = [attributes(s).get("error.type") for s in tried]
+    assert sorted(errors, key=str) == [None, None, "http_503", "http_503"]

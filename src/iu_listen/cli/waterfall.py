@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -39,7 +39,7 @@ def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
 def title(span: Span) -> str:
     """What a span is, in words."""
     attributes = span.attributes
-    if "iu.target" in attributes:
+    if _is_call(attributes):
         return f"call {attributes['iu.target']}"
     match attributes["messaging.operation.name"]:
         case "send":
@@ -55,13 +55,18 @@ def title(span: Span) -> str:
 def result(span: Span) -> str:
     """What came of it."""
     attributes = span.attributes
-    if "iu.target" in attributes:
+    if _is_call(attributes):
         return str(attributes.get("error.type", "answered"))
     if span.error is not None:
         return span.error
     if attributes["messaging.operation.name"] == "send":
         return f"of {attributes['iu.event.subject']}" if attributes.get("iu.event.subject") else "written"
     return f"{attributes['iu.attempt.status']} ({attributes['iu.attempt.decision']})"
+
+
+def _is_call(attributes: Mapping[str, str | int]) -> bool:
+    """Whether that is the call of a target outside of this process; the call of a coroutine is its attempt."""
+    return "iu.target" in attributes and "iu.attempt.status" not in attributes
 
 
 def length(nanoseconds: int) -> str:

@@ -89,6 +89,7 @@ class Route(Lane):
             room=min(self.room, most),
             after=self.after,
             deadline=self.deadline,
+            span=self.state.span,
             bytes=max(left, 0 if self.bytes else 1),
         )
 

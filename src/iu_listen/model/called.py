@@ -1,4 +1,4 @@
-"""What a delivery calls: as the audit keeps it, and as its span is named.
+"""What a delivery calls: as the audit keeps it, and as the span of the call is named.
 
 A text such as ``workflow crm``, ``POST https://example.com:8443`` or ``kafka://one:9092/orders``. It is stored and
 exported, so it has neither user nor password nor query, and of a URL not even the path: each may hold a secret.
@@ -57,11 +57,16 @@ def _called(kind: str, reference: str, method: str, stream: str) -> str:
             return f"{address}/{unquote(parts.path.removeprefix('/'))}"[:LONGEST]
 
 
+def in_process(text: str) -> bool:
+    """Whether what called() has made is a coroutine: the attempt is the span of its work, and no call has one."""
+    return text.startswith("workflow ")
+
+
 class Callee(NamedTuple):
     """The same, as OpenTelemetry's conventions want it.
 
     Attributes:
-        kind: Kind of the span: ``internal``, ``client`` or ``producer``.
+        kind: Kind of the span: ``client`` or ``producer``.
         name: Its name.
         attributes: What is the same in every call.
         destination: Of a message, where it goes; it may have placeholders. Empty: it is no message.
@@ -75,14 +80,12 @@ class Callee(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def callee(text: str) -> Callee:
-    """What called() has made.
+    """What called() has made, of what is not in this process.
 
     HTTP: https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client-span; messages: a message that
-    carries the context of its own ``send`` span makes that a producer. A coroutine is called within the process.
+    carries the context of its own ``send`` span makes that a producer.
     """
     head, _, address = text.rpartition(" ")
-    if "://" not in address:
-        return Callee("internal", f"deliver {text.partition(' ')[2]}", {"iu.target": text})
     scheme, _, rest = address.partition("://")
     hosts, _, path = rest.partition("/")
     found: dict[str, str | int] = {"iu.target": text, **_server(scheme, hosts)}

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 from uuid import UUID
 
-from iu_listen.model.trace import call_context
+from iu_listen.model.trace import target_context
 
 
 class Result(StrEnum):
@@ -122,6 +122,8 @@ class Delivery:
         attempt: Number of this attempt, from 1.
         event: The event.
         deadline: How long this attempt may take, in seconds.
+        span: Which span is the parent of what the target does: that of the ``attempt`` for a coroutine, whose work that
+            is, and that of its ``call`` for everything else.
     """
 
     id: int
@@ -130,11 +132,12 @@ class Delivery:
     attempt: int
     event: Event
     deadline: float = 30.0
+    span: str = "call"
 
     @cached_property
     def traceparent(self) -> str:
-        """W3C trace context for the target: it names the span of this call, which is the parent of what it does."""
-        return call_context(self.event.id, self.event.traceparent, self.idempotency_key, self.attempt)
+        """W3C trace context for the target: it names the span that is the parent of what the target does."""
+        return target_context(self.event.id, self.event.traceparent, self.span, self.idempotency_key, self.attempt)
 
 
 @dataclass(slots=True)
@@ -185,6 +188,11 @@ class RouteState:
     more: bool = False
     why: str = ""
 
+    @property
+    def span(self) -> str:
+        """Which span is the parent of what its target does (Delivery.span)."""
+        return "attempt" if self.kind == "workflow" else "call"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
@@ -195,6 +203,7 @@ class Want:
         room: How many deliveries there is room for.
         after: Beyond which id, of those that were never tried.
         deadline: How long an attempt may take, as far as is known, in seconds.
+        span: Delivery.span of what is given.
         bytes: How many bytes of payload there is room for; of one delivery at least where this is positive.
     """
 
@@ -202,6 +211,7 @@ class Want:
     room: int
     after: int
     deadline: float
+    span: str = "call"
     bytes: int = 1 << 25
 
 

@@ -1,8 +1,8 @@
 """What a row of the audit is in a tracing backend. Identity is a pure function of the row, here and in SQL (017_trace).
 
 Conventions: OpenTelemetry's for messaging and HTTP, v1.44 (docs/reference/spans.md). An event is the span ``send`` of
-its producer, each attempt is a ``process`` below it, what an attempt has called is a span below that, a dead letter is
-the settlement of its first attempt, and a replay hangs below the dead letter.
+its producer, each attempt is a ``process`` below it, what an attempt has called outside of this process is a span below
+that, a dead letter is the settlement of its first attempt, and a replay hangs below the dead letter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from iu_listen.model.called import callee, destination_of
+from iu_listen.model.called import callee, destination_of, in_process
 
 #: The log, as a messaging destination.
 DESTINATION: Final = "event_outbox"
@@ -31,7 +31,6 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class Kind(IntEnum):
     """Span kinds, by their numbers in OTLP."""
 
-    INTERNAL = 1
     CLIENT = 3
     PRODUCER = 4
     CONSUMER = 5
@@ -115,11 +114,11 @@ def call_span_id(idempotency_key: str, attempt_no: int) -> str:
     return span_id("call", f"{idempotency_key} {attempt_no}")
 
 
-def call_context(event: UUID, traceparent: str | None, idempotency_key: str, attempt_no: int) -> str:
-    """W3C trace context for what an attempt calls: its trace, the span of the call, and the flags of the producer."""
+def target_context(event: UUID, traceparent: str | None, what: str, idempotency_key: str, attempt_no: int) -> str:
+    """W3C trace context for a target: the trace, the span of the ``attempt`` or its ``call``, the producer's flags."""
     valid = context(traceparent)
     trace, flags = (valid[3:35], valid[-2:]) if valid else (trace_id(event, None), "01")
-    return f"00-{trace}-{call_span_id(idempotency_key, attempt_no)}-{flags}"
+    return f"00-{trace}-{span_id(what, f'{idempotency_key} {attempt_no}')}-{flags}"
 
 
 def starting_context(event: UUID, traceparent: str | None) -> str:
@@ -217,13 +216,14 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
     else:
         # A delivery is settled in another transaction than the batch that queued it.
         links = (sent, batch_link(lineage, row["batch_xact_id"])) if lineage and row["own_history"] else (sent,)
-    status = row["status"]
+    status, target = row["status"], row["target"]
     failed = row["failure_code"] if status == "failed" else None
     common = _common(
         "process", "process", ("iu.event.domain", row["event_domain"]), ("iu.event.type", row["event_type"]),
         ("messaging.consumer.group.name", row["worker_name"]), ("error.type", failed),
         ("iu.route.code", row["route_code"]), ("iu.route.kind", row["route_kind"]),
         ("iu.attempt.status", status), ("iu.attempt.decision", row["decision"]), ("iu.attempt.number", number),
+        ("iu.target", target if target is not None and in_process(target) else None),
     )  # fmt: skip
     return Span(
         trace, attempt_span_id(key, number), parent, f"process {DESTINATION}", Kind.CONSUMER,
@@ -245,14 +245,16 @@ def _call(target: str, route: str, number: int, failure: str | None) -> tuple[Ki
     return Kind[found.kind.upper()], found.name, Common({**found.attributes, **more})
 
 
-def call_span(row: Any, attempt: Span) -> Span:
-    """The span of what an attempt has called: the parent of what the target does.
+def call_span(row: Any, attempt: Span) -> Span | None:
+    """The span of what an attempt has called: the parent of what the target does. None: of a coroutine, and of nothing.
 
     Args:
-        row: A row of v_iu_trace_attempt that has a target.
+        row: A row of v_iu_trace_attempt.
         attempt: The span of that attempt.
     """
     number, target = row["attempt_no"], row["target"]
+    if target is None or in_process(target):
+        return None
     kind, name, common = _call(target, row["route_code"], number, row["failure_code"])
     own = {"iu.idempotency_key": row["idempotency_key"]}
     if destination := callee(target).destination:
@@ -277,8 +279,8 @@ def attempt_spans(rows: Iterable[Any], lineage: str) -> Iterator[Span]:
         former = row["event_ref"]
         attempt = attempt_span(row, lineage, message)
         yield attempt
-        if row["target"] is not None:
-            yield call_span(row, attempt)
+        if call := call_span(row, attempt):
+            yield call
 
 
 def letter_span(row: Any) -> Span:

@@ -163,13 +163,13 @@ def columns(wants: Sequence[Want]) -> tuple[list[str], list[int], list[int]]:
     return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
 
 
-def taken_of(rows: Sequence[Any], deadlines: Mapping[str, float]) -> list[Taken]:
+def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> list[Taken]:
     """The deliveries among these rows.
 
     Args:
         rows: The answer of fn_iu_delivery_take, or of a batch with what it hands over. The columns after the first one
             are taken by their order: to look each up by its name takes twice as long as all else here.
-        deadlines: The deadline of each route, in seconds.
+        terms: Delivery.deadline and Delivery.span of each route.
     """
     taken = []
     for _, route, id, attempt, subject_key, alone, problem, *values in rows:
@@ -178,9 +178,10 @@ def taken_of(rows: Sequence[Any], deadlines: Mapping[str, float]) -> list[Taken]
         # Frozen dataclasses, their attributes set as one: their own __init__ makes a call for each.
         event, delivery = object.__new__(Event), object.__new__(Delivery)
         event.__dict__.update(zip(_EVENT, values, strict=True))
+        deadline, span = terms[route]
         delivery.__dict__.update(
             id=id, route=route, idempotency_key=f"outbound:{route}:{event.id}", attempt=attempt, event=event,
-            deadline=deadlines[route],
+            deadline=deadline, span=span,
         )  # fmt: skip
         taken.append(Taken(delivery, subject_key, alone, problem or ""))
     return taken
@@ -190,9 +191,9 @@ def _supply(rows: Sequence[Any]) -> Supply:
     """What fn_iu_delivery_take answered: a row for each delivery, and a row for each route, with its state."""
     states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
     routes = [_state(code, answer) for code, answer in states]
-    deadlines = {state.route: float(state.policy["deadline"]) for state in routes}
+    terms = {state.route: (float(state.policy["deadline"]), state.span) for state in routes}
     seconds = min((answer["took"] for _, answer in states), default=0.0)
-    return Supply(taken=taken_of(rows, deadlines), routes=routes, seconds=seconds)
+    return Supply(taken=taken_of(rows, terms), routes=routes, seconds=seconds)
 
 
 def _state(code: str, answer: Mapping[str, Any]) -> RouteState:

@@ -156,7 +156,7 @@ async def life(connection: Connection, what: str) -> list[Span]:
     lineage = str(await census.value(connection, "trace/lineage"))
     tried = [(row, attempt_span(row, lineage)) for row in attempts]
     spans = [span for _, span in tried]
-    spans += [call_span(row, span) for row, span in tried if row["target"] is not None]
+    spans += filter(None, [call_span(row, span) for row, span in tried])
     spans += [letter_span(row) for row in await census.rows(connection, "trace/letters_of", event)]
     known = [row for row in attempts if row["event_at"] is not None]
     for row in known[:1] or await census.rows(connection, "trace/event", event):

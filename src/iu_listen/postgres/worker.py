@@ -91,8 +91,8 @@ class WorkerSession:
                 raise
             raise SessionLost(self._abandoned, error.hint) from error
         seconds = time.perf_counter() - began
-        # Nothing is said of the routes: the deadlines are those that were known when it was asked.
-        taken = taken_of(rows, {want.route: want.deadline for want in wants}) if wants else []
+        # Nothing is said of the routes: their terms are those that were known when it was asked.
+        taken = taken_of(rows, {want.route: (want.deadline, want.span) for want in wants}) if wants else []
         if taken and give is not None:
             give(taken, seconds)
             # The calls begin before all that there is to say of the batch.

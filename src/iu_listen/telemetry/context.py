@@ -14,8 +14,8 @@ from iu_listen.model.delivery import Delivery
 _KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 
 
-class _CallSpan(NonRecordingSpan):
-    """The span of a call, as the target sees it. It records nothing: the span is exported from the audit.
+class _TargetSpan(NonRecordingSpan):
+    """The span in which a target works. It records nothing: the span is exported from the audit.
 
     Its context is computed when something asks for it, because most targets call nothing that is instrumented.
     """
@@ -25,7 +25,7 @@ class _CallSpan(NonRecordingSpan):
         self._found: SpanContext | None = None
 
     def get_span_context(self) -> SpanContext:
-        """Trace and span of the call; remote, because no SDK in this process records it."""
+        """Its trace and its id (Delivery.traceparent); remote, because no SDK in this process records it."""
         if self._found is None:
             _, trace, span, flags = self._delivery.traceparent.split("-")
             self._found = SpanContext(
@@ -38,8 +38,8 @@ class _CallSpan(NonRecordingSpan):
 
 
 def activate(delivery: Delivery) -> None:
-    """Make the span of this call the current one of the running task, in place of what was there.
+    """Make the span in which the target works the current one of the running task, in place of what was there.
 
     Nothing is put back afterwards: the task that calls targets does nothing else, and sets it before each call.
     """
-    attach(Context({_KEY: _CallSpan(delivery)}))
+    attach(Context({_KEY: _TargetSpan(delivery)}))
