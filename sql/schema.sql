@@ -172,7 +172,7 @@ begin
         a.checked := 0;
         a.suspects := 0;
         a.near := 0;
-        a.width := p_limit / 8 + 8;
+        a.width := 125;
         -- What older passes found missing is asked about again: it may be complete by now.
         select count(*) into a.missing
           from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
@@ -190,7 +190,7 @@ begin
         null;
     elsif not a.walked and a.suspects < 10000 + a.missing then
         v_from := format('(%s,0)', greatest(a.near - 4, 0));
-        v_to := format('(%s,0)', a.near + a.width);
+        v_to := format('(%s,0)', a.near + 8 + least(4096, a.width * p_limit / 800));
         with page as materialized (
             select o.id, o.event_seq, o.xact_id
               from public.event_outbox o
@@ -247,11 +247,12 @@ begin
             a.suspects := a.suspects + v_added;
         end if;
 
-        -- Where the attempts of the next page are likely to be, and how far they reach.
+        -- Where the attempts of the next page are likely to be, and how far they reach: pages differ in size, because
+        -- whoever calls may want other ones than who called before.
         if v_place is not null then
             v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
             a.near := a.near + v_step;
-            a.width := case when v_step between 0 and 4096 then v_step + v_step / 4 + 8 else p_limit / 8 + 8 end;
+            a.width := case when v_step >= 0 then v_step * 1000 / v_page + 1 else 125 end;
         end if;
         a.checked := a.checked + v_checked;
         a.pos_seq := coalesce(v_last_seq, a.pos_seq);
@@ -3402,7 +3403,7 @@ COMMENT ON COLUMN public.iu_audit.near IS 'Block of iu_route_attempt near which 
 
 -- Name: COLUMN iu_audit.width; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.width IS 'How many blocks are read there.';
+COMMENT ON COLUMN public.iu_audit.width IS 'Over how many blocks the attempts of 1 000 events reach there.';
 
 -- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
 
@@ -3889,6 +3890,25 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_ring_bell() IS 'Notifies channel iu_event_outbox, empty payload, if a consumer sleeps. Never fails and never waits.';
 
+-- Name: fn_iu_route_candidates(public.iu_outbound_route[], text[], text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) RETURNS public.iu_outbound_route[]
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO ''
+    AS $$
+with kinds as materialized (
+    select distinct k.event_type, k.event_stream from unnest(p_types, p_streams) k(event_type, event_stream)
+)
+select array_agg(x.route) filter (where x.enabled or x.n = 1)
+  from (select r as route, r.enabled, row_number() over (partition by r.event_type, r.event_stream) as n
+          from unnest(p_routes) r
+          join kinds k on k.event_type = r.event_type and k.event_stream = r.event_stream) x
+$$;
+
+-- Name: FUNCTION fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) IS 'Of these routes those that events of these types and streams can take, and of the disabled ones at least one for each type and stream: it tells route_disabled from no_route.';
+
 -- Name: fn_iu_route_dead_letter_replay(uuid, text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
@@ -4131,6 +4151,26 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text) IS 'Lets a route deliver, or turns it back to dry run: the list and the route in one transaction, with who and why.';
 
+-- Name: fn_iu_route_page(text, text[], text[], integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    AS $$
+select greatest(1, count(*) filter (where p.attempts <= p_batch_limit::bigint * 10))::integer
+  from (select sum(coalesce(r.routes, 1)) over (order by k.n) as attempts
+          from unnest(p_types, p_streams) with ordinality k(event_type, event_stream, n)
+          left join (select x.event_type, x.event_stream, count(*) as routes
+                       from public.iu_outbound_route x
+                      where x.event_domain = p_domain and x.enabled
+                      group by x.event_type, x.event_stream) r
+            on r.event_type = k.event_type and r.event_stream = k.event_stream) p
+$$;
+
+-- Name: FUNCTION fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer) IS 'How many of these events may be on one page: no more than there are ten attempts for each event that the caller asks for.';
+
 -- Name: fn_iu_route_resume(text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
@@ -4186,6 +4226,11 @@ begin
     if v_event is null then
         v_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
         v_next := public.fn_iu_outbox_next(c, v_limit);
+        select v_next[:public.fn_iu_route_page(c.event_domain, array_agg(o.event_type::text order by n.n),
+                                               array_agg(o.event_stream::text order by n.n), p_batch_limit)]
+          into v_next
+          from unnest(v_next) with ordinality n(id, n)
+          join public.event_outbox o on o.id = n.id;
         v_events := cardinality(v_next);
         if v_events = 1 or v_next[1] = c.failed_event then
             v_event := v_next[1];
@@ -4452,6 +4497,7 @@ declare
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
+    v_here          public.iu_outbound_route[];
     v_lives         text[];
     -- kinds (stream and type) of the page, and those that all their routes deliver
     v_kinds         text[];
@@ -4460,6 +4506,7 @@ declare
     v_held          jsonb;
     v_shared        boolean;
     v_counts        jsonb;
+    v_fan_out       bigint;
     v_live          record;
     v_decision      text;
     -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
@@ -4477,6 +4524,7 @@ declare
     v_message       text;
     -- what failed before (021)
     v_cut           integer;
+    v_place         integer;
     v_given_up      boolean;
     v_asked         constant integer := p_batch_limit;
     -- the answer
@@ -4552,10 +4600,10 @@ begin
     -- there is nothing to look up for an event.
     select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
            array_agg(x.event_stream || ' ' || x.event_type) filter (where x.live),
-           jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1),
+           jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1), max(x.n),
            exists (select from public.iu_route_worker_cursor w
                     where w.event_domain = c.event_domain and w.worker_name <> c.worker_name)
-      into v_routes, v_lives, v_live_kinds, v_counts, v_shared
+      into v_routes, v_lives, v_live_kinds, v_counts, v_fan_out, v_shared
       from (select r as route, r.route_code, r.event_type, r.event_stream, r.enabled, r.dry_run,
                    count(*) filter (where r.enabled) over kind as n,
                    bool_and(not r.dry_run) filter (where r.enabled) over kind as live
@@ -4647,34 +4695,40 @@ begin
                  order by u.event_seq, u.id
                  limit p_batch_limit - v_seen) q;
 
+        -- What costs are attempts, and an event has one for each of its routes.
+        v_cut := case when v_fan_out > 10 then public.fn_iu_route_page(c.event_domain, v_types, v_streams, v_asked) end;
         -- An event that made a batch fail is taken alone. What comes before it is routed first.
         if c.failed_event is not null and v_pass = 1 then
-            v_cut := array_position(v_ids, c.failed_event);
-            v_given_up := v_cut = 1 and c.failures >= 5;
-            v_cut := v_cut - (v_cut > 1)::integer;
-            if v_cut < v_page then
-                p_batch_limit := v_cut;
-                v_page := v_cut;
-                v_ids := v_ids[:v_cut];
-                v_types := v_types[:v_cut];
-                v_streams := v_streams[:v_cut];
-                v_seqs := v_seqs[:v_cut];
-                v_contexts := v_contexts[:v_cut];
-                v_created := v_created[:v_cut];
-                v_kinds := v_kinds[:v_cut];
-            end if;
-            if v_given_up then
-                select array_agg(f.route_code), array_agg(c.failed_event), array_agg('the batch failed: ' || c.failed_why)
-                  into v_failed_route, v_failed_id, v_failed_why
-                  from (select coalesce(r.route_code, '(none)') as route_code
-                          from (select 1) one
-                          left join unnest(v_routes) r
-                            on r.event_type = v_types[1] and r.event_stream = v_streams[1] and r.enabled) f
-                 where coalesce(c.failed_route, f.route_code) = f.route_code
-                   and not exists (select from public.iu_route_attempt a
-                                    where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
-            end if;
+            v_place := array_position(v_ids, c.failed_event);
+            v_given_up := v_place = 1 and c.failures >= 5;
+            v_cut := least(v_cut, v_place - (v_place > 1)::integer);
         end if;
+        if v_cut < v_page then
+            p_batch_limit := v_seen + v_cut;
+            v_page := v_cut;
+            v_ids := v_ids[:v_cut];
+            v_types := v_types[:v_cut];
+            v_streams := v_streams[:v_cut];
+            v_seqs := v_seqs[:v_cut];
+            v_contexts := v_contexts[:v_cut];
+            v_created := v_created[:v_cut];
+            v_kinds := v_kinds[:v_cut];
+        end if;
+        if v_given_up then
+            select array_agg(f.route_code), array_agg(c.failed_event), array_agg('the batch failed: ' || c.failed_why)
+              into v_failed_route, v_failed_id, v_failed_why
+              from (select coalesce(r.route_code, '(none)') as route_code
+                      from (select 1) one
+                      left join unnest(v_routes) r
+                        on r.event_type = v_types[1] and r.event_stream = v_streams[1] and r.enabled) f
+             where coalesce(c.failed_route, f.route_code) = f.route_code
+               and not exists (select from public.iu_route_attempt a
+                                where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
+        end if;
+
+        -- Every event of the page is compared with every route: of many, few are kept.
+        v_here := case when cardinality(v_routes) > 64 and v_page > 0
+                       then public.fn_iu_route_candidates(v_routes, v_types, v_streams) else v_routes end;
 
         -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
         -- Where all of it is delivered there is nothing to write here.
@@ -4693,7 +4747,7 @@ begin
                     select k.id, 'outbound', coalesce(r.route_code, '(none)'),
                            case when r.route_code is null then 'skipped' else 'dry_run' end,
                            case when r.route_code is not null then 'dry_run'
-                                when exists (select from unnest(v_routes) d
+                                when exists (select from unnest(v_here) d
                                               where d.event_domain = c.event_domain and d.event_type = k.event_type
                                                 and d.event_stream = k.event_stream) then 'route_disabled'
                                 else 'no_route' end,
@@ -4702,7 +4756,7 @@ begin
                            coalesce((v_counts ->> r.route_code)::smallint, 1), k.traceparent
                       from unnest(v_ids[v_lo:v_hi], v_types[v_lo:v_hi], v_streams[v_lo:v_hi], v_contexts[v_lo:v_hi])
                            with ordinality k(id, event_type, event_stream, traceparent, n)
-                      left join unnest(v_routes) r
+                      left join unnest(v_here) r
                         on r.event_domain = c.event_domain and r.event_type = k.event_type
                        and r.event_stream = k.event_stream and r.enabled
                      where r.route_code is null or r.dry_run
@@ -4723,7 +4777,7 @@ begin
                     for v_bad in
                         select coalesce(r.route_code, '(none)') as route_code
                           from (select 1) one
-                          left join unnest(v_routes) r
+                          left join unnest(v_here) r
                             on r.event_domain = c.event_domain and r.event_type = v_types[v_lo]
                            and r.event_stream = v_streams[v_lo] and r.enabled and r.dry_run
                     loop
@@ -4741,7 +4795,7 @@ begin
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
                        r.delivery_policy ->> 'order' = 'subject' as ordered, v_queues ->> r.route_code as lock
-                  from unnest(v_routes) r
+                  from unnest(v_here) r
                  where v_queues ? r.route_code
             ), queued as (
                 insert into public.iu_route_delivery
@@ -4786,7 +4840,7 @@ begin
             for v_live in
                 select k.id, r.route_code
                   from unnest(v_ids, v_types, v_streams) with ordinality k(id, event_type, event_stream, n)
-                  join unnest(v_routes) r
+                  join unnest(v_here) r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type
                    and r.event_stream = k.event_stream and r.enabled and not r.dry_run
                    and not v_queues ? r.route_code
