@@ -1,0 +1,79 @@
+"""Quarantine: what was in flight when a lease ended uncleanly is attempted alone. 019, 020, flow/quarantine.py."""
+
+from __future__ import annotations
+
+import anyio
+import asyncpg
+import pytest
+
+from iu_listen import Delivery
+from postgres.couriers import Arrivals, add_route, delivering, open_route, settled
+from support import MANY, connected, drain
+
+pytestmark = pytest.mark.asyncio
+
+OTHER = "other"
+#: So many that deliveries are in flight when the suspects are due, half a second after the lease was taken.
+EVENTS = 100
+DELIVERIES = "select id, route_code, alone, tries, due_at is not null as due from iu_route_delivery order by id"
+
+
+async def end_uncleanly(connection: asyncpg.Connection, count: int) -> set[int]:
+    """Deliveries of two routes wait, and a lease has ended while these first ones were in flight; their ids."""
+    await open_route(connection, concurrency=10)
+    await add_route(connection, OTHER, concurrency=10)
+    await connection.execute(MANY, EVENTS)
+    await drain(connection)
+    first = (await connection.fetch(DELIVERIES))[:count]
+    ids = [row["id"] for row in first]
+    await connection.execute(
+        """insert into iu_delivery_lease (worker_name, owner, seconds, renewed_at, in_flight_routes, in_flight_ids)
+           values ('iu_outbound_default', gen_random_uuid(), 1, now() - interval '1 minute', $1, $2)""",
+        [row["route_code"] for row in first],
+        ids,
+    )
+    return set(ids)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+async def test_what_was_in_flight_at_an_unclean_end_is_to_be_attempted_alone(live, count):
+    """The only delivery that was in flight has spent an attempt; of several none has. They are marked, and no others.
+
+    Fails when: fn_iu_delivery_interrupted does not set the mark, or fn_iu_delivery_fail does not.
+    """
+    async with connected(live.dsn) as connection:
+        suspects = await end_uncleanly(connection, count)
+        await connection.execute(
+            "select fn_iu_delivery_lease('iu_outbound_default', gen_random_uuid(), 60, false, null)"
+        )
+        rows = await connection.fetch(DELIVERIES)
+        assert {row["id"]: row["tries"] for row in rows if row["alone"]} == dict.fromkeys(suspects, int(count == 1))
+        assert {row["id"] for row in rows if row["due"]} == suspects
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+async def test_a_suspect_is_attempted_while_no_other_delivery_is_in_flight(live, spread):
+    """Five suspects of two routes are called one after the other; the deliveries before and after them, several at once.
+
+    Fails when: the mark does not reach the consumer, a suspect does not wait for what is in flight, or other deliveries are
+    taken and begin beside it.
+    """
+    running: set[int] = set()
+    most: dict[int, int] = {}
+
+    async def behave(delivery: Delivery) -> None:
+        running.add(delivery.id)
+        # Whatever may begin beside it has begun long before this ends. Calls end together, or one after the other.
+        await anyio.sleep(0.1 + spread * (delivery.id % 7))
+        for id in running:
+            most[id] = max(most.get(id, 0), len(running))
+        running.remove(delivery.id)
+
+    arrivals, others = Arrivals(behave), Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        suspects = await end_uncleanly(connection, 5)
+        async with delivering(live.dsn, arrivals.target(), others.target(OTHER)):
+            await settled(connection)
+    assert {id for id, beside in most.items() if beside == 1} >= suspects
+    assert max(most.values()) > 1
+    assert len(most) == 2 * EVENTS
