@@ -79,8 +79,8 @@ revoke execute on function
     public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
     public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
                                        timestamptz, double precision),
-    public.fn_iu_delivery_breaker_succeed(text[]),
-    public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz),
+    public.fn_iu_delivery_breaker_succeed(text[], text[]),
+    public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz, boolean),
     public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
                                boolean, text, uuid),
     public.fn_iu_delivery_interrupted(text[], bigint[]),
@@ -89,6 +89,7 @@ revoke execute on function
     public.fn_iu_event_payload(jsonb, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
     public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
+    public.fn_iu_delivery_newest(text, text, boolean, bigint),
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
@@ -179,8 +180,8 @@ grant execute on function
     public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
     public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
                                        timestamptz, double precision),
-    public.fn_iu_delivery_breaker_succeed(text[]),
-    public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz),
+    public.fn_iu_delivery_breaker_succeed(text[], text[]),
+    public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz, boolean),
     public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
                                boolean, text, uuid),
     public.fn_iu_delivery_interrupted(text[], bigint[]),
@@ -189,6 +190,7 @@ grant execute on function
     public.fn_iu_event_payload(jsonb, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
     public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
+    public.fn_iu_delivery_newest(text, text, boolean, bigint),
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[])
@@ -204,8 +206,8 @@ grant execute on function public.fn_iu_delivery_unusable(text, uuid, text[], tex
 grant select, delete, insert (worker_name, route_code, consumer_id, why, hint), update (consumer_id, why, hint, since)
     on public.iu_delivery_unusable to iu_listen_consumer;
 grant select, insert (route_code),
-      update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
-              stopped_at)
+      update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, stopped_at,
+              lifted_at)
     on public.iu_delivery_breaker to iu_listen_consumer;
 
 -- Gates are read, never set: what opens them is a person.
@@ -350,8 +352,8 @@ grant update (released) on public.iu_delivery_lease to iu_listen_operator;
 -- A delivery that is cancelled becomes a dead letter with its whole event, payload included.
 grant select on public.event_outbox to iu_listen_operator;
 grant update (failure_detail) on public.iu_route_delivery to iu_listen_operator;
-grant update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, letters_from,
-              stopped_at)
+grant update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, stopped_at,
+              lifted_at)
     on public.iu_delivery_breaker to iu_listen_operator;
 grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by,
                       traceparent)

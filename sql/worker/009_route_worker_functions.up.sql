@@ -960,7 +960,8 @@ begin
     if to_regclass('public.iu_delivery_breaker') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,
-                                      'figure', 1, 'detail', b.route_code || coalesce(': ' || b.why, ''))
+                                      'figure', 1, 'detail', b.route_code || coalesce(': ' || b.why, '')
+                                      || case when b.stopped_at is not null then '; iu-listen delivery list' else '' end)
                    order by b.route_code), '[]')
           into v_warnings
           from public.iu_delivery_breaker b

@@ -261,7 +261,7 @@ set search_path = ''
 as $$
 begin
     return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
-                   "breaker": 5, "probe_max": 30, "dead_letters_per_hour": 100, "target": {}}' || p_policy;
+                   "breaker": 5, "probe_max": 30, "dead_letters_in_a_row": 100, "target": {}}' || p_policy;
 end
 $$;
 comment on function public.fn_iu_delivery_policy(jsonb) is 'A delivery policy with its defaults filled in.';
@@ -276,8 +276,8 @@ declare
     -- least, most
     v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
                                  "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
-                                 "probe_max": [0.01, 3600], "dead_letters_per_hour": [1, 1000000]}';
-    v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_per_hour'];
+                                 "probe_max": [0.01, 3600], "dead_letters_in_a_row": [1, 1000000]}';
+    v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_in_a_row'];
     p        record;
     v_number numeric;
 begin

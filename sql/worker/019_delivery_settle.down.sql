@@ -14,7 +14,7 @@ drop function if exists public.fn_iu_delivery_sent(
 drop function if exists public.fn_iu_delivery_interrupted(text[], bigint[]);
 drop function if exists public.fn_iu_delivery_fail(
     text, bigint, text, double precision, double precision, text, text, double precision, boolean, text, uuid);
-drop function if exists public.fn_iu_delivery_breaker_succeed(text[]);
+drop function if exists public.fn_iu_delivery_breaker_succeed(text[], text[]);
 drop function if exists public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]);
 drop function if exists public.fn_iu_route_resume(text);
 drop function if exists public.fn_iu_delivery_release(text, uuid);
@@ -30,7 +30,7 @@ begin
     end if;
     if to_regclass('public.iu_route_delivery') is not null then
         drop function if exists public.fn_iu_delivery_dead_letter(
-            public.iu_route_delivery, text, text, jsonb, timestamptz);
+            public.iu_route_delivery, text, text, jsonb, timestamptz, boolean);
     end if;
 end
 $$;

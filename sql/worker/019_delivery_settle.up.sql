@@ -132,14 +132,22 @@ comment on function public.fn_iu_delivery_release(text, uuid) is 'Gives the leas
 --
 -- A success is a delivery that arrived, or one that the target refused for good: that target answers.
 --
+-- A target that refuses everything answers as well, so dead letters are counted in a row: without a delivery that arrived in
+-- between (letters). As many as the policy allows stop the route (stopped_at). Its breaker is open then, and while it is
+-- stopped a refusal is a failed probe: the delivery waits, and makes no dead letter. Only a delivery that arrives lets the
+-- route go on, or a person. What arrives is all that tells the target from the writers: every column of an event can be
+-- forged. Where a delivery arrives after so long a row, the row was the fault of the writers, and for an hour
+-- (lifted_at) it takes eight times as many to stop the route.
+--
 -- A failure says something about the target only where nothing succeeds beside it. A delivery that failed between two
 -- successes, or within a second of one, failed by its own fault (at_fault): it spends its attempts, and its later failures
 -- open nothing, unless very many deliveries fail. What the failures that opened the breaker had cost their deliveries is
 -- given back, but not more than twice (credits): a delivery that takes part in every opening is at fault, too, and ends as
 -- a dead letter.
 --
--- While it is open one delivery at a time is attempted, at growing intervals (half-open): in turns one that was never
--- attempted and one that has failed, so that no set of failing deliveries keeps the breaker open.
+-- While it is open one delivery at a time is attempted, at growing intervals (half-open): in turns the newest one, the oldest
+-- one that was never attempted, and one that has failed. So no set of failing deliveries keeps the breaker open, however
+-- many of them wait before one that does not fail.
 create table public.iu_delivery_breaker (
     route_code    text         not null,
     failures      integer      not null default 0,
@@ -150,8 +158,8 @@ create table public.iu_delivery_breaker (
     probing_id    bigint,
     why           text,
     letters       integer      not null default 0,
-    letters_from  timestamptz,
     stopped_at    timestamptz,
+    lifted_at     timestamptz,
 
     constraint iu_delivery_breaker_pkey primary key (route_code)
 )
@@ -167,10 +175,12 @@ comment on column public.iu_delivery_breaker.probes is 'How many probes have fai
 comment on column public.iu_delivery_breaker.probe_at is 'When the next probe is due.';
 comment on column public.iu_delivery_breaker.probing_id is 'Id of the delivery that is the probe in flight.';
 comment on column public.iu_delivery_breaker.why is 'Failure code of the last failure.';
-comment on column public.iu_delivery_breaker.letters is 'Dead letters since letters_from.';
-comment on column public.iu_delivery_breaker.letters_from is 'Beginning of the hour in which they are counted.';
+comment on column public.iu_delivery_breaker.letters is
+    'Dead letters of deliveries that were attempted, since one last arrived.';
 comment on column public.iu_delivery_breaker.stopped_at is
-    'When the route was stopped, because it made more dead letters than its budget. Null: it is not stopped.';
+    'When the route was stopped, because it made as many dead letters in a row as its budget allows. Null: it is not stopped.';
+comment on column public.iu_delivery_breaker.lifted_at is
+    'When a delivery last arrived after as many dead letters in a row as its policy allows.';
 comment on constraint iu_delivery_breaker_pkey on public.iu_delivery_breaker is 'One circuit breaker a route.';
 
 create function public.fn_iu_delivery_breaker_fail(
@@ -219,35 +229,46 @@ comment on function public.fn_iu_delivery_breaker_fail(
     public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamptz, double precision) is
     'The circuit breaker of a route after a delivery has failed. A pure function; p_luck is from 0 to 1.';
 
--- Closes the circuit breakers of routes that have delivered. Failures between two successes were the deliveries' own.
-create function public.fn_iu_delivery_breaker_succeed(p_routes text[])
+-- Closes the circuit breakers of routes whose target has answered. Failures between two successes were the deliveries' own.
+-- A refusal neither ends a row of dead letters nor closes the breaker of a route that is stopped: a delivery that arrived does.
+create function public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[])
 returns void
 language plpgsql
 set search_path = ''
 as $$
 declare
-    b public.iu_delivery_breaker;
+    b         public.iu_delivery_breaker;
+    v_arrived boolean;
+    v_budget  integer;
 begin
     for b in
         select x.*
           from public.iu_delivery_breaker x
-         where x.route_code = any (p_routes) and (x.streak <> '{}' or x.opened_at is not null)
+         where x.route_code = any (p_routes) and (x.streak <> '{}' or x.opened_at is not null or x.letters > 0)
          order by x.route_code
            for update
     loop
+        v_arrived := b.route_code = any (p_arrived);
+        continue when not v_arrived and (b.stopped_at is not null or b.streak = '{}' and b.opened_at is null);
+        select (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'dead_letters_in_a_row')::integer into v_budget
+          from public.iu_outbound_route r
+         where r.route_code = b.route_code;
         if b.opened_at is null then
             update public.iu_route_delivery d
                set at_fault = true
              where d.route_code = b.route_code and d.id = any (b.streak);
         end if;
         update public.iu_delivery_breaker x
-           set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null
+           set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null,
+               letters = case when v_arrived then 0 else b.letters end, stopped_at = null,
+               lifted_at = case when v_arrived and b.letters >= v_budget then now() else b.lifted_at end
          where x.route_code = b.route_code;
     end loop;
 end
 $$;
-comment on function public.fn_iu_delivery_breaker_succeed(text[]) is
-    'Closes the circuit breakers of routes that have delivered, and notes which failures were the deliveries'' own fault.';
+comment on function public.fn_iu_delivery_breaker_succeed(text[], text[]) is
+    'Closes the circuit breakers of routes whose target has answered, and notes which failures were the deliveries'' own '
+    'fault. p_arrived: those of them of which a delivery arrived; their rows of dead letters end.';
 
 create function public.fn_iu_route_resume(p_route_code text)
 returns boolean
@@ -258,7 +279,7 @@ as $$
 begin
     update public.iu_delivery_breaker b
        set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null,
-           letters = 0, letters_from = null, stopped_at = null
+           letters = 0, stopped_at = null, lifted_at = null
      where b.route_code = p_route_code and (b.opened_at is not null or b.stopped_at is not null);
     return found;
 end
@@ -266,7 +287,7 @@ $$;
 comment on function public.fn_iu_route_resume(text) is
     'Closes the circuit breaker of a route and gives it a new budget of dead letters. False: neither held the route.';
 
--- What holds a route back, the first of all reasons; null: nothing does. An open breaker lets probes through.
+-- What holds a route back, the first of all reasons; null: nothing does. An open breaker and a spent budget let probes through.
 -- Its parameters are columns of the route and of its breaker; whole rows would cost more than the answer.
 create function public.fn_iu_delivery_held(
     p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamptz, p_opened_at timestamptz)
@@ -295,7 +316,7 @@ comment on function public.fn_iu_delivery_held(text, boolean, boolean, timestamp
 -- transaction, so that a consumer that has lost it settles nothing. The lock order is that of 024.
 
 create function public.fn_iu_delivery_dead_letter(
-    d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamptz)
+    d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamptz, p_called boolean)
 returns void
 language plpgsql
 set search_path = ''
@@ -311,30 +332,36 @@ begin
     on conflict (idempotency_key) do update
        set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
            failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
+    if not p_called then
+        return;
+    end if;
     update public.iu_delivery_breaker b
-       set letters = n.letters, letters_from = n.letters_from,
-           stopped_at = case when n.letters >= (p_policy ->> 'dead_letters_per_hour')::integer
-                             then coalesce(b.stopped_at, p_now) else b.stopped_at end
-      from public.iu_delivery_breaker x
-     cross join lateral (
-           select case when h.same then x.letters else 0 end + 1 as letters,
-                  case when h.same then x.letters_from else p_now end as letters_from
-             from (select (x.letters_from > p_now - interval '1 hour' and x.letters_from <= p_now) is true as same) h) n
-     where b.route_code = d.route_code and x.route_code = b.route_code;
+       set letters = b.letters + 1
+     where b.route_code = d.route_code;
+    update public.iu_delivery_breaker b
+       set stopped_at = p_now, opened_at = coalesce(b.opened_at, p_now), probes = 0, probing_id = null,
+           probe_at = p_now + interval '1 second' * least(0.25, (p_policy ->> 'probe_max')::double precision), why = p_code
+     where b.route_code = d.route_code and b.stopped_at is null
+       and b.letters >= (p_policy ->> 'dead_letters_in_a_row')::bigint
+                        * case when b.lifted_at between p_now - interval '1 hour' and p_now then 8 else 1 end;
 end
 $$;
-comment on function public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz) is
-    'Makes a delivery a dead letter, and counts it in the budget of its route.';
+comment on function public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz, boolean) is
+    'Makes a delivery a dead letter. p_called: it was attempted; then it counts in the budget of its route, and may stop it.';
 
 -- What a failed attempt costs:
 --
 --     result        breaker before   breaker after   attempt spent                          due again
 --     rejected      any              closed          dead letter at once                    -
+--     rejected      stopped          stopped         no                                     at once
 --     interrupted   any              unchanged       yes                                    after the backoff
 --     failed        closed           closed          yes                                    after the backoff
 --     unavailable   closed           closed          where it is at fault                   after the backoff, else at once
 --     either        closed           open            where it is at fault                   at once
 --     either        open             open            no                                     at once
+--
+-- A delivery that could not be attempted (no target was called: its payload is too large, its event is gone) is a dead letter
+-- at once, and says nothing about the target.
 --
 -- "At once" means: with the next probe, or when the breaker closes. A delay that the target asked for is always waited.
 create function public.fn_iu_delivery_fail(
@@ -352,6 +379,8 @@ declare
     v_before   public.iu_delivery_breaker;
     v_policy   jsonb;
     v_attempts integer;
+    v_called   constant boolean := p_target is not null;
+    v_final    boolean;
     -- How often the costs of an outage are given back to one delivery.
     v_credits  constant integer := 2;
     v_opens    boolean := false;
@@ -372,10 +401,16 @@ begin
     end if;
     d.at_fault := d.at_fault or p_at_fault;
     v_before := b;
-    if p_result in ('failed', 'unavailable') then
+    -- While the route is stopped, a refusal is a failed probe.
+    v_final := p_result = 'rejected' and (b.stopped_at is null or not v_called);
+    if p_result in ('failed', 'unavailable') or p_result = 'rejected' and not v_final then
         b := public.fn_iu_delivery_breaker_fail(
             b, p_id, p_result = 'unavailable', d.at_fault, p_retry_after, p_code, v_policy, v_now, random());
         v_opens := v_before.opened_at is null and b.opened_at is not null;
+    elsif not v_called and b.probing_id = p_id then
+        -- It could not be attempted, so it was no probe.
+        b.probing_id := null;
+        b.probe_at := v_now;
     end if;
     if v_opens then
         update public.iu_route_delivery x
@@ -387,7 +422,7 @@ begin
                     when v_before.opened_at is not null then false
                     when v_opens then d.at_fault
                     else p_result = 'failed' or d.at_fault end;
-    v_dead := p_result = 'rejected' or v_spent and d.tries + 1 >= v_attempts;
+    v_dead := v_final or v_spent and d.tries + 1 >= v_attempts;
     if b is distinct from v_before then
         update public.iu_delivery_breaker x
            set failures = b.failures, streak = b.streak, opened_at = b.opened_at, probes = b.probes, probe_at = b.probe_at,
@@ -395,7 +430,7 @@ begin
          where x.route_code = p_route_code;
     end if;
     if v_dead then
-        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, v_now);
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, v_now, v_called);
     else
         v_pause := case when v_spent
                         then least((v_policy ->> 'backoff')::double precision * 2 ^ least(d.tries, 30),
@@ -484,7 +519,7 @@ begin
     perform from public.iu_delivery_breaker b where b.route_code = p_route_code for update;
     select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
     if d.tries + 1 >= (v_policy ->> 'attempts')::integer then
-        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, now());
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, now(), true);
         return 1;
     end if;
     update public.iu_route_delivery x
@@ -583,8 +618,8 @@ declare
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
-                                         from unnest(p_routes, p_results) s(route_code, result)
-                                        where s.result = 'rejected');
+                                         from unnest(p_routes, p_results, p_targets) s(route_code, result, target)
+                                        where s.result = 'rejected' and s.target is not null);
     v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
     -- A turn that settles nothing does not wait for the disk: it renews the lease when a quarter of it is over.
@@ -606,7 +641,7 @@ begin
     for v_turn in 1..2 loop
         if v_turn = 2 then
             if cardinality(v_alive) > 0 then
-                perform public.fn_iu_delivery_breaker_succeed(v_alive);
+                perform public.fn_iu_delivery_breaker_succeed(v_alive, p_sent_routes);
             end if;
             if cardinality(p_sent_ids) > 0 then
                 perform public.fn_iu_delivery_sent(

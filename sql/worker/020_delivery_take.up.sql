@@ -109,6 +109,32 @@ comment on function public.fn_iu_delivery_new(text, text, boolean, integer, bigi
     'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether '
     'not all rows were looked at that there is room for.';
 
+-- The newest delivery that was never attempted, beyond a position; on a route that keeps order the newest that is the first
+-- of its subject. A hundred rows at most are looked at.
+create function public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint)
+returns bigint[]
+language plpgsql
+set search_path = ''
+as $$
+begin
+    return array(
+        select q.id
+          from (select d.*
+                  from public.iu_route_delivery d
+                 where d.route_code = p_route_code and d.id > p_after
+                 order by d.id desc
+                 limit 100) q
+         where q.due_at is null and q.worker_name = p_worker_name
+           and not (p_ordered and exists (select from public.iu_route_delivery e
+                                           where e.route_code = q.route_code and e.subject_key = q.subject_key
+                                             and e.id < q.id))
+         order by q.id desc
+         limit 1);
+end
+$$;
+comment on function public.fn_iu_delivery_newest(text, text, boolean, bigint) is
+    'Part of fn_iu_delivery_take, with its plans: the id of the newest delivery that was never attempted, or none.';
+
 -- The deliveries with these ids, by id, each with its event, as far as their payloads fit into p_bytes: payloads are
 -- converted one by one, and the first one that finds the budget used up ends the answer.
 --
@@ -217,6 +243,7 @@ declare
     v_asked   integer;
     v_room    integer;
     v_probe   boolean;
+    v_ordered boolean;
     v_new     record;
     v_after   bigint;
     v_more    boolean;
@@ -245,20 +272,23 @@ begin
         v_asked := array_position(p_routes, r.route_code);
         v_room := p_rooms[v_asked];
         v_after := p_after[v_asked];
-        v_probe := v_held = 'breaker_open' and v_room > 0
+        v_ordered := v_policy ->> 'order' = 'subject';
+        v_probe := v_held in ('breaker_open', 'dead_letter_budget') and v_room > 0
                    and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second');
         v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
-            -- Probes are in turns a delivery that was never attempted, and one that has failed.
-            if (v_probe and b.probes % 2 = 0) is not true then
+            -- Probes are in turns the newest delivery, the oldest one that was never attempted, and one that has failed.
+            if v_probe and b.probes % 3 = 0 then
+                v_ids := public.fn_iu_delivery_newest(p_worker_name, r.route_code, v_ordered, v_after);
+            elsif (v_probe and b.probes % 3 = 1) is not true then
                 v_ids := public.fn_iu_delivery_due(
                     p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
             end if;
             if cardinality(v_ids) < v_room then
                 select n.ids, n.after, n.more into v_new
-                  from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_policy ->> 'order' = 'subject',
-                                                 v_room - cardinality(v_ids), v_after) n;
+                  from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_ordered, v_room - cardinality(v_ids),
+                                                 v_after) n;
                 v_ids := v_ids || v_new.ids;
                 v_after := v_new.after;
                 v_more := v_new.more;
@@ -293,7 +323,7 @@ begin
                                 where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
              order by d.due_at
              limit 1;
-        elsif v_held = 'breaker_open' then
+        elsif v_held in ('breaker_open', 'dead_letter_budget') then
             v_due := b.probe_at;
         end if;
         route_code := r.route_code;
@@ -398,7 +428,11 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
        case when h.held_by is null then u.hint
             when h.held_by = 'breaker_open' and b.why = 'address_refused'
                 then 'Its host has an address that is not public. If it is meant, start the consumer with '
-                     'IU_LISTEN_ALLOW_PRIVATE=HOST' end as hint
+                     'IU_LISTEN_ALLOW_PRIVATE=HOST'
+            when h.held_by = 'dead_letter_budget'
+                then 'Its target took no event between so many dead letters, and is attempted again and again: the first '
+                     'event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '
+                     || r.route_code || '. To go on at once: iu-listen route resume ' || r.route_code end as hint
   from public.iu_outbound_route r
   left join public.iu_delivery_breaker b on b.route_code = r.route_code
  cross join lateral (

@@ -70,10 +70,12 @@ LIVE_ROUTE = """
     create function public.target(idempotency_key text, event jsonb) returns void language sql as '';
     insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
     values ('iu', 'sent', 'update', 'immediate');
-    insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
-    values ('live', 'iu', 'sent', 'update', 'vector', 'x', true, false),
-           ('queued', 'iu', 'sent', 'update', 'workflow', 'x', true, false),
-           ('called', 'iu', 'sent', 'update', 'sql_function', 'public.target', true, false)
+    insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run,
+                                   delivery_policy)
+    values ('live', 'iu', 'sent', 'update', 'vector', 'x', true, false, '{}'),
+           ('queued', 'iu', 'sent', 'update', 'workflow', 'x', true, false,
+            '{"dead_letters_in_a_row": 1, "probe_max": 0.01}'),
+           ('called', 'iu', 'sent', 'update', 'sql_function', 'public.target', true, false, '{}')
 """
 INSERT = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
@@ -278,10 +280,17 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
     assert lease.held
     handed = await connection.fetch("select from fn_iu_delivery_hand_over($1, '{queued}', '{10}', '{0}')", WORKER)
     assert len(handed) == 4
-    supply = await deliveries.take([Want(route="queued", room=10, after=0, deadline=30)], [], [])
+    want = Want(route="queued", room=10, after=0, deadline=30)
+    supply = await deliveries.take([want], [], [])
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
-    done = [Outcome(taken=t, result=r, began=0, ended=0, code="x") for t, r in zip(supply.taken, results, strict=True)]
-    assert await deliveries.settle(done) is not None
+    done = [
+        Outcome(taken=t, result=r, began=0, ended=0, code="x", called="it")
+        for t, r in zip(supply.taken, results, strict=True)
+    ]
+    # The refusal spends the budget of dead letters, so the route is probed; what arrives ends that.
+    assert await deliveries.settle(done[:3]) == 1
+    assert (await deliveries.take([want], [], [])).taken
+    assert await deliveries.settle(done[3:]) == 0
     waiting = [("queued", taken.delivery.id) for taken in supply.taken[:2]]
     await connection.fetchval(
         query("delivery/unrecorded"),

@@ -115,7 +115,7 @@ async def test_a_success_closes_the_breaker_and_tells_whose_fault_it_was(live):
                     values ($1, 1, $2, {opened}, $3)""",
                 ROUTE, ids[:1], ids[0],
             )  # fmt: skip
-            await connection.execute("select fn_iu_delivery_breaker_succeed($1)", [ROUTE])
+            await connection.execute("select fn_iu_delivery_breaker_succeed($1, $1)", [ROUTE])
             row = await connection.fetchrow("select failures, streak, opened_at, probing_id from iu_delivery_breaker")
             assert tuple(row) == (0, [], None, None)
             found = [
@@ -194,9 +194,11 @@ async def test_an_outage_among_poison_events_loses_no_good_event(live):
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("stopped", ["null", "now()"], ids=["breaker", "budget"])
 @pytest.mark.parametrize("order", ["none", "subject"])
-async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order):
-    """Where the circuit breaker is open and every delivery is to be attempted alone, one of them is the probe and closes it.
+async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order, stopped):
+    """Where the circuit breaker is open, or the budget spent, and every delivery is to be attempted alone, one of them is the
+    probe and ends that.
 
     Fails when: what waits to be attempted alone is given back because the route is held.
     """
@@ -207,7 +209,9 @@ async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order):
         await drain(connection)
         await connection.execute("update iu_route_delivery set alone = true, due_at = now(), failed_at = now()")
         await connection.execute(
-            "insert into iu_delivery_breaker (route_code, opened_at, probe_at) values ($1, now(), now())", ROUTE
+            f"""insert into iu_delivery_breaker (route_code, opened_at, probe_at, stopped_at)
+                values ($1, now(), now(), {stopped})""",
+            ROUTE,
         )
         async with delivering(live.dsn, arrivals.target()):
             await settled(connection)
@@ -244,7 +248,7 @@ class Target:
         if result in {Result.SENT, Result.REJECTED}:
             self._succeeded = step
         self.arrived[event] += result is Result.SENT
-        return Outcome(taken, result, 0.0, 0.0, "code", "detail", None, beside)
+        return Outcome(taken, result, 0.0, 0.0, "code", "detail", None, beside, "it")
 
 
 INSERT = """
@@ -262,7 +266,13 @@ FRESH = "truncate iu_route_delivery, iu_delivery_breaker, iu_route_dead_letter, 
 
 
 async def play(
-    dsn: str, target: Target, rooms: list[int], waves: list[int], events: dict[UUID, UUID], policy: dict[str, Any]
+    dsn: str,
+    target: Target,
+    rooms: list[int],
+    waves: list[int],
+    events: dict[UUID, UUID],
+    budget: int,
+    policy: dict[str, Any],
 ) -> None:
     """Write events in waves, take and settle until nothing is left, and check how each event has ended.
 
@@ -272,19 +282,20 @@ async def play(
         rooms: How many deliveries are taken at once, step by step, again and again.
         waves: How many events are written before each step, again and again.
         events: Events in the order in which they are written, and their subjects.
+        budget: How many dead letters in a row stop the route.
         policy: The policy of the route.
     """
     async with connected(dsn) as taker, connected(dsn) as settler, connected(dsn) as connection:
         await connection.execute(FRESH)
         await open_route(
-            connection, backoff=0.001, backoff_max=0.001, probe_max=0.01, dead_letters_per_hour=100_000, **policy
+            connection, backoff=0.001, backoff_max=0.001, probe_max=0.01, dead_letters_in_a_row=budget, **policy
         )
         session = DeliverySession(settler, taker, Settings(dsn=dsn, lease=600), uuid4())
         assert (await session.take_lease()).held
         left, after = list(events), 0
         for step in count():
             if not left and step % 4 == 0 and await pending(connection):
-                # A target that is unavailable for the last event only cannot be told from an outage: one more arrives.
+                # A target that does not take the last event cannot be told from one that takes none: one more arrives.
                 left = [uuid4()]
                 events |= {left[0]: left[0]}
             wave, left = left[: waves[step % len(waves)]], left[waves[step % len(waves)] :]
@@ -322,6 +333,7 @@ def plays(draw: st.DrawFn) -> dict[str, Any]:
         "target": Target(poison, down),
         "rooms": draw(st.lists(st.integers(1, 20), min_size=1, max_size=3)),
         "waves": draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
+        "budget": draw(st.sampled_from([1, 2, 100])),
         "events": {event: subjects[n % len(subjects)] for n, event in enumerate(events)},
     }
 
@@ -330,9 +342,10 @@ def plays(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.parametrize("order", ["none", "subject"])
 def test_good_events_arrive_and_poison_events_end(live, order):
     """For every set of poison events and every outage pattern every good event arrives once, and every poison event is one
-    dead letter, without a person, while good events keep coming.
+    dead letter, without a person, while good events keep coming; however small the budget of dead letters is.
 
-    Fails when: a probe is never a new delivery; a success does not close the breaker; attempts are given back for ever.
+    Fails when: a probe is never a new delivery; a success does not close the breaker, or does not end a stop by the budget;
+    attempts are given back for ever.
     """
 
     @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

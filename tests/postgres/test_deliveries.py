@@ -386,39 +386,6 @@ async def test_one_poison_event_is_one_dead_letter(live):
         assert same == events[0:5000:1000] + [events[5000]] * 4 + events[6000::1000]
 
 
-async def test_a_budget_of_dead_letters_stops_a_route(live):
-    """A route that fails wholesale is stopped, says so, and goes on when somebody says so.
-
-    Fails when: dead letters are not counted, or all that was taken begins before they can be.
-    """
-    bad = True
-
-    async def behave(_):
-        if bad:
-            raise Reject("everything is wrong")
-
-    arrivals = Arrivals(behave)
-    async with connected(live.dsn) as connection:
-        await open_route(connection, dead_letters_per_hour=5, concurrency=10)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
-            await connection.execute(MANY, 500)
-            held = await recorder.wait_for(RouteHeld)
-            assert held.held_by == "dead_letter_budget"
-            dead = len(await letters(connection))
-            # Ten times as many are taken ahead.
-            assert 5 <= dead <= 5 + 5 + 10
-
-            async def rest_waits() -> bool:
-                return await pending(connection) == 500 - dead
-
-            await wait_until(rest_waits, "the rest is queued, and waits")
-            bad = False
-            assert await connection.fetchval("select fn_iu_route_resume($1)", ROUTE)
-            await settled(connection)
-        assert len(await letters(connection)) == dead
-        assert len(arrivals.arrived) == 500 - dead
-
-
 # -- locks -----------------------------------------------------------------------------------------------------------
 
 CLOSE = {

@@ -82,4 +82,5 @@ async def test_a_route_that_is_held_is_a_warning(live, column, code):
         answer = await health(connection)
         assert answer["healthy"]
         found = [w for w in answer["warnings"] if w["code"] == code]
-        assert found == [{"code": code, "figure": 1, "detail": f"{ROUTE}: http_503"}]
+        hint = "; iu-listen delivery list" if column == "stopped_at" else ""
+        assert found == [{"code": code, "figure": 1, "detail": f"{ROUTE}: http_503{hint}"}]

@@ -41,7 +41,7 @@ async def prepare(connection: asyncpg.Connection, order: str = "none", **policy:
         )
         await add_route(
             connection, code, order=order, attempts=ATTEMPTS, backoff=0.05, backoff_max=0.2, probe_max=0.2, deadline=1,
-            concurrency=4, dead_letters_per_hour=100_000, **policy,
+            concurrency=4, dead_letters_in_a_row=100_000, **policy,
         )  # fmt: skip
         await connection.execute("update iu_outbound_route set event_type = $1 where route_code = $1", code)
 

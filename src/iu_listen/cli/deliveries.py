@@ -34,7 +34,7 @@ def register(app: App) -> None:
 
 
 def print_deliveries(routes: list[census.Row]) -> None:
-    """That table; below it what to do about each route that has no usable target."""
+    """That table; below it what to do about each route that is held, where there is something to do."""
     show.table(DELIVERIES, delivery_rows(routes))
     for row in routes:
         if row["hint"]:
@@ -167,6 +167,9 @@ def policy(
     """Show how a route delivers, or change it: attempts, backoff, deadline, concurrency, order, ...
 
     Durations are in seconds. docs/how-to/delivery.md lists all of them. A consumer takes a change at its next turn.
+
+    dead_letters_in_a_row is the budget of dead letters: so many of them, with no event delivered in between, stop the
+    route until its target takes an event.
     """
 
     async def run() -> census.Row:
@@ -235,7 +238,10 @@ def _changed(before: dict[str, Any], changes: list[str]) -> dict[str, Any]:
 
 
 def resume(code: str, /, *, where: Where | None = None) -> int:
-    """Let a route go on that has spent its budget of dead letters, or that its breaker holds."""
+    """Let a route go on at once that has spent its budget of dead letters, or that its circuit breaker holds.
+
+    Both end by themselves with the first event that the target takes.
+    """
 
     async def run() -> bool:
         async with looking(where) as (_, connection):

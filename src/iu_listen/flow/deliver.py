@@ -28,7 +28,7 @@ from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
 from iu_listen.flow.route import Route, due_in, handed_over, may_go_on, split, unchanged, wants
 from iu_listen.flow.unusable import Unusable, find_target
-from iu_listen.model.delivery import Delivery, Result, RouteState, Supply, Taken, Want
+from iu_listen.model.delivery import PROBED, Delivery, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, SessionFailed
@@ -324,8 +324,8 @@ class Deliverer:
             if state.route in counts:
                 route.after = max(route.after, state.after)
             if state.held:
-                # A probe of an open circuit breaker that is attempted alone waits until nothing else is in flight.
-                self._drop(route, alone=state.held != "breaker_open")
+                # A probe that is attempted alone waits until nothing else is in flight.
+                self._drop(route, alone=state.held not in PROBED)
                 # Who is freed while a route is held is not looked for: all of them are when it goes on.
                 route.rescan()
             self._find_target(route, changed)

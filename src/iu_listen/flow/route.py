@@ -61,8 +61,8 @@ class Route(Lane):
         before, self.state = self._aim, state
         self.concurrency = int(state.policy["concurrency"])
         self.called = called(state.kind, state.reference, state.policy["target"])
-        # So its budget of dead letters is exceeded by no more than itself, and what was under way.
-        self.most_failing = int(state.policy["dead_letters_per_hour"])
+        # So a target that refuses everything is not called much more often than its budget of dead letters.
+        self.most_failing = int(state.policy["dead_letters_in_a_row"])
         return before != self._aim
 
     def rescan(self) -> None:

@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from iu_listen.model.trace import target_context
+
+#: What holds a route while one delivery at a time is attempted all the same (half-open).
+PROBED: Final = frozenset({"breaker_open", "dead_letter_budget"})
 
 
 class Result(StrEnum):

@@ -58,7 +58,7 @@ HELD = {
     "route_disabled": "iu-listen route live CODE, or delivery cancel CODE",
     "dry_run": "iu-listen route live CODE, or delivery cancel CODE",
     "breaker_open": "nothing is lost: the target is tried again and again",
-    "dead_letter_budget": "iu-listen dead-letter list; then route resume CODE",
+    "dead_letter_budget": "the first event that it takes ends this; iu-listen dead-letter list, route resume CODE",
     "no_target": "iu-listen run --app MODULE; docs/how-to/delivery.md",
 }
 

@@ -1,0 +1,267 @@
+"""The budget of dead letters: what stops a route, what does not, and what lets it go on. 019, 020; docs/why/delivery.md."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from iu_listen import Settings
+from iu_listen.model.delivery import Delivery, Event, Outcome, Reject, Result, Taken, Want
+from iu_listen.model.observation import RouteFree, RouteHeld
+from iu_listen.postgres.delivery import DeliverySession
+from postgres.couriers import ROUTE, Arrivals, delivering, open_route, pending, settled
+from support import MANY, WORKER, connected, drain, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+BUDGET = 3
+
+#: name: (steps, dead letters, whether the route is stopped). A step is one settlement: outcomes of the next deliveries.
+CASES = {
+    "fewer refusals than the budget": (["refused 2"], 2, False),
+    "as many in a row": (["refused 3"], 3, True),
+    "as many in several settlements": (["refused 1", "refused 1", "refused 1"], 3, True),
+    "what is refused beyond the budget waits": (["refused 9"], 3, True),
+    "an arrival ends the row": (["refused 2", "arrived 1", "refused 2"], 4, False),
+    "an arrival in the same settlement ends the row": (["refused 2, arrived 1, refused 2"], 4, False),
+    "a row may be longer than the budget, if it ends in its settlement": (["refused 3, arrived 1, refused 2"], 5, False),
+    "attempts that are spent count": (["failed 3"], 3, True),
+    "what was not attempted says nothing about the target": (["impossible 9"], 9, False),
+    "nor does it end the row": (["refused 2", "impossible 1", "refused 1"], 4, True),
+    "while the route is stopped, a refusal makes no dead letter": (["refused 3", "refused 9"], 3, True),
+    "what was not attempted ends nothing": (["refused 3", "impossible 1"], 4, True),
+    "an arrival ends the stop": (["refused 3", "arrived 1"], 3, False),
+    "for an hour after that, eight times as many stop the route": (["refused 3", "arrived 1", "refused 23"], 26, False),
+    "and no more than that": (["refused 3", "arrived 1", "refused 30"], 27, True),
+    "a row within these eight times begins the hour again": (
+        ["refused 3", "arrived 1", "50 minutes later", "refused 3", "arrived 1", "50 minutes later", "refused 3"], 9, False,
+    ),
+    "an hour later the budget is as before": (["refused 3", "arrived 1", "60 minutes later", "refused 9"], 6, True),
+    "a shorter row does not begin the hour again": (
+        ["refused 3", "arrived 1", "50 minutes later", "refused 2", "arrived 1", "50 minutes later", "refused 9"], 8, True,
+    ),
+    "a person lets it go on, with a new budget": (["refused 3", "resumed", "refused 2"], 5, False),
+    "and with no more than that": (["refused 3", "arrived 1", "refused 24", "resumed", "refused 9"], 30, True),
+}  # fmt: skip
+
+RESULTS = {"refused": Result.REJECTED, "impossible": Result.REJECTED, "arrived": Result.SENT, "failed": Result.FAILED}
+
+
+@asynccontextmanager
+async def courier(dsn: str) -> AsyncIterator[DeliverySession]:
+    """A delivery session that has the lease."""
+    async with connected(dsn) as taker, connected(dsn) as settler:
+        session = DeliverySession(settler, taker, Settings(dsn=dsn, lease=600), uuid4())
+        assert (await session.take_lease()).held
+        yield session
+
+
+async def waiting(connection: asyncpg.Connection, count: int) -> list[Taken]:
+    """The next deliveries, the ones that were never attempted first, as if they were in flight."""
+    rows = await connection.fetch(
+        "select id, event_ref from iu_route_delivery order by due_at nulls first, id limit $1", count
+    )
+    assert len(rows) == count
+    event = {"domain": "iu", "type": "version_applied", "stream": "update"}
+    return [
+        Taken(Delivery(id=row[0], route=ROUTE, idempotency_key="", attempt=1, event=Event(id=row[1], **event)))
+        for row in rows
+    ]
+
+
+async def take_step(session: DeliverySession, connection: asyncpg.Connection, step: str) -> None:
+    """What one step of a case does."""
+    if step == "resumed":
+        await connection.execute("select fn_iu_route_resume($1)", ROUTE)
+    elif step.endswith("later"):
+        await connection.execute(f"update iu_delivery_breaker set lifted_at = lifted_at - interval '{step[:-6]}'")
+    else:
+        parts = [(word, int(number)) for word, number in (part.split() for part in step.split(", "))]
+        taken = iter(await waiting(connection, sum(number for _, number in parts)))
+        words = [word for word, number in parts for _ in range(number)]
+        done = [
+            Outcome(next(taken), RESULTS[word], 0.0, n * 0.001, "code", called="" if word == "impossible" else "it")
+            for n, word in enumerate(words)
+        ]
+        assert await session.settle(done) is not None
+
+
+async def held_by(connection: asyncpg.Connection) -> str | None:
+    held: str | None = await connection.fetchval("select held_by from v_iu_delivery where route_code = $1", ROUTE)
+    return held
+
+
+async def dead_letters(connection: asyncpg.Connection) -> int:
+    count: int = await connection.fetchval("select count(*) from iu_route_dead_letter")
+    return count
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_the_budget_of_dead_letters_is_this_table(live, case):
+    """A row of dead letters without an arrival stops a route; nothing but an arrival or a person ends the row.
+
+    Fails when: a success does not end the row; it is ended by what was not attempted; a refusal makes a dead letter of a
+    route that is stopped; the eightfold budget is missing or has no end.
+    """
+    steps, dead, stopped = CASES[case]
+    async with connected(live.dsn) as connection, courier(live.dsn) as session:
+        await open_route(connection, dead_letters_in_a_row=BUDGET, attempts=1, breaker=1000)
+        await connection.execute(MANY, 60)
+        await drain(connection)
+        for step in steps:
+            await take_step(session, connection, step)
+        assert await dead_letters(connection) == dead
+        assert await held_by(connection) == ("dead_letter_budget" if stopped else None)
+
+
+# -- probes ----------------------------------------------------------------------------------------------------------
+
+#: A probe is due, and the next one has this number.
+NEXT = "update iu_delivery_breaker set probe_at = now(), probing_id = null, probes = $1"
+ANY = Want(route=ROUTE, room=10, after=0, deadline=1)
+
+
+@pytest.mark.parametrize("order", ["none", "subject"])
+async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed_delivery(live, order):
+    """In turns; on a route that keeps order the newest is one that waits for no other delivery.
+
+    Fails when: a probe is always the oldest one, or always one that has failed; the newest overtakes its subject.
+    """
+    subject = uuid4()
+    async with connected(live.dsn) as connection, courier(live.dsn) as session:
+        await open_route(connection, dead_letters_in_a_row=1, order=order)
+        await connection.execute(MANY, 6)
+        for _ in range(2):
+            await insert_event(connection, subject=subject)
+        await drain(connection)
+        ids = [row["id"] for row in await connection.fetch("select id from iu_route_delivery order by id")]
+        await take_step(session, connection, "refused 1")
+        probes = []
+        for number in range(5):
+            await connection.execute(NEXT, number)
+            (taken,) = (await session.take([ANY], [], [])).taken
+            probes.append(taken.delivery.id)
+            assert await session.settle([Outcome(taken, Result.REJECTED, 0.0, 0.0, "no", called="it")]) == 0
+            assert await connection.fetchval("select probes from iu_delivery_breaker") == number + 1
+        newest = ids[-1] if order == "none" else ids[-2]
+        assert probes == [newest, ids[1], newest, (ids[-2] if order == "none" else ids[-3]), ids[2]]
+
+
+async def test_a_probe_that_cannot_be_attempted_is_followed_by_another_at_once(live):
+    """A payload that is too large is a dead letter, and no answer of the target: the next probe does not wait for it.
+
+    Fails when: it stays the probe in flight.
+    """
+    async with connected(live.dsn) as connection, courier(live.dsn) as session:
+        await open_route(connection, dead_letters_in_a_row=1)
+        await connection.execute(MANY, 3)
+        await drain(connection)
+        await take_step(session, connection, "refused 1")
+        await connection.execute(NEXT, 0)
+        (taken,) = (await session.take([ANY], [], [])).taken
+        assert await session.settle([Outcome(taken, Result.REJECTED, 0.0, 0.0, "payload_too_large")]) == 1
+        (other,) = (await session.take([ANY], [taken.delivery.id], [])).taken
+        assert other.delivery.id != taken.delivery.id
+
+
+async def test_what_was_not_attempted_closes_no_circuit_breaker(live):
+    """In an outage a payload that is too large becomes a dead letter, and the breaker stays open.
+
+    Fails when: every rejection counts as an answer of the target.
+    """
+    async with connected(live.dsn) as connection, courier(live.dsn) as session:
+        await open_route(connection, breaker=1)
+        await connection.execute(MANY, 3)
+        await drain(connection)
+        await take_step(session, connection, "failed 1")
+        assert await held_by(connection) == "breaker_open"
+        await take_step(session, connection, "impossible 1")
+        assert await held_by(connection) == "breaker_open"
+        await take_step(session, connection, "refused 1")
+        assert await held_by(connection) is None
+
+
+# -- writers and targets ---------------------------------------------------------------------------------------------
+
+#: As many events that the target refuses, each with a subject, a source and an actor of its own.
+BAD = """
+    insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, source_system,
+                              actor_ref, safe_payload)
+    select 'iu', 'version_applied', 'update', 'immediate', gen_random_uuid(), gen_random_uuid()::text,
+           gen_random_uuid()::text, '{"note": "bad"}'
+      from generate_series(1, $1::int)
+"""
+
+
+async def refuses_bad(delivery: Delivery) -> None:
+    """A target that works: it refuses what is bad, and takes everything else."""
+    if delivery.event.data["note"] == "bad":
+        raise Reject("bad", code="bad")
+
+
+@pytest.mark.parametrize("order", ["none", "subject"])
+async def test_one_writer_stops_no_other(live, order):
+    """After a writer's events have stopped the route, the events of others arrive, while most of the writer's still wait.
+
+    Whatever the writer puts into its events: what arrives tells that the target is not at fault.
+
+    Fails when: a stopped route is not probed, or is probed with the oldest events only.
+    """
+    arrivals = Arrivals(refuses_bad)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, dead_letters_in_a_row=5, probe_max=0.2, order=order)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await connection.execute(BAD, 1000)
+            held = await recorder.wait_for(RouteHeld)
+            assert held.held_by == "dead_letter_budget"
+            good = [await insert_event(connection, note="good")]
+            await wait_until(lambda: asyncio.sleep(0, good[0] in arrivals.arrived), "the good event arrives")
+            assert await pending(connection) > 500
+            await recorder.wait_for(RouteFree)
+            # Others go on writing: all that they write arrives, and each bad event becomes one dead letter.
+            while await pending(connection) > 0:
+                good.append(await insert_event(connection, note="good"))
+                await wait_until(lambda: asyncio.sleep(0, good[-1] in arrivals.arrived), "the good event arrives")
+        assert arrivals.arrived == dict.fromkeys(good, 1)
+        assert await dead_letters(connection) == 1000
+
+
+async def test_a_target_that_refuses_everything_makes_no_more_dead_letters_than_the_budget(live):
+    """The rest waits, health says so, and it arrives by itself when the target takes events again.
+
+    Fails when: dead letters are not counted, a stopped route makes further ones, or it waits for a person.
+    """
+    broken = True
+    began: set[UUID] = set()
+
+    async def behave(delivery: Delivery) -> None:
+        began.add(delivery.event.id)
+        if broken:
+            raise Reject("everything is wrong", code="http_400")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, dead_letters_in_a_row=5, concurrency=10, probe_max=0.05)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await connection.execute(MANY, 500)
+            held = await recorder.wait_for(RouteHeld)
+            assert (held.held_by, held.why) == ("dead_letter_budget", "http_400")
+            probes = "select probes >= 20 from iu_delivery_breaker"
+            await wait_until(lambda: connection.fetchval(probes), "refused probes")
+            assert (await dead_letters(connection), await pending(connection)) == (5, 495)
+            # What was in flight at the stop, and the probes; ten times as many had been taken.
+            assert len(began) < 5 + 5 + 10 + 60
+            answer = json.loads(await connection.fetchval("select fn_iu_route_worker_health($1)::text", WORKER))
+            assert answer["healthy"]
+            (warning,) = [w for w in answer["warnings"] if w["code"] == "dead_letter_budget"]
+            assert warning["detail"].startswith(f"{ROUTE}: http_400")
+            broken = False
+            await settled(connection)
+        assert await dead_letters(connection) == 5
+        assert len(arrivals.arrived) == 495
