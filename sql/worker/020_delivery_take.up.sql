@@ -209,7 +209,7 @@ comment on function public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[
 
 -- The caller says for each route how many deliveries it has room for (p_rooms), up to which id it has taken those that were
 -- never attempted (p_after), and how many bytes of payload it has room for (p_bytes). p_busy are the ids that it has already
--- of those that were attempted before; p_freed the subjects whose first delivery has gone.
+-- of those that were attempted before, and of probes; p_freed the subjects whose first delivery has gone.
 --
 -- The answer has a row for each delivery, and one for each route with what holds it. Nothing is written, except that a
 -- circuit breaker becomes half-open.
@@ -274,7 +274,10 @@ begin
         v_after := p_after[v_asked];
         v_ordered := v_policy ->> 'order' = 'subject';
         v_probe := v_held in ('breaker_open', 'dead_letter_budget') and v_room > 0
-                   and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second');
+                   and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second'
+                        -- The caller does not have the probe that is in flight: it was given to a consumer that has ended,
+                        -- or in an answer that came too late.
+                        or b.probing_id <> all (p_busy));
         v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
@@ -298,6 +301,7 @@ begin
                     p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
             end if;
             if v_probe and cardinality(v_ids) > 0 then
+                b.probing_id := v_ids[1];
                 update public.iu_delivery_breaker x
                    set probing_id = v_ids[1], opened_at = least(x.opened_at, clock_timestamp()),
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
@@ -331,7 +335,7 @@ begin
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
             'more', v_more, 'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
-            'took', extract(epoch from v_now - statement_timestamp()));
+            'probing', b.probing_id, 'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
 end

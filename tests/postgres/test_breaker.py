@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from iu_listen import Settings
 from iu_listen.model.delivery import Failed, Outcome, Reject, Result, Taken, Unavailable, Want
+from iu_listen.model.observation import RouteFree, RouteHeld
 from iu_listen.postgres.delivery import DeliverySession
 from postgres.couriers import ROUTE, Arrivals, delivering, open_route, pending, settled
 from support import MANY, connected, drain, insert_event, wait_until
@@ -217,6 +218,96 @@ async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order, 
             await settled(connection)
         assert len(arrivals.arrived) == 5
         assert arrivals.most == 1
+
+
+@pytest.mark.asyncio
+async def test_a_probe_that_the_consumer_does_not_have_is_followed_by_another_at_once(live):
+    """The consumer says which probes it has. One that it lost, or that a consumer before it had, is not waited for.
+
+    Fails when: the next probe waits for the time that an attempt may take.
+    """
+    async with connected(live.dsn) as taker, connected(live.dsn) as settler, connected(live.dsn) as connection:
+        await open_route(connection, deadline=3600)
+        await connection.execute(MANY, 3)
+        await drain(connection)
+        await connection.execute(
+            "insert into iu_delivery_breaker (route_code, opened_at, probe_at) values ($1, now(), now())", ROUTE
+        )
+        session = DeliverySession(settler, taker, Settings(dsn=live.dsn), uuid4())
+        want = Want(route=ROUTE, room=10, after=0, deadline=1)
+        first = await session.take([want], [], [])
+        (probe,) = [taken.delivery.id for taken in first.taken]
+        assert [state.probing for state in first.routes if state.route == ROUTE] == [probe]
+        assert not (await session.take([want], [probe], [])).taken
+        assert (await session.take([want], [], [])).taken
+
+
+OPENED = "insert into iu_delivery_breaker (route_code, opened_at, probe_at, probes) values ($1, now(), now(), $2)"
+ASKED = """select max(query_start) from pg_stat_activity
+            where query like '%fn_iu_delivery_take%' and pid <> pg_backend_pid()"""
+
+
+async def further_questions(connection: asyncpg.Connection) -> None:
+    """Wait until the consumer has asked for more three times, so that it has heard two answers."""
+    for _ in range(3):
+        last = await connection.fetchval(ASKED)
+        await wait_until(lambda last=last: connection.fetchval(f"select ({ASKED}) > $1", last), "a further question")
+
+
+@pytest.mark.asyncio
+async def test_a_probe_waits_until_it_may_begin(live):
+    """While calls that began before the breaker opened take all that may be in flight, the probe waits, and begins after them.
+
+    Fails when: it is given back because the route is held, and taken again and again.
+    """
+    release = asyncio.Event()
+
+    async def behave(delivery):
+        if delivery.event.data["note"] == "slow":
+            await release.wait()
+            raise Failed("slow")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=2, deadline=3600)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            for _ in range(2):
+                await insert_event(connection, note="slow")
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 2), "slow calls")
+            await connection.execute(OPENED, ROUTE, 0)
+            await recorder.wait_for(RouteHeld)
+            good = await insert_event(connection, note="good")
+            probing = "select probe_at from iu_delivery_breaker where probing_id is not null"
+            taken = await wait_until(lambda: connection.fetchval(probing), "a probe is taken")
+            await further_questions(connection)
+            assert await connection.fetchval(probing) == taken
+            release.set()
+            await wait_until(lambda: asyncio.sleep(0, good in arrivals.arrived), "the probe arrives")
+            await recorder.wait_for(RouteFree)
+            await settled(connection)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("probes", [0, 1, 2])
+async def test_one_probe_is_in_flight_at_a_time(live, probes):
+    """While the answer of the target to a probe is not known, no other delivery of the route begins, whichever comes in turn.
+
+    Fails when: the consumer does not say that it has the probe.
+    """
+    release = asyncio.Event()
+    arrivals = Arrivals(lambda _: release.wait())
+    async with connected(live.dsn) as connection:
+        await open_route(connection, deadline=3600)
+        await connection.execute(MANY, 20)
+        await drain(connection)
+        await connection.execute(OPENED, ROUTE, probes)
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls != []), "a probe")
+            await further_questions(connection)
+            assert arrivals.most == 1
+            release.set()
+            await settled(connection)
+        assert len(arrivals.arrived) == 20
 
 
 # -- a model ---------------------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ class Deliverer:
             freed, self._freed = may_go_on(self._freed, wants)
             self._ledger.passed.clear()
             try:
-                supply = await session.take(wants, list(self._ledger.attempted), freed)
+                supply = await session.take(wants, self._ledger.busy(self._routes.values()), freed)
                 if not await self._quarantine.write(session, self._clock(), supply.taken, self._routes):
                     self.delivering = False
                     self._forget()
@@ -324,7 +324,7 @@ class Deliverer:
             if state.route in counts:
                 route.after = max(route.after, state.after)
             if state.held:
-                # A probe that is attempted alone waits until nothing else is in flight.
+                # A probe waits until it may begin, and one that is attempted alone until nothing else is in flight.
                 self._drop(route, alone=state.held not in PROBED)
                 # Who is freed while a route is held is not looked for: all of them are when it goes on.
                 route.rescan()
@@ -349,8 +349,8 @@ class Deliverer:
             self._ring.set()
 
     def _drop(self, route: Route, *, alone: bool = True) -> None:
-        """Give back what was taken and not begun; where ``alone`` is false, not what is attempted alone."""
-        given, route.queue = split(route.queue, keep=not alone)
+        """Give back what was taken and not begun; unless ``alone``, not the probe and what is attempted alone."""
+        given, route.queue = split(route.queue, keep=not alone, probe=route.state.probing)
         for taken in [*given, *(self._quarantine.drop(route.state.route) if alone else [])]:
             route.after = min(route.after, taken.delivery.id - 1)
             self._ledger.remove(taken.delivery.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from iu_listen.flow.route import Route
 from iu_listen.model.delivery import Taken
@@ -36,6 +36,11 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Taken]:
         return iter([taken for _, taken in self._routes.values()])
+
+    def busy(self, routes: Iterable[Route]) -> list[int]:
+        """Ids of what the database cannot tell from other deliveries: what was attempted before, and probes."""
+        probes = {id for route in routes if (id := route.state.probing) is not None and id in self._routes}
+        return [*self.attempted | probes]
 
     def new(self, given: Sequence[Taken], routes: Collection[str], passed: Collection[int]) -> list[Taken]:
         """Of the deliveries that the database gave those that are not taken yet, each once, in the order given.

@@ -128,9 +128,13 @@ def due_in(routes: Iterable[Route]) -> float:
     return max(0.01, min((r.state.due_in for r in routes if r.state.due_in is not None and r.room), default=math.inf))
 
 
-def split(queue: Iterable[Taken], *, keep: bool) -> tuple[list[Taken], deque[Taken]]:
-    """A queue as what is given back and what stays: the deliveries that are attempted alone, where ``keep`` is true."""
-    return [t for t in queue if not (keep and t.alone)], deque(t for t in queue if keep and t.alone)
+def split(queue: Sequence[Taken], *, keep: bool, probe: int | None) -> tuple[list[Taken], deque[Taken]]:
+    """A queue as what is given back and what stays: where ``keep`` is true the probe, and what is attempted alone."""
+
+    def stays(taken: Taken) -> bool:
+        return keep and (taken.alone or taken.delivery.id == probe)
+
+    return [taken for taken in queue if not stays(taken)], deque(taken for taken in queue if stays(taken))
 
 
 def unchanged(wants: Sequence[Want], routes: Mapping[str, Route]) -> set[str]:

@@ -179,6 +179,7 @@ class RouteState:
         due_in: Seconds until the next delivery is due that waits for its time; None: none does.
         more: Not all were looked at that there is room for: ask again at once.
         why: The last failure, where the breaker is open.
+        probing: Id of the delivery that is the probe in flight, where one is.
     """
 
     route: str
@@ -190,6 +191,7 @@ class RouteState:
     due_in: float | None = None
     more: bool = False
     why: str = ""
+    probing: int | None = None
 
     @property
     def span(self) -> str:

@@ -207,6 +207,7 @@ def _state(code: str, answer: Mapping[str, Any]) -> RouteState:
         due_in=answer["due_in"],
         more=answer["more"],
         why=answer["why"],
+        probing=answer["probing"],
     )
 
 
