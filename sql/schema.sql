@@ -584,8 +584,8 @@ CREATE TABLE public.iu_delivery_breaker (
     probing_id bigint,
     why text,
     letters integer DEFAULT 0 NOT NULL,
-    letters_from timestamp with time zone,
-    stopped_at timestamp with time zone
+    stopped_at timestamp with time zone,
+    lifted_at timestamp with time zone
 )
 WITH (fillfactor='50');
 
@@ -627,15 +627,15 @@ COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'Failure code of the last fa
 
 -- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters since letters_from.';
-
--- Name: COLUMN iu_delivery_breaker.letters_from; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_delivery_breaker.letters_from IS 'Beginning of the hour in which they are counted.';
+COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters of deliveries that were attempted, since one last arrived.';
 
 -- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'When the route was stopped, because it made more dead letters than its budget. Null: it is not stopped.';
+COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'When the route was stopped, because it made as many dead letters in a row as its budget allows. Null: it is not stopped.';
+
+-- Name: COLUMN iu_delivery_breaker.lifted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_delivery_breaker.lifted_at IS 'When a delivery last arrived after as many dead letters in a row as its policy allows.';
 
 -- Name: fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamp with time zone, double precision); Type: FUNCTION; Schema: public; Owner: -
 
@@ -682,37 +682,46 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision) IS 'The circuit breaker of a route after a delivery has failed. A pure function; p_luck is from 0 to 1.';
 
--- Name: fn_iu_delivery_breaker_succeed(text[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_breaker_succeed(text[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[]) RETURNS void
+CREATE FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
 declare
-    b public.iu_delivery_breaker;
+    b         public.iu_delivery_breaker;
+    v_arrived boolean;
+    v_budget  integer;
 begin
     for b in
         select x.*
           from public.iu_delivery_breaker x
-         where x.route_code = any (p_routes) and (x.streak <> '{}' or x.opened_at is not null)
+         where x.route_code = any (p_routes) and (x.streak <> '{}' or x.opened_at is not null or x.letters > 0)
          order by x.route_code
            for update
     loop
+        v_arrived := b.route_code = any (p_arrived);
+        continue when not v_arrived and (b.stopped_at is not null or b.streak = '{}' and b.opened_at is null);
+        select (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'dead_letters_in_a_row')::integer into v_budget
+          from public.iu_outbound_route r
+         where r.route_code = b.route_code;
         if b.opened_at is null then
             update public.iu_route_delivery d
                set at_fault = true
              where d.route_code = b.route_code and d.id = any (b.streak);
         end if;
         update public.iu_delivery_breaker x
-           set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null
+           set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null,
+               letters = case when v_arrived then 0 else b.letters end, stopped_at = null,
+               lifted_at = case when v_arrived and b.letters >= v_budget then now() else b.lifted_at end
          where x.route_code = b.route_code;
     end loop;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_breaker_succeed(p_routes text[]); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[]) IS 'Closes the circuit breakers of routes that have delivered, and notes which failures were the deliveries'' own fault.';
+COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) IS 'Closes the circuit breakers of routes whose target has answered, and notes which failures were the deliveries'' own fault. p_arrived: those of them of which a delivery arrived; their rows of dead letters end.';
 
 -- Name: fn_iu_delivery_caller(regprocedure); Type: FUNCTION; Schema: public; Owner: -
 
@@ -940,9 +949,9 @@ COMMENT ON COLUMN public.iu_route_delivery.at_fault IS 'True: it failed while ot
 
 COMMENT ON COLUMN public.iu_route_delivery.alone IS 'True: the consumer ended, or lost its lease, while it was in flight. It is attempted while no other delivery is.';
 
--- Name: fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamp with time zone, boolean); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone) RETURNS void
+CREATE FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -957,22 +966,24 @@ begin
     on conflict (idempotency_key) do update
        set resolved_at = null, resolution = null, attempt_no = excluded.attempt_no,
            failure_code = excluded.failure_code, failure_detail = excluded.failure_detail;
+    if not p_called then
+        return;
+    end if;
     update public.iu_delivery_breaker b
-       set letters = n.letters, letters_from = n.letters_from,
-           stopped_at = case when n.letters >= (p_policy ->> 'dead_letters_per_hour')::integer
-                             then coalesce(b.stopped_at, p_now) else b.stopped_at end
-      from public.iu_delivery_breaker x
-     cross join lateral (
-           select case when h.same then x.letters else 0 end + 1 as letters,
-                  case when h.same then x.letters_from else p_now end as letters_from
-             from (select (x.letters_from > p_now - interval '1 hour' and x.letters_from <= p_now) is true as same) h) n
-     where b.route_code = d.route_code and x.route_code = b.route_code;
+       set letters = b.letters + 1
+     where b.route_code = d.route_code;
+    update public.iu_delivery_breaker b
+       set stopped_at = p_now, opened_at = coalesce(b.opened_at, p_now), probes = 0, probing_id = null,
+           probe_at = p_now + interval '1 second' * least(0.25, (p_policy ->> 'probe_max')::double precision), why = p_code
+     where b.route_code = d.route_code and b.stopped_at is null
+       and b.letters >= (p_policy ->> 'dead_letters_in_a_row')::bigint
+                        * case when b.lifted_at between p_now - interval '1 hour' and p_now then 8 else 1 end;
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone) IS 'Makes a delivery a dead letter, and counts it in the budget of its route.';
+COMMENT ON FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean) IS 'Makes a delivery a dead letter. p_called: it was attempted; then it counts in the budget of its route, and may stop it.';
 
 -- Name: fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1048,6 +1059,8 @@ declare
     v_before   public.iu_delivery_breaker;
     v_policy   jsonb;
     v_attempts integer;
+    v_called   constant boolean := p_target is not null;
+    v_final    boolean;
     -- How often the costs of an outage are given back to one delivery.
     v_credits  constant integer := 2;
     v_opens    boolean := false;
@@ -1068,10 +1081,16 @@ begin
     end if;
     d.at_fault := d.at_fault or p_at_fault;
     v_before := b;
-    if p_result in ('failed', 'unavailable') then
+    -- While the route is stopped, a refusal is a failed probe.
+    v_final := p_result = 'rejected' and (b.stopped_at is null or not v_called);
+    if p_result in ('failed', 'unavailable') or p_result = 'rejected' and not v_final then
         b := public.fn_iu_delivery_breaker_fail(
             b, p_id, p_result = 'unavailable', d.at_fault, p_retry_after, p_code, v_policy, v_now, random());
         v_opens := v_before.opened_at is null and b.opened_at is not null;
+    elsif not v_called and b.probing_id = p_id then
+        -- It could not be attempted, so it was no probe.
+        b.probing_id := null;
+        b.probe_at := v_now;
     end if;
     if v_opens then
         update public.iu_route_delivery x
@@ -1083,7 +1102,7 @@ begin
                     when v_before.opened_at is not null then false
                     when v_opens then d.at_fault
                     else p_result = 'failed' or d.at_fault end;
-    v_dead := p_result = 'rejected' or v_spent and d.tries + 1 >= v_attempts;
+    v_dead := v_final or v_spent and d.tries + 1 >= v_attempts;
     if b is distinct from v_before then
         update public.iu_delivery_breaker x
            set failures = b.failures, streak = b.streak, opened_at = b.opened_at, probes = b.probes, probe_at = b.probe_at,
@@ -1091,7 +1110,7 @@ begin
          where x.route_code = p_route_code;
     end if;
     if v_dead then
-        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, v_now);
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, v_now, v_called);
     else
         v_pause := case when v_spent
                         then least((v_policy ->> 'backoff')::double precision * 2 ^ least(d.tries, 30),
@@ -1445,6 +1464,33 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether not all rows were looked at that there is room for.';
 
+-- Name: fn_iu_delivery_newest(text, text, boolean, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+begin
+    return array(
+        select q.id
+          from (select d.*
+                  from public.iu_route_delivery d
+                 where d.route_code = p_route_code and d.id > p_after
+                 order by d.id desc
+                 limit 100) q
+         where q.due_at is null and q.worker_name = p_worker_name
+           and not (p_ordered and exists (select from public.iu_route_delivery e
+                                           where e.route_code = q.route_code and e.subject_key = q.subject_key
+                                             and e.id < q.id))
+         order by q.id desc
+         limit 1);
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint) IS 'Part of fn_iu_delivery_take, with its plans: the id of the newest delivery that was never attempted, or none.';
+
 -- Name: fn_iu_delivery_options(text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
@@ -1503,7 +1549,7 @@ CREATE FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) RETURNS jsonb
     AS $$
 begin
     return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
-                   "breaker": 5, "probe_max": 30, "dead_letters_per_hour": 100, "target": {}}' || p_policy;
+                   "breaker": 5, "probe_max": 30, "dead_letters_in_a_row": 100, "target": {}}' || p_policy;
 end
 $$;
 
@@ -1521,8 +1567,8 @@ declare
     -- least, most
     v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
                                  "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
-                                 "probe_max": [0.01, 3600], "dead_letters_per_hour": [1, 1000000]}';
-    v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_per_hour'];
+                                 "probe_max": [0.01, 3600], "dead_letters_in_a_row": [1, 1000000]}';
+    v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_in_a_row'];
     p        record;
     v_number numeric;
 begin
@@ -1934,8 +1980,8 @@ declare
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
-                                         from unnest(p_routes, p_results) s(route_code, result)
-                                        where s.result = 'rejected');
+                                         from unnest(p_routes, p_results, p_targets) s(route_code, result, target)
+                                        where s.result = 'rejected' and s.target is not null);
     v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
     -- A turn that settles nothing does not wait for the disk: it renews the lease when a quarter of it is over.
@@ -1957,7 +2003,7 @@ begin
     for v_turn in 1..2 loop
         if v_turn = 2 then
             if cardinality(v_alive) > 0 then
-                perform public.fn_iu_delivery_breaker_succeed(v_alive);
+                perform public.fn_iu_delivery_breaker_succeed(v_alive, p_sent_routes);
             end if;
             if cardinality(p_sent_ids) > 0 then
                 perform public.fn_iu_delivery_sent(
@@ -2011,6 +2057,7 @@ declare
     v_asked   integer;
     v_room    integer;
     v_probe   boolean;
+    v_ordered boolean;
     v_new     record;
     v_after   bigint;
     v_more    boolean;
@@ -2039,20 +2086,26 @@ begin
         v_asked := array_position(p_routes, r.route_code);
         v_room := p_rooms[v_asked];
         v_after := p_after[v_asked];
-        v_probe := v_held = 'breaker_open' and v_room > 0
-                   and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second');
+        v_ordered := v_policy ->> 'order' = 'subject';
+        v_probe := v_held in ('breaker_open', 'dead_letter_budget') and v_room > 0
+                   and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second'
+                        -- The caller does not have the probe that is in flight: it was given to a consumer that has ended,
+                        -- or in an answer that came too late.
+                        or b.probing_id <> all (p_busy));
         v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
-            -- Probes are in turns a delivery that was never attempted, and one that has failed.
-            if (v_probe and b.probes % 2 = 0) is not true then
+            -- Probes are in turns the newest delivery, the oldest one that was never attempted, and one that has failed.
+            if v_probe and b.probes % 3 = 0 then
+                v_ids := public.fn_iu_delivery_newest(p_worker_name, r.route_code, v_ordered, v_after);
+            elsif (v_probe and b.probes % 3 = 1) is not true then
                 v_ids := public.fn_iu_delivery_due(
                     p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
             end if;
             if cardinality(v_ids) < v_room then
                 select n.ids, n.after, n.more into v_new
-                  from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_policy ->> 'order' = 'subject',
-                                                 v_room - cardinality(v_ids), v_after) n;
+                  from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_ordered, v_room - cardinality(v_ids),
+                                                 v_after) n;
                 v_ids := v_ids || v_new.ids;
                 v_after := v_new.after;
                 v_more := v_new.more;
@@ -2062,6 +2115,7 @@ begin
                     p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
             end if;
             if v_probe and cardinality(v_ids) > 0 then
+                b.probing_id := v_ids[1];
                 update public.iu_delivery_breaker x
                    set probing_id = v_ids[1], opened_at = least(x.opened_at, clock_timestamp()),
                        probe_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
@@ -2087,7 +2141,7 @@ begin
                                 where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
              order by d.due_at
              limit 1;
-        elsif v_held = 'breaker_open' then
+        elsif v_held in ('breaker_open', 'dead_letter_budget') then
             v_due := b.probe_at;
         end if;
         route_code := r.route_code;
@@ -2095,7 +2149,7 @@ begin
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
             'more', v_more, 'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
-            'took', extract(epoch from v_now - statement_timestamp()));
+            'probing', b.probing_id, 'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
 end
@@ -2128,7 +2182,7 @@ begin
     perform from public.iu_delivery_breaker b where b.route_code = p_route_code for update;
     select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
     if d.tries + 1 >= (v_policy ->> 'attempts')::integer then
-        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, now());
+        perform public.fn_iu_delivery_dead_letter(d, p_code, p_detail, v_policy, now(), true);
         return 1;
     end if;
     update public.iu_route_delivery x
@@ -4181,7 +4235,7 @@ CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
 begin
     update public.iu_delivery_breaker b
        set failures = 0, streak = '{}', opened_at = null, probes = 0, probe_at = null, probing_id = null, why = null,
-           letters = 0, letters_from = null, stopped_at = null
+           letters = 0, stopped_at = null, lifted_at = null
      where b.route_code = p_route_code and (b.opened_at is not null or b.stopped_at is not null);
     return found;
 end
@@ -4408,7 +4462,8 @@ begin
     if to_regclass('public.iu_delivery_breaker') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,
-                                      'figure', 1, 'detail', b.route_code || coalesce(': ' || b.why, ''))
+                                      'figure', 1, 'detail', b.route_code || coalesce(': ' || b.why, '')
+                                      || case when b.stopped_at is not null then '; iu-listen delivery list' else '' end)
                    order by b.route_code), '[]')
           into v_warnings
           from public.iu_delivery_breaker b
@@ -6424,6 +6479,7 @@ CREATE VIEW public.v_iu_delivery AS
         CASE
             WHEN (h.held_by IS NULL) THEN u.hint
             WHEN ((h.held_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. If it is meant, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
+            WHEN (h.held_by = 'dead_letter_budget'::text) THEN ((('Its target took no event between so many dead letters, and is attempted again and again: the first event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '::text || r.route_code) || '. To go on at once: iu-listen route resume '::text) || r.route_code)
             ELSE NULL::text
         END AS hint
    FROM ((((public.iu_outbound_route r
