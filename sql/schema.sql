@@ -406,21 +406,33 @@ declare
     v_count integer;
 begin
     with letters as materialized (
-        select d.*
+        select d.*, case when p_ordered then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                                       d.event_snapshot ->> 'canonical_address'), 0)
+                    end as subject_key
           from public.iu_route_dead_letter d
          where d.id = any (p_ids)
            and not exists (select from public.iu_route_delivery x
                             where x.event_ref = d.event_ref and x.route_code || '' = d.route_code)
+    ), turns as (
+        -- Of a subject one is due, where none waits already.
+        select d.*, case when lag(d.subject_key) over (partition by d.route_code, d.subject_key order by d.created_at, d.id)
+                              is not null
+                           or d.subject_key = (select x.subject_key
+                                                 from public.iu_route_delivery x
+                                                where x.route_code = d.route_code and x.subject_key >= d.subject_key
+                                                order by x.subject_key, x.id
+                                                limit 1)
+                         then 'infinity' else now() end as due_at
+          from letters d
     ), queued as (
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
-        select d.worker_name, d.route_code, d.event_ref,
-               case when p_ordered then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
-                                                                  d.event_snapshot ->> 'canonical_address'), 0) end,
+        select d.worker_name, d.route_code, d.event_ref, d.subject_key,
                coalesce((select max(a.attempt_no) from public.iu_route_attempt a
                           where a.idempotency_key = d.idempotency_key), 0) + 1,
-               now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
-          from letters d
+               d.due_at, case when d.due_at < 'infinity' then d.due_at end, p_actor,
+               public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
+          from turns d
          order by d.created_at, d.id
         returning event_ref
     ), counted as (
@@ -907,11 +919,11 @@ COMMENT ON COLUMN public.iu_route_delivery.route_count IS 'As in iu_route_attemp
 
 -- Name: COLUMN iu_route_delivery.due_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once, it was never tried.';
+COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once, it was never tried. infinity: it is replayed, and waits for an earlier one of its subject.';
 
 -- Name: COLUMN iu_route_delivery.failed_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Since when it waits: the last attempt failed, or a replay was asked for.';
+COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Since when it waits for its time: the last attempt failed, or a replay was asked for.';
 
 -- Name: COLUMN iu_route_delivery.failure_code; Type: COMMENT; Schema: public; Owner: -
 
@@ -991,35 +1003,47 @@ CREATE FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text,
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
+declare
+    -- A variable, because an index cannot be searched for what a volatile function answers.
+    v_now constant timestamptz := clock_timestamp();
 begin
     return array(
         select q.id
           from (select h.id
                   from unnest(p_freed_routes, p_freed_keys) f(code, key)
                  cross join lateral (
-                       select d.id, d.due_at, d.worker_name
+                       select d.id, d.subject_key, d.due_at, d.worker_name
                          from public.iu_route_delivery d
-                        where d.route_code = f.code and d.subject_key = f.key
-                        order by d.id
+                        where d.route_code = f.code and d.subject_key >= f.key
+                        order by d.subject_key, d.id
                         limit 1) h
-                 where f.code = p_route_code and h.due_at is null and h.worker_name = p_worker_name
+                 where f.code = p_route_code and h.subject_key = f.key and (h.due_at is null or h.due_at = 'infinity')
+                   and h.worker_name = p_worker_name
                 union all
                 (select d.id
                    from public.iu_route_delivery d
-                  where d.route_code = p_route_code and d.due_at <= clock_timestamp()
+                  where d.route_code = p_route_code and d.due_at <= v_now
                     and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                    and not exists (select from public.iu_route_delivery e
-                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                    and (d.subject_key is null
+                         or d.id = (select e.id
+                                      from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                     order by e.subject_key, e.id
+                                     limit 1))
                   order by d.due_at
                   limit p_room)
                 union all
                 -- It failed in the future: the clock was set back, and its time would come far too late.
                 (select d.id
                    from public.iu_route_delivery d
-                  where d.route_code = p_route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                    and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                    and not exists (select from public.iu_route_delivery e
-                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                  where d.route_code = p_route_code and d.failed_at > v_now + interval '1 second'
+                    and d.due_at > v_now and d.due_at < 'infinity' and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                    and (d.subject_key is null
+                         or d.id = (select e.id
+                                      from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                     order by e.subject_key, e.id
+                                     limit 1))
                   order by d.failed_at
                   limit p_room)) q
          limit p_room);
@@ -1217,9 +1241,12 @@ begin
                           and x.worker_name = p_worker_name
                         order by x.id
                         limit 2 * w.room + 100) p
-                where r.ordered is not true
-                   or not exists (select from public.iu_route_delivery e
-                                   where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+                where r.ordered is not true or p.subject_key is null
+                   or p.id = (select e.id
+                                from public.iu_route_delivery e
+                               where e.route_code = p.route_code and e.subject_key >= p.subject_key
+                               order by e.subject_key, e.id
+                               limit 1)
                 order by p.id
                 limit w.room) d
           left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true
@@ -1421,9 +1448,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'Which lock keeps a route from delivering, the first one of the four; null: none does.';
 
--- Name: fn_iu_delivery_new(text, text, boolean, integer, bigint); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean) RETURNS record
+CREATE FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO ''
     AS $$
@@ -1432,37 +1459,41 @@ declare
     v_last   bigint;
     v_looked bigint;
 begin
-    more := false;
     if p_ordered then
         select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
           into v_last, v_looked, ids
           from (select d.id,
-                       not exists (select from public.iu_route_delivery e
-                                    where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                      and e.id < d.id) as first
+                       d.due_at is null
+                       and (d.subject_key is null
+                            or d.id = (select e.id
+                                         from public.iu_route_delivery e
+                                        where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                        order by e.subject_key, e.id
+                                        limit 1)) as first
                   from public.iu_route_delivery d
-                 where d.route_code = p_route_code and d.id > p_after and d.due_at is null and d.worker_name = p_worker_name
+                 where d.route_code = p_route_code and d.id > p_after and d.id <= p_queued
+                   and d.worker_name = p_worker_name
                  order by d.id
                  limit v_most) p;
-        ids := coalesce(ids, '{}');
-        after := coalesce(case when cardinality(ids) > p_room then ids[p_room] else v_last end, p_after);
-        more := v_looked = v_most and cardinality(ids) < p_room;
-        ids := ids[1:p_room];
+        if v_looked = v_most and coalesce(cardinality(ids), 0) < p_room then
+            passed := v_last;
+        end if;
     else
         ids := array(select d.id
                        from public.iu_route_delivery d
-                      where d.route_code = p_route_code and d.id > p_after and d.due_at is null
+                      where d.route_code = p_route_code and d.id > p_after and d.id <= p_queued and d.due_at is null
                         and d.worker_name = p_worker_name
                       order by d.id
                       limit p_room);
-        after := coalesce(ids[cardinality(ids)], p_after);
     end if;
+    after := case when cardinality(ids) >= p_room then ids[p_room] else p_queued end;
+    ids := coalesce(ids[1:p_room], '{}');
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, OUT ids bigint[], OUT after bigint, OUT more boolean) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether not all rows were looked at that there is room for.';
+COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, and the new position. passed: the position has passed the deliveries beyond this id without a look at them; null: it has not.';
 
 -- Name: fn_iu_delivery_newest(text, text, boolean, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1828,9 +1859,12 @@ CREATE FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_i
     AS $$
 #variable_conflict use_column
 declare
-    v_payload jsonb;
-    v_found   boolean;
-    v_left    bigint := p_bytes;
+    -- One scan of the index for all ids. PostgreSQL 16 and older may filter all deliveries of the route by these ids
+    -- instead, where they plan when the table is empty; so ids are looked up one by one there.
+    v_one_scan constant boolean := current_setting('server_version_num')::integer >= 170000;
+    v_payload  jsonb;
+    v_found    boolean;
+    v_left     bigint := p_bytes;
 begin
     for delivery_id, attempt_no, subject_key, alone, event_ref, event_domain, event_type, event_stream, subject,
         subject_table, source_system, actor_ref, correlation_id, occurred_at, created_at, traceparent, v_payload, v_found in
@@ -1838,12 +1872,17 @@ begin
                coalesce(o.event_type, p_route.event_type), coalesce(o.event_stream, p_route.event_stream),
                coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
                o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload, o.id is not null
-          -- One scan of the index for all ids. offset 0: the order is asked for outside, or else PostgreSQL 15 and 16 would
-          -- read all deliveries of the route by an index that has it.
           from (select x.*
                   from public.iu_route_delivery x
-                 where x.route_code = p_route.route_code and x.id = any (p_ids)
-                offset 0) d
+                 where v_one_scan and x.route_code = p_route.route_code and x.id = any (p_ids)
+                union all
+                select x.*
+                  from unnest(case when not v_one_scan then p_ids end) t(id)
+                 cross join lateral (
+                       select y.*
+                         from public.iu_route_delivery y
+                        where y.route_code = p_route.route_code and y.id = t.id
+                        limit 1) x) d
           left join lateral (
                select x.* from public.event_outbox x where x.id = d.event_ref
                union all
@@ -1899,6 +1938,40 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_scheme(p_address text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_scheme(p_address text) IS 'The scheme of an address, in lower case; null: it is none.';
+
+-- Name: fn_iu_delivery_seek(text, text, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET row_security TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_until constant timestamptz := clock_timestamp() + interval '5 milliseconds';
+    v_end   bigint;
+begin
+    behind := p_behind;
+    while behind is not null and clock_timestamp() < v_until loop
+        v_end := least(behind + 10000, p_after);
+        select min(d.id) into first
+          from public.iu_route_delivery d
+         where d.route_code = p_route_code and d.id > behind and d.id <= v_end
+           and d.subject_key is null and d.due_at is null and d.worker_name = p_worker_name;
+        behind := case when first is null and v_end < p_after then v_end end;
+    end loop;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint) IS 'The first delivery of a route without a subject that was never attempted, beyond p_behind and up to the position; and the id beyond which to go on (null: it was found, or there is none).';
 
 -- Name: fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[], uuid[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2033,6 +2106,67 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[]) IS 'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many became dead letters; null: the caller has no lease, and nothing was written.';
 
+-- Name: fn_iu_delivery_sweep(text, text, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    SET row_security TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+    v_last  constant bigint := 9223372036854775807;
+    v_until constant timestamptz := clock_timestamp() + interval '5 milliseconds';
+    v_part  numeric := 2 ^ 54;
+    v_end   bigint;
+    v_left  integer := 500;
+    v_heads bigint;
+    v_key   bigint;
+    v_free  bigint[];
+begin
+    key := p_key;
+    keys := '{}';
+    while key is not null and v_left > 0 and clock_timestamp() < v_until loop
+        v_end := least(key + v_part, v_last);
+        v_part := v_part * 4;
+        with recursive head as (
+            (select d.subject_key, d.id, d.worker_name, d.due_at
+               from public.iu_route_delivery d
+              where d.route_code = p_route_code and d.subject_key between key and v_end
+              order by d.subject_key, d.id
+              limit 1)
+            union all
+            select n.*
+              from head h
+             cross join lateral (
+                   select d.subject_key, d.id, d.worker_name, d.due_at
+                     from public.iu_route_delivery d
+                    where d.route_code = p_route_code and d.subject_key > h.subject_key and d.subject_key <= v_end
+                    order by d.subject_key, d.id
+                    limit 1) n
+        )
+        select count(*), max(h.subject_key),
+               array_agg(h.subject_key) filter (where h.worker_name = p_worker_name
+                                                  and (h.due_at = 'infinity' or h.due_at is null and h.id <= p_after))
+          into v_heads, v_key, v_free
+          from (select x.* from head x limit v_left) h;
+        keys := keys || coalesce(v_free, '{}');
+        key := nullif(case when v_heads = v_left then v_key else v_end end, v_last) + 1;
+        v_left := v_left - v_heads;
+    end loop;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint) IS 'Subjects of a route, from a key on, whose first delivery waits for nothing and is not beyond the position; and the key from which to go on (null: all were looked at).';
+
 -- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) RETURNS TABLE(route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
@@ -2060,18 +2194,19 @@ declare
     v_ordered boolean;
     v_new     record;
     v_after   bigint;
-    v_more    boolean;
+    v_passed  bigint;
+    v_queued  bigint;
     v_ids     bigint[];
     v_given   bigint;
     v_due     timestamptz;
     v_now     timestamptz;
 begin
     for v_route in
-        select x as route, y as breaker
-          from public.iu_outbound_route x
+        select x as route, y as breaker, w.queued_id
+          from public.iu_route_worker_cursor w
+          join public.iu_outbound_route x on x.event_domain = w.event_domain
           left join public.iu_delivery_breaker y on y.route_code = x.route_code
-         where x.event_domain = (select w.event_domain from public.iu_route_worker_cursor w
-                                  where w.worker_name = p_worker_name)
+         where w.worker_name = p_worker_name
            and x.target_kind in ('workflow', 'external_endpoint')
            and (x.enabled and not x.dry_run
                 or exists (select from public.iu_route_delivery d where d.route_code = x.route_code))
@@ -2082,7 +2217,8 @@ begin
         v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
         v_ids := '{}';
-        v_more := false;
+        v_passed := null;
+        v_given := 0;
         v_asked := array_position(p_routes, r.route_code);
         v_room := p_rooms[v_asked];
         v_after := p_after[v_asked];
@@ -2100,15 +2236,23 @@ begin
                 v_ids := public.fn_iu_delivery_newest(p_worker_name, r.route_code, v_ordered, v_after);
             elsif (v_probe and b.probes % 3 = 1) is not true then
                 v_ids := public.fn_iu_delivery_due(
-                    p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
+                    p_worker_name, r.route_code, v_room, p_busy, case when v_probe then null else p_freed_routes end,
+                    p_freed_keys);
             end if;
-            if cardinality(v_ids) < v_room then
-                select n.ids, n.after, n.more into v_new
+            v_queued := v_route.queued_id;
+            if v_queued is null then
+                -- The cursor was made anew and has queued nothing yet.
+                select max(d.id) into v_queued
+                  from public.iu_route_delivery d
+                 where d.route_code = r.route_code and d.replayed_by is null;
+            end if;
+            if cardinality(v_ids) < v_room and v_after < v_queued then
+                select n.ids, n.after, n.passed into v_new
                   from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_ordered, v_room - cardinality(v_ids),
-                                                 v_after) n;
+                                                 v_after, v_queued) n;
                 v_ids := v_ids || v_new.ids;
                 v_after := v_new.after;
-                v_more := v_new.more;
+                v_passed := v_new.passed;
             end if;
             if v_probe and cardinality(v_ids) = 0 then
                 v_ids := public.fn_iu_delivery_due(
@@ -2136,9 +2280,13 @@ begin
         if v_held is null then
             select d.due_at into v_due
               from public.iu_route_delivery d
-             where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)
-               and not exists (select from public.iu_route_delivery e
-                                where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+             where d.route_code = r.route_code and d.due_at < 'infinity' and d.id <> all (p_busy || v_ids)
+               and (d.subject_key is null
+                    or d.id = (select e.id
+                                 from public.iu_route_delivery e
+                                where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                order by e.subject_key, e.id
+                                limit 1))
              order by d.due_at
              limit 1;
         elsif v_held in ('breaker_open', 'dead_letter_budget') then
@@ -2148,7 +2296,8 @@ begin
         delivery_id := null;
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
-            'more', v_more, 'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
+            'passed', v_passed, 'kept_back', v_given < cardinality(v_ids),
+            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
             'probing', b.probing_id, 'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
@@ -2613,6 +2762,7 @@ CREATE TABLE public.iu_route_worker_cursor (
     own_seq bigint,
     hi_seq bigint DEFAULT 0 NOT NULL,
     fresh_seq bigint,
+    queued_id bigint,
     total_seen bigint DEFAULT 0 NOT NULL,
     total_attempts bigint DEFAULT 0 NOT NULL,
     total_skipped bigint DEFAULT 0 NOT NULL,
@@ -2691,6 +2841,10 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_o
 -- Name: COLUMN iu_route_worker_cursor.fresh_seq; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.iu_route_worker_cursor.fresh_seq IS 'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
+
+-- Name: COLUMN iu_route_worker_cursor.queued_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_route_worker_cursor.queued_id IS 'The last delivery that it has queued (iu_route_delivery.id): all before it are visible to whoever reads this. Null: none.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
 
@@ -3974,6 +4128,7 @@ declare
     d          public.iu_route_dead_letter;
     r          public.iu_outbound_route;
     v_no       integer;
+    v_key      bigint;
     v_new      integer;
     v_status   text;
     v_decision text;
@@ -4016,13 +4171,20 @@ begin
 
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
     if public.fn_iu_delivery_queues(array[r]) <> '{}' then
+        v_key := case when r.delivery_policy ->> 'order' = 'subject'
+                      then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                     d.event_snapshot ->> 'canonical_address'), 0) end;
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
-        values (d.worker_name, d.route_code, d.event_ref,
-                case when r.delivery_policy ->> 'order' = 'subject'
-                     then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
-                                                    d.event_snapshot ->> 'canonical_address'), 0) end,
-                v_no, now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
+        select d.worker_name, d.route_code, d.event_ref, v_key, v_no, w.due_at,
+               case when w.due_at < 'infinity' then w.due_at end, p_actor,
+               public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
+          from (select case when v_key = (select x.subject_key
+                                            from public.iu_route_delivery x
+                                           where x.route_code = d.route_code and x.subject_key >= v_key
+                                           order by x.subject_key, x.id
+                                           limit 1)
+                            then 'infinity' else now() end as due_at) w
         on conflict do nothing;
         get diagnostics v_new = row_count;
         update public.iu_route_dead_letter x
@@ -4874,9 +5036,9 @@ begin
                    and not exists (select from public.iu_route_delivery d
                                     where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
-                returning route_code, event_ref, route_count, traceparent)
-            select count(*), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
-              into v_count, v_held
+                returning id, route_code, event_ref, route_count, traceparent)
+            select count(*), coalesce(max(q.id), c.queued_id), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
+              into v_count, c.queued_id, v_held
               from queued q;
             v_queued := v_queued + v_count;
             if v_held is not null then
@@ -5045,7 +5207,7 @@ begin
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
            prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
            own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
-           fresh_seq = c.fresh_seq, page_limit = c.page_limit,
+           fresh_seq = c.fresh_seq, queued_id = c.queued_id, page_limit = c.page_limit,
            failures = c.failures, failed_events = c.failed_events - v_seen, failed_event = c.failed_event,
            failed_route = c.failed_route,
            total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
@@ -6512,7 +6674,7 @@ CREATE VIEW public.v_iu_delivery_parked AS
     h.event_ref AS waits_for,
     h.created_at AS since,
     h.tries,
-    h.due_at,
+    NULLIF(h.due_at, 'infinity'::timestamp with time zone) AS due_at,
     h.failure_code
    FROM (( SELECT d.route_code,
             d.subject_key,

@@ -88,11 +88,12 @@ revoke execute on function
     public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[], uuid[]),
     public.fn_iu_event_payload(jsonb, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
-    public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
+    public.fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint),
     public.fn_iu_delivery_newest(text, text, boolean, bigint),
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
+    public.fn_iu_delivery_sweep(text, text, bigint, bigint), public.fn_iu_delivery_seek(text, text, bigint, bigint),
     public.fn_iu_route_resume(text),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
@@ -189,11 +190,12 @@ grant execute on function
     public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[], uuid[]),
     public.fn_iu_event_payload(jsonb, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
-    public.fn_iu_delivery_new(text, text, boolean, integer, bigint),
+    public.fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint),
     public.fn_iu_delivery_newest(text, text, boolean, bigint),
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
-    public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[])
+    public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
+    public.fn_iu_delivery_sweep(text, text, bigint, bigint), public.fn_iu_delivery_seek(text, text, bigint, bigint)
     to iu_listen_consumer;
 grant select, delete,
       insert (route_code, worker_name, event_ref, subject_key, attempt_no, route_count, traceparent),
@@ -225,7 +227,7 @@ grant select on public.iu_outbound_route to iu_listen_consumer;
 
 -- The position of a cursor, not its name, domain or history.
 grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
-                      fresh_seq, total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary,
+                      fresh_seq, queued_id, total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary,
                       page_limit, failures, failed_at, failed_why, failed_events, failed_event, failed_route)
     on public.iu_route_worker_cursor to iu_listen_consumer;
 

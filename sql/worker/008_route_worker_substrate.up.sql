@@ -18,6 +18,7 @@ create table public.iu_route_worker_cursor (
     own_seq              bigint,
     hi_seq               bigint       not null default 0,
     fresh_seq            bigint,
+    queued_id            bigint,
     total_seen           bigint       not null default 0,
     total_attempts       bigint       not null default 0,
     total_skipped        bigint       not null default 0,
@@ -62,6 +63,8 @@ comment on column public.iu_route_worker_cursor.hi_seq is
     'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
 comment on column public.iu_route_worker_cursor.fresh_seq is
     'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
+comment on column public.iu_route_worker_cursor.queued_id is
+    'The last delivery that it has queued (iu_route_delivery.id): all before it are visible to whoever reads this. Null: none.';
 comment on column public.iu_route_worker_cursor.total_seen is 'Events read since the row was made.';
 comment on column public.iu_route_worker_cursor.total_attempts is 'Attempts written since the row was made.';
 comment on column public.iu_route_worker_cursor.total_skipped is 'Of these, skipped.';

@@ -432,9 +432,9 @@ begin
                    and not exists (select from public.iu_route_delivery d
                                     where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
-                returning route_code, event_ref, route_count, traceparent)
-            select count(*), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
-              into v_count, v_held
+                returning id, route_code, event_ref, route_count, traceparent)
+            select count(*), coalesce(max(q.id), c.queued_id), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
+              into v_count, c.queued_id, v_held
               from queued q;
             v_queued := v_queued + v_count;
             if v_held is not null then
@@ -603,7 +603,7 @@ begin
        set last_created_at = c.last_created_at, last_event_id = c.last_event_id,
            prev = c.prev, tick = c.tick, tick_floor = c.tick_floor, pos_seq = c.pos_seq, pos_id = c.pos_id,
            own_xid = c.own_xid, own_seq = c.own_seq, hi_seq = greatest(w.hi_seq, c.hi_seq),
-           fresh_seq = c.fresh_seq, page_limit = c.page_limit,
+           fresh_seq = c.fresh_seq, queued_id = c.queued_id, page_limit = c.page_limit,
            failures = c.failures, failed_events = c.failed_events - v_seen, failed_event = c.failed_event,
            failed_route = c.failed_route,
            total_seen = w.total_seen + v_seen, total_attempts = w.total_attempts + v_attempts,
@@ -629,6 +629,7 @@ declare
     d          public.iu_route_dead_letter;
     r          public.iu_outbound_route;
     v_no       integer;
+    v_key      bigint;
     v_new      integer;
     v_status   text;
     v_decision text;
@@ -671,13 +672,20 @@ begin
 
     -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
     if public.fn_iu_delivery_queues(array[r]) <> '{}' then
+        v_key := case when r.delivery_policy ->> 'order' = 'subject'
+                      then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                     d.event_snapshot ->> 'canonical_address'), 0) end;
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
-        values (d.worker_name, d.route_code, d.event_ref,
-                case when r.delivery_policy ->> 'order' = 'subject'
-                     then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
-                                                    d.event_snapshot ->> 'canonical_address'), 0) end,
-                v_no, now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'))
+        select d.worker_name, d.route_code, d.event_ref, v_key, v_no, w.due_at,
+               case when w.due_at < 'infinity' then w.due_at end, p_actor,
+               public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
+          from (select case when v_key = (select x.subject_key
+                                            from public.iu_route_delivery x
+                                           where x.route_code = d.route_code and x.subject_key >= v_key
+                                           order by x.subject_key, x.id
+                                           limit 1)
+                            then 'infinity' else now() end as due_at) w
         on conflict do nothing;
         get diagnostics v_new = row_count;
         update public.iu_route_dead_letter x

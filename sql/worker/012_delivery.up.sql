@@ -181,7 +181,7 @@ alter table public.dot_config enable always trigger zz_dot_config_live_routes;
 --
 -- Two lists in one table. Rows that were never tried have no due_at and are taken by id, from a position that only goes
 -- on: what was deleted before it is not read again, however long vacuum is held back. The others are few, and are taken
--- by due_at.
+-- by due_at. Replays may be many, so one that waits for its subject has no time (infinity): it is not read before that.
 create table public.iu_route_delivery (
     route_code      text         not null,
     id              bigint       generated always as identity,
@@ -218,8 +218,10 @@ comment on column public.iu_route_delivery.subject_key is
 comment on column public.iu_route_delivery.attempt_no is 'Number that the next attempt will have.';
 comment on column public.iu_route_delivery.tries is 'Attempts spent, of those that the policy of the route allows.';
 comment on column public.iu_route_delivery.route_count is 'As in iu_route_attempt.';
-comment on column public.iu_route_delivery.due_at is 'Not before. Null: at once, it was never tried.';
-comment on column public.iu_route_delivery.failed_at is 'Since when it waits: the last attempt failed, or a replay was asked for.';
+comment on column public.iu_route_delivery.due_at is
+    'Not before. Null: at once, it was never tried. infinity: it is replayed, and waits for an earlier one of its subject.';
+comment on column public.iu_route_delivery.failed_at is
+    'Since when it waits for its time: the last attempt failed, or a replay was asked for.';
 comment on column public.iu_route_delivery.failure_code is 'Why, for a machine.';
 comment on column public.iu_route_delivery.failure_detail is 'Why, for a person.';
 comment on column public.iu_route_delivery.replayed_by is 'Who replays its dead letter. Null: it is no replay.';

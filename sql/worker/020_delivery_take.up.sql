@@ -22,41 +22,57 @@ comment on function public.fn_iu_event_payload(jsonb, bigint) is
 -- Take ---------------------------------------------------------------------------------------------------
 
 -- Deliveries of a route that wait for nothing any more: freed by the one before them, or due again.
+--
+-- The first delivery of a subject is the first row from its key on, in the order of iu_route_delivery_subject_idx. Here and
+-- below it is asked for in this way, because no other index has that order. A session plans when the table is empty and
+-- all indexes look alike; "the lowest id with this key" would be searched in the primary key, past all that waits.
 create function public.fn_iu_delivery_due(
     p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[])
 returns bigint[]
 language plpgsql
 set search_path = ''
 as $$
+declare
+    -- A variable, because an index cannot be searched for what a volatile function answers.
+    v_now constant timestamptz := clock_timestamp();
 begin
     return array(
         select q.id
           from (select h.id
                   from unnest(p_freed_routes, p_freed_keys) f(code, key)
                  cross join lateral (
-                       select d.id, d.due_at, d.worker_name
+                       select d.id, d.subject_key, d.due_at, d.worker_name
                          from public.iu_route_delivery d
-                        where d.route_code = f.code and d.subject_key = f.key
-                        order by d.id
+                        where d.route_code = f.code and d.subject_key >= f.key
+                        order by d.subject_key, d.id
                         limit 1) h
-                 where f.code = p_route_code and h.due_at is null and h.worker_name = p_worker_name
+                 where f.code = p_route_code and h.subject_key = f.key and (h.due_at is null or h.due_at = 'infinity')
+                   and h.worker_name = p_worker_name
                 union all
                 (select d.id
                    from public.iu_route_delivery d
-                  where d.route_code = p_route_code and d.due_at <= clock_timestamp()
+                  where d.route_code = p_route_code and d.due_at <= v_now
                     and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                    and not exists (select from public.iu_route_delivery e
-                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                    and (d.subject_key is null
+                         or d.id = (select e.id
+                                      from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                     order by e.subject_key, e.id
+                                     limit 1))
                   order by d.due_at
                   limit p_room)
                 union all
                 -- It failed in the future: the clock was set back, and its time would come far too late.
                 (select d.id
                    from public.iu_route_delivery d
-                  where d.route_code = p_route_code and d.failed_at > clock_timestamp() + interval '1 second'
-                    and d.due_at > clock_timestamp() and d.worker_name = p_worker_name and d.id <> all (p_busy)
-                    and not exists (select from public.iu_route_delivery e
-                                     where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+                  where d.route_code = p_route_code and d.failed_at > v_now + interval '1 second'
+                    and d.due_at > v_now and d.due_at < 'infinity' and d.worker_name = p_worker_name and d.id <> all (p_busy)
+                    and (d.subject_key is null
+                         or d.id = (select e.id
+                                      from public.iu_route_delivery e
+                                     where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                     order by e.subject_key, e.id
+                                     limit 1))
                   order by d.failed_at
                   limit p_room)) q
          limit p_room);
@@ -65,11 +81,15 @@ $$;
 comment on function public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]) is
     'Part of fn_iu_delivery_take, with its plans: ids of deliveries that are due again, or were freed by the one before them.';
 
--- Deliveries that were never attempted, beyond a position. On a route that keeps order only the first of each subject is
--- given; the position passes the others.
+-- Deliveries that were never attempted, beyond a position and up to the last one that a batch has queued: batches of a
+-- worker commit one after the other, so all up to there are visible.
+--
+-- On a route that keeps order only the first of each subject is given; the position passes the others. Where it meets
+-- little but others, it passes all that are queued: a million deliveries of one subject must not come before the next
+-- event of another subject. What it has passed without a look is left to the sweep (022).
 create function public.fn_iu_delivery_new(
-    p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint,
-    out ids bigint[], out after bigint, out more boolean)
+    p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint,
+    out ids bigint[], out after bigint, out passed bigint)
 language plpgsql
 set search_path = ''
 as $$
@@ -78,36 +98,40 @@ declare
     v_last   bigint;
     v_looked bigint;
 begin
-    more := false;
     if p_ordered then
         select max(p.id), count(*), array_agg(p.id order by p.id) filter (where p.first)
           into v_last, v_looked, ids
           from (select d.id,
-                       not exists (select from public.iu_route_delivery e
-                                    where e.route_code = d.route_code and e.subject_key = d.subject_key
-                                      and e.id < d.id) as first
+                       d.due_at is null
+                       and (d.subject_key is null
+                            or d.id = (select e.id
+                                         from public.iu_route_delivery e
+                                        where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                        order by e.subject_key, e.id
+                                        limit 1)) as first
                   from public.iu_route_delivery d
-                 where d.route_code = p_route_code and d.id > p_after and d.due_at is null and d.worker_name = p_worker_name
+                 where d.route_code = p_route_code and d.id > p_after and d.id <= p_queued
+                   and d.worker_name = p_worker_name
                  order by d.id
                  limit v_most) p;
-        ids := coalesce(ids, '{}');
-        after := coalesce(case when cardinality(ids) > p_room then ids[p_room] else v_last end, p_after);
-        more := v_looked = v_most and cardinality(ids) < p_room;
-        ids := ids[1:p_room];
+        if v_looked = v_most and coalesce(cardinality(ids), 0) < p_room then
+            passed := v_last;
+        end if;
     else
         ids := array(select d.id
                        from public.iu_route_delivery d
-                      where d.route_code = p_route_code and d.id > p_after and d.due_at is null
+                      where d.route_code = p_route_code and d.id > p_after and d.id <= p_queued and d.due_at is null
                         and d.worker_name = p_worker_name
                       order by d.id
                       limit p_room);
-        after := coalesce(ids[cardinality(ids)], p_after);
     end if;
+    after := case when cardinality(ids) >= p_room then ids[p_room] else p_queued end;
+    ids := coalesce(ids[1:p_room], '{}');
 end
 $$;
-comment on function public.fn_iu_delivery_new(text, text, boolean, integer, bigint) is
-    'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, the new position, and whether '
-    'not all rows were looked at that there is room for.';
+comment on function public.fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint) is
+    'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, and the new position. passed: '
+    'the position has passed the deliveries beyond this id without a look at them; null: it has not.';
 
 -- The newest delivery that was never attempted, beyond a position; on a route that keeps order the newest that is the first
 -- of its subject. A hundred rows at most are looked at.
@@ -152,9 +176,12 @@ set search_path = ''
 as $$
 #variable_conflict use_column
 declare
-    v_payload jsonb;
-    v_found   boolean;
-    v_left    bigint := p_bytes;
+    -- One scan of the index for all ids. PostgreSQL 16 and older may filter all deliveries of the route by these ids
+    -- instead, where they plan when the table is empty; so ids are looked up one by one there.
+    v_one_scan constant boolean := current_setting('server_version_num')::integer >= 170000;
+    v_payload  jsonb;
+    v_found    boolean;
+    v_left     bigint := p_bytes;
 begin
     for delivery_id, attempt_no, subject_key, alone, event_ref, event_domain, event_type, event_stream, subject,
         subject_table, source_system, actor_ref, correlation_id, occurred_at, created_at, traceparent, v_payload, v_found in
@@ -162,12 +189,17 @@ begin
                coalesce(o.event_type, p_route.event_type), coalesce(o.event_stream, p_route.event_stream),
                coalesce(o.event_subject_ref::text, o.canonical_address), o.event_subject_table, o.source_system, o.actor_ref,
                o.correlation_id::text, o.occurred_at, o.created_at, d.traceparent, o.safe_payload, o.id is not null
-          -- One scan of the index for all ids. offset 0: the order is asked for outside, or else PostgreSQL 15 and 16 would
-          -- read all deliveries of the route by an index that has it.
           from (select x.*
                   from public.iu_route_delivery x
-                 where x.route_code = p_route.route_code and x.id = any (p_ids)
-                offset 0) d
+                 where v_one_scan and x.route_code = p_route.route_code and x.id = any (p_ids)
+                union all
+                select x.*
+                  from unnest(case when not v_one_scan then p_ids end) t(id)
+                 cross join lateral (
+                       select y.*
+                         from public.iu_route_delivery y
+                        where y.route_code = p_route.route_code and y.id = t.id
+                        limit 1) x) d
           left join lateral (
                select x.* from public.event_outbox x where x.id = d.event_ref
                union all
@@ -246,18 +278,19 @@ declare
     v_ordered boolean;
     v_new     record;
     v_after   bigint;
-    v_more    boolean;
+    v_passed  bigint;
+    v_queued  bigint;
     v_ids     bigint[];
     v_given   bigint;
     v_due     timestamptz;
     v_now     timestamptz;
 begin
     for v_route in
-        select x as route, y as breaker
-          from public.iu_outbound_route x
+        select x as route, y as breaker, w.queued_id
+          from public.iu_route_worker_cursor w
+          join public.iu_outbound_route x on x.event_domain = w.event_domain
           left join public.iu_delivery_breaker y on y.route_code = x.route_code
-         where x.event_domain = (select w.event_domain from public.iu_route_worker_cursor w
-                                  where w.worker_name = p_worker_name)
+         where w.worker_name = p_worker_name
            and x.target_kind in ('workflow', 'external_endpoint')
            and (x.enabled and not x.dry_run
                 or exists (select from public.iu_route_delivery d where d.route_code = x.route_code))
@@ -268,7 +301,8 @@ begin
         v_now := clock_timestamp();
         v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
         v_ids := '{}';
-        v_more := false;
+        v_passed := null;
+        v_given := 0;
         v_asked := array_position(p_routes, r.route_code);
         v_room := p_rooms[v_asked];
         v_after := p_after[v_asked];
@@ -286,15 +320,23 @@ begin
                 v_ids := public.fn_iu_delivery_newest(p_worker_name, r.route_code, v_ordered, v_after);
             elsif (v_probe and b.probes % 3 = 1) is not true then
                 v_ids := public.fn_iu_delivery_due(
-                    p_worker_name, r.route_code, v_room, p_busy, p_freed_routes, p_freed_keys);
+                    p_worker_name, r.route_code, v_room, p_busy, case when v_probe then null else p_freed_routes end,
+                    p_freed_keys);
             end if;
-            if cardinality(v_ids) < v_room then
-                select n.ids, n.after, n.more into v_new
+            v_queued := v_route.queued_id;
+            if v_queued is null then
+                -- The cursor was made anew and has queued nothing yet.
+                select max(d.id) into v_queued
+                  from public.iu_route_delivery d
+                 where d.route_code = r.route_code and d.replayed_by is null;
+            end if;
+            if cardinality(v_ids) < v_room and v_after < v_queued then
+                select n.ids, n.after, n.passed into v_new
                   from public.fn_iu_delivery_new(p_worker_name, r.route_code, v_ordered, v_room - cardinality(v_ids),
-                                                 v_after) n;
+                                                 v_after, v_queued) n;
                 v_ids := v_ids || v_new.ids;
                 v_after := v_new.after;
-                v_more := v_new.more;
+                v_passed := v_new.passed;
             end if;
             if v_probe and cardinality(v_ids) = 0 then
                 v_ids := public.fn_iu_delivery_due(
@@ -322,9 +364,13 @@ begin
         if v_held is null then
             select d.due_at into v_due
               from public.iu_route_delivery d
-             where d.route_code = r.route_code and d.due_at is not null and d.id <> all (p_busy || v_ids)
-               and not exists (select from public.iu_route_delivery e
-                                where e.route_code = d.route_code and e.subject_key = d.subject_key and e.id < d.id)
+             where d.route_code = r.route_code and d.due_at < 'infinity' and d.id <> all (p_busy || v_ids)
+               and (d.subject_key is null
+                    or d.id = (select e.id
+                                 from public.iu_route_delivery e
+                                where e.route_code = d.route_code and e.subject_key >= d.subject_key
+                                order by e.subject_key, e.id
+                                limit 1))
              order by d.due_at
              limit 1;
         elsif v_held in ('breaker_open', 'dead_letter_budget') then
@@ -334,7 +380,8 @@ begin
         delivery_id := null;
         route := jsonb_build_object(
             'kind', r.target_kind, 'ref', r.target_ref, 'policy', v_policy, 'held', v_held, 'after', v_after,
-            'more', v_more, 'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
+            'passed', v_passed, 'kept_back', v_given < cardinality(v_ids),
+            'due_in', extract(epoch from v_due - clock_timestamp()), 'why', coalesce(b.why, ''),
             'probing', b.probing_id, 'took', extract(epoch from v_now - statement_timestamp()));
         return next;
     end loop;
@@ -397,9 +444,12 @@ begin
                           and x.worker_name = p_worker_name
                         order by x.id
                         limit 2 * w.room + 100) p
-                where r.ordered is not true
-                   or not exists (select from public.iu_route_delivery e
-                                   where e.route_code = p.route_code and e.subject_key = p.subject_key and e.id < p.id)
+                where r.ordered is not true or p.subject_key is null
+                   or p.id = (select e.id
+                                from public.iu_route_delivery e
+                               where e.route_code = p.route_code and e.subject_key >= p.subject_key
+                               order by e.subject_key, e.id
+                               limit 1)
                 order by p.id
                 limit w.room) d
           left join lateral (select x.* from public.event_outbox x where x.id = d.event_ref limit 1) o on true
@@ -498,7 +548,7 @@ comment on function public.fn_iu_delivery_progress_missing(text) is
 
 create view public.v_iu_delivery_parked as
 select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_for, h.created_at as since, h.tries,
-       h.due_at, h.failure_code
+       nullif(h.due_at, 'infinity') as due_at, h.failure_code
   from (select d.route_code, d.subject_key, min(d.id) as id, count(*) as depth
           from public.iu_route_delivery d
          where d.subject_key is not null

@@ -205,21 +205,33 @@ declare
     v_count integer;
 begin
     with letters as materialized (
-        select d.*
+        select d.*, case when p_ordered then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
+                                                                       d.event_snapshot ->> 'canonical_address'), 0)
+                    end as subject_key
           from public.iu_route_dead_letter d
          where d.id = any (p_ids)
            and not exists (select from public.iu_route_delivery x
                             where x.event_ref = d.event_ref and x.route_code || '' = d.route_code)
+    ), turns as (
+        -- Of a subject one is due, where none waits already.
+        select d.*, case when lag(d.subject_key) over (partition by d.route_code, d.subject_key order by d.created_at, d.id)
+                              is not null
+                           or d.subject_key = (select x.subject_key
+                                                 from public.iu_route_delivery x
+                                                where x.route_code = d.route_code and x.subject_key >= d.subject_key
+                                                order by x.subject_key, x.id
+                                                limit 1)
+                         then 'infinity' else now() end as due_at
+          from letters d
     ), queued as (
         insert into public.iu_route_delivery
             (worker_name, route_code, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by, traceparent)
-        select d.worker_name, d.route_code, d.event_ref,
-               case when p_ordered then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
-                                                                  d.event_snapshot ->> 'canonical_address'), 0) end,
+        select d.worker_name, d.route_code, d.event_ref, d.subject_key,
                coalesce((select max(a.attempt_no) from public.iu_route_attempt a
                           where a.idempotency_key = d.idempotency_key), 0) + 1,
-               now(), now(), p_actor, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
-          from letters d
+               d.due_at, case when d.due_at < 'infinity' then d.due_at end, p_actor,
+               public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
+          from turns d
          order by d.created_at, d.id
         returning event_ref
     ), counted as (

@@ -24,7 +24,7 @@ import asyncpg
 import pytest
 
 from conftest import Database
-from iu_listen.model.delivery import Outcome, Result, Want
+from iu_listen.model.delivery import Outcome, Result, Search, Want
 from iu_listen.model.facts import CHANNEL, BatchFailure, State, Tally
 from iu_listen.model.observation import BatchRan, LeaseTaken
 from iu_listen.model.settings import Settings
@@ -282,6 +282,7 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
     assert len(handed) == 4
     want = Want(route="queued", room=10, after=0, deadline=30)
     supply = await deliveries.take([want], [], [])
+    await deliveries.sweep([Search(route="queued", key=0, behind=0, after=1)])
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
     done = [
         Outcome(taken=t, result=r, began=0, ended=0, code="x", called="it")

@@ -43,7 +43,7 @@ async def test_too_many_abandoned_calls_hold_their_route(live):
         "deadline": 0.2,
         "concurrency": 60,
         "breaker": 1000,
-        "dead_letters_per_hour": 1000,
+        "dead_letters_in_a_row": 1000,
     }
     async with connected(live.dsn) as connection:
         await open_route(connection, **policy)

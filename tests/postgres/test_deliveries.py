@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from iu_listen import Consumer, Settings
-from iu_listen.flow import deliver
+from iu_listen.flow import deliver, sweep
 from iu_listen.flow.route import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.facts import Batch
@@ -467,7 +467,7 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
 async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
     """More subjects may be freed at once than there is room for, or while the route is held: each goes on in its time.
 
-    Fails when: those for whom there is no room, or whose route is held, are only found by the scan once in 30 s.
+    Fails when: those for whom there is no room, or whose route is held, are only found by the sweep once in 30 s.
     """
     ready = anyio.Event()
 
@@ -843,10 +843,10 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
 async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late, order):
     """A batch hands an event over that is taken as well, and one of the two hears of it when it is delivered and settled.
 
-    Fails when: the answer of a batch, or that of the taker, is not held against what was settled since it was asked for;
-    or that of the batch against the position alone, which begins anew where a subject has an order. The storm found it.
+    Fails when: the answer of a batch, or that of the taker, is not held against what was settled since it was asked for.
+    The storm found it.
     """
-    monkeypatch.setattr(deliver, "RESCAN", -1)
+    monkeypatch.setattr(sweep, "RESCAN", -1)
     arrivals, take, run_batch = Arrivals(), DeliverySession.take, WorkerSession.run_batch
 
     async def slow_take(self, *args):
@@ -952,22 +952,6 @@ async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, mo
             await settled(connection)
         assert arrivals.crowded == set()
         assert [c.event.id for c in arrivals.calls[1:]] == events
-
-
-async def test_who_is_found_twice_in_one_answer_is_begun_once(live, monkeypatch):
-    """Who was freed is also found by a scan from the beginning, in the same answer; he is called once, and alone.
-
-    Fails when: an answer is held against what is under way as a whole, and not row by row. The storm found it.
-    """
-    monkeypatch.setattr(deliver, "RESCAN", -1)
-    arrivals, subject = Arrivals(lambda _: anyio.sleep(0.01)), uuid4()
-    async with connected(live.dsn) as connection:
-        await open_route(connection, order="subject", concurrency=5)
-        events = [await insert_event(connection, subject=subject) for _ in range(20)]
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
-        assert arrivals.crowded == set()
 
 
 async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monkeypatch):

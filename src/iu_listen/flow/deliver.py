@@ -20,13 +20,15 @@ import anyio
 
 from iu_listen.flow.backoff import backoff
 from iu_listen.flow.calls import FRESH, PATIENCE, Calls
+from iu_listen.flow.freed import Freed
 from iu_listen.flow.holds import Holds
 from iu_listen.flow.ledger import Ledger
 from iu_listen.flow.loose import within
 from iu_listen.flow.ports import Deliveries, Sessions, Targets, Watcher
 from iu_listen.flow.quarantine import Quarantine
 from iu_listen.flow.ring import Ring
-from iu_listen.flow.route import Route, due_in, handed_over, may_go_on, split, unchanged, wants
+from iu_listen.flow.route import Route, due_in, handed_over, split, unchanged, wants
+from iu_listen.flow.sweep import Sweeper
 from iu_listen.flow.unusable import Unusable, find_target
 from iu_listen.model.delivery import PROBED, Delivery, Result, RouteState, Supply, Taken, Want
 from iu_listen.model.errors import words
@@ -38,8 +40,6 @@ from iu_listen.model.settings import Settings
 TICK: Final = 1.0
 #: How long the database's answer may be on its way before it says nothing of the locks any more, in seconds.
 LATE: Final = 0.5
-#: How often a subject is looked for that nobody freed, in seconds.
-RESCAN: Final = 30.0
 #: How long a target that could not be found is not looked for again, in seconds.
 NOT_FOUND: Final = 10.0
 
@@ -83,13 +83,12 @@ class Deliverer:
         self._quarantine = Quarantine(self._calls, self._ledger)
         self._unusable = Unusable()
         self._holds = Holds(self._worker, watcher)
-        #: What others of its subject waited for, and nobody has looked for these yet.
-        self._freed: list[Taken] = []
+        self._freed = Freed()
+        self._sweeper = Sweeper(clock, self._freed, self._ledger, self._ring)
         #: The lease is ours: it looks by itself for what there is to deliver.
         self.delivering = False
         self._working = False
         self._stopping = False
-        self._rescanned = -math.inf
         self._losses = 0
         self._failed_takes = 0
 
@@ -161,7 +160,7 @@ class Deliverer:
                 self._quarantine.start(self._clock())
             # A new session may lead to another history: a copy that is behind has the same owner and lower ids.
             for route in self._routes.values():
-                route.after = 0
+                route.restart()
             self._trust(self._clock())
             self.delivering = True
             try:
@@ -204,7 +203,7 @@ class Deliverer:
                 if route is not None and outcome.result is not Result.SENT:
                     route.failing = max(0, route.failing - 1)
                 if outcome.taken.subject_key is not None:
-                    self._freed.append(outcome.taken)
+                    self._freed.add(outcome.taken.delivery.route, [outcome.taken.subject_key])
             if done:
                 self._watcher.note(DeliveriesSettled(self._worker, done, dead))
                 self._ring.set()
@@ -216,7 +215,7 @@ class Deliverer:
             self._ring.clear()
             asked = self._clock()
             wants = [] if self._stopping or not self._working else self._wants(asked)
-            freed, self._freed = may_go_on(self._freed, wants)
+            freed = self._freed.next(wants)
             self._ledger.passed.clear()
             try:
                 supply = await session.take(wants, self._ledger.busy(self._routes.values()), freed)
@@ -226,11 +225,12 @@ class Deliverer:
                 self._failed_takes = 0
             except BaseException:
                 self._failed_takes += 1
-                self._freed = freed + self._freed
+                self._freed.put_back(freed)
                 raise
             if not self.delivering:
                 return
-            self._learn(supply, self._clock() - asked, wants, self._ledger.passed)
+            self._learn(supply, self._clock() - asked, wants, freed)
+            await self._sweeper.turn(session, self._routes.values())
             await self._unusable.tell(session, self._routes.values())
             if not self._ledger and (self._stopping or not self._working or not self._routes):
                 return
@@ -268,27 +268,23 @@ class Deliverer:
         if now >= self._calls.trusted:
             # What was given up may be in the middle of being settled: it is still there, and will not be.
             return []
-        if now - self._rescanned > RESCAN:
-            # What somebody cancelled freed nobody.
-            self._rescanned = now
-            for route in self._routes.values():
-                route.rescan()
         left = self._settings.prefetch_bytes - self._ledger.bytes
         return wants(list(self._routes.values()), left, self._quarantine.room(now), self._failed_takes)
 
-    def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], passed: Collection[int]) -> None:
+    def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], freed: Sequence[tuple[str, int]]) -> None:
         """What the database said of each route, and what it gave; begin it.
 
         Args:
             supply: Its answer.
             seconds: How long we have waited for it.
             wants: What it was asked for.
-            passed: Ids that have been taken already, and perhaps settled since the question.
+            freed: Which subjects it was asked for.
         """
         self._hear(seconds - supply.seconds)
         counts = unchanged(wants, self._routes)
         self._know(supply.routes, counts)
-        self._take_over(self._ledger.new(supply.taken, counts, passed))
+        self._freed.answered(freed, supply.routes, counts)
+        self._take_over(self._ledger.new(supply.taken, counts, self._ledger.passed))
 
     def _hear(self, seconds: float) -> None:
         """The locks were read so many seconds ago, at most. Whoever slept since then asks again."""
@@ -316,21 +312,21 @@ class Deliverer:
         known = {state.route for state in states}
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
             self._drop(self._routes[code])
+            self._freed.forget(code)
             self._calls.leave(self._routes.pop(code))
         for state in states:
             new = state.route not in self._routes
             route = self._routes.setdefault(state.route, Route.of(state))
+            if state.held != route.state.held:
+                # While it was held its deliveries may have been cancelled, which frees others.
+                route.sweep.start()
             changed = route.becomes(state) or new
             if state.route in counts:
-                route.after = max(route.after, state.after)
+                route.reaches(state)
             if state.held:
                 # A probe waits until it may begin, and one that is attempted alone until nothing else is in flight.
                 self._drop(route, alone=state.held not in PROBED)
-                # Who is freed while a route is held is not looked for: all of them are when it goes on.
-                route.rescan()
             self._find_target(route, changed)
-            if state.more:
-                self._ring.set()
             self._holds.tell(route)
         self._calls.expect(route.deadline for route in self._routes.values())
 
@@ -352,7 +348,10 @@ class Deliverer:
         """Give back what was taken and not begun; unless ``alone``, not the probe and what is attempted alone."""
         given, route.queue = split(route.queue, keep=not alone, probe=route.state.probing)
         for taken in [*given, *(self._quarantine.drop(route.state.route) if alone else [])]:
-            route.after = min(route.after, taken.delivery.id - 1)
+            if route.ordered and taken.subject_key is not None:
+                self._freed.add(route.state.route, [taken.subject_key])
+            else:
+                route.after = min(route.after, taken.delivery.id - 1)
             self._ledger.remove(taken.delivery.id)
 
     def _forget(self, *, ordered: bool = False) -> None:
@@ -362,9 +361,9 @@ class Deliverer:
                 self._calls.give_up(taken)
                 self._ledger.remove(taken.delivery.id)
         for route in self._routes.values():
-            if not ordered or route.state.policy["order"] == "subject":
+            if not ordered or route.ordered:
                 self._drop(route)
-                route.after = 0
+                route.restart()
         if not ordered:
             for taken in self._ledger:
                 self._ledger.remove(taken.delivery.id)
@@ -372,14 +371,15 @@ class Deliverer:
             for route in self._routes.values():
                 route.failing = 0
             self._calls.done.clear()
-            self._freed.clear()
+            self._freed.forget()
 
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _pause(self) -> float:
         """Until the next question for more, if nothing rings."""
-        waits = any(route.queue for route in self._routes.values())
-        return FRESH / 4 if waits else min(TICK, due_in(self._routes.values()))
+        routes = self._routes.values()
+        waits = any(route.queue for route in routes)
+        return FRESH / 4 if waits else min(TICK, due_in(routes), self._sweeper.pause(routes))
 
     def _trust(self, since: float) -> None:
         """Our lease was good then: until when nobody else can have it, however late it is renewed."""

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
-from iu_listen.model.delivery import Delivery, Lease, Outcome, Supply, Taken, Want
+from iu_listen.model.delivery import Delivery, Found, Lease, Outcome, Search, Supply, Taken, Want
 from iu_listen.model.facts import AuditPage, Batch, BatchFailure, Culprit, State, Survey, Tally
 from iu_listen.model.observation import Observation
 from iu_listen.model.trace import Page, Place, Span, Verdict
@@ -196,14 +196,17 @@ class Deliveries(Protocol):
         None: the lease is lost, and nothing was written. May be called while take() is.
         """
 
-    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[Taken]) -> Supply:
+    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
         """The next deliveries that there is room for, and what holds each route.
 
         Args:
             wants: How many, of which route, from where.
             again: Ids that we have already, of deliveries that were tried before.
-            freed: Those whose subjects may go on now.
+            freed: Routes and keys of the subjects that may go on now.
         """
+
+    async def sweep(self, searches: Sequence[Search]) -> Sequence[Found]:
+        """Search a bounded part of what the positions of these routes have passed."""
 
     async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
         """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""

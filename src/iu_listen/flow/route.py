@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Self
 
@@ -19,12 +19,54 @@ AHEAD: Final = 9
 MOST_AHEAD: Final = 1000
 
 
+#: The first of all keys of subjects.
+FIRST_KEY: Final = -(2**63)
+
+
 class Room(Enum):
     """How many deliveries may be taken: none, as many as can begin at once, or more than that (prefetch)."""
 
     NONE = 0
     FLIGHT = 1
     AHEAD = 2
+
+
+@dataclass(slots=True)
+class Sweep:
+    """How far a route has been searched for deliveries that its position has passed (sql/worker/022).
+
+    Attributes:
+        key: Subjects from this key on are searched next; None: none are.
+        again: They are searched once more from the first one: one that was searched already may have been freed.
+        behind: Deliveries without a subject are searched beyond this id, up to the position; None: none are.
+    """
+
+    key: int | None = None
+    again: bool = False
+    behind: int | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether there is something to be searched."""
+        return self.key is not None or self.behind is not None
+
+    def start(self) -> None:
+        """Search all subjects. A sweep that is under way goes on, so that none is left out, and is repeated."""
+        if self.key is None:
+            self.key = FIRST_KEY
+        elif self.key != FIRST_KEY:
+            self.again = True
+
+    def skip(self, after: int) -> None:
+        """The position has passed deliveries beyond this id without a look at them."""
+        self.start()
+        self.behind = after if self.behind is None else min(self.behind, after)
+
+    def goes_on(self, key: int | None, behind: int | None) -> None:
+        """A part was searched; the next one begins here."""
+        self.key, self.behind = key, behind
+        if key is None and self.again:
+            self.key, self.again = FIRST_KEY, False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +81,7 @@ class Route(Lane):
         after: The last id that was taken, of those that were never tried.
         busy: How many are taken and not settled.
         bytes: How many bytes their payloads have.
+        sweep: How far it has been searched for deliveries before that id.
         told: What holds it, as was said last.
     """
 
@@ -49,6 +92,7 @@ class Route(Lane):
     after: int = 0
     busy: int = 0
     bytes: int = 0
+    sweep: Sweep = field(default_factory=Sweep)
     told: str = ""
 
     @classmethod
@@ -65,10 +109,20 @@ class Route(Lane):
         self.most_failing = int(state.policy["dead_letters_in_a_row"])
         return before != self._aim
 
-    def rescan(self) -> None:
-        """Look for the first of each subject from the beginning, if the route keeps their order."""
-        if self.state.policy["order"] == "subject":
-            self.after = 0
+    def reaches(self, state: RouteState) -> None:
+        """Where the position has come to."""
+        self.after = max(self.after, state.after)
+        if state.passed is not None:
+            self.sweep.skip(state.passed)
+
+    def restart(self) -> None:
+        """Read from the first id again."""
+        self.after, self.sweep = 0, Sweep()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it keeps the order of a subject."""
+        return bool(self.state.policy["order"] == "subject")
 
     @property
     def _aim(self) -> tuple[str, str, str]:
@@ -151,14 +205,3 @@ def handed_over(given: Sequence[Taken]) -> tuple[list[Taken], bool]:
     kept_back = {taken.delivery.route: taken.delivery.id for taken in reversed(given) if taken.problem}
     handed = [t for t in given if t.delivery.id < kept_back.get(t.delivery.route, math.inf)]
     return handed, bool(kept_back)
-
-
-def may_go_on(freed: Sequence[Taken], wants: Sequence[Want]) -> tuple[list[Taken], list[Taken]]:
-    """Those that others have waited for: as many as there is room for these, and the rest, asked for later."""
-    room = {want.route: want.room for want in wants}
-    now: list[Taken] = []
-    later: list[Taken] = []
-    for taken in freed:
-        room[taken.delivery.route] = left = room.get(taken.delivery.route, 0) - 1
-        (now if left >= 0 else later).append(taken)
-    return now, later

@@ -176,8 +176,9 @@ class RouteState:
         policy: Its delivery policy, with the defaults (fn_iu_delivery_policy).
         held: What holds it back; empty: nothing.
         after: The last id that was taken, of those that were never tried.
+        passed: ``after`` has passed the deliveries beyond this id without a look at them; None: it has not.
+        kept_back: Not all deliveries that may go on were given: there was no room for the bytes of their payloads.
         due_in: Seconds until the next delivery is due that waits for its time; None: none does.
-        more: Not all were looked at that there is room for: ask again at once.
         why: The last failure, where the breaker is open.
         probing: Id of the delivery that is the probe in flight, where one is.
     """
@@ -188,8 +189,9 @@ class RouteState:
     policy: Mapping[str, Any]
     held: str = ""
     after: int = 0
+    passed: int | None = None
+    kept_back: bool = False
     due_in: float | None = None
-    more: bool = False
     why: str = ""
     probing: int | None = None
 
@@ -218,6 +220,42 @@ class Want:
     deadline: float
     span: str = "call"
     bytes: int = 1 << 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A question for deliveries of a route that its position has passed.
+
+    Attributes:
+        route: Its code.
+        key: Subjects from this key on; None: no subject.
+        behind: Deliveries without a subject beyond this id; None: none.
+        after: The position.
+    """
+
+    route: str
+    key: int | None
+    behind: int | None
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The answer: what may go on in the part that was searched.
+
+    Attributes:
+        route: Code of the route.
+        keys: Keys of subjects whose first delivery may go on, unless it is in flight.
+        key: Subjects from this key on are searched next; None: all were.
+        first: The first delivery without a subject; None: none was found.
+        behind: Deliveries without a subject are searched next beyond this id; None: all were, or one was found.
+    """
+
+    route: str
+    keys: Sequence[int]
+    key: int | None
+    first: int | None
+    behind: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

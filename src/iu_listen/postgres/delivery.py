@@ -15,7 +15,19 @@ from uuid import UUID
 
 import anyio
 
-from iu_listen.model.delivery import Delivery, Event, Lease, Outcome, Result, RouteState, Supply, Taken, Want
+from iu_listen.model.delivery import (
+    Delivery,
+    Event,
+    Found,
+    Lease,
+    Outcome,
+    Result,
+    RouteState,
+    Search,
+    Supply,
+    Taken,
+    Want,
+)
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import WORDS, site_of
@@ -125,14 +137,23 @@ class DeliverySession:
         )  # fmt: skip
         return dead
 
-    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[Taken]) -> Supply:
+    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
         """The next deliveries that there is room for, and what holds each route."""
         rows = await ask_rows(
             self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants),
-            [w.bytes for w in wants], again, [t.delivery.route for t in freed], [t.subject_key for t in freed],
+            [w.bytes for w in wants], again, [route for route, _ in freed], [key for _, key in freed],
             self._settings.payload_max,
         )  # fmt: skip
         return _supply(rows)
+
+    async def sweep(self, searches: Sequence[Search]) -> list[Found]:
+        """Search a part of what the positions of routes have passed."""
+        rows = await ask_rows(
+            self._taker, self._settings.deadline, query("delivery/sweep"), self._settings.worker,
+            [s.route for s in searches], [s.key for s in searches], [s.behind for s in searches],
+            [s.after for s in searches],
+        )  # fmt: skip
+        return [Found(**dict(row)) for row in rows]
 
     async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
         """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
@@ -204,8 +225,9 @@ def _state(code: str, answer: Mapping[str, Any]) -> RouteState:
         policy=answer["policy"],
         held=answer["held"] or "",
         after=answer["after"] or 0,
+        passed=answer["passed"],
+        kept_back=answer["kept_back"],
         due_in=answer["due_in"],
-        more=answer["more"],
         why=answer["why"],
         probing=answer["probing"],
     )

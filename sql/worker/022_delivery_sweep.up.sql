@@ -1,0 +1,114 @@
+-- The sweep: finds deliveries that the position of their route has passed and that may go on by now.
+--
+-- Taking (020) reads deliveries that were never attempted by their ids, from a position that only goes forward. Three
+-- kinds of deliveries lie before it:
+--
+--   what                                        how it is found
+--   it waits for an earlier one of its subject  the consumer asks for its subject when it has settled the earlier one
+--   the same, and somebody else has ended the   the sweep: the first delivery of each subject
+--   earlier one (a cancel, another worker)
+--   the position passed it without a look,      the sweep: the first delivery of each subject, and deliveries that
+--   because nearly all around it waited         have no subject
+--
+-- The first deliveries of subjects are found by a loose index scan: one search of (route_code, subject_key, id) a subject,
+-- however many deliveries wait behind it. Deliveries without a subject are in no such index; they are found by id, once
+-- after the position has passed some.
+--
+-- Each question reads a bounded part and answers where the next one goes on: at most 500 subjects, and for some
+-- milliseconds. Deleted rows that vacuum may not remove yet are read as well, and a LIMIT does not count them. So one
+-- thousandth of all keys (they are hashes) is searched first, then four times as many, and so on; ids are searched in
+-- parts of 10 000; and the clock is looked at between two parts.
+--
+-- needs: 008, 012
+-- locks: nothing that exists
+
+create function public.fn_iu_delivery_sweep(
+    p_worker_name text, p_route_code text, p_key bigint, p_after bigint, out keys bigint[], out key bigint)
+language plpgsql
+set search_path = ''
+set row_security = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_sort = off
+set jit = off
+as $$
+declare
+    v_last  constant bigint := 9223372036854775807;
+    v_until constant timestamptz := clock_timestamp() + interval '5 milliseconds';
+    v_part  numeric := 2 ^ 54;
+    v_end   bigint;
+    v_left  integer := 500;
+    v_heads bigint;
+    v_key   bigint;
+    v_free  bigint[];
+begin
+    key := p_key;
+    keys := '{}';
+    while key is not null and v_left > 0 and clock_timestamp() < v_until loop
+        v_end := least(key + v_part, v_last);
+        v_part := v_part * 4;
+        with recursive head as (
+            (select d.subject_key, d.id, d.worker_name, d.due_at
+               from public.iu_route_delivery d
+              where d.route_code = p_route_code and d.subject_key between key and v_end
+              order by d.subject_key, d.id
+              limit 1)
+            union all
+            select n.*
+              from head h
+             cross join lateral (
+                   select d.subject_key, d.id, d.worker_name, d.due_at
+                     from public.iu_route_delivery d
+                    where d.route_code = p_route_code and d.subject_key > h.subject_key and d.subject_key <= v_end
+                    order by d.subject_key, d.id
+                    limit 1) n
+        )
+        select count(*), max(h.subject_key),
+               array_agg(h.subject_key) filter (where h.worker_name = p_worker_name
+                                                  and (h.due_at = 'infinity' or h.due_at is null and h.id <= p_after))
+          into v_heads, v_key, v_free
+          from (select x.* from head x limit v_left) h;
+        keys := keys || coalesce(v_free, '{}');
+        key := nullif(case when v_heads = v_left then v_key else v_end end, v_last) + 1;
+        v_left := v_left - v_heads;
+    end loop;
+end
+$$;
+comment on function public.fn_iu_delivery_sweep(text, text, bigint, bigint) is
+    'Subjects of a route, from a key on, whose first delivery waits for nothing and is not beyond the position; and the key '
+    'from which to go on (null: all were looked at).';
+
+create function public.fn_iu_delivery_seek(
+    p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, out first bigint, out behind bigint)
+language plpgsql
+set search_path = ''
+set row_security = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_sort = off
+set jit = off
+as $$
+declare
+    v_until constant timestamptz := clock_timestamp() + interval '5 milliseconds';
+    v_end   bigint;
+begin
+    behind := p_behind;
+    while behind is not null and clock_timestamp() < v_until loop
+        v_end := least(behind + 10000, p_after);
+        select min(d.id) into first
+          from public.iu_route_delivery d
+         where d.route_code = p_route_code and d.id > behind and d.id <= v_end
+           and d.subject_key is null and d.due_at is null and d.worker_name = p_worker_name;
+        behind := case when first is null and v_end < p_after then v_end end;
+    end loop;
+end
+$$;
+comment on function public.fn_iu_delivery_seek(text, text, bigint, bigint) is
+    'The first delivery of a route without a subject that was never attempted, beyond p_behind and up to the position; and '
+    'the id beyond which to go on (null: it was found, or there is none).';

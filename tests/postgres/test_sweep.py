@@ -1,0 +1,465 @@
+"""Deliveries that wait for an earlier one of their subject: they cost nothing while they wait, and none is forgotten. 022."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+import pytest
+
+from iu_listen import Settings
+from iu_listen.flow import sweep
+from iu_listen.flow.route import FIRST_KEY
+from iu_listen.model.delivery import Failed, Found, RouteState, Search, Supply, Want
+from iu_listen.model.observation import RouteHeld
+from iu_listen.postgres.delivery import DeliverySession
+from postgres.couriers import ROUTE, Arrivals, delivering, open_route, settled
+from support import MANY, WORKER, connected, insert_event, rows_read, run_batch, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+DELIVERIES = "^iu_route_delivery$"
+#: Deliveries of so many subjects in turns, as if a batch had queued them; their events do not exist. Where they wait, the
+#: first one of each subject has failed and is tried again in an hour.
+PARK = """
+    insert into iu_route_delivery
+        (worker_name, route_code, event_ref, subject_key, attempt_no, tries, due_at, failed_at)
+    select $1, $2, gen_random_uuid(), hashtextextended('parked ' || n % $4, 0), 1 + f.failed, f.failed,
+           case f.failed when 1 then now() + interval '1 hour' end, case f.failed when 1 then now() end
+      from generate_series(0, $3::int - 1) n
+     cross join lateral (select ($5 and n < $4)::int as failed) f
+     order by n
+"""
+
+
+async def park(connection: asyncpg.Connection, count: int, subjects: int = 1, *, wait: bool = True) -> int:
+    """Queue so many deliveries, all of which wait; the last id."""
+    await connection.execute(PARK, WORKER, ROUTE, count, subjects, wait)
+    last: int = await connection.fetchval(
+        "update iu_route_worker_cursor set queued_id = (select max(id) from iu_route_delivery) returning queued_id"
+    )
+    return last
+
+
+async def take(connection: asyncpg.Connection, after: int = 0, room: int = 50) -> tuple[Supply, RouteState, int]:
+    """What the taker answers beyond this position, what it says of the route, and how many rows it read for that."""
+    session = DeliverySession(connection, connection, Settings(), uuid4())
+    before = await rows_read(connection, DELIVERIES)
+    supply = await session.take([Want(route=ROUTE, room=room, after=after, deadline=1)], [], [])
+    return supply, supply.routes[0], await rows_read(connection, DELIVERIES) - before
+
+
+async def search(
+    connection: asyncpg.Connection, key: int | None, after: int, behind: int | None = None
+) -> tuple[Found, int]:
+    """What the sweep finds in the next part, and how many rows it read for that."""
+    session = DeliverySession(connection, connection, Settings(), uuid4())
+    before = await rows_read(connection, DELIVERIES)
+    (found,) = await session.sweep([Search(route=ROUTE, key=key, behind=behind, after=after)])
+    return found, await rows_read(connection, DELIVERIES) - before
+
+
+async def search_all(connection: asyncpg.Connection, after: int) -> list[tuple[list[int], int]]:
+    """The keys that each part of a whole sweep finds, and how many rows it read for that."""
+    key: int | None = FIRST_KEY
+    parts = []
+    while key is not None:
+        found, read = await search(connection, key, after)
+        parts.append((list(found.keys), read))
+        key = found.key
+    return parts
+
+
+# -- what waits is not read --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_other_subjects_are_delivered_beside_200_000_that_wait(live, monkeypatch):
+    """The events of other subjects are delivered, although the consumer finds them behind 200 000 that wait for one.
+
+    It reads each of these once at most, in search of deliveries without a subject, although it searches all the time.
+
+    Fails when: the position goes through all that wait, or begins at the first id again and again.
+    """
+    monkeypatch.setattr(sweep, "RESCAN", 0)
+    arrivals, events = Arrivals(), list[UUID]()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        await park(connection, 200_000)
+        before = await rows_read(connection, DELIVERIES)
+        async with delivering(live.dsn, arrivals.target()):
+            for _ in range(20):
+                events.append(await insert_event(connection))
+                await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[events[-1]]), "the delivery", 30)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+        assert await rows_read(connection, DELIVERIES) - before < 250_000
+
+
+@pytest.mark.slow
+async def test_a_question_for_more_passes_what_waits(live):
+    """One question finds that 200 000 wait and passes them; the next one reads nothing of them. A sweep reads one.
+
+    Fails when: the position passes no more than it has looked at, or a sweep reads what waits behind the first one.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        last = await park(connection, 200_000)
+        supply, state, read = await take(connection)
+        assert (supply.taken, state.after, state.passed) == ([], last, last - 200_000 + 200)
+        assert read < 1000
+        _, state, read = await take(connection, state.after)
+        assert (state.after, state.passed) == (last, None)
+        assert read < 10
+        parts = await search_all(connection, last)
+        assert [keys for keys, _ in parts if keys] == []
+        assert sum(read for _, read in parts) < 20
+
+
+@pytest.mark.parametrize("order", ["subject", "none"])
+async def test_retries_that_wait_for_their_time_are_not_read(live, order):
+    """Thousands that are tried again later, of a route without an order as well, are not read by a question for more.
+
+    Fails when: their time is compared with a volatile function, which no index can be searched for.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order=order)
+        await park(connection, 3000, subjects=3000)
+        _, state, _ = await take(connection)
+        supply, state, read = await take(connection, state.after)
+        assert supply.taken == []
+        assert 3500 < state.due_in <= 3600
+        assert read < 20
+
+
+@pytest.mark.parametrize("planned", ["while it is empty", "when it was analyzed"])
+async def test_who_is_first_is_found_without_those_who_wait(live, planned):
+    """Whether a delivery is the first of its subject costs one row, whatever the planner knew when the session began.
+
+    Fails when: the first one is asked for in a way that another index can answer, or by a join.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        if planned == "while it is empty":
+            await take(connection)
+        await park(connection, 3000)
+        if planned == "when it was analyzed":
+            await connection.execute("analyze iu_route_delivery")
+        subject = uuid4()
+        for _ in range(2):
+            await insert_event(connection, subject)
+        await run_batch(connection)
+        id, key = await connection.fetchrow(
+            "select max(id), max(subject_key) filter (where id > 3000) from iu_route_delivery"
+        )
+        for wait in (False, True):
+            await connection.execute(
+                "update iu_route_delivery set due_at = case when $1 then now() end where id = $2 - 1", wait, id
+            )
+            supply, _, read = await take(connection, id - 2)
+            assert [t.delivery.id for t in supply.taken] == [id - 1]
+            assert read < 50
+        before = await rows_read(connection, DELIVERIES)
+        given = "select delivery_id from fn_iu_delivery_hand_over($1, $2, '{9}', $3)"
+        assert await connection.fetchval(given, WORKER, [ROUTE], [id - 2]) is None
+        assert await rows_read(connection, DELIVERIES) - before < 50
+        session = DeliverySession(connection, connection, Settings(), uuid4())
+        await connection.execute("update iu_route_delivery set due_at = null where id = $1 - 1", id)
+        before = await rows_read(connection, DELIVERIES)
+        want = Want(route=ROUTE, room=9, after=id, deadline=1)
+        assert [t.delivery.id for t in (await session.take([want], [], [(ROUTE, key)])).taken] == [id - 1]
+        assert await rows_read(connection, DELIVERIES) - before < 50
+
+
+async def test_a_sweep_of_many_subjects_is_cut_into_parts(live):
+    """A part of a sweep looks at 500 subjects, however many deliveries wait for each; the parts leave none out.
+
+    Fails when: a part has no bound, or the next one does not begin where it ended.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        last = await park(connection, 6000, subjects=1200, wait=False)
+        parts = await search_all(connection, last)
+        assert all(len(keys) <= 500 and read < 600 for keys, read in parts)
+        expected = "select array_agg(distinct subject_key order by subject_key) from iu_route_delivery"
+        assert [key for keys, _ in parts for key in keys] == await connection.fetchval(expected)
+
+
+@pytest.mark.slow
+async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_held_back(live):
+    """Rows that were deleted and cannot be removed yet are read in parts as well, both by subject and by id.
+
+    Fails when: a part ends at a number of deliveries only, which deleted rows do not count for.
+    """
+    async with connected(live.dsn) as connection, connected(live.dsn) as reader:
+        await open_route(connection, order="subject")
+        async with reader.transaction(isolation="repeatable_read"):
+            await reader.fetchval("select count(*) from iu_route_delivery")
+            last = await park(connection, 300_000, subjects=300_000)
+            await connection.execute("delete from iu_route_delivery")
+            found, read = await search(connection, FIRST_KEY, last)
+            assert found.key is not None
+            assert 200 < read < 200_000
+            found, read = await search(connection, None, last, 0)
+            assert found.behind is not None
+            assert 9000 < read < 200_000
+
+
+# -- nothing is forgotten ----------------------------------------------------------------------------------------------
+
+
+async def test_what_the_position_has_passed_is_found(live, monkeypatch):
+    """Deliveries of other subjects and without one that lie in the midst of thousands that wait are delivered.
+
+    Fails when: no sweep follows where the position has passed deliveries without a look, or it searches subjects only.
+    """
+    monkeypatch.setattr(sweep, "RESCAN", math.inf)
+    arrivals, subject = Arrivals(), uuid4()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        await park(connection, 15_000)
+        mine = [await insert_event(connection, subject) for _ in range(2)]
+        await connection.execute(MANY, 3)
+        assert (await run_batch(connection))["queued"] == 5
+        await park(connection, 15_000)
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.arrived) == 5), "the deliveries")
+        assert [c.event.id for c in arrivals.calls if c.event.subject == str(subject)] == mine
+
+
+@pytest.mark.parametrize("how", ["deleted", "of another worker"])
+async def test_a_subject_that_the_consumer_did_not_free_goes_on(live, monkeypatch, how):
+    """A delivery that waits goes on when the one before it is deleted by hand, or ended by another worker.
+
+    Fails when: only settlements free a subject.
+    """
+    monkeypatch.setattr(sweep, "RESCAN", 0.2)
+
+    async def behave(delivery):
+        if delivery.event.id == first:
+            raise Failed("not yet")
+
+    arrivals, subject = Arrivals(behave), uuid4()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject", backoff=3600, backoff_max=3600)
+        await park(connection, 2000, subjects=1000)
+        first, second = [await insert_event(connection, subject) for _ in range(2)]
+        assert (await run_batch(connection))["queued"] == 2
+        if how == "of another worker":
+            await connection.execute("update iu_route_delivery set worker_name = 'x' where event_ref = $1", first)
+        async with delivering(live.dsn, arrivals.target()):
+            other = await insert_event(connection)
+            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[other]), "a delivery")
+            await wait_until(lambda: asyncio.sleep(0, how != "deleted" or len(arrivals.calls) > 1), "a failure")
+            await anyio.sleep(0.5)
+            assert second not in arrivals.arrived
+            await connection.execute("delete from iu_route_delivery where event_ref = $1", first)
+            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[second]), "the one that waited")
+
+
+async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypatch):
+    """The next delivery of a subject that there is no room for (prefetch_bytes) is taken when there is room again.
+
+    Fails when: a subject is asked for once, whatever the answer.
+    """
+    monkeypatch.setattr(sweep, "RESCAN", math.inf)
+    ended = anyio.Event()
+
+    async def behave(delivery):
+        if delivery.event.id == large:
+            await ended.wait()
+
+    arrivals, subject = Arrivals(behave), uuid4()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        first = await insert_event(connection, subject)
+        large = await insert_event(connection, note="x" * 1500)
+        second = await insert_event(connection, subject)
+        assert (await run_batch(connection))["queued"] == 3
+        async with delivering(live.dsn, arrivals.target(), prefetch_bytes=2000):
+            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[first]), "the first one")
+            await anyio.sleep(0.5)
+            assert second not in arrivals.arrived
+            ended.set()
+            await settled(connection)
+        assert list(arrivals.arrived) == [first, large, second]
+
+
+async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
+    """What was taken and not begun when a route is held is taken again when it is free, without a sweep.
+
+    Fails when: it is given back and its subject is not asked for again.
+    """
+
+    async def nothing(self: DeliverySession, searches: Sequence[Search]) -> list[Found]:
+        return []
+
+    monkeypatch.setattr(DeliverySession, "sweep", nothing)
+    free = anyio.Event()
+    arrivals = Arrivals(lambda _: free.wait())
+    gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject", concurrency=1)
+        events = [await insert_event(connection) for _ in range(8)]
+        assert (await run_batch(connection))["queued"] == 8
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "a call")
+            await connection.execute(gate, "false")
+            await recorder.wait_for(RouteHeld)
+            free.set()
+            await connection.execute(gate, "true")
+            await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_the_successor_of_a_cancelled_delivery_goes_on(live, monkeypatch):
+    """What waited for a delivery that is cancelled while its route is held goes on as soon as the route is free.
+
+    Fails when: no sweep follows where a route is free again.
+    """
+    subject = uuid4()
+
+    async def behave(delivery):
+        if delivery.event.id == first:
+            raise Failed("not yet")
+
+    arrivals = Arrivals(behave)
+    gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject", backoff=3600, backoff_max=3600)
+        first, second = [await insert_event(connection, subject) for _ in range(2)]
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            await wait_until(lambda: connection.fetchval("select max(tries) from iu_route_delivery"), "a failure")
+            monkeypatch.setattr(sweep, "RESCAN", math.inf)
+            await connection.execute(gate, "false")
+            await recorder.wait_for(RouteHeld)
+            await connection.execute("select fn_iu_delivery_cancel($1, $2, 'a test')", ROUTE, first)
+            await connection.execute(gate, "true")
+            await settled(connection)
+        assert list(arrivals.arrived) == [second]
+
+
+async def test_the_position_does_not_pass_what_becomes_visible_later(live):
+    """Where a batch has not committed, and a replay with a higher id has, the position stays before both.
+
+    Fails when: the position passes up to the last id, whoever has queued it.
+    """
+    replay = """insert into iu_route_delivery (worker_name, route_code, event_ref, due_at, replayed_by)
+                values ($1, $2, gen_random_uuid(), now() + interval '1 hour', 'ann') returning id"""
+    async with connected(live.dsn) as connection, connected(live.dsn) as batch:
+        await open_route(connection, order="subject")
+        last = await park(connection, 1000)
+        await connection.execute(MANY, 1)
+        async with batch.transaction():
+            assert (await run_batch(batch))["queued"] == 1
+            late = await batch.fetchval("select max(id) from iu_route_delivery")
+            assert last < late < await connection.fetchval(replay, WORKER, ROUTE)
+            _, state, _ = await take(connection)
+            assert (state.after, state.passed is None) == (last, False)
+        supply, state, _ = await take(connection, state.after)
+        assert ([t.delivery.id for t in supply.taken], state.after) == ([late], late)
+
+
+async def test_a_cursor_that_was_made_anew_forgets_no_delivery(live):
+    """What a worker had queued before its cursor was made anew is delivered, although that cursor has queued nothing.
+
+    Fails when: only what the cursor says that it has queued is looked for.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        assert (await run_batch(connection))["queued"] == 1
+        await connection.execute("delete from iu_route_worker_cursor")
+        await connection.execute(
+            """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+               select $1, 'iu', lineage from iu_outbox_anchor""",
+            WORKER,
+        )
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert arrivals.arrived == {event: 1}
+
+
+async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
+    """Subjects whose first delivery lies beyond the position, or waits for its time, are not found by a sweep.
+
+    A replay is, wherever it lies: the position does not look for it.
+
+    Fails when: a sweep finds what is taken in the order of ids, or what is not due, or no replay.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        await park(connection, 10)
+        await insert_event(connection)
+        await run_batch(connection)
+        id, key = await connection.fetchrow("select id, subject_key from iu_route_delivery order by id desc limit 1")
+
+        async def found(after: int) -> list[int]:
+            return [key for keys, _ in await search_all(connection, after) for key in keys]
+
+        assert (await found(id - 1), await found(id)) == ([], [key])
+        await connection.execute("update iu_route_delivery set due_at = 'infinity' where id = $1", id)
+        assert await found(id - 1) == [key]
+
+
+async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
+    """While a circuit breaker is open, subjects that were freed do not take the turn of a delivery that has failed.
+
+    Fails when: what is freed comes first in every turn.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        for _ in range(2):
+            await insert_event(connection)
+        await run_batch(connection)
+        failed, new = [r["id"] for r in await connection.fetch("select id from iu_route_delivery order by id")]
+        key = await connection.fetchval("select subject_key from iu_route_delivery where id = $1", new)
+        await connection.execute("update iu_route_delivery set due_at = now(), failed_at = now() where id = $1", failed)
+        session = DeliverySession(connection, connection, Settings(), uuid4())
+        want = Want(route=ROUTE, room=9, after=new, deadline=1)
+        await connection.execute("insert into iu_delivery_breaker (route_code) values ($1)", ROUTE)
+        for probes, probe in ((0, new), (1, failed), (2, new), (3, failed)):
+            await connection.execute(
+                "update iu_delivery_breaker set opened_at = now(), probe_at = now(), probes = $1", probes
+            )
+            assert [t.delivery.id for t in (await session.take([want], [], [(ROUTE, key)])).taken] == [probe]
+
+
+# -- replays -----------------------------------------------------------------------------------------------------------
+
+
+async def test_replays_of_one_subject_wait_without_being_read(live):
+    """Of many dead letters of a subject that are replayed one is due; the others wait for it, and are not read before.
+
+    They are delivered one after the other, those that were replayed alone as well.
+
+    Fails when: all of them are due at once.
+    """
+    arrivals, subject = Arrivals(), uuid4()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        events = [await insert_event(connection, subject) for _ in range(300)]
+        assert (await run_batch(connection))["queued"] == 300
+        await connection.execute("select fn_iu_route_live($1, false, 'a test')", ROUTE)
+        await connection.execute("select fn_iu_delivery_cancel($1, null, 'a test')", ROUTE)
+        await open_route(connection, order="subject")
+        replay = "select fn_iu_dead_letters_replay($1, null, null, null, null, 'ann', null, null, null)"
+        await connection.execute(replay, ROUTE)
+        ids = [r["event_ref"] for r in await connection.fetch("select event_ref from iu_route_delivery order by id")]
+        assert set(ids) == set(events)
+        await connection.execute("delete from iu_route_delivery where event_ref = $1", ids[-1])
+        alone = "select fn_iu_route_dead_letter_replay(id, 'ann') ->> 'status' from iu_route_dead_letter where event_ref = $1"
+        assert await connection.fetchval(alone, ids[-1]) == "queued"
+        assert await connection.fetchval("select count(*) from iu_route_delivery where due_at < 'infinity'") == 1
+        _, state, _ = await take(connection)
+        supply, _, read = await take(connection, state.after)
+        assert [t.delivery.event.id for t in supply.taken] == [ids[0]]
+        assert read < 20
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert list(arrivals.arrived) == ids
+        assert arrivals.crowded == set()
