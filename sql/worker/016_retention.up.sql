@@ -43,7 +43,7 @@ insert into public.iu_retention_policy (what, keep) values
 --
 --   * Only domains that have a cursor are ours. Events of all others are not even looked at.
 --   * While a cursor refuses, its position means nothing. Nothing of its domain goes; and nothing of the audit, because
---     after a restore «its event is gone» may only mean that it has not come back yet.
+--     after a restore "its event is gone" may only mean that it has not come back yet.
 --   * Age is that of the writing, and the writer's word is not enough for it: created_at may say 1970, infinity or the
 --     start of a transaction of yesterday. Events are numbered as they are written, so the first event that is younger
 --     than the policy is proof that all after it were written later still: there the walk ends. A created_at that lies

@@ -124,11 +124,11 @@ comment on function public.fn_iu_delivery_release(text, uuid) is 'Gives the leas
 --              failure, and n different deliveries have failed          n: policy "breaker"
 --              since the last success; or "unavailable" with a
 --              delay of its own (retry_after)
---     closed ────────────────────────────────────────────────► open ──── probe_at ────► half-open
---        ▲                                                      ▲                            │
---        │                                                      └── the probe fails: the ────┤
---        │                                                          pause doubles            │
---        └────────────── a success of any delivery of the route ◄────────────────────────────┘
+--     closed ---------------------------------------------------> open ---- probe_at ---> half-open
+--        ^                                                         ^                          |
+--        |                                                         +-- the probe fails: the --+
+--        |                                                             pause doubles          |
+--        +--------------- a success of any delivery of the route -----------------------------+
 --
 -- A success is a delivery that arrived, or one that the target refused for good: that target answers.
 --

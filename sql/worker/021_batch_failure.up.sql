@@ -1,16 +1,17 @@
--- How large a page may be, and what is known of a batch that failed: whoever ran it notes that here, in a transaction of its own, before the next one.
+-- How large a page may be, and what is known of a batch that failed: whoever ran it notes that here, in a transaction of
+-- its own, before the next one.
 --
 -- A batch fails whole where an event, or what its routes do, makes a statement raise an error that no savepoint may
 -- hold (a serialization failure, a system error, a time-out), end the server process, or take longer than its deadline.
 -- Repeated as it was it would fail for ever. So the cursor remembers failures (008), and the batch (009) obeys:
 --
---   no failure ── one is noted ──► a page of n events failed: the next page takes half of them
---        ▲                              │ a page succeeds: it was one of the others     (failed_events counts down)
---        │                              ▼ a page of one event fails, or the error names the event
---        │                         the event is known: what comes before it is routed first, then it alone
---        │                              │ 5 failures alone
---        │                              ▼
---        └── the event succeeds, or becomes a dead letter: by the route that raised, else by all its routes
+--   no failure -- one is noted --> a page of n events failed: the next page takes half of them
+--        ^                              | a page succeeds: it was one of the others     (failed_events counts down)
+--        |                              v a page of one event fails, or the error names the event
+--        |                         the event is known: what comes before it is routed first, then it alone
+--        |                              | 5 failures alone
+--        |                              v
+--        +-- the event succeeds, or becomes a dead letter: by the route that raised, else by all its routes
 --
 -- A batch that ran out of time counts for 3 failures, because each costs a deadline; and it halves page_limit, which
 -- grows again with every full page that takes less than two seconds.

@@ -7,6 +7,7 @@ import json
 import re
 import stat
 import subprocess
+from urllib.parse import quote
 
 import pytest
 
@@ -184,6 +185,25 @@ def test_backup(substrate, tmp_path):
     assert f"{len(entries)} entries" in evidence
     recorded = value(substrate.dsn, "select evidence ->> 'fresh backup' from iu_migration limit 1")
     assert recorded == evidence
+
+
+@on_one_server
+def test_a_backup_of_a_database_with_an_odd_name(server, substrate, tmp_path):
+    """Whatever the database is called, its dump lies in the given directory, and its name is one of a file.
+
+    Fails when: the name of the database is put into the path as it is.
+    """
+    odd = "../we\"ird' näme/1 %"
+    quoted = '"' + odd.replace('"', '""') + '"'
+    server.execute(f"create database {quoted} template {value(substrate.dsn, 'select current_database()')}")
+    try:
+        done = apply(server.dsn(quote(odd, safe="")), "--backup-dir", str(tmp_path / "of it" / "dumps"))
+        assert done.code == 0, done.out + done.err
+        (dump,) = (tmp_path / "of it").rglob("*.dump")
+        assert dump.parent == tmp_path / "of it" / "dumps"
+        assert dump.name.startswith(".._we_ird__näme_1__-")
+    finally:
+        server.execute(f"drop database {quoted} with (force)")
 
 
 @on_one_server

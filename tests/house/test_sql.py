@@ -113,6 +113,14 @@ def test_every_forward_file_says_what_it_needs_and_locks():
     assert [m.name for m in package_files() if not (m.header("needs") and m.header("locks"))] == []
 
 
+def test_every_file_is_ascii():
+    """A database of any encoding can hold the text of every file, comments included.
+
+    Fails when: a comment has an arrow or a quotation mark that a database in EUC_JP or LATIN1 cannot hold.
+    """
+    assert [f.name for f in sql_root().rglob("*.sql") if not f.read_bytes().isascii()] == []
+
+
 def test_every_table_has_a_primary_key(applied):
     """Each table of the package can be updated also where a publication is for all tables. IU Core's own are IU Core's."""
 

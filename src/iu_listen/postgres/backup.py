@@ -54,7 +54,9 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
         Refused: the dump failed or cannot be read; an unusable file is removed.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    file = directory / f"{database}-{stamp}.dump"
+    # A database may have any name; that of a file may not, and must not lead to another directory.
+    name = re.sub(r"[^\w.-]", "_", database)
+    file = directory / f"{name}-{stamp}.dump"
     plain, environ = environment(dsn, database)
     try:
         directory.mkdir(parents=True, exist_ok=True)
