@@ -13,6 +13,12 @@ from iu_listen.model.settings import Settings
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend():
+    """The tasks that call targets are tasks of asyncio."""
+    return "asyncio"
+
+
 class Unasked:
     """Sessions, targets and a watcher of which nothing is wanted but to be closed."""
 
