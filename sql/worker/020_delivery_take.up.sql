@@ -149,9 +149,12 @@ begin
                  order by d.id desc
                  limit 100) q
          where q.due_at is null and q.worker_name = p_worker_name
-           and not (p_ordered and exists (select from public.iu_route_delivery e
-                                           where e.route_code = q.route_code and e.subject_key = q.subject_key
-                                             and e.id < q.id))
+           and (not p_ordered or q.subject_key is null
+                or q.id = (select e.id
+                             from public.iu_route_delivery e
+                            where e.route_code = q.route_code and e.subject_key >= q.subject_key
+                            order by e.subject_key, e.id
+                            limit 1))
          order by q.id desc
          limit 1);
 end

@@ -142,12 +142,12 @@ async def test_a_sweep_takes_a_part_at_a_time_and_rests():
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("held", ["", "breaker_open", "delivery_gate_closed"])
+@pytest.mark.parametrize("held", ["", "breaker_open", "dead_letter_budget", "delivery_gate_closed"])
 async def test_a_route_is_searched_when_what_is_found_may_begin(held):
-    """Where a lock holds a route, it has no target, or subjects wait to be asked for, it is not searched. An open circuit
-    breaker lets probes through: a delivery that was never attempted may close it.
+    """Where a lock holds a route, it has no target, or subjects wait to be asked for, it is not searched. A route
+    that is probed is: a delivery that was never attempted may end what holds it.
 
-    Fails when: it is searched all the time meanwhile, or not while its breaker is open.
+    Fails when: it is searched all the time meanwhile, or not while it is probed.
     """
     s = Sweeping(found([1]), found(), found())
     s.route.state = state("r", held)

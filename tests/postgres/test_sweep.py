@@ -45,11 +45,13 @@ async def park(connection: asyncpg.Connection, count: int, subjects: int = 1, *,
     return last
 
 
-async def take(connection: asyncpg.Connection, after: int = 0, room: int = 50) -> tuple[Supply, RouteState, int]:
+async def take(
+    connection: asyncpg.Connection, after: int = 0, freed: Sequence[tuple[str, int]] = ()
+) -> tuple[Supply, RouteState, int]:
     """What the taker answers beyond this position, what it says of the route, and how many rows it read for that."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
-    supply = await session.take([Want(route=ROUTE, room=room, after=after, deadline=1)], [], [])
+    supply = await session.take([Want(route=ROUTE, room=50, after=after, deadline=1)], [], freed)
     return supply, supply.routes[0], await rows_read(connection, DELIVERIES) - before
 
 
@@ -152,26 +154,26 @@ async def test_who_is_first_is_found_without_those_who_wait(live, planned):
         for _ in range(2):
             await insert_event(connection, subject)
         await run_batch(connection)
-        id, key = await connection.fetchrow(
-            "select max(id), max(subject_key) filter (where id > 3000) from iu_route_delivery"
-        )
-        for wait in (False, True):
-            await connection.execute(
-                "update iu_route_delivery set due_at = case when $1 then now() end where id = $2 - 1", wait, id
-            )
-            supply, _, read = await take(connection, id - 2)
-            assert [t.delivery.id for t in supply.taken] == [id - 1]
+        id, key = await connection.fetchrow("select id, subject_key from iu_route_delivery order by id desc limit 1")
+        first = id - 1
+
+        async def gives_the_first(after: int, freed: Sequence[tuple[str, int]] = ()) -> None:
+            supply, _, read = await take(connection, after, freed)
+            assert [t.delivery.id for t in supply.taken] == [first]
             assert read < 50
+
+        await gives_the_first(first - 1)
+        await gives_the_first(id, [(ROUTE, key)])
         before = await rows_read(connection, DELIVERIES)
-        given = "select delivery_id from fn_iu_delivery_hand_over($1, $2, '{9}', $3)"
-        assert await connection.fetchval(given, WORKER, [ROUTE], [id - 2]) is None
+        handed_over = "select array_agg(delivery_id) from fn_iu_delivery_hand_over($1, $2, '{9}', $3)"
+        assert await connection.fetchval(handed_over, WORKER, [ROUTE], [first - 1]) == [first]
         assert await rows_read(connection, DELIVERIES) - before < 50
-        session = DeliverySession(connection, connection, Settings(), uuid4())
-        await connection.execute("update iu_route_delivery set due_at = null where id = $1 - 1", id)
-        before = await rows_read(connection, DELIVERIES)
-        want = Want(route=ROUTE, room=9, after=id, deadline=1)
-        assert [t.delivery.id for t in (await session.take([want], [], [(ROUTE, key)])).taken] == [id - 1]
-        assert await rows_read(connection, DELIVERIES) - before < 50
+        probe = "insert into iu_delivery_breaker (route_code, opened_at, probe_at) values ($1, now(), now())"
+        await connection.execute(probe, ROUTE)
+        await gives_the_first(first - 1)
+        await connection.execute("delete from iu_delivery_breaker")
+        await connection.execute("update iu_route_delivery set due_at = now() where id = $1", first)
+        await gives_the_first(id)
 
 
 async def test_a_sweep_of_many_subjects_is_cut_into_parts(live):
@@ -407,7 +409,7 @@ async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
 
 
 async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
-    """While a circuit breaker is open, subjects that were freed do not take the turn of a delivery that has failed.
+    """While a route is probed, subjects that were freed do not take the turn of a delivery that has failed.
 
     Fails when: what is freed comes first in every turn.
     """

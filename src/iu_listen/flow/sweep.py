@@ -11,7 +11,7 @@ from iu_listen.flow.ledger import Ledger
 from iu_listen.flow.ports import Deliveries
 from iu_listen.flow.ring import Ring
 from iu_listen.flow.route import Route
-from iu_listen.model.delivery import Search
+from iu_listen.model.delivery import PROBED, Search
 
 #: How often all subjects are searched for one that was freed by something else than a settlement, in seconds.
 RESCAN: Final = 30.0
@@ -69,6 +69,6 @@ class Sweeper:
                 self._ring.set()
 
     def _may(self, route: Route) -> bool:
-        """Whether a route is to be searched, and what is found may begin: an open breaker lets probes through."""
-        lets = route.target is not None and route.state.held in {"", "breaker_open"}
+        """Whether a route is to be searched, and what is found may begin, be it as a probe."""
+        lets = route.target is not None and route.state.held in {"", *PROBED}
         return lets and route.sweep.active and not self._freed.waits(route.state.route)
