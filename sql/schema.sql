@@ -2847,7 +2847,7 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.fresh_seq IS 'hi_seq before the 
 
 -- Name: COLUMN iu_route_worker_cursor.queued_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.queued_id IS 'The last delivery that it has queued (iu_route_delivery.id): all before it are visible to whoever reads this. Null: none.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.queued_id IS 'The last delivery that it has queued (iu_route_delivery.id): a snapshot that shows it shows all before it. Null: none.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
 
@@ -4756,6 +4756,7 @@ declare
     v_dead          bigint := 0;
     v_delivered     bigint := 0;
     v_queued        bigint := 0;
+    v_last_id       bigint;
     v_done          boolean;
     v_more          boolean := false;
     v_answer        jsonb;
@@ -5040,10 +5041,15 @@ begin
                                     where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
                 returning id, route_code, event_ref, route_count, traceparent)
-            select count(*), coalesce(max(q.id), c.queued_id), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
-              into v_count, c.queued_id, v_held
+            select count(*), max(q.id), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
+              into v_count, v_last_id, v_held
               from queued q;
             v_queued := v_queued + v_count;
+            if v_last_id < c.queued_id then
+                -- Ids were set back, or the database was moved without their sequence: what waits may have higher ones.
+                select max(d.id) into v_last_id from public.iu_route_delivery d;
+            end if;
+            c.queued_id := coalesce(v_last_id, c.queued_id);
             if v_held is not null then
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered,

@@ -64,7 +64,7 @@ comment on column public.iu_route_worker_cursor.hi_seq is
 comment on column public.iu_route_worker_cursor.fresh_seq is
     'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
 comment on column public.iu_route_worker_cursor.queued_id is
-    'The last delivery that it has queued (iu_route_delivery.id): all before it are visible to whoever reads this. Null: none.';
+    'The last delivery that it has queued (iu_route_delivery.id): a snapshot that shows it shows all before it. Null: none.';
 comment on column public.iu_route_worker_cursor.total_seen is 'Events read since the row was made.';
 comment on column public.iu_route_worker_cursor.total_attempts is 'Attempts written since the row was made.';
 comment on column public.iu_route_worker_cursor.total_skipped is 'Of these, skipped.';

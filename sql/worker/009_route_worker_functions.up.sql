@@ -149,6 +149,7 @@ declare
     v_dead          bigint := 0;
     v_delivered     bigint := 0;
     v_queued        bigint := 0;
+    v_last_id       bigint;
     v_done          boolean;
     v_more          boolean := false;
     v_answer        jsonb;
@@ -433,10 +434,15 @@ begin
                                     where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
                  order by k.n, r.route_code
                 returning id, route_code, event_ref, route_count, traceparent)
-            select count(*), coalesce(max(q.id), c.queued_id), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
-              into v_count, c.queued_id, v_held
+            select count(*), max(q.id), jsonb_agg(q) filter (where v_queues ->> q.route_code is not null)
+              into v_count, v_last_id, v_held
               from queued q;
             v_queued := v_queued + v_count;
+            if v_last_id < c.queued_id then
+                -- Ids were set back, or the database was moved without their sequence: what waits may have higher ones.
+                select max(d.id) into v_last_id from public.iu_route_delivery d;
+            end if;
+            c.queued_id := coalesce(v_last_id, c.queued_id);
             if v_held is not null then
                 insert into public.iu_route_attempt
                     (event_ref, route_kind, route_code, status, decision, delivered,

@@ -5,8 +5,8 @@
 --
 --   what                                        how it is found
 --   it waits for an earlier one of its subject  the consumer asks for its subject when it has settled the earlier one
---   the same, and somebody else has ended the   the sweep: the first delivery of each subject
---   earlier one (a cancel, another worker)
+--   the same, but the earlier one was ended by  the sweep: the first delivery of each subject
+--   a cancel or by another worker
 --   the position passed it without a look,      the sweep: the first delivery of each subject, and deliveries that
 --   because nearly all around it waited         have no subject
 --

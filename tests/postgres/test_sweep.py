@@ -386,6 +386,26 @@ async def test_a_cursor_that_was_made_anew_forgets_no_delivery(live):
         assert arrivals.arrived == {event: 1}
 
 
+async def test_ids_that_were_set_back_hide_no_delivery(live):
+    """Where new deliveries have lower ids than those that wait (a database that was moved without its sequences), a session
+    that begins finds both.
+
+    Fails when: the last id of the last batch counts for the last one that is queued.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await connection.execute("alter table iu_route_delivery alter id restart with 1000")
+        events = [await insert_event(connection) for _ in range(3)]
+        assert (await run_batch(connection))["queued"] == 3
+        await connection.execute("alter table iu_route_delivery alter id restart with 10")
+        events.append(await insert_event(connection))
+        assert (await run_batch(connection))["queued"] == 1
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
 async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
     """Subjects whose first delivery lies beyond the position, or waits for its time, are not found by a sweep.
 
