@@ -190,8 +190,8 @@ def test_a_worker_that_nobody_registered(applied):
     [
         (["--payload", "{"], ("the payload is not JSON", "Quote it")),
         (["--payload", "[1]"], ("must be a JSON object",)),
-        (["--payload", '{"n": NaN}'], ("not JSON that PostgreSQL takes",)),
-        (["--payload", '{"n": "\\u0000"}'], ("not JSON that PostgreSQL takes",)),
+        (["--payload", '{"n": NaN}'], ("the database cannot hold what was given",)),
+        (["--payload", '{"n": "\\u0000"}'], ("the database cannot hold what was given",)),
         (["--payload", '{"password": "x"}'], ("must not enter the log", "body, content, raw", "password")),
         (["--type", "never_heard_of"], ("never_heard_of is not registered and active", "Registered: version_applied")),
         (["--count", "0"], ("--count", "from 1")),

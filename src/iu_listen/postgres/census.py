@@ -170,10 +170,8 @@ async def emit(
             raise
         hint = "Events carry metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
         raise ConfigurationError("the payload has a key that must not enter the log", hint) from error
-    except asyncpg.InvalidTextRepresentationError as error:
-        # Python reads NaN in JSON, PostgreSQL does not.
-        raise ConfigurationError(f"the payload is not JSON that PostgreSQL takes: {error}") from error
-    except asyncpg.UntranslatableCharacterError as error:
+    except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError) as error:
+        # Python reads NaN and NUL in JSON; PostgreSQL refuses them, and characters that its encoding does not have.
         raise ConfigurationError(f"the database cannot hold what was given: {error}") from error
     ids = [row["id"] for row in found if row["id"] is not None]
     if ids:
