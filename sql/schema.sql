@@ -4,7 +4,7 @@
 
 CREATE FUNCTION public.fn_event_type_validate() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_type public.event_type_registry;
@@ -37,7 +37,7 @@ COMMENT ON FUNCTION public.fn_event_type_validate() IS 'Rejects an event whose t
 
 CREATE FUNCTION public.fn_iu_audit_confirm(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'on'
@@ -113,7 +113,7 @@ COMMENT ON FUNCTION public.fn_iu_audit_confirm(p_worker_name text) IS 'Judges ev
 
 CREATE FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer DEFAULT 5000, p_pass bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -300,7 +300,7 @@ COMMENT ON FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer,
 
 CREATE FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -351,7 +351,7 @@ COMMENT ON FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit intege
 
 CREATE FUNCTION public.fn_iu_core_routes_enabled() RETURNS boolean
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return coalesce((select d.value = 'true'
@@ -368,7 +368,7 @@ COMMENT ON FUNCTION public.fn_iu_core_routes_enabled() IS 'The master gate: true
 
 CREATE FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
@@ -398,7 +398,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_
 
 CREATE FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) RETURNS integer
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
@@ -454,7 +454,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered bool
 
 CREATE FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -513,7 +513,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failur
 
 CREATE FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text DEFAULT SESSION_USER) RETURNS integer
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
@@ -545,7 +545,7 @@ COMMENT ON FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, 
 
 CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) RETURNS TABLE(last_id bigint, seconds double precision[], since_commit boolean)
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -653,7 +653,7 @@ COMMENT ON COLUMN public.iu_delivery_breaker.lifted_at IS 'When a delivery last 
 
 CREATE FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision) RETURNS public.iu_delivery_breaker
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_threshold constant integer := (p_policy ->> 'breaker')::integer;
@@ -698,7 +698,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_brea
 
 CREATE FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     b         public.iu_delivery_breaker;
@@ -739,7 +739,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arr
 
 CREATE FUNCTION public.fn_iu_delivery_caller(p_target regprocedure) RETURNS void
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_caller text;
@@ -778,7 +778,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_caller(p_target regprocedure) IS 'Rais
 
 CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text DEFAULT SESSION_USER, p_after bigint DEFAULT 0, p_until bigint DEFAULT NULL::bigint, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
@@ -965,7 +965,7 @@ COMMENT ON COLUMN public.iu_route_delivery.alone IS 'True: the consumer ended, o
 
 CREATE FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     delete from public.iu_route_delivery x where x.route_code = d.route_code and x.id = d.id;
@@ -1001,7 +1001,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery
 
 CREATE FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     -- A variable, because an index cannot be searched for what a volatile function answers.
@@ -1058,7 +1058,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code t
 
 CREATE FUNCTION public.fn_iu_delivery_enabled() RETURNS boolean
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false);
@@ -1073,7 +1073,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_enabled() IS 'The delivery gate: true 
 
 CREATE FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid DEFAULT NULL::uuid) RETURNS boolean
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     -- As the dead letters are dated: an attempt does not begin after the one that it made.
@@ -1169,7 +1169,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p
 
 CREATE FUNCTION public.fn_iu_delivery_function(p_target_ref text) RETURNS regprocedure
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_found regprocedure;
@@ -1202,7 +1202,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The fu
 
 CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) RETURNS TABLE(route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql STRICT
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -1276,7 +1276,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes
 
 CREATE FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) RETURNS text
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return case when p_enabled is not true then 'route_disabled'
@@ -1295,7 +1295,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled bool
 
 CREATE FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) RETURNS boolean
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 begin
@@ -1314,7 +1314,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner 
 
 CREATE FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_code   constant text := 'interrupted';
@@ -1347,7 +1347,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids big
 
 CREATE FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -1394,7 +1394,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid
 
 CREATE FUNCTION public.fn_iu_delivery_list(p_key text) RETURNS text[]
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 begin
     return coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
@@ -1411,7 +1411,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_list(p_key text) IS 'A list of names i
 
 CREATE FUNCTION public.fn_iu_delivery_list_guard() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     update public.iu_outbound_route r
@@ -1433,7 +1433,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_list_guard() IS 'Turns routes that are
 
 CREATE FUNCTION public.fn_iu_delivery_lock(p_route_code text) RETURNS text
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
@@ -1452,7 +1452,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'Which lock
 
 CREATE FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint) RETURNS record
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_most constant integer := 2 * p_room + 100;
@@ -1499,7 +1499,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code t
 
 CREATE FUNCTION public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint) RETURNS bigint[]
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return array(
@@ -1529,7 +1529,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_newest(p_worker_name text, p_route_cod
 
 CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return case
@@ -1552,7 +1552,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_options(p_scheme text) IS 'The options
 
 CREATE FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_scheme constant text := public.fn_iu_delivery_scheme(p_target_ref);
@@ -1579,7 +1579,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_ta
 
 CREATE FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
@@ -1595,7 +1595,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) IS 'A delivery 
 
 CREATE FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     -- least, most
@@ -1716,7 +1716,7 @@ COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_ro
 
 CREATE FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) RETURNS TABLE(problem text, hint text)
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
     v_type   public.event_type_registry;
@@ -1785,7 +1785,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_ro
 
 CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETURNS text[]
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
     select coalesce(array_agg(format('deliveries of route %s wait, the oldest for %s s, and none was settled', w.route_code,
@@ -1825,7 +1825,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) I
 
 CREATE FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return (select coalesce(jsonb_object_agg(r.route_code, case when not public.fn_iu_delivery_enabled()
@@ -1844,7 +1844,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_rou
 
 CREATE FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) RETURNS void
     LANGUAGE sql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
     update public.iu_delivery_lease x set released = true where x.worker_name = p_worker_name and x.owner = p_owner
@@ -1858,7 +1858,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uu
 
 CREATE FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) RETURNS TABLE(delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 declare
@@ -1931,7 +1931,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route,
 
 CREATE FUNCTION public.fn_iu_delivery_scheme(p_address text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return lower(substring(p_address from '^([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]'));
@@ -1946,7 +1946,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_scheme(p_address text) IS 'The scheme 
 
 CREATE FUNCTION public.fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint) RETURNS record
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -1980,7 +1980,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_seek(p_worker_name text, p_route_code 
 
 CREATE FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[], p_events uuid[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_now constant timestamptz := now();
@@ -2039,7 +2039,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], 
 
 CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[]) RETURNS integer
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2113,7 +2113,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uui
 
 CREATE FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint) RETURNS record
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2174,7 +2174,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code
 
 CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) RETURNS TABLE(route jsonb, route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text, event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text, actor_ref text, correlation_id text, occurred_at timestamp with time zone, created_at timestamp with time zone, traceparent text, payload text)
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -2315,7 +2315,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text
 
 CREATE FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) RETURNS integer
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -2354,7 +2354,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner
 
 CREATE FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 begin
@@ -2383,7 +2383,7 @@ COMMENT ON FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner u
 
 CREATE FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) RETURNS uuid
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_type public.event_type_registry;
@@ -2425,7 +2425,7 @@ COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_addre
 
 CREATE FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) RETURNS text
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return case when not public.fn_iu_json_exceeds(p_payload, p_limit) then p_payload::text end;
@@ -2440,7 +2440,7 @@ COMMENT ON FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) 
 
 CREATE FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) RETURNS jsonb
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
     AS $$
@@ -2482,7 +2482,7 @@ COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event fo
 
 CREATE FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 declare
     -- The concatenation is a copy without compression.
@@ -2521,7 +2521,7 @@ COMMENT ON FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) IS 
 
 CREATE FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) RETURNS TABLE(pid integer, stranger boolean, words text)
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     select a.pid, r.stranger,
            format('pid %s, %s%s%s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
@@ -2546,7 +2546,7 @@ COMMENT ON FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) IS 'W
 
 CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -2626,7 +2626,7 @@ COMMENT ON FUNCTION public.fn_iu_measure(p_worker_name text) IS 'What metrics sa
 
 CREATE FUNCTION public.fn_iu_outbound_on_version() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     if new.version_seq > 1 then
@@ -2649,7 +2649,7 @@ COMMENT ON FUNCTION public.fn_iu_outbound_on_version() IS 'Emits version_applied
 
 CREATE FUNCTION public.fn_iu_outbound_route_guard() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_was boolean := tg_op = 'UPDATE' and old.enabled and not old.dry_run and old.route_code = new.route_code;
@@ -2695,7 +2695,7 @@ COMMENT ON FUNCTION public.fn_iu_outbound_route_guard() IS 'Lets a route be enab
 
 CREATE FUNCTION public.fn_iu_outbox_admission(p_site text, p_vouched boolean) RETURNS text
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -3093,7 +3093,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8
 
 CREATE FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer) RETURNS uuid[]
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return coalesce((
@@ -3123,7 +3123,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cur
 
 CREATE FUNCTION public.fn_iu_outbox_partitions() RETURNS TABLE(part regclass, "from" timestamp with time zone, "to" timestamp with time zone, is_default boolean, is_table boolean, pending boolean, closed boolean)
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET "DateStyle" TO 'ISO, MDY'
     AS $_$
@@ -3154,7 +3154,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_partitions() IS 'The partitions of event
 
 CREATE FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone DEFAULT NULL::timestamp with time zone, p_force boolean DEFAULT false, p_plan boolean DEFAULT false) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET jit TO 'off'
     AS $$
@@ -3300,7 +3300,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zon
 
 CREATE FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) RETURNS text
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_lineage uuid;
@@ -3334,7 +3334,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapsh
 
 CREATE FUNCTION public.fn_iu_outbox_refuse(p_refusal text) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 begin
@@ -3350,7 +3350,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_refuse(p_refusal text) IS 'Keeps a refus
 
 CREATE FUNCTION public.fn_iu_outbox_retired() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     raise exception 'no event enters % any more: it is older than the retention keeps', tg_table_name
@@ -3366,7 +3366,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_retired() IS 'Closes a partition that is
 
 CREATE FUNCTION public.fn_iu_outbox_stamp() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     new.xact_id   := pg_current_xact_id();
@@ -3383,7 +3383,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_stamp() IS 'Sets xact_id and event_seq o
 
 CREATE FUNCTION public.fn_iu_outbox_tick() RETURNS pg_snapshot
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
     v_now pg_snapshot := pg_current_snapshot();
@@ -3406,7 +3406,7 @@ COMMENT ON FUNCTION public.fn_iu_outbox_tick() IS 'The present snapshot with the
 
 CREATE FUNCTION public.fn_iu_progress_missing(p_worker_name text) RETURNS text[]
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
     select coalesce(array_agg(s.why order by s.n, s.why), '{}')
@@ -3433,7 +3433,7 @@ COMMENT ON FUNCTION public.fn_iu_progress_missing(p_worker_name text) IS 'Where 
 
 CREATE FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(event_domain text, cursors public.iu_route_worker_cursor[], refusing text, young_seq bigint, young_id uuid)
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
     select c.event_domain, c.cursors, c.refusing, coalesce(y.event_seq, 9223372036854775807),
@@ -3460,7 +3460,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time 
 
 CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interval, p_what text[] DEFAULT NULL::text[]) RETURNS TABLE(what text, verdict text, who text, count bigint, oldest timestamp with time zone, youngest timestamp with time zone)
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
@@ -3883,7 +3883,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whethe
 
 CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 5000, p_keep interval DEFAULT NULL::interval, p_after jsonb DEFAULT NULL::jsonb) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -4069,7 +4069,7 @@ COMMENT ON FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer, p_k
 
 CREATE FUNCTION public.fn_iu_ring_bell() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     if current_setting('iu.no_bell', true) = 'on' then
@@ -4105,7 +4105,7 @@ COMMENT ON FUNCTION public.fn_iu_ring_bell() IS 'Notifies channel iu_event_outbo
 
 CREATE FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) RETURNS public.iu_outbound_route[]
     LANGUAGE sql IMMUTABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 with kinds as materialized (
     select distinct k.event_type, k.event_stream from unnest(p_types, p_streams) k(event_type, event_stream)
@@ -4124,7 +4124,7 @@ COMMENT ON FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_ro
 
 CREATE FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -4270,7 +4270,7 @@ COMMENT ON FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid,
 
 CREATE FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
@@ -4287,7 +4287,7 @@ COMMENT ON FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uui
 
 CREATE FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) RETURNS text
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
     AS $_$
 declare
@@ -4329,7 +4329,7 @@ COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uu
 
 CREATE FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -4374,7 +4374,7 @@ COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p
 
 CREATE FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer) RETURNS integer
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 select greatest(1, count(*) filter (where p.attempts <= p_batch_limit::bigint * 10))::integer
   from (select sum(coalesce(r.routes, 1)) over (order by k.n) as attempts
@@ -4394,7 +4394,7 @@ COMMENT ON FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_str
 
 CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 begin
@@ -4414,7 +4414,7 @@ COMMENT ON FUNCTION public.fn_iu_route_resume(p_route_code text) IS 'Closes the 
 
 CREATE FUNCTION public.fn_iu_route_worker_enabled() RETURNS boolean
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     return coalesce((select d.value = 'true'
@@ -4431,7 +4431,7 @@ COMMENT ON FUNCTION public.fn_iu_route_worker_enabled() IS 'The worker gate: tru
 
 CREATE FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean DEFAULT false, p_event_ref uuid DEFAULT NULL::uuid, p_route_code text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -4477,7 +4477,7 @@ COMMENT ON FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch
 
 CREATE FUNCTION public.fn_iu_route_worker_health(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 declare
@@ -4679,7 +4679,7 @@ COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Cou
 
 CREATE FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -5245,7 +5245,7 @@ COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, i
 
 CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) RETURNS boolean
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 begin
@@ -5278,7 +5278,7 @@ COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot,
 
 CREATE FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) RETURNS jsonb
     LANGUAGE sql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $_$
     with here (xid) as (
@@ -5504,7 +5504,7 @@ COMMENT ON VIEW public.v_iu_trace_attempt IS 'What the span of an attempt, and t
 
 CREATE FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer) RETURNS SETOF public.v_iu_trace_attempt
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -5606,7 +5606,7 @@ COMMENT ON VIEW public.v_iu_trace_letter IS 'What the span of a dead letter is m
 
 CREATE FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) RETURNS SETOF public.v_iu_trace_letter
     LANGUAGE plpgsql STABLE
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
@@ -5652,7 +5652,7 @@ COMMENT ON FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_sna
 
 CREATE FUNCTION public.fn_iu_trace_register(p_name text) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS $$
 begin
@@ -5672,7 +5672,7 @@ COMMENT ON FUNCTION public.fn_iu_trace_register(p_name text) IS 'Begins an expor
 
 CREATE FUNCTION public.fn_iu_trace_tick(p_name text) RETURNS jsonb
     LANGUAGE plpgsql
-    SET search_path TO ''
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'

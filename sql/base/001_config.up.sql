@@ -29,7 +29,7 @@ create function public.fn_iu_core_routes_enabled()
 returns boolean
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return coalesce((select d.value = 'true'

@@ -85,7 +85,7 @@ comment on constraint event_outbox_safe_payload_chk on public.event_outbox is
 create function public.fn_event_type_validate()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_type public.event_type_registry;

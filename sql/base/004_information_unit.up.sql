@@ -77,7 +77,7 @@ create function public.fn_iu_emit_event(
 )
 returns uuid
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_type public.event_type_registry;
@@ -117,7 +117,7 @@ comment on function public.fn_iu_emit_event(text, text, uuid, text, jsonb) is
 create function public.fn_iu_outbound_on_version()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if new.version_seq > 1 then

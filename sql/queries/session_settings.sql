@@ -1,5 +1,6 @@
 -- What holds for a session that is ours alone. No name is looked up in a schema that others may write to: what is called
--- here is qualified, because the role's own search_path holds until this has run, and from then on it is empty.
+-- here is qualified, because the role's own search_path holds until this has run. From then on it is pg_catalog, and
+-- pg_temp comes last: an empty path would search temporary tables and types before pg_catalog.
 -- Rows that a policy hides are an error (42501) instead of missing. A statement ends before its client gives it up, and
 -- soon after a client that has gone, where the platform of the server can tell. The rest says how long a dead host can
 -- hold anything, and how long a frozen one.
@@ -9,7 +10,7 @@
 -- $3 text     statement_timeout, e.g. 15000ms; null leaves it as it is
 -- $4 text     transaction_timeout, where there is one (17 and newer), e.g. 15000ms; null leaves it as it is
 
-select pg_catalog.set_config('search_path', '', false),
+select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
        pg_catalog.set_config('row_security', 'off', false),
        pg_catalog.set_config('client_min_messages', 'warning', false),
        -- Times, intervals and numbers as text, whatever the role or the database prefers.

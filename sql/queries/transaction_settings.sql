@@ -4,7 +4,7 @@
 -- $1 text  statement_timeout, e.g. 15000ms; null leaves it as it is
 -- $2 text  lock_timeout, the same way
 
-select pg_catalog.set_config('search_path', '', true),
+select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
        pg_catalog.set_config('row_security', 'off', true),
        pg_catalog.set_config('TimeZone', 'UTC', true),
        pg_catalog.set_config('DateStyle', 'ISO, MDY', true),

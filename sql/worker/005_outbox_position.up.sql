@@ -46,7 +46,7 @@ comment on column public.event_outbox.traceparent is
 create function public.fn_iu_outbox_stamp()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     new.xact_id   := pg_current_xact_id();
@@ -153,7 +153,7 @@ comment on constraint iu_outbox_site_pkey on public.iu_outbox_site is 'A site is
 create function public.fn_iu_outbox_refuse(p_refusal text)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
@@ -166,7 +166,7 @@ comment on function public.fn_iu_outbox_refuse(text) is 'Keeps a refusal until a
 create function public.fn_iu_outbox_admission(p_site text, p_vouched boolean)
 returns text
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -229,7 +229,7 @@ returns pg_snapshot
 language plpgsql
 -- Stable: it sees the snapshot of the statement that calls it.
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now pg_snapshot := pg_current_snapshot();
@@ -251,7 +251,7 @@ create function public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot)
 returns text
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_lineage uuid;
@@ -290,7 +290,7 @@ create function public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint)
 returns boolean
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- The concatenation is a copy without compression.
@@ -332,7 +332,7 @@ create function public.fn_iu_event_snapshot(p_event_id uuid)
 returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$

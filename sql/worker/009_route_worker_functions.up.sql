@@ -11,7 +11,7 @@ create function public.fn_iu_route_worker_enabled()
 returns boolean
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return coalesce((select d.value = 'true'
@@ -27,7 +27,7 @@ comment on function public.fn_iu_route_worker_enabled() is
 create function public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
@@ -72,7 +72,7 @@ comment on function public.fn_iu_route_deliver(text, uuid, jsonb) is
 create function public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer default 1000)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -628,7 +628,7 @@ comment on function public.fn_iu_route_worker_run(text, integer) is
 create function public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text default session_user)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -824,7 +824,7 @@ create function public.fn_iu_route_worker_health(p_worker_name text)
 returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare

@@ -27,7 +27,7 @@
 create function public.fn_iu_ring_bell()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if current_setting('iu.no_bell', true) = 'on' then

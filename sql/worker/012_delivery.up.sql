@@ -25,7 +25,7 @@ create function public.fn_iu_delivery_enabled()
 returns boolean
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return coalesce((select d.value = 'true' from public.dot_config d where d.key = 'iu_core.delivery_enabled'), false);
@@ -39,7 +39,7 @@ create function public.fn_iu_delivery_list(p_key text)
 returns text[]
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return coalesce((select regexp_split_to_array(btrim(d.value), '\s*,\s*')
@@ -54,7 +54,7 @@ create function public.fn_iu_delivery_lock(p_route_code text)
 returns text
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
@@ -96,7 +96,7 @@ comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'O
 create function public.fn_iu_outbound_route_guard()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_was boolean := tg_op = 'UPDATE' and old.enabled and not old.dry_run and old.route_code = new.route_code;
@@ -149,7 +149,7 @@ alter table public.iu_outbound_route drop constraint iu_outbound_route_safe_chk;
 create function public.fn_iu_delivery_list_guard()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     update public.iu_outbound_route r
@@ -259,7 +259,7 @@ create function public.fn_iu_delivery_policy(p_policy jsonb)
 returns jsonb
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
@@ -272,7 +272,7 @@ create function public.fn_iu_delivery_policy_check(p_policy jsonb)
 returns void
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- least, most
@@ -321,7 +321,7 @@ create function public.fn_iu_delivery_scheme(p_address text)
 returns text
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return lower(substring(p_address from '^([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]'));
@@ -334,7 +334,7 @@ create function public.fn_iu_delivery_options(p_scheme text)
 returns text[]
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return case
@@ -355,7 +355,7 @@ create function public.fn_iu_delivery_options_check(p_target_kind text, p_target
 returns void
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_scheme constant text := public.fn_iu_delivery_scheme(p_target_ref);
@@ -382,7 +382,7 @@ create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]
 returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (select coalesce(jsonb_object_agg(r.route_code, case when not public.fn_iu_delivery_enabled()
@@ -403,7 +403,7 @@ comment on function public.fn_iu_delivery_queues(public.iu_outbound_route[]) is
 create function public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb)
 returns text
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- A target is code of others: policies filter for it as they would anywhere.
 set row_security = on
 as $$
@@ -445,7 +445,7 @@ create function public.fn_iu_delivery_function(p_target_ref text)
 returns regprocedure
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_found regprocedure;
@@ -480,7 +480,7 @@ create function public.fn_iu_delivery_caller(p_target regprocedure)
 returns void
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_caller text;
@@ -520,7 +520,7 @@ create function public.fn_iu_delivery_problems(p_route public.iu_outbound_route)
 returns table (problem text, hint text)
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_type   public.event_type_registry;
@@ -587,7 +587,7 @@ comment on function public.fn_iu_delivery_problems(public.iu_outbound_route) is
 create function public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text default session_user)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -653,7 +653,7 @@ create function public.fn_iu_delivery_unusable(
     p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin

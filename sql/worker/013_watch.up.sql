@@ -45,7 +45,7 @@ create function public.fn_iu_lease_holders(p_key integer, p_name text)
 returns table (pid integer, stranger boolean, words text)
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select a.pid, r.stranger,
            format('pid %s, %s%s%s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),

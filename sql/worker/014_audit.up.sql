@@ -91,7 +91,7 @@ comment on constraint iu_audit_missing_pkey on public.iu_audit_missing is 'An ev
 create function public.fn_iu_audit_confirm(p_worker_name text)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 -- fn_iu_audit_page, which calls this, wants them otherwise; and one of them changes midway.
 set plan_cache_mode = force_custom_plan
@@ -185,7 +185,7 @@ create function public.fn_iu_audit_page(
     p_worker_name text, p_limit integer default 5000, p_pass bigint default null)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -422,7 +422,7 @@ comment on view public.v_iu_audit is
 create function public.fn_iu_audit_repair(p_worker_name text, p_limit integer default 1000)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare

@@ -103,7 +103,7 @@ create function public.fn_iu_outbox_reanchor(
     p_since timestamptz default null, p_force boolean default false, p_plan boolean default false)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set jit = off
 as $$

@@ -76,7 +76,7 @@ returns table (event_domain text, cursors public.iu_route_worker_cursor[], refus
                young_seq bigint, young_id uuid)
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     select c.event_domain, c.cursors, c.refusing, coalesce(y.event_seq, 9223372036854775807),
@@ -107,7 +107,7 @@ create function public.fn_iu_retention_run(
     p_what text, p_limit integer default 5000, p_keep interval default null, p_after jsonb default null)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 -- now() - interval '3 months' is counted in the time zone of the session.
 set timezone = 'UTC'
@@ -306,7 +306,7 @@ create function public.fn_iu_retention_plan(p_keep interval default null, p_what
 returns table (what text, verdict text, who text, count bigint, oldest timestamptz, youngest timestamptz)
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 -- now() - interval '3 months' is counted in the time zone of the session.
 set timezone = 'UTC'
@@ -392,7 +392,7 @@ comment on function public.fn_iu_retention_plan(interval, text[]) is
 create function public.fn_iu_outbox_retired()
 returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     raise exception 'no event enters % any more: it is older than the retention keeps', tg_table_name
@@ -406,7 +406,7 @@ returns table (part regclass, "from" timestamptz, "to" timestamptz, is_default b
                pending boolean, closed boolean)
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 -- The bounds are read as text, and a zone as text may be an abbreviation of several zones.
 set timezone = 'UTC'
 set datestyle = 'ISO, MDY'

@@ -101,7 +101,7 @@ comment on constraint iu_trace_cursor_pkey on public.iu_trace_cursor is 'One cur
 create function public.fn_iu_trace_register(p_name text)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
@@ -118,7 +118,7 @@ comment on function public.fn_iu_trace_register(text) is 'Begins an export, from
 create function public.fn_iu_trace_tick(p_name text)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -242,7 +242,7 @@ create function public.fn_iu_trace_attempts(
 returns setof public.v_iu_trace_attempt
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -287,7 +287,7 @@ create function public.fn_iu_trace_letters(
 returns setof public.v_iu_trace_letter
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -333,7 +333,7 @@ create function public.fn_iu_trace_again(p_since timestamptz)
 returns jsonb
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     with here (xid) as (
@@ -368,7 +368,7 @@ create function public.fn_iu_trace_accepted(
     p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint)
 returns boolean
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin

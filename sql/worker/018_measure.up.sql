@@ -28,7 +28,7 @@ create function public.fn_iu_progress_missing(p_worker_name text)
 returns text[]
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     select coalesce(array_agg(s.why order by s.n, s.why), '{}')
@@ -63,7 +63,7 @@ create function public.fn_iu_measure(p_worker_name text)
 returns table (worker_name text, what text, part text, figure double precision)
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -147,7 +147,7 @@ create function public.fn_iu_decision_latency(p_worker_name text, p_after bigint
 returns table (last_id bigint, seconds double precision[], since_commit boolean)
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set enable_seqscan = off
 set enable_bitmapscan = off

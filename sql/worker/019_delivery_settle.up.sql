@@ -50,7 +50,7 @@ create function public.fn_iu_delivery_lease(
     p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -96,7 +96,7 @@ comment on function public.fn_iu_delivery_lease(text, uuid, double precision, bo
 create function public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[])
 returns boolean
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
@@ -112,7 +112,7 @@ comment on function public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]
 create function public.fn_iu_delivery_release(p_worker_name text, p_owner uuid)
 returns void
 language sql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     update public.iu_delivery_lease x set released = true where x.worker_name = p_worker_name and x.owner = p_owner
@@ -189,7 +189,7 @@ create function public.fn_iu_delivery_breaker_fail(
 returns public.iu_delivery_breaker
 language plpgsql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_threshold constant integer := (p_policy ->> 'breaker')::integer;
@@ -234,7 +234,7 @@ comment on function public.fn_iu_delivery_breaker_fail(
 create function public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     b         public.iu_delivery_breaker;
@@ -273,7 +273,7 @@ comment on function public.fn_iu_delivery_breaker_succeed(text[], text[]) is
 create function public.fn_iu_route_resume(p_route_code text)
 returns boolean
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
@@ -294,7 +294,7 @@ create function public.fn_iu_delivery_held(
 returns text
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return case when p_enabled is not true then 'route_disabled'
@@ -319,7 +319,7 @@ create function public.fn_iu_delivery_dead_letter(
     d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamptz, p_called boolean)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     delete from public.iu_route_delivery x where x.route_code = d.route_code and x.id = d.id;
@@ -369,7 +369,7 @@ create function public.fn_iu_delivery_fail(
     p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid default null)
 returns boolean
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- As the dead letters are dated: an attempt does not begin after the one that it made.
@@ -466,7 +466,7 @@ comment on function public.fn_iu_delivery_fail(
 create function public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_code   constant text := 'interrupted';
@@ -500,7 +500,7 @@ create function public.fn_iu_delivery_unrecorded(
     p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text)
 returns integer
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -539,7 +539,7 @@ create function public.fn_iu_delivery_sent(
     p_events uuid[])
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_now constant timestamptz := now();
@@ -601,7 +601,7 @@ create function public.fn_iu_delivery_settle(
     p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[])
 returns integer
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off

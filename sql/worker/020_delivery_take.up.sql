@@ -10,7 +10,7 @@ create function public.fn_iu_event_payload(p_payload jsonb, p_limit bigint)
 returns text
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return case when not public.fn_iu_json_exceeds(p_payload, p_limit) then p_payload::text end;
@@ -30,7 +30,7 @@ create function public.fn_iu_delivery_due(
     p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[])
 returns bigint[]
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- A variable, because an index cannot be searched for what a volatile function answers.
@@ -91,7 +91,7 @@ create function public.fn_iu_delivery_new(
     p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint,
     out ids bigint[], out after bigint, out passed bigint)
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_most constant integer := 2 * p_room + 100;
@@ -138,7 +138,7 @@ comment on function public.fn_iu_delivery_new(text, text, boolean, integer, bigi
 create function public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint)
 returns bigint[]
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return array(
@@ -175,7 +175,7 @@ returns table (
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -257,7 +257,7 @@ returns table (
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -408,7 +408,7 @@ returns table (
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
 strict
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -515,7 +515,7 @@ create function public.fn_iu_delivery_progress_missing(p_worker_name text)
 returns text[]
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     select coalesce(array_agg(format('deliveries of route %s wait, the oldest for %s s, and none was settled', w.route_code,

@@ -28,7 +28,7 @@ create function public.fn_iu_route_page(p_domain text, p_types text[], p_streams
 returns integer
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 select greatest(1, count(*) filter (where p.attempts <= p_batch_limit::bigint * 10))::integer
   from (select sum(coalesce(r.routes, 1)) over (order by k.n) as attempts
@@ -47,7 +47,7 @@ create function public.fn_iu_route_candidates(p_routes public.iu_outbound_route[
 returns public.iu_outbound_route[]
 language sql
 immutable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 with kinds as materialized (
     select distinct k.event_type, k.event_stream from unnest(p_types, p_streams) k(event_type, event_stream)
@@ -66,7 +66,7 @@ create function public.fn_iu_route_worker_failed(
     p_event_ref uuid default null, p_route_code text default null)
 returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -111,7 +111,7 @@ create function public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor,
 returns uuid[]
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     return coalesce((

@@ -25,7 +25,7 @@
 create function public.fn_iu_delivery_sweep(
     p_worker_name text, p_route_code text, p_key bigint, p_after bigint, out keys bigint[], out key bigint)
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -84,7 +84,7 @@ comment on function public.fn_iu_delivery_sweep(text, text, bigint, bigint) is
 create function public.fn_iu_delivery_seek(
     p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, out first bigint, out behind bigint)
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off

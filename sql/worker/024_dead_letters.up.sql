@@ -24,7 +24,7 @@ create function public.fn_iu_delivery_cancel(
     p_after bigint default 0, p_until bigint default null, p_limit integer default 1000)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
@@ -105,7 +105,7 @@ create function public.fn_iu_dead_letters_open(
 returns setof uuid
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
@@ -139,7 +139,7 @@ create function public.fn_iu_dead_letters_replay(
     p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer default 1000)
 returns jsonb
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
@@ -197,7 +197,7 @@ comment on function public.fn_iu_dead_letters_replay(
 create function public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text)
 returns integer
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$
@@ -252,7 +252,7 @@ comment on function public.fn_iu_dead_letters_queue(uuid[], boolean, text) is
 create function public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text default session_user)
 returns integer
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set row_security = off
 set plan_cache_mode = force_custom_plan
 as $$

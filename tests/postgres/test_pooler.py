@@ -157,5 +157,5 @@ async def test_no_command_leaves_a_setting_or_a_lock_in_the_pool(dsns):
         through.terminate()
     async with session(pooled, name="test") as command:
         assert command.pooled
-        assert await command.fetchval("show search_path") == ""
+        assert await command.fetchval("show search_path") == "pg_catalog, pg_temp"
         assert await command.fetchval("show row_security") == "off"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -53,7 +54,7 @@ async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dic
 
 
 async def test_every_session_of_a_consumer_is_guarded(live):
-    """Each session looks names up in no schema, hides no row, and is ended by the server before its client gives up.
+    """Each session looks names up in pg_catalog only, hides no row, and is ended by the server before its client gives up.
 
     Fails when: session_settings.sql leaves one of the settings out, or a session is opened without its time-out.
     """
@@ -65,11 +66,11 @@ async def test_every_session_of_a_consumer_is_guarded(live):
     async with AsyncExitStack() as stack:
         for name, (connection, patience) in (await every_session(live.dsn, stack)).items():
             row = await connection.fetchrow(SHOW)
-            assert (row["path"], row["policies"], row["checked"]) == ("", "off", "2s"), name
+            assert (row["path"], row["policies"], row["checked"]) == ("pg_catalog, pg_temp", "off", "2s"), name
             assert patience * 500 < row["milliseconds"] < patience * 1000, name
     async with session(live.dsn, name="test") as command:
         row = await command.fetchrow(SHOW)
-        assert (row["path"], row["policies"], row["checked"]) == ("", "off", "2s")
+        assert (row["path"], row["policies"], row["checked"]) == ("pg_catalog, pg_temp", "off", "2s")
 
 
 async def test_repeated_statements_are_parsed_once(live):
@@ -130,6 +131,25 @@ async def test_a_long_lock_leaves_no_sessions_behind(live):
 async def _written(connection: asyncpg.Connection) -> bool:
     await insert_event(connection)
     return True
+
+
+async def test_temporary_objects_of_a_session_mislead_no_function(live):
+    """Temporary tables and domains with the names of tables and types that our functions use are not taken for them.
+
+    Fails when: the search_path of a function, or of a session of ours, does not name pg_temp last.
+    """
+    types = ("jsonb", "xid8", "pg_snapshot", "text", "int8", "timestamptz", "regclass")
+    async with connected(live.dsn) as writer, session(live.dsn, name="test") as command:
+        for one in (writer, command):
+            for name in types:
+                await one.execute(f"create domain pg_temp.{name} as pg_catalog.name check (false)")
+            await one.execute("create temporary table event_outbox (id pg_catalog.int4)")
+            await one.execute("create temporary table pg_class (id pg_catalog.int4)")
+            event = await one.fetchval("select public.fn_iu_emit_event('version_applied', 'a', null, 'test', '{}')")
+            done = await one.fetchval("select public.fn_iu_route_worker_run('iu_outbound_default', 10)")
+            assert json.loads(done)["status"] == "ran", done
+            assert await one.fetchval("select event_ref from public.iu_route_attempt where event_ref = $1", event)
+            await one.fetchval("select public.fn_iu_route_worker_health('iu_outbound_default')")
 
 
 @pytest.mark.parametrize("guard", ["former sessions are ended", "the server ends them"])
