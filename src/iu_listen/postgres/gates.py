@@ -122,6 +122,9 @@ class _Inspector:
             )
         if row["version_num"] // 10000 not in SUPPORTED:
             return False, evidence, f"PostgreSQL {SUPPORTED[0]} to {SUPPORTED[-1]} are supported."
+        if row["encoding"] == "SQL_ASCII":
+            why = "In this encoding a text may be bytes that no client can decode; any other one is supported, best UTF8."
+            return False, f"{evidence}; encoding SQL_ASCII", why
         return True, evidence, ""
 
     async def primary(self) -> Answer:
