@@ -30,9 +30,18 @@ async def silent_writers(connection: asyncpg.Connection) -> int:
     return await connection.fetchval(_HOLDERS, "ShareLock")
 
 
+#: Sessions of consumers that work, or did a moment ago: a consumer that holds its bell lock looks once more.
+_BUSY = """
+    select count(*) from pg_stat_activity a
+     where a.datname = current_database() and a.application_name like 'iu-listen%'
+       and (a.state <> 'idle' or a.state_change > clock_timestamp() - interval '50 ms')"""
+
+
 async def sleep_sets_in(connection: asyncpg.Connection, how_many: int = 1) -> None:
+    """Wait until so many consumers hold a bell lock and have looked once more, so that only the bell finds an event."""
+
     async def asleep() -> bool:
-        return await sleepers(connection) == how_many
+        return await sleepers(connection) == how_many and not await connection.fetchval(_BUSY)
 
     await wait_until(asleep, f"{how_many} consumers sleep")
 
