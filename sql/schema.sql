@@ -1792,10 +1792,19 @@ CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETUR
                                      round(extract(epoch from clock_timestamp() - w.since))) order by w.route_code), '{}')
       from (select r.route_code,
                    (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'deadline')::double precision + 60 as seconds,
-                   (select d.created_at
-                      from public.iu_route_delivery d
-                     where d.route_code = r.route_code and d.due_at is null and d.worker_name = p_worker_name
-                     order by d.id
+                   (select n.created_at
+                      from (select d.id, d.subject_key, d.created_at
+                              from public.iu_route_delivery d
+                             where d.route_code = r.route_code and d.due_at is null and d.worker_name = p_worker_name
+                             order by d.id
+                             limit 100) n
+                     where n.subject_key is null
+                        or n.id = (select e.id
+                                     from public.iu_route_delivery e
+                                    where e.route_code = r.route_code and e.subject_key >= n.subject_key
+                                    order by e.subject_key, e.id
+                                    limit 1)
+                     order by n.id
                      limit 1) as new_since,
                    (select d.due_at
                       from public.iu_route_delivery d

@@ -13,6 +13,11 @@ from support import WORKER, connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
 
+#: The delivery waits for its next attempt, and later ones of its subject wait for it.
+PARK = """
+    with first as (update iu_route_delivery set subject_key = 1, due_at = now() + interval '1 hour', tries = 1 returning *)
+    insert into iu_route_delivery (route_code, worker_name, event_ref, subject_key, created_at)
+    select f.route_code, f.worker_name, gen_random_uuid(), f.subject_key, f.created_at from first f,"""
 #: What may have happened to deliveries that have waited for an hour, and whether health is to be red for it.
 HAPPENED = {
     "nothing": ("select 1", True),
@@ -36,6 +41,15 @@ HAPPENED = {
     ),
     "they are young": ("update iu_route_delivery set created_at = now()", False),
     "their time has not come": ("update iu_route_delivery set due_at = now() + interval '1 hour'", False),
+    "an earlier one of their subject waits for its time": (
+        f"{PARK} generate_series(1, 3)",
+        False,
+    ),
+    "another subject waits for nothing": (
+        f"{PARK} generate_series(1, 3) union all "
+        "select 'iu.version_applied.workflow', 'iu_outbound_default', gen_random_uuid(), 2, now() - interval '1 hour'",
+        True,
+    ),
     "a lock is closed": ("update dot_config set value = 'false' where key = 'iu_core.delivery_enabled'", False),
     "the circuit breaker is open": (
         "insert into iu_delivery_breaker (route_code, opened_at, why) values ('iu.version_applied.workflow', now(), 'down')",
