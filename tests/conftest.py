@@ -95,7 +95,10 @@ class TestServer:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes long and would run on both servers runs on the newer one, unless all is asked for: make wide."""
+    """What takes long runs first, so that no worker is left with it at the end. Where it would run on both servers, it runs
+    on the newer one, unless all is asked for: make wide.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if os.environ.get("IU_LISTEN_TEST_WIDE"):
         return
     names = {item.nodeid for item in items}

@@ -262,11 +262,14 @@ class Recorder:
                 await self._changed.wait()
 
 
-async def until(condition: Callable[[], Any], within: float = 10_000) -> None:
-    """Wait until something is the case, a tenth of a millisecond of the test's clock at a time."""
+async def until(condition: Callable[[], Any], within: float = 10_000, step: float | None = None) -> None:
+    """Wait until something is the case, looking every ``step`` seconds of the test's clock; by default every 10 ms, or every
+    0.1 ms where it is ``within`` 100 s.
+    """
+    step = step or (0.0001 if within < 100 else 0.01)
     with anyio.fail_after(within):
         while not condition():
-            await anyio.sleep(0.0001 if within < 100 else 0.01)
+            await anyio.sleep(step)
 
 
 @asynccontextmanager

@@ -159,7 +159,7 @@ async def test_measuring_goes_on_through_every_loss_and_takes_a_small_part_of_th
     seen, sessions = Recorder(), Surveys()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(keep_measuring, sessions, seen, DEFAULT_WORKER)
-        await until(lambda: len(seen.of(Measured)) == 4)
+        await until(lambda: len(seen.of(Measured)) == 4, step=1)
         tasks.cancel_scope.cancel()
     moments = [at for at, observation in seen.seen if isinstance(observation, Measured)]
     assert moments[1] - moments[0] == pytest.approx(1 + max(PAUSE, 19))

@@ -42,7 +42,7 @@ async def test_what_took_long_in_vain_is_not_repeated_at_once(seconds, pause):
     seen, sessions = Recorder(), Slow(seconds)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(keep_measuring, sessions, seen, DEFAULT_WORKER)
-        await until(lambda: len(sessions.began) == 2)
+        await until(lambda: len(sessions.began) == 2, step=0.1)
         tasks.cancel_scope.cancel()
     assert sessions.began[1] - sessions.began[0] == pytest.approx(seconds + pause)
     assert [o.retry_in for o in seen.of(SessionFailed)] == [pytest.approx(pause)]

@@ -11,7 +11,7 @@ import pytest
 from postgres.routes import go_live, register, route
 from support import connected, drain, insert_event
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
 #: Payloads by what they exceed: a row as jsonb (256 MB), a text form of 1 GB, and what a reader of the letter can hold.
 LARGE = {
