@@ -46,8 +46,10 @@ HAPPENED = {
         False,
     ),
     "another subject waits for nothing": (
-        f"{PARK} generate_series(1, 3) union all "
-        "select 'iu.version_applied.workflow', 'iu_outbound_default', gen_random_uuid(), 2, now() - interval '1 hour'",
+        (
+            f"{PARK} generate_series(1, 3) union all "
+            "select 'iu.version_applied.workflow', 'iu_outbound_default', gen_random_uuid(), 2, now() - interval '1 hour'"
+        ),
         True,
     ),
     "a lock is closed": ("update dot_config set value = 'false' where key = 'iu_core.delivery_enabled'", False),
