@@ -123,8 +123,8 @@ class _Inspector:
         if row["version_num"] // 10000 not in SUPPORTED:
             return False, evidence, f"PostgreSQL {SUPPORTED[0]} to {SUPPORTED[-1]} are supported."
         if row["encoding"] == "SQL_ASCII":
-            why = "In this encoding a text may be bytes that no client can decode; any other one is supported, best UTF8."
-            return False, f"{evidence}; encoding SQL_ASCII", why
+            hint = "It keeps bytes that no client can decode as text. Use a database in UTF8, or in any other encoding."
+            return False, f"{evidence}; encoding SQL_ASCII", hint
         return True, evidence, ""
 
     async def primary(self) -> Answer:
