@@ -47,15 +47,15 @@ $(AGENT)/.ready: tests/telemetry/agent-constraints.txt
 	@$(AGENT)/bin/python -m pip install --quiet --disable-pip-version-check -c $< ddapm-test-agent
 	@touch $@
 
-# Tests wait more than they work: half as many again as there are processors.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, max(2, (os.cpu_count() or 1) * 3 // 2)))')
+# Tests wait more than they work: two for each processor.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 
 unit: $(READY) $(AGENT)/.ready ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
 	@# With bytecode, whatever the environment says: else each process of the tests compiles all of them again.
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 wide: export IU_LISTEN_TEST_WIDE = 1
-wide: unit ## The tests, and those that take long on both servers
+wide: unit ## The tests, those that take long on both servers, and all cases
 
 # A seed that is not given is drawn, and printed. STORM takes further options: make storm STORM=--help
 MINUTES ?= 2

@@ -86,7 +86,7 @@ class TestServer:
     def create(self, kind: str | None) -> Iterator[Database]:
         """A database made from a template (None: an empty one), dropped afterwards."""
         name = f"iu_test_{secrets.token_hex(6)}"
-        source = f" template {self.template(kind)}" if kind else ""
+        source = f" template {self.template(kind)} strategy file_copy" if kind else ""
         self.execute(f"create database {name}{source}")
         try:
             yield Database(self.dsn(name), self.embedded)
@@ -96,17 +96,20 @@ class TestServer:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long runs first, so that no worker is left with it at the end. Where it would run on both servers, it runs
-    on the newer one, unless all is asked for: make wide.
+    on the newer one, and what is marked as wide does not run at all, unless all is asked for: make wide.
     """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if os.environ.get("IU_LISTEN_TEST_WIDE"):
         return
     names = {item.nodeid for item in items}
-    twice = [
-        i for i in items if i.get_closest_marker("slow") and i.nodeid.replace("pg16", "pg18") in names - {i.nodeid}
-    ]
-    config.hook.pytest_deselected(items=twice)
-    items[:] = [i for i in items if i not in twice]
+    spared = {
+        i
+        for i in items
+        if i.get_closest_marker("wide")
+        or (i.get_closest_marker("slow") and i.nodeid.replace("pg16", "pg18") in names - {i.nodeid})
+    }
+    config.hook.pytest_deselected(items=list(spared))
+    items[:] = [i for i in items if i not in spared]
 
 
 @pytest.fixture(scope="session", params=SERVERS)

@@ -126,19 +126,25 @@ def test_demo(place):
         assert written.strip() == decided.strip() != ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+PHASES = (
+    "1. A PostgreSQL of its own",
+    "2. The substrate",
+    "3. The probe",
+    "4. Business",
+    "5. A burst",
+    "6. One route goes live",
+    "7. The receiver goes away",
+    "8. The consumer is killed",
+    "9. It is started again",
+)
+
+
 @pytest.mark.parametrize(
-    "phase",
+    ("phase", "number"),
     [
-        "1. A PostgreSQL of its own",
-        "2. The substrate",
-        "3. The probe",
-        "4. Business",
-        "5. A burst",
-        "6. One route goes live",
-        "7. The receiver goes away",
-        "8. The consumer is killed",
-        "9. It is started again",
+        pytest.param(phase, number, marks=[pytest.mark.wide] if (place + number) % 2 else [])
+        for place, phase in enumerate(PHASES)
+        for number in (signal.SIGINT, signal.SIGTERM)
     ],
 )
 def test_demo_that_is_interrupted(place, phase, number):

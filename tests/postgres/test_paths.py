@@ -272,9 +272,14 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "BASE", 0.002)
 
 
-async def beside_each_message(dsn: str, *, cut: bool) -> int:
-    """A consumer begins anew, again and again, from its connect to its sleep. In the n-th round an event is written before
-    the n-th message on its path is forwarded, in whichever direction; or never, because the session is cut over it.
+def every_other(first: int) -> pytest.MarkDecorator:
+    """Every other message from this one on, and in make wide the rest."""
+    return pytest.mark.parametrize("first", [first, pytest.param(3 - first, marks=pytest.mark.wide)])
+
+
+async def beside_messages(dsn: str, first: int, *, cut: bool) -> int:
+    """A consumer begins anew, again and again, from its connect to its sleep. In each round an event is written before the
+    n-th message on its path is forwarded, in whichever direction; or the session is cut over that message. n grows by 2.
 
     Every event must be routed once, without the timer. How many messages there were.
     """
@@ -286,7 +291,7 @@ async def beside_each_message(dsn: str, *, cut: bool) -> int:
     ):
         await sleep_sets_in(admin)
         events: list[UUID] = []
-        for number in range(1, 1000):
+        for number in range(first, 1000, 2):
             passed, done = 0, anyio.Event()
 
             async def asked(number: int = number, done: anyio.Event = done) -> bool:
@@ -312,22 +317,24 @@ async def beside_each_message(dsn: str, *, cut: bool) -> int:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
-async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there):
+@every_other(1)
+async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there, first):
     """Whichever message between the connect and the sleep a session is cut over, it recovers, and events are routed once.
 
     Fails when: a session that is lost at some step ends the consumer, or the look after LISTEN is taken out.
     """
-    assert await beside_each_message(there.dsn, cut=True) > 40
+    assert await beside_messages(there.dsn, first, cut=True) > 40
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
-async def test_an_event_beside_any_message_is_woken_for(there):
+@every_other(2)
+async def test_an_event_beside_any_message_is_woken_for(there, first):
     """Whatever a consumer is about to hear or to say, an event that commits just then is routed without the timer.
 
     Fails when: the look after LISTEN or after arming is taken out, or the ring is cleared after the look.
     """
-    assert await beside_each_message(there.dsn, cut=False) > 40
+    assert await beside_messages(there.dsn, first, cut=False) > 40
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "in-a-batch"])
