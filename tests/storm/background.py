@@ -25,6 +25,9 @@ KEEP = "20 s"
 #: Sessions of one consumer: eight purposes, each with what may be left of its former ones.
 MOST_SESSIONS = 8 * (1 + MOST)
 
+#: Deliveries that wait beyond which quick and bulk writers pause.
+FLOOD = 20_000
+
 ACTIONS: list[tuple[float, Action]] = []
 
 
@@ -81,6 +84,14 @@ async def sessions_are_bounded(ground: Ground) -> None:
     )
     ground.notes["sessions"] = max(count, ground.notes.get("sessions", 0))
     assert count <= len(ground.consumers) * MOST_SESSIONS, f"the consumers have {count} sessions"
+
+
+@every(0.5)
+async def writers_wait_for_deliveries(ground: Ground) -> None:
+    """Back-pressure: what is written can be delivered before it is judged, on a slow machine, too."""
+    waiting = await ground.value("select count(*) from (select from iu_route_delivery limit $1) d", FLOOD)
+    if ground.writers is not None:
+        ground.writers.flooded = waiting == FLOOD
 
 
 @every(2)

@@ -1,7 +1,8 @@
 """The writers of the storm: many sessions that perform the kinds of kinds.py, and a notary for what they prepare.
 
 Quick writers follow the weather (calm, breeze, wind, gale), slow ones keep transactions open for seconds, and one
-writes in bulk. A session that a fault cuts leaves its transaction's outcome unknown until the rows are looked for.
+writes in bulk. Quick and bulk writers pause while very many deliveries wait: otherwise a machine that delivers slower
+than they write has a backlog that only grows, and everything is late because of that and of nothing else. A session that a fault cuts leaves its transaction's outcome unknown until the rows are looked for.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Writers:
 
     Attributes:
         weather: How quick the quick ones are at present.
+        flooded: Whether so many deliveries wait that quick and bulk writers pause.
     """
 
     ground: Ground
@@ -53,6 +55,7 @@ class Writers:
     bulk_every: float = 20.0
     prepared: list[Prepared] = field(default_factory=list)
     weather: str = "breeze"
+    flooded: bool = False
     _looking: int = 0
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _road: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,6 +138,9 @@ class Writers:
             await self._road.wait()
             if self._stopping:
                 break
+            if self.flooded and pace != "slow":
+                await self.pause(0.5)
+                continue
             chosen = dice.choices(kinds, weights)[0]
             self._under_way += 1
             try:
