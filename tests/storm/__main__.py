@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--pg", type=int, default=18, help="major version of the embedded PostgreSQL: 16 or 18")
-    parser.add_argument("--bulk", type=int, default=100_000, help="events in a bulk transaction")
+    parser.add_argument(
+        "--bulk", type=int, help="events in a bulk transaction; default: 10 000 for each minute, 100 000 at most"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="strike only this; repeatable")
     parser.add_argument("--strict", action="store_true", help="a recovery beyond its bound is a failure")
     parser.add_argument("--keep", action="store_true", help="keep the logs of a storm that passed, too")
@@ -41,10 +43,11 @@ def main() -> int:
         return 0
     if unknown := set(options.only) - set(faults.FAULTS):
         parser.error(f"no such fault: {', '.join(unknown)}; --list names them")
+    bulk = options.bulk if options.bulk is not None else min(100_000, int(10_000 * options.minutes))
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     print(f"seed {seed}", flush=True)
     plan = Plan(
-        seed, options.minutes, options.pg, options.bulk,
+        seed, options.minutes, options.pg, bulk,
         only=tuple(options.only), strict=options.strict, keep=options.keep,
     )  # fmt: skip
     try:
