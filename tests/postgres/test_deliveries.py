@@ -1,4 +1,7 @@
-"""Deliveries outside the database: queued by the batch, delivered by the consumer, settled in sets. 012, 019, 020."""
+"""Deliveries outside the database: queued by the batch, called by the consumer, settled in sets.
+
+The migrations are 012, 019 and 020.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,15 @@ async def letters(connection: asyncpg.Connection) -> list[tuple[str, str, bool]]
     return [tuple(row) for row in rows]
 
 
-# -- the way ---------------------------------------------------------------------------------------------------------
+# -- the path of a delivery ------------------------------------------------------------------------------------------
 
 
 async def test_an_event_reaches_its_coroutine_and_is_settled(live):
-    """The coroutine gets the event with its key; the attempt says sent, with the times of the call; the row is gone.
+    """The coroutine receives the event with its idempotency key, and the attempt is recorded as sent.
 
-    Fails when: the batch does not queue, nobody takes, or what arrived is not settled.
+    The attempt has the start and the end of the call, and the delivery is removed.
+
+    Fails when: the batch does not queue the delivery, the dispatcher does not take it, or its outcome is not settled.
     """
     arrivals = Arrivals(lambda _: anyio.sleep(0.05))
     async with connected(live.dsn) as connection:
@@ -66,9 +71,9 @@ async def test_an_event_reaches_its_coroutine_and_is_settled(live):
 
 
 async def test_a_second_reading_delivers_nothing_again(live):
-    """A cursor that was set back finds what is on its way, and what was delivered, and queues neither.
+    """A cursor that was set back reads its events again and queues neither pending deliveries nor delivered events.
 
-    Fails when: the batch asks only the attempts, or only the deliveries.
+    Fails when: the batch looks only in the attempts, or only in the deliveries.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -87,9 +92,11 @@ async def test_a_second_reading_delivers_nothing_again(live):
 
 @pytest.mark.parametrize("how", ["made anew", "beside it"])
 async def test_what_another_cursor_has_read_is_not_delivered_again(live, how):
-    """A cursor that was deleted and registered again, and a second one of the same domain, queue nothing that is decided.
+    """A cursor queues no event that another cursor of the same domain has routed.
 
-    Fails when: a number above what this cursor has seen counts as read by nobody.
+    The other cursor either was deleted and is replaced by this one, or exists beside it.
+
+    Fails when: the batch treats each event after the last position of its own cursor as unread by all cursors.
     """
     new = """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
              select $1, 'iu', lineage from iu_outbox_anchor"""
@@ -117,9 +124,9 @@ async def test_what_another_cursor_has_read_is_not_delivered_again(live, how):
 
 
 async def test_an_attempt_that_somebody_else_wrote_keeps_its_number(live):
-    """Where the number of an attempt is taken, by hand or by a restore, the attempt that was made gets the next one.
+    """If an attempt number is already used, by hand or by a restore, the attempt of the consumer gets the next number.
 
-    Fails when: it is left out, or settling fails for ever.
+    Fails when: the attempt of the consumer is not recorded, or its settlement fails for ever.
     """
     arrivals = Arrivals()
     by_hand = """insert into iu_route_attempt (event_ref, route_kind, route_code, status, decision, idempotency_key, attempt_no)
@@ -138,9 +145,10 @@ async def test_an_attempt_that_somebody_else_wrote_keeps_its_number(live):
 
 
 async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
-    """At most so many run at once as the policy says, and all of them come.
+    """The number of calls at one time reaches the `concurrency` of the route and never exceeds it, and all events
+    arrive.
 
-    Fails when: concurrency is not looked at.
+    Fails when: the dispatcher ignores `concurrency`.
     """
     arrivals = Arrivals(lambda _: anyio.sleep(0.01))
     async with connected(live.dsn) as connection:
@@ -157,9 +165,12 @@ async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
 
 
 async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
-    """Three attempts, longer and longer apart, then a dead letter that says why; a healthy event beside it is delivered.
+    """A delivery that fails gets the three attempts of its policy, with a backoff, and then becomes a dead letter with
+    a reason.
 
-    Fails when: attempts are not counted, or a failure ends at the first.
+    A healthy event of the same route is delivered.
+
+    Fails when: attempts are not counted, or the first failure is final.
     """
 
     async def behave(delivery):
@@ -168,7 +179,7 @@ async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
 
     arrivals = Arrivals(behave)
     async with connected(live.dsn) as connection:
-        # One event that fails again and again is no outage.
+        # The failures of one event do not open the circuit breaker.
         await open_route(connection, attempts=3, backoff=0.1, breaker=2)
         bad, good = await insert_event(connection, note="bad"), await insert_event(connection)
         async with delivering(live.dsn, arrivals.target()):
@@ -188,7 +199,10 @@ async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
 
 
 async def test_a_rejected_event_is_a_dead_letter_at_once(live):
-    """Reject ends it with the first attempt. Fails when: it counts as any other error."""
+    """An event that the target rejects becomes a dead letter at its first attempt.
+
+    Fails when: `Reject` counts as any other error.
+    """
 
     async def behave(_):
         raise Reject("unknown customer", code="unknown_customer")
@@ -203,9 +217,10 @@ async def test_a_rejected_event_is_a_dead_letter_at_once(live):
 
 
 async def test_an_error_of_somebody_else_keeps_its_text_to_itself(live):
-    """What a coroutine raises by accident is retried, and its text, which may hold anything, is stored nowhere.
+    """An unexpected exception of a coroutine leads to a retry, and its message is not stored, because it may hold
+    secrets.
 
-    Fails when: the message of a foreign error becomes the detail.
+    Fails when: the message of an exception that is not ours becomes the failure detail.
     """
 
     async def behave(_):
@@ -222,7 +237,10 @@ async def test_an_error_of_somebody_else_keeps_its_text_to_itself(live):
 
 
 async def test_a_deadline_ends_an_attempt(live):
-    """An attempt that takes too long is ended and is a failure called timeout. Fails when: nobody watches the clock."""
+    """An attempt that exceeds the deadline is cancelled and fails with the code timeout.
+
+    Fails when: no deadline is set.
+    """
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=2, backoff=0.01, deadline=0.2)
         event = await insert_event(connection)
@@ -233,10 +251,13 @@ async def test_a_deadline_ends_an_attempt(live):
 
 @pytest.mark.parametrize("how", ["of what it waited for", "left behind"])
 async def test_a_cancellation_of_a_target_is_its_own(live, how):
-    """A target may let out the cancellation of what it waited for, or leave something behind that cancels its task later:
-    the one delivery fails and is tried again, nothing else ends.
+    """If a target raises a cancellation, or leaves a callback that cancels its task later, at most its own delivery
+    fails.
 
-    Fails when: a cancellation that nobody here asked for ends the work, in the call or where the next one is waited for.
+    The delivery is attempted again, and the other deliveries go on.
+
+    Fails when: a cancellation that the consumer did not request ends the dispatcher, during the call or while it waits
+    for the next delivery.
     """
 
     async def behave(delivery):
@@ -262,9 +283,9 @@ async def test_a_cancellation_of_a_target_is_its_own(live, how):
 
 
 async def test_retry_after_is_honoured(live):
-    """What the target says of when to come again counts, where it is later than the backoff.
+    """The next attempt waits for the `retry_after` of the target if that is longer than the backoff.
 
-    Fails when: it is not asked.
+    Fails when: `retry_after` is ignored.
     """
     times = []
 
@@ -287,11 +308,12 @@ async def test_retry_after_is_honoured(live):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["unavailable", "failed"])
 async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
-    """A target that takes nothing for half an hour: no dead letter, all delivered after it, the other route at once.
+    """A target that is down for half an hour causes no dead letter, and all its events are delivered afterwards.
 
-    The clock is compressed: by default probes grow to one in 15 to 30 s, so that half an hour is sixty of them and more.
+    The other route delivers at once. The time is compressed: with the default settings the interval between trial
+    deliveries grows to 15 to 30 s, so half an hour has at least sixty of them; the test waits for 120.
 
-    Fails when: the breaker does not open, or what had opened it is not given back.
+    Fails when: the circuit breaker does not open, or the attempts that opened it are not given back.
     """
     down = True
 
@@ -318,16 +340,16 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
             down = False
             await settled(connection)
             await recorder.wait_for(RouteFree)
-        assert calls < 30 + 120 + 30  # the first thirty at most, then one at a time
+        assert calls < 30 + 120 + 30  # At most the first thirty, then one at a time.
         assert hit.arrived == dict.fromkeys(events, 1)
         assert await letters(connection) == []
         assert [len(await attempts(connection, e, healthy)) for e in events] == [1] * 30
 
 
 async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
-    """What waits since the future, a delivery or a route that is held, is tried at once.
+    """A due time in the future, of a delivery or of a paused route, does not delay it after the clock was set back.
 
-    Fails when: only the moment counts at which it would have been due.
+    Fails when: the dispatcher compares the clock only with the due time.
     """
     down = True
 
@@ -344,13 +366,13 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
             await recorder.wait_for(RouteHeld)
             await connection.execute(f"update iu_delivery_breaker set opened_at = {future}, probe_at = {future}")
             await connection.execute(f"update iu_route_delivery set failed_at = {future}, due_at = {future}")
-            # Not earlier: a delivery that is changed by hand while its success is settled is delivered once more.
+            # Not earlier: if the row changes while its success is settled, the delivery is made once more.
             down = False
             await settled(connection)
         assert arrivals.arrived == {event: 1}
 
 
-#: Many events, one in a thousand of one subject; one of these is poison.
+#: Many events: one in a thousand belongs to one subject, and one event of that subject is poison.
 POISONED = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
     select 'iu', 'version_applied', 'update', 'immediate', case when n % 1000 = 0 then $1 else gen_random_uuid() end,
@@ -362,9 +384,9 @@ POISONED = """
 
 @pytest.mark.slow
 async def test_one_poison_event_is_one_dead_letter(live):
-    """Among ten thousand that arrive, one that never does spends its attempts alone, and the breaker stays closed.
+    """One poison event among ten thousand events spends only its own attempts, and the circuit breaker stays closed.
 
-    Fails when: failures of one event count as an outage, or are never spent.
+    Fails when: the failures of one event count as an outage, or its attempts are never used up.
     """
     subject = uuid4()
 
@@ -382,12 +404,12 @@ async def test_one_poison_event_is_one_dead_letter(live):
         assert [code for code, _, _ in await letters(connection)] == ["never"]
         assert len(await attempts(connection, events[5000])) == 4
         assert arrivals.arrived == dict.fromkeys(events[:5000] + events[5001:], 1)
-        # Those of its subject waited for its end, and went on after it.
+        # The later events of its subject waited until the poison event was given up, and then were delivered.
         same = [c.event.id for c in arrivals.calls if c.event.subject == str(subject)]
         assert same == events[0:5000:1000] + [events[5000]] * 4 + events[6000::1000]
 
 
-# -- locks -----------------------------------------------------------------------------------------------------------
+# -- switches --------------------------------------------------------------------------------------------------------
 
 CLOSE = {
     "master_gate_closed": "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'",
@@ -406,9 +428,10 @@ OPEN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("lock", CLOSE)
 async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(live, lock):
-    """From 100 ms after the commit that closed it no delivery begins; the rest waits, and comes when it is open again.
+    """No delivery begins later than 100 ms after the commit that closed a switch; the others arrive after the switch is
+    open.
 
-    Fails when: locks are asked once a page, and not while it is delivered.
+    Fails when: switches are read once for a page and not while its events are delivered.
     """
     begun: list[float] = []
 
@@ -425,7 +448,7 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
             await connection.execute(CLOSE[lock])
             closed = time.monotonic()
             held = await recorder.wait_for(RouteHeld)
-            # Taken off the list: whichever of the two is seen first.
+            # The route is no longer in the list of live routes; the consumer may see either reason first.
             assert held.held_by in (lock, "route_not_listed" if lock == "dry_run" else lock)
             await asyncio.sleep(0.3)
             assert max(begun) - closed < 0.1
@@ -437,9 +460,10 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
 
 
 async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
-    """While the database does not answer, what was taken and not begun stays so: a lock may have been closed meanwhile.
+    """While the database does not answer, deliveries that were taken do not begin, because a switch may have been
+    closed.
 
-    Fails when: what the database said once counts for all that was taken with it.
+    Fails when: one answer of the database allows all deliveries that came with it, however long they wait.
     """
     begun: list[float] = []
 
@@ -466,15 +490,16 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True])
 async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
-    """More subjects may be freed at once than there is room for, or while the route is held: each goes on in its time.
+    """If more subjects become free than the dispatcher has room for, or the route is paused, each subject goes on
+    later.
 
-    Fails when: those for whom there is no room, or whose route is held, are only found by the sweep once in 30 s.
+    Fails when: subjects that find no room, or whose route is paused, are found only by the sweep, once in 30 s.
     """
     ready = anyio.Event()
 
     async def behave(_):
         if held and len(arrivals.calls) == 1 + len(subjects):
-            # The last one: the route is held when the others have arrived.
+            # The last call pauses the route after the other deliveries have arrived.
             raise Unavailable("for a moment", retry_after=0.5)
         await ready.wait()
 
@@ -504,9 +529,10 @@ async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
 
 
 async def test_what_cannot_be_settled_bounds_what_begins(live):
-    """While nothing can be settled, no more begins than there is room for: each would have to be made again after a crash.
+    """While outcomes cannot be settled, no more calls begin than the prefetch allows, because a crash would repeat each
+    of them.
 
-    Fails when: only what is under way counts against the room.
+    Fails when: only the calls that still run count against the prefetch.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -527,9 +553,10 @@ async def test_what_cannot_be_settled_bounds_what_begins(live):
 
 
 async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live):
-    """What is routed while the delivery gate is closed is queued with an attempt that names the lock; it leaves later.
+    """An event that is routed while the delivery gate is closed gets an attempt that names the gate, and is delivered
+    later.
 
-    Fails when: it becomes a dead letter, or nothing tells.
+    Fails when: the event becomes a dead letter, or no attempt names the gate.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -552,9 +579,11 @@ async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live)
 @pytest.mark.parametrize("value", [None, "missing", "", "True", "true "])
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_delivery_gate_that_is_not_open_lets_nothing_be_taken(live, kind, value):
-    """Whatever the gate holds but true: nothing is taken of any kind of target, and the attempt of each event names it.
+    """Unless the value of the delivery gate is exactly true, no delivery of any kind of target is taken.
 
-    Fails when: the gate is open by default, or only the batch asks it.
+    The attempt of each event names the gate.
+
+    Fails when: the gate is open by default, or only the batch reads it.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection)
@@ -579,9 +608,9 @@ async def test_a_delivery_gate_that_is_not_open_lets_nothing_be_taken(live, kind
 
 
 async def test_a_route_without_its_target_waits_and_says_so(live):
-    """A consumer that lacks the coroutine holds its deliveries; one that has it delivers them.
+    """A consumer without the coroutine of a route pauses the route; a consumer that has it delivers the events.
 
-    Fails when: they are dead letters, or silent.
+    Fails when: the deliveries become dead letters, or the pause is not reported.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -599,9 +628,12 @@ async def test_a_route_without_its_target_waits_and_says_so(live):
 
 
 async def test_a_route_keeps_the_order_of_a_subject(live):
-    """One subject waits for its failed event, others flow; never two of one at once; what is parked can be seen.
+    """In an ordered route, a subject waits for its failed event while other subjects go on, and a view shows the parked
+    deliveries.
 
-    Fails when: only the first taking looks at subjects.
+    Two deliveries of one subject never run at the same time.
+
+    Fails when: only the first take respects subjects.
     """
     slow = uuid4()
     blocked = True
@@ -636,9 +668,12 @@ async def test_a_route_keeps_the_order_of_a_subject(live):
 
 
 async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live):
-    """Of what was never tried: the first of each subject, as far as there is room, beyond the position; whatever its event.
+    """A batch hands over the first delivery of each subject among the untried deliveries, up to the room that the
+    dispatcher has.
 
-    Fails when: neither subjects nor the breaker are asked, or an event that is gone takes its delivery with it.
+    It hands over only deliveries after the given position, and does so even if the event was deleted.
+
+    Fails when: the hand-over ignores subjects or the circuit breaker, or omits a delivery whose event was deleted.
     """
     hand_over = "select array_agg(event_ref) from fn_iu_delivery_hand_over('iu_outbound_default', $1, $2, $3)"
     async with connected(live.dsn) as connection:
@@ -672,9 +707,11 @@ async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live
 
 
 async def test_a_batch_that_queues_nothing_reads_no_deliveries(live):
-    """Whoever looks in vain, every few milliseconds, does not read what waits for its turn.
+    """A batch that queues nothing does not read the table of deliveries, because a busy consumer polls every few
+    milliseconds.
 
-    Fails when: the hand-over looks although nothing was queued. A review found it: 72 ms with 100 000 parked.
+    Fails when: the hand-over reads deliveries although nothing was queued, so that each poll costs time in proportion
+    to the parked deliveries.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -689,9 +726,9 @@ async def test_a_batch_that_queues_nothing_reads_no_deliveries(live):
 
 @pytest.mark.slow
 async def test_a_replay_waits_for_those_of_its_subject_that_are_on_their_way(live):
-    """A replayed dead letter comes after the events of its subject that were queued before it was replayed.
+    """A replayed dead letter is delivered after the events of its subject that were queued before the replay.
 
-    Fails when: what is due is taken without asking whose turn it is.
+    Fails when: a due delivery is taken before an earlier delivery of its subject.
     """
     subject = uuid4()
     bad, blocked = True, True
@@ -725,9 +762,9 @@ async def test_a_replay_waits_for_those_of_its_subject_that_are_on_their_way(liv
 
 
 async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(live):
-    """The database may end the session while a target answers: the attempt is settled afterwards, and not made again.
+    """If the database ends the session during a call, a new session settles its outcome, and the call is not repeated.
 
-    Fails when: a lost session forgets what was taken.
+    Fails when: the consumer forgets its in-flight deliveries when it loses a session.
     """
     arrivals = Arrivals(lambda _: anyio.sleep(1.0))
     async with connected(live.dsn) as connection:
@@ -745,9 +782,10 @@ async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(
 
 
 async def test_who_has_lost_the_lease_settles_nothing(live):
-    """A consumer whose lease somebody else took drops what it had; the other one delivers it, and settles it once.
+    """A consumer that has lost its lease drops its in-flight deliveries; the next lease holder delivers and settles
+    them once.
 
-    Fails when: settling does not ask for the lease.
+    Fails when: the settlement does not check the lease.
     """
     gate = anyio.Event()
     arrivals = Arrivals(lambda _: gate.wait())
@@ -760,7 +798,7 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
             await connection.execute(
                 "update iu_delivery_lease set owner = $1, backend = null, renewed_at = clock_timestamp()", thief
             )
-            # Long before it would be renewed.
+            # The 10 s of the wait are much shorter than the interval at which the lease is renewed.
             await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up", timeout=10)
             gate.set()
             await asyncio.sleep(0.3)
@@ -773,10 +811,12 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
 
 @pytest.mark.parametrize("lost", ["both", "the one that has the lease"])
 async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
-    """Whoever loses his session gives up the call of an ordered route, because somebody else may begin it; his own next one does.
+    """A consumer that loses its session cancels the call of an ordered route, because another consumer may begin it.
 
-    Fails when: what is under way outlives the session although its subject has an order, or nobody hears of the loss
-    before he asks next.
+    Its next session makes the call again.
+
+    Fails when: the call of an ordered route outlives the session, or the consumer notices the loss only at its next
+    query.
     """
     monkeypatch.setattr(deliver, "TICK", 60)
     arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
@@ -798,9 +838,12 @@ async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
 
 
 async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
-    """A consumer that was asleep while its lease ended begins nothing of what it had taken: somebody else may have it.
+    """A consumer that was suspended until its lease expired begins none of the deliveries that it had taken.
 
-    Fails when: how old an answer is, is measured from when it is read. The storm found it: a frozen consumer, thawed.
+    Another consumer may hold the lease by then.
+
+    Fails when: the age of an answer is measured from the moment at which it is read, for example by a frozen consumer
+    that goes on.
     """
     arrivals, take, settle = Arrivals(), DeliverySession.take, DeliverySession.settle
     asleep, awake, events = anyio.Event(), anyio.Event(), list[UUID]()
@@ -842,10 +885,11 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
 @pytest.mark.parametrize("order", ["none", "subject"])
 @pytest.mark.parametrize("late", ["the taker", "the batch", "nobody"])
 async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late, order):
-    """A batch hands an event over that is taken as well, and one of the two hears of it when it is delivered and settled.
+    """If a delivery is both handed over by a batch and taken, and one of the two answers comes late, it is delivered
+    once.
 
-    Fails when: the answer of a batch, or that of the taker, is not held against what was settled since it was asked for.
-    The storm found it.
+    Fails when: an answer, of a batch or of a take, is not compared with the deliveries that were settled since it was
+    asked for.
     """
     monkeypatch.setattr(sweep, "RESCAN", -1)
     arrivals, take, run_batch = Arrivals(), DeliverySession.take, WorkerSession.run_batch
@@ -853,7 +897,7 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
     async def slow_take(self, *args):
         answer = await take(self, *args)
         if answer.taken and late == "the taker":
-            # Not so late that it says nothing of the locks.
+            # A later answer would be too old to prove that the switches are open.
             await anyio.sleep(deliver.LATE - 0.1)
         return answer
 
@@ -873,7 +917,7 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
     async with connected(live.dsn) as connection:
         await open_route(connection, order=order)
         async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
-            # Until it knows the route, and is at rest.
+            # Wait until the consumer knows the route and is idle.
             events = [await insert_event(connection)]
             await settled(connection)
             for _ in range(5):
@@ -886,9 +930,11 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
 
 
 async def test_what_is_handed_over_late_does_not_begin_behind_a_lock(live, monkeypatch):
-    """A batch reads the locks before its commit, which may take long; a lock that was closed since then holds what it gives.
+    """A hand-over that arrives after a switch was closed does not begin.
 
-    Fails when: what the taker knows of the route is not asked. A review found it.
+    The batch reads the switches before its commit, and the commit may take long.
+
+    Fails when: the dispatcher does not compare a hand-over with its own state of the route.
     """
     arrivals, run_batch, handed = Arrivals(), WorkerSession.run_batch, list[float]()
 
@@ -920,9 +966,10 @@ async def test_what_is_handed_over_late_does_not_begin_behind_a_lock(live, monke
 
 
 async def test_taken_or_handed_over_a_delivery_looks_the_same(live):
-    """Both functions answer the same columns in the same order, which is that of Event; only the taker speaks of routes.
+    """The functions of the take and of the hand-over return the same columns in the order of `Event`; the take adds the
+    routes.
 
-    Fails when: a column is added to one, or moved.
+    Fails when: a column is added to one of them, or moved.
     """
     result = "select pg_get_function_result($1::text::regproc)"
     async with connected(live.dsn) as connection:
@@ -933,10 +980,12 @@ async def test_taken_or_handed_over_a_delivery_looks_the_same(live):
 
 @pytest.mark.slow
 async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, monkeypatch):
-    """A settling that takes longer than the lease is good for succeeds in the end: what it settles is called once, and alone.
+    """If a settlement lasts longer than the lease, it succeeds in the end, and each of its deliveries is called once.
 
-    Fails when: deliveries are taken while the lease is not known to be ours: those that are being settled are still there.
-    The storm found it: commits that waited for a standby.
+    Calls of one subject do not overlap.
+
+    Fails when: deliveries are taken while the consumer is not sure of its lease: rows that are being settled are still
+    in the table, for example while a commit waits for a synchronous standby.
     """
     monkeypatch.setattr(deliver, "TICK", 0.05)
     arrivals, subject = Arrivals(lambda _: anyio.sleep(0.05)), uuid4()
@@ -956,9 +1005,9 @@ async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, mo
 
 
 async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monkeypatch):
-    """An answer that was asked for before all was given back does not say that this has been taken.
+    """An answer that was requested before the consumer gave its deliveries back does not mark them as taken.
 
-    Fails when: the position in an answer counts, however old the question is.
+    Fails when: the position in an answer counts regardless of the age of the request.
     """
     take, asked = DeliverySession.take, anyio.Event()
     arrivals = Arrivals(lambda _: anyio.sleep(0.01))
@@ -983,10 +1032,13 @@ async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monk
 
 
 async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
-    """Nobody gets it while its holder's session lives and it was renewed; when that is gone, who comes twice; and when its time is over.
+    """The delivery lease ends with the session of its holder or with its time, and not before.
 
-    Fails when: the session is not looked at, its holder has no time to hear of it, or a clock that was set back makes
-    the lease longer.
+    While the session lives and the lease is renewed, no other consumer gets it. After the session is gone, another
+    consumer gets it with its second request.
+
+    Fails when: the session is not checked, the holder has no time to notice its loss, or a clock that was set back
+    extends the lease.
     """
     one, two = uuid4(), uuid4()
     ask = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false, $2)"
@@ -1014,9 +1066,9 @@ async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
 
 
 async def test_a_stop_ends_what_is_under_way_and_hands_back_the_rest(live):
-    """Asked to stop, nothing new begins, what runs is finished and settled, and what was not begun waits for the next.
+    """A graceful shutdown begins no delivery, settles the calls that run, and leaves the others to the next consumer.
 
-    Fails when: the stop cancels, or goes on to begin.
+    Fails when: the shutdown cancels calls, or new calls begin.
     """
     arrivals = Arrivals(lambda _: anyio.sleep(0.3))
     async with connected(live.dsn) as connection:
@@ -1036,9 +1088,11 @@ async def test_a_stop_ends_what_is_under_way_and_hands_back_the_rest(live):
 
 
 async def test_attempts_dead_letter_and_replay_are_one_trace(live):
-    """Each attempt is a child of its event and links to the one before; the last one has the dead letter, which has the replay.
+    """Each attempt is a child of its event and links to the attempt before it.
 
-    Fails when: an attempt that was tried again is taken for a replay, or a dead letter for a child of the first attempt.
+    The dead letter is a child of the last attempt, and the replay is a child of the dead letter.
+
+    Fails when: a repeated attempt is treated as a replay, or a dead letter as a child of the first attempt.
     """
     bad = True
 
@@ -1075,9 +1129,9 @@ async def test_attempts_dead_letter_and_replay_are_one_trace(live):
 
 
 async def test_an_event_ends_before_any_of_its_attempts_begins(live):
-    """Whichever of two routes is exported first, no attempt begins before the span of the event has ended.
+    """No attempt begins before the span of its event has ended, whichever of two routes is exported first.
 
-    Fails when: the event is taken to end where the attempt that comes first in the export began.
+    Fails when: the span of the event ends where the first exported attempt began.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection)
@@ -1096,7 +1150,8 @@ async def test_an_event_ends_before_any_of_its_attempts_begins(live):
 
 
 async def test_a_delivery_links_to_the_batch_that_queued_it(live):
-    """A first attempt, settled or cancelled, links to the transaction that queued it, and has what was called.
+    """A first attempt, settled or cancelled, links to the transaction that queued it; a settled attempt names its
+    target.
 
     Fails when: it links to the transaction that wrote the attempt, or to none.
     """
@@ -1129,9 +1184,10 @@ async def test_a_delivery_links_to_the_batch_that_queued_it(live):
     [(None, "workflow event_outbox"), ("https://h.example:8/s3cret?k=s3cret", "https://h.example:8")],
 )
 async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
-    """What a process called that ended in the call is known by its server; so what the target did has its parent.
+    """A call during which the process ended becomes a span that names the server, so spans of the target have a parent.
 
-    Fails when: the attempt that such an end has spent does not say what was called, or says what may be a secret.
+    Fails when: the attempt that the interruption spent does not name its target, or shows parts of the address that may
+    be secret.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, address=address, attempts=1)
@@ -1149,9 +1205,9 @@ async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
 
 
 async def test_an_attempt_links_to_the_one_before_it_that_was_written(live):
-    """An attempt whose number is not the next one after another links to the last one before it, or to none.
+    """An attempt whose number does not follow that of an attempt links to the last attempt before it, or to none.
 
-    Fails when: a number without a row is taken for an attempt.
+    Fails when: the link assumes that an attempt exists for each number.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -1169,9 +1225,11 @@ async def test_an_attempt_links_to_the_one_before_it_that_was_written(live):
 
 
 async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_letter(live):
-    """Replayed twice at once it is queued once, goes on with attempt 2 under the same key, and who did it is kept.
+    """Two replay requests queue a dead letter once, and it is delivered as attempt 2 with the same idempotency key.
 
-    Fails when: a replay begins anew, or nobody resolves the dead letter.
+    The dead letter is resolved with the name of the operator.
+
+    Fails when: a replay begins with attempt 1, or the dead letter is not resolved.
     """
     bad = True
 
@@ -1204,15 +1262,16 @@ async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_let
 
 
 async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
-    """A queued event counts as decided to the audit, and stays in the log until it is over, whatever retention says.
+    """A queued event is not missing for the completeness check, and retention does not remove it before its delivery
+    has ended.
 
-    Fails when: the audit knows only attempts, or retention only cursors.
+    Fails when: the check reads only attempts, or retention reads only cursors.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await insert_event(connection)
         await drain(connection)
-        # At once: nothing is even suspected.
+        # At once: the event is not even suspected of being missing.
         page = "select fn_iu_audit_page('iu_outbound_default', 1000, null) ->> 'status'"
         assert await connection.fetchval(page) == "passed"
         assert await connection.fetchval("select missing from v_iu_audit") == 0
@@ -1242,9 +1301,9 @@ async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
 )
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_wrong_policy_is_refused_where_it_is_written(live, policy, wrong):
-    """A policy that cannot be meant does not get into the route, and the error says what is wrong with it.
+    """The database refuses an invalid delivery policy when it is written, and the error names the invalid part.
 
-    Fails when: it is only looked at when something is delivered.
+    Fails when: the policy is validated only at the delivery.
     """
     async with connected(live.dsn) as connection:
         with pytest.raises(asyncpg.CheckViolationError, match=wrong):
