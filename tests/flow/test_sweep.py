@@ -1,4 +1,4 @@
-"""How far a route has been searched, and which subjects were freed: what is kept between two questions."""
+"""The progress of the sweep of a route, and the freed subjects, both of which are kept between two queries."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ POLICY = {"concurrency": 1, "deadline": 1, "order": "subject", "target": {}}
 
 
 def state(route: str, held: str = "", *, kept_back: bool = False) -> RouteState:
-    """What the database says of a route."""
+    """The state of a route as the database reports it."""
     return RouteState(route=route, kind="workflow", reference=route, policy=POLICY, held=held, kept_back=kept_back)
 
 
 def test_a_sweep_that_is_asked_for_again_goes_on_and_is_repeated():
-    """Whoever asks for a sweep while one is under way does not set it back: no subject is left out, however often.
+    """A sweep that is requested while another runs does not interrupt it, and follows it, so that no subject is left
+    out.
 
-    Fails when: a sweep begins at the first key whenever one is asked for, or what was asked for meanwhile is forgotten.
+    Fails when: each request begins the sweep at the first key, or a request during a sweep is forgotten.
     """
     sweep = Sweep()
     assert not sweep.active
@@ -44,9 +45,9 @@ def test_a_sweep_that_is_asked_for_again_goes_on_and_is_repeated():
 
 
 def test_what_was_passed_first_is_searched_first():
-    """Deliveries without a subject are searched beyond the lowest id that the position was at when it passed some.
+    """Deliveries without a subject are searched from the lowest id after which the position has passed some.
 
-    Fails when: what is passed later replaces what was passed earlier.
+    Fails when: a later position replaces an earlier one.
     """
     sweep = Sweep()
     for after, behind in ((50, 50), (90, 50), (40, 40)):
@@ -57,9 +58,9 @@ def test_what_was_passed_first_is_searched_first():
 
 
 def test_subjects_are_asked_for_once_and_as_far_as_there_is_room():
-    """A subject that is freed twice is asked for once; one that there is no room for is asked for later.
+    """A subject that is freed twice is requested once; subjects that do not fit are requested later.
 
-    Fails when: keys are kept twice, or taken out without being asked for.
+    Fails when: keys are kept twice, or are removed without being requested.
     """
     freed = Freed()
     freed.add("a", [1, 2, 3, 2])
@@ -74,9 +75,9 @@ def test_subjects_are_asked_for_once_and_as_far_as_there_is_room():
 
 
 def test_what_an_answer_does_not_tell_is_asked_for_again():
-    """Subjects of a route that is held, or whose payloads did not fit, or of an answer that does not count, are kept.
+    """Freed subjects are kept if their route is paused, their payloads did not fit, or the answer came too late.
 
-    Fails when: a subject is forgotten with the question.
+    Fails when: a subject is forgotten as soon as it is requested.
     """
     freed = Freed()
     asked = [("held", 1), ("full", 2), ("late", 3), ("told", 4)]
@@ -86,7 +87,7 @@ def test_what_an_answer_does_not_tell_is_asked_for_again():
 
 
 class Target:
-    """A target that is never called here."""
+    """A target that these tests never call."""
 
     async def deliver(self, delivery: Delivery, /) -> None:
         raise AssertionError
@@ -96,7 +97,7 @@ class Target:
 
 
 class Part:
-    """The part of a session that sweeps: what it was asked, and what it answers."""
+    """The part of a session that sweeps: records its queries and returns prepared answers."""
 
     def __init__(self, *answers: Found) -> None:
         self.answers = list(answers)
@@ -123,7 +124,7 @@ class Sweeping:
         self.route.target, self.route.after = Target(), 100
 
     async def turn(self, now: float) -> int:
-        """Take a turn at this time; how many questions it asked."""
+        """Take a turn at this time; return the number of queries."""
         self.now, before = now, len(self.session.asked)
         await self.sweeper.turn(self.session, [self.route])  # type: ignore[arg-type]
         return len(self.session.asked) - before
@@ -144,10 +145,11 @@ async def test_a_sweep_takes_a_part_at_a_time_and_rests():
 @pytest.mark.anyio
 @pytest.mark.parametrize("held", ["", "breaker_open", "dead_letter_budget", "delivery_gate_closed"])
 async def test_a_route_is_searched_when_what_is_found_may_begin(held):
-    """Where a lock holds a route, it has no target, or subjects wait to be asked for, it is not searched. A route
-    that is probed is: a delivery that was never attempted may end what holds it.
+    """A route is not swept while a switch pauses it, it has no target, or freed subjects still wait to be requested.
 
-    Fails when: it is searched all the time meanwhile, or not while it is probed.
+    A route that waits for a trial delivery is swept: a delivery that was never attempted may end its pause.
+
+    Fails when: such a route is swept all the time, or is not swept while it waits for a trial delivery.
     """
     s = Sweeping(found([1]), found(), found())
     s.route.state = state("r", held)
@@ -163,9 +165,10 @@ async def test_a_route_is_searched_when_what_is_found_may_begin(held):
 
 @pytest.mark.anyio
 async def test_a_subject_in_flight_is_not_found():
-    """A subject whose first delivery is in flight is left to its settlement; all others are asked for.
+    """A sweep ignores a subject whose first delivery is in flight, because its settlement frees it; others are
+    requested.
 
-    Fails when: it is asked for as well, which gives the delivery again that is in flight.
+    Fails when: that subject is requested as well, which gives the in-flight delivery a second time.
     """
     s = Sweeping(found([1, 2]))
     event = Event(id=uuid4(), domain="d", type="t", stream="s")
@@ -177,9 +180,9 @@ async def test_a_subject_in_flight_is_not_found():
 
 @pytest.mark.anyio
 async def test_the_position_goes_back_to_a_delivery_without_a_subject():
-    """The first delivery without a subject takes the position back to it, unless the route was begun anew meanwhile.
+    """The first delivery without a subject sets the position back to it, unless the route was restarted meanwhile.
 
-    Fails when: it is found and not read; or an answer from before counts.
+    Fails when: the delivery is found and not read, or an answer from before the restart counts.
     """
     s = Sweeping(found(first=40), found(first=30))
     s.route.sweep.skip(10)

@@ -1,4 +1,7 @@
-"""Deliveries that wait for an earlier one of their subject: they cost nothing while they wait, and none is forgotten. 022."""
+"""Parked deliveries: they cost nothing while they wait for an earlier delivery of their subject, and none is forgotten.
+
+The migration is 022.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from support import MANY, WORKER, connected, insert_event, rows_read, run_batch,
 pytestmark = pytest.mark.asyncio
 
 DELIVERIES = "^iu_route_delivery$"
-#: Deliveries of so many subjects in turns, as if a batch had queued them; their events do not exist. Where they wait, the
-#: first one of each subject has failed and is tried again in an hour.
+#: Queues deliveries of a number of subjects in turn, as if a batch had queued them; their events do not exist. With
+#: `$5`, the first delivery of each subject has failed and is due again in an hour.
 PARK = """
     insert into iu_route_delivery
         (worker_name, route_code, event_ref, subject_key, attempt_no, tries, due_at, failed_at)
@@ -37,7 +40,7 @@ PARK = """
 
 
 async def park(connection: asyncpg.Connection, count: int, subjects: int = 1, *, wait: bool = True) -> int:
-    """Queue so many deliveries, all of which wait; the last id."""
+    """Queue `count` deliveries, parked if `wait`; return the last id."""
     await connection.execute(PARK, WORKER, ROUTE, count, subjects, wait)
     last: int = await connection.fetchval(
         "update iu_route_worker_cursor set queued_id = (select max(id) from iu_route_delivery) returning queued_id"
@@ -48,7 +51,7 @@ async def park(connection: asyncpg.Connection, count: int, subjects: int = 1, *,
 async def take(
     connection: asyncpg.Connection, after: int = 0, freed: Sequence[tuple[str, int]] = ()
 ) -> tuple[Supply, RouteState, int]:
-    """What the taker answers beyond this position, what it says of the route, and how many rows it read for that."""
+    """Take after this position; return the supply, the state of the route and the number of rows read."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
     supply = await session.take([Want(route=ROUTE, room=50, after=after, deadline=1)], [], freed)
@@ -58,7 +61,7 @@ async def take(
 async def search(
     connection: asyncpg.Connection, key: int | None, after: int, behind: int | None = None
 ) -> tuple[Found, int]:
-    """What the sweep finds in the next part, and how many rows it read for that."""
+    """Run the next part of a sweep; return its answer and the number of rows read."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
     (found,) = await session.sweep([Search(route=ROUTE, key=key, behind=behind, after=after)])
@@ -66,7 +69,7 @@ async def search(
 
 
 async def search_all(connection: asyncpg.Connection, after: int) -> list[tuple[list[int], int]]:
-    """The keys that each part of a whole sweep finds, and how many rows it read for that."""
+    """Run a whole sweep; return for each part the keys that it finds and the number of rows read."""
     key: int | None = FIRST_KEY
     parts = []
     while key is not None:
@@ -76,16 +79,17 @@ async def search_all(connection: asyncpg.Connection, after: int) -> list[tuple[l
     return parts
 
 
-# -- what waits is not read --------------------------------------------------------------------------------------------
+# -- parked deliveries are not read ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 async def test_other_subjects_are_delivered_beside_200_000_that_wait(live, monkeypatch):
-    """The events of other subjects are delivered, although the consumer finds them behind 200 000 that wait for one.
+    """Events of other subjects are delivered although 200 000 parked deliveries of one subject precede them.
 
-    It reads each of these once at most, in search of deliveries without a subject, although it searches all the time.
+    The consumer reads each parked delivery at most once, in search of deliveries without a subject, although it sweeps
+    without a pause.
 
-    Fails when: the position goes through all that wait, or begins at the first id again and again.
+    Fails when: the position goes through all parked deliveries, or begins at the first id again and again.
     """
     monkeypatch.setattr(sweep, "RESCAN", 0)
     arrivals, events = Arrivals(), list[UUID]()
@@ -103,9 +107,10 @@ async def test_other_subjects_are_delivered_beside_200_000_that_wait(live, monke
 
 @pytest.mark.slow
 async def test_a_question_for_more_passes_what_waits(live):
-    """One question finds that 200 000 wait and passes them; the next one reads nothing of them. A sweep reads one.
+    """One take passes 200 000 parked deliveries, the next take reads none of them, and a sweep reads one.
 
-    Fails when: the position passes no more than it has looked at, or a sweep reads what waits behind the first one.
+    Fails when: the position passes only the rows that were read, or a sweep reads the deliveries behind the first of a
+    subject.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -123,9 +128,9 @@ async def test_a_question_for_more_passes_what_waits(live):
 
 @pytest.mark.parametrize("order", ["subject", "none"])
 async def test_retries_that_wait_for_their_time_are_not_read(live, order):
-    """Thousands that are tried again later, of a route without an order as well, are not read by a question for more.
+    """A take does not read thousands of deliveries whose retry is not yet due, also on a route without order.
 
-    Fails when: their time is compared with a volatile function, which no index can be searched for.
+    Fails when: their due time is compared with a volatile function, which rules out an index search.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order=order)
@@ -139,9 +144,9 @@ async def test_retries_that_wait_for_their_time_are_not_read(live, order):
 
 @pytest.mark.parametrize("planned", ["while it is empty", "when it was analyzed"])
 async def test_who_is_first_is_found_without_those_who_wait(live, planned):
-    """Whether a delivery is the first of its subject costs one row, whatever the planner knew when the session began.
+    """To find out whether a delivery is the first of its subject reads one row, whatever statistics the planner had.
 
-    Fails when: the first one is asked for in a way that another index can answer, or by a join.
+    Fails when: another index can answer the query for the first delivery, or the query is a join.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -177,9 +182,9 @@ async def test_who_is_first_is_found_without_those_who_wait(live, planned):
 
 
 async def test_a_sweep_of_many_subjects_is_cut_into_parts(live):
-    """A part of a sweep looks at 500 subjects, however many deliveries wait for each; the parts leave none out.
+    """A part of a sweep looks at 500 subjects, however many deliveries each has, and the parts omit no subject.
 
-    Fails when: a part has no bound, or the next one does not begin where it ended.
+    Fails when: a part has no bound, or the next part does not begin where the last one ended.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -192,9 +197,9 @@ async def test_a_sweep_of_many_subjects_is_cut_into_parts(live):
 
 @pytest.mark.slow
 async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_held_back(live):
-    """Rows that were deleted and cannot be removed yet are read in parts as well, both by subject and by id.
+    """The parts of a sweep, by subject and by id, also bound the number of deleted rows that VACUUM cannot remove yet.
 
-    Fails when: a part ends at a number of deliveries only, which deleted rows do not count for.
+    Fails when: a part is bounded only by a number of deliveries, which does not count deleted rows.
     """
     async with connected(live.dsn) as connection, connected(live.dsn) as reader:
         await open_route(connection, order="subject")
@@ -214,9 +219,11 @@ async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_held_back(live):
 
 
 async def test_what_the_position_has_passed_is_found(live, monkeypatch):
-    """Deliveries of other subjects and without one that lie in the midst of thousands that wait are delivered.
+    """Deliveries of other subjects, and without a subject, that lie between thousands of parked deliveries are
+    delivered.
 
-    Fails when: no sweep follows where the position has passed deliveries without a look, or it searches subjects only.
+    Fails when: no sweep follows after the position has passed deliveries without reading them, or it searches only
+    subjects.
     """
     monkeypatch.setattr(sweep, "RESCAN", math.inf)
     arrivals, subject = Arrivals(), uuid4()
@@ -234,7 +241,7 @@ async def test_what_the_position_has_passed_is_found(live, monkeypatch):
 
 @pytest.mark.parametrize("how", ["deleted", "of another worker"])
 async def test_a_subject_that_the_consumer_did_not_free_goes_on(live, monkeypatch, how):
-    """A delivery that waits goes on when the one before it is deleted by hand, or ended by another worker.
+    """A parked delivery goes on when the delivery before it is deleted by hand or ended by another worker.
 
     Fails when: only settlements free a subject.
     """
@@ -263,9 +270,9 @@ async def test_a_subject_that_the_consumer_did_not_free_goes_on(live, monkeypatc
 
 
 async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypatch):
-    """The next delivery of a subject that there is no room for (prefetch_bytes) is taken when there is room again.
+    """If the next delivery of a subject exceeds `prefetch_bytes`, it is taken when there is room again.
 
-    Fails when: a subject is asked for once, whatever the answer.
+    Fails when: a freed subject is requested only once, whatever the answer.
     """
     monkeypatch.setattr(sweep, "RESCAN", math.inf)
     ended = anyio.Event()
@@ -291,9 +298,10 @@ async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypat
 
 
 async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
-    """What was taken and not begun when a route is held is taken again when it is free, without a sweep.
+    """Deliveries that were given back unstarted when their route was paused are taken again after the pause, without a
+    sweep.
 
-    Fails when: it is given back and its subject is not asked for again.
+    Fails when: a delivery is given back and its subject is not requested again.
     """
 
     async def nothing(self: DeliverySession, searches: Sequence[Search]) -> list[Found]:
@@ -318,9 +326,9 @@ async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
 
 
 async def test_the_successor_of_a_cancelled_delivery_goes_on(live, monkeypatch):
-    """What waited for a delivery that is cancelled while its route is held goes on as soon as the route is free.
+    """If a delivery is cancelled while its route is paused, the parked delivery behind it goes on when the pause ends.
 
-    Fails when: no sweep follows where a route is free again.
+    Fails when: no sweep follows the end of a pause.
     """
     subject = uuid4()
 
@@ -345,9 +353,9 @@ async def test_the_successor_of_a_cancelled_delivery_goes_on(live, monkeypatch):
 
 
 async def test_the_position_does_not_pass_what_becomes_visible_later(live):
-    """Where a batch has not committed, and a replay with a higher id has, the position stays before both.
+    """The position stays before the delivery of a batch that has not committed, although a replay with a higher id has.
 
-    Fails when: the position passes up to the last id, whoever has queued it.
+    Fails when: the position passes all deliveries up to the last id, regardless of the transaction that queued them.
     """
     replay = """insert into iu_route_delivery (worker_name, route_code, event_ref, due_at, replayed_by)
                 values ($1, $2, gen_random_uuid(), now() + interval '1 hour', 'ann') returning id"""
@@ -366,9 +374,9 @@ async def test_the_position_does_not_pass_what_becomes_visible_later(live):
 
 
 async def test_a_cursor_that_was_made_anew_forgets_no_delivery(live):
-    """What a worker had queued before its cursor was made anew is delivered, although that cursor has queued nothing.
+    """Deliveries that a worker queued before its cursor was deleted and made anew are delivered.
 
-    Fails when: only what the cursor says that it has queued is looked for.
+    Fails when: only deliveries up to the last id that the cursor records are looked for; the new cursor records none.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -387,10 +395,11 @@ async def test_a_cursor_that_was_made_anew_forgets_no_delivery(live):
 
 
 async def test_ids_that_were_set_back_hide_no_delivery(live):
-    """Where new deliveries have lower ids than those that wait (a database that was moved without its sequences), a session
-    that begins finds both.
+    """If new deliveries get lower ids than pending ones, a new session finds both.
 
-    Fails when: the last id of the last batch counts for the last one that is queued.
+    This happens in a database that was moved without its sequences.
+
+    Fails when: the last id of the last batch is taken for the highest id that is queued.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -407,11 +416,11 @@ async def test_ids_that_were_set_back_hide_no_delivery(live):
 
 
 async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
-    """Subjects whose first delivery lies beyond the position, or waits for its time, are not found by a sweep.
+    """A sweep does not find subjects whose first delivery lies after the position or is not yet due.
 
-    A replay is, wherever it lies: the position does not look for it.
+    It does find a replay at any position, because the take in the order of ids does not look for replays.
 
-    Fails when: a sweep finds what is taken in the order of ids, or what is not due, or no replay.
+    Fails when: a sweep finds deliveries that are taken in the order of ids or are not due, or finds no replay.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -429,9 +438,9 @@ async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
 
 
 async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
-    """While a route is probed, subjects that were freed do not take the turn of a delivery that has failed.
+    """Trial deliveries alternate between new deliveries and one that has failed, also if subjects were freed.
 
-    Fails when: what is freed comes first in every turn.
+    Fails when: a freed subject comes first in every turn.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -455,9 +464,9 @@ async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
 
 
 async def test_replays_of_one_subject_wait_without_being_read(live):
-    """Of many dead letters of a subject that are replayed one is due; the others wait for it, and are not read before.
+    """Of many replayed dead letters of one subject one is due; the others are parked and are not read.
 
-    They are delivered one after the other, those that were replayed alone as well.
+    They are delivered one after another, also those that were replayed singly.
 
     Fails when: all of them are due at once.
     """
