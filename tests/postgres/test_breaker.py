@@ -1,4 +1,7 @@
-"""The circuit breaker of a route: its state machine as a table, and what it does to good and to poison events. 019, 020."""
+"""The circuit breaker of a route: its state machine as a table, and its effect on good and on poison events.
+
+The migrations are 019 and 020.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ FAIL = """
      cross join lateral fn_iu_delivery_breaker_fail(before, $6, $7, $8, $9, 'code', $10::jsonb, now(), 1.0) b
 """
 
-#: name: (before, failing id, unavailable, at fault, retry_after), (after, seconds until the next probe)
+#: name: (before, failing id, unavailable, at fault, retry_after), (after, seconds until the next trial delivery)
 TRANSITIONS = {
     "closed: a failure counts": ((CLOSED, 1, False, False, None), ({"failures": 1, "streak": [1]}, None)),
     "closed: the same delivery counts once": (
@@ -88,7 +91,7 @@ TRANSITIONS = {
 @pytest.mark.parametrize("name", TRANSITIONS)
 @pytest.mark.asyncio
 async def test_the_circuit_breaker_is_this_table(live, name):
-    """fn_iu_delivery_breaker_fail is a pure function: this table is all that a failure does to a circuit breaker."""
+    """`fn_iu_delivery_breaker_fail` is a pure function: the table lists each effect of a failure on a circuit breaker."""
     (before, *failure), (expected, pause) = TRANSITIONS[name]
     before = CLOSED | before
     async with connected(live.dsn) as connection:
@@ -99,9 +102,12 @@ async def test_the_circuit_breaker_is_this_table(live, name):
 
 @pytest.mark.asyncio
 async def test_a_success_closes_the_breaker_and_tells_whose_fault_it_was(live):
-    """A success of any delivery closes it. What failed between two successes was at fault; what failed in an outage was not.
+    """A success of any delivery closes the circuit breaker and decides whether earlier failures were caused by the
+    event.
 
-    Fails when: only the probe closes it, or failures of an outage count as a delivery's own.
+    A delivery that failed between two successes is at fault; one that failed in an outage is not.
+
+    Fails when: only the trial delivery closes the circuit breaker, or failures of an outage are blamed on the delivery.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection)
@@ -125,7 +131,7 @@ async def test_a_success_closes_the_breaker_and_tells_whose_fault_it_was(live):
             assert found == [own, False]
 
 
-# -- poison and outages ----------------------------------------------------------------------------------------------
+# -- poison events and outages ---------------------------------------------------------------------------------------
 
 
 async def letters(connection: asyncpg.Connection) -> Counter[UUID]:
@@ -133,7 +139,7 @@ async def letters(connection: asyncpg.Connection) -> Counter[UUID]:
 
 
 async def ended(connection: asyncpg.Connection, arrivals: Arrivals, good: set[UUID], poison: set[UUID]) -> None:
-    """Wait until every delivery has ended; each good event has arrived, each poison event is one dead letter."""
+    """Wait until all deliveries have ended; each good event has arrived, each poison event is one dead letter."""
     await settled(connection, 60)
     assert set(arrivals.arrived) == good
     assert await letters(connection) == dict.fromkeys(poison, 1)
@@ -144,9 +150,10 @@ async def ended(connection: asyncpg.Connection, arrivals: Arrivals, good: set[UU
 @pytest.mark.parametrize("poisons", [2, 7])
 @pytest.mark.asyncio
 async def test_poison_events_do_not_stop_a_route(live, poisons, raises, order):
-    """Poison events alone on a route, then good ones: the good ones arrive, the poison events become dead letters.
+    """Good events arrive after a route had only poison events, and each poison event becomes a dead letter.
 
-    Fails when: the breaker counts one event twice, a probe is always a delivery that has failed, or only the probe closes it.
+    Fails when: the circuit breaker counts one event twice, a trial delivery is always one that has failed, or only the
+    trial delivery closes the circuit breaker.
     """
 
     async def behave(delivery):
@@ -170,9 +177,11 @@ async def test_poison_events_do_not_stop_a_route(live, poisons, raises, order):
 
 @pytest.mark.asyncio
 async def test_an_outage_among_poison_events_loses_no_good_event(live):
-    """Poison and good events of one route in an outage: no good event spends an attempt, and all end as they should.
+    """In an outage no event of a route, good or poison, spends an attempt.
 
-    Fails when: what an outage cost is not given back, or is given back for ever.
+    After the outage each good event is delivered and each poison event becomes a dead letter.
+
+    Fails when: the attempts of an outage are not given back, or are given back for ever.
     """
     down = True
 
@@ -198,10 +207,11 @@ async def test_an_outage_among_poison_events_loses_no_good_event(live):
 @pytest.mark.parametrize("stopped", ["null", "now()"], ids=["breaker", "budget"])
 @pytest.mark.parametrize("order", ["none", "subject"])
 async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order, stopped):
-    """Where the circuit breaker is open, or the budget spent, and every delivery is to be attempted alone, one of them is the
-    probe and ends that.
+    """If all deliveries of a paused route are in quarantine, one of them becomes the trial delivery and ends the pause.
 
-    Fails when: what waits to be attempted alone is given back because the route is held.
+    The pause comes from an open circuit breaker or from a spent budget of dead letters.
+
+    Fails when: a delivery in quarantine is given back because its route is paused.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -222,9 +232,12 @@ async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order, 
 
 @pytest.mark.asyncio
 async def test_a_probe_that_the_consumer_does_not_have_is_followed_by_another_at_once(live):
-    """The consumer says which probes it has. One that it lost, or that a consumer before it had, is not waited for.
+    """If the consumer does not hold the trial delivery that the database records, the next take gets another at once.
 
-    Fails when: the next probe waits for the time that an attempt may take.
+    The consumer names the trial deliveries that it holds with each take. A trial delivery that was lost, or that an
+    earlier consumer held, is not waited for.
+
+    Fails when: the next trial delivery waits for the deadline of an attempt.
     """
     async with connected(live.dsn) as taker, connected(live.dsn) as settler, connected(live.dsn) as connection:
         await open_route(connection, deadline=3600)
@@ -248,7 +261,10 @@ ASKED = """select max(query_start) from pg_stat_activity
 
 
 async def further_questions(connection: asyncpg.Connection) -> None:
-    """Wait until the consumer has asked for more three times, so that it has heard two answers. A sweep may follow each."""
+    """Wait until the consumer has asked for more three times, so that it has received two answers.
+
+    The loop runs six times because a sweep may follow each take.
+    """
     for _ in range(6):
         last = await connection.fetchval(ASKED)
         await wait_until(lambda last=last: connection.fetchval(f"select ({ASKED}) > $1", last), "a further question")
@@ -256,9 +272,9 @@ async def further_questions(connection: asyncpg.Connection) -> None:
 
 @pytest.mark.asyncio
 async def test_a_probe_waits_until_it_may_begin(live):
-    """While calls that began before the breaker opened take all that may be in flight, the probe waits, and begins after them.
+    """While calls from before an outage use up the concurrency, the trial delivery waits, and begins after them.
 
-    Fails when: it is given back because the route is held, and taken again and again.
+    Fails when: the trial delivery is given back because the route is paused, and is taken again and again.
     """
     release = asyncio.Event()
 
@@ -290,9 +306,10 @@ async def test_a_probe_waits_until_it_may_begin(live):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("probes", [0, 1, 2])
 async def test_one_probe_is_in_flight_at_a_time(live, probes):
-    """While the answer of the target to a probe is not known, no other delivery of the route begins, whichever comes in turn.
+    """While a trial delivery is in flight, no other delivery of the route begins, whether the next turn is a new or a
+    failed one.
 
-    Fails when: the consumer does not say that it has the probe.
+    Fails when: the consumer does not report that it holds the trial delivery.
     """
     release = asyncio.Event()
     arrivals = Arrivals(lambda _: release.wait())
@@ -310,10 +327,11 @@ async def test_one_probe_is_in_flight_at_a_time(live, probes):
         assert len(arrivals.arrived) == 20
 
 
-# -- a model ---------------------------------------------------------------------------------------------------------
+# -- a model ----------------------------------------------------------------------------------------------------------
 #
-# The two sessions of a consumer, driven step by step without time: what is taken is attempted at once by a target that is
-# up or down, and settled in any order. Backoff and probes are so short that the next step finds them over.
+# The two sessions of a consumer, driven step by step without time. A target that is up or down is called at once for
+# each delivery that was taken, and the outcomes are settled in any order. Backoff and trial interval are so short that
+# they are over at the next step.
 
 WORKER = "iu_outbound_default"
 
@@ -322,8 +340,8 @@ class Target:
     """A target with poison events and outages.
 
     Args:
-        poison: How each poison event fails.
-        down: In which steps every delivery fails, and how.
+        poison: The result of each poison event.
+        down: The steps in which every delivery fails, with the result.
     """
 
     def __init__(self, poison: dict[UUID, Result], down: dict[int, Result]) -> None:
@@ -365,16 +383,16 @@ async def play(
     budget: int,
     policy: dict[str, Any],
 ) -> None:
-    """Write events in waves, take and settle until nothing is left, and check how each event has ended.
+    """Write events in waves, take and settle until nothing is left, and check the end of each event.
 
     Args:
         dsn: The database.
-        target: What becomes of attempts.
-        rooms: How many deliveries are taken at once, step by step, again and again.
-        waves: How many events are written before each step, again and again.
-        events: Events in the order in which they are written, and their subjects.
-        budget: How many dead letters in a row stop the route.
-        policy: The policy of the route.
+        target: The target that is called.
+        rooms: The number of deliveries that each step takes; the list is repeated.
+        waves: The number of events that are written before each step; the list is repeated.
+        events: Events in the order in which they are written, with their subjects.
+        budget: The number of dead letters in a row that stops the route.
+        policy: Further settings of the delivery policy.
     """
     async with connected(dsn) as taker, connected(dsn) as settler, connected(dsn) as connection:
         await connection.execute(FRESH)
@@ -386,7 +404,7 @@ async def play(
         left, after = list(events), 0
         for step in count():
             if not left and step % 4 == 0 and await pending(connection):
-                # A target that does not take the last event cannot be told from one that takes none: one more arrives.
+                # A target that rejects the last event cannot be told from one that is down: one more event arrives.
                 left = [uuid4()]
                 events |= {left[0]: left[0]}
             wave, left = left[: waves[step % len(waves)]], left[waves[step % len(waves)] :]
@@ -399,11 +417,11 @@ async def play(
             assert step < 500, [dict(r) for r in await connection.fetch(STUCK)]
             want = Want(route=ROUTE, room=rooms[step % len(rooms)], after=after, deadline=1)
             supply = await session.take([want], [], [])
-            # On a route that keeps order the position passes deliveries that wait for their subject.
+            # On an ordered route the position passes parked deliveries.
             after = 0 if policy["order"] == "subject" else next(s.after for s in supply.routes if s.route == ROUTE)
             assert await session.settle([target.attempt(taken, step) for taken in supply.taken]) is not None
             if not supply.taken:
-                # Let the time of the next retry and of the next probe come.
+                # Let the next retry and the next trial delivery become due.
                 await connection.execute(ELAPSE)
         dead = await letters(connection)
     assert dead == Counter(target.poison.keys())
@@ -412,7 +430,7 @@ async def play(
 
 @st.composite
 def plays(draw: st.DrawFn) -> dict[str, Any]:
-    """A number of events, some of them poison, and outages."""
+    """Draw a number of events, some of them poison, and outages."""
     number = draw(st.integers(1, 12))
     events = [uuid4() for _ in range(number)]
     failing = st.sampled_from([Result.FAILED, Result.UNAVAILABLE, Result.REJECTED])
@@ -432,11 +450,13 @@ def plays(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["none", "subject"])
 def test_good_events_arrive_and_poison_events_end(live, order):
-    """For every set of poison events and every outage pattern every good event arrives once, and every poison event is one
-    dead letter, without a person, while good events keep coming; however small the budget of dead letters is.
+    """For any set of poison events and outages, each good event arrives once and each poison event becomes one dead
+    letter.
 
-    Fails when: a probe is never a new delivery; a success does not close the breaker, or does not end a stop by the budget;
-    attempts are given back for ever.
+    This needs no operator as long as good events keep coming, and holds for any budget of dead letters.
+
+    Fails when: a trial delivery is never a new delivery; a success does not close the circuit breaker, or does not end
+    a stop by the budget; or attempts are given back for ever.
     """
 
     @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
