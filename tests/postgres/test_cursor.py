@@ -1,4 +1,4 @@
-"""The snapshot tick: every committed event is read once, whatever the order of commits and however it is paged."""
+"""Ticks: every committed event is read once, whatever the order of commits and the size of the pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def cursor_of(connection: asyncpg.Connection) -> asyncpg.Record:
-    """Where the worker is."""
+    """The state of the worker's cursor."""
     return await connection.fetchrow(
         """select prev::text, tick::text, pos_seq, own_xid::text, total_seen from iu_route_worker_cursor
             where worker_name = $1""",
@@ -22,7 +22,7 @@ async def cursor_of(connection: asyncpg.Connection) -> asyncpg.Record:
 
 
 async def test_late_commit_is_routed_when_it_commits(live):
-    """An event that commits after a younger one was read is read by the next run, once.
+    """An event that commits after a younger event was read is read once by the next batch.
 
     Fails when: transactions that the previous tick listed as in progress are not looked up (branch a).
     """
@@ -56,9 +56,11 @@ async def test_xid_taken_long_before_the_insert(live):
 
 
 async def test_number_drawn_long_before_the_xid(live):
-    """An event whose number was drawn before an event that is read already, and its xid after it, is not lost.
+    """An event is read although its number was drawn before that of an event that was already read.
 
-    Fails when: the position of a cursor is a number, or the stamp believes a number that the writer drew.
+    Its transaction got its xid later.
+
+    Fails when: the position of a cursor is a number, or the stamp accepts a number that the producer drew.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as early:
         await late.fetchval("select nextval('event_outbox_event_seq')")
@@ -79,7 +81,7 @@ async def test_number_drawn_long_before_the_xid(live):
 
 
 async def test_open_writer_holds_nobody_up(live):
-    """While one writer stays open, the events of all others are read as they commit.
+    """While one producer keeps its transaction open, the events of all other producers are read as they commit.
 
     Fails when: the tick ends at the oldest transaction that is in progress.
     """
@@ -98,7 +100,9 @@ async def test_open_writer_holds_nobody_up(live):
 
 @pytest.mark.parametrize("savepoints", [2, 70])
 async def test_savepoints(live, savepoints):
-    """What a savepoint released is read with its transaction, what it rolled back never; more than 64 overflow nothing.
+    """Events of a released savepoint are read with their transaction, and those of a rolled-back savepoint never.
+
+    More than 64 savepoints, which overflow the subtransaction cache of the server, change nothing.
 
     Fails when: the stamp holds the xid of the subtransaction instead of the transaction's.
     """
@@ -122,7 +126,7 @@ async def test_savepoints(live, savepoints):
 
 
 async def test_rolled_back_event_is_never_read(live):
-    """A rolled back transaction leaves nothing to read and nothing to wait for."""
+    """A transaction that is rolled back leaves no event to read and delays no other event."""
     async with connected(live.dsn) as worker, connected(live.dsn) as writer:
         transaction = writer.transaction()
         await transaction.start()
@@ -137,7 +141,7 @@ async def test_rolled_back_event_is_never_read(live):
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_writer_with_an_old_snapshot(live, isolation):
-    """The isolation level of a writer does not matter: its position is its transaction, not its snapshot."""
+    """A producer with an old snapshot loses no event: the position depends on its transaction, not on its snapshot."""
     async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as other:
         transaction = writer.transaction(isolation=isolation)
         await transaction.start()
@@ -153,7 +157,7 @@ async def test_writer_with_an_old_snapshot(live, isolation):
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
 async def test_prepared_transaction(live, ending):
-    """An abandoned prepared transaction holds nobody up; its event is read if and when it is committed.
+    """An abandoned prepared transaction delays no other event, and its own event is read if it is committed.
 
     Fails when: the tick ends at the oldest transaction in progress, or branch a is missing.
     """
@@ -178,9 +182,9 @@ async def test_prepared_transaction(live, ending):
 @pytest.mark.parametrize("limit", [1, 100])
 @pytest.mark.parametrize("known", [True, False], ids=["listed-by-prev", "new"])
 async def test_events_of_a_subject_follow_its_row_lock(live, known, limit):
-    """Events of one subject are read in the order in which their writers held its row lock, not in order of xids.
+    """Events of one subject are read in the order in which their producers held its row lock, not in the order of xids.
 
-    Fails when: a tick is ordered by xact_id, or its two branches follow each other instead of being merged.
+    Fails when: a tick is ordered by xact_id, or its two branches are read one after the other instead of being merged.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as old, connected(live.dsn) as young:
         subject = await worker.fetchval(
@@ -235,7 +239,7 @@ async def test_big_tick_is_read_page_by_page(live, ties):
         assert await attempted(worker) == [early, *mixed, *later]
 
 
-#: A run waits between its tick and its page for whoever holds lock 4712.
+#: A batch waits between its tick and its page while another session holds advisory lock 4712.
 PAUSED = """
     alter function fn_iu_outbox_tick() rename to taken;
     create function fn_iu_outbox_tick() returns pg_snapshot language plpgsql stable as $$
@@ -246,9 +250,10 @@ PAUSED = """
 
 @pytest.mark.parametrize("begun", ["before", "after"])
 async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live, begun):
-    """An event that becomes visible between the tick and the page, in statements of their own, is read by the next run.
+    """An event that becomes visible between the tick and the page, which are separate statements, is read by the next
+    batch.
 
-    Fails when: a page takes whatever it sees from prev on, and is not bounded by its tick.
+    Fails when: a page reads all visible events after `prev` and is not bounded by its tick.
     """
     async with (
         connected(live.dsn) as worker,
@@ -280,9 +285,10 @@ async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live,
 
 
 async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):
-    """A run that reads the rest of an older tick says that there may be more: it has not looked past that tick.
+    """A batch that reads the rest of an older tick reports that there may be more, because it has not read past that
+    tick.
 
-    Fails when: a run answers "no more" although it took no tick itself.
+    Fails when: a batch answers "no more" although it took no tick itself.
     """
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(3)]
@@ -296,7 +302,7 @@ async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):
 
 
 async def test_tick_of_exactly_one_page_ends(live):
-    """A tick of exactly as many events as the limit says that there may be more, and ends with an empty page."""
+    """A tick with exactly as many events as the limit reports that there may be more, and ends with an empty page."""
     async with connected(live.dsn) as worker:
         for _ in range(3):
             await insert_event(worker)
@@ -308,7 +314,7 @@ async def test_tick_of_exactly_one_page_ends(live):
 
 @pytest.mark.parametrize("death", ["rollback", "terminated"])
 async def test_crash_between_pages(live, death):
-    """A run that dies before its commit has neither read nor decided anything; the next one resumes at the same page."""
+    """A batch that ends before its commit has neither read nor decided an event; the next one resumes at the same page."""
     async with connected(live.dsn) as worker, connected(live.dsn) as dying, connected(live.dsn) as writer:
         events = [await insert_event(writer) for _ in range(7)]
         assert (await run_batch(worker, 3))["seen"] == 3
@@ -327,9 +333,9 @@ async def test_crash_between_pages(live, death):
 
 
 async def test_reading_a_backlog_is_linear(live):
-    """Reading a tick of 20 000 events in 40 pages reads each event a bounded number of times, not once a page.
+    """Reading a tick of 20 000 events in 40 pages reads each event a bounded number of times, not once for each page.
 
-    Fails when: a page is found through the transaction (and sorts the tick again) instead of through the order index.
+    Fails when: a page is found through the transaction, which sorts the tick again, instead of through the order index.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as writer:
         await writer.execute(

@@ -1,4 +1,4 @@
-"""What the cursor relies on: the stamp of every event, the history that it was written in, and its arguments."""
+"""The conditions that the cursor relies on: the stamp of each event, the history of the database, and valid arguments."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from support import WORKER, attempted, connected, drain, insert_event, open_gate
 
 pytestmark = pytest.mark.asyncio
 
-#: Columns and values of an event that claims to be as old as the first transaction and before all others.
+#: Columns and values of an event that claims to belong to the first transaction and to precede all other events.
 CLAIM = """(event_domain, event_type, event_stream, delivery_lane, xact_id, event_seq)
            values ('iu', 'version_applied', 'update', 'immediate', '3', -9000000000000000000)"""
 
 
 async def invented(connection: asyncpg.Connection) -> None:
-    """An INSERT with values of its own for the position."""
+    """INSERT an event with an invented position."""
     await connection.execute(f"insert into event_outbox {CLAIM}")
 
 
 async def copied(connection: asyncpg.Connection) -> None:
-    """COPY with values of its own for the position."""
+    """COPY an event with an invented position."""
     await connection.copy_to_table(
         "event_outbox",
         source=io.BytesIO(b"iu\tversion_applied\tupdate\timmediate\t3\t-9000000000000000000\n"),
@@ -38,14 +38,14 @@ async def copied(connection: asyncpg.Connection) -> None:
 
 
 async def replicated(connection: asyncpg.Connection) -> None:
-    """An INSERT as a replication worker or a restore does it, ordinary triggers being silent."""
+    """INSERT as a replication worker or a restore does it: ordinary triggers do not fire."""
     async with connection.transaction():
         await connection.execute("set local session_replication_role = replica")
         await invented(connection)
 
 
 async def overwritten(connection: asyncpg.Connection) -> None:
-    """An upsert that moves an event of another domain into this one, and claims an old position for it."""
+    """UPDATE an event of another domain so that it moves into this one with an old position."""
     event = await connection.fetchval(
         """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
            values ('system', 'alert', 'alert', 'immediate') returning id"""
@@ -59,7 +59,7 @@ async def overwritten(connection: asyncpg.Connection) -> None:
 
 @pytest.mark.parametrize("write", [invented, copied, replicated, overwritten])
 async def test_position_is_never_believed(live, write):
-    """An event is read once, after its elders, whatever position its writer claims and by whatever way it came.
+    """An event is read once, after the older events, whatever position its producer claims and however it was written.
 
     Fails when: the stamp is missing or conditional, does not fire for replicas, or an UPDATE of the domain skips it.
     """
@@ -77,9 +77,9 @@ async def test_position_is_never_believed(live, write):
 
 
 async def test_claimed_future_is_not_believed(live):
-    """An event that claims to come after all others is read in its place, and does not hold up its successors.
+    """An event that claims a position after all others is read in its place and does not delay later events.
 
-    Fails when: the stamp believes an explicit event_seq or xact_id.
+    Fails when: the stamp accepts an explicit event_seq or xact_id.
     """
     async with connected(live.dsn) as worker:
         first = await worker.fetchval(
@@ -92,7 +92,7 @@ async def test_claimed_future_is_not_believed(live):
 
 
 async def test_event_that_moves_into_the_domain(live):
-    """An event that moves from another domain into the worker's is read, although a tick has passed it by.
+    """An event that moves into the domain of the worker is read, although a tick has already passed its old position.
 
     Fails when: an UPDATE of event_domain does not stamp the event again.
     """
@@ -109,7 +109,7 @@ async def test_event_that_moves_into_the_domain(live):
 
 
 async def test_other_updates_do_not_stamp(live):
-    """An UPDATE that leaves the domain as it is does not make an event new."""
+    """An UPDATE that does not change the domain does not make an event new."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
         assert await drain(worker) == 1
@@ -118,7 +118,7 @@ async def test_other_updates_do_not_stamp(live):
 
 
 async def test_other_domains_are_not_read(live):
-    """A worker reads events of its own domain only, also where they lie between those of others."""
+    """A worker reads only the events of its own domain, also if they lie between events of other domains."""
     async with connected(live.dsn) as worker:
         events = []
         for _ in range(3):
@@ -132,9 +132,9 @@ async def test_other_domains_are_not_read(live):
 
 
 async def test_events_older_than_the_package(substrate):
-    """Events that were written before the package came are read from the beginning, in order of created_at.
+    """Events that were written before the package was installed are read from the beginning, in order of created_at.
 
-    Fails when: 006 does not number them, or the position of the first page excludes numbers below zero.
+    Fails when: migration 006 does not number them, or the position of the first page excludes numbers below zero.
     """
     async with connected(substrate.dsn) as writer:
         events = [await insert_event(writer) for _ in range(7)]
@@ -154,9 +154,9 @@ async def test_events_older_than_the_package(substrate):
 
 
 async def test_events_older_than_the_package_may_be_left_out(substrate):
-    """A cursor that is put to now before it starts reads nothing that was written before, and everything after.
+    """A cursor that is reset to the present before it starts reads no earlier event and every later event.
 
-    Fails when: a reset to now takes anything but a tick.
+    Fails when: the reset stores anything but a tick.
     """
     async with connected(substrate.dsn) as writer, connected(substrate.dsn) as late:
         for _ in range(3):
@@ -175,7 +175,7 @@ async def test_events_older_than_the_package_may_be_left_out(substrate):
 
 
 async def test_the_package_is_applied_among_writers(substrate):
-    """While the package is applied writers go on without an error, no table is rewritten, and no event is missed.
+    """While the package is applied, producers see no error, the outbox is not rewritten, and no event is missed.
 
     Fails when: a column is added with a volatile default, or an index is built under a lock.
     """
@@ -211,7 +211,7 @@ async def test_the_package_is_applied_among_writers(substrate):
 
 
 async def test_sequence_set_back(live):
-    """A sequence that was set back loses and repeats nothing, not even in the middle of a tick.
+    """No event is lost or repeated after the sequence was set back, not even in the middle of a tick.
 
     Fails when: the lower end of a tick is derived from the sequence instead of from its rows.
     """
@@ -233,7 +233,7 @@ async def test_sequence_set_back(live):
 
 
 async def restored(connection: asyncpg.Connection) -> None:
-    """The anchor as a dump restores it: same contents, written by another transaction."""
+    """Rewrite the anchor as a restored dump has it: the same contents, written by another transaction."""
     await connection.execute(
         """with old as (delete from iu_outbox_anchor returning *) select * into temp kept from old;
            insert into iu_outbox_anchor (lineage, xact_id) select lineage, xact_id from kept"""
@@ -241,17 +241,17 @@ async def restored(connection: asyncpg.Connection) -> None:
 
 
 async def anchored_elsewhere(connection: asyncpg.Connection) -> None:
-    """A cursor that was copied from another history."""
+    """Give the cursor the lineage of another history."""
     await connection.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
 
 
 async def without_anchor(connection: asyncpg.Connection) -> None:
-    """No anchor at all."""
+    """Remove the anchor."""
     await connection.execute("delete from iu_outbox_anchor")
 
 
 async def ahead(connection: asyncpg.Connection) -> None:
-    """A cursor that has read what this server has not written yet."""
+    """Put the cursor ahead of the transactions of this server."""
     await connection.execute("update iu_route_worker_cursor set prev = '9000000000:9000000000:'")
 
 
@@ -265,9 +265,9 @@ async def ahead(connection: asyncpg.Connection) -> None:
     ],
 )
 async def test_foreign_history_is_refused(live, damage, reason):
-    """Where the cursor and the history do not belong together, the worker says so and consumes nothing.
+    """If the cursor and the history do not belong together, the batch names the reason and reads no event.
 
-    Fails when: the anchor's xmin, its lineage, its presence or the future of the cursor is not looked at.
+    Fails when: the xmin of the anchor, its lineage, its presence, or a cursor ahead of the server is not checked.
     """
     async with connected(live.dsn) as worker:
         await insert_event(worker)
@@ -281,7 +281,7 @@ async def test_foreign_history_is_refused(live, damage, reason):
 
 @pytest.mark.parametrize("command", ["vacuum full iu_outbox_anchor", "vacuum (full, freeze) iu_outbox_anchor"])
 async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
-    """The anchor keeps its xmin through VACUUM, FULL and FREEZE included: the history stays our own."""
+    """The anchor keeps its xmin through VACUUM, FULL and FREEZE included, so the history is not reported as foreign."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
         await worker.execute(command)
@@ -289,7 +289,8 @@ async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
 
 
 async def test_a_cursor_beyond_an_open_writer_consumes_nothing(live):
-    """A cursor that somebody has put beyond a transaction in progress is an error while that lasts, and loses nothing.
+    """A cursor that was put past a transaction in progress causes an error until that transaction ends, and loses no
+    event.
 
     Fails when: the tick may lie before the cursor.
     """
@@ -320,7 +321,7 @@ async def test_limit_below_one(live, limit):
 
 
 async def test_unknown_worker(live):
-    """A worker that nobody registered is an error that names it."""
+    """A worker that is not registered is an error that names it."""
     async with connected(live.dsn) as worker:
         with pytest.raises(asyncpg.PostgresError, match="worker nobody is not registered") as error:
             await run_batch(worker, worker="nobody")
@@ -328,7 +329,7 @@ async def test_unknown_worker(live):
 
 
 async def test_workers_do_not_share_a_position(live):
-    """Each worker reads every event of its domain; a decision that another one has made already is not made again."""
+    """Each worker reads every event of its domain and writes no attempt for an event that another worker has decided."""
     async with connected(live.dsn) as worker:
         await worker.execute(
             """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)

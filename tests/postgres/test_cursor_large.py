@@ -1,4 +1,4 @@
-"""Large numbers: an open transaction over many others, a tick of many pages, a thousand transactions in progress."""
+"""Large numbers: an open transaction beside many others, a tick of many pages, a thousand transactions in progress."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from support import MANY, WORKER, apply_package, attempted, connected, drain, in
 
 pytestmark = pytest.mark.asyncio
 
-#: What is asked for: what was read of the outbox.
+#: Pattern for `rows_read`: the outbox.
 OUTBOX = "^event_outbox$"
 
 
 async def test_an_open_writer_makes_no_run_dearer(live):
-    """However much has been committed since a writer began that is still open, a run reads no more because of it.
+    """A batch reads no more rows because a producer has been in a transaction while many others committed.
 
-    Fails when: a run reads from the oldest transaction in progress on, and leaves out what it has read before.
+    Fails when: a batch reads from the oldest transaction in progress onwards and skips the events that it has already
+    read.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as other:
         transaction = late.transaction()
@@ -44,9 +45,10 @@ async def test_an_open_writer_makes_no_run_dearer(live):
 
 
 async def test_a_plan_does_not_depend_on_the_statistics_of_the_day(live):
-    """A session that made its plans when the log was tiny, and known to be, reads no more when it has become large.
+    """A session that planned its queries while the outbox was tiny and analyzed reads no more after the outbox has
+    grown.
 
-    Fails when: a run may choose sequential scans.
+    Fails when: a batch may choose sequential scans.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as other:
         await other.execute("alter table event_outbox set (autovacuum_enabled = off)")
@@ -62,7 +64,7 @@ async def test_a_plan_does_not_depend_on_the_statistics_of_the_day(live):
         assert await rows_read(worker, OUTBOX) - before < 500
 
 
-#: Pages of tables and indexes that were looked at so far. An index skips in silence what does not fit: only this tells.
+#: Pages of tables and indexes that were accessed so far. The entries that an index scan skips show only in this figure.
 PAGES = """
     select sum(t.heap_blks_hit + t.heap_blks_read + t.idx_blks_hit + t.idx_blks_read)::bigint
       from pg_statio_user_tables t where t.relname in ('event_outbox', 'iu_route_attempt', 'iu_route_dead_letter')
@@ -76,10 +78,10 @@ async def pages(session: asyncpg.Connection) -> int:
 
 @pytest.mark.slow
 async def test_what_is_past_is_not_walked_through(live):
-    """A run, a look of the export, and what metrics ask begin where the new begins, however large the log behind it is.
+    """The cost of a batch, of a trace export and of the queries for metrics does not grow with the past of the outbox.
 
-    Fails when: the position in a tick and its lowest number are two bounds: the index begins at the earlier one; or what
-    is measured may scan a table once it is analyzed, or joins one that is with one that is not.
+    Fails when: the position in a tick and its lowest number are two bounds, so that the index scan begins at the
+    earlier one; or a query for metrics may scan an analyzed table, or joins an analyzed table with one that is not.
     """
     settings = Settings.load({}, {"dsn": live.dsn})
     async with (
@@ -113,7 +115,7 @@ async def test_what_is_past_is_not_walked_through(live):
 
 
 async def exported(source: TraceSession) -> int:
-    """Take everything that there is to export; the number of attempts."""
+    """Export all spans that are pending; return the number of attempts."""
     attempts = 0
     while (place := await source.tick()) is not None:
         page = await source.page(place, 5000)
@@ -124,9 +126,9 @@ async def exported(source: TraceSession) -> int:
 
 
 async def test_a_tick_is_never_sorted_to_be_paged(live):
-    """A backlog is read once, page by page, also where statistics make a tick look like a small part of a large log.
+    """A backlog is read once, page by page, even if statistics make a tick look like a small part of a large outbox.
 
-    Fails when: a run may sort: it would read the rest of the tick anew for each page.
+    Fails when: a batch may sort, because then each page reads the rest of the tick again.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as other:
         await other.execute(MANY, 5000)
@@ -138,7 +140,7 @@ async def test_a_tick_is_never_sorted_to_be_paged(live):
         assert await rows_read(worker, OUTBOX) - before < 50_000
 
 
-#: What a run has allocated when its page is written.
+#: Records the memory that the session has allocated when a batch writes its page.
 MEASURED = """
     create table measured (bytes bigint);
     create function measure() returns trigger language plpgsql as $$
@@ -149,9 +151,9 @@ MEASURED = """
 
 @pytest.mark.slow
 async def test_a_huge_transaction_costs_a_page_at_a_time(live):
-    """One transaction of 100 000 events is read page by page, in order, with the memory of a page, through a crash of one.
+    """One transaction of 100 000 events is read in order with the memory of one page, also if a batch is interrupted.
 
-    Fails when: a run takes more than a page, or keeps anything of the pages before.
+    Fails when: a batch reads more than a page, or keeps data of earlier pages.
     """
     rows, page = 100_000, 5000
     async with connected(live.dsn) as worker, connected(live.dsn) as writer:
@@ -175,7 +177,7 @@ async def test_a_huge_transaction_costs_a_page_at_a_time(live):
 
 @pytest.fixture(params=embedded.MAJORS, ids=lambda major: f"pg{major}")
 def roomy(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server on which a thousand transactions can be in progress at once: prepared ones, which need no session."""
+    """A server that allows a thousand transactions in progress: prepared transactions, which need no session."""
     with cluster(request.param, max_prepared_transactions="1010") as server:
         asyncio.run(apply_package(server.dsn()))
         yield server.dsn()
@@ -183,9 +185,11 @@ def roomy(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.slow
 async def test_a_thousand_transactions_in_progress(roomy):
-    """With a thousand transactions in progress others are read as they commit, and each of the thousand when it does.
+    """With a thousand transactions in progress, other events are read as they commit, and those of the thousand as
+    well.
 
-    Fails when: the list of transactions in progress is cut, or a run reads for each of them what others have written.
+    Fails when: the list of transactions in progress is truncated, or a batch reads the events of others for each of
+    them.
     """
     async with connected(roomy) as worker, connected(roomy) as writer:
         open_ones = []
@@ -203,7 +207,7 @@ async def test_a_thousand_transactions_in_progress(roomy):
             before = await rows_read(worker, OUTBOX)
             assert await drain(worker) == 1001
             assert (await attempted(worker))[-1] == others[-1]
-            # Each event some times, and each transaction in progress once.
+            # The batch reads each event a few times, and each transaction in progress once.
             assert await rows_read(worker, OUTBOX) - before < 10_000
         for number in range(0, 1000, 2):
             await writer.execute(f"commit prepared 'p{number}'")

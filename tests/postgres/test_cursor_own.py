@@ -1,4 +1,4 @@
-"""The transaction of the run itself: what it wrote before and after, what it waited for, what it takes."""
+"""Batches in a transaction that also writes events, waits for a lock, or must not take an xid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ pytestmark = pytest.mark.asyncio
 
 
 async def drain(connection: asyncpg.Connection, limit: int = 1000) -> int:
-    """Run the worker until there is no more; the number of events seen. Own events that are forgotten never end."""
+    """Run batches until there is no more; return the number of events seen.
+
+    It stops after 100 batches, because own events that are not remembered would be read for ever.
+    """
     seen = 0
     for _ in range(100):
         answer = await run_batch(connection, limit)
@@ -29,9 +32,11 @@ LIMITS = pytest.mark.parametrize("limit", [1, 2, 3, 1000])
 
 @LIMITS
 async def test_emit_and_run_in_one_transaction(live, limit):
-    """A transaction that emits and runs sees its own events once, later ones in its next run, and none after its commit.
+    """A transaction that emits events and runs batches reads its own events once, and none of them after its commit.
 
-    Fails when: own events are not read apart, or what was read of them is not remembered past the commit.
+    Its later events are read by its next batch.
+
+    Fails when: own events are not read separately, or the record of the own events read is lost at the commit.
     """
     async with connected(live.dsn) as probe, connected(live.dsn) as other:
         before = [await insert_event(other) for _ in range(2)]
@@ -49,9 +54,9 @@ async def test_emit_and_run_in_one_transaction(live, limit):
 
 @LIMITS
 async def test_emit_and_run_with_a_tick_half_read(live, limit):
-    """Own events are read once as well when the transaction found a tick half read, and leaves one half read.
+    """Own events are also read once if the transaction begins with a partly read tick and ends with another.
 
-    Fails when: what was read of own events is forgotten while a tick does not cover them yet.
+    Fails when: the record of the own events read is removed while no tick covers them yet.
     """
     async with connected(live.dsn) as probe, connected(live.dsn) as other:
         events = {await insert_event(other) for _ in range(5)}
@@ -72,9 +77,9 @@ async def test_emit_and_run_with_a_tick_half_read(live, limit):
 
 @LIMITS
 async def test_two_transactions_that_emit_and_run(live, limit):
-    """A second transaction that emits and runs does not forget what the first one read of its own events.
+    """A second transaction that emits and runs batches keeps the record of the own events that the first one read.
 
-    Fails when: what was read of own events is forgotten before a tick covers it.
+    Fails when: the record of the own events read is removed before a tick covers them.
     """
     async with connected(live.dsn) as first, connected(live.dsn) as second:
         async with first.transaction():
@@ -91,9 +96,9 @@ async def test_two_transactions_that_emit_and_run(live, limit):
 
 @LIMITS
 async def test_own_events_do_not_overtake(live, limit):
-    """Own events wait for a tick that was taken after them: an older event of the same subject goes first.
+    """Own events wait for a tick that was taken after them, so that an older event of the same subject goes first.
 
-    Fails when: own events are read after a tick that was taken in an earlier run.
+    Fails when: own events are read after a tick that was taken in an earlier batch.
     """
     subject = uuid4()
     async with connected(live.dsn) as probe, connected(live.dsn) as other:
@@ -107,7 +112,7 @@ async def test_own_events_do_not_overtake(live, limit):
 
 
 async def test_event_written_after_the_tick_of_its_own_transaction(live):
-    """An event that a transaction writes after it ran the worker is read by a run after its commit.
+    """An event that a transaction writes after its batch is read by a batch after its commit.
 
     Fails when: the own transaction is not put back among those in progress in the tick.
     """
@@ -122,7 +127,7 @@ async def test_event_written_after_the_tick_of_its_own_transaction(live):
 
 
 async def test_own_xid_is_in_progress_in_the_tick(live):
-    """The tick lists the transaction that takes it as in progress as soon as a younger one has ended.
+    """A tick lists the transaction that takes it as in progress even if a younger transaction has ended.
 
     Fails when: the own transaction is not put back among those in progress.
     """
@@ -139,7 +144,7 @@ async def test_own_xid_is_in_progress_in_the_tick(live):
 
 
 async def test_rolled_back_run_forgets_its_own_events(live):
-    """A transaction that emitted, ran and rolled back leaves neither events nor attempts nor a position."""
+    """A transaction that emits, runs a batch and rolls back leaves no event, no attempt and no change of the cursor."""
     async with connected(live.dsn) as probe:
         with pytest.raises(ZeroDivisionError):
             async with probe.transaction():
@@ -152,9 +157,9 @@ async def test_rolled_back_run_forgets_its_own_events(live):
 
 
 async def test_run_that_waited_for_another(live):
-    """A run that waits for the cursor's row lock takes its tick afterwards, and reads nothing twice.
+    """A batch that waits for the row lock of the cursor takes its tick afterwards and reads no event twice.
 
-    Fails when: the tick is taken before or in the statement that locks the cursor (EvalPlanQual).
+    Fails when: the tick is taken before, or in, the statement that locks the cursor (EvalPlanQual).
     """
     async with connected(live.dsn) as holder, connected(live.dsn) as waiter, connected(live.dsn) as other:
         await drain(holder)
@@ -181,7 +186,8 @@ async def test_run_that_waited_for_another(live):
 
 
 async def test_worker_in_an_old_snapshot_fails_safely(live):
-    """A run under REPEATABLE READ whose snapshot is older than the cursor fails and may be tried again; nothing is lost."""
+    """A batch under REPEATABLE READ with a snapshot older than the cursor fails, may be tried again, and loses no
+    event."""
     async with connected(live.dsn) as stale, connected(live.dsn) as other:
         transaction = stale.transaction(isolation="repeatable_read")
         await transaction.start()
@@ -196,9 +202,9 @@ async def test_worker_in_an_old_snapshot_fails_safely(live):
 
 
 async def test_looking_in_vain_takes_no_xid(live):
-    """A run shortly after another one that finds nothing takes no lock and no xid, and writes nothing.
+    """A batch that finds no event shortly after another one takes no lock and no xid, and writes nothing.
 
-    Fails when: the cursor is locked before it is known that there is something to read.
+    Fails when: the cursor is locked before it is known that there is an event to read.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as other:
         await insert_event(worker)
@@ -220,9 +226,9 @@ async def test_looking_in_vain_takes_no_xid(live):
 
 
 async def test_run_of_a_future_is_no_run(live):
-    """A last run that is noted in the future, because the clock was set back, is put right by the next look.
+    """If the time of the last batch lies in the future because the clock was set back, the next batch corrects it.
 
-    Fails when: the look before the lock believes a last run in the future.
+    Fails when: the check before the lock accepts a time in the future.
     """
     async with connected(live.dsn) as worker:
         await drain(worker)

@@ -1,4 +1,4 @@
-"""Random interleavings of writers, savepoints, row locks and a worker that also writes, each from a seed."""
+"""Random interleavings of producers, savepoints, row locks and a worker that also writes, each from a seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Event = tuple[UUID, UUID]  # id, subject
 
 
 class Writer:
-    """A session and what its transaction has written so far, one list a savepoint."""
+    """A session and the events of its transaction, one list for each savepoint."""
 
     def __init__(self, connection: asyncpg.Connection, subjects: list[UUID], dice: random.Random) -> None:
         self.connection = connection
@@ -28,7 +28,7 @@ class Writer:
         self.transactions: list[Any] = []
 
     async def begin(self) -> None:
-        """Open a transaction, or a savepoint in it; some draw an xid or a number at once."""
+        """Open a transaction, or a savepoint in it; some of them draw an xid or a number at once."""
         isolation = None if self.transactions else self.dice.choice(["read_committed"] * 3 + ["repeatable_read"])
         transaction = self.connection.transaction(isolation=isolation)
         await transaction.start()
@@ -46,7 +46,7 @@ class Writer:
             self.written[-1].append((await insert_event(self.connection, subject), subject))
 
     async def end(self, *, commit: bool) -> list[Event]:
-        """End the innermost savepoint or the transaction; what has been committed by that."""
+        """End the innermost savepoint or the transaction; return the events that this commits."""
         transaction, written = self.transactions.pop(), self.written.pop()
         await (transaction.commit() if commit else transaction.rollback())
         if commit and self.transactions:
@@ -54,7 +54,7 @@ class Writer:
         return written if commit and not self.transactions else []
 
     async def step(self) -> list[Event]:
-        """Do something."""
+        """Make one random step; return the events that it commits."""
         if not self.transactions:
             await self.begin()
         elif self.dice.random() < 0.55:
@@ -69,9 +69,10 @@ class Writer:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 async def test_random_interleavings(live, seed):
-    """Every committed event is read once and nothing else; events of a subject in the order of its locks.
+    """Each committed event is read once, no other event is read, and events of a subject are read in the order of its
+    locks.
 
-    Fails when: any rule of the cursor is broken that the other tests of the cursor name one by one.
+    Fails when: any rule of the cursor is broken that the other tests of the cursor check one by one.
     """
     dice = random.Random(seed)
     subjects = [uuid4() for _ in range(4)]
@@ -79,7 +80,7 @@ async def test_random_interleavings(live, seed):
     async with AsyncExitStack() as stack:
         sessions = [await stack.enter_async_context(connected(live.dsn)) for _ in range(4)]
         writers = [Writer(connection, subjects, dice) for connection in sessions]
-        worker = writers.pop()  # writes now and then, around its own runs
+        worker = writers.pop()  # Writes now and then, before and after its own batches.
 
         for _ in range(600):
             if dice.random() < 0.75:
