@@ -1,4 +1,4 @@
-"""Calls of targets, by real tasks: who makes them, and what a cancellation of a target's own ends."""
+"""Calls of targets by real tasks: which task makes a call, and what a cancellation from inside a target ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend():
-    """Where anybody can cancel any task."""
+    """The backend in which any code can cancel any task."""
     return "asyncio"
 
 
@@ -31,7 +31,7 @@ class Remembers:
     """A target that keeps the task of each call.
 
     Args:
-        behave: What the first call does after that.
+        behave: Called by the first delivery after its task was recorded.
     """
 
     def __init__(self, behave: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -47,7 +47,7 @@ class Remembers:
 
 
 def taken(number: int) -> Taken:
-    """A delivery that may take 50 ms."""
+    """A delivery with a deadline of 50 ms."""
     event = Event(id=uuid4(), domain="iu", type="t", stream="s")
     return Taken(
         Delivery(id=number, route="r", idempotency_key=f"k{number}", attempt=1, event=event, deadline=0.05), None
@@ -56,7 +56,7 @@ def taken(number: int) -> Taken:
 
 @asynccontextmanager
 async def calling() -> AsyncIterator[tuple[Calls, Ring]]:
-    """Calls of a consumer that knows for ever that the locks are open, and the ring of those that have ended."""
+    """Calls of a consumer that always considers the switches open, and the ring that signals ended calls."""
     ring = Ring()
     calls = Calls(ring, time.monotonic)
     calls.answered = calls.trusted = math.inf
@@ -69,9 +69,11 @@ async def calling() -> AsyncIterator[tuple[Calls, Ring]]:
 
 @pytest.mark.parametrize("when", ["never", "while it waits", "as it is called"])
 async def test_one_task_makes_the_calls_one_after_the_other_and_another_one_when_it_was_cancelled(when):
-    """Who has made a call waits for the next; one that a target's own cancellation ends is replaced, and no call is lost.
+    """One task makes one call after another; if a cancellation from a target ends it, a new one takes over and no call
+    is lost.
 
-    Fails when: the one that waits is cancelled and still called, or is called and what it was called for is forgotten.
+    Fails when: a waiting task is cancelled and still used, or a task is cancelled as it gets a call and the call is
+    forgotten.
     """
     target = Remembers()
     lane = Lane(concurrency=2, target=target)
@@ -98,14 +100,14 @@ async def test_one_task_makes_the_calls_one_after_the_other_and_another_one_when
 
 
 async def cancelled_future() -> None:
-    """Waits for what somebody else has cancelled."""
+    """Wait for a future that was cancelled elsewhere."""
     broken = asyncio.get_running_loop().create_future()
     broken.cancel()
     await broken
 
 
 async def swallowed_and_late() -> None:
-    """Is cancelled, does not care, and takes too long."""
+    """Ignore a cancellation, and exceed the deadline."""
     asyncio.current_task().cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(60)
@@ -113,7 +115,7 @@ async def swallowed_and_late() -> None:
 
 
 async def late_and_cancelled() -> None:
-    """Takes too long, and lets out another cancellation than the one that ends it."""
+    """Exceed the deadline, and raise another cancellation than that of the deadline."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(60)
     await cancelled_future()
@@ -124,10 +126,11 @@ async def late_and_cancelled() -> None:
     [(cancelled_future, "target_cancelled"), (swallowed_and_late, "timeout"), (late_and_cancelled, "timeout")],
 )
 async def test_who_lets_a_cancellation_out_fails_alone(behave, code):
-    """The call fails, and the next in the queue is made although nobody asks anew.
+    """A target that raises a cancellation fails its own call, and the next call in the queue is made without a new
+    request.
 
-    Fails when: such a cancellation ends the work, or the queue of its lane; or nobody hears what came of the call, because
-    its deadline was over as well. A review found it.
+    Fails when: such a cancellation ends the dispatcher or the queue of its route, or the outcome of the call is lost
+    because its deadline has passed as well.
     """
     target = Remembers(behave)
     lane = Lane(concurrency=1, most_failing=2, target=target, queue=deque(taken(n) for n in range(3)))

@@ -1,4 +1,4 @@
-"""The consumer's loop against a database made of a few fields: when it looks, arms, sleeps and wakes."""
+"""The loop of the consumer against a simulated database: when it polls, arms, becomes idle and wakes up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from iu_listen.model.observation import (
 
 pytestmark = pytest.mark.anyio
 
-#: Longest sleep in these tests: long enough that whatever waits for it is seen to.
+#: Longest idle time in these tests: so long that a test notices if something waits for it.
 CATCH_UP = 300
 LONG = {"catch_up": CATCH_UP, "lease": 1000}
 
@@ -34,13 +34,13 @@ def asleep(world: World) -> bool:
 
 
 async def sleep_sets_in(world: World) -> None:
-    """Wait until the consumer sleeps by the bell."""
+    """Wait until the consumer is idle and armed."""
     await until(lambda: asleep(world))
     await anyio.sleep(0.01)
 
 
 async def test_it_starts_with_a_look_under_the_lease():
-    """The first thing after the lease is a look, before there is any bell."""
+    """The consumer runs a batch right after it took the lease, before it has a listener session."""
     world = World(events=3)
     async with consuming(world, **LONG) as (_, seen):
         await seen.wait_for(Listening)
@@ -51,9 +51,7 @@ async def test_it_starts_with_a_look_under_the_lease():
 
 
 async def test_it_drains_before_it_rests():
-    """Full batches follow each other without a pause until one is not full.
-    Fails when: ``more`` is ignored.
-    """
+    """Full batches follow each other without a pause until one is not full. Fails when: ``more`` is ignored."""
     world = World(events=12_000)
     async with consuming(world, **LONG) as (_, seen):
         await until(lambda: not world.events)
@@ -63,8 +61,9 @@ async def test_it_drains_before_it_rests():
 
 
 async def test_it_looks_once_more_after_arming_and_only_then_sleeps():
-    """Between the granted arming and the sleep there is exactly one look.
-    Fails when: the look after arm() is taken out.
+    """Between arming and idleness the consumer runs exactly one batch.
+
+    Fails when: the batch after arm() is taken out.
     """
     world = World()
     async with consuming(world, **LONG):
@@ -76,14 +75,15 @@ async def test_it_looks_once_more_after_arming_and_only_then_sleeps():
 
 
 async def test_what_commits_silently_just_before_arming_is_found_by_that_look():
-    """An event of a writer that stayed silent until the consumer armed is routed at once, not by the timer.
-    Fails when: the look after arm() is taken out.
+    """An event that commits without NOTIFY just before the consumer arms is routed at once, not by the catch-up poll.
+
+    Fails when: the batch after arm() is taken out.
     """
     world = World()
     async with consuming(world, **LONG) as (_, seen):
         await sleep_sets_in(world)
         before = len(seen.seen)
-        # A busy spell, so that it arms again, now without any ring left over from its start.
+        # A busy period, so that the consumer arms again without a notification that is left from its start.
         world.on_arm = lambda: setattr(world, "events", 1)
         world.insert(BUSY_BATCH)
         found = await seen.wait_for(BatchRan, lambda b: b.batch.seen == 1, after=before)
@@ -93,7 +93,7 @@ async def test_what_commits_silently_just_before_arming_is_found_by_that_look():
 
 
 async def test_a_ring_wakes_it_at_once():
-    """A commit while it sleeps is routed at the same instant, and the wake is named."""
+    """An event that commits while the consumer is idle is routed at the same instant, and the wake-up is named."""
     world = World()
     async with consuming(world, **LONG) as (_, seen):
         await sleep_sets_in(world)
@@ -105,8 +105,10 @@ async def test_a_ring_wakes_it_at_once():
 
 
 async def test_a_ring_during_a_look_is_not_lost():
-    """A commit that rings while a batch runs, after its snapshot, is routed right after that batch.
-    Fails when: the ring is cleared after the look instead of before it.
+    """An event whose notification arrives while a batch runs, after the snapshot of that batch, is routed right after
+    it.
+
+    Fails when: the notification is cleared after the batch instead of before it.
     """
     world = World()
     async with consuming(world, **LONG) as (_, seen):
@@ -120,7 +122,8 @@ async def test_a_ring_during_a_look_is_not_lost():
 
 
 async def test_without_any_ring_it_looks_once_a_catch_up():
-    """Asleep it looks after 0.8 to 1 times the catch-up period, not always the same, and calls it so.
+    """Without notifications an idle consumer polls after 0.8 to 1 times `catch_up`, at random.
+
     Fails when: the timer or its jitter is taken out.
     """
     world = World()
@@ -135,8 +138,9 @@ async def test_without_any_ring_it_looks_once_a_catch_up():
 
 
 async def test_under_load_it_stays_awake_and_writers_need_not_ring():
-    """A stream of close events is polled, disarmed; when it ends the consumer lingers, arms and looks.
-    Fails when: a busy spell does not disarm.
+    """A consumer under load polls without being armed; when the load ends, it lingers, arms and runs a batch.
+
+    Fails when: a busy consumer stays armed.
     """
     world = World()
     async with consuming(world, **LONG, linger=0.05) as (_, seen):
@@ -158,7 +162,7 @@ async def test_under_load_it_stays_awake_and_writers_need_not_ring():
 
 
 async def test_a_slow_stream_is_answered_by_the_bell():
-    """Events 20 ms apart each ring and are each answered at once."""
+    """If events come 20 ms apart, each sends a notification and is routed at once."""
     world = World()
     async with consuming(world, **LONG) as (_, seen):
         await sleep_sets_in(world)
@@ -171,8 +175,9 @@ async def test_a_slow_stream_is_answered_by_the_bell():
 
 
 async def test_while_arming_is_refused_it_keeps_looking():
-    """A silent writer that is not visible yet costs growing pauses of at most 50 ms, with a look in each.
-    Fails when: a refused arming is taken for a granted one.
+    """While the consumer cannot arm because of an uncommitted producer, it polls with growing pauses of at most 50 ms.
+
+    Fails when: a refused arming counts as a granted one.
     """
     world = World(silent_writers=1)
     async with consuming(world, **LONG) as (_, seen):
@@ -190,8 +195,9 @@ async def test_while_arming_is_refused_it_keeps_looking():
 
 
 async def test_a_lost_bell_is_said_once_and_polled_around():
-    """Without its bell it polls at the short interval; a new bell is listened to, then looked by, at once.
-    Fails when: the look after LISTEN is taken out.
+    """A lost listener session is reported once and replaced by polling; a new one causes a batch at once after LISTEN.
+
+    Fails when: the batch after LISTEN is taken out.
     """
     world = World()
     async with consuming(world, **LONG, poll_interval=60, reconnect_max=300) as (_, seen):
@@ -212,8 +218,9 @@ async def test_a_lost_bell_is_said_once_and_polled_around():
 
 
 async def test_a_bell_that_is_lost_while_arming_is_no_bell():
-    """A bell session that breaks in arm() neither ends the consumer nor puts it to sleep.
-    Fails when: _turn_bell() lets SessionLost through, and the lease goes with the bell.
+    """A listener session that breaks in arm() neither ends the consumer nor makes it idle.
+
+    Fails when: _turn_bell() lets SessionLost through, so that the lease is lost with the listener session.
     """
     world = World()
     world.on_arm = world.lose_bell
@@ -227,7 +234,11 @@ async def test_a_bell_that_is_lost_while_arming_is_no_bell():
 
 
 async def test_where_listening_cannot_work_it_polls_and_says_why_once():
-    """A pooler in between is said once, tried again once a minute, and forgotten when it is gone.
+    """A connection pooler that makes LISTEN impossible is reported once and retried once a minute, while the consumer
+    polls.
+
+    After the pooler is gone, the consumer listens.
+
     Fails when: NoBell is treated like a lost session, and the log fills.
     """
     world = World(no_bell="a pooler is in between")
@@ -242,8 +253,10 @@ async def test_where_listening_cannot_work_it_polls_and_says_why_once():
 
 
 async def test_a_lost_wake_is_told_from_a_late_ring():
-    """A catch-up that finds events nobody rang for raises the alarm, unless the ring comes within LATE_RING.
-    Fails when: the wait for a late ring is taken out, or the alarm.
+    """A catch-up poll that finds events without a notification reports a lost wake-up, unless one comes within
+    LATE_RING.
+
+    Fails when: the wait for a late notification is taken out, or the report.
     """
     world = World(deaf=True)
     async with consuming(world, **LONG) as (_, seen):
@@ -264,7 +277,8 @@ async def test_a_lost_wake_is_told_from_a_late_ring():
 
 
 async def test_a_closed_gate_is_said_once_and_obeyed_when_it_opens():
-    """Behind a closed gate it sleeps and says so once; the ring of the gate makes it work at once."""
+    """Behind a closed gate the consumer is idle and reports it once; the notification of the opened gate wakes it at
+    once."""
     world = World(status="worker_gate_closed", events=2)
     async with consuming(world, **LONG) as (_, seen):
         await until(lambda: world.armed and world.calls[-1] == "batch")
@@ -279,7 +293,7 @@ async def test_a_closed_gate_is_said_once_and_obeyed_when_it_opens():
 
 
 async def test_a_worker_that_refuses_says_why():
-    """A database with a foreign history is not read, and the reason stands in the log and the heartbeat."""
+    """A database with a foreign history is not read, and the log and the heartbeat give the reason."""
     world = World(status="foreign_history", reason="foreign_cursor", events=2)
     async with consuming(world, **LONG) as (_, seen):
         await anyio.sleep(3 * CATCH_UP)
@@ -297,8 +311,9 @@ async def test_an_unknown_status_is_a_refusal():
 
 
 async def test_it_beats_once_a_cadence_under_load_and_at_rest():
-    """Two beats are never further apart than the cadence, and under load there is no beat for every batch.
-    Fails when: a busy consumer forgets to beat, or beats for every batch.
+    """Two heartbeats are never further apart than the interval, and under load not every batch sends one.
+
+    Fails when: a busy consumer sends no heartbeat, or one for every batch.
     """
     world = World(batch_seconds=0.01)
     async with consuming(world, catch_up=5.0):
@@ -316,7 +331,7 @@ async def test_it_beats_once_a_cadence_under_load_and_at_rest():
 
 
 async def test_a_heartbeat_says_whether_it_listens():
-    """The heartbeat tells a consumer that is woken by the bell from one that polls."""
+    """The heartbeat shows whether the consumer listens or polls."""
     world = World(no_bell="off")
     async with consuming(world, catch_up=1.0) as (_, seen):
         await anyio.sleep(10)
@@ -328,7 +343,7 @@ async def test_a_heartbeat_says_whether_it_listens():
 
 
 async def test_stopping_is_noted_once():
-    """Asking twice to stop is asking once, and the first reason counts."""
+    """A second request to stop has no effect: one stop is reported, with the first reason."""
     world = World()
     async with consuming(world, **LONG) as (consumer, seen):
         await sleep_sets_in(world)
