@@ -5371,7 +5371,7 @@ CREATE TABLE public.iu_route_dead_letter (
     event_snapshot jsonb NOT NULL,
     failure_code text NOT NULL,
     failure_detail text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     replay_count integer DEFAULT 0 NOT NULL,
     last_replay_at timestamp with time zone,
     resolved_at timestamp with time zone,

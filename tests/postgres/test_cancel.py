@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import anyio
 import pytest
 
@@ -9,7 +11,7 @@ from iu_listen.model.delivery import Delivery, Unavailable
 from iu_listen.model.observation import SessionFailed
 from iu_listen.postgres import letters
 from iu_listen.postgres.session import session
-from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route
+from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, settled
 from support import MANY, connected, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -64,6 +66,27 @@ async def test_cancelling_a_held_route_disturbs_nobody(live):
             assert slowest < 1
         dead = await connection.fetchval("select count(*) from iu_route_dead_letter where failure_code = 'cancelled'")
         assert dead == found["count"]
+
+
+async def test_cancelled_deliveries_are_replayed_in_their_order(live):
+    """Deliveries of an ordered route that were cancelled in one statement are replayed in the order of their subject.
+
+    Fails when: the dead letters of one transaction have the same time, so that their random ids decide.
+    """
+    subject, arrivals = uuid4(), Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        events = [await insert_event(connection, subject) for _ in range(50)]
+        await run_batch(connection)
+        await connection.execute("update iu_outbound_route set dry_run = true where route_code = $1", ROUTE)
+        await connection.fetchval("select fn_iu_delivery_cancel($1, null, 'incident 8', 'ann')", ROUTE)
+        await connection.execute("update iu_outbound_route set dry_run = false where route_code = $1", ROUTE)
+        await connection.fetchval(
+            "select fn_iu_dead_letters_replay($1, null, null, null, null, 'ann', clock_timestamp(), null, null)", ROUTE
+        )
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+    assert [call.event.id for call in arrivals.calls] == events
 
 
 async def test_a_cancelled_delivery_is_a_dead_letter_with_its_attempt(live):
