@@ -1,11 +1,12 @@
-"""Deliveries: what there is room for is taken and begun, what has ended is settled; each for ever, beside the other.
+"""The dispatcher: one task takes deliveries and starts their calls, another task settles the calls that have ended.
 
-The more there is to do, the more a round trip carries. Where nothing is under way, a batch hands over what it has just
-queued. Deliveries outlive the sessions: the database may restart while a target answers, and the attempt is settled
-afterwards, unless somebody else had the lease meanwhile.
+The number of deliveries per round trip grows with the load. While no delivery is in flight, a batch hands over the
+deliveries that it has just queued. An in-flight delivery survives the loss of the session: if the database restarts
+during a call, the outcome is settled in the next session, unless another consumer held the delivery lease meanwhile.
 
-Whoever cannot renew his lease gives up what is under way before another one can begin with it. Where a subject has an
-order that is so as soon as the session is lost, because somebody else may have the lease a moment later.
+A dispatcher that cannot renew its delivery lease gives up all in-flight deliveries before the lease expires, so that
+another consumer cannot run the same calls at the same time. In-flight deliveries of ordered routes are given up as soon
+as the session is lost, because another consumer may get the lease immediately.
 """
 
 from __future__ import annotations
@@ -36,23 +37,25 @@ from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, SessionFailed
 from iu_listen.model.settings import Settings
 
-#: Longest pause between two questions, in seconds: replays and locks ring no bell.
+#: Longest pause between two take queries, in seconds. A replay and a change of a switch cause no wake-up.
 TICK: Final = 1.0
-#: How long the database's answer may be on its way before it says nothing of the locks any more, in seconds.
+#: Age from which an answer of the database is no longer evidence that the switches are open, in seconds.
 LATE: Final = 0.5
-#: How long a target that could not be found is not looked for again, in seconds.
+#: Pause before a target that was not found is looked up again, in seconds.
 NOT_FOUND: Final = 10.0
 
 
 class Deliverer:
-    """Delivers what one worker has routed, while its consumer works.
+    """Delivers the events that one worker has routed, while the consumer of that worker runs.
 
     Args:
-        settings: Durations, and the worker's name.
-        sessions: Where the delivery session comes from.
-        targets: Where targets are found.
-        watcher: Who sees what happens.
+        settings: Durations, limits, and the name of the worker.
+        sessions: Opens the delivery session.
+        targets: Finds the target of a route.
+        watcher: Observer that receives observations.
+        clock: Monotonic clock, in seconds.
         jitter: Source of randomness for backoff.
+        activate: Called with the delivery, in the task that is about to call its target.
     """
 
     def __init__(
@@ -73,19 +76,20 @@ class Deliverer:
         self._watcher = watcher
         self._clock = clock
         self._jitter = jitter or random.Random()
-        #: Something may have to be taken; something has to be settled.
+        #: Wakes the task that takes deliveries.
         self._ring = Ring()
+        #: Wakes the task that settles outcomes.
         self._ended = Ring()
         self._calls = Calls(self._ended, clock, activate, self._abandoned)
         self._routes: dict[str, Route] = {}
-        #: What was taken and is not settled yet.
+        #: Deliveries that were taken and are not settled yet.
         self._ledger = Ledger()
         self._quarantine = Quarantine(self._calls, self._ledger)
         self._unusable = Unusable()
         self._holds = Holds(self._worker, watcher)
         self._freed = Freed()
         self._sweeper = Sweeper(clock, self._freed, self._ledger, self._ring)
-        #: The lease is ours: it looks by itself for what there is to deliver.
+        #: True while this consumer holds the delivery lease; the dispatcher then runs take queries by itself.
         self.delivering = False
         self._working = False
         self._stopping = False
@@ -93,22 +97,22 @@ class Deliverer:
         self._failed_takes = 0
 
     def work(self) -> None:
-        """The worker is ours: deliver. Also called when there is something new to deliver."""
+        """Start to deliver: this consumer holds the worker's lease. Also called when new deliveries are queued."""
         self._working = True
         self._ring.set()
 
     def rest(self) -> None:
-        """The worker is somebody else's: what is under way ends, and the lease is given back."""
+        """Another consumer holds the worker's lease: finish in-flight deliveries and give the delivery lease back."""
         self._working = False
         self._ring.set()
 
     def stop(self) -> None:
-        """Begin no delivery any more; run() returns when those under way have ended and are settled."""
+        """Start no further delivery; run() returns when all in-flight deliveries are settled."""
         self._stopping = True
         self._ring.set()
 
     def _wake(self) -> None:
-        """A session has ended. Whoever waits finds out: the one that settles has the lease."""
+        """Wake both tasks, because the session has ended. The settling task sees the loss when it renews the lease."""
         self._ring.set()
         self._ended.set()
 
@@ -116,7 +120,7 @@ class Deliverer:
         self._watcher.note(CallAbandoned(self._worker, delivery.route, called, running))
 
     async def run(self) -> None:
-        """Deliver until stop() is called, through every loss of the session. Nothing that happens ends the work."""
+        """Deliver until stop() is called. After any error, including a lost session, wait for a backoff and go on."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._guard)
@@ -128,7 +132,7 @@ class Deliverer:
                             await self._session()
                         if not self._stopping:
                             await self._ring.wait_rung(math.inf)
-                    except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+                    except Exception as failed:  # noqa: BLE001 no error may end the dispatcher
                         self._forget(ordered=True)
                         self._losses += 1
                         pause = backoff(self._losses, self._settings.reconnect_max, self._jitter)
@@ -139,7 +143,7 @@ class Deliverer:
             await within(self._settings.deadline, PATIENCE, self._targets.aclose)
 
     async def _session(self) -> None:
-        """Deliver by one session. Returns when there is nothing to deliver: what comes next rings."""
+        """Deliver in one session. Returns when there is nothing to deliver; new deliveries set the ring."""
         async with self._sessions.deliveries(self._wake) as session:
             gone = ""
             while not (lease := await session.take_lease(gone)).held:
@@ -149,7 +153,7 @@ class Deliverer:
                 self._ring.clear()
                 pause = TICK * self._jitter.uniform(0.5, 1)
                 if lease.gone:
-                    # He may live, and is to hear of it before we begin.
+                    # The holder's session ended, but its process may run: wait until it has noticed the loss.
                     gone = lease.holder
                     await anyio.sleep(pause)
                 else:
@@ -158,7 +162,8 @@ class Deliverer:
                 self._forget()
             if lease.unclean:
                 self._quarantine.start(self._clock())
-            # A new session may lead to another history: a copy that is behind has the same owner and lower ids.
+            # A new session may reach another history: in a copy that is behind, the lease has the same holder and ids
+            # are lower.
             for route in self._routes.values():
                 route.restart()
             self._trust(self._clock())
@@ -171,7 +176,7 @@ class Deliverer:
                 await session.release()
 
     async def _both(self, session: Deliveries) -> None:
-        """Take and settle, until there is nothing to deliver, or the lease is lost."""
+        """Run the taking task and the settling task until there is nothing to deliver or the lease is lost."""
         async with anyio.create_task_group() as tasks:
             over = anyio.Event()
             tasks.start_soon(self._settle_all, session, over)
@@ -180,7 +185,7 @@ class Deliverer:
             self._ended.set()
 
     async def _settle_all(self, session: Deliveries, over: anyio.Event) -> None:
-        """What has ended is settled, and the lease renewed, until it is lost or all is over."""
+        """Settle ended calls and renew the delivery lease, until the lease is lost or ``over`` is set."""
         while not over.is_set():
             self._ended.clear()
             asked = self._clock()
@@ -196,7 +201,7 @@ class Deliverer:
                 self._ring.set()
                 return
             self._losses = 0
-            # What it began with is what counts for the lease.
+            # The renewed lease counts from the start of the statement, so use the time before it.
             self._trust(asked)
             for outcome in done:
                 route = self._ledger.remove(outcome.taken.delivery.id)
@@ -210,7 +215,10 @@ class Deliverer:
             await self._ended.wait_rung(TICK)
 
     async def _take_all(self, session: Deliveries) -> None:
-        """What there is room for is taken and begun, for ever. Returns when there is nothing, or the lease is lost."""
+        """Take deliveries within the prefetch limits and start their calls.
+
+        Returns when there is nothing to deliver, or when the delivery lease is lost.
+        """
         while self.delivering:
             self._ring.clear()
             asked = self._clock()
@@ -236,10 +244,13 @@ class Deliverer:
                 return
             await self._ring.wait_rung(self._pause())
 
-    # -- what there is -------------------------------------------------------------------------------------------
+    # -- taken deliveries and routes -----------------------------------------------------------------------------
 
     def wants(self) -> Sequence[Want]:
-        """What a batch may hand over: something only where nothing is under way, else we ask often enough."""
+        """The deliveries that a batch may hand over.
+
+        Empty while a delivery is in flight: then the dispatcher runs take queries often enough by itself.
+        """
         self._ledger.passed_beside.clear()
         now = self._clock()
         idle = not self._ledger and not self._quarantine.cautious(now)
@@ -248,37 +259,47 @@ class Deliverer:
         return [w for w in self._wants(now) if w.room]
 
     def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
-        """What a batch has queued and taken for us. We may have taken it ourselves meanwhile, and settled it."""
+        """Accept deliveries that a batch has queued and taken for this dispatcher.
+
+        The dispatcher may have taken the same deliveries by its own query meanwhile, and may even have settled them.
+
+        Args:
+            wants: The answer of wants() with which the batch began.
+            given: The deliveries.
+            seconds: Duration of the batch, in seconds.
+        """
         kept_back = False
         if self.delivering and not self._quarantine.cautious(self._clock()):
             self._hear(seconds)
             handed, kept_back = handed_over(given)
             new = self._ledger.new(handed, unchanged(wants, self._routes), self._ledger.passed_beside)
-            # The batch read the locks before its commit, which may have taken long; the taker may know better.
+            # The batch read the switches before its commit, which may have taken long. A take query may have read
+            # newer values meanwhile.
             new = [t for t in new if not self._routes[t.delivery.route].state.held]
             for taken in new:
                 route = self._routes[taken.delivery.route]
                 route.after = max(route.after, taken.delivery.id)
             self._take_over(new)
         if kept_back or len(self._ledger) < len(given) or not self.delivering or math.isinf(self._calls.answered):
-            # Not all of it was taken over, or may begin.
+            # Some deliveries were not accepted, or may not begin yet: run a take query at once.
             self._ring.set()
 
     def _wants(self, now: float) -> list[Want]:
         if now >= self._calls.trusted:
-            # What was given up may be in the middle of being settled: it is still there, and will not be.
+            # A delivery that was given up may still be part of a running settlement: it still looks due, but will be
+            # settled.
             return []
         left = self._settings.prefetch_bytes - self._ledger.bytes
         return wants(list(self._routes.values()), left, self._quarantine.room(now), self._failed_takes)
 
     def _learn(self, supply: Supply, seconds: float, wants: Sequence[Want], freed: Sequence[tuple[str, int]]) -> None:
-        """What the database said of each route, and what it gave; begin it.
+        """Process the answer of a take query: update the routes and start the calls of the new deliveries.
 
         Args:
-            supply: Its answer.
-            seconds: How long we have waited for it.
-            wants: What it was asked for.
-            freed: Which subjects it was asked for.
+            supply: The answer.
+            seconds: Time from the query to its answer, in seconds.
+            wants: The wants that the query contained.
+            freed: Routes and subject keys that the query contained.
         """
         self._hear(seconds - supply.seconds)
         counts = unchanged(wants, self._routes)
@@ -287,11 +308,14 @@ class Deliverer:
         self._take_over(self._ledger.new(supply.taken, counts, self._ledger.passed))
 
     def _hear(self, seconds: float) -> None:
-        """The locks were read so many seconds ago, at most. Whoever slept since then asks again."""
+        """Note that the switches were read at most ``seconds`` seconds ago.
+
+        After LATE seconds the reading no longer counts, for example after the process was suspended.
+        """
         self._calls.answered = self._clock() if seconds < LATE else -math.inf
 
     def _take_over(self, new: Sequence[Taken]) -> None:
-        """Begin it, and what has waited."""
+        """Add new deliveries to the ledger and to the queues, and start calls on all routes."""
         for taken in new:
             route = self._routes[taken.delivery.route]
             self._ledger.add(taken, route)
@@ -308,7 +332,12 @@ class Deliverer:
             self._calls.begin(route)
 
     def _know(self, states: Sequence[RouteState], counts: Collection[str]) -> None:
-        """What the database said of each route; where the answer counts, also where it has come to."""
+        """Update the routes from the answer of the database.
+
+        Args:
+            states: State of each route in the answer. A known route that is missing has gone.
+            counts: Codes of the routes for which the position in the answer is valid.
+        """
         known = {state.route for state in states}
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
             self._drop(self._routes[code])
@@ -318,13 +347,14 @@ class Deliverer:
             new = state.route not in self._routes
             route = self._routes.setdefault(state.route, Route.of(state))
             if state.held != route.state.held:
-                # While it was held its deliveries may have been cancelled, which frees others.
+                # Deliveries may have been cancelled while the route was paused, and parked deliveries may go on.
                 route.sweep.start()
             changed = route.becomes(state) or new
             if state.route in counts:
                 route.reaches(state)
             if state.held:
-                # A probe waits until it may begin, and one that is attempted alone until nothing else is in flight.
+                # A trial delivery stays in the queue until it may begin. A quarantined delivery stays until no other
+                # delivery is in flight.
                 self._drop(route, alone=state.held not in PROBED)
             self._find_target(route, changed)
             self._holds.tell(route)
@@ -338,14 +368,19 @@ class Deliverer:
             self._drop(route)
         elif route.target or now - route.looked_at < NOT_FOUND:
             return
-        # A route whose target is called no more for now is looked at again at every question.
+        # While a target has too many abandoned calls, the route is checked again after every take query.
         route.looked_at = -math.inf if crowded else now
         if find_target(self._targets, route, crowded=crowded):
-            # There is room now; ask again at once.
+            # The route can take deliveries now: run a take query at once.
             self._ring.set()
 
     def _drop(self, route: Route, *, alone: bool = True) -> None:
-        """Give back what was taken and not begun; unless ``alone``, not the probe and what is attempted alone."""
+        """Give back the deliveries of a route that were taken and have not begun.
+
+        Args:
+            route: The route.
+            alone: True: give back all of them. False: keep the trial delivery and quarantined deliveries.
+        """
         given, route.queue = split(route.queue, keep=not alone, probe=route.state.probing)
         for taken in [*given, *(self._quarantine.drop(route.state.route) if alone else [])]:
             if route.ordered and taken.subject_key is not None:
@@ -355,7 +390,11 @@ class Deliverer:
             self._ledger.remove(taken.delivery.id)
 
     def _forget(self, *, ordered: bool = False) -> None:
-        """Nothing that was taken is ours any more; or: what is ``ordered`` may be somebody else's now."""
+        """Give up all taken deliveries, because another consumer may hold the delivery lease.
+
+        Args:
+            ordered: True: give up only the deliveries of ordered routes.
+        """
         for taken in self._calls.under_way():
             if not ordered or taken.subject_key is not None:
                 self._calls.give_up(taken)
@@ -376,17 +415,21 @@ class Deliverer:
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _pause(self) -> float:
-        """Until the next question for more, if nothing rings."""
+        """Seconds until the next take query, if the ring is not set before."""
         routes = self._routes.values()
         waits = any(route.queue for route in routes)
         return FRESH / 4 if waits else min(TICK, due_in(routes), self._sweeper.pause(routes))
 
     def _trust(self, since: float) -> None:
-        """Our lease was good then: until when nobody else can have it, however late it is renewed."""
+        """Set the time until which no other consumer can hold the delivery lease.
+
+        Args:
+            since: Time at which the lease was known to be valid, by the monotonic clock, in seconds.
+        """
         self._calls.trusted = since + self._settings.lease * 0.75
 
     async def _guard(self) -> None:
-        """Give up what is under way before the lease ends, if it cannot be renewed."""
+        """Give up all taken deliveries before the delivery lease expires, if it could not be renewed."""
         while True:
             left = self._calls.trusted - self._clock() if self._ledger else math.inf
             await anyio.sleep(max(0.05, min(left, self._settings.lease / 4)))
