@@ -1,9 +1,9 @@
-"""Calls of targets: begun while the database's word is fresh, ended when they take too long, and what came of them.
+"""Calls of targets: starts them while the last reading of the switches is fresh, enforces deadlines, keeps outcomes.
 
-A call runs code of a user. At its deadline it is cancelled, and that code may ignore it: it catches the cancellation
-or waits behind a shield for a thread. PATIENCE later such a call is abandoned. It is recorded as a failed attempt, its
-place is free for the next delivery, and nothing waits for it any more, also not the end of the process. How many
-abandoned calls of one target may still run is bounded; at that bound the target is called no more.
+A call runs user code. At its deadline the call is cancelled. User code may ignore that: it may catch the cancellation,
+or wait behind a shield for a thread. PATIENCE seconds later such a call is abandoned: it is recorded as a failed
+attempt, its place is free for the next delivery, and nothing waits for it any more, not even the end of the process.
+At most MOST_ABANDONED abandoned calls of one target may still run; at that bound the target is not called any more.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from iu_listen.flow.workers import Lane, Worker, Workers
 from iu_listen.model.delivery import Delivery, Failed, Outcome, Result, Taken
 from iu_listen.model.outcome import outcome_of
 
-#: How old the database's word on the locks may be when a delivery begins, in seconds.
+#: Longest age of the last reading of the switches when a call starts, in seconds.
 FRESH: Final = 0.05
-#: How long after a success of its route an attempt that begins and fails is that delivery's own fault, in seconds.
+#: An attempt that starts within this time after a success of its route and fails counts as a failure of that one
+#: delivery, not of the target. In seconds.
 BESIDE: Final = 1.0
-#: How long after its cancellation a call that goes on is abandoned, in seconds.
+#: Time from the cancellation of a call until the call is abandoned, in seconds.
 PATIENCE: Final = 1.0
-#: A target of which so many abandoned calls still run is called no more.
+#: Number of abandoned calls of one target, still running, at which the target is not called any more.
 MOST_ABANDONED: Final = 100
-#: Why a delivery cannot be given to a target, by its failure code.
+#: Reasons why a delivery cannot be given to a target, by failure code.
 PROBLEMS: Final = {
     "event_missing": "The event is not in event_outbox any more.",
     "payload_too_large": "The payload is larger than the setting payload_max allows.",
@@ -42,7 +43,7 @@ _CANCELLED: Final = "the target was cancelled, by itself or by what it waited fo
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A delivery that was begun, and the worker that makes the call."""
+    """A running call: its delivery, the task (`Worker`) that runs it, its start time and the target's text."""
 
     worker: Worker
     taken: Taken
@@ -64,19 +65,21 @@ class _Call:
 
 
 class Calls:
-    """The calls of one consumer, of all lanes.
+    """The calls of one consumer, for all lanes.
 
     Args:
-        ring: Rung when a call has ended.
+        ring: Set when a call has ended.
         clock: Monotonic clock, in seconds.
-        activate: Called in the task that is about to call a target, with the delivery.
-        told: Called when a call was abandoned: its delivery, what was called, how many such calls of it still run.
+        activate: Called with the delivery, in the task that is about to call a target.
+        told: Called when a call was abandoned, with its delivery, the text of its target (called()), and the number of
+            abandoned calls of that target that still run.
 
     Attributes:
-        done: What came of calls that have ended, in that order. Whoever settles it takes it out.
-        answered: When the database last told that the locks are open.
-        trusted: Until when nobody else can have our lease.
-        only: Id of the one delivery that may begin, while no other one is in flight; NONE: none may; None: all may.
+        done: Outcomes of ended calls, in the order of their ends. The settling task removes them.
+        answered: Time at which the switches were last read, by ``clock``; -inf: never, or too long ago.
+        trusted: Time until which no other consumer can hold the delivery lease, by ``clock``.
+        only: Id of the only delivery that may begin, and only while no other one is in flight. NONE: no delivery may
+            begin. None: every delivery may.
     """
 
     NONE: Final = -1
@@ -96,7 +99,7 @@ class Calls:
         self._shortest = math.inf
         self._workers = Workers(self._serve, self._broken)
         self._under_way: dict[int, _Call] = {}
-        #: Calls that were cancelled and have not ended, and when they are abandoned.
+        #: Calls that were cancelled and have not ended, with the time at which each is abandoned.
         self._ending: dict[_Call, float] = {}
         self._fault: Exception | None = None
         self.done: list[Outcome] = []
@@ -105,38 +108,41 @@ class Calls:
         self.only: int | None = None
 
     def watch(self, tasks: anyio.abc.TaskGroup) -> None:
-        """See to deadlines in this task group. When it is cancelled, all calls are, and none begins any more."""
+        """Enforce deadlines in a task of this group. When the group is cancelled, all calls are cancelled, too.
+
+        After that no call begins.
+        """
         tasks.start_soon(self._watch)
 
     def expect(self, deadlines: Iterable[float]) -> None:
-        """What begins from now on may take so many seconds."""
+        """Set the deadlines, in seconds, of the calls that begin from now on: one value for each route."""
         before, self._shortest = self._shortest, min(deadlines, default=math.inf)
         if self._shortest < before:
             self._alarm.set()
 
     def under_way(self) -> Iterator[Taken]:
-        """What has begun and not ended."""
+        """Deliveries whose calls have begun and not ended."""
         for call in list(self._under_way.values()):
             yield call.taken
 
     def give_up(self, taken: Taken) -> None:
-        """End a call; nobody is told what came of it."""
+        """Cancel the call of a delivery. Its outcome is not recorded."""
         self._cancel(self._under_way.pop(taken.delivery.id))
 
     def begin(self, lane: Lane) -> None:
-        """Begin what waits in this lane, as far as that may be."""
+        """Begin the queued deliveries of this lane, within its limits."""
         self._workers.begin(lane)
 
     def leave(self, lane: Lane) -> None:
-        """There will be no more for this lane."""
+        """Release this lane: it gets no further deliveries."""
         self._workers.leave(lane)
 
     def crowded(self, lane: Lane) -> bool:
-        """Whether so many abandoned calls of its target still run that it is called no more."""
+        """Whether MOST_ABANDONED abandoned calls of the lane's target still run, so that it is not called any more."""
         return self._workers.running(lane.called) >= MOST_ABANDONED
 
     async def _serve(self, worker: Worker) -> None:
-        """Deliver one after the other, as long as that may be."""
+        """Deliver the queued deliveries of the lane one after another, while they may begin."""
         lane = worker.lane
         while self._may_begin(lane) and not worker.task.cancelled:
             taken = lane.queue.popleft()
@@ -146,12 +152,12 @@ class Calls:
             await self._deliver(call, lane.target)  # type: ignore[arg-type]
 
     def _broken(self, fault: Exception) -> None:
-        """A worker has ended by a fault of ours: so does the task that watches, and with it the consumer."""
+        """Keep an error of this program that ended a `Worker`; the watching task raises it and ends the consumer."""
         self._fault = fault
         self._alarm.set()
 
     def _may_begin(self, lane: Lane) -> bool:
-        # An answer may be from long ago when it is read: whoever was asleep asks again before he begins.
+        # The process may have been suspended since the last answer. Then the switches are read again first.
         now = self._clock()
         known = now - self.answered < FRESH and now < self.trusted and lane.failing < lane.most_failing
         if not lane.queue or lane.target is None or not known or self.crowded(lane):
@@ -163,13 +169,13 @@ class Calls:
             self._activate(call.taken.delivery)
             await target.deliver(call.taken.delivery)
         except anyio.get_cancelled_exc_class():
-            # Also where its deadline was over and somebody else has cancelled it, too.
+            # A call that is past its deadline counts as late, even if other code has cancelled it as well.
             late = call.worker.task.cancelled
             self._over(call, call.late if late else Failed(_CANCELLED, code="target_cancelled"))
             raise
         except BaseException as raised:
-            # Every exception is the outcome of this delivery: also SystemExit, which would end the process and all
-            # other deliveries with it. Only where this task itself is being closed is there nothing to record.
+            # Every exception is the outcome of this delivery, including SystemExit, which would end the process and all
+            # other deliveries. The only exception: nothing is recorded while this task itself is being closed.
             if isinstance(raised, GeneratorExit) and not _in_a_task():
                 raise
             self._over(call, raised)
@@ -179,7 +185,7 @@ class Calls:
             self._ending.pop(call, None)
 
     def _over(self, call: _Call, error: BaseException | None) -> None:
-        # It may have been given up meanwhile, and somebody else delivers it; or it was abandoned, and is recorded.
+        # Skip a call that was given up (another consumer may deliver it) or abandoned (its outcome is recorded).
         if self._under_way.get(call.taken.delivery.id) is call:
             del self._under_way[call.taken.delivery.id]
             result, code, detail, retry_after = outcome_of(error)
@@ -194,7 +200,7 @@ class Calls:
             self._ring.set()
 
     def refuse(self, lane: Lane, taken: Taken) -> None:
-        """Reject a delivery that no target can be given, for its problem."""
+        """Reject a delivery that cannot be given to a target; ``taken.problem`` is the failure code."""
         now = self._clock()
         lane.failing += 1
         self.done.append(Outcome(taken, Result.REJECTED, now, now, taken.problem, PROBLEMS[taken.problem]))
@@ -203,14 +209,14 @@ class Calls:
     # -- deadlines -----------------------------------------------------------------------------------------------
 
     def _cancel(self, call: _Call) -> None:
-        """Ask a call to end."""
+        """Cancel a call, and set the time at which it is abandoned."""
         if call not in self._ending:
             self._ending[call] = self._clock() + PATIENCE
             call.worker.task.cancel()
             self._alarm.set()
 
     def _abandon(self, call: _Call) -> None:
-        """Go on without a call that ignores its cancellation."""
+        """Abandon a call that ignores its cancellation: record it as failed and free its place."""
         del self._ending[call]
         running = self._workers.abandon(call.worker, call.called)
         self._over(call, call.ignored)
@@ -218,7 +224,7 @@ class Calls:
         self._workers.begin(call.worker.lane)
 
     async def _watch(self) -> None:
-        """End calls that take longer than they may. One task for all: a timer each would cost more than a call."""
+        """Cancel calls at their deadlines. One task serves all calls, because a timer costs more than a call."""
         try:
             while True:
                 pause = self._look()
@@ -228,7 +234,14 @@ class Calls:
             await self._close()
 
     def _look(self) -> float:
-        """Cancel calls that are late, again and again, then abandon them; in how many seconds to look again."""
+        """Cancel late calls, repeat the cancellation every AGAIN seconds, and abandon them after PATIENCE seconds.
+
+        Returns:
+            Seconds until the next check.
+
+        Raises:
+            Exception: the error of this program that ended a `Worker`.
+        """
         if self._fault is not None:
             raise self._fault
         now = self._clock()
@@ -242,11 +255,11 @@ class Calls:
                 call.worker.task.cancel()
         due = [call.until for call in self._under_way.values() if call not in self._ending]
         left = min(due, default=math.inf) - now
-        # What begins meanwhile does not end before its deadline.
+        # A call that begins during the pause is not late before the shortest deadline.
         return max(0.001, min(left, self._shortest, AGAIN if self._ending else math.inf))
 
     async def _close(self) -> None:
-        """Cancel all calls, and wait for them as long as for one that is late. Nothing is recorded of them."""
+        """Cancel all calls and wait at most PATIENCE seconds for them. Their outcomes are not recorded."""
         for call in self._under_way.values():
             self._cancel(call)
         self._under_way.clear()
@@ -256,7 +269,7 @@ class Calls:
 
 
 def _in_a_task() -> bool:
-    """Whether an event loop runs this code. A coroutine that is closed from outside is not run by one."""
+    """Whether a task of an event loop runs this code. That is not so in a coroutine that is closed from outside."""
     try:
         anyio.get_current_task()
     except RuntimeError:
