@@ -1,4 +1,4 @@
-"""What the flow needs from outside. Each port is as small as that need."""
+"""Ports: the interfaces through which the flow uses sessions, targets and observers. Each port is minimal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from iu_listen.model.trace import Page, Place, Span, Verdict
 
 
 class Watcher(Protocol):
-    """Somebody who sees what happens. It must neither raise nor wait."""
+    """An observer: receives observations. It must neither raise nor wait."""
 
     def note(self, observation: Observation, /) -> None:
-        """Take notice of what just happened."""
+        """Receive one observation."""
 
 
 class Outbox(Protocol):
@@ -29,222 +29,266 @@ class Outbox(Protocol):
 
     @property
     def backend(self) -> int | None:
-        """Its server process; None where a pooler hides it."""
+        """Process id of the session on the server; None if a pooler hides it."""
 
     @property
     def failure(self) -> BatchFailure | None:
-        """How the last batch failed, where it raised."""
+        """How the last batch failed; None if it did not raise."""
 
     def abandon(self, why: str) -> None:
-        """End the session at once, without a word to the server: whoever waits for it gets SessionLost."""
+        """Close the session at once without telling the server; a method that waits for it raises SessionLost."""
 
     async def take_lease(self) -> str | None:
-        """Become the worker's one active consumer. None: done. Else: who is it already."""
+        """Try to take the worker's lease. Returns None on success, else the name of the lease holder."""
 
     async def run_batch(
         self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
     ) -> Batch:
-        """Route at most ``limit`` events in one transaction, and hand over what it queued that somebody wants.
+        """Route at most ``limit`` events in one transaction, and hand over new deliveries.
 
-        ``give`` is called once at most, before this returns, with what was taken and how many seconds that took; it
-        neither raises nor waits.
+        Args:
+            limit: Most events.
+            wants: The deliveries that the dispatcher accepts, by route.
+            give: Called at most once, before this method returns, with the deliveries that were taken and the duration
+                of the batch in seconds. It must neither raise nor wait.
         """
 
     async def note_failure(self, limit: int, failure: BatchFailure) -> None:
-        """Note that a batch of at most ``limit`` events failed, so that the next ones look for its cause."""
+        """Record that a batch of at most ``limit`` events failed, so that the next batches search for the cause."""
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
-        """Write the heartbeat. ``polling_why`` is empty where it need not poll."""
+        """Write the heartbeat. ``polling_why`` is empty if the consumer does not have to poll."""
 
 
 class Bell(Protocol):
-    """The bell session: LISTEN, and the lock that says "asleep".
+    """The listener session: it executes LISTEN and holds the armed lock.
 
     Every method raises SessionLost when the session ended or did not answer within its deadline.
+
+    Attributes:
+        slot: Number of the advisory lock that this session can hold; None: all slots are taken.
     """
 
     slot: int | None
 
     async def arm(self) -> bool:
-        """Say "asleep" to all writers. False: a writer is about to become visible without ringing; look again."""
+        """Tell all producers to send NOTIFY.
+
+        Returns:
+            False: not armed, because the events of a running transaction will become visible without NOTIFY, or because
+            there is no free slot. The caller has to look at the outbox again.
+        """
 
     async def disarm(self) -> None:
-        """Say "awake": writers need not notify."""
+        """Tell all producers not to send NOTIFY."""
 
     async def watch(self) -> None:
-        """Prove again and again that the session is alive and listening. Ends only by raising."""
+        """Check repeatedly that the session is alive and receives notifications. Ends only by raising."""
 
 
 class Lookout(Protocol):
-    """The patrol's session. Every method raises as those of Outbox do, and NoAnswer when nothing came back in time."""
+    """The session of the monitor.
+
+    Every method raises as those of Outbox do, and NoAnswer when no answer came within the deadline.
+    """
 
     async def culprits(self) -> list[Culprit]:
-        """Who delays or threatens us now."""
+        """The present blockers: everything that delays or threatens the consumer now."""
 
     async def works(self, backend: int) -> bool:
-        """Whether this server process is executing something."""
+        """Whether the server process with this id executes a statement."""
 
     async def deliverable(self) -> bool:
-        """Whether a route of the worker delivers, or has deliveries that wait."""
+        """Whether a route of the worker is live, or has deliveries that wait."""
 
 
 class Auditor(Protocol):
-    """The audit session: whether every event behind the cursor has its attempts, a page at a time.
+    """The session of the completeness check: it searches, page by page, for events before the cursor without attempts.
 
     Every method raises SessionLost or Refused, as those of the worker session do.
     """
 
     async def due(self) -> float:
-        """In how many seconds the next pass is due; 0 or less: now."""
+        """Seconds until the next pass is due; 0 or less: now."""
 
     async def page(self, limit: int, number: int | None) -> AuditPage:
-        """Look at the next ``limit`` events of this pass; None: of the one that is running, else of a new one."""
+        """Check the next ``limit`` events of a pass.
+
+        Args:
+            limit: Most events.
+            number: Number of the pass; None: the running pass, or a new one if none is running.
+        """
 
 
 class Surveyor(Protocol):
-    """The session that measures for metrics. Raises as Outbox does."""
+    """The session that measures the database for metrics. It raises as Outbox does."""
 
     async def measure(self) -> Survey:
-        """Everything that is measured now, and how late the decisions since the last time were."""
+        """All figures of this moment, and the latencies of the decisions since the last call."""
 
 
 class TraceSource(Protocol):
-    """The session of the trace reader. Every method raises SessionLost or Refused, as those of Outbox do."""
+    """The session of the trace export. Every method raises SessionLost or Refused, as those of Outbox do."""
 
     async def take_lease(self) -> str | None:
-        """Become the one reader of the export. None: done. Else: who is it already."""
+        """Try to become the only reader of the export. Returns None on success, else the name of the present reader."""
 
     async def tick(self) -> Place | None:
-        """Where the open tick was accepted up to; None: there is nothing to export."""
+        """The place up to which the collector accepted the open tick; None: there is nothing to export."""
 
     async def again(self, since: datetime) -> Place:
-        """Where a repetition of all since then begins."""
+        """The place from which all rows since this time are exported again."""
 
     async def beyond(self, place: Place) -> Sequence[Span]:
-        """The youngest of the attempts that follow a place, in this tick or after it; none: there are none."""
+        """Spans of the newest attempts after a place, in its tick or in later ones; empty: there are none."""
 
     async def alive(self) -> None:
-        """Use the session, so that the server does not take it for a dead one."""
+        """Execute a statement, so that the session timeout does not end the session."""
 
     async def page(self, place: Place, limit: int) -> Page:
         """The spans of the next ``limit`` rows."""
 
     async def accepted(self, page: Page, rejected: int) -> bool:
-        """Note that the collector has a page, ``rejected`` of its spans aside. True: routing is behind, give way."""
+        """Record that the collector accepted a page, except ``rejected`` of its spans.
+
+        Returns:
+            True: routing is behind, so the export has to slow down.
+        """
 
 
 class Collector(Protocol):
-    """Where spans go. It does not raise: whatever happens on the way is a verdict."""
+    """The receiver of spans. It does not raise: every error becomes a verdict."""
 
     async def send(self, spans: Sequence[Span]) -> Verdict:
         """Send spans, in bounded time."""
 
 
 class Target(Protocol):
-    """Where deliveries of one or more routes go. Made when it is first needed, inside the running loop."""
+    """The target of one or more routes. It is created at its first use, inside the running event loop."""
 
     async def deliver(self, delivery: Delivery, /) -> None:
-        """Deliver one event. Called many times at once, up to the concurrency of the route.
+        """Deliver one event. Calls run concurrently, up to the concurrency of the route.
 
-        It returns when the target has the event, and raises as iu_listen.model.delivery says. It may be cancelled at
-        any moment (the deadline, a stop); then the event is delivered again, with the same idempotency key.
+        It returns when the target has accepted the event, and raises as documented in iu_listen.model.delivery. It may
+        be cancelled at any moment (deadline, shutdown). Then the event is delivered again with the same idempotency
+        key.
         """
 
     async def aclose(self) -> None:
-        """Let go of connections, in bounded time. Nothing is delivered any more."""
+        """Close all connections, in bounded time. deliver() is not called after this."""
 
 
 class Courier(Protocol):
-    """Who delivers what is queued. It must neither raise nor wait."""
+    """The dispatcher: delivers what is queued. Its methods must neither raise nor wait."""
 
     @property
     def delivering(self) -> bool:
-        """It looks by itself for what there is to deliver."""
+        """True: the dispatcher holds the delivery lease and runs take queries by itself."""
 
     def work(self) -> None:
-        """The worker is ours, or there is something new to deliver."""
+        """Start to deliver: this consumer holds the worker's lease. Also called when new deliveries are queued."""
 
     def wants(self) -> Sequence[Want]:
-        """What a batch may hand over, of what it will queue."""
+        """How many of its new deliveries a batch may hand over, by route."""
 
     def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
-        """What a batch of so many seconds has queued and taken for us, which began when we had these wants."""
+        """Accept deliveries that a batch has queued and taken for the dispatcher.
+
+        Args:
+            wants: The answer of wants() with which the batch began.
+            given: The deliveries.
+            seconds: Duration of the batch, in seconds.
+        """
 
     def rest(self) -> None:
-        """The worker is somebody else's."""
+        """Stop to deliver: another consumer holds the worker's lease."""
 
 
 class Targets(Protocol):
-    """Where targets are found."""
+    """The registry of targets."""
 
     def find(self, kind: str, reference: str, options: Mapping[str, Any]) -> Target:
-        """The target of a route. Raises ConfigurationError where there is none."""
+        """The target of a route.
+
+        Args:
+            kind: ``target_kind`` of the route.
+            reference: ``target_ref`` of the route.
+            options: ``target`` of its delivery policy.
+
+        Raises:
+            ConfigurationError: the target does not exist.
+        """
 
     async def aclose(self) -> None:
-        """Close all that were found."""
+        """Close all targets that were found."""
 
 
 class Deliveries(Protocol):
     """The delivery session. Every method raises SessionLost or Refused, as those of Outbox do."""
 
     async def take_lease(self, gone: str = "") -> Lease:
-        """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""
+        """Try to take the delivery lease of the worker.
+
+        Args:
+            gone: A lease holder that had no session at the previous try; empty: none. Its lease can be taken over.
+        """
 
     async def settle(self, done: Sequence[Outcome]) -> int | None:
-        """Write what came of deliveries, and renew the lease; how many became dead letters.
+        """Write outcomes and renew the delivery lease. It may run at the same time as take().
 
-        None: the lease is lost, and nothing was written. May be called while take() is.
+        Returns:
+            The number of new dead letters. None: the lease is lost, and nothing was written.
         """
 
     async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
-        """The next deliveries that there is room for, and what holds each route.
+        """Take the next deliveries, and read the state of each route.
 
         Args:
-            wants: How many, of which route, from where.
-            again: Ids that we have already, of deliveries that were tried before.
-            freed: Routes and keys of the subjects that may go on now.
+            wants: Number of deliveries, and the position to start from, for each route.
+            again: Ids of deliveries that the dispatcher holds and that were attempted before.
+            freed: Routes and keys of subjects of which the next delivery may go on.
         """
 
     async def sweep(self, searches: Sequence[Search]) -> Sequence[Found]:
-        """Search a bounded part of what the positions of these routes have passed."""
+        """Search a bounded part of the deliveries that lie before the positions of their routes."""
 
     async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
-        """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
+        """Write the routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
 
     async def note_unusable(self, routes: Mapping[str, tuple[str, str]]) -> None:
-        """Write which routes have no usable target, why, and what to do about it; all others have one."""
+        """Write the routes without a usable target, with reason and hint. All other routes are marked as usable."""
 
     async def release(self) -> None:
-        """Give the lease back."""
+        """Give the delivery lease back."""
 
 
 class Sessions(Protocol):
-    """Where sessions come from. Each is a context manager that ends its session in bounded time, come what may.
+    """Opens sessions. Each method returns a context manager that always closes its session in bounded time.
 
-    Entering raises SessionLost when no session can be had, and NoBell when LISTEN cannot work there.
+    Entering the context raises SessionLost when no session can be opened, and NoBell when LISTEN cannot work.
     """
 
     def outbox(self) -> AbstractAsyncContextManager[Outbox]:
         """Open the worker session."""
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
-        """Open the bell session; ``ring`` is called for every notification and when the session ends."""
+        """Open the listener session; ``ring`` is called for every notification and when the session ends."""
 
     def lookout(self) -> AbstractAsyncContextManager[Lookout]:
-        """Open the patrol's session."""
+        """Open the session of the monitor."""
 
     def auditor(self) -> AbstractAsyncContextManager[Auditor]:
-        """Open the audit session."""
+        """Open the session of the completeness check."""
 
     def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
-        """Open the session that measures."""
+        """Open the session that measures for metrics."""
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
-        """Open the session of the trace reader."""
+        """Open the session of the trace export."""
 
     def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
         """Open the delivery session; ``ring`` is called when it is lost."""
 
 
 class NoBell(Exception):
-    """LISTEN cannot work here (a transaction pooler, or switched off): poll, and say why."""
+    """LISTEN cannot work (a transaction pooler, or switched off). The message is the reason for polling."""
