@@ -1,4 +1,4 @@
-"""What the consumer knows of a route that delivers: where it has come to, and how much of it there is room for."""
+"""The state of a route in the dispatcher: its position, its sweep, and how many further deliveries may be taken."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from iu_listen.flow.workers import Lane
 from iu_listen.model.called import called
 from iu_listen.model.delivery import RouteState, Taken, Want
 
-#: How many deliveries of a route are taken and not settled beyond those under way, as a multiple of its concurrency.
+#: Prefetch of a route: deliveries taken in addition to those in flight, as a multiple of its concurrency.
 AHEAD: Final = 9
-#: The same, at most.
+#: Largest prefetch of a route, in deliveries.
 MOST_AHEAD: Final = 1000
 
 
-#: The first of all keys of subjects.
+#: The lowest subject key. Subject keys are 64-bit hashes.
 FIRST_KEY: Final = -(2**63)
 
 
 class Room(Enum):
-    """How many deliveries may be taken: none, as many as can begin at once, or more than that (prefetch)."""
+    """How many deliveries may be taken: none, as many as can begin at once, or these and a prefetch."""
 
     NONE = 0
     FLIGHT = 1
@@ -33,12 +33,13 @@ class Room(Enum):
 
 @dataclass(slots=True)
 class Sweep:
-    """How far a route has been searched for deliveries that its position has passed (sql/worker/022).
+    """Progress of the sweep of a route: the search for deliveries before its position (sql/worker/022).
 
     Attributes:
-        key: Subjects from this key on are searched next; None: none are.
-        again: They are searched once more from the first one: one that was searched already may have been freed.
-        behind: Deliveries without a subject are searched beyond this id, up to the position; None: none are.
+        key: The next search begins at this subject key; None: no subjects are searched.
+        again: Search all subjects once more after this pass, because a subject that was already searched may have been
+            freed.
+        behind: Search deliveries without a subject with ids after this one, up to the position; None: none.
     """
 
     key: int | None = None
@@ -47,23 +48,23 @@ class Sweep:
 
     @property
     def active(self) -> bool:
-        """Whether there is something to be searched."""
+        """Whether a search is due."""
         return self.key is not None or self.behind is not None
 
     def start(self) -> None:
-        """Search all subjects. A sweep that is under way goes on, so that none is left out, and is repeated."""
+        """Search all subjects. A running sweep is completed first and then repeated, so that no subject is missed."""
         if self.key is None:
             self.key = FIRST_KEY
         elif self.key != FIRST_KEY:
             self.again = True
 
     def skip(self, after: int) -> None:
-        """The position has passed deliveries beyond this id without a look at them."""
+        """Search the deliveries after this id, because the position moved past them without reading them."""
         self.start()
         self.behind = after if self.behind is None else min(self.behind, after)
 
     def goes_on(self, key: int | None, behind: int | None) -> None:
-        """A part was searched; the next one begins here."""
+        """Note where the next part of the search begins; None: that search has ended."""
         self.key, self.behind = key, behind
         if key is None and self.again:
             self.key, self.again = FIRST_KEY, False
@@ -71,18 +72,18 @@ class Sweep:
 
 @dataclass(slots=True, kw_only=True)
 class Route(Lane):
-    """A lane with what the database says of its route.
+    """A lane, with the state of its route in the database.
 
     Attributes:
-        state: That.
-        no_target: Why there is none.
-        hint: What to do about it.
-        looked_at: When one was looked for.
-        after: The last id that was taken, of those that were never tried.
-        busy: How many are taken and not settled.
-        bytes: How many bytes their payloads have.
-        sweep: How far it has been searched for deliveries before that id.
-        told: What holds it, as was said last.
+        state: The route as last read from the database.
+        no_target: Reason why the route has no usable target; empty: it has one, or it was not looked up yet.
+        hint: Advice for the operator that belongs to ``no_target``.
+        looked_at: Time of the last lookup of the target, by the clock of the consumer, in seconds.
+        after: Position of the route: the highest delivery id that was taken and never attempted before.
+        busy: Number of deliveries that are taken and not settled.
+        bytes: Size of these deliveries, in bytes.
+        sweep: Progress of the search for deliveries before the position.
+        told: Reason of the pause that was last reported; empty: the route was not paused.
     """
 
     state: RouteState
@@ -97,45 +98,45 @@ class Route(Lane):
 
     @classmethod
     def of(cls, state: RouteState) -> Self:
-        """A route that was not known."""
+        """A new route."""
         return cls(concurrency=0, state=state)
 
     def becomes(self, state: RouteState) -> bool:
-        """What the database says of it now. True: it may have another target."""
+        """Store the new state of the route. True: its target may have changed."""
         before, self.state = self._aim, state
         self.concurrency = int(state.policy["concurrency"])
         self.called = called(state.kind, state.reference, state.policy["target"])
-        # So a target that refuses everything is not called much more often than its budget of dead letters.
+        # This limits how far the calls of a target that rejects everything can exceed the budget of dead letters.
         self.most_failing = int(state.policy["dead_letters_in_a_row"])
         return before != self._aim
 
     def reaches(self, state: RouteState) -> None:
-        """Where the position has come to."""
+        """Move the position to that of the answer, and search the deliveries that it skipped."""
         self.after = max(self.after, state.after)
         if state.passed is not None:
             self.sweep.skip(state.passed)
 
     def restart(self) -> None:
-        """Read from the first id again."""
+        """Reset the position, so that deliveries are read from the lowest id again."""
         self.after, self.sweep = 0, Sweep()
 
     @property
     def ordered(self) -> bool:
-        """Whether it keeps the order of a subject."""
+        """Whether the route keeps the order of events of one subject."""
         return bool(self.state.policy["order"] == "subject")
 
     @property
     def _aim(self) -> tuple[str, str, str]:
-        """What its target depends on."""
+        """The values that determine the target."""
         return self.state.kind, self.state.reference, repr(self.state.policy["target"])
 
     def want(self, left: int, room: Room) -> Want:
-        """What to ask for.
+        """The want of this route for the next take query.
 
         Args:
-            left: How many bytes of payload there is room for, of all routes. A route that has none may have one
-                delivery all the same, so that the large payloads of one route do not hold up another.
-            room: How far to go.
+            left: Prefetch that is left for all routes together, in bytes. A route that holds no delivery may take one
+                even if nothing is left, so that large payloads of one route do not block another route.
+            room: Limit of the number of deliveries.
         """
         most = {Room.NONE: 0, Room.FLIGHT: max(0, self.concurrency - self.busy), Room.AHEAD: self.room}[room]
         return Want(
@@ -149,26 +150,26 @@ class Route(Lane):
 
     @property
     def deadline(self) -> float:
-        """How long an attempt may take, in seconds."""
+        """The deadline of a call, in seconds."""
         return float(self.state.policy["deadline"])
 
     @property
     def room(self) -> int:
-        """How many may be taken now."""
+        """How many deliveries may be taken now."""
         most = self.concurrency + min(self.concurrency * AHEAD, MOST_AHEAD)
-        # A part of it at once: while these are called, others are settled, and yet others taken.
+        # At most half of it at once, so that calls, settlements and take queries of a route overlap.
         return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
 
 
 def wants(routes: Sequence[Route], left: int, room: Room, failed: int) -> list[Want]:
-    """What to ask for, of all routes.
+    """The wants of all routes for the next take query.
 
     Args:
         routes: The routes.
-        left: How many bytes of payload there is room for.
-        room: How far to go.
-        failed: How many questions in a row have failed. After a failure one delivery of one route is asked for, of each
-            route in turn, so that one that cannot be taken does not keep back the other routes.
+        left: Prefetch that is left, in bytes.
+        room: Limit of the number of deliveries.
+        failed: Number of take queries that failed in a row. After a failure only one delivery of one route is wanted,
+            with the routes in turn, so that a delivery that cannot be read does not block the other routes.
     """
     asked = [route.want(left, room) for route in routes]
     if not failed:
@@ -178,12 +179,18 @@ def wants(routes: Sequence[Route], left: int, room: Room, failed: int) -> list[W
 
 
 def due_in(routes: Iterable[Route]) -> float:
-    """Seconds until the next delivery is due that there is room for, 0.01 at least; inf: none waits for its time."""
+    """Seconds until the next delivery of a route with free capacity is due, at least 0.01; inf: none is waiting."""
     return max(0.01, min((r.state.due_in for r in routes if r.state.due_in is not None and r.room), default=math.inf))
 
 
 def split(queue: Sequence[Taken], *, keep: bool, probe: int | None) -> tuple[list[Taken], deque[Taken]]:
-    """A queue as what is given back and what stays: where ``keep`` is true the probe, and what is attempted alone."""
+    """Split a queue into the deliveries that are given back and those that stay.
+
+    Args:
+        queue: The queue.
+        keep: True: the trial delivery and quarantined deliveries stay. False: none stays.
+        probe: Id of the trial delivery; None: there is none.
+    """
 
     def stays(taken: Taken) -> bool:
         return keep and (taken.alone or taken.delivery.id == probe)
@@ -192,15 +199,15 @@ def split(queue: Sequence[Taken], *, keep: bool, probe: int | None) -> tuple[lis
 
 
 def unchanged(wants: Sequence[Want], routes: Mapping[str, Route]) -> set[str]:
-    """Routes for which the answer to a question counts: those that have not given back deliveries since then."""
+    """Routes for which an answer is valid: those that have given back no delivery since these wants were made."""
     given_back = {want.route for want in wants if want.route in routes and want.after > routes[want.route].after}
     return routes.keys() - given_back
 
 
 def handed_over(given: Sequence[Taken]) -> tuple[list[Taken], bool]:
-    """The deliveries that a batch hands over, and whether it kept back any.
+    """The deliveries that can be accepted from a batch, and whether any of its deliveries was left out.
 
-    The first delivery of a route that is kept back (it has a problem) ends those of its route.
+    Left out are the first delivery of a route that has a ``problem`` and all later deliveries of that route.
     """
     kept_back = {taken.delivery.route: taken.delivery.id for taken in reversed(given) if taken.problem}
     handed = [t for t in given if t.delivery.id < kept_back.get(t.delivery.route, math.inf)]
