@@ -1,15 +1,15 @@
-"""Deliveries: what a target is given, what may come of it, and how a target says so.
+"""Deliveries: the input of a target, the possible outcomes, and the exceptions by which a target reports them.
 
-A target returns when the event has arrived, and raises otherwise:
+A target returns when it has accepted the event, and raises otherwise:
 
-    Reject        it will never take this event         dead letter, at once
-    Unavailable   it takes nothing now                  an outage: the route waits, no attempt is spent
-    Failed        it did not take it this time          tried again, as the policy of the route says
+    Reject        the target will never accept this event     dead letter at once
+    Unavailable   the target accepts no event at present      an outage: the route waits, no attempt is spent
+    Failed        the target did not accept the event         attempted again, by the retry policy of the route
 
-Anything else that it raises counts as Failed, but for what says that nobody is there (a ConnectionError, a name that
-does not resolve, a host that cannot be reached), which counts as Unavailable. Running into the deadline is Failed, and
-so is a cancellation of its own, or of what it waited for, that it lets out. A target that goes on after it was
-cancelled is left behind, and that is Failed, too.
+Every other exception counts as Failed, with one exception: errors that mean that the target cannot be reached (a
+ConnectionError, a name that does not resolve, an unreachable host) count as Unavailable. A call that exceeds its
+deadline has failed. So has a call that raises a cancellation which the consumer did not request: its own, or that of a
+task for which it waited. A call that ignores its cancellation is abandoned and counts as Failed, too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from uuid import UUID
 
 from iu_listen.model.trace import target_context
 
-#: What holds a route while one delivery at a time is attempted all the same (half-open).
+#: Reasons of a pause during which one trial delivery at a time is attempted (half-open).
 PROBED: Final = frozenset({"breaker_open", "dead_letter_budget"})
 
 
 class Result(StrEnum):
-    """What came of an attempt to deliver."""
+    """The result of an attempt."""
 
     SENT = "sent"
     FAILED = "failed"
@@ -39,12 +39,13 @@ class Result(StrEnum):
 
 
 class DeliveryError(Exception):
-    """Base of what a target raises on purpose.
+    """Base of the exceptions that a target raises on purpose.
 
     Args:
-        reason: What happened, for a person; without secrets. It is kept in the dead letter.
-        code: The same for a machine: lower case, digits and ``_``, as in ``http_503``.
-        retry_after: Do not try this route's target again before so many seconds; None: as the policy says.
+        reason: Readable reason, without secrets. It is stored in the dead letter.
+        code: Machine-readable reason: lower case, digits and ``_``, for example ``http_503``. Default: the name of the
+            class in lower case.
+        retry_after: Shortest time until the next call of this route's target, in seconds; None: by the retry policy.
     """
 
     result: ClassVar[Result]
@@ -57,40 +58,40 @@ class DeliveryError(Exception):
 
 
 class Reject(DeliveryError):
-    """The target will never take this event. It becomes a dead letter at once."""
+    """The target will never accept this event. The event becomes a dead letter at once."""
 
     result = Result.REJECTED
 
 
 class Unavailable(DeliveryError):
-    """The target takes nothing now: an outage, not this event's fault. No attempt is spent."""
+    """The target accepts no event at present: an outage that the event did not cause. No attempt is spent."""
 
     result = Result.UNAVAILABLE
 
 
 class Failed(DeliveryError):
-    """The target did not take the event this time. It is tried again, as often as the policy of the route says."""
+    """The target did not accept the event this time. It is attempted again, by the retry policy of the route."""
 
     result = Result.FAILED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """An event, as a target sees it: the row of ``event_outbox``.
+    """An event as a target receives it: one row of ``event_outbox``.
 
     Attributes:
-        id: Its identity, the same in every attempt.
+        id: Id of the event, the same in every attempt.
         domain: ``event_domain``.
         type: ``event_type``.
         stream: ``event_stream``.
-        subject: What it is about: ``event_subject_ref``, else ``canonical_address``; None: nothing in particular.
-        subject_table: Where that is kept.
+        subject: The object that the event is about: ``event_subject_ref``, else ``canonical_address``; None: none.
+        subject_table: Name of the table that holds the subject.
         source: ``source_system``.
         actor: ``actor_ref``.
-        correlation_id: As the writer gave it.
-        occurred_at: When it happened, as the writer says.
-        created_at: When it was written, as the writer says.
-        traceparent: Trace context of the producer, if he gave one that is valid.
+        correlation_id: ``correlation_id``, as the producer set it.
+        occurred_at: Time at which the event happened, as the producer set it.
+        created_at: Time at which the row was written, as the producer set it.
+        traceparent: Trace context of the producer; None: the producer set none, or an invalid one.
         payload: ``safe_payload``, as JSON text.
     """
 
@@ -116,17 +117,17 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """An event on its way to a target, and which attempt this is.
+    """One attempt to deliver one event to a target.
 
     Attributes:
-        id: Row of ``iu_route_delivery``.
+        id: Id of the row of ``iu_route_delivery``.
         route: Code of the route.
         idempotency_key: ``outbound:<route>:<event id>``, the same in every attempt and every replay.
         attempt: Number of this attempt, from 1.
         event: The event.
-        deadline: How long this attempt may take, in seconds.
-        span: Which span is the parent of what the target does: that of the ``attempt`` for a coroutine, whose work that
-            is, and that of its ``call`` for everything else.
+        deadline: Longest duration of this attempt, in seconds.
+        span: The span that is the parent of the target's own spans: ``attempt`` for a coroutine, because its work is
+            the attempt, and ``call`` for every other target.
     """
 
     id: int
@@ -139,7 +140,7 @@ class Delivery:
 
     @cached_property
     def traceparent(self) -> str:
-        """W3C trace context for the target: it names the span that is the parent of what the target does."""
+        """W3C trace context for the target. It names the parent of the target's own spans."""
         return target_context(self.event.id, self.event.traceparent, self.span, self.idempotency_key, self.attempt)
 
 
@@ -149,9 +150,10 @@ class Taken:
 
     Attributes:
         delivery: The delivery.
-        subject_key: Its subject, where the route keeps the order of one; None: it waits for no other delivery.
-        alone: True: it is attempted while no other delivery is in flight, because it may end the process.
-        problem: Why no target can be given this delivery (a failure code); empty: nothing is wrong with it.
+        subject_key: Hash of its subject on an ordered route; None: the delivery waits for no other delivery.
+        alone: True: the delivery is in quarantine, because it may end the process. It is attempted while no other
+            delivery is in flight.
+        problem: Failure code that says why the delivery cannot be given to a target; empty: it can.
     """
 
     delivery: Delivery
@@ -161,26 +163,26 @@ class Taken:
 
     @property
     def bytes(self) -> int:
-        """How much memory it takes at least, in bytes: its payload, and about 500 bytes besides."""
+        """Estimated memory of the delivery, in bytes: the length of its payload plus 500."""
         return len(self.delivery.event.payload or "") + 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteState:
-    """A route, as the database has it at this moment.
+    """The state of a route in the database at one moment.
 
     Attributes:
-        route: Its code.
+        route: Code of the route.
         kind: ``target_kind``.
         reference: ``target_ref``.
-        policy: Its delivery policy, with the defaults (fn_iu_delivery_policy).
-        held: What holds it back; empty: nothing.
-        after: The last id that was taken, of those that were never tried.
-        passed: ``after`` has passed the deliveries beyond this id without a look at them; None: it has not.
-        kept_back: Not all deliveries that may go on were given: there was no room for the bytes of their payloads.
-        due_in: Seconds until the next delivery is due that waits for its time; None: none does.
-        why: The last failure, where the breaker is open.
-        probing: Id of the delivery that is the probe in flight, where one is.
+        policy: Delivery policy of the route, with defaults filled in (fn_iu_delivery_policy).
+        held: Reason why the route is paused; empty: it is not paused.
+        after: Position of the route: the highest id up to which deliveries that were never attempted have been read.
+        passed: The position moved past the deliveries after this id without reading them; None: it skipped none.
+        kept_back: True: some deliveries that may go on were left out, because their payloads exceed the byte limit.
+        due_in: Seconds until the next waiting delivery is due; None: no delivery waits for its time.
+        why: The last failure, if the circuit breaker is open; empty otherwise.
+        probing: Id of the trial delivery that is in flight; None: there is none.
     """
 
     route: str
@@ -197,21 +199,22 @@ class RouteState:
 
     @property
     def span(self) -> str:
-        """Which span is the parent of what its target does (Delivery.span)."""
+        """The span that is the parent of the target's own spans (Delivery.span)."""
         return "attempt" if self.kind == "workflow" else "call"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
-    """What is wanted of a route.
+    """How many deliveries of a route the dispatcher wants to take.
 
     Attributes:
-        route: Its code.
-        room: How many deliveries there is room for.
-        after: Beyond which id, of those that were never tried.
-        deadline: How long an attempt may take, as far as is known, in seconds.
-        span: Delivery.span of what is given.
-        bytes: How many bytes of payload there is room for; of one delivery at least where this is positive.
+        route: Code of the route.
+        room: Most deliveries.
+        after: Deliveries that were never attempted are read after this id.
+        deadline: Longest duration of an attempt by the last known policy, in seconds.
+        span: Delivery.span of the deliveries.
+        bytes: Most bytes of all payloads together. If this is positive, at least one delivery is taken, whatever its
+            size.
     """
 
     route: str
@@ -224,13 +227,13 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """A question for deliveries of a route that its position has passed.
+    """One part of a sweep: a search for deliveries of a route that lie before its position.
 
     Attributes:
-        route: Its code.
-        key: Subjects from this key on; None: no subject.
-        behind: Deliveries without a subject beyond this id; None: none.
-        after: The position.
+        route: Code of the route.
+        key: Search subjects from this key on; None: search no subjects.
+        behind: Search deliveries without a subject after this id; None: search none.
+        after: Position of the route.
     """
 
     route: str
@@ -241,14 +244,15 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The answer: what may go on in the part that was searched.
+    """The result of a Search: the deliveries that may go on in the part that was searched.
 
     Attributes:
         route: Code of the route.
-        keys: Keys of subjects whose first delivery may go on, unless it is in flight.
-        key: Subjects from this key on are searched next; None: all were.
-        first: The first delivery without a subject; None: none was found.
-        behind: Deliveries without a subject are searched next beyond this id; None: all were, or one was found.
+        keys: Keys of subjects of which the first delivery may go on, unless it is in flight.
+        key: The next search begins at this subject key; None: all subjects were searched.
+        first: Id of the first delivery without a subject; None: none was found.
+        behind: The next search for deliveries without a subject begins after this id; None: all were searched, or one
+            was found.
     """
 
     route: str
@@ -260,14 +264,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Whether a consumer may deliver.
+    """The result of a try to take the delivery lease.
 
     Attributes:
-        held: It may.
-        again: It could all the time, so what it has taken is still its own.
-        holder: Who may instead.
-        gone: That one has no session any more.
-        unclean: The lease ended before without being given back: a delivery may have ended the process of its holder.
+        held: The consumer holds the delivery lease.
+        again: The consumer has held it without a break, so the deliveries that it has taken are still its own.
+        holder: Id of the consumer that holds it instead; empty: none does.
+        gone: The session of ``holder`` has ended.
+        unclean: The previous lease ended without being given back: a delivery may have ended the process of its
+            holder.
     """
 
     held: bool
@@ -279,12 +284,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supply:
-    """What the database answered.
+    """The answer of a take query.
 
     Attributes:
         taken: The next deliveries.
-        routes: What it has to say of each route.
-        seconds: How long the statement had taken when it looked at the locks, at least.
+        routes: State of each route.
+        seconds: Shortest possible time from the start of the statement until it read the switches, in seconds.
     """
 
     taken: Sequence[Taken]
@@ -294,18 +299,18 @@ class Supply:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one attempt.
+    """The outcome of one attempt.
 
     Attributes:
-        taken: Which delivery.
-        result: What came of it.
-        began: When it began, by the clock of the consumer, in seconds.
-        ended: When it ended, by the same.
-        code: Machine-readable reason of a failure.
-        detail: The same for a person.
-        retry_after: Not again before so many seconds; None: as the policy says.
-        beside: Another delivery of the route succeeded while this attempt was in flight, or shortly before it.
-        called: What was called, as called() has it; empty: nothing was.
+        taken: The delivery.
+        result: The result.
+        began: Start of the attempt, by the monotonic clock of the consumer, in seconds.
+        ended: End of the attempt, by the same clock, in seconds.
+        code: Machine-readable reason of a failure; empty: there was none.
+        detail: Readable reason of a failure; empty: there was none.
+        retry_after: Shortest time until the next attempt, in seconds; None: by the retry policy.
+        beside: True: another delivery of the route succeeded while this attempt was in flight, or shortly before it.
+        called: Text of the target that was called, as made by called(); empty: no target was called.
     """
 
     taken: Taken
