@@ -1,4 +1,4 @@
-"""The closed list of everything that can be seen happening. Logs, metrics, spans and systemd are readers of it."""
+"""Observations: the closed list of facts that a consumer reports to logs, metrics, live spans and systemd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iu_listen.model.facts import Batch, Culprit, State, Survey, Wake, WorkerNam
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The consumer process is up and has not looked yet."""
+    """The consumer has started and has run no batch yet."""
 
     worker: WorkerName
     database: str
@@ -19,7 +19,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StandingBy:
-    """Another consumer holds the worker's lease. Said once an episode."""
+    """Another consumer holds the worker's lease, so this one is a standby. Reported once for each lease holder."""
 
     worker: WorkerName
     holder: str
@@ -27,28 +27,35 @@ class StandingBy:
 
 @dataclass(frozen=True, slots=True)
 class LeaseTaken:
-    """We are the consumer that works."""
+    """The consumer that reports this has become the holder of the worker's lease."""
 
     worker: WorkerName
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The bell works: a notification sent from another session arrived."""
+    """The bell works: a notification that was sent from another session arrived."""
 
     slot: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """There is no bell; the consumer polls, and this is why. Said once an episode."""
+    """LISTEN is not available, so the consumer polls; ``why`` is the reason. Reported once for each reason."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRan:
-    """A batch was run, whatever it found; ``delay`` seconds after the ring that caused it, if one did."""
+    """A batch was run, with or without events.
+
+    Attributes:
+        worker: The worker.
+        wake: Why the consumer looked at the outbox.
+        batch: Result of the batch.
+        delay: Seconds from the notification that caused the batch to its start; 0: no notification caused it.
+    """
 
     worker: WorkerName
     wake: Wake
@@ -58,7 +65,10 @@ class BatchRan:
 
 @dataclass(frozen=True, slots=True)
 class Beaten:
-    """The heartbeat was written, at least once a cadence: the worker session works, active or standing by."""
+    """The heartbeat was written: the worker session works, in an active consumer or in a standby.
+
+    Reported at least once in each interval of the catch-up poll.
+    """
 
     worker: WorkerName
     state: State
@@ -66,7 +76,7 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The worker went from one state to another: a gate opened, a refusal began. IDLE and BUSY count as one."""
+    """The state of the worker changed, for example because a gate was opened. IDLE and BUSY count as one state."""
 
     worker: WorkerName
     state: State
@@ -75,7 +85,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class WakeLost:
-    """A catch-up found events that were committed while the consumer slept, and nobody had rung."""
+    """A catch-up poll found events that were committed while the consumer was idle, without a notification."""
 
     worker: WorkerName
     events: int
@@ -83,7 +93,7 @@ class WakeLost:
 
 @dataclass(frozen=True, slots=True)
 class CulpritNamed:
-    """Somebody began to delay or threaten us. Said once an episode."""
+    """A blocker began to delay or threaten the consumer. Reported once until it ends."""
 
     worker: WorkerName
     culprit: Culprit
@@ -91,7 +101,7 @@ class CulpritNamed:
 
 @dataclass(frozen=True, slots=True)
 class CulpritGone:
-    """That ended; ``culprit`` is as it was last seen."""
+    """A blocker has ended; ``culprit`` is its last known state."""
 
     worker: WorkerName
     culprit: Culprit
@@ -99,7 +109,14 @@ class CulpritGone:
 
 @dataclass(frozen=True, slots=True)
 class AuditPassed:
-    """Every event behind the cursor was looked at: so many, of which so many lack attempts."""
+    """A pass of the completeness check ended: all events before the cursor were checked.
+
+    Attributes:
+        worker: The worker.
+        checked: Number of events that were checked.
+        missing: Number of these events that lack attempts.
+        seconds: Duration of the pass, in seconds.
+    """
 
     worker: WorkerName
     checked: int
@@ -109,7 +126,7 @@ class AuditPassed:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The database was measured for metrics. Only where somebody asked for metrics."""
+    """The database was measured for metrics. Reported only if metrics are enabled."""
 
     worker: WorkerName
     survey: Survey
@@ -117,7 +134,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class MeasureFailed:
-    """The database could not be measured, by the name of the error. Said each time; its episode is a SessionFailed."""
+    """The database could not be measured; ``kind`` is the class name of the error.
+
+    Reported for each failure. The first of several equal failures in a row is also reported as SessionFailed.
+    """
 
     worker: WorkerName
     kind: str
@@ -125,7 +145,7 @@ class MeasureFailed:
 
 @dataclass(frozen=True, slots=True)
 class DeliveriesSettled:
-    """Attempts to deliver were settled in one transaction; so many of them became dead letters."""
+    """Outcomes were settled in one transaction; ``dead`` of the deliveries became dead letters."""
 
     worker: WorkerName
     outcomes: Sequence[Outcome]
@@ -134,7 +154,14 @@ class DeliveriesSettled:
 
 @dataclass(frozen=True, slots=True)
 class CallAbandoned:
-    """A call went on after its cancellation and was left behind; so many such calls of that target still run."""
+    """A call ignored its cancellation and was abandoned.
+
+    Attributes:
+        worker: The worker.
+        route: Code of the route.
+        called: Text of the target, as made by called().
+        running: Number of abandoned calls of this target that still run.
+    """
 
     worker: WorkerName
     route: str
@@ -144,7 +171,10 @@ class CallAbandoned:
 
 @dataclass(frozen=True, slots=True)
 class RouteHeld:
-    """A route delivers no more: a lock, its breaker, its budget of dead letters, no target. Said once an episode."""
+    """A route is paused by a closed switch, the circuit breaker, the budget of dead letters, or a missing target.
+
+    Reported once for each reason, until the reason changes or the route is free.
+    """
 
     worker: WorkerName
     route: str
@@ -155,7 +185,7 @@ class RouteHeld:
 
 @dataclass(frozen=True, slots=True)
 class RouteFree:
-    """That ended."""
+    """A route is not paused any more; ``held_by`` is the last reason of the pause."""
 
     worker: WorkerName
     route: str
@@ -164,7 +194,14 @@ class RouteFree:
 
 @dataclass(frozen=True, slots=True)
 class SpansExported:
-    """A collector has so many more spans; some it refused for good (``why``), some trace contexts were malformed."""
+    """A collector accepted spans.
+
+    Attributes:
+        spans: Number of spans that the collector accepted.
+        rejected: Number of spans that the collector rejected for good.
+        ignored: Number of malformed trace contexts, which were ignored.
+        why: Reason of the rejections; empty: there were none.
+    """
 
     spans: int
     rejected: int
@@ -174,7 +211,13 @@ class SpansExported:
 
 @dataclass(frozen=True, slots=True)
 class SpansHeld:
-    """A collector did not take spans: they are sent again in ``retry_in`` seconds, or ``poison`` is left out."""
+    """A collector did not accept spans.
+
+    Attributes:
+        why: Reason.
+        retry_in: Seconds until the spans are sent again.
+        poison: Id of a malformed span that is left out for good; None: the spans are sent again.
+    """
 
     why: str
     retry_in: float
@@ -183,7 +226,7 @@ class SpansHeld:
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """A session was lost or could not be had; another one is tried in ``retry_in`` seconds."""
+    """A session was lost or could not be opened; the next try is in ``retry_in`` seconds."""
 
     session: str
     why: str
@@ -192,14 +235,14 @@ class SessionFailed:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The consumer was asked to stop; the running batch ends, then it leaves."""
+    """The consumer was asked to stop. It completes the running batch first."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The consumer has left."""
+    """The consumer has stopped; ``events`` is the number of events that it read since it started."""
 
     worker: WorkerName
     events: int
