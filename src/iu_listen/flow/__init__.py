@@ -1,1 +1,1 @@
-"""What happens, in order: a wake, a batch, a pause. anyio only; it knows no database, no tracer, no signal."""
+"""The control flow of a consumer. It uses anyio, and no database driver, no tracing library and no signals."""

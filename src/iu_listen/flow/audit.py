@@ -1,4 +1,4 @@
-"""The audit of completeness, beside the work: slow on purpose, and nothing that happens to it ends the work."""
+"""The completeness check, concurrent with routing: deliberately slow, and none of its failures stops the consumer."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import AuditPassed, SessionFailed
 from iu_listen.model.settings import Settings
 
-#: Most events a page, which are a few milliseconds of the database's time where an event goes to one route.
+#: Most events of a page. For events that go to one route, it takes the database a few milliseconds.
 PAGE = 1000
-#: Events of the first page. One that takes less than the first part of its deadline is doubled, one that takes more
-#: than the second part is halved.
+#: Events of the first page.
 FIRST_PAGE = 32
+#: Fractions of the deadline: after a page that took less than QUICK the size is doubled, and after a page that took
+#: more than SLOW it is halved.
 QUICK, SLOW = 1 / 20, 1 / 5
-#: Part of the time that a pass may take from the database.
+#: Largest fraction of the time during which a pass may use the database.
 SHARE = 0.05
-#: The work comes first after a start, in seconds.
+#: Pause after a start of the consumer, in seconds, because routing has priority.
 FIRST_PAUSE = 5.0
 #: Longest pause after a failure, in seconds.
 RETRY_PAUSE = 60.0
 
 
 class Pace:
-    """How many events the next page has: what they cost depends on how many routes each of them went to.
+    """The number of events of the next page. The cost of an event depends on the number of its routes.
 
     Args:
-        most: No page has more.
-        deadline: Within so many seconds a page has to end.
+        most: Most events of a page.
+        deadline: Longest duration of a page, in seconds.
 
     Attributes:
-        events: So many.
+        events: Number of events of the next page.
     """
 
     def __init__(self, most: int, deadline: float) -> None:
@@ -40,7 +41,7 @@ class Pace:
         self.events = min(FIRST_PAGE, most)
 
     def took(self, seconds: float) -> None:
-        """How long the last page took."""
+        """Adapt the size to the duration of the last page, in seconds."""
         if seconds > self._deadline * SLOW:
             self.events = max(1, self.events // 2)
         elif seconds < self._deadline * QUICK:
@@ -48,7 +49,10 @@ class Pace:
 
 
 async def keep_auditing(settings: Settings, sessions: Sessions, watcher: Watcher) -> None:
-    """Audit again and again, ``audit_interval`` seconds apart, until cancelled. A failure is said once an episode."""
+    """Run passes of the completeness check, ``audit_interval`` seconds apart, until cancelled.
+
+    Equal failures in a row are reported once. An ``audit_interval`` of 0 switches the check off.
+    """
     if not settings.audit_interval:
         return
     told = ""
@@ -62,7 +66,7 @@ async def keep_auditing(settings: Settings, sessions: Sessions, watcher: Watcher
                     await _pass(auditor, settings, watcher)
                     pause = settings.audit_interval
             told = ""
-        except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+        except Exception as failed:  # noqa: BLE001 no error may end this task
             pause = min(RETRY_PAUSE, settings.audit_interval)
             why = words(failed)
             if why != told:
@@ -71,7 +75,7 @@ async def keep_auditing(settings: Settings, sessions: Sessions, watcher: Watcher
 
 
 async def _pass(auditor: Auditor, settings: Settings, watcher: Watcher) -> None:
-    """One pass to its end, with pauses that are long against its pages."""
+    """Complete one pass, with pauses between its pages so that it uses at most SHARE of the time."""
     number, pace = None, Pace(PAGE, settings.batch_deadline)
     while True:
         began = anyio.current_time()

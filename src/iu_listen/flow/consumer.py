@@ -1,8 +1,9 @@
-"""The consumer: wake, batch, pause, for ever, through every loss of a session.
+"""The consumer: a loop of wake-up, batch and pause that survives the loss of every session.
 
-One task works, in the session that holds the lease; while it does, a second one keeps the bell and a third one patrols.
-A lost worker session ends all of them (losing it is losing the lease); a lost bell only means polling until there is a
-new one.
+One task runs batches in the worker session, which holds the lease. Further tasks run concurrently: the listener
+session, the monitor, the completeness check and, if metrics are enabled, the measurement. The loss of the worker
+session ends all of them, because it is the loss of the lease. After the loss of the listener session the consumer polls
+until it has a new one.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from iu_listen.model.settings import Settings
 
 #: Longest pause of a standby between two tries to take the lease, in seconds.
 STANDBY_PAUSE = 0.5
-#: How long a notification may be on its way behind the catch-up that found its event, in seconds.
+#: Longest time that a notification may arrive after the catch-up poll that found its event, in seconds.
 LATE_RING = 0.25
-#: Pause before trying again to LISTEN where it cannot work, in seconds.
+#: Pause before the next try to LISTEN if LISTEN is not available, in seconds.
 NO_BELL_PAUSE = 60.0
 
 
@@ -52,11 +53,11 @@ class Consumer:
     """Runs one worker until it is asked to stop.
 
     Args:
-        settings: Durations, limits and the worker's name.
-        sessions: Where sessions come from.
-        watcher: Who sees what happens.
-        measuring: Measure the database for metrics, too.
-        courier: Who delivers what is queued; None: nobody does here.
+        settings: Durations, limits, and the name of the worker.
+        sessions: Opens sessions.
+        watcher: Observer that receives observations.
+        measuring: True: measure the database for metrics.
+        courier: The dispatcher; None: this consumer delivers nothing.
         clock: Monotonic clock, in seconds.
         jitter: Source of randomness for backoff and timers.
     """
@@ -94,14 +95,14 @@ class Consumer:
         self._stopping = ""
 
     def stop(self, why: str) -> None:
-        """Ask the consumer to leave after the running batch. Returns at once."""
+        """Ask the consumer to stop after the running batch. Returns at once; ``why`` is logged."""
         if not self._stopping:
             self._stopping = why
             self._watcher.note(Stopping(why))
         self._ring.set()
 
     async def run(self, database: str = "") -> None:
-        """Work until stop() is called. ``database`` is what to call it in the log."""
+        """Work until stop() is called. ``database`` is the name of the database in the log."""
         self._watcher.note(Started(self._worker, database))
         wake = Wake.START_UP
         while not self._stopping:
@@ -119,13 +120,13 @@ class Consumer:
     # -- lease ---------------------------------------------------------------------------------------------------
 
     async def _wait_for_lease(self, outbox: Outbox) -> bool:
-        """Stand by until this is the worker's one active consumer. False: asked to stop before that."""
+        """Wait as a standby until this consumer holds the worker's lease. False: it was asked to stop before that."""
         told = ""
         while not self._stopping:
             self._ring.clear()
             holder = await outbox.take_lease()
             if holder is None:
-                # After a failure it is active again when a batch has succeeded: until then nothing is new.
+                # After a failure LeaseTaken is reported only when a batch has succeeded.
                 if not self._losses:
                     self._watcher.note(LeaseTaken(self._worker))
                 if self._courier is not None:
@@ -148,7 +149,7 @@ class Consumer:
             tasks.start_soon(keep_auditing, self._settings, self._sessions, self._watcher)
             if self._measuring:
                 tasks.start_soon(keep_measuring, self._sessions, self._watcher, self._worker)
-            # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
+            # The task group would wrap these errors in an ExceptionGroup.
             try:
                 await self._work(outbox, wake)
             except (SessionLost, Refused) as error:
@@ -160,13 +161,13 @@ class Consumer:
     # -- work ----------------------------------------------------------------------------------------------------
 
     async def _work(self, outbox: Outbox, wake: Wake) -> None:
-        """Wake, batch, pause. Returns when asked to stop."""
+        """Run batches and pauses until the consumer is asked to stop."""
         first = True
         if self._failure is not None:
             await self._note_failure(outbox, self._failure)
         while not self._stopping:
             delay = self._ring.age if wake is Wake.NOTIFY else 0.0
-            # Before the look: what rings from here on is about something that the look may not see.
+            # Clear before the batch: an event of a later notification may be invisible to this batch.
             self._ring.clear()
             self._waiting_since = self._clock()
             try:
@@ -186,7 +187,7 @@ class Consumer:
             if self._losses:
                 self._losses = 0
                 self._watcher.note(LeaseTaken(self._worker))
-            # Only the first page: one ring announces all pages, and it has been waited for.
+            # Check only the first page, because one notification announces all pages.
             if first and wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
                 await self._suspect_lost_wake(batch)
             first = not batch.more
@@ -194,7 +195,7 @@ class Consumer:
                 wake = await self._rest(wake)
 
     async def _note_failure(self, outbox: Outbox, failure: BatchFailure) -> None:
-        """Tell the cursor and the heartbeat. A database that refuses that gets the next batch all the same."""
+        """Record the failure at the cursor and in the heartbeat. If that is refused, the next batch still runs."""
         with contextlib.suppress(Refused):
             await outbox.note_failure(self._settings.batch_limit, failure)
         self._failure = None
@@ -202,24 +203,25 @@ class Consumer:
             await self._say(outbox, State.FAILING, failure.why)
 
     async def _rest(self, wake: Wake) -> Wake:
-        """Pause or sleep as the rhythm says; the answer is why to look next."""
+        """Pause or sleep as `Rhythm` decides. Returns the reason of the next batch."""
         while not self._stopping:
             act, seconds = self._rhythm.next(self._clock())
             if act is Act.PAUSE:
                 await self._ring.wait_rung(seconds)
                 return Wake.LINGER if self._rhythm.bell else Wake.POLL
             if act is Act.SLEEP:
-                # Not beyond the next beat: it may be due earlier, when the last look came too soon for one.
+                # The heartbeat may be due before the catch-up poll, as the last batch may have come too early to write
+                # it.
                 due = max(0.0, self._beat_at + self._settings.catch_up - self._clock())
                 rung = await self._ring.wait_rung(min(due, self._settings.catch_up * self._jitter.uniform(0.8, 1)))
                 return Wake.NOTIFY if rung else Wake.CATCH_UP
             if await self._turn_bell(act):
-                # Armed. What was committed before that did not ring: look once more, then sleep.
+                # Events that were committed before arming caused no notification: run one more batch, then sleep.
                 return wake
         return wake
 
     async def _turn_bell(self, act: Act) -> bool:
-        """Arm or disarm. True: armed. A bell that is lost over it is no bell any more."""
+        """Arm or disarm the bell. Returns whether it is armed; after a lost listener session it is not."""
         bell = self._bell
         try:
             if bell is None:
@@ -230,12 +232,15 @@ class Consumer:
             else:
                 self._rhythm.arm_tried(await bell.arm())
         except SessionLost:
-            # _keep_bell finds out by itself, says so and opens another one.
+            # _keep_bell notices the loss by itself, reports it and opens a new session.
             self._rhythm.bell_changed(False)
         return self._rhythm.armed
 
     async def _suspect_lost_wake(self, batch: Batch) -> None:
-        """A catch-up found events while writers were told to ring. The ring may still be on its way."""
+        """Report a lost wake-up: an armed consumer found events by its catch-up poll.
+
+        The notification may only be late, so wait LATE_RING seconds for it first.
+        """
         if not await self._ring.wait_rung(LATE_RING) and not self._stopping:
             self._tally.count("lost")
             self._watcher.note(WakeLost(self._worker, batch.seen))
@@ -249,7 +254,7 @@ class Consumer:
     # -- bell ----------------------------------------------------------------------------------------------------
 
     async def _keep_bell(self) -> None:
-        """Open bell sessions one after the other, and poll while there is none."""
+        """Keep a listener session open: open a new one after each loss. Without one, the consumer polls."""
         tries, told = 0, ""
         while True:
             try:
@@ -272,9 +277,9 @@ class Consumer:
         self._bell = bell
         self._rhythm.bell_changed(True)
         self._watcher.note(Listening(bell.slot))
-        # The heartbeat says whether we listen; the look that follows writes it.
+        # The heartbeat tells whether the consumer listens. The next batch writes it.
         self._beat_at = float("-inf")
-        # Whatever happened while nobody listened is found by a look that comes after LISTEN.
+        # Events that were committed before LISTEN caused no notification: run a batch now.
         self._ring.set()
         try:
             await bell.watch()
@@ -282,7 +287,7 @@ class Consumer:
             self._bell = None
             self._rhythm.bell_changed(False)
 
-    # -- patrol --------------------------------------------------------------------------------------------------
+    # -- monitor -------------------------------------------------------------------------------------------------
 
     def _patrol(self, outbox: Outbox) -> Patrol:
         return Patrol(
@@ -298,7 +303,7 @@ class Consumer:
             jitter=self._jitter,
         )
 
-    # -- what it says of itself ----------------------------------------------------------------------------------
+    # -- state and heartbeat -------------------------------------------------------------------------------------
 
     async def _say_state(self, outbox: Outbox, batch: Batch) -> None:
         state = STATE_OF_STATUS.get(batch.status, State.REFUSING)
@@ -310,18 +315,18 @@ class Consumer:
         await self._say(outbox, State.BUSY if batch.more else state, why)
 
     async def _say(self, outbox: Outbox, state: State, why: str) -> None:
-        """Beat, if it is time to or the last one was about something else."""
+        """Write the heartbeat if it is due. A changed state and STOPPED make it due at once."""
         now = self._clock()
         if now - self._beat_at < self._settings.catch_up / 2 and state is not State.STOPPED:
             return
         self._beat_at = now
         listening, polling_why = False, ""
         if state in WORKING:
-            # Without a slot it hears, but cannot sleep: it polls.
+            # Without a slot the session receives notifications, but cannot arm the bell. Then the consumer polls.
             listening = self._bell is not None and self._bell.slot is not None
             polling_why = "" if listening else "every bell slot is taken" if self._bell else self._no_bell
         await outbox.beat(state, why, listening, polling_why, self._tally)
-        # No watchdog is to take a failure for progress.
+        # Beaten feeds the watchdog of systemd, and a failure is no progress.
         if state is not State.FAILING:
             self._watcher.note(Beaten(self._worker, state))
 

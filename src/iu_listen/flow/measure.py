@@ -1,4 +1,4 @@
-"""What the database is asked for the sake of metrics, beside the work; only where somebody wants metrics."""
+"""Measurement of the database for metrics, concurrent with routing. It runs only if metrics are enabled."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from iu_listen.model.errors import words
 from iu_listen.model.facts import WorkerName
 from iu_listen.model.observation import Measured, MeasureFailed, SessionFailed
 
-#: Pause between two measurements, in seconds. Prometheus asks every 15 s by default.
+#: Pause between two measurements, in seconds. Prometheus scrapes every 15 s by default.
 PAUSE = 10.0
-#: Part of the time that measuring may take from the database: a huge backlog takes long to count.
+#: Largest fraction of the time during which a measurement may run: counting a huge backlog takes long.
 SHARE = 0.05
 
 
 async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerName) -> None:
-    """Measure again and again until cancelled. A failure is said once an episode, and ends nothing."""
+    """Measure repeatedly until cancelled.
+
+    A failure stops neither the measurement nor the consumer. Equal failures in a row are reported once as
+    SessionFailed, and each of them as MeasureFailed.
+    """
     told = ""
     while True:
         took = 0.0
@@ -31,7 +35,7 @@ async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerNam
                     watcher.note(Measured(worker, found))
                     told = ""
                     await anyio.sleep(_pause(took))
-        except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+        except Exception as failed:  # noqa: BLE001 no error may end this task
             watcher.note(MeasureFailed(worker, type(failed).__name__))
             why = words(failed)
             if why != told:
@@ -41,5 +45,5 @@ async def keep_measuring(sessions: Sessions, watcher: Watcher, worker: WorkerNam
 
 
 def _pause(took: float) -> float:
-    """How long to leave the database alone after so many seconds, whether they were of use or not."""
+    """Pause after a measurement, successful or not, that took ``took`` seconds. In seconds, at least PAUSE."""
     return max(PAUSE, took * (1 / SHARE - 1))
