@@ -1,4 +1,4 @@
-"""Subjects of which a delivery may go on: what came before it is settled, or was given back."""
+"""Freed subjects: the next delivery of such a subject may go on, as the earlier one was settled or given back."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from iu_listen.model.delivery import RouteState, Want
 
 
 class Freed:
-    """Keys of subjects by route, each from when it is freed until the database was asked for its next delivery.
+    """Freed subject keys, by route. A key stays until a take query asks for the next delivery of its subject.
 
-    A key may be here that has no delivery any more, or whose first delivery is in flight: to ask in vain costs one
-    search of an index.
+    A key may belong to a subject without a delivery, or with its first delivery in flight. Asking for it then costs one
+    search of an index and finds nothing.
     """
 
     def __init__(self) -> None:
-        #: Dictionaries, because they keep the order and hold each key once.
+        #: Keys by route, in the order in which they were freed, each once.
         self._keys: dict[str, dict[int, None]] = {}
 
     def add(self, route: str, keys: Iterable[int]) -> None:
-        """Subjects of a route are freed."""
+        """Add freed subjects of a route."""
         self._keys.setdefault(route, {}).update(dict.fromkeys(keys))
 
     def waits(self, route: str) -> bool:
-        """Whether subjects of a route wait to be asked for."""
+        """Whether a route has freed subjects that no take query has asked for."""
         return bool(self._keys.get(route))
 
     def next(self, wants: Sequence[Want]) -> list[tuple[str, int]]:
-        """Take out routes and keys to ask for, as many of each route as there is room for."""
+        """Remove and return routes and keys for a take query, at most ``want.room`` of each route."""
         asked = []
         for want in wants:
             if keys := self._keys.get(want.route):
@@ -38,24 +38,24 @@ class Freed:
         return asked
 
     def answered(self, asked: Iterable[tuple[str, int]], states: Sequence[RouteState], counts: Collection[str]) -> None:
-        """A question was answered. What the answer cannot tell is asked for again.
+        """Process an answer: add those keys again for which the answer is incomplete.
 
         Args:
-            asked: What it asked for.
-            states: What was answered of each route. Of one that is held no subject was looked for, and a delivery that
-                was found is kept back where there is no room for its bytes.
-            counts: Codes of the routes for which the answer counts.
+            asked: Routes and keys of the take query.
+            states: State of each route in the answer. For a paused route no subject was searched. ``kept_back`` means
+                that deliveries were left out because their payloads exceed the byte limit.
+            counts: Codes of the routes for which the answer is valid.
         """
         vain = {state.route for state in states if state.held or state.kept_back or state.route not in counts}
         self.put_back(pair for pair in asked if pair[0] in vain)
 
     def put_back(self, asked: Iterable[tuple[str, int]]) -> None:
-        """A question was not answered."""
+        """Add the keys of a take query again, because it was not answered."""
         for route, key in asked:
             self.add(route, [key])
 
     def forget(self, route: str | None = None) -> None:
-        """A route is gone, or (None) all are read from the beginning."""
+        """Remove the keys of a route that has gone, or of all routes (None)."""
         if route is None:
             self._keys.clear()
         else:

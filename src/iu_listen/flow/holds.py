@@ -1,4 +1,4 @@
-"""What holds back routes: said when it begins, when it changes, and when it ends."""
+"""Paused routes: reports when a pause begins, when its reason changes, and when it ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from iu_listen.model.observation import RouteFree, RouteHeld
 
 
 class Holds:
-    """Says what holds the routes of one worker.
+    """Reports why routes of one worker are paused.
 
     Args:
         worker: The worker.
-        watcher: Who is told.
+        watcher: Observer that receives the observations.
     """
 
     def __init__(self, worker: WorkerName, watcher: Watcher) -> None:
@@ -21,7 +21,7 @@ class Holds:
         self._watcher = watcher
 
     def tell(self, route: Route) -> None:
-        """Say what holds a route now, if that is news."""
+        """Report the reason why a route is paused, or that it is free, if that has changed since the last report."""
         held, why, code = route.state.held, route.state.why, route.state.route
         if not held and route.no_target:
             held, why = "no_target", route.no_target

@@ -1,4 +1,4 @@
-"""The in-flight ledger: every delivery that the consumer has taken and not settled, and the bytes of its payload."""
+"""The ledger of taken deliveries: those that the consumer holds and has not settled, and their size in bytes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ class Ledger:
     """Deliveries by id, from the moment when they are taken until they are settled or given back.
 
     Attributes:
-        attempted: Ids of those that were attempted before. The database cannot tell them from deliveries that are due.
-        passed: Ids that left the ledger since the last question for more: the answer may still name them.
-        passed_beside: The same since the last batch began.
-        bytes: Bytes of all payloads in it.
+        attempted: Ids of the deliveries that were attempted before. In the database they look like deliveries that are
+            due.
+        passed: Ids that left the ledger since the last take query began: its answer may still contain them.
+        passed_beside: Ids that left the ledger since the last batch began: the batch may still hand them over.
+        bytes: Size of all deliveries in the ledger, in bytes (Taken.bytes).
     """
 
     def __init__(self) -> None:
@@ -38,23 +39,23 @@ class Ledger:
         return iter([taken for _, taken in self._routes.values()])
 
     def busy(self, routes: Iterable[Route]) -> list[int]:
-        """Ids of what the database cannot tell from other deliveries: what was attempted before, and probes."""
+        """Ids that a take query must exclude: held deliveries that were attempted before, and trial deliveries."""
         probes = {id for route in routes if (id := route.state.probing) is not None and id in self._routes}
         return [*self.attempted | probes]
 
     def new(self, given: Sequence[Taken], routes: Collection[str], passed: Collection[int]) -> list[Taken]:
-        """Of the deliveries that the database gave those that are not taken yet, each once, in the order given.
+        """The deliveries of an answer that are not in the ledger yet, each once, in the order of the answer.
 
         Args:
-            given: The answer of the database. A delivery that was freed is found among the new ones as well.
-            routes: Codes of the routes for which the answer counts.
-            passed: Ids that were taken when the question was asked, and have left the ledger since then.
+            given: Deliveries in the answer. A delivery of a freed subject may occur twice.
+            routes: Codes of the routes for which the answer is valid.
+            passed: Ids that left the ledger since the query began.
         """
         fresh = (t for t in given if t.delivery.id not in self._routes and t.delivery.id not in passed)
         return list({t.delivery.id: t for t in fresh if t.delivery.route in routes}.values())
 
     def add(self, taken: Taken, route: Route) -> None:
-        """A delivery was taken for its route."""
+        """Add a delivery that was taken for a route."""
         self._routes[taken.delivery.id] = route, taken
         route.busy += 1
         route.bytes += taken.bytes
@@ -63,7 +64,7 @@ class Ledger:
             self.attempted.add(taken.delivery.id)
 
     def remove(self, id: int) -> Route | None:
-        """A delivery was settled or given back; its route, or None where it was not in the ledger."""
+        """Remove a delivery that was settled or given back. Returns its route; None: it was not in the ledger."""
         self.passed.add(id)
         self.passed_beside.add(id)
         self.attempted.discard(id)
