@@ -1,7 +1,7 @@
-"""Tasks that nothing has to wait for: they run code of a user, which may go on after it was cancelled.
+"""Loose tasks: they run user code, which may ignore its cancellation, and they can be abandoned.
 
-A task group waits for each of its tasks, however long one ignores its cancellation. So whatever awaits code of a user
-is a task outside of all groups, which can be left behind. This is the one module of the flow that needs asyncio itself.
+A task group waits for each of its tasks, even for one that ignores its cancellation. So user code is awaited only in
+tasks outside of all task groups. This is the only module of the flow that uses asyncio directly.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Final
 
 import anyio
 
-#: How long a task that was cancelled has, until it is cancelled again, in seconds.
+#: Interval at which the cancellation of a task that goes on is repeated, in seconds.
 AGAIN: Final = 0.1
 
 
 class Loose:
-    """A task outside of all task groups. It begins with a copy of the current context, as the tasks of a group do.
+    """A task outside of all task groups. It starts with a copy of the current context, like the tasks of a group.
 
     Args:
-        run: What it does.
-        ended: Called when it has ended, in whatever way.
+        run: The asynchronous function that it executes.
+        ended: Called when the task has ended: by a return, an error or a cancellation.
 
     Attributes:
-        error: What ``run`` raised; None: nothing, or a cancellation.
+        error: Error that ``run`` raised; None: it raised none, or it was cancelled.
     """
 
     def __init__(self, run: Callable[[], Awaitable[object]], ended: Callable[[], None] = lambda: None) -> None:
@@ -35,37 +35,37 @@ class Loose:
         self._task.add_done_callback(lambda _: ended())
 
     async def _run(self, run: Callable[[], Awaitable[object]]) -> None:
-        # Where the code of the user has entered a scope of its own and never left it, these raise at their end. That is
-        # no error of ``run``.
+        # If user code enters a cancel scope and never leaves it, the exits of these two scopes raise. That error does
+        # not belong to ``run``, so it is not caught below.
         with self._scope, self._shield:
             try:
                 await run()
-            except Exception as error:  # noqa: BLE001 it is raised where its end is waited for
+            except Exception as error:  # noqa: BLE001 within() raises it, or the owner of the task reads it
                 self.error = error
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was asked to end."""
+        """Whether the task was cancelled. It may still run."""
         return self._scope.cancel_called
 
     def cancel(self) -> None:
-        """Ask it to end: what it awaits raises, once, unless that is behind a shield.
+        """Cancel the task once: its present await raises, unless user code has shielded it.
 
-        A scope by itself would cancel it in every turn of the event loop, and code that ignores that would take all of
-        the processor. So a shield is put up between the two as soon as the cancellation is delivered.
+        A cancel scope repeats the cancellation in every iteration of the event loop, so code that ignores it would use
+        a whole processor. Therefore the shield is set again as soon as the cancellation is delivered.
         """
         self._shield.shield = False
         self._scope.cancel()
         self._shield.shield = True
 
     def leave(self) -> None:
-        """It goes on, and ``asyncio.run`` does not wait for it either."""
-        # The one way to take a task out of those that asyncio.run waits for. Documented for makers of tasks.
+        """Abandon the task: it goes on, and ``asyncio.run`` does not wait for it."""
+        # The only way to exclude a task from those that asyncio.run waits for. It is documented for task implementers.
         asyncio._unregister_task(self._task)  # noqa: SLF001
 
 
 async def end(tasks: Iterable[Loose], seconds: float) -> list[Loose]:
-    """Cancel these tasks, again and again for so many seconds at most; those that go on all the same."""
+    """Cancel these tasks repeatedly for at most ``seconds`` seconds. Returns the tasks that still run."""
     going = list(tasks)
     until = anyio.current_time() + seconds
     while going and (left := until - anyio.current_time()) > 0:
@@ -76,12 +76,15 @@ async def end(tasks: Iterable[Loose], seconds: float) -> list[Loose]:
 
 
 async def within(seconds: float, patience: float, run: Callable[[], Awaitable[object]]) -> None:
-    """Run something for so many seconds at most, and go on without it if it ignores its cancellation.
+    """Run an asynchronous function with a deadline, and abandon it if it ignores its cancellation.
 
     Args:
-        seconds: After how many it is cancelled.
-        patience: How many seconds after that it is left behind.
-        run: What to run. What it raises is raised here.
+        seconds: Time after which the function is cancelled, in seconds.
+        patience: Time from the cancellation until the function is abandoned, in seconds.
+        run: The function.
+
+    Raises:
+        Exception: the error that ``run`` raised. A cancellation at the deadline raises nothing.
     """
     task = Loose(run)
     with anyio.CancelScope(shield=True):
@@ -93,7 +96,7 @@ async def within(seconds: float, patience: float, run: Callable[[], Awaitable[ob
 
 
 async def _going(tasks: Iterable[Loose], seconds: float) -> list[Loose]:
-    """Wait until these tasks have ended, for so many seconds at most; those that have not."""
+    """Wait at most ``seconds`` seconds until these tasks have ended. Returns the tasks that still run."""
     waiting = {task._task: task for task in tasks}  # noqa: SLF001 of the same module
     _, pending = await asyncio.wait(waiting, timeout=seconds)
     return [waiting[task] for task in pending]
