@@ -1,9 +1,10 @@
-"""The export of traces: pages of the audit to a collector, at least once, held back when it is slow, never dropped.
+"""The trace export: sends pages of attempts and dead letters to a collector, at least once and without loss.
 
-The cursor moves when the collector has a page. So a collector that is down, busy or wrongly addressed costs time and no
-span. Left out, and counted, is only what it throws away of what it took (OTLP's partial success), and a span that it
-calls malformed again and again, alone, while it takes new ones: what says no to everything (a proxy, a port that wants
-TLS, a quota) says nothing about spans.
+The export's cursor moves when the collector has accepted a page. So a collector that is down, busy or wrongly addressed
+delays spans, and none is lost. A slow collector slows the export down. Only two kinds of spans are left out, and both
+are counted: those that the collector rejects in an accepted request (OTLP's partial success), and a span that it
+repeatedly calls malformed when it is sent alone, while it accepts new spans. The second condition is needed because a
+proxy, a port that requires TLS, or a quota refuses every request, which proves nothing about a span.
 """
 
 from __future__ import annotations
@@ -22,40 +23,42 @@ from iu_listen.model.errors import Refused, SessionLost, words
 from iu_listen.model.observation import SessionFailed, SpansExported, SpansHeld
 from iu_listen.model.trace import Answer, Page, Place, Span, Verdict
 
-#: Attempts, or dead letters, a page: what makes the most of a core.
+#: Rows of a page (attempts, or dead letters). This size has the highest throughput on one core.
 PAGE = 500
-#: The same beside a consumer, who waits while a page is read and sent.
+#: Rows of a page if the export runs in the process of a consumer, which is delayed while a page is read and sent.
 SMALL_PAGE = 100
-#: Part of the time that the export may take while routing is behind.
+#: Largest fraction of the time that the export may use while routing is behind.
 SHARE = 0.1
-#: Longest pause for that reason, in seconds.
+#: Longest pause after a page while routing is behind, in seconds.
 LONGEST_REST = 1.0
-#: Pause when there is nothing to export, in seconds: how late a trace is at most.
+#: Pause when there is nothing to export, in seconds. It bounds the delay of a trace.
 IDLE_PAUSE = 0.5
 #: Longest pause after a failure, in seconds.
 RETRY_PAUSE = 30.0
-#: How often a session is used while a page waits for the collector, in seconds: an idle one is ended by the server.
+#: Interval at which the session is used while a page waits for the collector, in seconds, because the session timeout
+#: ends an idle session.
 ALIVE = 5.0
-#: How often a span is refused, alone, before it is left out: who refuses at random hardly does so often in a row.
+#: Number of refusals of a span that is sent alone after which it is left out. A collector that refuses at random hardly
+#: refuses the same span that often in a row.
 REFUSALS: Final = 12
-#: Longest pause between these tries, in seconds.
+#: Longest pause between two tries to send refused spans, in seconds.
 REFUSAL_PAUSE: Final = 2.0
-#: How many spans are refused before one is taken, until that is an outage: then the others need not be tried.
+#: Number of refused spans, without an accepted one, from which an outage is assumed and no further span is tried.
 OUTAGE: Final = 8
-#: Losses of the session in a row, without a page in between, after which a command gives up.
+#: Losses of the session in a row, without an accepted page in between, after which a command gives up.
 PATIENCE: Final = 5
-#: Pause of a second reader between two tries to become the one, in seconds.
+#: Pause of a second reader between two tries to become the only reader, in seconds.
 STANDBY_PAUSE = 5.0
 
 
 class Export:
-    """Exports attempts and dead letters.
+    """Exports attempts and dead letters as spans.
 
     Args:
-        sessions: Where the trace reader's session comes from.
-        collector: Where spans go.
-        watcher: Who sees what happens.
-        page: Attempts, or dead letters, a page; None: PAGE.
+        sessions: Opens the session of the trace export.
+        collector: Receiver of the spans.
+        watcher: Observer that receives observations.
+        page: Rows of a page (attempts, or dead letters); None: PAGE.
         jitter: Source of randomness for backoff.
     """
 
@@ -72,29 +75,33 @@ class Export:
         self._watcher = watcher
         self._page = page or PAGE
         self._jitter = jitter or random.Random()
-        # Losses since the last page.
+        # Losses of the session since the last accepted page.
         self._losses = 0
 
     async def run(self) -> None:
-        """Read, send, note; until cancelled, through every loss of the session. Nothing that happens ends the work."""
+        """Export until cancelled. After any error, including a lost session, wait for a backoff and go on."""
         while True:
             try:
                 async with self._sessions.tracer() as source:
-                    while await source.take_lease() is not None:  # noqa: ASYNC110 only asking tells
+                    while await source.take_lease() is not None:  # noqa: ASYNC110 only a query can tell
                         await anyio.sleep(STANDBY_PAUSE)
                     while True:
                         if not await self.tick(source):
                             await anyio.sleep(IDLE_PAUSE)
                         self._losses = 0
-            except Exception as failed:  # noqa: BLE001 whatever it is, the work goes on
+            except Exception as failed:  # noqa: BLE001 no error may end the export
                 await self._after(failed)
 
     async def once(self, since: datetime | None = None) -> None:
-        """Export everything that there is now; or once more what was written ``since``, whatever the cursor says.
+        """Export all rows that exist now.
+
+        Args:
+            since: Export the rows that were written since this time once more, and do not move the cursor; None: export
+                from the cursor on.
 
         Raises:
-            Refused: another reader is at it, or the database answered with an error.
-            SessionLost: the session was lost again and again.
+            Refused: another reader exports, or the database answered with an error.
+            SessionLost: the session was lost more than PATIENCE times in a row.
         """
         place: Place | None = None
         lost = False
@@ -103,11 +110,13 @@ class Export:
                 async with self._sessions.tracer() as source:
                     if since is None:
                         if holder := await source.take_lease():
-                            # The server may not have noticed yet that our own last session is gone.
+                            # The lease may still belong to this command's last session: the server may not have
+                            # noticed its loss yet.
                             kind = SessionLost if lost else Refused
                             said = f"another export is at it: {holder}"
                             raise kind(said, "It goes on where this one would begin.")
-                        # What was begun, and what there is now; where somebody writes, there is always more.
+                        # Complete the open tick, and export one new tick. Not more: while events are written, there
+                        # is always another tick.
                         if await self.tick(source) is not None:
                             await self.tick(source)
                         return
@@ -130,7 +139,7 @@ class Export:
         await anyio.sleep(pause)
 
     async def tick(self, source: TraceSource) -> int | None:
-        """Export what there is now; how many spans that was. None: there was nothing."""
+        """Export the open tick, or a new one. Returns the number of its spans; None: there was nothing to export."""
         place = await source.tick()
         if place is None:
             return None
@@ -153,7 +162,7 @@ class Export:
             self._watcher.note(SpansExported(taken, verdict.rejected, page.ignored, verdict.why))
 
     async def _pages(self, source: TraceSource, place: Place) -> AsyncGenerator[tuple[Page, Verdict]]:
-        """Every page from a place on, when the collector has it; with how many of its spans it refused for good."""
+        """Send each page from a place on. Yields the page, once the collector has accepted it, and the verdict."""
         last = False
         while not last:
             page = await source.page(place, self._page)
@@ -161,7 +170,7 @@ class Export:
             place, last = page.place, page.last
 
     async def _send(self, source: TraceSource, page: Page) -> Verdict:
-        """Send until the collector has the page; how many of its spans it refused for good, and why it did."""
+        """Send a page until the collector has accepted it. The verdict has the number of spans that were left out."""
         parts: list[Sequence[Span]] = [page.spans] if page.spans else []
         refused: list[Span] = []
         thrown, why = 0, ""
@@ -169,7 +178,8 @@ class Export:
         outage = sure = False
         while parts or refused:
             if not parts or (len(refused) >= OUTAGE and not taken and not sure):
-                # A round is over, or goes on in vain. What is refused in every round, alone, is malformed.
+                # The round is complete, or an outage is assumed. A span that is refused alone in every round is
+                # malformed.
                 outage = bool(parts)
                 rounds += 1
                 if rounds >= REFUSALS and await self._takes_others(source, page):
@@ -177,7 +187,8 @@ class Export:
                         for span in refused:
                             self._watcher.note(SpansHeld(why, 0.0, span.span_id))
                         return Verdict(Answer.ACCEPTED, why, rejected=thrown + len(refused))
-                    # So it is no outage, but many of them: all rounds to their end, from now on.
+                    # The collector accepts other spans, so this is no outage: many spans are malformed. From now on
+                    # complete every round.
                     sure, outage, rounds = True, False, 0
                 failures += 1
                 soon = not outage and rounds < REFUSALS
@@ -189,7 +200,7 @@ class Export:
             if verdict.answer is Answer.ACCEPTED:
                 thrown, taken, failures = thrown + verdict.rejected, taken + len(part) - verdict.rejected, 0
                 why = verdict.why or why
-                # What was refused during an outage was not refused for its own sake.
+                # Refusals during an outage do not count as refusals of a span.
                 rounds, outage = 0 if outage else rounds, False
             elif verdict.answer is not Answer.AGAIN and len(part) > 1:
                 half = len(part) // 2
@@ -199,7 +210,7 @@ class Export:
                 why = verdict.why
             else:
                 failures += 1
-                # What a collector asks for is kept, within reason: half an hour would be an outage of ours.
+                # Obey the delay that the collector asks for, at most 10 * RETRY_PAUSE.
                 asked = min(verdict.retry_after or 0.0, 10 * RETRY_PAUSE)
                 await self._held(verdict.why, max(asked, backoff(failures, RETRY_PAUSE, self._jitter)))
                 parts.append(part)
@@ -210,10 +221,11 @@ class Export:
         await anyio.sleep(pause)
 
     async def _takes_others(self, source: TraceSource, page: Page) -> bool:
-        """Whether the collector takes spans at this moment: some that come after the page, which it has never had.
+        """Whether the collector accepts spans at present: sends at most 3 spans of rows after the page.
 
-        What it has is no proof: at a limit it still takes what it knows. Without anything new there is no hurry either,
-        nothing waits behind the page. What is sent before its turn is sent once more then, and is the same span.
+        Those spans are new to it. Known spans prove nothing, because a collector at its limit may still accept them. If
+        there is no row after the page, the answer is False: then no row waits for the page either. The spans that are
+        sent here are sent again with their own page, with the same ids.
         """
         others = await source.beyond(page.place)
         for span in self._jitter.sample(others, min(3, len(others))):
@@ -224,10 +236,10 @@ class Export:
 
 
 async def _meanwhile_alive(source: TraceSource, work: Callable[[], Awaitable[Verdict]]) -> Verdict:
-    """Work, however long it takes, while the session is used, so that nobody takes it for dead.
+    """Await ``work`` and execute a statement in the session every ALIVE seconds, so that it does not time out.
 
     Raises:
-        SessionLost, Refused: the session is of no use any more; the work was given up.
+        SessionLost, Refused: the session cannot be used any more; the work was cancelled.
     """
     lost: Exception | None = None
     verdict: Verdict | None = None
@@ -247,12 +259,12 @@ async def _meanwhile_alive(source: TraceSource, work: Callable[[], Awaitable[Ver
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(use)
-        # A session that is lost while the group is open would come out wrapped in an ExceptionGroup.
+        # The task group would wrap these errors in an ExceptionGroup.
         try:
             verdict = await work()
         except (SessionLost, Refused) as failed:
             lost = failed
-        # Whatever is being asked of the session is asked to its end: cancelled, it would be left in the middle of it.
+        # Let a running statement end by itself: its cancellation would leave the session in an undefined state.
         over.set()
     if lost is not None:
         raise lost
