@@ -1,15 +1,15 @@
-"""The patrol, beside the work: who is in the way, is the work still alive, and is there anything to deliver.
+"""The monitor, concurrent with routing: finds blockers, lost answers of batches, and deliveries without a dispatcher.
 
-It has a session of its own and makes its rounds while the consumer works:
+It has its own session and checks three things every ROUND seconds while the consumer holds the lease:
 
-* Every cadence it asks who delays or threatens us (v_iu_culprit), and tells each once: when it begins and when it ends.
-* A batch whose answer was lost on the way would be waited for until its deadline, which is as long as the longest
-  honest batch. So when one has been waited for longer than SUSPICIOUS, the patrol asks the server whether that
-  session is still at work. Twice no, or a server that cannot be reached any more, and the session is abandoned.
-* Where no route delivers nobody has a session for that. What changes it may come without an event: a route that goes
-  live, a replay. So each round asks for it, while nobody has one.
+* Blockers: every ``cadence`` seconds it reads v_iu_culprit, and reports each blocker when it begins and when it ends.
+* The running batch: if the answer of a batch is lost in the network, the consumer would wait until the batch deadline,
+  which is long. So when a batch takes longer than SUSPICIOUS, the monitor asks the server whether that session executes
+  a statement. The worker session is abandoned if the answer is no twice in a row, or if the server cannot be reached.
+* Deliveries: while no route is live the dispatcher has no session. A route that goes live and a replay start deliveries
+  without an event. So each round checks for deliveries while the dispatcher does not deliver.
 
-A patrol that cannot do its rounds harms nobody: it says so once and tries again.
+If the monitor loses its session, the consumer goes on; the loss is reported once, and a new session is opened.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from iu_listen.model.observation import CulpritGone, CulpritNamed, SessionFailed
 
 #: Pause between rounds, in seconds.
 ROUND: Final = 2.0
-#: From here on a batch is asked after, in seconds.
+#: Duration from which a batch is checked, in seconds.
 SUSPICIOUS: Final = 3.0
 
 
 class Patrol:
-    """Makes the rounds for one worker session.
+    """The monitor of one worker session.
 
     Args:
-        sessions: Where the patrol's own session comes from.
-        outbox: The worker session to look after.
-        waiting_since: Since when the running batch is waited for, on the clock; None: there is none.
-        watcher: Who is told.
-        worker: The worker's name.
-        courier: Who is told that there is something to deliver; None: nobody delivers here.
-        cadence: How often culprits are asked for, in seconds.
+        sessions: Opens the session of the monitor.
+        outbox: The worker session that is monitored.
+        waiting_since: Returns the start time of the running batch, by ``clock``; None: no batch is running.
+        watcher: Observer that receives observations.
+        worker: Name of the worker.
+        courier: The dispatcher, which is told of deliveries; None: this consumer delivers nothing.
+        cadence: Interval between two searches for blockers, in seconds.
         reconnect_max: Longest pause between two tries to connect, in seconds.
         clock: Monotonic clock, in seconds.
         jitter: Source of randomness.
@@ -77,7 +77,7 @@ class Patrol:
         self._suspect: float | None = None
 
     async def run(self) -> None:
-        """Make rounds for ever, through every loss of the patrol's own session."""
+        """Run the checks every ROUND seconds until cancelled. A lost session is opened again after a backoff."""
         tries, told = 0, ""
         while True:
             try:
@@ -88,13 +88,13 @@ class Patrol:
                         await anyio.sleep(ROUND)
             except (SessionLost, Refused) as lost:
                 tries += 1
-                # It could not be opened again either: nothing comes through, also not what the batch waits for.
+                # A new session could not be opened either, so the answer of the running batch will not arrive.
                 if isinstance(lost, NoAnswer) and tries > 1 and self._overdue():
                     self._outbox.abandon("the server does not answer, neither here nor to a new session")
                 if told != lost.message:
                     told = lost.message
                     self._watcher.note(SessionFailed("patrol", told, 0.0))
-                # After the first loss at once: only the second one tells something.
+                # Reconnect at once after the first loss: only a second one shows that the server does not answer.
                 await anyio.sleep(0 if tries == 1 else backoff(tries, self._reconnect_max, self._jitter))
 
     async def _round(self, lookout: Lookout) -> None:
@@ -121,7 +121,7 @@ class Patrol:
             self._suspect = since
 
     def _tell(self, culprits: list[Culprit]) -> None:
-        """Say what began and what ended since the last round."""
+        """Report the blockers that began or ended since the last search."""
         now = {c.key: c for c in culprits}
         for key, culprit in now.items():
             if key not in self._known:
