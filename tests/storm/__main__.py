@@ -1,4 +1,4 @@
-"""`make storm`: reads the command line, runs a storm, tells what came of it."""
+"""`make storm`: reads the command line, runs a storm and prints the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storm.report import Plan, Report, as_json, tell
 
 
 async def unless_told_to_end(plan: Plan) -> Report:
-    """A storm that SIGTERM ends as Ctrl-C does: no process and no server is left."""
+    """Run a storm; SIGTERM cancels it as Ctrl-C does, so that no process and no server remains."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -23,7 +23,9 @@ async def unless_told_to_end(plan: Plan) -> Report:
 
 
 def main() -> int:
-    """Read the command line, run, tell."""
+    """Read the command line, run a storm and print the report. The exit code is 1 if the storm failed or was
+    interrupted.
+    """
     parser = argparse.ArgumentParser(prog="make storm", description=run.__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
     parser.add_argument("--minutes", type=float, default=2.0)

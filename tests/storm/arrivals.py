@@ -1,4 +1,6 @@
-"""What the storm's target has noted (target.py): who was called when, what arrived first, and what was called twice at once."""
+"""Reads the files in which the storm's target (target.py) notes its calls: first arrivals, repeats, overlapping
+calls.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-#: As target.py writes it where an event has no subject.
+#: The subject that target.py writes for an event without a subject.
 NOBODY = "-"
 
 
 @dataclass
 class Arrivals:
-    """The notes of all consumers, in the order of the machine's clock.
+    """The calls that the targets of all consumers noted, in the order of the machine's monotonic clock.
 
     Attributes:
-        first: Event and subject of every event, in the order in which they first arrived.
-        calls: Calls that began.
-        again: Calls that succeeded for an event that had arrived.
-        stray: Calls that ended although none had begun: of a consumer who was frozen meanwhile.
-        crowded: Subjects of which an event was called while another one had not ended, with what was called when. A call
-            that never ended was that of a consumer who died: the next one of its subject must be about the same event.
+        first: The subject of each event, by event id, in the order of the first successful calls.
+        calls: Number of calls that began.
+        again: Number of calls that succeeded for an event that had already arrived.
+        stray: Number of calls that ended without a recorded beginning, for example in a consumer that was frozen
+            meanwhile.
+        crowded: Subjects with a call that began while the call for another event of the subject had not ended, with
+            details. A call that never ended belongs to a consumer that was killed: the next call of its subject must be
+            for the same event.
     """
 
     first: dict[UUID, str] = field(default_factory=dict)
@@ -33,11 +37,12 @@ class Arrivals:
 
     @classmethod
     def read(cls, files: Iterable[Path], promotions: Iterable[int] = ()) -> Arrivals:
-        """Read the files of these consumers; those that are not there have nothing.
+        """Read the files of the consumers. A file that does not exist counts as empty.
 
         Args:
-            files: One for each consumer.
-            promotions: When a server took over that may lack what had happened: it has no call of the time before.
+            files: One file for each consumer.
+            promotions: Times, in ns of the monotonic clock, at which a standby was promoted that may lack events. Calls
+                that began before such a time are not compared with later calls.
         """
         found = cls()
         busy: dict[str, tuple[str, int, str]] = {}

@@ -1,7 +1,8 @@
-"""What goes on beside the storm: a table of actions, each done again and again, also during the faults.
+"""Background actions of the storm: a table of coroutines that run at a fixed interval, also during the faults.
 
-To add one, write a coroutine under @every(seconds), here or in a module that run.py imports. A server that is away is
-waited for; what it raises otherwise fails the storm. It gets the ground, and keeps what it wants in ``ground.notes``.
+To add one, write a coroutine under @every(seconds), here or in a module that run.py imports. If the server is not
+available, the action is tried again; any other exception fails the storm. An action receives the ground, and keeps its
+state in ``ground.notes``.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from support import WORKER
 
 Action = Callable[[Ground], Awaitable[None]]
 
-#: How long retention keeps events that every cursor has read. Long enough for a writer that was cut to look for his.
+#: How long retention keeps events that every cursor has read: long enough for a writer to find out, after its session
+#: was cut, whether its transaction was committed.
 KEEP = "20 s"
 
-#: Sessions of one consumer: eight purposes, each with what may be left of its former ones.
+#: Largest number of sessions of one consumer: eight purposes, each with one session and up to MOST former ones.
 MOST_SESSIONS = 8 * (1 + MOST)
 
-#: Deliveries that wait beyond which quick and bulk writers pause.
+#: Number of waiting deliveries from which quick and bulk writers pause.
 FLOOD = 20_000
 
 ACTIONS: list[tuple[float, Action]] = []
 
 
 def every(seconds: float) -> Callable[[Action], Action]:
-    """Enter an action into the table."""
+    """Register an action that runs every so many seconds."""
 
     def enter(action: Action) -> Action:
         ACTIONS.append((seconds, action))
@@ -42,7 +44,7 @@ def every(seconds: float) -> Callable[[Action], Action]:
 
 
 async def keep_doing(pause: float, action: Action, ground: Ground) -> None:
-    """One action, for the whole storm."""
+    """Run one action again and again, until the storm ends."""
     while True:
         try:
             await action(ground)
@@ -53,11 +55,12 @@ async def keep_doing(pause: float, action: Action, ground: Ground) -> None:
 
 @every(0.1)
 async def one_consumer_works(ground: Ground) -> None:
-    """Nobody has run a batch as his last statement without holding the lease, not even a consumer that was frozen.
+    """No backend has a batch as its last statement without holding the lease, also after its consumer was frozen.
 
-    The two views are not of one moment, so it must be seen twice. A batch that was only prepared, as a standby on a
-    silent path has it, is active and waits for its client. Behind a pooler there is no lease, and where a stranger holds
-    the lock a row stands for it.
+    The two views are not read at the same moment, so only a backend that is seen twice in a row is an error. Excluded
+    is a batch that was only prepared, as by a standby on a silent path: it is active and waits for its client. The
+    check is off behind a pooler, where there is no lease, and while another role holds the lock, when a row represents
+    the lease.
     """
     if ground.notes.get("no lock"):
         return
@@ -78,7 +81,7 @@ async def one_consumer_works(ground: Ground) -> None:
 
 @every(0.5)
 async def sessions_are_bounded(ground: Ground) -> None:
-    """Whatever is struck, the consumers have a bounded number of sessions, those included that they have given up."""
+    """The number of sessions of the consumers is bounded during every fault, abandoned sessions included."""
     count = await ground.value(
         "select count(*) from pg_stat_activity where application_name like 'iu-listen %' and backend_type = 'client backend'"
     )
@@ -88,7 +91,7 @@ async def sessions_are_bounded(ground: Ground) -> None:
 
 @every(0.5)
 async def writers_wait_for_deliveries(ground: Ground) -> None:
-    """Back-pressure: what is written can be delivered before it is judged, on a slow machine, too."""
+    """Back-pressure: writers pause, so that a slow machine can also deliver all events before the verdict."""
     waiting = await ground.value("select count(*) from (select from iu_route_delivery limit $1) d", FLOOD)
     if ground.writers is not None:
         ground.writers.flooded = waiting == FLOOD
@@ -96,7 +99,7 @@ async def writers_wait_for_deliveries(ground: Ground) -> None:
 
 @every(2)
 async def retention_goes_on(ground: Ground) -> None:
-    """What every cursor has read is removed soon, while the storm goes on; not while writers look for what is theirs."""
+    """Remove events that every cursor has read, during the storm, but not while a writer looks for its own events."""
     async with session(ground.dsn, name="storm retention") as connection:
         batches = retention.batches(connection, "events", KEEP, 5000, 0.01, deadline=30)
         while not (ground.cutting or ground.writers is None or ground.writers.looking):

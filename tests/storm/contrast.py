@@ -1,9 +1,9 @@
-"""For contrast: what the simple cursors would have lost under the same load.
+"""For comparison: the events that two simple cursors would have lost under the same load.
 
-Two cursors as one writes them first, ``created_at > last`` and ``event_seq > last``, look at the same outbox during the
-storm. They never read an event twice, so it is enough to count what they read; what they have not read when the storm
-is over, and everything is committed, they have lost. Bulk transactions are left out of the account: both lose them
-whole, and nothing else would be seen beside them.
+The two naive cursors, ``created_at > last`` and ``event_seq > last``, read the same outbox during the storm. Neither
+reads an event twice, so it is enough to count the events that it read: a committed event that it has not read at the
+end of the storm is lost. Bulk transactions are excluded, because both cursors lose them completely, which would hide
+all other losses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import UUID
 
 from storm.ground import LOST, Ground, Session
 
-#: Pause between two looks, in seconds.
+#: Pause between two reads, in seconds.
 PAUSE = 0.015
 
 
@@ -25,10 +25,10 @@ class Naive:
     """A naive cursor.
 
     Attributes:
-        name: The column that it believes in.
-        look: Answers the newest position, and the number of events (bulk aside), behind the position that it is given.
-        position: Where it is.
-        read: How many events it has read.
+        name: The column that the cursor compares.
+        look: The query for the newest position after the given one, and the number of events in between, without bulk.
+        position: The current position.
+        read: Number of events that it has read.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Naive:
     read: int = 0
 
     async def step(self, session: Session) -> None:
-        """Read what is new, as it sees it."""
+        """Read the events that are new according to this cursor."""
         if found := await session.fetchrow(self.look, *self.position):
             *self.position, events = found
             self.read += events
 
     async def keep_looking(self, ground: Ground) -> None:
-        """Look again and again, through every restart of the server."""
+        """Read again and again; connect again after every restart of the server."""
         while True:
             session = None
             try:
@@ -59,7 +59,7 @@ class Naive:
 
 
 def naive() -> list[Naive]:
-    """Both of them, at their start."""
+    """Return both cursors at their initial positions."""
     return [
         Naive(
             "created_at",

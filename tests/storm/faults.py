@@ -1,16 +1,16 @@
-"""The faults of the storm: a table. Each strikes, and what it struck must recover without a hand.
+"""The faults of the storm: a table. The system must recover from each fault without an operator.
 
-To add one, write an async generator of one yield under @fault(...), here or in a module that run.py imports:
+To add one, write an async generator with one yield under @fault(...), here or in a module that run.py imports:
 
-    @fault("what is done to whom", bound=LEASE + 1)
+    @fault("the action and its object", bound=LEASE + 1)
     async def name(ground: Ground) -> AsyncIterator[None]:
-        ...   strike, and mend what a supervisor or an operator would mend: restart the server, heal the path
-        yield      the runner measures here: how long until an event that is written now is routed, against the bound
-        ...   put back what the storm needs for the next one; a check that fails raises AssertionError
+        ...   cause the fault, and repair what a supervisor or an operator would: restart the server, heal the path
+        yield      the runner measures the recovery here: the time until a new event is routed, compared with the bound
+        ...   restore the conditions for the next fault; a check that fails raises AssertionError
 
-The fault may last over its yield (a frozen process): then the bound is for recovery in spite of it. Use ground.dice for
-chance, ground.rows() and ground.until() to look: they try again while there is no server. A check after the yield that
-raises fails the storm.
+A fault may last beyond its yield (a frozen process): then the bound is for the recovery during the fault. Use
+ground.dice for random choices, and ground.rows() and ground.until() for queries: they repeat the query while there is
+no server. A check after the yield that raises fails the storm.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ class Fault:
     """One row of the table.
 
     Attributes:
-        name: What is done to whom.
+        name: The action and its object.
         bound: Longest recovery, in seconds, on an idle machine and without a backlog.
-        strike: The fault itself; made by @fault.
-        cuts_writers: It ends the writers' sessions: they connect again, and it is no error.
-        writers_may_fail: Writers get errors that are not cuts: a full disk.
-        missing: Why it cannot be done here, on this major version (a tool that is not installed), or nothing.
+        strike: The context manager that causes the fault; made by @fault.
+        cuts_writers: Whether it ends the sessions of writers. They connect again, and that is not an error.
+        writers_may_fail: Whether writers may get errors other than lost sessions, as from a full disk.
+        missing: Takes the major version of PostgreSQL and returns why the fault is not possible here, for example a
+            tool that is not installed; an empty text if it is possible.
     """
 
     name: str
@@ -61,7 +62,7 @@ def fault(
     writers_may_fail: bool = False,
     missing: Callable[[int], str] = lambda _: "",
 ) -> Callable[[Strike], Strike]:
-    """Enter a fault into the table. Arguments as of Fault."""
+    """Enter a fault into the table. The arguments are the attributes of Fault."""
 
     def enter(strike: Strike) -> Strike:
         FAULTS[name] = Fault(name, bound, asynccontextmanager(strike), cuts_writers, writers_may_fail, missing)
@@ -75,14 +76,14 @@ def fault(
 
 @fault("kill -9 of the active consumer", bound=2)
 async def killed(ground: Ground) -> AsyncIterator[None]:
-    """The standby takes over; the supervisor starts the dead one again."""
+    """The standby takes over, and the supervisor starts the killed consumer again."""
     (await ground.leader()).signal(signal.SIGKILL)
     yield
 
 
 @fault("kill -9 of every consumer", bound=5)
 async def all_killed(ground: Ground) -> AsyncIterator[None]:
-    """Nobody is left but the supervisor."""
+    """Only the supervisor remains, and starts the consumers again."""
     for consumer in ground.consumers:
         consumer.signal(signal.SIGKILL)
     yield
@@ -90,18 +91,20 @@ async def all_killed(ground: Ground) -> AsyncIterator[None]:
 
 @fault("active consumer asked to stop", bound=2)
 async def asked_to_stop(ground: Ground) -> AsyncIterator[None]:
-    """SIGTERM, as a deployment does: it ends its batch and leaves, the standby takes over."""
+    """SIGTERM, as at a deployment: the consumer completes its batch and ends, and the standby takes over."""
     (await ground.leader()).signal(signal.SIGTERM)
     yield
 
 
 @fault("frozen leader, thawed later", bound=LEASE + 1)
 async def frozen(ground: Ground) -> AsyncIterator[None]:
-    """The server ends the frozen one's session, the standby takes over, and the thawed one only stands by."""
+    """The server ends the session of the frozen consumer, the standby takes over, and the thawed consumer becomes
+    standby.
+    """
     leader, holder = await ground.leader(), await ground.lease_holder()
     leader.signal(signal.SIGSTOP)
     try:
-        # A batch that is under way ends by itself: the server does not need its client for it.
+        # A running batch ends without its client, because the server executes it.
         await ground.until(
             "select not exists (select from pg_stat_activity where pid = $1 and state = 'active')", holder
         )
@@ -146,14 +149,14 @@ async def bell_terminated(ground: Ground) -> AsyncIterator[None]:
 
 @fault("all sessions of the consumers terminated", bound=2)
 async def all_terminated(ground: Ground) -> AsyncIterator[None]:
-    """pg_terminate_backend of whatever the consumers have open."""
+    """pg_terminate_backend of the worker, bell and token sessions of all consumers."""
     await ground.rows(TERMINATE, [WORKER_SESSION, BELL_SESSION, "iu-listen token"])
     yield
 
 
 @fault("sessions of writers terminated", bound=1, cuts_writers=True)
 async def writers_terminated(ground: Ground) -> AsyncIterator[None]:
-    """Half of the writers lose their session in the middle of whatever they do: all of it counts, or nothing."""
+    """About half of the writers lose their session during a transaction, which must count completely or not at all."""
     await ground.rows(
         "select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ '^storm writer' and random() < 0.5"
     )
@@ -171,24 +174,24 @@ async def _restarted(ground: Ground, mode: str) -> None:
 
 @fault("PostgreSQL stopped at once (immediate) and started", bound=2, cuts_writers=True)
 async def crashed(ground: Ground) -> AsyncIterator[None]:
-    """As after a crash: nobody says goodbye, and recovery replays the log."""
+    """As after a crash: clients get no message, and recovery replays the write-ahead log."""
     await _restarted(ground, "immediate")
     yield
 
 
 @fault("PostgreSQL stopped (fast) and started", bound=2, cuts_writers=True)
 async def restarted(ground: Ground) -> AsyncIterator[None]:
-    """As an update of the package does."""
+    """As at an update of the PostgreSQL package."""
     await _restarted(ground, "fast")
     yield
 
 
 @fault("backend killed -9", bound=2, cuts_writers=True)
 async def backend_killed(ground: Ground) -> AsyncIterator[None]:
-    """As the kernel does when memory runs out: the server takes all its sessions down, and recovers by itself."""
+    """As the OOM killer of the kernel does: the server ends all its sessions, and recovers by itself."""
     pids = await ground.rows("select pid from pg_stat_activity where application_name ~ '^storm writer'")
     os.kill(ground.dice.choice(pids)["pid"], signal.SIGKILL)
-    # Until it has noticed, and then until it accepts connections again.
+    # First wait until the server has noticed the killed backend, then until it accepts connections again.
     await asyncio.sleep(0.2)
     await ground.value("select true")
     yield
@@ -196,7 +199,7 @@ async def backend_killed(ground: Ground) -> AsyncIterator[None]:
 
 @fault("gate closed for a while", bound=1)
 async def gate_closed(ground: Ground) -> AsyncIterator[None]:
-    """Nothing is routed meanwhile; the consumer obeys at once, both times."""
+    """Nothing is routed while the gate is closed; the consumer follows both changes at once."""
     await open_gate(ground.dsn, "false")
     await asyncio.sleep(ground.dice.uniform(0.2, 2))
     await open_gate(ground.dsn)
@@ -208,14 +211,14 @@ async def gate_closed(ground: Ground) -> AsyncIterator[None]:
 
 @fault("path reset", bound=2)
 async def path_reset(ground: Ground) -> AsyncIterator[None]:
-    """Every connection of the consumers is cut without a goodbye."""
+    """Every connection of the consumers is reset."""
     ground.path.reset()
     yield
 
 
 @fault("path refuses for a while", bound=RECONNECT_MAX + 1)
 async def path_refuses(ground: Ground) -> AsyncIterator[None]:
-    """Every connection is cut, and new ones are, too."""
+    """Every connection is reset, and new connections are reset, too."""
     ground.path.refusing = True
     ground.path.reset()
     await asyncio.sleep(ground.dice.uniform(0.2, 2))
@@ -225,7 +228,9 @@ async def path_refuses(ground: Ground) -> AsyncIterator[None]:
 
 @fault("path swallows everything for a while", bound=DEADLINE + RECONNECT_MAX + 1)
 async def path_stalls(ground: Ground) -> AsyncIterator[None]:
-    """Open connections lose what was sent meanwhile and are useless afterwards; nobody is told."""
+    """Open connections lose the data that was sent meanwhile and cannot be used afterwards; neither side is
+    notified.
+    """
     ground.path.stalled = True
     await asyncio.sleep(ground.dice.uniform(0.2, 3))
     ground.path.stalled = False
@@ -234,7 +239,7 @@ async def path_stalls(ground: Ground) -> AsyncIterator[None]:
 
 @fault("open connections go silent for good", bound=LEASE + DEADLINE + RECONNECT_MAX)
 async def path_forgets(ground: Ground) -> AsyncIterator[None]:
-    """A router that restarted forgets the connections that it carried; new ones work."""
+    """As after the restart of a router that forgets the connections that it carried; new connections work."""
     ground.path.swallow()
     yield
 
@@ -254,7 +259,7 @@ async def path_mute(ground: Ground) -> AsyncIterator[None]:
 
 @fault("bell trigger disabled", bound=CATCH_UP + 0.5)
 async def bell_disabled(ground: Ground) -> AsyncIterator[None]:
-    """Nobody rings: the catch-up timer finds what is written while the consumer sleeps."""
+    """No producer sends NOTIFY: the catch-up poll finds events that are written while the consumer is idle."""
     assert ground.writers is not None
     async with ground.writers.still():
         await ground.rows("alter table event_outbox disable trigger zz_event_outbox_bell")

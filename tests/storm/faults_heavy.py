@@ -1,6 +1,7 @@
-"""The faults that need more than a signal: other servers, a pooler, a disk of its own, a clock that can be set.
+"""The faults that need more than a signal: other servers, a pooler, a separate disk, a clock that can be set.
 
-What they are made of is in tests/lab, where each has a small test of its own. Entered into the table of faults.py.
+Their components are in tests/lab, where each has a small test of its own. The faults are entered into the table of
+faults.py.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from support import WORKER
 
 T = TypeVar("T")
 
-#: A standby tries to reconnect after this, not after 5 s.
+#: A standby of the storm tries to reconnect after 200 ms; the default is 5 s.
 EAGER = {"wal_retrieve_retry_interval": "200ms"}
-#: What a consumer says at a server that is a standby, and behind a transaction pooler.
+#: Log messages of a consumer: connected to a server that is a standby, and behind a transaction pooler.
 REFUSED = "takes no writes"
 POOLED = "a pooler in transaction mode is in between"
 
 
 @asynccontextmanager
 async def beside(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave something that blocks, while the storm goes on."""
+    """Enter and leave a blocking context manager in a thread, so that the storm goes on."""
     stack = ExitStack()
     try:
         yield await asyncio.to_thread(stack.enter_context, manager)
@@ -43,7 +44,7 @@ async def beside(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
 
 
 async def kept_up(ground: Ground) -> None:
-    """As by a supervisor: the server is started whenever it is down, until it answers."""
+    """Act as a supervisor: start the server whenever it is down, until it accepts connections."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(embedded.EmbeddedError):
@@ -59,7 +60,9 @@ async def kept_up(ground: Ground) -> None:
 
 @fault("promotion of a streaming standby", bound=RECONNECT_MAX + 2, cuts_writers=True)
 async def promoted(ground: Ground) -> AsyncIterator[None]:
-    """The primary dies, its synchronous standby takes over; at times the consumers were led to it too early."""
+    """The primary fails, and its synchronous standby is promoted; at random, consumers reach the standby before
+    that.
+    """
     old = ground.server
     standby = await asyncio.to_thread(ground.leftovers.enter_context, standby_of(old, ground.home, **EAGER))
     async with synchronous(old):
@@ -80,12 +83,14 @@ async def promoted(ground: Ground) -> AsyncIterator[None]:
 
 @fault("promotion of an asynchronous standby that is behind", bound=RECONNECT_MAX + 2, cuts_writers=True)
 async def promoted_behind(ground: Ground) -> AsyncIterator[None]:
-    """The standby stops to follow, the primary goes on and dies: the end of the history is gone, and the consumers live."""
+    """The standby stops following, the primary goes on and fails: the latest transactions are lost, the consumers live
+    on.
+    """
     assert ground.writers is not None
     old = ground.server
     standby = await asyncio.to_thread(ground.leftovers.enter_context, standby_of(old, ground.home, **EAGER))
     async with synchronous(old):
-        # It has everything until here, and commits do not wait for it from here on.
+        # The standby has all data up to here; from here on, commits do not wait for it.
         pass
     history = Surviving(ground.writers.model)
     await asyncio.to_thread(behind, standby)
@@ -102,7 +107,7 @@ async def promoted_behind(ground: Ground) -> AsyncIterator[None]:
 
 @fault("synchronous standby stands still", bound=RECONNECT_MAX + 2)
 async def standby_stalls(ground: Ground) -> AsyncIterator[None]:
-    """Every commit waits, at times longer than the consumers wait for an answer; then they come through all at once."""
+    """Every commit waits, sometimes longer than the deadline of the consumers; then all commits complete at once."""
     async with beside(standby_of(ground.server, ground.home, **EAGER)) as standby, synchronous(ground.server):
         with frozen(standby):
             await asyncio.sleep(ground.dice.uniform(0.5, DEADLINE + 2))
@@ -114,7 +119,9 @@ async def standby_stalls(ground: Ground) -> AsyncIterator[None]:
 
 @fault("disk full", bound=RECONNECT_MAX + 2, cuts_writers=True, writers_may_fail=True, missing=lambda _: disk.missing())
 async def disk_full(ground: Ground) -> AsyncIterator[None]:
-    """Not a block is left for tables and log alike: statements fail, PostgreSQL panics and stays down until there is room."""
+    """The disk has no free block for tables and WAL: statements fail, and PostgreSQL panics and stays down until it
+    has.
+    """
     with disk.full(ground.home):
         await _run_out_of_room(ground)
         await asyncio.sleep(ground.dice.uniform(0.5, 4))
@@ -124,7 +131,7 @@ async def disk_full(ground: Ground) -> AsyncIterator[None]:
 
 
 async def _run_out_of_room(ground: Ground) -> None:
-    """Write until it fails: so it is certain that the fault has struck."""
+    """Write until a write fails, so that the disk is certainly full."""
     async with asyncio.timeout(PATIENCE):
         with suppress(asyncpg.DiskFullError, *LOST):
             session = await ground.connect("storm scratch")
@@ -143,7 +150,7 @@ async def _run_out_of_room(ground: Ground) -> None:
 
 @asynccontextmanager
 async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
-    """The consumers are restarted with a PgBouncer in transaction mode in between, and restarted without it in the end."""
+    """Restart the consumers with a PgBouncer in transaction mode in between, and without it at the end."""
     with pooler.pooling(ground.server.tcp_dsn()) as between:
         await between.start()
         ground.notes["no lock"] = True
@@ -153,7 +160,8 @@ async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
         try:
             await ground.restart_consumers()
             yield between
-            # Found out in 2 s, and a second for the start of the process; bench/recovery.py holds it to its bound.
+            # A consumer detects the pooler within 2 s; its start takes about 1 s. bench/recovery.py measures this
+            # bound.
             await ground.until_said(POOLED, before)
         finally:
             between.kill()
@@ -168,14 +176,14 @@ async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
 
 @fault("consumers restarted through PgBouncer", bound=3, missing=lambda _: pooler.missing())
 async def pooled(ground: Ground) -> AsyncIterator[None]:
-    """No lease, no prepared statement, no bell: they poll, and say why."""
+    """There is no lease, no prepared statement and no bell: the consumers poll, and log the reason."""
     async with through_a_pooler(ground):
         yield
 
 
 @fault("PgBouncer killed and started", bound=RECONNECT_MAX + 2, missing=lambda _: pooler.missing())
 async def pooler_killed(ground: Ground) -> AsyncIterator[None]:
-    """In the middle of whatever goes through it."""
+    """PgBouncer is killed while statements of the consumers go through it, and is started again."""
     async with through_a_pooler(ground) as between:
         await asyncio.sleep(ground.dice.uniform(0, 3))
         between.kill()
@@ -186,7 +194,7 @@ async def pooler_killed(ground: Ground) -> AsyncIterator[None]:
 
 # -- the clock ---------------------------------------------------------------------------------------------------
 
-#: There and back and beyond, in seconds.
+#: Offsets of the clock, one after the other, in seconds.
 STEPS = (clock.HOUR, 0, -clock.HOUR, 0)
 
 
@@ -198,7 +206,9 @@ async def _set_again_and_again(ground: Ground, time: clock.Clock) -> None:
 
 @fault("clock of the consumers set by an hour", bound=CATCH_UP + 0.5, missing=lambda _: clock.missing())
 async def consumers_clock(ground: Ground) -> AsyncIterator[None]:
-    """Forward and back while they run; the monotonic clock goes on, as the kernel's does."""
+    """The clock is set forward and back while they run; the monotonic clock is not changed, as with the kernel's
+    clock.
+    """
     with clock.wall_clock() as time:
         for consumer in ground.consumers:
             consumer.environ = time.env
@@ -216,13 +226,14 @@ async def consumers_clock(ground: Ground) -> AsyncIterator[None]:
     "clock of PostgreSQL set by an hour", bound=RECONNECT_MAX + 1, cuts_writers=True, missing=lambda _: clock.missing()
 )
 async def servers_clock(ground: Ground) -> AsyncIterator[None]:
-    """Forward and back: created_at goes with it, the cursor must not. Idle sessions may be ended by a step forward."""
+    """Forward and back: created_at follows the clock, the cursor must not. A step forward may end idle sessions."""
     with clock.wall_clock() as time:
         async with beside(clock.going_by(time, ground.server)):
             await ground.leader()
             await _set_again_and_again(ground, time)
             yield
-            # What was noted while the clock was ahead is put right, and nobody is called dead or alive because of it.
+            # Times that were recorded while the clock was ahead are corrected, and do not change the health of the
+            # worker.
             await ground.until(
                 """select last_run_at <= clock_timestamp() and (fn_iu_route_worker_health($1) ->> 'healthy')::boolean
                      from iu_route_worker_cursor where worker_name = $1""",
@@ -239,9 +250,9 @@ async def servers_clock(ground: Ground) -> AsyncIterator[None]:
     missing=lambda major: "" if major >= SINCE_SMALL_QUEUES else "the queue cannot be made small before PostgreSQL 17",
 )
 async def queue_full(ground: Ground) -> AsyncIterator[None]:
-    """A listener that is idle in a transaction: nothing is freed, no writer may notify, none may fail."""
+    """A listener is idle in a transaction, so the queue is not freed: no writer can send NOTIFY, and none may fail."""
     async with queue_filled(ground.dsn, 1.0):
         await asyncio.sleep(ground.dice.uniform(0, 2))
         yield
-    # Asking for the usage frees what nobody needs any more.
+    # The query for the usage frees the pages that no listener needs.
     await ground.until("select pg_notification_queue_usage() < 0.5")

@@ -1,7 +1,7 @@
-"""The faults that come from inside the house: events that no target can take, records that are refused, locks of others.
+"""The faults from inside the system: events that targets cannot handle, refused records, locks of other sessions.
 
-An event with a doom (model.py) is written like any other. It ends once, as its doom permits, and the storm waits for
-that before it goes on. Entered into the table of faults.py.
+An event with a doom (model.py) is written like any other. It must end exactly once, in one of the ways that its doom
+permits, and the storm waits for that before it goes on. The faults are entered into the table of faults.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from support import WORKER
 
 LIVE = ROUTES[1]
 
-#: An event whose success is refused is known by its payload; where it is gone, it has ended.
+#: A CHECK that refuses attempts. An event whose success is refused is known by its payload; an event that retention has
+#: removed has ended, so it is not refused.
 REFUSE = """
     alter table iu_route_attempt add constraint storm_refused
     check (failure_code is distinct from 'unwanted' and (status <> 'sent' or not storm.returns(event_ref))) not valid
@@ -36,7 +37,7 @@ ENDED = """
 
 
 async def written(ground: Ground, dooms: Iterable[Doom]) -> list[UUID]:
-    """Commit an event for each doom, some of them of a subject; their ids."""
+    """Commit an event for each doom, about 70 % of them with a subject; return their ids."""
     assert ground.writers is not None
     session, events = await ground.connect("storm doom"), []
     try:
@@ -63,7 +64,7 @@ async def ended(ground: Ground, events: Iterable[UUID]) -> None:
 
 @fault("poison events", bound=1)
 async def poison(ground: Ground) -> AsyncIterator[None]:
-    """Two or more events of one route whose delivery always raises: dead letters, and all others go on."""
+    """Two or more events of one route always fail: they become dead letters, and all other events are delivered."""
     events = await written(ground, ground.dice.choices(POISON, k=ground.dice.randint(2, 8)))
     yield
     await ended(ground, events)
@@ -71,7 +72,7 @@ async def poison(ground: Ground) -> AsyncIterator[None]:
 
 @fault("events that end the process", bound=LEASE + 2)
 async def killing(ground: Ground) -> AsyncIterator[None]:
-    """Each attempt ends the consumer that makes it. Such an event is found, attempted alone, and a dead letter."""
+    """Each attempt ends its consumer. Such an event is identified, attempted alone, and becomes a dead letter."""
     events = await written(ground, ground.dice.choices(KILLS, k=1 if ground.brief else ground.dice.randint(1, 3)))
     yield
     await ended(ground, events)
@@ -79,7 +80,7 @@ async def killing(ground: Ground) -> AsyncIterator[None]:
 
 @fault("huge payloads", bound=1)
 async def huge(ground: Ground) -> AsyncIterator[None]:
-    """Payloads whose text is larger than payload_max, among others that are not."""
+    """Events whose payload text is larger than payload_max are written among events with a permitted size."""
     events = await written(ground, ground.dice.choices(HUGE, k=ground.dice.randint(1, 3)))
     yield
     await ended(ground, events)
@@ -90,7 +91,7 @@ async def huge(ground: Ground) -> AsyncIterator[None]:
 
 @fault("outcomes that cannot be recorded as they are", bound=1)
 async def odd(ground: Ground) -> AsyncIterator[None]:
-    """Reasons and codes with NUL or half a surrogate pair, delays that are no number."""
+    """Reasons and codes contain NUL or half a surrogate pair, and delays are not numbers."""
     events = await written(ground, ground.dice.choices(ODD, k=ground.dice.randint(2, 8)))
     yield
     await ended(ground, events)
@@ -98,7 +99,7 @@ async def odd(ground: Ground) -> AsyncIterator[None]:
 
 @fault("a CHECK refuses attempts for a while", bound=1)
 async def refused(ground: Ground) -> AsyncIterator[None]:
-    """A rule of the application on the audit refuses one kind of failure, and the success of some events."""
+    """A CHECK of the application on iu_route_attempt refuses one kind of failure, and the success of some events."""
     await ground.rows(REFUSE)
     try:
         events = await written(ground, ground.dice.choices((UNWANTED, ARRIVES), k=ground.dice.randint(2, 6)))
@@ -114,11 +115,12 @@ async def refused(ground: Ground) -> AsyncIterator[None]:
 
 @fault("a lock on event_outbox for longer than the deadlines", bound=DEADLINE + RECONNECT_MAX + 1)
 async def outbox_locked(ground: Ground) -> AsyncIterator[None]:
-    """ALTER TABLE of another application: nothing can be read or written; sessions stay bounded (background.py)."""
+    """ALTER TABLE of another application: nothing can be read or written, and sessions stay bounded (background.py)."""
     assert ground.writers is not None
     session = await ground.connect("storm migration")
     try:
-        # Once every writer has finished: a writer that holds the table and waits for another one would deadlock with us.
+        # The lock is taken when every writer has finished: a writer that holds the table lock and waits for another
+        # writer would cause a deadlock with this session.
         async with ground.writers.still():
             await session.execute("begin")
             await session.execute("lock table event_outbox in access exclusive mode")
@@ -132,7 +134,7 @@ async def outbox_locked(ground: Ground) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def strange_session(ground: Ground) -> AsyncIterator[asyncpg.Connection]:
-    """A session of a role that may connect and nothing else."""
+    """A session of a role that may only connect, under the application name of the worker."""
     await ground.rows("do $$ begin create role storm_stranger login; exception when duplicate_object then null; end $$")
     session = await asyncpg.connect(
         ground.dsn, user="storm_stranger", server_settings={"application_name": f"iu-listen worker {WORKER}"}
@@ -145,7 +147,9 @@ async def strange_session(ground: Ground) -> AsyncIterator[asyncpg.Connection]:
 
 @fault("a stranger holds the lock of the lease", bound=2 * LEASE + RECONNECT_MAX)
 async def strangers_lock(ground: Ground) -> AsyncIterator[None]:
-    """It waits for the lock and gets it when the session of the lease holder ends. A row stands for the lease meanwhile."""
+    """Another role waits for the lock of the lease and gets it when the session of the lease holder ends. Meanwhile, a
+    row represents the lease.
+    """
     mine = "select exists (select from fn_iu_lease_holders($1, $2) where stranger = $3)"
     async with strange_session(ground) as stranger:
         ground.notes["no lock"] = True

@@ -1,10 +1,10 @@
-"""The ground of the storm: a PostgreSQL, a breakable path to it, and consumers that are restarted when they die.
+"""The ground of the storm: a PostgreSQL, a proxy that can break connections, and consumers that are restarted.
 
     writers, checks ───────────────► server        Ground.connect(): the server that takes writes at present
-    consumer 1, 2 ──► Ground.path ──► server        a proxy with an address that stays when the server changes
+    consumer 1, 2 ──► Ground.path ──► server        a proxy whose address stays the same when the server changes
 
-Consumers are real processes, `iu-listen run`, one active and one standing by. Their lease, cadence and deadlines are
-short, so that a storm turns quickly; the bounds of recovery in faults.py are made of the same figures.
+Consumers are real processes, `iu-listen run`: one is active, one is a standby. Their lease, intervals and deadlines are
+short, so that a storm has many faults in a short time; the bounds of recovery in faults.py depend on the same values.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parents[1]
 
-#: How the consumers are run, in seconds; by default they would be 15, 5, 10, 60 and 10.
+#: Settings of the consumers, in seconds; the defaults are 15, 5, 10, 60 and 10.
 LEASE, CATCH_UP, DEADLINE, BATCH_DEADLINE, RECONNECT_MAX = 3.0, 1.0, 4.0, 15.0, 1.0
-#: How long a supervisor waits before it starts a consumer again, in seconds.
+#: Pause of the supervisor before it starts a consumer again, in seconds.
 RESTART_AFTER = 0.2
-#: How long anything may take before it is a failure, in seconds.
+#: Default time limit of every wait, in seconds; exceeding it is a failure.
 PATIENCE = 60.0
 
-#: full_page_writes, because PostgreSQL is killed; no fsync, because the kernel is not.
+#: full_page_writes is on, because PostgreSQL is killed; fsync is off, because the kernel is not.
 OPTIONS = {
     "full_page_writes": "on",
     "max_connections": "150",
@@ -52,11 +52,11 @@ OPTIONS = {
     "max_wal_size": "1GB",
 }
 
-#: So small that it can be filled; PostgreSQL has the setting since 17.
+#: A notification queue so small that it can be filled, and the first version of PostgreSQL that has the setting.
 SMALL_QUEUE, SINCE_SMALL_QUEUES = {"max_notify_queue_pages": "64"}, 17
 
-#: What a storm needs besides the package. Every event that counts takes both routes that are enabled: a dry run, and one
-#: that delivers to storm/target.py, keeping the order of subjects.
+#: Database objects of a storm besides the package. Every event that counts takes both enabled routes: a dry run, and
+#: one that delivers to storm/target.py in the order of subjects.
 ROUTES = ("iu.version_applied.workflow", "storm.live")
 SCHEMA = """
     insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
@@ -109,25 +109,25 @@ SCHEMA = """
 
 
 class Session(asyncpg.Connection):
-    """A session that knows its name, and since when it is open."""
+    """A session with its name and the time at which it was opened, by the monotonic clock."""
 
     name = ""
     opened = 0.0
 
 
 class Consumer:
-    """An `iu-listen run` that is started again whenever it ends, as systemd would.
+    """An `iu-listen run` process that is started again whenever it ends, as by systemd.
 
     Args:
-        name: For its log.
-        dsn: Where it works.
-        folder: Where its log goes.
+        name: Name of its log file.
+        dsn: The database.
+        folder: Directory of its log file.
 
     Attributes:
-        arrived: What its target has noted (storm/target.py).
-        environ: What it finds in its environment besides its settings, from its next start on.
-        starts: How often it was started.
-        obeyed: SIGTERM ended it at the end; False: it had to be killed.
+        arrived: The file of calls that its target writes (storm/target.py).
+        environ: Additional environment variables, from its next start on.
+        starts: Number of starts.
+        obeyed: Whether SIGTERM ended it at the end; False: it had to be killed.
     """
 
     def __init__(self, name: str, dsn: str, folder: Path) -> None:
@@ -143,32 +143,32 @@ class Consumer:
 
     @property
     def pid(self) -> int | None:
-        """Its process, if it runs."""
+        """The process id, or None if it does not run."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
     @property
     def code(self) -> int | None:
-        """Exit code of the process that was started last; None: it runs."""
+        """Exit code of the latest process; None while it runs."""
         return self._process.returncode if self._process else None
 
     def begin(self) -> None:
-        """Start it, and keep it running until end()."""
+        """Start the process, and keep it running until end()."""
         self._keeper = asyncio.create_task(self._keep())
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it runs."""
+        """Send a signal, if the process runs."""
         if self.pid is not None:
             os.kill(self.pid, number)
 
     async def killed(self) -> None:
-        """Kill it, and wait until it was started again."""
+        """Kill the process, and wait until it was started again."""
         starts = self.starts
         self.signal(signal.SIGKILL)
         while self.starts == starts:
             await asyncio.sleep(0.01)
 
     async def end(self) -> None:
-        """Stop it for good."""
+        """Stop the process and do not start it again."""
         if self._keeper:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -196,7 +196,7 @@ class Consumer:
     async def _leave(self) -> None:
         if (process := self._process) is None or process.returncode is not None:
             return
-        # A frozen one is thawed first: it could not obey.
+        # A frozen process is thawed first, because it could not handle SIGTERM.
         process.send_signal(signal.SIGCONT)
         process.terminate()
         try:
@@ -210,24 +210,24 @@ class Consumer:
 
 @dataclass
 class Ground:
-    """What faults and writers act on.
+    """The environment of a storm, on which faults and writers act.
 
     Attributes:
-        server: The server that takes writes at present; a fault that promotes another one sets it, with
+        server: The server that takes writes at present. A fault that promotes another one sets it, and calls
             ``path.lead_to()``.
-        path: The consumers' way to it.
-        consumers: The processes, in the order in which they were started.
-        home: The directory of the data, also of further servers; with luck a filesystem of its own (lab/disk.py).
-        folder: Where logs are kept when the storm fails.
-        dice: For faults, which strike one after the other.
-        writers: Who writes; set when they start.
-        cutting: A fault that cuts writers is at work: their lost connections are no errors.
-        healed_at: End of the last such fault: older sessions may find out later.
-        forgiving: A fault is at work under which writers may fail: a full disk.
-        brief: The storm is a short one: faults that last are short as well.
-        measuring: A recovery is being measured: nobody but the consumers may run batches.
-        notes: What faults and actions in the background want to remember.
-        leftovers: What faults leave standing until the storm is over.
+        path: The proxy between the consumers and the server.
+        consumers: The processes, in the order of their first starts.
+        home: The data directory, also of further servers; a separate filesystem if possible (lab/disk.py).
+        folder: Directory of the logs that are kept when the storm fails.
+        dice: Random numbers for faults, which run one after the other.
+        writers: The writers; set when they start.
+        cutting: Whether a fault that cuts writers is active: their lost connections are not errors.
+        healed_at: End of the latest such fault: older sessions may detect the loss later.
+        forgiving: Whether a fault is active under which writers may fail, as a full disk.
+        brief: Whether the storm is short: then faults that last are short, too.
+        measuring: Whether a recovery is being measured: only the consumers may run batches.
+        notes: State of faults and background actions.
+        leftovers: Resources of faults that are closed when the storm is over.
     """
 
     server: embedded.Server
@@ -248,11 +248,11 @@ class Ground:
 
     @property
     def dsn(self) -> str:
-        """The server that takes writes at present, directly."""
+        """The DSN of the server that takes writes at present, without the proxy."""
         return self.server.dsn()
 
     async def connect(self, name: str) -> Session:
-        """A session with the server that takes writes at present; whoever asks for it ends it by terminate()."""
+        """Open a session with the server that takes writes at present; the caller ends it by terminate()."""
         opened = time.monotonic()
         session = await asyncpg.connect(
             self.dsn, server_settings={"application_name": name}, timeout=10, connection_class=Session
@@ -261,7 +261,7 @@ class Ground:
         return session
 
     async def rows(self, query: str, *args: Any) -> list[asyncpg.Record]:
-        """Ask the present server, patiently: again and again while there is none."""
+        """Run a query on the present server; repeat it for up to PATIENCE seconds while the server is not available."""
         until = time.monotonic() + PATIENCE
         while True:
             scout, self._scout = self._scout, None
@@ -282,11 +282,11 @@ class Ground:
                 return found
 
     async def value(self, query: str, *args: Any) -> Any:
-        """The one value of a query."""
+        """Return the single value of a query."""
         return (await self.rows(query, *args))[0][0]
 
     async def until(self, query: str, *args: Any, within: float = PATIENCE, pause: float = 0.005) -> float:
-        """Ask until the one value is true; how long that took. Raises TimeoutError."""
+        """Repeat a query until its single value is true; return the seconds that it took. Raises TimeoutError."""
         began = time.monotonic()
         while not await self.value(query, *args):
             if time.monotonic() - began > within:
@@ -297,7 +297,7 @@ class Ground:
     # -- the consumers -------------------------------------------------------------------------------------------
 
     async def restart_consumers(self) -> None:
-        """As after a change of their settings; then somebody leads again."""
+        """Restart all consumers, as after a change of their settings; then wait until one is active."""
         for consumer in self.consumers:
             consumer.signal(signal.SIGTERM)
         starts = [c.starts for c in self.consumers]
@@ -307,7 +307,9 @@ class Ground:
         await self.leader()
 
     async def leader(self) -> Consumer:
-        """The consumer that is active at present: who says so from now on, for older words may be those of a dead one."""
+        """Return the active consumer, by a heartbeat that is written from now on: an older one may be of a killed
+        process.
+        """
         now = await self.value("select clock_timestamp()")
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
@@ -325,13 +327,13 @@ class Ground:
         raise TimeoutError("no consumer became active")
 
     async def lease_holder(self) -> int | None:
-        """The backend that holds the lease."""
+        """The process id of the backend that holds the lease."""
         return await self.value(
             "select (select pid from pg_locks where locktype = 'advisory' and classid = $1 and granted)", LEASE_KEY
         )
 
     async def until_said(self, words: str, before: int) -> float:
-        """Wait until a consumer says these words more often than ``before``; how long that took."""
+        """Wait until the logs contain these words more often than ``before``; return the seconds that it took."""
         began = time.monotonic()
         while self.said(words) <= before:
             if time.monotonic() - began > PATIENCE:
@@ -340,15 +342,17 @@ class Ground:
         return time.monotonic() - began
 
     def said(self, words: str) -> int:
-        """How often the consumers have said these words so far. Each has a log of its own, so no place in them is "since"."""
+        """How often the logs contain these words so far. Each consumer has a log, so there is no common position to
+        start at.
+        """
         return self.logs().count(words)
 
     def logs(self) -> str:
-        """What the consumers have said so far."""
+        """The logs of all consumers so far."""
         return "".join(c.log.read_text(errors="replace") for c in self.consumers if c.log.exists())
 
 
-#: What a session raises that is over, and a server that is not there.
+#: The exceptions of a session that was lost, and of a server that is not available.
 LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -363,14 +367,14 @@ LOST = (
 
 @asynccontextmanager
 async def prepared(major: int, home: Path, folder: Path, dice: random.Random, consumers: int) -> AsyncIterator[Ground]:
-    """A ground with everything on it but the writers.
+    """Prepare a ground with server, proxy and consumers, without writers.
 
     Args:
-        major: Which PostgreSQL.
-        home: Where its data goes; PostgreSQL's account must reach it.
-        folder: Where logs go.
-        dice: For the faults.
-        consumers: How many to start.
+        major: Major version of PostgreSQL.
+        home: Data directory; the operating system account of PostgreSQL must have access.
+        folder: Directory of the logs.
+        dice: Random numbers for the faults.
+        consumers: Number of consumers.
     """
     options = OPTIONS | (SMALL_QUEUE if major >= SINCE_SMALL_QUEUES else {})
     with embedded.running(home, major, durable=False, tcp=True, options=options) as server:

@@ -1,9 +1,9 @@
-"""The kinds of transactions in a storm: a table, each a coroutine that tells the model what it wrote.
+"""The kinds of transactions in a storm: a table of coroutines that report to the model the events that they write.
 
-To add one: write a coroutine under @kind(pace, weight) that begins, writes and ends one transaction with the pen it is
-given. ``pen.write()`` and whatever else adds rows tells the model; ``pen.commit()`` tells it the outcome. Errors are not
-its affair: Writers try again after a serialization failure, look for the rows when a fault has cut the session, and
-record everything else, which fails the storm.
+To add one, write a coroutine under @kind(pace, weight) that begins, writes and ends one transaction with the pen that
+it gets. ``pen.write()`` and the other methods that add rows report to the model; ``pen.commit()`` reports the outcome.
+A kind does not handle errors: Writers repeats the transaction after a serialization failure, looks for its rows when a
+fault has cut the session, and records every other error, which fails the storm.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from support import WORKER
 if TYPE_CHECKING:
     from storm.writers import Writers
 
-#: Subjects that are locked briefly, and those on whose locks slow transactions sit.
+#: Subjects that are locked briefly, and subjects that slow transactions lock for long.
 QUICK_SUBJECTS, SLOW_SUBJECTS = range(64), range(64, 100)
-#: A slow transaction stays open for so long, in seconds.
+#: Shortest and longest time that a slow transaction stays open, in seconds.
 SLOW = (0.2, 3.0)
 
-#: Kind and address of events in bulk.
+#: Name of the kind that writes in bulk, and canonical_address of its events.
 BULK = "bulk"
 
 INSERT = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
     values ($1, $2, 'version_applied', 'update', 'immediate', $3)
 """
-#: As above, with a payload that says what the event does to the target.
+#: INSERT with a payload that tells the target how to behave.
 DOOMED = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
     values ($1, $2, 'version_applied', 'update', 'immediate', $3, storm.payload($4))
@@ -56,7 +56,7 @@ COLUMNS = ("id", "event_domain", "event_type", "event_stream", "delivery_lane")
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of the table."""
+    """One row of the table of kinds; the fields are as the arguments of ``kind``, and ``write`` is the coroutine."""
 
     name: str
     pace: str
@@ -68,11 +68,11 @@ KINDS: dict[str, Kind] = {}
 
 
 def kind(pace: str, weight: int) -> Callable[[Callable[[Pen], Awaitable[None]]], Any]:
-    """Enter a kind into the table, named as its function.
+    """Enter a kind into the table, under the name of its function.
 
     Args:
         pace: quick, slow or bulk.
-        weight: How often, beside the others of its pace.
+        weight: Relative frequency among the kinds of the same pace.
     """
 
     def enter(write: Callable[[Pen], Awaitable[None]]) -> Any:
@@ -84,11 +84,11 @@ def kind(pace: str, weight: int) -> Callable[[Callable[[Pen], Awaitable[None]]],
 
 
 class Vanished(Exception):
-    """The writer is gone, and does not know what became of its transaction."""
+    """The client of the transaction has disconnected, and its outcome is unknown."""
 
 
 class Pen:
-    """What a kind writes with: a session, and the transaction's line in the model."""
+    """The interface of a kind: a session, and the transaction's entry in the model."""
 
     def __init__(self, writers: Writers, session: Session, tx: Transaction, dice: random.Random) -> None:
         self.writers = writers
@@ -97,7 +97,7 @@ class Pen:
         self.dice = dice
 
     async def begin(self, how: str = "") -> None:
-        """Begin, at an isolation level if need be."""
+        """Begin a transaction, with an isolation level if one is given."""
         await self.session.execute(f"begin {how}")
 
     async def turn(self, subjects: range = QUICK_SUBJECTS) -> tuple[int, int]:
@@ -109,7 +109,7 @@ class Pen:
         return subject, turn
 
     async def write(self, turn: tuple[int, int] | None = None, domain: str = "iu", doom: Doom | None = None) -> int:
-        """One event; of a subject, if a turn was drawn for it; with a doom, if it has one. Its row."""
+        """Write one event; with a subject if a turn was drawn, with a doom if one is given. Return its row number."""
         (row,) = self.tx.add()
         if turn:
             self.tx.turns += ((row, *turn),)
@@ -122,28 +122,36 @@ class Pen:
         return row
 
     async def write_many(self, count: int, address: str | None = None) -> None:
-        """Many events in one statement."""
+        """Write many events in one statement."""
         rows = self.tx.add(count)
         await self.session.execute(MANY, self.tx.key, rows[0], rows[-1], address)
 
     async def idle(self, low: float = SLOW[0], high: float = SLOW[1]) -> None:
-        """Do nothing for a while; not longer than the writers are in a hurry."""
+        """Wait for a random time, in seconds; return early when the writers are told to hurry."""
         await self.writers.pause(self.dice.uniform(low, high))
 
     async def commit(self) -> None:
-        """Commit, and say so to the model."""
+        """Commit, and report it to the model."""
         await self.session.execute("commit")
         self.tx.committed()
 
     async def rollback(self) -> None:
-        """Roll back, and say so to the model."""
+        """Roll back, and report it to the model."""
         await self.session.execute("rollback")
         self.tx.fate = Fate.ROLLED_BACK
 
 
 @dataclass
 class Prepared:
-    """A transaction that is about to be prepared (not certain), or is and waits for its notary (who has not asked yet)."""
+    """A transaction that will be ended by the notary.
+
+    Attributes:
+        tx: The transaction.
+        due: When to end it, by the monotonic clock.
+        commit: Whether to commit it; False: roll back.
+        certain: Whether PREPARE TRANSACTION has succeeded.
+        asked: Whether the notary has begun to end it.
+    """
 
     tx: Transaction
     due: float
@@ -157,7 +165,7 @@ class Prepared:
 
 @kind("quick", 30)
 async def short(pen: Pen) -> None:
-    """A subject's row is locked, changed, and the event written."""
+    """Lock and update the row of a subject, and write the event."""
     await pen.begin()
     await pen.write(await pen.turn())
     await pen.commit()
@@ -165,14 +173,14 @@ async def short(pen: Pen) -> None:
 
 @kind("quick", 10)
 async def single_statement(pen: Pen) -> None:
-    """No BEGIN: the insert commits itself."""
+    """Insert without BEGIN: the statement commits itself."""
     await pen.write()
     pen.tx.committed()
 
 
 @kind("quick", 6)
 async def several(pen: Pen) -> None:
-    """Some events of one subject, and some of none."""
+    """Write several events of one subject, and several without a subject."""
     await pen.begin()
     turn = await pen.turn()
     for _ in range(pen.dice.randint(2, 5)):
@@ -183,7 +191,7 @@ async def several(pen: Pen) -> None:
 
 @kind("quick", 4)
 async def two_subjects(pen: Pen) -> None:
-    """Locked in any order: deadlocks, which one of the two survives."""
+    """Lock two subjects in any order, which causes deadlocks: PostgreSQL cancels one of the two transactions."""
     await pen.begin()
     await pen.write(await pen.turn(QUICK_SUBJECTS[:6]))
     await pen.write(await pen.turn(QUICK_SUBJECTS[:6]))
@@ -192,7 +200,7 @@ async def two_subjects(pen: Pen) -> None:
 
 @kind("quick", 6)
 async def savepoints(pen: Pen) -> None:
-    """Rolled back and released, also one inside the other."""
+    """Savepoints are rolled back and released, also nested ones."""
     await pen.begin()
     turn = await pen.turn()
     await pen.session.execute("savepoint a")
@@ -210,7 +218,7 @@ async def savepoints(pen: Pen) -> None:
 
 @kind("quick", 2)
 async def subtransactions(pen: Pen) -> None:
-    """More than 64 of them, so that the list in shared memory overflows; a third is rolled back."""
+    """More than 64 subtransactions, so that the cache in shared memory overflows; a third of them is rolled back."""
     await pen.begin()
     rows = pen.tx.add(90)
     pen.tx.undo(row for row in rows if row % 3 == 0)
@@ -221,7 +229,7 @@ async def subtransactions(pen: Pen) -> None:
 
 @kind("quick", 6)
 async def repeatable_read(pen: Pen) -> None:
-    """Its snapshot is older than its lock: it may have to be tried again."""
+    """The snapshot is older than the row lock, so the transaction may fail and be repeated."""
     await pen.begin("isolation level repeatable read")
     await pen.session.fetchval("select count(*) from storm.subject")
     await pen.write(await pen.turn())
@@ -230,7 +238,7 @@ async def repeatable_read(pen: Pen) -> None:
 
 @kind("quick", 6)
 async def serializable(pen: Pen) -> None:
-    """What it reads counts too."""
+    """The transaction also reads, so it may fail because of read dependencies, and be repeated."""
     await pen.begin("isolation level serializable")
     await pen.session.fetchval("select sum(turn) from storm.subject where id = $1", pen.dice.choice(QUICK_SUBJECTS))
     await pen.write(await pen.turn())
@@ -239,7 +247,7 @@ async def serializable(pen: Pen) -> None:
 
 @kind("quick", 8)
 async def aborted(pen: Pen) -> None:
-    """Written and taken back."""
+    """Events are written, and the transaction is rolled back."""
     await pen.begin()
     await pen.write(await pen.turn())
     await pen.write_many(pen.dice.randint(1, 5))
@@ -248,7 +256,7 @@ async def aborted(pen: Pen) -> None:
 
 @kind("quick", 3)
 async def copied(pen: Pen) -> None:
-    """COPY, at times with a position that it brings along."""
+    """Write by COPY, in half of the cases with an explicit position."""
     await pen.begin()
     turn, rows = await pen.turn(), pen.tx.add(pen.dice.randint(1, 30))
     pen.tx.turns = tuple((row, *turn) for row in rows)
@@ -266,7 +274,7 @@ async def copied(pen: Pen) -> None:
 
 @kind("quick", 4)
 async def invented_position(pen: Pen) -> None:
-    """An explicit xact_id and event_seq, of the past or of the future."""
+    """Write with an explicit xact_id and event_seq, lower or higher than the real ones."""
     await pen.begin()
     xact_id = pen.dice.choice(["3", "700", "999999999999"])
     await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), xact_id, pen.dice.randint(-(10**9), 10**12))
@@ -275,7 +283,7 @@ async def invented_position(pen: Pen) -> None:
 
 @kind("quick", 3)
 async def replica_role(pen: Pen) -> None:
-    """Ordinary triggers do not fire, as in a session of logical replication."""
+    """Ordinary triggers do not fire, as in a session that applies logical replication."""
     await pen.begin()
     await pen.session.execute("set local session_replication_role = replica")
     await pen.session.execute(INVENTED, pen.tx.event(*pen.tx.add()), "5", pen.dice.randint(-(10**6), 10**9))
@@ -284,7 +292,7 @@ async def replica_role(pen: Pen) -> None:
 
 @kind("quick", 4)
 async def moved_into_the_domain(pen: Pen) -> None:
-    """Written in another domain and committed there; it counts from when it is moved."""
+    """An event is committed in another domain, and counts from its move to this domain on."""
     (row,) = pen.tx.add()
     await pen.session.execute(INSERT, pen.tx.event(row), "system", None)
     await pen.idle(0, 0.2)
@@ -302,7 +310,7 @@ async def moved_into_the_domain(pen: Pen) -> None:
 
 @kind("quick", 2)
 async def of_another_domain(pen: Pen) -> None:
-    """No event of ours: nobody may route it."""
+    """Write an event of another domain, which no worker of the storm may route."""
     await pen.begin()
     pen.tx.undo([await pen.write(domain="system")])
     await pen.commit()
@@ -310,7 +318,7 @@ async def of_another_domain(pen: Pen) -> None:
 
 @kind("quick", 2)
 async def vanishes(pen: Pen) -> None:
-    """The client dies over its COMMIT: sent perhaps, and nobody hears the answer."""
+    """The client disconnects during COMMIT: the server may or may not have received it, and the answer is lost."""
     await pen.begin()
     await pen.write(await pen.turn())
     commit = asyncio.create_task(pen.session.execute("commit"))
@@ -322,7 +330,7 @@ async def vanishes(pen: Pen) -> None:
 
 @kind("quick", 1)
 async def emits_and_runs(pen: Pen) -> None:
-    """As the probe, or somebody in psql: emits, runs the worker, and emits again, all in one transaction."""
+    """Emit, run the worker, and emit again in one transaction, as the probe does, or an operator in psql."""
     await pen.begin()
     turn = await pen.turn()
     await pen.write(turn)
@@ -334,7 +342,9 @@ async def emits_and_runs(pen: Pen) -> None:
 
 @kind("quick", 1)
 async def poisoned(pen: Pen) -> None:
-    """Its delivery fails at every attempt, whatever else happens; events of the same subject before and after it do not."""
+    """The delivery of the second event fails at every attempt; the events of its subject before and after it
+    succeed.
+    """
     await pen.begin()
     turn = await pen.turn()
     await pen.write(turn)
@@ -348,7 +358,7 @@ async def poisoned(pen: Pen) -> None:
 
 @kind("slow", 5)
 async def long(pen: Pen) -> None:
-    """Writes, and stays open: idle in transaction."""
+    """Write, and then stay idle in the transaction."""
     await pen.begin()
     await pen.write(await pen.turn(SLOW_SUBJECTS))
     await pen.write_many(pen.dice.randint(1, 40))
@@ -358,7 +368,7 @@ async def long(pen: Pen) -> None:
 
 @kind("slow", 2)
 async def long_and_aborted(pen: Pen) -> None:
-    """The same, for nothing."""
+    """Write, stay idle in the transaction, and roll back."""
     await pen.begin()
     await pen.write(await pen.turn(SLOW_SUBJECTS))
     await pen.write_many(pen.dice.randint(1, 40))
@@ -368,7 +378,7 @@ async def long_and_aborted(pen: Pen) -> None:
 
 @kind("slow", 4)
 async def early_xid(pen: Pen) -> None:
-    """The transaction has its id long before it locks its subject: ids do not follow the order of a subject."""
+    """The transaction gets its id long before it locks its subject: ids do not follow the order of a subject."""
     await pen.begin()
     await pen.session.fetchval("select pg_current_xact_id()::text")
     await pen.idle()
@@ -378,7 +388,7 @@ async def early_xid(pen: Pen) -> None:
 
 @kind("slow", 4)
 async def late_xid(pen: Pen) -> None:
-    """Reads for long and draws a number early; gets its id, and inserts, late."""
+    """Draw an event_seq first, wait, and then insert: the transaction gets its id late."""
     await pen.begin()
     drawn = await pen.session.fetchval("select nextval('event_outbox_event_seq')")
     await pen.idle()
@@ -389,7 +399,7 @@ async def late_xid(pen: Pen) -> None:
 
 @kind("slow", 3)
 async def old_snapshot(pen: Pen) -> None:
-    """REPEATABLE READ, with a snapshot from long before the insert."""
+    """REPEATABLE READ with a snapshot that is much older than the insert."""
     await pen.begin("isolation level repeatable read")
     await pen.session.fetchval("select count(*) from storm.subject")
     await pen.idle()
@@ -400,13 +410,13 @@ async def old_snapshot(pen: Pen) -> None:
 
 @kind("slow", 4)
 async def prepared(pen: Pen) -> None:
-    """PREPARE TRANSACTION; the notary commits it later, or rolls it back. A restart may lie between."""
+    """PREPARE TRANSACTION; the notary commits it later, or rolls it back. The server may be restarted in between."""
     await pen.begin()
     await pen.write(await pen.turn(SLOW_SUBJECTS))
     await pen.write_many(pen.dice.randint(1, 40))
     pen.tx.gid = f"storm-{pen.tx.key}"
     waiting = Prepared(pen.tx, time.monotonic() + pen.dice.uniform(*SLOW), commit=pen.dice.random() < 0.75)
-    # Before it is certain: it may be, when the session is cut over the next statement.
+    # Registered before the statement: if the session is cut during it, the transaction may have been prepared.
     pen.writers.prepared.append(waiting)
     await pen.session.execute(f"prepare transaction '{pen.tx.gid}'")
     waiting.certain = True
@@ -417,7 +427,7 @@ async def prepared(pen: Pen) -> None:
 
 @kind("bulk", 1)
 async def bulk(pen: Pen) -> None:
-    """Very many events in one transaction."""
+    """Write a very large number of events in one transaction."""
     await pen.begin()
     await pen.write_many(pen.writers.bulk_rows, BULK)
     await pen.commit()

@@ -1,10 +1,10 @@
-"""The storm's own record of what was committed, and the verdict: what the audit should say, against what it says.
+"""The model of the storm, and the verdict: compares the recorded attempts with the committed transactions.
 
-Pure: knows no database. The id of an event is arithmetic, 64 bits that name the transaction and 64 that number the row
-in it, so the model keeps a line for each transaction and not for each event.
+This module does not use a database. The id of an event is computed: 64 bits for the transaction and 64 for the row in
+it. So the model keeps one entry for each transaction, and none for each event.
 
-Order is known without looking at the clock: events of a subject are written under the lock of the subject's row, and
-whoever holds it draws the subject's next turn from that row. A rollback gives the turn back.
+The order is known without a clock: events of a subject are written under the lock of the subject's row, and the
+transaction that holds the lock draws the subject's next turn from that row. A rollback returns the turn.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from uuid import UUID
 
-#: How many culprits of each kind are kept for the report.
+#: Number of wrong events of each kind that are kept for the report.
 KEPT = 10
-#: What the target has noted is judged as if it were a route of its own.
+#: The calls that the target has noted are judged like attempts of a route with this name.
 ARRIVED = "arrived"
-#: The ending of a delivery that arrived; every other ending is the failure code of a dead letter.
+#: The ending of a delivery that succeeded; every other ending is the failure code of a dead letter.
 SENT = "sent"
 
 
 class Fate(Enum):
-    """What became of a transaction. GONE: it was committed, on a server that is lost, and the promoted one lacks it."""
+    """The fate of a transaction. GONE: it was committed, its server was lost, and the promoted standby lacks it."""
 
     OPEN = auto()
     COMMITTED = auto()
@@ -37,12 +37,12 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Doom:
-    """What an event does to the target of the live route, and how its delivery ends.
+    """How an event makes the target of the live route behave, and how its delivery may end.
 
     Attributes:
-        name: What the target does, as target.py knows it.
-        endings: Each permitted ending: SENT, or the failure code of a dead letter.
-        arrives: The target notes that the event has arrived.
+        name: The action of the target, by its name in target.py.
+        endings: The permitted endings: SENT, or the failure code of a dead letter.
+        arrives: Whether the target notes a successful call.
     """
 
     name: str
@@ -52,17 +52,17 @@ class Doom:
 
 @dataclass(slots=True)
 class Transaction:
-    """One transaction and the events that it wrote.
+    """One transaction and its events.
 
     Attributes:
         key: Upper half of the ids of its events.
-        kind: How it was written.
-        rows: Events that it wrote, or tried to write.
-        undone: Those of them that do not count even if it commits: rolled back to a savepoint, of another domain.
+        kind: The name of its kind (kinds.py).
+        rows: Number of events that it wrote, or tried to write.
+        undone: Row numbers that do not count even if it commits: rolled back to a savepoint, or of another domain.
         turns: (row, subject, turn) of the events that have a subject.
-        dooms: How the delivery of a row ends, where that is not: it is sent.
-        gid: Its name, if it was prepared.
-        ended: When the answer to its COMMIT came, by the clock on the wall; 0: none came.
+        dooms: The doom of each row whose delivery does not simply succeed.
+        gid: Its global identifier, if it was prepared.
+        ended: When the answer to COMMIT came, as Unix time in seconds; 0: no answer came.
     """
 
     key: int
@@ -76,33 +76,35 @@ class Transaction:
     ended: float = 0.0
 
     def committed(self) -> None:
-        """The answer to its COMMIT has come."""
+        """Record that the answer to COMMIT has come."""
         self.fate, self.ended = Fate.COMMITTED, time.time()
 
     def event(self, row: int) -> UUID:
-        """The id of one of its events."""
+        """The id of the event in this row."""
         return UUID(int=self.key << 64 | row)
 
     def add(self, rows: int = 1) -> range:
-        """Numbers for the next rows."""
+        """Add rows, and return their numbers."""
         self.rows += rows
         return range(self.rows - rows, self.rows)
 
     def undo(self, rows: Iterable[int]) -> None:
-        """These do not count."""
+        """Exclude these rows from the count."""
         self.undone |= frozenset(rows)
 
     @property
     def counting(self) -> int:
-        """Events that it commits, if it does."""
+        """Number of events that count if it commits."""
         return self.rows - len(self.undone)
 
     def ends_on(self, row: int, route: str) -> bool:
-        """Whether the row has an ending on this route, if it counts: what the target never notes has none there."""
+        """Whether this row must have an ending on this route. On the route ARRIVED it has none if its doom never
+        arrives.
+        """
         return route != ARRIVED or row not in self.dooms or self.dooms[row].arrives
 
     def may_end(self, row: int, route: str, decision: str, code: str) -> bool:
-        """Whether this is a permitted ending of the row on this route."""
+        """Whether this ending of the row is permitted on this route."""
         if decision == "dry_run":
             return True
         if route == ARRIVED:
@@ -111,10 +113,10 @@ class Transaction:
         return (SENT if decision == "delivered" else code) in endings
 
     def settle(self, found: int) -> None:
-        """Its outcome was unknown, its session is gone, and so many of its events are there.
+        """Decide an unknown outcome, after its session has ended, by the number of its events that are in the outbox.
 
         Raises:
-            AssertionError: a part of them is: the transaction was torn.
+            AssertionError: only some of the events are there, so the transaction was not atomic.
         """
         assert found in (0, self.counting), f"{self.kind}: {found} of {self.counting} events are there"
         self.fate = Fate.COMMITTED if found else Fate.ROLLED_BACK
@@ -125,9 +127,11 @@ class Model:
     """All transactions of a storm.
 
     Attributes:
-        retried: Serialization failures and deadlocks: by SQLSTATE.
-        cut: Sessions that a fault ended under their writers.
-        errors: Everything else that writers were told; there should be none.
+        dice: Random numbers for the keys of transactions.
+        transactions: The transactions, by key.
+        retried: Number of serialization failures and deadlocks, by SQLSTATE.
+        cut: Number of writers' sessions that a fault ended.
+        errors: All other errors of writers; there should be none.
     """
 
     dice: random.Random
@@ -137,7 +141,7 @@ class Model:
     errors: list[str] = field(default_factory=list)
 
     def begin(self, kind: str) -> Transaction:
-        """A new transaction. Keys are random, so that ids say nothing about order."""
+        """Begin a new transaction. Keys are random, so that ids carry no information about the order."""
         key = self.dice.getrandbits(63)
         self.transactions[key] = transaction = Transaction(key, kind)
         return transaction
@@ -156,20 +160,20 @@ class Model:
 
     @property
     def events(self) -> int:
-        """Committed events."""
+        """Number of committed events."""
         return sum(t.counting for t in self.of(Fate.COMMITTED))
 
 
 @dataclass(frozen=True)
 class Culprit:
-    """An event with which something is wrong.
+    """A wrong event.
 
     Attributes:
         wrong: lost, duplicated, invented, disordered or misended.
         event: Its id.
-        route: On which route.
-        kind: How its transaction was written.
-        detail: What else the model knows.
+        route: The route on which it is wrong.
+        kind: The kind of its transaction.
+        detail: More information from the model.
     """
 
     wrong: str
@@ -181,11 +185,11 @@ class Culprit:
 
 @dataclass
 class Verdict:
-    """What is wrong, counted; and the first culprits of each kind.
+    """The numbers of wrong events, and the first wrong events of each kind.
 
-    ``reread`` counts events that a cursor read twice: the key of their attempts has hidden that from the audit.
-    ``misended`` counts events that ended otherwise than they should: a good event as a dead letter, a poison event as
-    sent, or a dead letter that the audit and the table of dead letters do not both have once.
+    ``reread`` counts events that a cursor read twice: the idempotency key hides such a repetition from the audit.
+    ``misended`` counts events with a wrong ending: a good event that became a dead letter, a poison event that was
+    sent, or a dead letter that is not exactly once both in the audit and in the table of dead letters.
     """
 
     lost: int = 0
@@ -198,16 +202,16 @@ class Verdict:
 
     @property
     def clean(self) -> bool:
-        """Nothing is wrong."""
+        """Whether nothing is wrong."""
         wrong = self.lost or self.duplicated or self.reread or self.invented or self.disordered or self.misended
         return not wrong
 
 
 class Judge:
-    """Hears the audit, attempt by attempt in the order in which they were written, and gives the verdict.
+    """Takes all attempts in the order in which they were written, and gives the verdict.
 
     Args:
-        model: What should be.
+        model: The expected transactions.
         routes: The routes that every committed event takes.
     """
 
@@ -220,14 +224,16 @@ class Judge:
         self._verdict = Verdict()
 
     def hear(self, event: bytes, route: str, decision: str, code: str = "") -> None:
-        """One last attempt: the event's id in 16 bytes, its route, what was decided, the failure code of a dead letter."""
+        """Take the last attempt of an event on a route: the id in 16 bytes, the decision, the failure code of a dead
+        letter.
+        """
         key, row = int.from_bytes(event[:8]), int.from_bytes(event[8:])
         transaction, number = self._model.transactions.get(key), self._routes.get(route)
         if transaction is None or row >= transaction.rows:
             self._wrong("invented", event, route, "?", "nobody wrote it")
             return
         if transaction.fate is Fate.GONE and route == ARRIVED:
-            # It arrived before it was gone.
+            # The call of the target came before the promotion that lost the event.
             return
         if transaction.fate is not Fate.COMMITTED or row in transaction.undone:
             why = transaction.fate.name.lower() + (", this row was undone" if row in transaction.undone else "")
@@ -260,9 +266,9 @@ class Judge:
                 self._last[route, subject] = max(last, (turn, row))
 
     def compare_letters(self, letters: Iterable[tuple[bytes, str, str]]) -> int:
-        """Compare the dead letters (event, route, failure code) with those of the audit: each is there once; how many.
+        """Compare the dead letters (event, route, failure code) with those of the audit, and return their number.
 
-        After the last attempt was heard.
+        Each must be there once. Call this after the last hear().
         """
         expected, count = dict(self._letters), 0
         for event, route, code in letters:
@@ -278,10 +284,10 @@ class Judge:
         return transaction.kind if transaction else "?"
 
     def verdict(self, read: int | None = None) -> Verdict:
-        """After the last attempt.
+        """Return the verdict; call this after the last attempt.
 
         Args:
-            read: How many events the cursor says that it has read; None: nobody asked it.
+            read: Number of events that the cursor says it has read; None: do not compare it.
         """
         for transaction in self._model.of(Fate.COMMITTED):
             heard = self._heard.get(transaction.key, bytes(transaction.rows * len(self._routes)))

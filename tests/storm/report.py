@@ -1,4 +1,4 @@
-"""What a storm is asked for, and what is said about it afterwards: to people and to machines."""
+"""The plan of a storm, and its report: as text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from iu_listen.cli import show
 
-#: Events of a backlog that add a second to a bound: a machine that is shared drains at least so many.
+#: Events of a backlog that add one second to the bound of a recovery: the rate that a shared machine drains at least.
 DRAIN = 20_000
-#: What each naive cursor has to lose at least; a storm in which it loses less is none.
+#: The share of events that each naive cursor has to lose at least; if it loses less, the storm was too mild to count.
 HARD_ENOUGH = 0.05
-#: What must be zero.
+#: Counters that must be zero.
 WRONGS = ("lost", "duplicated", "reread", "invented", "disordered", "misended")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for; ``lull`` is the pause between two faults, from and to, in seconds."""
+    """The parameters of a storm; ``lull`` is the shortest and the longest pause between two faults, in seconds."""
 
     seed: int
     minutes: float = 2.0
@@ -33,7 +33,7 @@ class Plan:
 
 @dataclass
 class Recovery:
-    """One fault and what came after it."""
+    """The recovery from one fault: its duration and its bound in seconds, and the backlog at its start in events."""
 
     fault: str
     seconds: float
@@ -42,13 +42,13 @@ class Recovery:
 
     @property
     def over(self) -> bool:
-        """It took longer than it should."""
+        """Whether the recovery took longer than its bound and the time for its backlog."""
         return self.seconds > self.bound + self.backlog / DRAIN
 
 
 @dataclass
 class Report:
-    """What a storm was, and what came of it. ``failures`` is empty when it passed."""
+    """The figures and the result of a storm. ``failures`` is empty if it passed."""
 
     seed: int
     postgresql: str = ""
@@ -83,12 +83,12 @@ class Report:
 
 
 def as_json(report: Report) -> str:
-    """The report for machines."""
+    """The report as JSON."""
     return json.dumps(asdict(report), indent=2, default=str)
 
 
 def tell(report: Report) -> None:
-    """The report for people."""
+    """Print the report as tables."""
     fates = ("committed", "rolled_back")
     rows = [(name, *(t.get(fate, 0) for fate in fates)) for name, t in report.transactions.items()]
     show.table(("transactions", "committed", "rolled back"), rows)

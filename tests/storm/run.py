@@ -1,7 +1,8 @@
-"""Runs a storm: writers, faults, contrast; then the verdict. `make storm SEED=… MINUTES=… PG=18`; docs/how-to/storm.md.
+"""Runs a storm (writers, faults, naive cursors) and gives the verdict. `make storm SEED=… MINUTES=… PG=18`;
+docs/how-to/storm.md.
 
-Seed and table decide what is done; when exactly it strikes is up to the machine. So a seed does not repeat a storm, it
-repeats its plan.
+The seed and the tables determine the actions; their exact times depend on the machine. So a seed repeats the plan of a
+storm, and not the storm itself.
 """
 
 from __future__ import annotations
@@ -36,29 +37,29 @@ from storm.report import HARD_ENOUGH, WRONGS, Plan, Recovery, Report, as_json
 from storm.writers import Writers
 from support import WORKER
 
-#: Size of the disk that the data lies on, in megabytes; what is not used of it costs nothing.
+#: Size of the filesystem for the data, in megabytes; unused space takes no room on the real disk.
 DISK = 16_000
-#: For each wake-up that is lost so many must not be.
+#: Required ratio of wake-ups by NOTIFY to lost wake-ups.
 MOSTLY_RUNG = 5
-#: How long after a fault an event may be late because of it, in seconds.
+#: Time after a fault during which an event may be late because of it, in seconds.
 AFTERMATH = 2.0
-#: The audit in its order, and when each decision was made; without attempts that were not the last ones.
+#: The audit in its order, and the time of each decision; only the last attempt of each event and route.
 AUDIT = """
     select uuid_send(event_ref), route_code, decision, coalesce(failure_code, ''), extract(epoch from finished_at)::float8
       from iu_route_attempt
      where decision not in ('retry', 'outage')
      order by id
 """
-#: Every dead letter; the routes write nothing else there.
+#: Every dead letter; the routes of the storm write nothing else into this table.
 LETTERS = "select uuid_send(event_ref), route_code, failure_code from iu_route_dead_letter"
-#: Why the consumers woke; "lost" counts the alarms: events that nobody had rung for, found by the timer.
+#: Number of wake-ups by reason; "lost" counts events that the catch-up poll found and that no NOTIFY announced.
 WAKES = """
     select w.key, sum(w.value::bigint)::bigint
       from iu_consumer_heartbeat h
      cross join lateral jsonb_each_text(h.wakes) w
      group by w.key
 """
-#: What is told of a culprit that the outbox still has.
+#: Details of a wrong event that is still in the outbox.
 CULPRIT = """
     select o.xact_id::text, o.event_seq, o.created_at, pg_xact_commit_timestamp(o.xmin) as committed_at,
            (select string_agg(format('attempt %s of %s', a.id, a.route_code), ', ' order by a.id)
@@ -71,8 +72,8 @@ class Storm:
     """One storm on one ground.
 
     Args:
-        plan: What is asked for.
-        ground: Where.
+        plan: The parameters.
+        ground: The environment.
     """
 
     def __init__(self, plan: Plan, ground: Ground) -> None:
@@ -85,8 +86,8 @@ class Storm:
         ground.brief = plan.minutes < 1
         self.naive = contrast.naive()
         self.recoveries: list[Recovery] = []
-        # From when to when something was wrong, on the wall clock; also before and after us, where a clock that is set
-        # puts what it dates.
+        # Periods of trouble, from and to, by the wall clock. They include the times before and after the storm, because
+        # a clock that is set may put timestamps there.
         self.troubled: list[tuple[float, float]] = [(-inf, time.time())]
         self.report = Report(plan.seed)
         self.began = time.monotonic()
@@ -94,7 +95,7 @@ class Storm:
         self._beside: list[asyncio.Task[None]] = []
 
     async def run(self) -> Report:
-        """From the first event to the verdict."""
+        """Run all steps from the first event to the verdict."""
         self.report.postgresql = await self.ground.value("show server_version")
         self.writers.start()
         self._beside = [
@@ -102,7 +103,7 @@ class Storm:
             *(asyncio.create_task(background.keep_doing(*a, self.ground)) for a in background.ACTIONS),
             asyncio.create_task(self._say_how_it_goes()),
         ]
-        # What fails early is no reason not to hear what the others find.
+        # If a step fails, the later steps still run, because their findings are useful, too.
         for name, step in (
             ("strike", self._strike),
             ("writers finish", self.writers.stop),
@@ -119,7 +120,7 @@ class Storm:
         return self.report
 
     async def _wind_up(self) -> None:
-        """Let the naive cursors look once more, and end what goes on beside."""
+        """Let the naive cursors read once more, and end the background tasks."""
         await asyncio.sleep(10 * contrast.PAUSE)
         self._check()
         for task in self._beside:
@@ -129,7 +130,9 @@ class Storm:
     # -- faults --------------------------------------------------------------------------------------------------
 
     async def _strike(self) -> None:
-        """Faults one after the other, each of the table once before one comes again, until the time is over."""
+        """Run faults one after the other until the time is over; each fault of the table once before any is
+        repeated.
+        """
         dice = self.ground.dice
         table = [f for f in faults.FAULTS.values() if not self.plan.only or f.name in self.plan.only]
         self.report.skipped_faults = {f.name: why for f in table if (why := f.missing(self.plan.major))}
@@ -183,13 +186,13 @@ class Storm:
             finally:
                 if session:
                     session.terminate()
-        # What delivers has its own backlog, and its own pace.
+        # Only the dry-run route is measured: the live route has its own backlog and its own speed.
         await self.ground.until(
             "select exists (select from iu_route_attempt where idempotency_key = $1)", f"outbound:{ROUTES[0]}:{event}"
         )
 
     def _check(self) -> None:
-        """Whatever goes on beside must go on."""
+        """Raise the error of a writer or background task that has failed."""
         self.writers.check()
         for task in self._beside:
             if task.done() and (error := task.exception()):
@@ -202,7 +205,7 @@ class Storm:
             "select coalesce(sum(backlog), 0) = 0 from v_iu_event_backlog", within=2 * PATIENCE, pause=0.5
         )
         await self.ground.until("select not exists (select from iu_route_delivery)", within=10 * PATIENCE, pause=0.5)
-        # Nothing is left that needs a person.
+        # Nothing is left that needs an operator.
         await self.ground.until("select (fn_iu_route_worker_health($1) ->> 'healthy')::boolean", WORKER)
         await self.ground.until("select not exists (select from v_iu_delivery where held_by is not null)")
 
@@ -218,7 +221,8 @@ class Storm:
                 tx = model.transactions.get(int.from_bytes(event[:8]))
                 if tx and tx.rows == 1 and route == ROUTES[0] and self._undisturbed(tx.ended, decided_at):
                     waited.append(max(0.0, decided_at - tx.ended))
-        # Judged when it first arrived: at least once on the wire, once by its key, in order by subject.
+        # First arrivals are judged: calls are at least once, each key counts once, and a subject's first calls are in
+        # order.
         arrivals = Arrivals.read((c.arrived for c in ground.consumers), ground.notes.get("promotions", ()))
         for event in arrivals.first:
             judge.hear(event.bytes, ARRIVED, "delivered")
@@ -259,12 +263,14 @@ class Storm:
         report.consumer_starts = sum(c.starts for c in ground.consumers)
 
     def _undisturbed(self, *moments: float) -> bool:
-        """No fault was near, nor between them."""
+        """Whether these times lie in the same period without a fault nearby."""
         before = {bisect_right(self.troubled, (moment, inf)) - 1 for moment in moments}
         return len(before) == 1 and min(moments) >= self.troubled[before.pop()][1]
 
     async def _compare_turns(self, session: ground.Session) -> None:
-        """The model against the subjects' own counters: is it right about what was committed?"""
+        """Compare the turns in the model with the counters of the subjects, to verify the model's committed
+        transactions.
+        """
         drawn = dict(await session.fetch("select id, turn from storm.subject where turn > 0"))
         known: dict[int, int] = {}
         for tx in self.model.of(Fate.COMMITTED):
@@ -304,7 +310,7 @@ class Storm:
             for name, share in report.naive_lost.items()
             if share < HARD_ENOUGH
         ]
-        # Some are lost by design: the bell is disabled for a while, and PREPARE TRANSACTION is silent.
+        # Some wake-ups are lost by design: the bell is disabled for a while, and PREPARE TRANSACTION sends no NOTIFY.
         lost, rung = report.wakes.get("lost", 0), report.wakes.get("notify", 0)
         if lost * MOSTLY_RUNG > rung:
             failures.append(f"nobody rings: {lost} wake-ups were lost, and {rung} were not")
@@ -336,7 +342,7 @@ class Storm:
 
 
 async def storm(plan: Plan) -> Report:
-    """A ground, a storm on it, and what is left: nothing when it passed, the logs when it failed."""
+    """Prepare a ground and run a storm on it. The logs are kept if it failed, or if the plan asks for it."""
     logs = Path(tempfile.mkdtemp(prefix="iu-storm-logs-"))
     dice = random.Random(f"{plan.seed} faults")
     with disk.own_disk(DISK) as home:

@@ -1,7 +1,7 @@
-"""What survives where a standby that is behind is promoted: the storm's own record follows the history that is left.
+"""After the promotion of a standby that is behind, the storm's model is adapted to the history that remains.
 
-An asynchronous standby may lack the last transactions although their writers were told that they have committed. They
-are gone: nobody can read them any more. What the record says of all others must hold on the promoted server.
+An asynchronous standby may lack the last transactions, although their writers were told that they are committed. These
+transactions are lost. For all others, the promoted server must agree with the model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FOUND = """
 
 
 class Surviving:
-    """What the promoted server may lack.
+    """The transactions that the promoted server may lack.
 
     Args:
-        model: The record; made before the standby stops to follow.
+        model: The model of the storm. Create this object before the standby stops following.
     """
 
     def __init__(self, model: Model) -> None:
@@ -32,9 +32,9 @@ class Surviving:
         self._known = len(model.transactions)
 
     async def compare(self, ground: Ground) -> int:
-        """Mark committed transactions that the promoted server does not have as gone; how many.
+        """Mark committed transactions that the promoted server lacks as Fate.GONE, and return their number.
 
-        The calls of the target that began before are over: ``ground.notes["promotions"]`` says when that was.
+        The time of the promotion is appended to ``ground.notes["promotions"]``: earlier calls of the target are over.
         """
         ground.notes.setdefault("promotions", []).append(time.monotonic_ns())
         await self._finish_prepared(ground)
@@ -50,7 +50,9 @@ class Surviving:
         return [*self._undecided, *islice(self._model.transactions.values(), self._known, None)]
 
     async def _finish_prepared(self, ground: Ground) -> None:
-        """A transaction that was prepared before and ended after the standby stopped to follow is prepared again."""
+        """End prepared transactions again that ended after the standby stopped following, and are therefore still
+        prepared.
+        """
         assert ground.writers is not None
         waiting = {p.tx.gid for p in ground.writers.prepared}
         ended = {tx.gid: tx for tx in self._in_question() if tx.gid and tx.gid not in waiting}

@@ -1,8 +1,8 @@
-"""What the storm's live route delivers to: a coroutine in the consumers' processes that notes every call in a file.
+"""The target of the storm's live route: a coroutine in the consumer processes that notes every call in a file.
 
-A line is begun and ended in two writes, so a consumer that is killed in between leaves a call that began and never
-ended. The kernel keeps what was written, whoever dies. Some calls fail once, as the dice of the event have it; and an
-event may ask for more than that (model.py, Doom).
+The beginning and the end of a call are two lines, written separately, so a consumer that is killed in between leaves a
+call that began and did not end. The kernel keeps written lines when the process is killed. One event in FAILS fails at
+its first attempt, chosen by its id. An event with a doom (class Doom of model.py) makes the target do more than that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import anyio
 from iu_listen import Delivery, Failed, target
 from targets.misbehaving import ACTIONS as MISBEHAVIOUR
 
-#: What an event can ask for: what targets/misbehaving.py knows, and a failure whose record a fault refuses.
+#: The actions that an event can ask for: those of targets/misbehaving.py, and a failure that a fault refuses to record.
 ACTIONS = {**MISBEHAVIOUR, "unwanted": lambda: fail("unwanted")}
 
 #: One in so many events fails at its first attempt.
@@ -24,13 +24,13 @@ FAILS = 50
 
 @target("storm")
 async def arrive(delivery: Delivery) -> None:
-    """Take some time, fail sometimes, and note when it began and ended."""
+    """Wait for up to 4 ms, fail in some cases, and note when the call began and ended."""
     event = delivery.event.id
     note("began", delivery)
     await anyio.sleep(event.int % 5 / 1000)
     if '"do"' in delivery.event.payload:
         what = delivery.event.data["do"]
-        # Before it: what ends the process notes nothing afterwards.
+        # Note the end before the action: an action that ends the process could not note it afterwards.
         note("ended" if what == "return" else "failed", delivery)
         if what != "return":
             ACTIONS[what]()
@@ -42,12 +42,12 @@ async def arrive(delivery: Delivery) -> None:
 
 
 def fail(code: str) -> None:
-    """Fail with this code."""
+    """Raise Failed with this failure code."""
     raise Failed("as the event asks", code=code)
 
 
 def note(what: str, delivery: Delivery) -> None:
-    """Append a line. The clock is the machine's, so that lines of two processes can be compared."""
+    """Append a line. The time is that of the machine's monotonic clock, so lines of two processes can be compared."""
     line = f"{time.monotonic_ns()} {what} {delivery.event.id.hex} {delivery.event.subject or '-'} {delivery.attempt}\n"
     os.write(_FILE, line.encode())
 

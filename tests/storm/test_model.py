@@ -1,4 +1,4 @@
-"""The storm's verdict can be guilty: each thing that can go wrong, done to a record that was right."""
+"""The storm's verdict detects errors: each possible error is made in a correct record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Attempt = tuple[bytes, str, str]
 
 
 def committed(model: Model, kind: str, rows: int = 1, turns: dict[int, tuple[int, int]] | None = None) -> Transaction:
-    """A transaction that was committed; ``turns`` by row."""
+    """A committed transaction; ``turns`` by row."""
     tx = model.begin(kind)
     tx.add(rows)
     tx.turns = tuple((row, *turn) for row, turn in (turns or {}).items())
@@ -25,7 +25,7 @@ def committed(model: Model, kind: str, rows: int = 1, turns: dict[int, tuple[int
 
 
 def attempts(tx: Transaction, *rows: int) -> list[Attempt]:
-    """What the audit should say of these rows."""
+    """The attempts that the audit should have for these rows."""
     return [(tx.event(row).bytes, route, "dry_run") for row in rows for route in ROUTES]
 
 
@@ -55,7 +55,7 @@ def audit(model) -> list[Attempt]:
 
 
 def test_a_right_audit_is_clean(model, audit):
-    """One attempt for each committed event and route, subjects in order: nothing is wrong."""
+    """With one attempt for each committed event and route, and subjects in order, nothing is wrong."""
     verdict = judged(model, audit, read=4)
 
     assert verdict.clean
@@ -65,7 +65,7 @@ def test_a_right_audit_is_clean(model, audit):
 
 @pytest.mark.parametrize("gone", range(8))
 def test_a_missing_attempt_is_a_lost_event(model, audit, gone):
-    """Whichever attempt is taken away, it is missed, and named with its route and its kind."""
+    """Any attempt that is removed is counted as lost, and reported with its route and its kind."""
     event, route, _ = audit.pop(gone)
     verdict = judged(model, audit)
 
@@ -76,14 +76,14 @@ def test_a_missing_attempt_is_a_lost_event(model, audit, gone):
 
 
 def test_a_second_attempt_is_a_duplicate(model, audit):
-    """The same event twice on one route is a duplicate, also when it comes much later."""
+    """A second attempt of an event on one route is a duplicate, also when it comes much later."""
     verdict = judged(model, [*audit, audit[0]])
 
     assert (verdict.duplicated, verdict.lost) == (1, 0)
 
 
 def test_a_second_reading_that_its_key_hid_is_seen(model, audit):
-    """A cursor that says it has read more events than were routed has read some twice."""
+    """A cursor that reports more events read than were routed has read some twice."""
     verdict = judged(model, audit, read=5)
 
     assert verdict.reread == 1
@@ -92,7 +92,7 @@ def test_a_second_reading_that_its_key_hid_is_seen(model, audit):
 
 @pytest.mark.parametrize("route", [0, 1])
 def test_events_of_a_subject_in_the_wrong_order(model, audit, route):
-    """Two events of one subject the other way round are disordered on the route on which they are."""
+    """Two events of one subject in reverse order are disordered, on the route on which they are reversed."""
     audit[route], audit[2 + route] = audit[2 + route], audit[route]
     verdict = judged(model, audit)
 
@@ -101,7 +101,7 @@ def test_events_of_a_subject_in_the_wrong_order(model, audit, route):
 
 
 def test_rows_of_one_transaction_in_the_wrong_order(model):
-    """Two events that one transaction wrote for one subject are in the order in which it wrote them."""
+    """Two events that one transaction wrote for one subject must be in the order in which it wrote them."""
     tx = committed(model, "several", rows=2, turns={0: (3, 1), 1: (3, 1)})
 
     assert judged(model, attempts(tx, 0, 1)).clean
@@ -109,7 +109,7 @@ def test_rows_of_one_transaction_in_the_wrong_order(model):
 
 
 def test_what_rolled_back_is_invented(model, audit):
-    """An attempt for an event of a transaction that rolled back, or that is still open, was invented."""
+    """An attempt for an event of a transaction that rolled back, is open or has an unknown outcome is invented."""
     for fate in (Fate.ROLLED_BACK, Fate.OPEN, Fate.UNKNOWN):
         tx = model.begin("aborted")
         tx.add()
@@ -121,14 +121,14 @@ def test_what_rolled_back_is_invented(model, audit):
 
 
 def test_what_a_savepoint_took_back_is_invented(model, audit):
-    """An attempt for a row that was rolled back to a savepoint was invented, although its transaction committed."""
+    """An attempt for a row that was rolled back to a savepoint is invented, although its transaction committed."""
     (savepoints,) = [tx for tx in model.transactions.values() if tx.undone]
 
     assert judged(model, [*audit, *attempts(savepoints, 1)]).invented == 2
 
 
 def test_nobody_s_event_and_nobody_s_route_are_invented(model, audit):
-    """An attempt for an event that nobody wrote, on a route that is closed, or decided otherwise, was invented."""
+    """An attempt for an unknown event, for a disabled route, or with another decision is invented."""
     first = next(iter(model.transactions.values()))
     stranger = Transaction(5, "?", rows=1)
     wrong = [
@@ -143,7 +143,7 @@ def test_nobody_s_event_and_nobody_s_route_are_invented(model, audit):
 
 POISON = Doom("poison", frozenset({"broken"}))
 EITHER = Doom("either", frozenset({SENT, "refused"}), arrives=True)
-#: Endings of the two events with these dooms, as the audit, the target and the table of dead letters have them.
+#: Endings of the events with these dooms, in the audit, in the notes of the target and in the table of dead letters.
 RIGHT = {
     "audit": [(0, "dead_letter", "broken"), (1, "delivered", ""), (2, "dead_letter", "refused")],
     "arrived": [1, 2],
@@ -164,7 +164,7 @@ WRONG = {
 
 
 def ending(model: Model, **wrong: Any) -> Verdict:
-    """The verdict on a poison event, two that may end in two ways, and a good one."""
+    """The verdict on a poison event, two events that may end in two ways, and a good one."""
     said = {**RIGHT, "good": ("delivered", ""), **wrong}
     tx, good = committed(model, "doomed", rows=3), committed(model, "short")
     tx.dooms = {0: POISON, 1: EITHER, 2: EITHER}
@@ -182,13 +182,13 @@ def ending(model: Model, **wrong: Any) -> Verdict:
 
 
 def test_planned_endings_are_clean(model):
-    """A poison event is one dead letter, in the audit and in the table; what may end in two ways has ended in one."""
+    """A poison event that is one dead letter in audit and table, and events with either permitted ending, are clean."""
     assert ending(model).clean
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_another_ending_is_seen(model, what):
-    """An event that ended otherwise than it should is misended; neither lost nor duplicated."""
+    """An event with a wrong ending is misended, and neither lost nor duplicated."""
     verdict = ending(model, **WRONG[what])
 
     assert (verdict.misended, verdict.lost, verdict.duplicated) == (1, 0, 0)
@@ -196,21 +196,21 @@ def test_another_ending_is_seen(model, what):
 
 
 def test_a_second_ending_is_a_duplicate(model):
-    """What was sent and became a dead letter as well has two endings."""
+    """An event that was sent and became a dead letter as well is duplicated."""
     verdict = ending(model, audit=[*RIGHT["audit"], (1, "dead_letter", "refused")], letters=[*RIGHT["letters"]])
 
     assert verdict.duplicated == 1
 
 
 def test_an_event_that_is_not_over_is_lost(model):
-    """A poison event without an ending is lost, as any other."""
+    """A poison event without an ending is lost, like any other event."""
     verdict = ending(model, audit=RIGHT["audit"][1:], letters=RIGHT["letters"][1:])
 
     assert (verdict.lost, verdict.misended) == (1, 0)
 
 
 def test_an_unknown_outcome_is_settled_by_all_rows_or_none(model):
-    """All of its rows: committed. None: rolled back. A part: the transaction was torn, and that is said."""
+    """All rows found means committed, none means rolled back; some means a torn transaction, and raises."""
     for found, fate in ((3, Fate.COMMITTED), (0, Fate.ROLLED_BACK)):
         tx = model.begin("several")
         tx.add(4)
@@ -222,7 +222,7 @@ def test_an_unknown_outcome_is_settled_by_all_rows_or_none(model):
 
 
 def test_a_hole_in_the_turns_of_a_subject_is_seen(model, audit):
-    """A turn that was drawn and is not on record means that the record is wrong, and nothing that it says counts."""
+    """A missing turn is reported as a hole: the model is then wrong, and its verdict does not count."""
     assert model.holes() == []
     committed(model, "short", turns={0: (7, 4)})
     assert model.holes() == [7]

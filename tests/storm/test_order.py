@@ -1,6 +1,7 @@
-"""An ordered route under kills: each subject in the order of its commits, never two of one subject at once.
+"""An ordered route while the consumer is killed: each subject in the order of its commits, one call of a subject at a
+time.
 
-ORDER_EVENTS and ORDER_SUBJECTS make it longer: `make kills`.
+ORDER_EVENTS and ORDER_SUBJECTS make the test longer: `make kills`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ SENT = "select (select count(*) from iu_route_attempt where status = 'sent')"
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_subjects_keep_their_order_through_failures_and_kills(live, tmp_path):
-    """Events of many subjects, some failing once, the consumer killed five times: in order, one at a time, all there.
+    """Events of many subjects, one in 50 failing once, the consumer killed five times: in order, one at a time, all
+    there.
 
-    Fails when: taking does not ask for the first of a subject, or what was under way is not taken again after a kill.
+    Fails when: the take does not select the first event of a subject, or an in-flight delivery is not taken again after
+    a kill.
     """
     dice = random.Random(5)
     subjects = [uuid4() for _ in range(SUBJECTS)]

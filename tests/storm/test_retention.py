@@ -1,4 +1,4 @@
-"""Retention under load: writers of every kind, a consumer, and runs that keep next to nothing."""
+"""Retention under load: writers of every kind, a consumer, and retention runs that keep only 50 ms."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ INSERT = """
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, created_at)
     select e.id, 'iu', 'version_applied', 'update', 'immediate', {created} from unnest($1::uuid[]) e(id)
 """
-#: created_at as honest writers have it, and as others do.
+#: Values of created_at: the usual one several times, and unusual ones.
 CREATED = ("now()", "now()", "now()", "now() - interval '1 year'", "'-infinity'", "now() + interval '1 second'")
 
 
 class Writers:
-    """Writers with short and long transactions, batches and rollbacks; what committed, and what failed."""
+    """Writers with short and long transactions, batches and rollbacks; they keep the committed events and the
+    errors.
+    """
 
     def __init__(self, dsn: str, seed: int) -> None:
         self.dsn = dsn
@@ -50,7 +52,7 @@ class Writers:
         await transaction.start()
         await connection.execute(statement, ids)
         if self.dice.random() < 0.2:
-            # Commits late: others are decided and removed meanwhile.
+            # Commits late: other events are routed and removed meanwhile.
             await connection.execute("select pg_sleep($1)", self.dice.random() * 0.3)
         if self.dice.random() < 0.1:
             await transaction.rollback()
@@ -60,17 +62,17 @@ class Writers:
 
 
 async def test_nothing_unseen_disappears(live):
-    """While runs remove whatever is older than an instant, every committed event gets its one decision, and no writer fails.
+    """While retention removes old events, every committed event gets exactly one attempt, and no writer fails.
 
-    Fails when: age alone decides what goes.
+    Fails when: the age alone decides which events are removed.
     """
     await storm(live.dsn)
 
 
 async def test_nothing_unseen_disappears_from_partitions(partitioned):
-    """The same on a partitioned log, whose default partition takes what comes from other years.
+    """Nothing unrouted is removed from a partitioned outbox whose default partition takes events of other years.
 
-    Fails when: age alone decides what goes.
+    Fails when: the age alone decides which events are removed.
     """
     async with connected(partitioned.dsn) as c:
         await c.execute("create table event_outbox_rest partition of event_outbox default")
@@ -78,7 +80,7 @@ async def test_nothing_unseen_disappears_from_partitions(partitioned):
 
 
 async def storm(dsn: str) -> None:
-    """Write, consume and remove at once; then compare."""
+    """Write, consume and remove at the same time; then compare."""
     writers = Writers(dsn, seed=4)
     gone = 0
 
@@ -88,7 +90,7 @@ async def storm(dsn: str) -> None:
         async with session(dsn, name="retention") as connection:
             over = False
             while not over:
-                # One pass more, begun when all have written: how far the others got is the machine's business.
+                # One more pass begins after all have written: the progress of the passes before depends on the machine.
                 over = writers.over
                 async for answer in retention.batches(
                     connection, "events", "50 ms", 300, 0.001, settings.batch_deadline

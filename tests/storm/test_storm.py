@@ -1,6 +1,6 @@
-"""Two short storms, on both embedded versions, with every fault in one of them.
+"""Two short storms, one on each embedded version, with every fault in one of them.
 
-`make storm` is the long one, with all of them on either version; docs/how-to/storm.md.
+`make storm` is the long storm, with all faults on either version; docs/how-to/storm.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAJORS = (16, 18)
 
 
 def _dealt() -> dict[int, tuple[str, ...]]:
-    """Which faults strike where: every other one, so that each strikes in one of the two, and where it can."""
+    """Assign each fault to one of the two versions, alternately, and to the other one if it is not possible there."""
     dealt: dict[int, tuple[str, ...]] = dict.fromkeys(MAJORS, ())
     for number, fault in enumerate(faults.FAULTS.values()):
         major, other = MAJORS[:: 1 - 2 * (number % 2)]
@@ -35,10 +35,11 @@ DEALT = _dealt()
 
 @pytest.mark.parametrize(("major", "other"), [(16, 18), (18, 16)])
 def test_nothing_is_lost_in_a_storm(major, other):
-    """Through every fault of the table, each committed event has one attempt a route, in the order of its subject.
+    """Through every fault of the table, each committed event has one attempt on each route, in the order of its
+    subject.
 
-    Fails when: the cursor loses late commits, the stamp believes what it is sent, two consumers work at once, or
-    anything that was struck does not recover by itself; docs/how-to/storm.md lists what was tried.
+    Fails when: the cursor loses late commits, the stamp accepts a position from the producer, two consumers work at the
+    same time, or a component does not recover by itself; docs/how-to/storm.md lists the faults that were tried.
     """
     plan = Plan(seed=3, minutes=0.5, major=major, bulk_rows=2_000, lull=(0.1, 0.4), only=DEALT[major])
     report = asyncio.run(storm(plan))
@@ -48,7 +49,7 @@ def test_nothing_is_lost_in_a_storm(major, other):
     assert report.misended == 0
     assert report.writer_errors == 0
     assert set(report.faults) | set(report.skipped_faults) == set(DEALT[major])
-    # What is left out lacks a tool; what only the other version can suffer would have to be dealt to it.
+    # A skipped fault lacks a tool here; a fault that only the other version can have is assigned to that version.
     assert all(faults.FAULTS[name].missing(other) for name in report.skipped_faults)
     assert {kind for kind, fates in report.transactions.items() if sum(fates.values())} >= set(KINDS)
     assert report.attempts == 2 * report.events

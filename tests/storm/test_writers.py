@@ -1,4 +1,4 @@
-"""Many writers at full speed with the consumer running: a short version of bench/writers.py, without its timings."""
+"""Many writers at full speed while the consumer runs: a short version of bench/writers.py, without its timings."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The writers of the storm: many sessions that perform the kinds of kinds.py, and a notary for what they prepare.
+"""The writers of the storm: many sessions that run the kinds of kinds.py, and a notary that ends prepared transactions.
 
-Quick writers follow the weather (calm, breeze, wind, gale), slow ones keep transactions open for seconds, and one
-writes in bulk. Quick and bulk writers pause while very many deliveries wait: otherwise a machine that delivers slower
-than they write has a backlog that only grows, and everything is late because of that and of nothing else. A session that a fault cuts leaves its transaction's outcome unknown until the rows are looked for.
+The pace of quick writers follows the weather (calm, breeze, wind, gale), slow writers keep transactions open for
+seconds, and one writer writes in bulk. Quick and bulk writers pause while very many deliveries wait: otherwise, on a
+machine that delivers more slowly than they write, the backlog would only grow, and every delivery would be late for
+that reason alone. If a fault cuts a session, the outcome of its transaction is unknown until its rows are looked for.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from storm.ground import LOST, PATIENCE, Ground, Session
 from storm.kinds import KINDS, Kind, Pen, Prepared, Vanished
 from storm.model import Fate, Model, Transaction
 
-#: Tasks of each pace.
+#: Number of writers of each pace.
 CREW = {"quick": 14, "slow": 16, "bulk": 1}
-#: Each weather: its share of the time, its length, and the pause of a quick writer between two transactions, in s.
+#: Each weather: relative frequency, shortest and longest duration, and pause of a quick writer between transactions, in
+#: s.
 WEATHER = {
     "calm": (1, (0.3, 1.0), (10.0, 10.0)),
     "breeze": (2, (0.5, 3.0), (0.05, 0.6)),
@@ -37,14 +39,14 @@ class Writers:
     """All writers, and the notary of the prepared transactions.
 
     Args:
-        ground: Where they write.
-        model: Whom they tell.
-        seed: Of their dice; each writer has its own.
-        bulk_rows: Events in a bulk.
-        bulk_every: Pause between two bulks, in seconds.
+        ground: The environment in which they write.
+        model: The record of their transactions.
+        seed: Seed of the random numbers; each writer has its own generator.
+        bulk_rows: Events in a bulk transaction.
+        bulk_every: Pause between two bulk transactions, in seconds.
 
     Attributes:
-        weather: How quick the quick ones are at present.
+        weather: The present pace of quick writers.
         flooded: Whether so many deliveries wait that quick and bulk writers pause.
     """
 
@@ -66,7 +68,7 @@ class Writers:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Send everybody out."""
+        """Start all writers and the notary."""
         self._road.set()
         for pace, crew in CREW.items():
             for number in range(crew):
@@ -77,7 +79,7 @@ class Writers:
         self._notary = asyncio.create_task(self._notarise())
 
     async def stop(self) -> None:
-        """Let everybody finish what is under way, prepared transactions included."""
+        """Let all writers complete their transactions, prepared ones included, and stop."""
         self._stopping = True
         self._weatherman.cancel()
         self._hurry.set()
@@ -89,7 +91,7 @@ class Writers:
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
-        """For the length of a block nobody writes: no transaction is open, none is prepared."""
+        """Stop all writing for the length of a block: no transaction is open, none is prepared."""
         self._stills += 1
         self._road.clear()
         self._hurry.set()
@@ -108,7 +110,7 @@ class Writers:
                 await asyncio.sleep(0.02)
 
     async def pause(self, seconds: float) -> None:
-        """Wait, unless everybody is told to hurry."""
+        """Wait, unless the writers are told to hurry."""
         try:
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
@@ -117,11 +119,11 @@ class Writers:
 
     @property
     def looking(self) -> bool:
-        """Somebody looks for what became of a transaction, or may have to: its events must not be removed."""
+        """Whether a writer looks for the rows of a transaction, or may have to: its events must not be removed."""
         return self._looking > 0 or any(p.asked for p in self.prepared)
 
     def check(self) -> None:
-        """Raise what a writer should not have raised."""
+        """Raise the unexpected exception of a writer."""
         for task in self._tasks:
             if task.done() and not task.cancelled() and task.exception():
                 raise task.exception()
@@ -159,13 +161,13 @@ class Writers:
             await self.pause(self.bulk_every * dice.uniform(0.7, 1.3))
         elif pace == "quick":
             until = time.monotonic() + dice.uniform(*WEATHER[self.weather][2])
-            # In small steps, for the weather changes.
+            # The pause is in small steps, because the weather may change.
             while (left := until - time.monotonic()) > 0 and not self._hurry.is_set():
                 await self.pause(min(left, 0.1))
                 until = min(until, time.monotonic() + WEATHER[self.weather][2][1])
 
     async def _perform(self, chosen: Kind, session: Session | None, dice: random.Random) -> Session | None:
-        """One transaction, until it has an outcome; the session for the next one."""
+        """Run one transaction until it has an outcome; return the session for the next one, or None."""
         while True:
             if session is None and (session := await self._open()) is None:
                 return None
@@ -185,7 +187,7 @@ class Writers:
                 await self._settle(tx, session)
                 return None
             except asyncpg.PostgresError as error:
-                # COMMIT may have been it: the rows tell.
+                # COMMIT may have raised the error, so the rows show the outcome.
                 self._record(chosen.name, error)
                 await self._settle(tx, session)
                 return None
@@ -216,7 +218,7 @@ class Writers:
 
     def _count_cut(self, session: Session | None, lost: BaseException) -> None:
         opened = session.opened if session else time.monotonic()
-        # A second of grace: what failed just now was begun before.
+        # A second of grace: a statement that fails now may have begun before the fault ended.
         if self.ground.cutting or opened < self.ground.healed_at + 1:
             self.model.cut += 1
         else:
@@ -227,7 +229,7 @@ class Writers:
             self.model.errors.append(f"{what}: {type(error).__name__}: {error}")
 
     async def _settle(self, tx: Transaction, session: Session) -> None:
-        """Find out what became of a transaction whose session was cut."""
+        """Find out the outcome of a transaction whose session was cut."""
         session.terminate()
         tx.fate = Fate.UNKNOWN
         self._looking += 1
@@ -237,7 +239,7 @@ class Writers:
             self._looking -= 1
 
     async def _look_for(self, tx: Transaction, session: Session) -> None:
-        # A backend may outlive its connection, and may be committing still.
+        # A backend may live longer than its connection, and may still be committing.
         await self.ground.until(
             "select not exists (select from pg_stat_activity where application_name = $1)", session.name
         )
@@ -250,7 +252,7 @@ class Writers:
             self.prepared.remove(waiting)
 
     async def count(self, tx: Transaction) -> int:
-        """How many of a transaction's events are there."""
+        """Number of a transaction's events that are in the outbox."""
         return await self.ground.value(
             "select count(*) from event_outbox where id between $1 and $2 and event_domain = 'iu'",
             tx.event(0),
@@ -267,7 +269,7 @@ class Writers:
             await asyncio.sleep(0.02)
 
     async def _finish(self, waiting: Prepared) -> None:
-        """COMMIT PREPARED or ROLLBACK PREPARED, through whatever happens to the server meanwhile."""
+        """COMMIT PREPARED or ROLLBACK PREPARED, also while the server is restarted."""
         tx = waiting.tx
         session: Session | None = None
         try:
@@ -275,11 +277,11 @@ class Writers:
             waiting.asked = True
             await session.execute(f"{'commit' if waiting.commit else 'rollback'} prepared '{tx.gid}'")
         except LOST:
-            # Whether it was done, the next try finds out.
+            # The next try finds out whether it was done.
             await asyncio.sleep(0.05)
             return
         except asyncpg.UndefinedObjectError:
-            # It was done by a try whose answer was cut off.
+            # An earlier try did it, and its answer was lost.
             tx.settle(await self.count(tx))
         else:
             tx.fate = Fate.COMMITTED if waiting.commit else Fate.ROLLED_BACK
@@ -296,7 +298,7 @@ class Writers:
             await asyncio.sleep(dice.uniform(*WEATHER[self.weather][1]))
 
     def kinds(self) -> dict[str, Counter[Fate]]:
-        """Transactions by kind and fate."""
+        """Number of transactions by kind and fate."""
         found: dict[str, Counter[Fate]] = {name: Counter() for name in KINDS}
         for tx in self.model.transactions.values():
             found.setdefault(tx.kind, Counter())[tx.fate] += 1
