@@ -1,4 +1,4 @@
-"""What the tests of the command line share: running commands, watching long ones, and looking at a database whole."""
+"""Helpers for the tests of the command line: run commands, watch long ones, compare the state of a database."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from support import connected
 ROUTE = "iu.version_applied.workflow"
 REPOSITORY = Path(__file__).parents[2]
 
-#: For tests of the command line proper, which no version of the server can change.
+#: For tests of the command line that do not depend on the version of the server.
 on_one_server = pytest.mark.parametrize("server", ["pg18"], indirect=True)
 
-#: Events with this address cannot be audited as dry run: each becomes a dead letter.
+#: A trigger that rejects the dry-run attempt of events with this address, so that each becomes a dead letter.
 POISON = """
     create function poison() returns trigger language plpgsql as $$
     begin
@@ -52,7 +52,7 @@ REMEDY = "drop trigger poison on iu_route_attempt; drop function poison()"
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended."""
+    """The result of a command that has ended; ``seconds`` is its duration."""
 
     code: int
     out: str
@@ -61,18 +61,20 @@ class Done:
 
     @property
     def json(self) -> Any:
-        """The answer, from standard output."""
+        """Standard output, parsed as JSON."""
         return json.loads(self.out)
 
 
 def environment(home: str, dsn: str | None = None, env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """An environment in which nothing is said but what the test says."""
+    """An environment that contains no settings except those of the test."""
     clean = {"PATH": os.environ["PATH"], "HOME": home, "LANG": "C.UTF-8", "TERM": "xterm"}
     return clean | ({"IU_LISTEN_DSN": dsn} if dsn else {}) | dict(env or {})
 
 
 def run(*args: str, dsn: str | None = None, env: Mapping[str, str] | None = None, timeout: float = 60) -> Done:
-    """Run one command to its end, in an empty directory and a clean environment. A traceback is never an answer."""
+    """Run one command to its end, in an empty directory and a clean environment. A traceback in the output is an
+    error.
+    """
     with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
         began = time.monotonic()
         whole = environment(home, dsn, env)
@@ -90,7 +92,9 @@ def run(*args: str, dsn: str | None = None, env: Mapping[str, str] | None = None
 
 
 def refused(code: int, *says: str, **named: Any) -> Callable[..., Done]:
-    """A run that must end with this exit code and say all of these things."""
+    """Return a function that runs a command and asserts its exit code and that its output contains all of these
+    texts.
+    """
 
     def must(*args: str, **more: Any) -> Done:
         done = run(*args, **named, **more)
@@ -103,7 +107,7 @@ def refused(code: int, *says: str, **named: Any) -> Callable[..., Done]:
 
 
 class Running:
-    """A command that goes on, and what it has said so far, both streams together."""
+    """A command that runs in the background, and its output so far, both streams together."""
 
     def __init__(
         self, *args: str, dsn: str | None = None, env: Mapping[str, str] | None = None, background: bool = False
@@ -115,7 +119,7 @@ class Running:
             [sys.executable, "-u", "-m", "iu_listen", *args],
             env=environment(self._home, dsn, env), cwd=self._home, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            # As a shell does for a job that it starts with &.
+            # A shell ignores SIGINT in a job that it starts with &.
             preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,  # noqa: PLW1509
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)
@@ -133,11 +137,13 @@ class Running:
 
     @property
     def said(self) -> str:
-        """Everything so far."""
+        """The output so far."""
         return "".join(self._said)
 
     def until_it_says(self, words: str, times: int = 1, timeout: float = 30) -> float:
-        """Wait for words; the moment at which they were there."""
+        """Wait until the output contains these words; return the time at which they were found, by the monotonic
+        clock.
+        """
         with self._changed:
             found = self._changed.wait_for(
                 lambda: self.said.count(words) >= times or (self._said and not self._said[-1]), timeout
@@ -147,24 +153,24 @@ class Running:
         return time.monotonic()
 
     def ended(self, timeout: float = 15) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until the command ends; return its exit code."""
         code = self.process.wait(timeout)
         self._reader.join(timeout)
         assert "Traceback" not in self.said, self.said
         return code
 
     def end(self, number: int = signal.SIGTERM, timeout: float = 15) -> int:
-        """Send a signal and wait for the end; the exit code."""
+        """Send a signal and wait until the command ends; return its exit code."""
         self.process.send_signal(number)
         return self.ended(timeout)
 
     def close(self) -> None:
-        """Whatever happened: no process and no directory is left."""
+        """Leave no process and no directory, whatever happened before."""
         if self.process.poll() is None:
             for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
                 process.kill()
         self.process.wait()
-        # Only a process that it has left behind can keep its output open.
+        # Only a process that the command has left behind can keep its output open.
         self._reader.join(10)
         assert not self._reader.is_alive(), "its output is still open: it has left a process behind"
         assert self.process.stdout is not None
@@ -174,7 +180,7 @@ class Running:
 
 @contextmanager
 def running(*args: str, **how: Any) -> Iterator[Running]:
-    """A command that goes on, for the length of a block; arguments as for Running."""
+    """Run a command for the length of a block; the arguments are those of Running."""
     command = Running(*args, **how)
     try:
         yield command
@@ -186,7 +192,7 @@ def running(*args: str, **how: Any) -> Iterator[Running]:
 
 
 class Tree:
-    """A copy of the modules and of sql/, to be broken."""
+    """A copy of the modules and of sql/ that a test may change."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -196,11 +202,11 @@ class Tree:
 
     @property
     def env(self) -> dict[str, str]:
-        """Makes a command run from here."""
+        """Environment variables that make a command run from this copy."""
         return {"PYTHONPATH": str(self.root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def edit(self, file: str, old: str, new: str) -> None:
-        """Replace what stands there exactly once."""
+        """Replace a text that occurs exactly once in the file."""
         path = self.root / file
         text = path.read_text()
         assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
@@ -211,7 +217,7 @@ class Tree:
 
 
 def execute(dsn: str, script: str) -> None:
-    """Run statements."""
+    """Execute an SQL script."""
 
     async def go() -> None:
         async with connected(dsn) as connection:
@@ -221,7 +227,7 @@ def execute(dsn: str, script: str) -> None:
 
 
 def rows(dsn: str, query: str, *args: Any) -> list[asyncpg.Record]:
-    """Run a query."""
+    """Run a query, and return its rows."""
 
     async def go() -> list[asyncpg.Record]:
         async with connected(dsn) as connection:
@@ -231,12 +237,12 @@ def rows(dsn: str, query: str, *args: Any) -> list[asyncpg.Record]:
 
 
 def value(dsn: str, query: str, *args: Any) -> Any:
-    """The one value of a query."""
+    """Return the single value of a query."""
     return rows(dsn, query, *args)[0][0]
 
 
 def seen(dsn: str, query: str, *args: Any, timeout: float = 15) -> Any:
-    """Ask again and again, 10 ms apart, until the one value is true; that value."""
+    """Repeat a query every 10 ms until its single value is true; return that value."""
 
     async def go() -> Any:
         async with connected(dsn) as connection:
@@ -251,7 +257,7 @@ def seen(dsn: str, query: str, *args: Any, timeout: float = 15) -> Any:
 
 @contextmanager
 def holding(dsn: str, script: str) -> Iterator[None]:
-    """A transaction of somebody else, open for the length of a block."""
+    """Keep a transaction of another session open for the length of a block."""
     loop = asyncio.new_event_loop()
     connection = loop.run_until_complete(asyncpg.connect(dsn))
     try:
@@ -299,12 +305,12 @@ CATALOGUE = """
 
 
 def catalogue(dsn: str) -> list[str]:
-    """Every object of the database, as text."""
+    """Every object of the database, one line of text each."""
     return [row[0] for row in rows(dsn, CATALOGUE)]
 
 
 def portrait(dsn: str) -> dict[str, list[str]]:
-    """The database whole: its objects and every row. Two portraits are equal when nothing was changed."""
+    """The state of the database: its objects and all rows. Two equal portraits mean that nothing was changed."""
 
     async def go() -> dict[str, list[str]]:
         async with connected(dsn) as connection:
@@ -319,11 +325,11 @@ def portrait(dsn: str) -> dict[str, list[str]]:
 
 
 def kinds(catalogue: list[str]) -> dict[str, set[str]]:
-    """Names of tables, views, functions and so on in a catalogue."""
+    """Names of tables, views, functions and other objects in a catalogue, by kind."""
     found: dict[str, set[str]] = {}
     relations = {"r": "table", "v": "view", "S": "sequence", "i": "index"}
     for line in catalogue:
-        # A function's name holds its arguments, and a type may be of several words.
+        # The name of a function includes its argument types, and the name of a type may have several words.
         kind, name, *rest = re.findall(r"\S+\([^)]*\)|\S+", line)
         found.setdefault(relations[rest[0]] if kind == "class" else kind, set()).add(name)
     return found

@@ -1,4 +1,4 @@
-"""Servers that only the tests of the command line need."""
+"""Fixtures of servers that only the tests of the command line need."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from iu_listen.embedded_keeper import run as run_as
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[embedded.Server]:
-    """A server that a test may stop, with TCP and a password; iu-listen is applied to its database iu, gate open."""
+    """A server that a test may stop, with TCP and a password; iu-listen is applied to its database iu, and the gate is
+    open.
+    """
     with place() as root, embedded.running(root, 18, durable=False, tcp=True) as server:
         yield server
 
 
 @pytest.fixture
 def standby(applied: Database) -> Iterator[str]:
-    """The DSN of ``applied`` on a real standby, made by pg_basebackup and following."""
+    """The DSN of ``applied`` on a real standby that pg_basebackup has made and that streams from the primary."""
     primary = applied.server
     if primary is None:
         pytest.skip("a standby can only be made of a server of ours")
@@ -40,7 +42,7 @@ def standby(applied: Database) -> Iterator[str]:
             account,
         )
         assert made.returncode == 0, made.stdout
-        # postgresql.conf ends with an include of the file beside the data directory.
+        # postgresql.conf ends with an include of the configuration file beside the data directory.
         settings = primary.data.with_name(primary.data.name + ".conf").read_text()
         conf = data.with_name(primary.data.name + ".conf")
         conf.write_text(f"{settings}\nunix_socket_directories = '{socket}'\nunix_socket_permissions = 0777\n")

@@ -1,9 +1,11 @@
-"""An incident, prepared: the consumer was gone for 95 hours, events wait, and what had failed before lies about."""
+"""A prepared incident: the consumer was absent for 95 hours, events wait, and dead letters of the time before are
+open.
+"""
 
 from __future__ import annotations
 
 ERP, MAIL, BILL = "shop.erp", "shop.mail", "shop.bill"
-#: Failure codes of the dead letters, each with its share of them, in percent, and its route.
+#: Failure codes of the dead letters; for each, its share in percent and its route.
 KINDS = {"reject": (40, MAIL), "smtp_550": (40, MAIL), "target_error": (20, BILL)}
 
 SETUP = f"""
@@ -17,7 +19,7 @@ SETUP = f"""
     select fn_iu_route_live(code, true, 'the shop opens') from unnest(array['{ERP}', '{MAIL}', '{BILL}']) code;
 """
 
-#: Dead letters: events, their attempts, and what became of them; settled long ago by the consumer that is gone.
+#: Dead letters: their events and attempts, settled long ago by the consumer that is now absent.
 LETTERS = f"""
     with made as (
         insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload,
@@ -44,10 +46,11 @@ LETTERS = f"""
            to_jsonb(d) - 'share' - 'code' - 'route', d.code, 'address is missing', d.created_at
       from dead d;
 """
-#: The cursor has read all of these.
+#: Moves the cursor behind all of these events.
 READ = "update iu_route_worker_cursor set prev = pg_current_snapshot()"
 
-#: One route is held by its breaker, with one event; then events that wait for the cursor; then 95 hours of silence.
+#: One route is paused by its circuit breaker, with one event; then come events that wait for the cursor, and 95 hours
+#: without a consumer.
 SILENCE = f"""
     select fn_iu_route_worker_run('iu_outbound_default', 100);
     insert into iu_delivery_breaker (route_code, opened_at, probe_at, why)
@@ -65,11 +68,11 @@ SILENCE = f"""
     update dot_config set updated_at = now() - interval '9 days';
 """
 
-#: One event; in a transaction that nobody ends, also what somebody forgot.
+#: Inserts one event; a test also uses it in a transaction that stays open.
 FORGOTTEN = "insert into event_outbox (event_domain, event_type, event_stream, delivery_lane) values ('iu', 'order_placed', 'task', 'immediate')"
 
 
 def scripts(waiting: int, letters: int) -> list[str]:
-    """The statements that prepare it, each for a transaction of its own."""
+    """The statements that prepare the incident, each for a separate transaction."""
     figures = {"waiting": waiting, "letters": letters}
     return [SETUP, LETTERS % figures, READ, FORGOTTEN, SILENCE % figures, "analyze"]

@@ -1,14 +1,14 @@
-"""Commands that begin where `python -m iu_listen` is after its imports.
+"""Starts commands in forked processes that have already imported `iu_listen`.
 
-To import is most of what a short command does, and the tests run hundreds of them. So a process of the tests does it
-once, and each command is a copy of that process, with an environment, a directory and streams of its own:
+A short command spends most of its time on imports, and the tests run hundreds of commands. So one process, the nursery,
+imports the modules once, and each command is a fork of that process with its own environment, directory and streams:
 
     tests ── arguments, streams ──► nursery ── fork ──► keeper ── fork ──► command
       ▲                                                   │ waits
-      └───────────── its process id, its exit code ───────┘
+      └──────────── its process id, its exit code ────────┘
 
-Whatever imports read is as in a process of one's own, because nobody may order a command that it would be different for:
-``may_be_born`` says who. Run with the number of a socket, this file is the nursery.
+The result is the same as in a new process, because a command is only forked if its environment cannot change the result
+of an import: see ``may_be_born``. Run with the number of a socket, this file is the nursery.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any, Final
 
-#: What a command reads in its environment when it runs; of anything else nobody knows when it is read.
+#: Prefixes of variables that a command reads when it runs; other variables may be read by imports.
 READ_LATE: Final = ("IU_LISTEN_", "OTEL_", "PG")
-#: But these are read by imports; a test of the tests looks for more of them.
+#: Exceptions: variables with these prefixes that are read by imports; a test of the nursery looks for more of them.
 READ_BY_IMPORTS: Final = frozenset({"OTEL_PYTHON_CONTEXT", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"})
-#: Longest order, in bytes.
+#: Maximum length of an order, in bytes.
 LONGEST: Final = 1 << 20
 
 _one_at_a_time = threading.Lock()
 
 
 def may_be_born(env: Mapping[str, str]) -> bool:
-    """Whether no import looks at what this environment says beyond the usual."""
+    """Whether no import reads a variable of this environment, so that a forked command behaves like a new process."""
     return all(name.startswith(READ_LATE) and name not in READ_BY_IMPORTS for name in env)
 
 
@@ -53,7 +53,7 @@ def may_be_born(env: Mapping[str, str]) -> bool:
 @cache
 def _nursery(process: int) -> socket.socket:
     ours, theirs = socket.socketpair()
-    # Pipes, as a command of its own would have them: what Python finds out about its streams it finds out once.
+    # Pipes, as a separate command would have them: Python examines its standard streams only once.
     nursery = subprocess.Popen(
         [sys.executable, "-P", __file__, str(theirs.fileno())],
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8", "TERM": "xterm"},
@@ -73,10 +73,10 @@ def born(args: Sequence[str], env: Mapping[str, str], cwd: str, timeout: float) 
     """Run a command to its end, as subprocess.run does.
 
     Args:
-        args: What follows `iu-listen`.
-        env: Its environment, whole.
+        args: The arguments after `iu-listen`.
+        env: Its complete environment.
         cwd: Its directory.
-        timeout: How long it may take, in seconds.
+        timeout: Its longest duration, in seconds.
 
     Raises:
         subprocess.TimeoutExpired: it took longer, and was killed.
@@ -114,8 +114,10 @@ def born(args: Sequence[str], env: Mapping[str, str], cwd: str, timeout: float) 
 
 
 def _order(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """The next command, in the process that becomes it; None in the nursery, when nobody orders any more."""
-    # What is left of a keeper is nobody's business.
+    """Return the next command, in the process that becomes it; None in the nursery, when the tests have closed the
+    socket.
+    """
+    # The nursery does not wait for keepers that have ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         order, streams, _, _ = socket.recv_fds(control, LONGEST, 4)
@@ -128,7 +130,7 @@ def _order(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
             if (command := os.fork()) == 0:
                 os.close(told)
                 return json.loads(order), streams
-            # Its output ends when it ends, and whatever it leaves behind.
+            # The keeper closes its copies of the streams, so that they end when the command and its children end.
             os.closerange(0, 3)
             for stream in streams:
                 os.close(stream)
@@ -141,7 +143,7 @@ def _order(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 
 def _become(order: dict[str, Any], streams: list[int]) -> None:
-    """As `python -m iu_listen` would."""
+    """Continue as `python -m iu_listen` would."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -154,7 +156,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
 
 if __name__ == "__main__":
     importlib.import_module("iu_listen.cli")
-    # What is there already is not looked through again by each command, and so not copied.
+    # The garbage collector of each command skips the existing objects, so their memory pages are not copied.
     gc.freeze()
     if (found := _order(socket.socket(fileno=int(sys.argv[1])))) is not None:
         _become(*found)

@@ -1,4 +1,4 @@
-"""What the tests of broker targets share: deliveries, servers that are killed, callers that try again."""
+"""Helpers for the tests of broker targets: deliveries, servers that are killed, callers that retry."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Delivery, Event, Result
 from iu_listen.model.outcome import outcome_of
 
-#: What must never be seen anywhere.
+#: A secret value that must never appear in an output.
 CANARY = "canary-5f0c9d"
 
 
 def delivery(number: int = 0, **event: Any) -> Delivery:
-    """A delivery of an event like any other."""
+    """A delivery of an ordinary event."""
     found: dict[str, Any] = {
         "id": uuid4(), "domain": "iu", "type": "version.applied", "stream": "update", "subject": f"iu:doc/{number % 97}",
         "source": "crm", "occurred_at": datetime.now(UTC), "payload": f'{{"number": {number}}}',
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A process that listens on a port, and is killed and started again."""
+    """A process that listens on a port, and that can be killed and started again."""
 
     def __init__(self, arguments: Sequence[str | Path], port: int) -> None:
         self.arguments = arguments
@@ -64,13 +64,13 @@ class Server:
                 time.sleep(0.01)
 
     def kill(self) -> None:
-        """Without a goodbye."""
+        """Kill the process with SIGKILL."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def running(self) -> Iterator[Server]:
-        """For a fixture."""
+        """Start the server, yield it, and kill it: the body of a fixture."""
         self.start()
         try:
             yield self
@@ -79,9 +79,9 @@ class Server:
 
 
 def valkey(folder: Path, *extra: str) -> Server:
-    """A server out of a wheel."""
+    """A Valkey server from a Python wheel."""
     port = free_port()
-    # What was acknowledged is on the disk: otherwise a killed server would forget, whatever a client does.
+    # Acknowledged writes are on the disk: otherwise a killed server would lose them, independent of the client.
     durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
     return Server(
         [get_binary_path(), "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *durable, *extra], port
@@ -89,12 +89,12 @@ def valkey(folder: Path, *extra: str) -> Server:
 
 
 class Callers:
-    """So many callers, each of whom delivers again what could not be delivered, after a pause.
+    """Concurrent callers. Each repeats a failed delivery after a pause, in seconds.
 
     Attributes:
-        outcomes: How many attempts came to what: result and code.
-        slowest: How long the slowest attempt took that was Unavailable, in seconds.
-        done: How many deliveries were made.
+        outcomes: Number of attempts by result and code.
+        slowest: Longest duration of an attempt that ended as Unavailable, in seconds.
+        done: Number of completed deliveries.
     """
 
     def __init__(self, target: Target, concurrency: int = 50, pause: float = 0.02) -> None:
@@ -123,7 +123,7 @@ class Callers:
         return result
 
     async def deliver(self, deliveries: Iterable[Delivery]) -> None:
-        """All of them, until each was sent or rejected."""
+        """Attempt all deliveries until each was sent or rejected."""
         left = iter(deliveries)
 
         async def caller() -> None:
@@ -140,7 +140,9 @@ class Callers:
 async def storm(
     callers: Callers, deliveries: Sequence[Delivery], kill: Callable[[], Any], start: Callable[[], Any]
 ) -> None:
-    """Deliver all, while the server is killed after a third and after two thirds, until many have failed by that."""
+    """Deliver all, while the server is killed after one third and after two thirds, and stays down until many calls
+    failed.
+    """
 
     async def strikes() -> None:
         for share in (1, 2):
@@ -163,7 +165,9 @@ async def until(condition: Callable[[], bool], timeout: float = 60) -> None:
 
 
 async def cut_short(target: Target, deliveries: Sequence[Delivery], longest: float) -> int:
-    """Begin each, 20 at once, and cancel it somewhere between at once and ``longest`` seconds; how many were cut."""
+    """Begin each delivery, 20 at a time, and cancel it after 0 to ``longest`` seconds; return the number of cancelled
+    ones.
+    """
     cut = 0
     left = iter(enumerate(deliveries))
 
@@ -181,7 +185,7 @@ async def cut_short(target: Target, deliveries: Sequence[Delivery], longest: flo
 
 
 class Certificates:
-    """A CA of our own, and a certificate for loopback."""
+    """A private CA, and its certificate for loopback."""
 
     def __init__(self, folder: Path, name: str = "own") -> None:
         self._authority = trustme.CA()
@@ -196,7 +200,7 @@ class Certificates:
 async def listening(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
 ) -> AsyncIterator[int]:
-    """A server of the test itself, for the length of a block; its port."""
+    """Run a server inside the test for the length of a block; yields its port."""
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -214,7 +218,7 @@ async def listening(
 
 
 def words_of(error: BaseException) -> str:
-    """All that an error could be printed as, with what it was raised from."""
+    """All texts that printing an error could show, including the errors that caused it."""
     found = []
     one: BaseException | None = error
     while one is not None:

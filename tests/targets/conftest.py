@@ -12,7 +12,7 @@ from targets.counterparts import Certificates, Receiver, granian
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """An authority, and what it signed."""
+    """A certificate authority and certificates that it signed."""
     folder: Path = tmp_path_factory.mktemp("certificates")
     return Certificates(folder)
 

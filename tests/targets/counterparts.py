@@ -1,4 +1,4 @@
-"""What the tests of the HTTP target share: certificates, receivers that behave and others that do not, and deliveries."""
+"""Helpers for the tests of the HTTP target: certificates, well-behaved and misbehaving receivers, deliveries."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from iu_listen.model.delivery import Delivery, Event
 from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http
 
-#: Base64 of 24 bytes each.
+#: Signing keys, each the base64 of 24 bytes, and a token with special characters.
 KEYS = {"NEW": "whsec_bmV3IGtleSwgbmV3IGtleSwgbmV3IGtl", "OLD": "whsec_b2xkIGtleSwgb2xkIGtleSwgb2xkIGtl",
         "TOKEN": "canary-7f3a/9 +\"'"}  # fmt: skip
 SECRETS = Secrets(KEYS, allow_private=("localhost",))
 
 
 def delivery(key: str | None = None, *, deadline: float = 20.0, **event: Any) -> Delivery:
-    """A delivery of an event that is usual but for what is given."""
+    """A delivery of an ordinary event, except for the given values."""
     given = {
         "domain": "iu",
         "type": "iu.version_applied",
@@ -45,10 +45,10 @@ def delivery(key: str | None = None, *, deadline: float = 20.0, **event: Any) ->
 
 
 class Certificates:
-    """An authority that the tests trust, and servers' certificates of it, and others.
+    """A certificate authority that the tests trust, good certificates of it, and certificates that must be refused.
 
     Args:
-        folder: Where its files go.
+        folder: Directory of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,18 +84,18 @@ class Certificates:
 
 @dataclass
 class Receiver:
-    """Where receiver.py listens."""
+    """The address at which receiver.py listens."""
 
     port: int
     ca: Path
 
     def target(self, path: str = "/hook", **options: Any) -> http.HttpTarget:
-        """A target that goes there."""
+        """A target for this receiver."""
         given = {"ca": str(self.ca)}
         return http.open(f"https://localhost:{self.port}{path}", given | options, SECRETS)
 
     async def ask(self, path: str) -> Any:
-        """What a GET answers."""
+        """The answer to a GET of this path, parsed as JSON."""
         context = ssl.create_default_context(cafile=self.ca)
 
         def get() -> Any:
@@ -107,7 +107,7 @@ class Receiver:
 
 @contextmanager
 def granian(certificates: Certificates) -> Iterator[Receiver]:
-    """receiver.py, over TLS, with HTTP/1.1 and HTTP/2."""
+    """Run receiver.py over TLS, with HTTP/1.1 and HTTP/2."""
     chain, key = certificates.files()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,18 +128,19 @@ def granian(certificates: Certificates) -> Iterator[Receiver]:
         try:
             server.wait(10)
         except subprocess.TimeoutExpired:
-            # It waits for what a failed test holds.
+            # The receiver waits for requests that a failed test has put on hold.
             server.kill()
             server.wait(10)
 
 
-#: What a raw receiver does with a connection on which a request has arrived. What it returns is true where it stays.
+#: The action of a raw receiver on a connection when a request has arrived. The connection stays open if it returns
+#: true.
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
 
 
 @dataclass
 class Raw:
-    """A server that sends bytes, and what it was sent."""
+    """A server that sends given bytes, and the requests that it received."""
 
     host: str
     port: int
@@ -149,11 +150,11 @@ class Raw:
     open: int = 0
 
     def target(self, path: str = "/", host: str = "localhost", **options: Any) -> http.HttpTarget:
-        """A target that goes there."""
+        """A target for this server."""
         return http.open(f"{self.scheme}://{host}:{self.port}{path}", options, SECRETS)
 
     async def left(self) -> None:
-        """Return when nobody is connected any more; fail after ten seconds."""
+        """Return when no connection is open any more; fail after ten seconds."""
         deadline = time.monotonic() + 10
         while self.open:
             assert time.monotonic() < deadline, "a connection is still there"
@@ -164,7 +165,7 @@ class Raw:
 async def raw(
     answer: bytes | Behaviour, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[Raw]:
-    """A server that answers every request with these bytes, or does this, whatever was asked."""
+    """A server that answers every request with these bytes, or by this behaviour."""
     tasks: set[asyncio.Task] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -185,7 +186,7 @@ async def raw(
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
-            # TLS would wait for a word of the other side, which says none.
+            # TLS would wait for a closing message of the other side, which sends none.
             (writer.transport.abort if tls else writer.close)()
             with suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
@@ -203,6 +204,6 @@ async def raw(
 
 
 def response(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """An answer as bytes; ``_`` in a name of a header is ``-``."""
+    """An HTTP answer as bytes; ``_`` in the name of a header becomes ``-``."""
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in ({"content_length": len(body)} | headers).items()]
     return "\r\n".join([f"HTTP/1.1 {status} X", *lines, "", ""]).encode("latin-1") + body

@@ -1,7 +1,7 @@
-"""Coroutines that do what the payload of the event asks: return, raise, block, ignore a cancellation, or end the process.
+"""Coroutines that do as the event's payload asks: return, raise, block, ignore a cancellation, or end the process.
 
-``{"do": ["exit", "return"]}`` ends the process at the first attempt and returns at every later one. Every call is noted in
-the file that CALLS names, so that a test knows of calls that ended with their process.
+``{"do": ["exit", "return"]}`` ends the process at the first attempt and returns at every later one. Every call is noted
+in the file that the variable CALLS names, so that a test also knows the calls that ended with their process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import anyio.to_thread
 from iu_listen import Delivery, Failed, Reject, Unavailable, target
 from iu_listen.targets.python import PythonTarget
 
-#: How long "block" keeps the event loop from running, in seconds: longer than the lease of the tests.
+#: How long "block" blocks the event loop, in seconds: longer than the lease of the tests.
 BLOCK = 4.0
 
 
@@ -53,7 +53,7 @@ def _cancel_everything() -> None:
         task.cancel()
 
 
-#: What ends as a failed attempt, and the process goes on.
+#: Actions that end as a failed attempt; the process continues.
 FAILS = {
     "value error": lambda: _raise(ValueError("odd")),
     "failed": lambda: _raise(Failed("not this time", code="later")),
@@ -71,18 +71,18 @@ FAILS = {
     "group": lambda: _raise(BaseExceptionGroup("several", [SystemExit(1), ValueError("b")])),
     "cancelled": lambda: _raise(asyncio.CancelledError()),
 }
-#: What is a dead letter at once.
+#: Actions that make a dead letter at the first attempt.
 REJECTS = {
     "reject": lambda: _raise(Reject("never")),
     "reject with a number": lambda: _raise(Reject("gone", code=404)),
     "reject with an error": lambda: _raise(Reject(ValueError("x"))),
 }
-#: What is an outage where nothing else of the route succeeds.
+#: Actions that count as an outage if no other delivery of the route succeeds.
 UNAVAILABLE = {
     "unavailable": lambda: _raise(Unavailable("down")),
     "connection refused": lambda: _raise(ConnectionRefusedError("down")),
 }
-#: What ends the process, or the lease, so that nothing is recorded of the attempt.
+#: Actions that end the process, or the lease, so that no outcome of the attempt is recorded.
 KILLS = {
     "exit": lambda: os._exit(7),
     "segmentation fault": lambda: ctypes.string_at(0),
@@ -115,7 +115,7 @@ async def _in_a_thread() -> None:
     await anyio.to_thread.run_sync(threading.Event().wait)
 
 
-#: What goes on after its cancellation, and never ends.
+#: Actions that continue after their cancellation, and never end.
 IGNORES = {
     "swallow": _swallow,
     "shield": _behind_a_shield,
@@ -133,14 +133,14 @@ async def _leave_a_thread() -> None:
 
 
 _KEPT: list[asyncio.Task[None]] = []
-#: What ends, and leaves behind something that does not.
+#: Actions that return, but leave a task or a thread that never ends.
 LEAVES = {"task": _leave_a_task, "thread of the loop": _leave_a_thread}
 LONG = {**IGNORES, **LEAVES}
 ACTIONS = {**FAILS, **REJECTS, **UNAVAILABLE, **KILLS}
 
 
 def called() -> Counter[str]:
-    """How often each event was called, by its id."""
+    """Number of calls of each event, by the hexadecimal event id."""
     return Counter(line.split()[0] for line in Path(os.environ["CALLS"]).read_text().splitlines())
 
 

@@ -1,7 +1,7 @@
-"""A Kafka cluster without Kafka: the mock of librdkafka, out of the wheel of confluent-kafka, with what Python lacks of it.
+"""A simulated Kafka cluster: the mock of librdkafka, from the wheel of confluent-kafka, with bindings for Python.
 
-It speaks the protocol on real ports and keeps records in memory. A broker that is down drops its connections and takes
-no new ones, and has its records when it is up again; so it is cut off rather than killed.
+It speaks the protocol on real ports and keeps records in memory. A broker that is down drops its connections and
+accepts no new ones, and has its records when it is up again; so it is disconnected and not killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
-#: https://kafka.apache.org/protocol#protocol_error_codes and #protocol_api_keys
+#: Numbers from https://kafka.apache.org/protocol#protocol_error_codes and #protocol_api_keys
 PRODUCE = 0
 UNKNOWN_TOPIC, MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS, TOPIC_AUTHORIZATION, OUT_OF_ORDER = 3, 10, 19, 29, 45
 PRODUCER = 0
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL:
 
 
 class Cluster:
-    """Three brokers."""
+    """A mock cluster of three brokers."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -73,7 +73,7 @@ class Cluster:
             library().rd_kafka_mock_broker_set_rtt(self._handle, broker, milliseconds)
 
     def refuse(self, request: int, *codes: int) -> None:
-        """The next requests of a kind get these answers, one each."""
+        """Make the next requests of a kind fail with these error codes, one each."""
         array = (ctypes.c_int * len(codes))(*codes)
         library().rd_kafka_mock_push_request_errors_array(self._handle, request, len(codes), array)
 

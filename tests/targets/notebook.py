@@ -1,4 +1,4 @@
-"""A receiver over TLS that writes down the idempotency key of every request before it answers, and can be killed.
+"""A receiver over TLS that records the idempotency key of every request before it answers, and that can be killed.
 
 python notebook.py PORT CHAIN KEY FILE
 """
@@ -29,7 +29,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def get_request(self):
-        # The handshake is for the thread of the connection.
+        # The thread of the connection does the TLS handshake.
         connection, address = super().get_request()
         return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 

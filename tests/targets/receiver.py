@@ -1,13 +1,14 @@
-"""A receiver of webhooks, run by granian: it keeps what it got, and answers as the event's data says.
+"""A receiver of webhooks, run by granian: it keeps each request, and answers as the event's data asks.
 
-data of an event, all of it optional:
+Optional fields of an event's data:
 
-    {"status": 404}   answer with that status instead of 204
-    {"bytes": 9000}   and with a body of so many bytes
-    {"hold": "a"}     but not before GET /release/a
+    {"status": 404}   answer with this status instead of 204
+    {"bytes": 9000}   answer with a body of so many bytes
+    {"hold": "a"}     answer only after GET /release/a
 
-    GET /seen     everything since the last time, as JSON
-    GET /count    requests, distinct idempotency keys, connections and versions of HTTP since the last time, as JSON
+    GET /seen     all requests since the previous GET /seen, as JSON
+    GET /count    number of requests, and of distinct idempotency keys, connections and HTTP versions, since the
+                  previous GET /count, as JSON
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ holds: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
 
 async def app(scope, receive, send):
-    """An ASGI application."""
+    """The ASGI application."""
     if scope["type"] != "http":
         return
     body, more = b"", True
@@ -35,7 +36,7 @@ async def app(scope, receive, send):
 
 
 async def told(path: str) -> tuple[int, bytes]:
-    """What the tests ask."""
+    """Answer a request of the tests."""
     if path.startswith("/release/"):
         holds[path.removeprefix("/release/")].set()
         return 200, b"{}"
@@ -49,7 +50,7 @@ async def told(path: str) -> tuple[int, bytes]:
 
 
 async def got(scope: dict, body: bytes) -> tuple[int, bytes]:
-    """What a target sends."""
+    """Answer a request of a target."""
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
     client = tuple(scope["client"])
     for name, value in (("keys", headers.get("idempotency-key")), ("connections", client),

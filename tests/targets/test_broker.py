@@ -1,4 +1,4 @@
-"""The connection that the deliveries of a target share, by a connection that does as it is told."""
+"""The shared connection of a target (Link), tested with a simulated connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, Link, judged
 
 
 class Door:
-    """Connects as soon as it may, to whatever number comes next."""
+    """A simulated connection: connects as soon as the test allows it, and returns the next number."""
 
     def __init__(self) -> None:
         self.open = anyio.Event()
@@ -42,7 +42,7 @@ class Door:
 
 
 async def results(link: Link[int], count: int, door: Door) -> list[tuple[Result, str]]:
-    """What so many users at once come to, who all wait at the door before it opens."""
+    """The outcomes of many simultaneous users, who all wait for the connection before it is allowed."""
     found: list[tuple[Result, str]] = []
 
     async def use() -> None:
@@ -64,9 +64,9 @@ async def results(link: Link[int], count: int, door: Door) -> list[tuple[Result,
 
 @pytest.mark.asyncio
 async def test_one_connects_for_all():
-    """50 users at once are one attempt to connect, and whoever comes later uses the same connection.
+    """50 simultaneous users cause one attempt to connect, and later users share the connection.
 
-    Fails when: each connects by itself.
+    Fails when: each user connects separately.
     """
     door = Door()
     link = door.link()
@@ -78,9 +78,10 @@ async def test_one_connects_for_all():
 
 @pytest.mark.asyncio
 async def test_one_failure_is_the_failure_of_all():
-    """50 users at once are one attempt, and when it fails they all fail as it did; a moment later another one is made.
+    """50 simultaneous users cause one attempt, whose failure is the failure of all; a moment later a new attempt is
+    made.
 
-    Fails when: a failure is not remembered, or for ever.
+    Fails when: a failure is not remembered, or is remembered for ever.
     """
     door = Door()
     door.failure = Failed("no such topic", code="no_topic")
@@ -97,7 +98,7 @@ async def test_one_failure_is_the_failure_of_all():
 
 @pytest.mark.asyncio
 async def test_connecting_has_an_end():
-    """Who waits at a closed door is Unavailable after the timeout of the link.
+    """A user that waits for the connection gets Unavailable after the connect timeout of the link.
 
     Fails when: connecting is not bounded.
     """
@@ -111,9 +112,9 @@ async def test_connecting_has_an_end():
 
 @pytest.mark.asyncio
 async def test_a_lost_connection_is_lost_for_all_who_use_it():
-    """When the connection is lost its users are Unavailable at once, and the next one gets another connection.
+    """When the connection is lost, its users get Unavailable at once, and the next user gets a new connection.
 
-    Fails when: users are not told, or the loss of an old connection ends the new one.
+    Fails when: users are not notified, or the loss of an old connection ends the new one.
     """
     door = Door()
     door.open.set()
@@ -143,9 +144,9 @@ async def test_a_lost_connection_is_lost_for_all_who_use_it():
 
 @pytest.mark.asyncio
 async def test_a_goodbye_has_an_end():
-    """A connection that does not let itself be closed is left after two seconds, also by one who is cancelled.
+    """Closing a connection that does not respond is given up after two seconds, also if the caller is cancelled.
 
-    Fails when: closing is not bounded, or not shielded.
+    Fails when: closing is not bounded, or not shielded from cancellation.
     """
     door = Door()
     door.open.set()
@@ -169,9 +170,9 @@ async def test_a_goodbye_has_an_end():
 
 
 def test_an_error_means_what_it_was_raised_from():
-    """An error of a library that hides a certificate behind a lost connection is about the certificate.
+    """An error of a library that is caused by a certificate error is classified as a certificate error.
 
-    Fails when: only the outermost error is looked at.
+    Fails when: only the outermost error is examined.
     """
     try:
         try:
@@ -195,7 +196,7 @@ def test_an_error_means_what_it_was_raised_from():
     ],
 )
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, address, library, extra):
-    """A route to a scheme whose library is not installed says which extra brings it.
+    """The error for a scheme whose library is not installed names the extra that installs it.
 
     Fails when: an entry point does not name its extra.
     """
@@ -208,9 +209,9 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, address,
 
 
 def test_every_option_and_code_is_documented():
-    """The page has every option of every target with its default, and every code that a table gives.
+    """The page lists every option of every target with its default, and every code of the tables of answers.
 
-    Fails when: an option or a code is added, or a default changed, and the page is not.
+    Fails when: an option or a code is added, or a default is changed, without the page.
     """
     page = (Path(__file__).parents[2] / "docs/how-to/brokers.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (all|NATS|Redis|Kafka) \|([^|]*)\|", page, re.MULTILINE)

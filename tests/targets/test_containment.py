@@ -1,4 +1,7 @@
-"""Targets that raise, block, exit and ignore their cancellation: each event ends as sent or as a dead letter, and nothing else waits for it."""
+"""Misbehaving targets: each event still ends as sent or as a dead letter, and no other delivery waits for it.
+
+Targets raise, block, end the process, and ignore their cancellation.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ from storm.ground import Consumer
 from support import connected, wait_until
 from targets.misbehaving import FAILS, IGNORES, KILLS, LEAVES, REJECTS, UNAVAILABLE
 
-#: How many sets of events test_every_event_ends_whatever_targets_do draws; more by hand.
+#: Number of sets of events that test_every_event_ends_whatever_targets_do draws; set it higher by hand.
 EXAMPLES = int(os.environ.get("CONTAIN_EXAMPLES", "3"))
-#: Longest time until every event of a set has ended, in seconds: a delivery that ends its process needs six of them.
+#: Longest time until every event of a set has ended, in seconds: a delivery that ends its process needs about six.
 BOUND = 150.0
 ATTEMPTS = 2
 EVENT = """
@@ -34,7 +37,7 @@ ROUTES = ("one", "two", "three")
 
 
 async def prepare(connection: asyncpg.Connection, order: str = "none", **policy: Any) -> None:
-    """Three live routes, each with a type of events of its own; the third one gets good events only."""
+    """Create three live routes, each with its own event type; the third one gets good events only."""
     for code in ROUTES:
         await connection.execute(
             "insert into event_type_registry values ('iu', $1, 'update', 'immediate') on conflict do nothing", code
@@ -54,7 +57,7 @@ async def emit(connection: asyncpg.Connection, route: str, *do: str, subject: UU
 
 @asynccontextmanager
 async def consumer(dsn: str, folder: Path) -> AsyncIterator[Consumer]:
-    """A consumer with these targets that is started again whenever it ends; at the end SIGTERM ends it."""
+    """A consumer with the targets of misbehaving.py that is restarted whenever it ends; at the end SIGTERM ends it."""
     running = Consumer("consumer", dsn, folder)
     running.environ = {"IU_LISTEN_APP": "targets.misbehaving", "CALLS": str(folder / "calls"), "IU_LISTEN_GRACE": "5"}
     (folder / "calls").touch()
@@ -67,7 +70,7 @@ async def consumer(dsn: str, folder: Path) -> AsyncIterator[Consumer]:
 
 
 async def endings(connection: asyncpg.Connection) -> dict[UUID, str]:
-    """How each event has ended: sent, or the failure code of its dead letter. An event with two endings is an error."""
+    """How each event has ended: sent, or the failure code of its dead letter. Two endings of an event are an error."""
     rows = await connection.fetch(
         """select event_ref, 'sent' as ending from iu_route_attempt where status = 'sent'
             union all select event_ref, failure_code from iu_route_dead_letter where resolved_at is null"""
@@ -81,9 +84,10 @@ async def endings(connection: asyncpg.Connection) -> dict[UUID, str]:
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("what", KILLS)
 def test_a_delivery_that_ends_the_process_becomes_a_dead_letter(live, tmp_path, what):
-    """It is attempted alone, its attempts are counted, and it is a dead letter; good events before and after it arrive once.
+    """The delivery is attempted alone, its attempts are counted, and it becomes a dead letter; good events before and
+    after it arrive once.
 
-    Fails when: what is in flight is not written down after an unclean end, or is not attempted alone.
+    Fails when: in-flight deliveries are not recorded after an unclean end, or are not attempted alone.
     """
 
     async def run() -> None:
@@ -107,7 +111,7 @@ def test_a_delivery_that_ends_the_process_becomes_a_dead_letter(live, tmp_path, 
                     killer,
                 )
                 assert [tuple(row) for row in rows] == [("retry", "interrupted"), ("dead_letter", "interrupted")]
-                # A later event is delivered without a further restart.
+                # A later event is delivered without another restart.
                 starts = running.starts
                 last = await emit(connection, "one", "return")
                 await wait_until(lambda: _ended(connection, last), "the last event has arrived", 20)
@@ -122,9 +126,10 @@ async def _ended(connection: asyncpg.Connection, event: UUID) -> bool:
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_path):
-    """Every exception of FAILS and REJECTS spends attempts of its own event; the process goes on, and so do the others.
+    """Every exception of FAILS and REJECTS uses attempts of its own event only; the process and other deliveries
+    continue.
 
-    Fails when: an exception of a target leaves its call, or what it holds reaches the database as it is.
+    Fails when: an exception of a target is not contained in its call, or its values reach the database unchanged.
     """
 
     async def run() -> None:
@@ -135,7 +140,8 @@ def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_p
                 good = [await emit(connection, route, "return") for route in ROUTES]
 
                 async def over() -> bool:
-                    # Good events keep coming: with bad ones alone, the circuit breaker cannot tell them from an outage.
+                    # Good events keep coming: with bad ones alone, the circuit breaker cannot distinguish them from an
+                    # outage.
                     good.extend([await emit(connection, route, "return") for route in ROUTES])
                     await asyncio.sleep(0.25)
                     return (await endings(connection)).keys() >= set(bad)
@@ -150,7 +156,7 @@ def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_p
                 rows = await connection.fetch("select event_ref, count(*) from iu_route_attempt group by 1")
                 counts = {bad[row["event_ref"]]: row["count"] for row in rows if row["event_ref"] in bad}
                 assert {counts[what] for what in REJECTS} == {1}
-                # Where the circuit breaker opened, an attempt or two were given back.
+                # If the circuit breaker opened, one or two attempts were given back.
                 assert {counts[what] for what in (*FAILS, "hang")} <= {
                     ATTEMPTS,
                     ATTEMPTS + 1,
@@ -164,10 +170,10 @@ def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_p
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("what", IGNORES)
 def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what):
-    """Its attempts are counted, the event is a dead letter, its place is free for other events meanwhile, and the process
-    ends when it is asked to, in order, although the calls still run.
+    """The attempts are counted, the event becomes a dead letter, its capacity is free for other events meanwhile, and
+    the process ends in order when it is asked to, although the calls still run.
 
-    Fails when: a call that goes on after its cancellation is waited for, at its deadline or at the end of the process.
+    Fails when: an abandoned call is waited for, at its deadline or at the end of the process.
     """
 
     async def run() -> None:
@@ -196,7 +202,7 @@ def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what)
             (line,) = [line for line in lines if line["event"] == "a call was abandoned: it ignores its cancellation"]
             assert (line["route"], line["target"], line["still_running"]) == ("one", "workflow one", 1)
             assert lines[-1]["event"].startswith("ended without waiting" if what == "thread" else "stopped")
-            # It has given back its lease: the next consumer has no reason for caution.
+            # The consumer has given back its lease, so the next consumer need not suspect an unclean end.
             assert await connection.fetchval("select released from iu_delivery_lease")
 
     asyncio.run(run())
@@ -205,9 +211,9 @@ def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what)
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("what", LEAVES)
 def test_what_a_call_leaves_behind_keeps_no_process(live, tmp_path, what):
-    """A call ends, and a task or a thread that it began does not: asked to stop, the process ends, in order, and says so.
+    """A call returns and leaves a running task or thread: after SIGTERM the process still ends in order, and logs it.
 
-    Fails when: the end of the event loop, or of the interpreter, is waited for as long as it takes.
+    Fails when: the end of the event loop, or of the interpreter, waits for it without a limit.
     """
 
     async def run() -> None:
@@ -235,7 +241,9 @@ SCRIPTS = st.one_of(
 
 @st.composite
 def sets(draw: st.DrawFn) -> dict[str, Any]:
-    """Events of two routes with what their targets do, at most two of which end the process; and kills from outside."""
+    """Events of two routes with the behaviour of their targets, at most two of which end the process; and external
+    kills.
+    """
     number = draw(st.integers(5, 20))
     scripts = [draw(SCRIPTS) for _ in range(number)]
     for place in draw(st.sets(st.integers(0, number - 1), max_size=2)):
@@ -262,7 +270,8 @@ async def play(dsn: str, folder: Path, drawn: dict[str, Any]) -> None:
                 await running.killed()
 
             async def over() -> bool:
-                # Good events keep coming: else a target that is unavailable for the last event only is an outage.
+                # Good events keep coming: otherwise a target that is unavailable only for the last event counts as an
+                # outage.
                 for route in ROUTES:
                     scripts[await emit(connection, route, "return")] = ("return",)
                 await asyncio.sleep(0.25)
@@ -288,9 +297,9 @@ async def _none_pending(connection: asyncpg.Connection) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_every_event_ends_whatever_targets_do(server, tmp_path_factory):
-    """Targets that raise, return, block, exit and ignore their cancellation for arbitrary events of two routes, with and without order, with kills from
-    outside: every event ends as exactly one of sent and dead letter, within a bound, without a person; a third route, with
-    good events only, delivers them all.
+    """Every event ends as exactly one of sent and dead letter, within a bound, without an operator, although targets of
+    two routes, ordered or not, raise, return, block, exit and ignore their cancellation, and the consumer is killed. A
+    third route, with good events only, delivers them all.
 
     Fails when: any of the mechanisms of this file is removed.
     """
