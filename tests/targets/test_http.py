@@ -1,4 +1,4 @@
-"""The HTTP target: what it sends, what an answer means to it, and what routes may ask of it."""
+"""The HTTP target: the requests that it sends, its reading of answers, and the options of routes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ODD = 'ü ☃ %41 "x"\r\nX-Evil: 1'
 
 
 async def caught(target, sent):
-    """What delivering raises; None: nothing."""
+    """The exception that the delivery raises; None if it succeeds."""
     try:
         await target.deliver(sent)
     except (Reject, Unavailable, Failed) as error:
@@ -45,8 +45,8 @@ async def caught(target, sent):
 @pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
 @pytest.mark.parametrize("mode", ["structured", "binary"])
 async def test_an_event_arrives_as_a_cloudevent(receiver, mode, http2):
-    """The receiver gets a CloudEvent with every attribute as it was, odd characters included, and the headers.
-    Fails when: an attribute is left out, or a value stands in a header without being percent-encoded.
+    """The receiver gets a CloudEvent with every attribute unchanged, unusual characters included, and the headers.
+    Fails when: an attribute is left out, or a value is not percent-encoded in a header.
     """
     await receiver.ask("/seen")
     sent = delivery(source="crm/ü", subject=ODD, correlation_id="c 1", traceparent=TRACEPARENT,
@@ -57,7 +57,8 @@ async def test_an_event_arrives_as_a_cloudevent(receiver, mode, http2):
     event = from_http_event(HTTPMessage(headers=got["headers"], body=got["body"].encode()))
     assert (got["method"], got["path"], got["version"]) == ("PUT", "/hook", "2" if http2 else "1.1")
     assert got["headers"]["idempotency-key"] == sent.idempotency_key
-    # The trace of the producer, and the span of this call; the extension has what the producer gave.
+    # traceparent names the trace of the producer and the span of this call; the CloudEvents extension has the
+    # producer's value.
     assert got["headers"]["traceparent"] == sent.traceparent
     assert sent.traceparent[:36] == TRACEPARENT[:36]
     assert sent.traceparent != TRACEPARENT
@@ -68,12 +69,12 @@ async def test_an_event_arrives_as_a_cloudevent(receiver, mode, http2):
         "traceparent": TRACEPARENT, "correlationid": "c 1", "domain": "iu", "stream": "iu",
     }  # fmt: skip
     assert event.get_data() == {"price": 1.1, "name": "Zoë"}
-    # As the database wrote it: a number is not read and written again.
+    # As the database wrote it: numbers are not parsed and serialized again.
     assert '{"price": 1.10, "name": "Zoë"}' in got["body"]
 
 
 async def test_both_keys_verify_while_they_are_exchanged(receiver):
-    """A body that two keys sign is verified by each of them, and by no other; its id has no dot and is always the same.
+    """A body that is signed with two keys can be verified by each of them only; its id has no dot and is stable.
     Fails when: only the first key signs, or the body is changed after it was signed.
     """
     await receiver.ask("/seen")
@@ -94,8 +95,8 @@ async def test_both_keys_verify_while_they_are_exchanged(receiver):
 
 
 async def test_fixed_headers_and_secrets_of_them_are_sent(receiver):
-    """Headers of the route arrive, those with a secret behind their prefix; without keys nothing is signed.
-    Fails when: the option headers is left out of the request.
+    """Headers of the route arrive, a secret value behind its prefix; without signing keys nothing is signed.
+    Fails when: the option headers is not applied to the request.
     """
     await receiver.ask("/seen")
     headers = {"X-Team": "crm", "Authorization": {"secret": "env:TOKEN", "prefix": "Bearer "}}
@@ -140,7 +141,7 @@ OUTCOMES = [
 
 @pytest.mark.parametrize(("status", "headers", "kind", "code", "wait"), OUTCOMES)
 async def test_what_an_answer_means(status, headers, kind, code, wait):
-    """Each status means what the table of docs/how-to/http.md says.
+    """Each status has the outcome that the table of docs/how-to/http.md states.
     Fails when: a row of OUTCOMES is taken out of the target.
     """
     body = b"" if status in {204, 304} else b"because"
@@ -161,8 +162,8 @@ async def test_what_an_answer_means(status, headers, kind, code, wait):
      ("Wed, 25 Nov 99999 17:00:00 GMT", None), ("\x00", None)],
 )  # fmt: skip
 async def test_how_long_to_wait(text, seconds):
-    """Retry-After is seconds or a date, from nothing to an hour; what is neither is no word at all.
-    Fails when: the cap is taken out, or an odd date is let through as an error.
+    """Retry-After is read as seconds or as a date, capped at an hour; any other value is ignored.
+    Fails when: the cap is taken out, or an invalid date raises an error.
     """
     assert retry_after(text, NOW) == seconds
 
@@ -211,7 +212,7 @@ async def test_how_long_to_wait(text, seconds):
     ],
 )
 async def test_what_cannot_work_is_said(address, options, says):
-    """An address or an option that cannot work is refused before anything is sent; the words say which, and no secret.
+    """An invalid address or option is refused before anything is sent; the message names it and contains no secret.
     Fails when: a check of an option is taken out.
     """
     with pytest.raises(ConfigurationError) as error:
@@ -237,7 +238,7 @@ async def test_what_is_documented_is_what_there_is():
 
 
 async def test_routes_find_it_by_their_scheme():
-    """An external_endpoint of https or http has the target, by the entry points of the package.
+    """A target for an external_endpoint of https or http is found by the entry points of the package.
     Fails when: an entry point is taken out of pyproject.toml.
     """
     targets = Targets(allow_private="localhost")
@@ -248,8 +249,8 @@ async def test_routes_find_it_by_their_scheme():
 
 
 async def test_one_connection_of_http_2_outlives_what_is_left_on_it(receiver):
-    """What shares a connection of HTTP/2 with a delivery that is given up still arrives; the next one takes another.
-    Fails when: a connection that was left in the middle is used on, or closed under those that are on it.
+    """When a delivery on a shared HTTP/2 connection is given up, others on it still arrive; the next uses a new
+    connection. Fails when: a connection with an unfinished request is used again, or closed under its other requests.
     """
     await receiver.ask("/seen")
     target = receiver.target(http2=True)
@@ -272,7 +273,7 @@ async def test_one_connection_of_http_2_outlives_what_is_left_on_it(receiver):
 
 @pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
 async def test_of_a_long_answer_the_status_counts(receiver, http2):
-    """Of an answer that is too long the beginning is read, its status counts, and its connection is given up.
+    """Of an answer that is too long, the beginning is read and its status counts; then its connection is closed.
     Fails when: the answer is read to its end, or its connection is used again.
     """
     await receiver.ask("/count")
@@ -293,7 +294,7 @@ async def test_of_a_long_answer_the_status_counts(receiver, http2):
     ids=["1.1", "2"],
 )
 async def test_many_deliveries_use_few_connections(receiver, http2, count):
-    """Each of many deliveries, 50 at once, arrives once, over as many connections as are at once, or over one.
+    """50 concurrent deliveries arrive once each, over at most 50 connections, or over one with HTTP/2.
     Fails when: a connection is not used again.
     """
     await receiver.ask("/count")
@@ -316,8 +317,8 @@ async def test_many_deliveries_use_few_connections(receiver, http2, count):
 
 
 async def test_a_connection_that_the_other_side_closed_is_not_used(certificates, monkeypatch):
-    """When the receiver closes a connection between two deliveries, the second takes another one at once.
-    Fails when: it is not looked at whether a connection is still there.
+    """If the receiver closes a connection between two deliveries, the second one uses a new connection at once.
+    Fails when: the target does not check whether a connection is still open.
     """
     taken, arrived = [], asyncio.Event()
 
@@ -347,9 +348,9 @@ async def test_a_connection_that_the_other_side_closed_is_not_used(certificates,
     [({1, 3}, 2, 3, ""), ({1}, 2, 3, "disconnect"), (set(), 1, 1, "disconnect")],
 )
 async def test_a_connection_that_breaks_under_a_request(answered, connections, requests, code):
-    """When a connection that was used before breaks under a request, that is sent once more, on a new one.
-    Not so where the new one breaks, too, or where the connection that broke was new.
-    Fails when: such a request is not sent once more, or is sent once more on a new connection, too.
+    """A request during which a reused connection breaks is sent once more, on a new connection.
+    A request is not repeated when a new connection breaks, be it the first or the second one.
+    Fails when: such a request is not repeated, or is repeated after a new connection broke.
     """
 
     async def behave(reader, writer):
@@ -369,8 +370,8 @@ async def test_a_connection_that_breaks_under_a_request(answered, connections, r
 
 
 async def test_what_is_sent_once_more_goes_to_a_new_connection():
-    """A request that met a closed connection is not given to another one that was idle as long.
-    Fails when: it may take any connection.
+    """A request that met a closed connection is repeated on a new one, not on another that was idle for as long.
+    Fails when: the repetition may use any connection.
     """
     asked, both = Counter(), asyncio.Event()
 
@@ -394,8 +395,8 @@ async def test_what_is_sent_once_more_goes_to_a_new_connection():
 
 
 async def test_connections_that_are_not_needed_go(monkeypatch):
-    """After a burst, connections that nobody uses any more are closed, one by one, as others are used.
-    Fails when: only the connection that is used next is looked at.
+    """After a burst, idle connections that are no longer needed are closed one by one, as others are used.
+    Fails when: only the connection that is used next is examined.
     """
     monkeypatch.setattr(http_pool, "KEPT", 1.0)
     all_there = asyncio.Event()

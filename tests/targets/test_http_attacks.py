@@ -1,4 +1,4 @@
-"""What an evil receiver, route or event may try with the HTTP target, and what comes of it."""
+"""Attacks on the HTTP target by a receiver, a route or an event, and the outcomes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from targets.counterparts import KEYS, SECRETS, delivery, raw, response
 
 pytestmark = pytest.mark.asyncio
 
-#: The deadline of a delivery to a receiver that does not come to an end.
+#: The deadline, in seconds, of a delivery to a receiver that does not complete its answer.
 SHORT = 1.0
 
 
 async def drip(writer, head, drop):
-    """Send a beginning, and then a bit again and again, until the other side has gone."""
+    """Send a beginning, and then a small part every 10 ms, until the other side has closed the connection."""
     writer.write(head)
     while True:
         writer.write(drop)
@@ -36,7 +36,7 @@ async def drip(writer, head, drop):
 
 
 async def silence(reader, writer):
-    """Say nothing until the other side has gone."""
+    """Send nothing until the other side has closed the connection."""
     await reader.read()
 
 
@@ -44,7 +44,7 @@ def redirect(to, status=307):
     return response(status, location=to)
 
 
-#: What the receiver does; what comes of it, its code, and what is kept of it.
+#: The behaviour of the receiver; the expected exception, its code, and the text that is kept of the answer.
 RECEIVERS = {
     "redirect to the metadata of a cloud": (redirect("http://169.254.169.254/"), Reject, "redirect", "HTTP 307"),
     "redirect to another host": (redirect("http://127.0.0.1:PORT/"), Reject, "redirect", "HTTP 307"),
@@ -79,8 +79,9 @@ RECEIVERS = {
 
 @pytest.mark.parametrize(("behave", "kind", "code", "says"), RECEIVERS.values(), ids=RECEIVERS.keys())
 async def test_an_evil_receiver_hurts_itself_only(behave, kind, code, says):
-    """Whatever a receiver answers, the delivery ends in time with the tested outcome, and its connection is dropped.
-    Fails when: a redirect is followed elsewhere, an answer is read or kept as it is, or its end is waited for.
+    """Whatever a receiver answers, the delivery ends in time with the tested outcome, and its connection is closed.
+    Fails when: a redirect to another origin is followed, an answer is read or kept without limits, or its end is waited
+    for.
     """
     began = time.monotonic()
 
@@ -90,7 +91,7 @@ async def test_an_evil_receiver_hurts_itself_only(behave, kind, code, says):
     async def bytes_of(reader, writer):
         writer.write(behave.replace(b"PORT", str(server.port).encode()))
         await writer.drain()
-        # Half an answer ends with its connection.
+        # An incomplete answer ends with its connection.
         return not says.endswith("ha")
 
     async with raw(ends if callable(behave) else bytes_of) as server:
@@ -110,8 +111,8 @@ async def test_an_evil_receiver_hurts_itself_only(behave, kind, code, says):
 
 
 async def test_an_answer_without_end_is_not_waited_for():
-    """An answer that is longer than what is read of it is left at once, whatever time there would be.
-    Fails when: reading goes on behind max_response.
+    """An answer that exceeds the limit for reading is abandoned at once, even if the deadline is far away.
+    Fails when: reading continues beyond max_response.
     """
 
     async def endless(reader, writer):
@@ -127,7 +128,7 @@ async def test_an_answer_without_end_is_not_waited_for():
 
 
 async def test_a_redirect_to_the_same_origin_is_followed_twice():
-    """307 and 308 to the same origin are followed, with the same method, body and key; the last answer counts.
+    """307 and 308 to the same origin are followed twice, with the same method, body and key; the last answer counts.
     Fails when: no redirect is followed, or only one.
     """
 
@@ -155,7 +156,7 @@ async def test_a_redirect_to_the_same_origin_is_followed_twice():
     ],
 )
 async def test_bad_certificates_are_an_outage(certificates, certificate, says):
-    """A receiver that cannot prove who it is gets nothing, and the route waits.
+    """A receiver without a valid certificate gets no request, and the outcome is an outage.
     Fails when: certificates or names are not verified.
     """
     async with raw(response(204), getattr(certificates, certificate)) as server:
@@ -168,7 +169,7 @@ async def test_bad_certificates_are_an_outage(certificates, certificate, says):
 
 
 async def test_a_trusted_certificate_is_trusted_because_of_the_option(certificates):
-    """Without the option ca, a receiver of the tests' authority is not trusted.
+    """Without the option ca, a receiver with a certificate of the tests' authority is not trusted.
     Fails when: certificates are not verified.
     """
     async with raw(response(204), certificates.good) as server:
@@ -192,8 +193,8 @@ async def nowhere(host, port):
     ],
 )
 async def test_where_nobody_is_the_route_waits(what, code, says):
-    """What goes wrong before a request is sent is an outage, with a code that says what; silence, too, before the deadline.
-    Fails when: a failure of the way is taken for one of the event.
+    """A failure before a request is sent is an outage with a code that names it; so is silence, before the deadline.
+    Fails when: a failure of the connection is attributed to the event.
     """
     left = asyncio.Event()
 
@@ -221,8 +222,8 @@ async def test_where_nobody_is_the_route_waits(what, code, says):
 
 
 async def test_those_who_wait_for_a_connection_of_http_2_hear_that_there_is_none():
-    """When a connection that many wait for cannot be had, all of them hear so at once, not one after the other.
-    Fails when: each of them tries on its own, until the last ones run into the deadline.
+    """If an HTTP/2 connection that many deliveries wait for cannot be opened, all of them fail at once.
+    Fails when: each delivery tries separately, until the last ones reach their deadline.
     """
     connections = 0
 
@@ -243,8 +244,8 @@ async def test_those_who_wait_for_a_connection_of_http_2_hear_that_there_is_none
 
 
 async def test_nobody_waits_for_the_answer_of_the_first(receiver):
-    """Over HTTP/2 others are sent as soon as there is a connection, whatever the first one on it waits for.
-    Fails when: those who wait are told of the first answer, not of the connection.
+    """Over HTTP/2, deliveries are sent as soon as the connection is open, even if the first one waits for its answer.
+    Fails when: waiting deliveries are notified by the first answer, and not by the connection.
     """
     await receiver.ask("/seen")
     target = receiver.target(http2=True)
@@ -259,8 +260,8 @@ async def test_nobody_waits_for_the_answer_of_the_first(receiver):
 
 
 async def test_those_who_wait_outlive_the_one_that_they_wait_for(receiver):
-    """When the delivery that opens a connection of HTTP/2 is cancelled, those that wait for it arrive, over one connection.
-    Fails when: only success is told to those who wait.
+    """If the delivery that opens an HTTP/2 connection is cancelled, the waiting ones still arrive, over one connection.
+    Fails when: waiting deliveries are notified of a success only.
     """
     await receiver.ask("/count")
     target = receiver.target(http2=True)
@@ -276,7 +277,7 @@ async def test_those_who_wait_outlive_the_one_that_they_wait_for(receiver):
     await target.aclose()
 
 
-#: Addresses that nobody far away has, in every range that there is one, and what they are.
+#: Addresses that are not public: one or more of every range, with the name of the range.
 PRIVATE = {
     "this host": ["0.0.0.0", "0.1.2.3", "::"],
     "private": ["10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "fc00::1", "fd00:ec2::254"],
@@ -298,8 +299,8 @@ PRIVATE = {
 
 @pytest.mark.parametrize(("what", "address"), [(what, each) for what, found in PRIVATE.items() for each in found])
 async def test_addresses_of_our_own_network_are_refused(what, address):
-    """A name that leads to an address that is not public gets no connection, and the route waits and says why.
-    Fails when: its row is taken out of NOT_PUBLIC, or addresses are not looked at.
+    """A name that resolves to an address that is not public gets no connection; the outcome is an outage with the
+    reason. Fails when: the row of the range is taken out of NOT_PUBLIC, or addresses are not checked.
     """
 
     async def leads_there(host, port):
@@ -316,7 +317,7 @@ async def test_addresses_of_our_own_network_are_refused(what, address):
     "address", ["8.8.8.8", "1.1.1.1", "100.128.0.1", "172.32.0.1", "192.0.1.1", "2606:4700::1111", "2a00:1450::1"]
 )
 async def test_addresses_of_the_internet_are_not(address):
-    """Addresses of the internet need no permission.
+    """Public addresses need no permission.
     Fails when: a network in NOT_PUBLIC is too wide.
     """
     assert Guard().refusal("hook.example", address) == ""
@@ -324,8 +325,8 @@ async def test_addresses_of_the_internet_are_not(address):
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "127.1", "localhost", "localhost."])
 async def test_odd_spellings_of_loopback_are_refused(host):
-    """However an address of our own is written, the one that it leads to is what is looked at.
-    Fails when: the text of the host is looked at instead of its address.
+    """For any notation of a loopback address, the resolved address is checked.
+    Fails when: the text of the host is checked instead of its address.
     """
     target = http.open(f"https://{host}/", {}, Secrets(KEYS))
     with pytest.raises(Unavailable) as error:
@@ -336,8 +337,8 @@ async def test_odd_spellings_of_loopback_are_refused(host):
 
 
 async def test_what_is_allowed_is_allowed_and_no_more():
-    """A CIDR allows its addresses to every name, a name allows every address to itself.
-    Fails when: the guard lets through what it does not name.
+    """A permitted CIDR allows its addresses to every name; a permitted name may resolve to any address.
+    Fails when: the guard allows an address that is not permitted.
     """
     guard = Guard.allowing(["10.0.0.0/8", "fd00::1", "Intern.Example."])
     assert guard.refusal("a.example", "10.9.9.9") == ""
@@ -351,9 +352,9 @@ async def test_what_is_allowed_is_allowed_and_no_more():
 
 
 async def test_a_name_that_is_bound_anew_leads_nowhere(certificates):
-    """Each connection asks for the name once, and goes to exactly the address that was looked at; the certificate is
-    still that of the name. When the name leads elsewhere later, the next connection is refused.
-    Fails when: the name is looked up again to connect, or its address is looked at for the first connection only.
+    """Each connection resolves the name once and connects to exactly the address that was checked; the certificate is
+    verified for the name. If the name resolves to another address later, the next connection is refused.
+    Fails when: the name is resolved again to connect, or its address is checked for the first connection only.
     """
     leads = iter([["127.0.0.2", "127.0.0.1"], ["127.0.0.2"]])
     asked = []
@@ -387,7 +388,7 @@ async def test_a_name_that_is_bound_anew_leads_nowhere(certificates):
 
 
 async def test_the_next_address_is_tried():
-    """Where nobody answers at the first address of a host, the next one is tried.
+    """If the first address of a host does not answer, the next address is tried.
     Fails when: only the first address is tried.
     """
 
@@ -407,8 +408,8 @@ EVIL = "x\r\nX-Evil: 1\r\n\r\nPOST / HTTP/1.1\x00 ü ☃ \ud800"
 
 @pytest.mark.parametrize("mode", ["structured", "binary"])
 async def test_no_value_becomes_a_header_of_its_own(mode):
-    """Line ends, controls and what is no ASCII, in whatever comes from an event or its route, reach no header as they are.
-    Fails when: a value is put into a header without being percent-encoded.
+    """Line ends, control and non-ASCII characters in values of an event or its route do not get into a header
+    unencoded. Fails when: a value is put into a header without being percent-encoded.
     """
     plain = EVIL.replace("\ud800", "")
     sent = delivery(f"outbound:{plain}:1", subject=plain, type=plain, source=plain, domain=plain, stream=plain,
@@ -423,19 +424,19 @@ async def test_no_value_becomes_a_header_of_its_own(mode):
     assert all(32 <= ord(c) < 127 for c in head.replace("\r\n", ""))
     assert len(names) == len(set(names))
     assert "x-evil" not in {name.lower() for name in names}
-    # Its own, of the event's id: what the producer gave is none.
+    # The header names the event's own trace, because the producer's value is invalid.
     assert f"traceparent: 00-{sent.event.id.hex}-" in head
     assert ("ce-subject" in names) == (mode == "binary")
 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["1.1", "2"])
 async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, http2):
-    """No secret is in a repr, a log, an error or its traceback, although the receiver sends back what it got.
-    Fails when: the answer is kept as it is, hpack may log, or a secret is in a repr.
+    """No secret is in a repr, a log, an error or its traceback, although the receiver sends back the request.
+    Fails when: the answer is kept unchanged, hpack may log, or a secret is in a repr.
     """
     caplog.set_level(logging.DEBUG)
     token, key = KEYS["TOKEN"], KEYS["NEW"]
-    # hpack itself hides the header authorization, and no other.
+    # hpack itself hides the header authorization, but no other header.
     headers = {"x-key": {"secret": "env:TOKEN"}}
     options = {
         "headers": headers,
@@ -472,8 +473,9 @@ async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, htt
     ],
 )
 async def test_a_receiver_that_sends_secrets_back_is_not_quoted(echo):
-    """What an answer repeats of a secret is left out of the dead letter, in every usual spelling, and where it is cut.
-    Fails when: the answer is kept as it is, characters are left out before secrets are, or what was cut is kept.
+    """A secret that an answer repeats is removed from the dead letter, in every usual encoding, also if it is
+    truncated. Fails when: the answer is kept unchanged, characters are removed before secrets are, or a truncated
+    secret is kept.
     """
     import base64
     import json
@@ -498,8 +500,8 @@ async def test_a_receiver_that_sends_secrets_back_is_not_quoted(echo):
 
 
 async def test_being_cancelled_leaves_nothing_behind():
-    """A delivery that is cancelled, at whatever point, drops its connection, and the target works on.
-    Fails when: a connection with half an answer is used again or stays open.
+    """A delivery that is cancelled at any point closes its connection, and the target continues to work.
+    Fails when: a connection with an incomplete answer is used again or stays open.
     """
 
     async def behave(reader, writer):
@@ -527,7 +529,7 @@ async def test_being_cancelled_leaves_nothing_behind():
 
 
 async def test_being_cancelled_while_tls_begins_leaves_nothing_behind():
-    """A delivery that is cancelled before TLS stands closes its connection.
+    """A delivery that is cancelled during the TLS handshake closes its connection.
     Fails when: the connection is left to the garbage collector.
     """
     came, left = asyncio.Event(), asyncio.Event()
@@ -552,8 +554,8 @@ async def test_being_cancelled_while_tls_begins_leaves_nothing_behind():
 
 
 async def test_a_literal_address_of_our_own_is_refused_before_anything_is_sent():
-    """An address that is written as a number of our own network is refused as a configuration.
-    Fails when: the address of a route is not looked at when its target is made.
+    """A literal address that is not public is refused as a configuration error.
+    Fails when: the address of a route is not checked when its target is made.
     """
     with pytest.raises(ConfigurationError, match=r"169\.254\.169\.254 is link-local"):
         http.open("https://169.254.169.254/latest/meta-data/", {}, SECRETS)

@@ -1,4 +1,4 @@
-"""A route that delivers to a webhook, from the event in the database to the answer in the audit."""
+"""A route to a webhook, from the event in the database to the answer in the audit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
-    """An event of a route to http:// reaches the receiver with its key, first in vain, then not; the audit says so.
+    """An event of a route to http:// arrives with its key after one failed attempt; both attempts are in the audit.
     Fails when: the target of a route is not found by its address, or an answer is not settled.
     """
 
@@ -46,9 +46,10 @@ async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
 
 @pytest.mark.parametrize("status", [401, 403, 404, 502])
 async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, status):
-    """While a receiver answers 401, 403, 404 or 502 to everything, no attempt is spent; afterwards every event arrives once.
+    """While a receiver answers 401, 403, 404 or 502 to everything, no attempt is counted; afterwards every event
+    arrives once.
 
-    Fails when: one of these statuses is a refusal of the event, or spends attempts while nothing else succeeds.
+    Fails when: one of these statuses rejects the event, or uses up attempts while no delivery of the route succeeds.
     """
     deployed = True
 
@@ -66,7 +67,7 @@ async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, stat
             deployed = False
             for _ in range(10):
                 await insert_event(connection)
-                # A few attempts each, one event after the other, as in a slow trickle.
+                # A slow stream of events, each with a few attempts.
                 await anyio.sleep(0.05)
             await wait_until(lambda: connection.fetchval("select probes >= 5 from iu_delivery_breaker"), "probes")
             deployed = True
@@ -76,9 +77,9 @@ async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, stat
 
 
 async def test_one_event_that_a_receiver_does_not_find_is_a_dead_letter(live):
-    """A receiver that answers 404 to one event and takes the others gets that one until its attempts are spent.
+    """If a receiver answers 404 to one event and accepts the others, that event becomes a dead letter.
 
-    Fails when: an answer that may be an outage never spends an attempt.
+    Fails when: an answer that may be an outage never uses up an attempt.
     """
 
     async def behave(reader, writer):

@@ -1,4 +1,6 @@
-"""Deliveries to Kafka, by the mock cluster of librdkafka: real ports, the real protocol, and brokers that go away."""
+"""Deliveries to Kafka, tested with the mock cluster of librdkafka: real ports, the real protocol, unavailable
+brokers.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ SECRETS = Secrets({"PASSWORD": CANARY}, allow_private=("127.0.0.0/8", "::1", "lo
 @pytest.fixture
 def running() -> Iterator[Cluster]:
     with cluster() as made:
-        # So many that each broker leads some: leaders are drawn.
+        # So many partitions that each broker leads some: the mock chooses leaders at random.
         made.topic("events", 32)
         yield made
 
@@ -67,7 +69,7 @@ async def target(servers: str, topic: str = "events", **options: Any) -> AsyncIt
 
 
 async def stored(running: Cluster) -> list[ConsumerRecord[Any, Any]]:
-    """All records, up to the ends that the partitions have now."""
+    """All records up to the present ends of the partitions."""
     async with AIOKafkaConsumer("events", bootstrap_servers=running.servers, auto_offset_reset="earliest") as consumer:
         ends = await consumer.end_offsets(list(consumer.assignment()))
         found: list[ConsumerRecord[Any, Any]] = []
@@ -86,7 +88,7 @@ def key_of(record: ConsumerRecord[Any, Any]) -> str:
 
 @pytest.mark.asyncio
 async def test_a_record_is_the_payload_with_the_event_in_its_headers(running):
-    """A record holds the payload as it is under the subject; its headers are the key, the trace and CloudEvents.
+    """A record holds the unchanged payload under the subject; its headers are the key, the trace and CloudEvents.
 
     Fails when: a header is missing, or the record has another key.
     """
@@ -114,7 +116,8 @@ async def test_a_record_is_the_payload_with_the_event_in_its_headers(running):
 
 @pytest.mark.asyncio
 async def test_a_subject_is_one_partition(running):
-    """Records of a subject are in one partition, in their order; one without a subject has the event as its key.
+    """Records of a subject are in one partition, in their order; a record without a subject has the event id as its
+    key.
 
     Fails when: records have no key, or another one.
     """
@@ -137,9 +140,9 @@ async def test_a_subject_is_one_partition(running):
 
 @pytest.mark.asyncio
 async def test_nothing_is_lost_while_the_cluster_is_cut_off(running):
-    """2 000 deliveries by 50 callers, all brokers gone twice: each is there, under its key, and nobody waits meanwhile.
+    """2 000 deliveries by 50 callers, with two outages of all brokers: each is stored, and none waits during an outage.
 
-    Fails when: nobody asks whether anybody is there: a delivery waits for its deadline.
+    Fails when: the target does not check whether a broker is connected, so a delivery waits for its deadline.
     """
     deliveries = [delivery(number) for number in range(2000)]
     async with target(running.servers) as made:
@@ -155,9 +158,9 @@ async def test_nothing_is_lost_while_the_cluster_is_cut_off(running):
 
 @pytest.mark.asyncio
 async def test_what_nobody_waits_for_any_more_is_not_sent_later(running):
-    """What was on its way when the cluster was lost does not arrive behind our back when it is there again.
+    """A delivery that was given up when the cluster was lost is not sent later, when the cluster is available again.
 
-    Fails when: a producer that was given up goes on trying.
+    Fails when: a producer that was given up keeps trying.
     """
     async with target(running.servers) as made:
         await made.deliver(delivery())
@@ -167,7 +170,7 @@ async def test_what_nobody_waits_for_any_more_is_not_sent_later(running):
             await callers.attempt(delivery(number))
         running.up()
         await Callers(made).deliver([delivery(9)])
-        # What the old one would send, it would send before it is asked for the third time.
+        # The old producer would send its records before the new one is used three times.
         for number in range(3):
             await made.deliver(delivery(number))
 
@@ -177,9 +180,9 @@ async def test_what_nobody_waits_for_any_more_is_not_sent_later(running):
 
 @pytest.mark.asyncio
 async def test_a_missing_broker_is_waited_for(running):
-    """One broker of three that goes and comes back makes nobody fail, whoever leads the partition.
+    """An outage of one broker of three makes no delivery fail, whichever broker leads the partition.
 
-    Fails when: a cluster of which some brokers answer is taken for lost.
+    Fails when: a cluster is considered lost although some of its brokers answer.
     """
     async with target(running.servers) as made:
         await made.deliver(delivery())
@@ -196,7 +199,7 @@ async def test_a_missing_broker_is_waited_for(running):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("silent", [False, True], ids=["gone", "silent"])
 async def test_a_partition_without_a_broker_is_not_the_trouble_of_others(running, silent):
-    """While one broker is missing records of its partitions run out of time; all others arrive, and the producer stays.
+    """While one broker is missing, deliveries to its partitions time out; all others arrive, and the producer is kept.
 
     Fails when: a full partition, or one silent broker, is taken for a lost cluster.
     """
@@ -219,9 +222,9 @@ async def test_a_partition_without_a_broker_is_not_the_trouble_of_others(running
 
 @pytest.mark.asyncio
 async def test_the_end_is_bounded(running):
-    """Closing takes two seconds at most, also where the brokers answer nothing.
+    """Closing takes two seconds at most, also if the brokers do not answer.
 
-    Fails when: the producer may send what it has, or finish what it is at, before it ends.
+    Fails when: closing waits until the producer has sent its records or completed its requests.
     """
     async with target(running.servers) as made:
         await made.deliver(delivery())
@@ -236,7 +239,7 @@ async def test_the_end_is_bounded(running):
 
 @pytest.mark.asyncio
 async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
-    """Hundreds of deliveries that are cut short in the middle leave the producer as it is, and all others arrive.
+    """Hundreds of cancelled deliveries do not affect the producer, and all others arrive.
 
     Fails when: a cancelled delivery ends the producer.
     """
@@ -262,7 +265,7 @@ async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
 
 @pytest.mark.asyncio
 async def test_what_is_too_large_is_rejected_alone(running):
-    """An event that is larger than option max_bytes is rejected, and the others go on.
+    """An event that is larger than the option max_bytes is rejected, and the others are delivered.
 
     Fails when: the option does not reach the producer.
     """
@@ -284,9 +287,9 @@ async def test_what_is_too_large_is_rejected_alone(running):
     ],
 )
 async def test_what_a_broker_refuses(running, answer, size, error, code):
-    """What a broker refuses is rejected, tried again or an outage, by its answer, and the next delivery arrives.
+    """A refusal by a broker is rejected, failed or an outage, depending on its code, and the next delivery arrives.
 
-    Fails when: the producer is kept, whose numbers have a gap, or the table is not asked.
+    Fails when: a producer with a gap in its sequence numbers is kept, or the table of codes is not used.
     """
     async with target(running.servers) as made:
         await made.deliver(delivery())
@@ -303,9 +306,9 @@ async def test_what_a_broker_refuses(running, answer, size, error, code):
 
 @pytest.mark.asyncio
 async def test_what_passes_is_waited_out(running):
-    """An answer that passes, as of missing replicas, is waited out by the producer, and the record is stored once.
+    """The producer repeats a request after a temporary error, such as missing replicas, and the record is stored once.
 
-    Fails when: the producer is told not to repeat.
+    Fails when: the producer is configured not to repeat.
     """
     async with target(running.servers) as made:
         running.refuse(PRODUCE, NOT_ENOUGH_REPLICAS, NOT_ENOUGH_REPLICAS)
@@ -317,9 +320,9 @@ async def test_what_passes_is_waited_out(running):
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("answer", "code"), [(UNKNOWN_TOPIC, "no_topic"), (TOPIC_AUTHORIZATION, "not_authorized")])
 async def test_a_topic_that_is_not_there_fails(running, answer, code):
-    """A topic that does not exist, or not for us, fails within the time of a connect, and is there when it is made.
+    """A missing or forbidden topic fails within the connect timeout, and is used as soon as it exists.
 
-    Fails when: the library waits for the topic as long as it likes, or the table does not know what it says.
+    Fails when: the library waits for the topic without a limit, or the table of codes does not contain the error.
     """
     running.refuse_topic("events", answer)
     async with target(running.servers, connect_timeout=1) as made:
@@ -336,9 +339,9 @@ async def test_a_topic_that_is_not_there_fails(running, answer, code):
 
 @pytest.mark.asyncio
 async def test_nobody_there_is_unavailable_at_once(caplog):
-    """Where nobody listens 50 deliveries are Unavailable within a second; the password is shown nowhere.
+    """If no server listens, 50 deliveries are Unavailable within a second; the password is shown nowhere.
 
-    Fails when: each delivery tries by itself, or the library's own words or arguments are shown.
+    Fails when: each delivery connects separately, or messages or arguments of the library are shown.
     """
     options = {"user": "iu", "password": "env:PASSWORD", "mechanism": "PLAIN"}
     async with target(f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}", **options) as made:
@@ -357,7 +360,7 @@ async def test_nobody_there_is_unavailable_at_once(caplog):
 
 @pytest.mark.asyncio
 async def test_a_server_that_says_nothing_costs_one_wait():
-    """Where the server accepts and is silent, connecting ends by its own timeout, and those who follow do not wait.
+    """If the server accepts and does not answer, the connect timeout applies once, and later deliveries do not wait.
 
     Fails when: connecting is not bounded, or a failure is not remembered.
     """
@@ -376,9 +379,9 @@ async def test_a_server_that_says_nothing_costs_one_wait():
 
 @pytest.mark.asyncio
 async def test_another_server_is_asked_where_one_says_nothing(running):
-    """Of the servers to begin with, the third one gets the delivery when the first two are silent.
+    """If the first two bootstrap servers do not answer, the third one gets the delivery.
 
-    Fails when: all servers together have the time of one.
+    Fails when: all servers together have the timeout of one.
     """
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -393,7 +396,7 @@ async def test_another_server_is_asked_where_one_says_nothing(running):
 
 @pytest.mark.asyncio
 async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path):
-    """A server whose CA is that of the options hears us over TLS; one with another CA hears nothing.
+    """A server whose certificate is of the CA in the options gets requests over TLS; one of another CA gets nothing.
 
     Fails when: the certificate is not verified, or the CA is not taken from the options.
     """
@@ -416,11 +419,11 @@ async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path):
 
 @pytest.mark.asyncio
 async def test_user_and_password_reach_the_server_and_are_not_shown(caplog):
-    """A broker gets user and password of the options; when it refuses them the delivery is Unavailable, and says neither.
+    """A broker gets user and password of the options; if it refuses them, the error is Unavailable and shows neither.
 
-    Fails when: they are not passed on, or the text of the library, or our own repr, is shown.
+    Fails when: they are not passed on, or the text of the library, or the target's own repr, shows them.
     """
-    # A mock knows no passwords, so this is as much of a broker as asks for them.
+    # The mock does not check passwords, so this is a minimal broker that does.
     versions, handshake, authenticate, refused = 18, 17, 36, 58
     asked: list[bytes] = []
 
@@ -477,9 +480,10 @@ async def test_user_and_password_reach_the_server_and_are_not_shown(caplog):
     ],
 )
 def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
-    """A wrong address or option is refused before anything connects, by its name, with what is allowed, without secrets.
+    """An invalid address or option is refused before connecting, with its name and the permitted values, without
+    secrets.
 
-    Fails when: a line of the table of options, or the check of the address, is gone.
+    Fails when: a row of the table of options, or the check of the address, is removed.
     """
     with pytest.raises(ConfigurationError, match=says) as raised:
         open_target(address, options, SECRETS)
@@ -499,10 +503,10 @@ def test_the_scheme_is_known():
 
 @pytest.mark.asyncio
 async def test_a_producer_that_nobody_tells_where_the_brokers_are_is_replaced(running):
-    """Where the library's task that asks for metadata has ended, the producer is begun anew, within a deadline or two.
+    """If the library's task that requests metadata has ended, the producer is replaced after one or two deadlines.
 
-    Fails when: whoever asks for metadata waits for it longer than his deadline, again and again. It was found with
-    uvloop, where a write to a connection that is closed ends that task.
+    Fails when: each caller that requests metadata waits beyond its deadline, again and again. With uvloop, a write to a
+    closed connection ends that task.
     """
     first, second = delivery(1), replace(delivery(2), deadline=3)
     async with target(running.servers) as made:

@@ -1,6 +1,6 @@
-"""Every kind of target, from the outbox to its counterpart, while both ends are killed.
+"""Every kind of target, from the outbox to its receiver, while the receiver and the consumer are killed.
 
-KILL_EVENTS makes it longer: `make kills` delivers 10 000 events to each.
+KILL_EVENTS makes the test longer: `make kills` delivers 10 000 events to each target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from targets.mockkafka import cluster
 pytestmark = pytest.mark.slow
 
 EVENTS = int(os.environ.get("KILL_EVENTS", "300"))
-#: How often each end is killed.
+#: How often the receiver, and the consumer, is killed.
 COUNTERPART, CONSUMER = 2, 5
 EMIT = """
     select count(fn_iu_emit_event('version_applied', 'kill/' || n, gen_random_uuid(), 'kill', '{}'))
@@ -39,16 +39,16 @@ SENT = "select count(*) from iu_route_attempt where status = 'sent'"
 
 @dataclass
 class Counterpart:
-    """Where events go: how it is addressed, killed and started, and the keys of what it has."""
+    """The receiver of the events: its address and options, functions to kill and start it, and its stored keys."""
 
     address: str | None
-    """None: the coroutine of the storm."""
+    """None: the target is the coroutine of the storm."""
     options: dict[str, Any]
     kill: Callable[[], Any]
     start: Callable[[], Any]
     keys: Callable[[], Awaitable[list[str]]]
     once: bool = True
-    """It stores a key once, whatever comes."""
+    """Whether it stores each key only once."""
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def topic(_: Path) -> Iterator[Counterpart]:
         async def keys() -> list[str]:
             return [test_kafka.key_of(record) for record in await test_kafka.stored(running)]
 
-        # The mock keeps its records in memory, so its brokers are cut off, not killed.
+        # The mock keeps its records in memory, so its brokers are disconnected and not killed.
         yield Counterpart(f"kafka://{running.servers}/events", {}, running.down, running.up, keys, once=False)
 
 
@@ -116,9 +116,9 @@ def coroutine(_: Path) -> Iterator[Counterpart]:
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("kind", [coroutine, webhook, stream, jetstream, topic])
 def test_nothing_is_lost_while_both_ends_are_killed(live, tmp_path, kind):
-    """The counterpart killed twice, the consumer five times with -9: every event is there, by its key exactly once.
+    """The receiver is killed twice, the consumer five times with SIGKILL: every event is stored, once for each key.
 
-    Fails when: a delivery is over before its target has it, an outage spends attempts, or what was under way is
+    Fails when: a delivery is settled before its target has it, an outage uses up attempts, or in-flight deliveries are
     forgotten.
     """
     folder = tmp_path / "counterpart"

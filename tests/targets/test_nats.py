@@ -1,4 +1,4 @@
-"""Deliveries to NATS JetStream, by a real server that is killed."""
+"""Deliveries to NATS JetStream, tested with a real server that is killed."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ async def stored(port: int) -> list[Any]:
 @needs_server
 @pytest.mark.asyncio
 async def test_a_message_is_the_payload_with_the_event_in_its_headers(running):
-    """A message holds the payload as it is; its headers are the key, the trace and CloudEvents, percent-encoded.
+    """A message holds the unchanged payload; its headers are the key, the trace and CloudEvents, percent-encoded.
 
-    Fails when: a header is missing, or text that is no header's is sent as it is.
+    Fails when: a header is missing, or text that is invalid in a header is sent unencoded.
     """
     one = delivery(subject="Straße 1\r\nEvil: yes", payload='{"name": "Zoë"}')
     async with stream(running.port), target(running.port, "events.{domain}.{type}") as made:
@@ -137,9 +137,9 @@ async def test_a_message_is_the_payload_with_the_event_in_its_headers(running):
 @needs_server
 @pytest.mark.asyncio
 async def test_a_repetition_is_stored_once(running):
-    """The same delivery again is acknowledged, and stored once.
+    """A repeated delivery is acknowledged, and stored once.
 
-    Fails when: the header of the idempotency key is not sent.
+    Fails when: the header with the idempotency key is not sent.
     """
     one = delivery()
     async with stream(running.port), target(running.port) as made:
@@ -152,7 +152,7 @@ async def test_a_repetition_is_stored_once(running):
 @needs_server
 @pytest.mark.asyncio
 async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
-    """2 000 deliveries by 50 callers, the server killed twice: each is stored once, and nobody waits while it is down.
+    """2 000 deliveries by 50 callers, the server killed twice: each is stored once, and none waits while it is down.
 
     Fails when: a lost connection is kept, or the key is not sent.
     """
@@ -173,7 +173,7 @@ async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
 @needs_server
 @pytest.mark.asyncio
 async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
-    """Hundreds of deliveries that are cut short in the middle leave the connection as it is, and all others arrive.
+    """Hundreds of cancelled deliveries do not affect the connection, and all others arrive.
 
     Fails when: a cancelled delivery ends the connection.
     """
@@ -196,9 +196,9 @@ async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
 @needs_server
 @pytest.mark.asyncio
 async def test_whoever_connects_may_be_cancelled(running):
-    """The delivery that connects is cancelled, and the one that waits for the connection makes it.
+    """If the delivery that connects is cancelled, a delivery that waits for the connection connects instead.
 
-    Fails when: what came of a cancelled attempt to connect is taken for a failure.
+    Fails when: a cancelled attempt to connect counts as a failure.
     """
     async with stream(running.port), target(running.port) as made:
         async with anyio.create_task_group() as tasks:
@@ -225,9 +225,9 @@ async def test_whoever_connects_may_be_cancelled(running):
     ids=["payload", "payload and headers", "subject"],
 )
 async def test_what_is_too_large_is_rejected_alone(tmp_path, poison, code):
-    """An event that is larger than the server takes is rejected, headers counted, and the others go on unharmed.
+    """An event that exceeds the limit of the server, headers included, is rejected; the others are delivered.
 
-    Fails when: headers or subject are not measured: the server ends the connection of all.
+    Fails when: headers or subject are not measured, so that the server closes the shared connection.
     """
     one = server(tmp_path, "max_payload: 1024")
     for running in one.running():
@@ -249,9 +249,9 @@ async def test_what_is_too_large_is_rejected_alone(tmp_path, poison, code):
     ],
 )
 async def test_what_a_stream_refuses(running, config, error, code):
-    """What a stream refuses is rejected, tried again or an outage, by the code of its answer.
+    """A refusal by a stream is rejected, failed or an outage, depending on the code of the answer.
 
-    Fails when: the table of answers is not asked.
+    Fails when: the table of codes is not used.
     """
     async with stream(running.port) as jetstream, target(running.port) as made:
         await made.deliver(delivery())
@@ -265,9 +265,9 @@ async def test_what_a_stream_refuses(running, config, error, code):
 @needs_server
 @pytest.mark.asyncio
 async def test_a_subject_that_is_not_ours_fails_at_once(tmp_path):
-    """What the user may not publish fails at once, though the server gives no answer to it; the others go on.
+    """A subject that the user may not publish fails at once, although the server sends no answer; other subjects work.
 
-    Fails when: nobody hears the error that the server sends beside the answers.
+    Fails when: the asynchronous error of the server is not read.
     """
     for running in server(tmp_path, ACCOUNTS.format(canary=CANARY)).running():
         async with (
@@ -284,9 +284,9 @@ async def test_a_subject_that_is_not_ours_fails_at_once(tmp_path):
 @needs_server
 @pytest.mark.asyncio
 async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog):
-    """A server that does not let us in is Unavailable; the password is in no error, no repr and no line of the log.
+    """If the server refuses the login, the error is Unavailable; the password is in no error, no repr and no log line.
 
-    Fails when: the text of the library, or our own repr, is shown.
+    Fails when: the text of the library, or the target's own repr, shows it.
     """
     config = ACCOUNTS.format(canary="something-else")
     for running in server(tmp_path, config).running():
@@ -303,9 +303,9 @@ async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog):
 
 @pytest.mark.asyncio
 async def test_nobody_there_is_unavailable_at_once():
-    """Where nobody listens 50 deliveries are Unavailable within a second, and a name that is none says so.
+    """If no server listens, 50 deliveries are Unavailable within a second; an unknown host name has its own code.
 
-    Fails when: the library is let to try again by itself.
+    Fails when: the library may retry by itself.
     """
     async with target(free_port()) as made:
         callers = Callers(made)
@@ -324,7 +324,7 @@ async def test_nobody_there_is_unavailable_at_once():
 
 @pytest.mark.asyncio
 async def test_a_server_that_says_nothing_costs_one_wait():
-    """Where the server accepts and is silent, connecting ends by its own timeout, and those who follow do not wait.
+    """If the server accepts and does not answer, the connect timeout applies once, and later deliveries do not wait.
 
     Fails when: connecting is not bounded, or a failure is not remembered.
     """
@@ -344,9 +344,9 @@ async def test_a_server_that_says_nothing_costs_one_wait():
 @needs_server
 @pytest.mark.asyncio
 async def test_another_server_is_asked_where_one_says_nothing(running):
-    """Of two servers, one of which is silent, the other one gets the delivery, whichever is asked first.
+    """If one of two servers does not answer, the other one gets the delivery, whichever is tried first.
 
-    Fails when: all servers together have the time of one.
+    Fails when: all servers together have the timeout of one.
     """
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -366,8 +366,8 @@ async def test_another_server_is_asked_where_one_says_nothing(running):
 async def test_whoever_waits_is_told_when_the_connection_is_cut(running, left):
     """Deliveries that wait for an answer are Unavailable at once when the connection is cut, and the next one arrives.
 
-    Fails when: they are told by the library's callback, or the library may connect again by itself: an answer that was
-    lost never comes.
+    Fails when: they are notified by the library's callback, or the library may reconnect by itself, after which a lost
+    answer never comes.
     """
     proxy = Proxy(f"nats://127.0.0.1:{running.port}")
     async with stream(running.port), proxy.running(), target(urlsplit(proxy.dsn).port) as made:
@@ -392,7 +392,7 @@ async def test_whoever_waits_is_told_when_the_connection_is_cut(running, left):
 @needs_server
 @pytest.mark.asyncio
 async def test_a_connection_that_was_closed_unseen_is_made_anew(running):
-    """A connection that ended before anybody knew that it is ours costs one delivery an attempt, and no more.
+    """A connection that is closed without a notification costs one attempt of one delivery, and no more.
 
     Fails when: a closed connection is kept.
     """
@@ -409,7 +409,7 @@ async def test_a_connection_that_was_closed_unseen_is_made_anew(running):
 @needs_server
 @pytest.mark.asyncio
 async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path):
-    """With the CA of the server a delivery arrives over TLS; with another one it is Unavailable.
+    """With the CA of the server a delivery arrives over TLS; with another CA it is Unavailable.
 
     Fails when: the certificate is not verified, or the CA is not taken from the options.
     """
@@ -432,9 +432,9 @@ async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path):
 
 @pytest.mark.asyncio
 async def test_a_tls_address_says_nothing_in_the_clear():
-    """A server without TLS at a tls:// address hears no password, and nothing else.
+    """A server without TLS at a tls:// address receives no password, and nothing else.
 
-    Fails when: the library is let to go on without TLS.
+    Fails when: the library may continue without TLS.
     """
     heard = []
 
@@ -482,9 +482,10 @@ async def test_a_tls_address_says_nothing_in_the_clear():
     ],
 )
 def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
-    """A wrong address or option is refused before anything connects, by its name, with what is allowed, without secrets.
+    """An invalid address or option is refused before connecting, with its name and the permitted values, without
+    secrets.
 
-    Fails when: a line of the table of options, or the check of the address, is gone.
+    Fails when: a row of the table of options, or the check of the address, is removed.
     """
     with pytest.raises(ConfigurationError, match=says) as raised:
         open_target(address, options, SECRETS)
@@ -508,7 +509,7 @@ def test_the_schemes_are_known(scheme):
     [("version.applied", "version_applied"), ("a b>*\r\n", "a_b____"), ("", "_"), ("Grüße", "Gr__e")],
 )
 def test_a_placeholder_is_one_token(type, subject):
-    """Whatever a type holds, it is one token of the subject.
+    """Any event type is exactly one token of the subject.
 
     Fails when: a dot, a wildcard or white space of an event gets into the subject.
     """

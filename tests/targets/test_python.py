@@ -1,4 +1,4 @@
-"""Where the module of --app is looked for."""
+"""Where the module of --app is searched."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ async def to_crm(delivery: Delivery) -> None:
 
 
 def test_no_file_in_the_current_directory_takes_the_place_of_a_library(tmp_path):
-    """The module of --app is found in the current directory, and what it imports is the installed library all the same.
+    """The module of --app is found in the current directory, but its imports find the installed libraries.
 
-    The mechanism: the directory is the last one that is searched. Fails when: it is the first one.
+    Fails when: the current directory is searched first, and not last.
     """
     (tmp_path / "my_targets.py").write_text(MODULE)
     (tmp_path / "httpcore.py").write_text("raise SystemExit('the file in the directory ran')\n")
     code = "from iu_listen.targets.python import load; print([target.name for target in load('my_targets')])"
-    # -P: the installed command searches no directory of its own either.
+    # -P: the installed command does not search the directory of its script either.
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,

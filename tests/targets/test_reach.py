@@ -1,4 +1,4 @@
-"""What a route may reach is said by the process: variables, files, and hosts that are not public."""
+"""The process decides which variables, files and private hosts a route may use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENVIRON = {"PGPASSWORD": "canary", "CRM_TOKEN": "crm", "CRMX": "other", "IU_LIST
 async def test_a_route_reads_no_variable_that_is_not_allowed():
     """Names and prefixes of IU_LISTEN_SECRETS are read, and no other variable; the refusal shows no value.
 
-    Fails when: every variable of the process is a secret that a route may name.
+    Fails when: a route may name any variable of the process as a secret.
     """
     secrets = Secrets(ENVIRON, entries("CRM_*, CRMX"))
     assert secrets.get("env:CRM_TOKEN").reveal() == "crm"
@@ -40,9 +40,9 @@ async def test_a_route_reads_no_variable_that_is_not_allowed():
 
 
 async def test_a_route_reads_no_file_outside_of_the_directory(tmp_path):
-    """Files of the directory are read, by links too, as Kubernetes makes them; a link that leads out of it is not.
+    """Files of the directory are read, also by links within it as Kubernetes makes them; a link out of it is refused.
 
-    Fails when: a path is compared as it is written.
+    Fails when: the path is compared without resolving links.
     """
     allowed, outside = tmp_path / "secrets", tmp_path / "other"
     (allowed / "..data").mkdir(parents=True)
@@ -59,9 +59,9 @@ async def test_a_route_reads_no_file_outside_of_the_directory(tmp_path):
 
 
 async def test_only_a_small_regular_file_is_a_secret(tmp_path):
-    """A pipe, a device, a directory and a large file are refused at once; the loop is not held up.
+    """A pipe, a device, a directory and a large file are refused at once, without blocking the event loop.
 
-    Fails when: the file is opened and read as it is.
+    Fails when: the file is opened and read without checks.
     """
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_bytes(b"x" * (MAX_SECRET + 1))
@@ -83,7 +83,7 @@ async def test_only_a_small_regular_file_is_a_secret(tmp_path):
 
 @asynccontextmanager
 async def _trap() -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A server on loopback that notes what it is sent."""
+    """A server on loopback that records the data that it receives."""
     got: list[bytes] = []
 
     async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,9 +100,9 @@ async def _trap() -> AsyncIterator[tuple[int, list[bytes]]]:
 
 @pytest.mark.parametrize("scheme", ["nats", "redis", "kafka", "https"])
 async def test_no_target_leads_inwards(scheme):
-    """An address on loopback is refused when it is read, and a name that leads there when it is connected to.
+    """A literal loopback address is refused when it is read, and a name that resolves to loopback when it is connected.
 
-    Fails when: the guard is that of HTTP alone, or the names that a broker is given are not looked at.
+    Fails when: only HTTP has the guard, or the host names that a broker announces are not checked.
     """
     targets = Targets()
     query = "?stream=x" if scheme == "redis" else ""
@@ -119,7 +119,7 @@ async def test_no_target_leads_inwards(scheme):
 
 
 async def test_what_the_process_allows_is_reached():
-    """With IU_LISTEN_ALLOW_PRIVATE the same address is connected to. Fails when: the guard lets nothing through."""
+    """IU_LISTEN_ALLOW_PRIVATE permits a connection to loopback. Fails when: the guard refuses every address."""
     async with _trap() as (port, got):
         targets = Targets(allow_private="localhost")
         target = targets.find("external_endpoint", f"nats://localhost:{port}/x", {"connect_timeout": 0.3})
@@ -131,9 +131,9 @@ async def test_what_the_process_allows_is_reached():
 
 
 async def test_a_nats_server_without_tls_gets_no_password(tmp_path):
-    """Where a route gives certificates, a server that offers no TLS is sent nothing, whatever the scheme says.
+    """If a route gives a CA, a server that offers no TLS receives nothing, for any scheme.
 
-    Fails when: ca counts for nothing with the scheme nats.
+    Fails when: the option ca has no effect with the scheme nats.
     """
     ca = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(ca)

@@ -1,4 +1,4 @@
-"""Deliveries to streams of Valkey, by a real server that is killed."""
+"""Deliveries to streams of Valkey, tested with a real server that is killed."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ async def stored(port: int) -> list[dict[str, str]]:
 
 @pytest.mark.asyncio
 async def test_an_entry_is_the_payload_with_the_event_in_its_fields(running):
-    """An entry has the key, the event, the trace and the payload as it is, in its fields.
+    """The fields of an entry are the key, the event, the trace and the unchanged payload.
 
-    Fails when: a field is missing, or text is changed on the way.
+    Fails when: a field is missing, or text is changed.
     """
     one = delivery(subject="Straße 1\r\nXADD", payload='{"name": "Zoë"}')
     async with target(running.port) as made:
@@ -97,7 +97,7 @@ async def test_an_entry_is_the_payload_with_the_event_in_its_fields(running):
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("idempotent", "entries"), [(60, 1), (0, 3)])
 async def test_a_repetition_is_appended_once_where_keys_are_remembered(running, idempotent, entries):
-    """The same delivery again appends nothing for as long as option idempotent says, and again where it says 0.
+    """A repeated delivery is not appended again within the time of the option idempotent; with 0 it is appended again.
 
     Fails when: the key is not remembered, or not for the time of the option.
     """
@@ -114,7 +114,7 @@ async def test_a_repetition_is_appended_once_where_keys_are_remembered(running, 
 
 @pytest.mark.asyncio
 async def test_what_failed_is_not_remembered(running):
-    """A delivery that could not be appended is appended when it is tried again.
+    """A delivery that could not be appended is appended at the next attempt.
 
     Fails when: the key is remembered before the entry is appended.
     """
@@ -132,7 +132,7 @@ async def test_what_failed_is_not_remembered(running):
 
 @pytest.mark.asyncio
 async def test_a_stream_is_trimmed_by_option_maxlen(running):
-    """With option maxlen the stream stays about as long; without it everything stays.
+    """With the option maxlen the length of the stream stays near that limit; without it all entries stay.
 
     Fails when: the option does not reach the server.
     """
@@ -145,7 +145,7 @@ async def test_a_stream_is_trimmed_by_option_maxlen(running):
 
 @pytest.mark.asyncio
 async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
-    """2 000 deliveries by 50 callers, the server killed twice: each is stored once, and nobody waits while it is down.
+    """2 000 deliveries by 50 callers, the server killed twice: each is stored once, and none waits while it is down.
 
     Fails when: the key is not remembered.
     """
@@ -163,9 +163,9 @@ async def test_nothing_is_lost_or_doubled_while_the_server_is_killed(running):
 
 @pytest.mark.asyncio
 async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
-    """Hundreds of deliveries that are cut short in the middle take no connection with them, and all others arrive.
+    """Hundreds of cancelled deliveries use up no connection, and all others arrive.
 
-    Fails when: a cancelled delivery keeps its connection, or leaves an answer on it to somebody else.
+    Fails when: a cancelled delivery keeps its connection, or leaves its answer on it for another delivery.
     """
     short = [delivery(number) for number in range(600)]
     others = [delivery(number) for number in range(300)]
@@ -188,9 +188,9 @@ async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
 
 @pytest.mark.asyncio
 async def test_what_is_too_large_is_rejected_alone(running):
-    """An event that is larger than option max_bytes is rejected, and the others go on.
+    """An event that is larger than the option max_bytes is rejected, and the others are delivered.
 
-    Fails when: the option is not asked.
+    Fails when: the option is not applied.
     """
     async with target(running.port, max_bytes=1000) as made:
         callers = Callers(made, 10)
@@ -208,9 +208,9 @@ async def test_what_is_too_large_is_rejected_alone(running):
     ],
 )
 async def test_what_a_server_refuses(running, config, error, code):
-    """What the server refuses is an outage or tried again, by the word of its answer.
+    """A refusal by the server is an outage or failed, depending on the first word of the answer.
 
-    Fails when: the table of answers is not asked.
+    Fails when: the table of answers is not used.
     """
     async with target(running.port) as made, client(running.port) as redis:
         await made.deliver(delivery())
@@ -223,9 +223,9 @@ async def test_what_a_server_refuses(running, config, error, code):
 
 @pytest.mark.asyncio
 async def test_a_stream_that_is_not_ours_fails(running):
-    """A user who may not append is told so, and a replica is an outage.
+    """A user without the permission to append fails, and a replica is an outage.
 
-    Fails when: the answers of access lists and replicas are taken for something else.
+    Fails when: the answers of access lists and replicas are classified as other errors.
     """
     async with client(running.port) as redis:
         await redis.execute_command("ACL", "SETUSER", "iu", "on", f">{CANARY}", "+@all", "~other")
@@ -243,9 +243,9 @@ async def test_a_stream_that_is_not_ours_fails(running):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("options", [{"password": "env:PASSWORD"}, {}], ids=["wrong", "none"])
 async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog, options):
-    """A server that does not let us in is Unavailable; the password is in no error, no repr and no line of the log.
+    """If the server refuses the login, the error is Unavailable; the password is in no error, no repr and no log line.
 
-    Fails when: the text of the library, or our own repr, is shown.
+    Fails when: the text of the library, or the target's own repr, shows it.
     """
     for running in valkey(tmp_path, "--requirepass", "something-else").running():
         async with target(running.port, **options) as made:
@@ -258,7 +258,7 @@ async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog, opt
 
 @pytest.mark.asyncio
 async def test_a_password_lets_us_in(tmp_path, caplog):
-    """With the right password a delivery arrives, and neither the target nor what it holds shows it.
+    """With the right password a delivery arrives, and neither the target nor its attributes show the password.
 
     Fails when: the password does not reach the server.
     """
@@ -275,9 +275,9 @@ async def test_a_password_lets_us_in(tmp_path, caplog):
 
 @pytest.mark.asyncio
 async def test_nobody_there_is_unavailable_at_once():
-    """Where nobody listens 50 deliveries are Unavailable within a second, and a name that is none says so.
+    """If no server listens, 50 deliveries are Unavailable within a second; an unknown host name has its own code.
 
-    Fails when: the library is let to try again by itself.
+    Fails when: the library may retry by itself.
     """
     async with target(free_port()) as made:
         callers = Callers(made)
@@ -296,7 +296,7 @@ async def test_nobody_there_is_unavailable_at_once():
 
 @pytest.mark.asyncio
 async def test_a_server_that_says_nothing_costs_one_wait():
-    """Where the server accepts and is silent, connecting ends by its own timeout, and those who follow do not wait.
+    """If the server accepts and does not answer, the connect timeout applies once, and later deliveries do not wait.
 
     Fails when: connecting is not bounded, or a failure is not remembered.
     """
@@ -317,7 +317,7 @@ async def test_a_server_that_says_nothing_costs_one_wait():
 async def test_whoever_waits_is_told_when_a_connection_is_cut(running):
     """Deliveries that wait for an answer are Unavailable at once when connections are cut, and the next one arrives.
 
-    Fails when: those who wait for a free connection, or for the answer of another one, are not told.
+    Fails when: deliveries that wait for a free connection, or on another connection, are not notified.
     """
     proxy = Proxy(f"redis://127.0.0.1:{running.port}")
     async with proxy.running(), target(urlsplit(proxy.dsn).port, connections=2) as made:
@@ -338,7 +338,7 @@ async def test_whoever_waits_is_told_when_a_connection_is_cut(running):
 
 @pytest.mark.asyncio
 async def test_the_privileges_of_the_page_are_enough(running):
-    """A user with the access list that docs/how-to/brokers.md gives can deliver, and that list lets it do little else.
+    """A user with the access list of docs/how-to/brokers.md can deliver, and can do little else.
 
     Fails when: the target needs another command or key.
     """
@@ -355,9 +355,9 @@ async def test_the_privileges_of_the_page_are_enough(running):
 
 @pytest.mark.asyncio
 async def test_after_an_outage_the_name_is_asked_again(running):
-    """A server that is a replica is left: the next delivery goes where the address leads by then.
+    """The connection to a server that has become a replica is closed, and the next delivery resolves the address again.
 
-    Fails when: a connection is kept to a server that takes nothing.
+    Fails when: a connection to a server that accepts no writes is kept.
     """
     proxy = Proxy(f"redis://127.0.0.1:{running.port}")
     async with proxy.running(), target(urlsplit(proxy.dsn).port) as made, client(running.port) as redis:
@@ -375,7 +375,7 @@ async def test_after_an_outage_the_name_is_asked_again(running):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
 async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path, running, scheme):
-    """With the CA of the server a delivery arrives over TLS; with another one it is Unavailable.
+    """With the CA of the server a delivery arrives over TLS; with another CA it is Unavailable.
 
     Fails when: the certificate is not verified, or the CA is not taken from the options.
     """
@@ -437,9 +437,10 @@ async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path, running, scheme)
     ],
 )
 def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
-    """A wrong address or option is refused before anything connects, by its name, with what is allowed, without secrets.
+    """An invalid address or option is refused before connecting, with its name and the permitted values, without
+    secrets.
 
-    Fails when: a line of the table of options, or the check of the address, is gone.
+    Fails when: a row of the table of options, or the check of the address, is removed.
     """
     with pytest.raises(ConfigurationError, match=says) as raised:
         open_target(address, options, SECRETS)

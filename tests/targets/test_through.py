@@ -15,9 +15,9 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_an_event_reaches_the_stream_that_its_route_names(live, tmp_path):
-    """A route to an address delivers what is written to the outbox; while the server is not there yet it waits.
+    """A route to an address delivers the events of the outbox; while the server is not available, it waits.
 
-    Fails when: the scheme finds no target, options do not reach it, or an outage spends attempts.
+    Fails when: the scheme finds no target, options do not reach it, or an outage uses up attempts.
     """
     running = valkey(tmp_path)
     async with connected(live.dsn) as connection:
