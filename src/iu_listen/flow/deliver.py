@@ -162,8 +162,7 @@ class Deliverer:
                 self._forget()
             if lease.unclean:
                 self._quarantine.start(self._clock())
-            # A new session may reach another history: in a copy that is behind, the lease has the same holder and ids
-            # are lower.
+            # A new session may reach another history: a copy that is behind has the same lease holder and lower ids.
             for route in self._routes.values():
                 route.restart()
             self._trust(self._clock())
@@ -215,10 +214,7 @@ class Deliverer:
             await self._ended.wait_rung(TICK)
 
     async def _take_all(self, session: Deliveries) -> None:
-        """Take deliveries within the prefetch limits and start their calls.
-
-        Returns when there is nothing to deliver, or when the delivery lease is lost.
-        """
+        """Take deliveries and start their calls. Returns when there is nothing to deliver, or the lease is lost."""
         while self.delivering:
             self._ring.clear()
             asked = self._clock()
@@ -247,10 +243,7 @@ class Deliverer:
     # -- taken deliveries and routes -----------------------------------------------------------------------------
 
     def wants(self) -> Sequence[Want]:
-        """The deliveries that a batch may hand over.
-
-        Empty while a delivery is in flight: then the dispatcher runs take queries often enough by itself.
-        """
+        """Deliveries that a batch may hand over. Empty if one is in flight: take queries are frequent enough then."""
         self._ledger.passed_beside.clear()
         now = self._clock()
         idle = not self._ledger and not self._quarantine.cautious(now)
@@ -259,22 +252,13 @@ class Deliverer:
         return [w for w in self._wants(now) if w.room]
 
     def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
-        """Accept deliveries that a batch has queued and taken for this dispatcher.
-
-        The dispatcher may have taken the same deliveries by its own query meanwhile, and may even have settled them.
-
-        Args:
-            wants: The answer of wants() with which the batch began.
-            given: The deliveries.
-            seconds: Duration of the batch, in seconds.
-        """
+        """Accept the deliveries of a batch (ports.Courier). A take query may have taken and settled them meanwhile."""
         kept_back = False
         if self.delivering and not self._quarantine.cautious(self._clock()):
             self._hear(seconds)
             handed, kept_back = handed_over(given)
             new = self._ledger.new(handed, unchanged(wants, self._routes), self._ledger.passed_beside)
-            # The batch read the switches before its commit, which may have taken long. A take query may have read
-            # newer values meanwhile.
+            # The batch read the switches before its commit. A take query may have read newer values meanwhile.
             new = [t for t in new if not self._routes[t.delivery.route].state.held]
             for taken in new:
                 route = self._routes[taken.delivery.route]
@@ -286,8 +270,7 @@ class Deliverer:
 
     def _wants(self, now: float) -> list[Want]:
         if now >= self._calls.trusted:
-            # A delivery that was given up may still be part of a running settlement: it still looks due, but will be
-            # settled.
+            # A delivery that was given up may be part of a running settlement: it looks due, but will be settled.
             return []
         left = self._settings.prefetch_bytes - self._ledger.bytes
         return wants(list(self._routes.values()), left, self._quarantine.room(now), self._failed_takes)
@@ -297,7 +280,7 @@ class Deliverer:
 
         Args:
             supply: The answer.
-            seconds: Time from the query to its answer, in seconds.
+            seconds: Time from the query to its answer.
             wants: The wants that the query contained.
             freed: Routes and subject keys that the query contained.
         """
@@ -308,10 +291,7 @@ class Deliverer:
         self._take_over(self._ledger.new(supply.taken, counts, self._ledger.passed))
 
     def _hear(self, seconds: float) -> None:
-        """Note that the switches were read at most ``seconds`` seconds ago.
-
-        After LATE seconds the reading no longer counts, for example after the process was suspended.
-        """
+        """The switches were read at most ``seconds`` seconds ago. The reading is void if that is more than LATE."""
         self._calls.answered = self._clock() if seconds < LATE else -math.inf
 
     def _take_over(self, new: Sequence[Taken]) -> None:
@@ -332,12 +312,7 @@ class Deliverer:
             self._calls.begin(route)
 
     def _know(self, states: Sequence[RouteState], counts: Collection[str]) -> None:
-        """Update the routes from the answer of the database.
-
-        Args:
-            states: State of each route in the answer. A known route that is missing has gone.
-            counts: Codes of the routes for which the position in the answer is valid.
-        """
+        """Update the routes; for those in ``counts``, the position, too. A known route without a state has gone."""
         known = {state.route for state in states}
         for code in [c for c, r in self._routes.items() if c not in known and not r.workers]:
             self._drop(self._routes[code])
@@ -353,8 +328,7 @@ class Deliverer:
             if state.route in counts:
                 route.reaches(state)
             if state.held:
-                # A trial delivery stays in the queue until it may begin. A quarantined delivery stays until no other
-                # delivery is in flight.
+                # A trial delivery waits until it may begin, a quarantined one until no other one is in flight.
                 self._drop(route, alone=state.held not in PROBED)
             self._find_target(route, changed)
             self._holds.tell(route)
@@ -375,12 +349,7 @@ class Deliverer:
             self._ring.set()
 
     def _drop(self, route: Route, *, alone: bool = True) -> None:
-        """Give back the deliveries of a route that were taken and have not begun.
-
-        Args:
-            route: The route.
-            alone: True: give back all of them. False: keep the trial delivery and quarantined deliveries.
-        """
+        """Give back queued deliveries; False for ``alone`` keeps the trial delivery and quarantined deliveries."""
         given, route.queue = split(route.queue, keep=not alone, probe=route.state.probing)
         for taken in [*given, *(self._quarantine.drop(route.state.route) if alone else [])]:
             if route.ordered and taken.subject_key is not None:
@@ -390,11 +359,7 @@ class Deliverer:
             self._ledger.remove(taken.delivery.id)
 
     def _forget(self, *, ordered: bool = False) -> None:
-        """Give up all taken deliveries, because another consumer may hold the delivery lease.
-
-        Args:
-            ordered: True: give up only the deliveries of ordered routes.
-        """
+        """Give up taken deliveries, as another consumer may hold the lease; ``ordered``: only of ordered routes."""
         for taken in self._calls.under_way():
             if not ordered or taken.subject_key is not None:
                 self._calls.give_up(taken)
@@ -421,11 +386,7 @@ class Deliverer:
         return FRESH / 4 if waits else min(TICK, due_in(routes), self._sweeper.pause(routes))
 
     def _trust(self, since: float) -> None:
-        """Set the time until which no other consumer can hold the delivery lease.
-
-        Args:
-            since: Time at which the lease was known to be valid, by the monotonic clock, in seconds.
-        """
+        """The lease was valid at ``since``: set the time until which no other consumer can hold it."""
         self._calls.trusted = since + self._settings.lease * 0.75
 
     async def _guard(self) -> None:
