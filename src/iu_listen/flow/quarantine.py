@@ -1,16 +1,17 @@
-"""Quarantine: finds the delivery that ends the process of the consumer, and lets all others go on.
+"""Quarantine: finds the delivery that ends the process of the consumer, so that all other deliveries can go on.
 
-A call can end the process so that nothing of it is recorded: a segmentation fault, the out-of-memory killer, a call
-that blocks the event loop for longer than the lease. The lease then ends without being given back. The next holder
-is cautious for a while: before any call begins, the ids of all deliveries in flight are written to the lease row. So
-after the next such end they are known, at most the concurrency of each route. Each of them is then attempted alone,
-while no other delivery is in flight. A process that ends during that attempt was ended by that delivery: the attempt is
-spent, and after the last one the delivery becomes a dead letter.
+A call can end the process before any outcome is recorded: by a segmentation fault, by the out-of-memory killer, or by
+blocking the event loop for longer than the delivery lease. The lease then ends without being given back. The next lease
+holder is cautious for CAUTION seconds: before a call begins, the ids of all in-flight deliveries are written to the row
+of the lease. So the in-flight deliveries are known after the next such end; they are at most as many as the concurrency
+of each route allows. Each of them is then attempted alone, while no other delivery is in flight. If the process ends
+during that attempt, that delivery is the cause: the attempt is spent, and after the last attempt the delivery becomes a
+dead letter.
 
-    lease ended uncleanly    in-flight ids known    what follows
-    first time               no                     cautious for CAUTION seconds
-    again                    several                each of them is attempted alone, after a pause
-    again                    one                    its attempt is spent; attempted alone again after its backoff
+    lease not given back     in-flight ids known    consequence
+    first time               none                   cautious for CAUTION seconds
+    again                    several                each of these deliveries is attempted alone, after a pause
+    again                    one                    its attempt is spent; it is attempted alone after its backoff
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from iu_listen.flow.ports import Deliveries
 from iu_listen.flow.route import Room, Route
 from iu_listen.model.delivery import Taken
 
-#: How long a lease holder is cautious after a lease that ended uncleanly, in seconds. A delivery that ended the process
-#: is due at once in the next one, so it is attempted within this time.
+#: Time for which a lease holder is cautious after a lease that was not given back, in seconds. A delivery that ended
+#: the process is due at once in the next process, so it is attempted within this time.
 CAUTION: Final = 60.0
 
 
 class Quarantine:
-    """Which deliveries are attempted alone, and which ids are written to the lease row.
+    """Decides which deliveries are attempted alone, and which ids are written to the row of the delivery lease.
 
     Args:
         calls: The calls of the consumer.
-        ledger: The deliveries that it has taken.
+        ledger: The deliveries that the consumer has taken.
     """
 
     def __init__(self, calls: Calls, ledger: Ledger) -> None:
@@ -47,27 +48,27 @@ class Quarantine:
         self._written: tuple[tuple[str, int], ...] = ()
 
     def start(self, now: float) -> None:
-        """The lease ended uncleanly; be cautious from ``now`` on, a time of the clock of the consumer, in seconds."""
+        """Be cautious from ``now`` on (monotonic clock, in seconds), because the last lease was not given back."""
         self._until = now + CAUTION
         self._written = ()
 
     def cautious(self, now: float) -> bool:
-        """Whether ids are written before calls begin; no delivery is prefetched or handed over by a batch then."""
+        """Whether ids are written before calls begin. Then no delivery is prefetched or handed over by a batch."""
         return now < self._until or self.isolating
 
     @property
     def isolating(self) -> bool:
-        """Whether a delivery is attempted alone, or waits for it: no other one may begin."""
+        """Whether a delivery is attempted alone, or waits for that. Then no other delivery may begin."""
         return bool(self._waiting) or self._calls.only is not None
 
     def add(self, taken: Taken) -> None:
-        """A delivery that is to be attempted alone was taken."""
+        """Add a delivery that has to be attempted alone."""
         self._waiting.append(taken)
         if self._calls.only is None:
             self._calls.only = Calls.NONE
 
     def drop(self, route: str) -> list[Taken]:
-        """Give up what waits of a route; those deliveries."""
+        """Remove and return the waiting deliveries of a route."""
         dropped = [taken for taken in self._waiting if taken.delivery.route == route]
         self._waiting = deque(taken for taken in self._waiting if taken.delivery.route != route)
         return dropped
@@ -79,16 +80,16 @@ class Quarantine:
         return Room.FLIGHT if self.cautious(now) else Room.AHEAD
 
     async def write(self, session: Deliveries, now: float, new: Iterable[Taken], routes: Mapping[str, Route]) -> bool:
-        """Write what will be in flight to the lease row, and let the next delivery begin that is attempted alone.
+        """Write the ids of in-flight deliveries to the row of the lease, and start the next quarantined delivery.
 
         Args:
             session: The delivery session.
-            now: The time, in seconds.
-            new: What was taken and is about to begin.
+            now: The time, by the monotonic clock, in seconds.
+            new: Deliveries that were taken and are about to begin.
             routes: The routes by code.
 
         Returns:
-            False: the lease is lost, and nothing may begin.
+            False: the lease is lost, and no call may begin.
         """
         chosen = self._choose()
         flight = tuple(sorted({(t.delivery.route, t.delivery.id) for t in self._flight(now, new, chosen)}))
@@ -102,7 +103,7 @@ class Quarantine:
         return True
 
     def _choose(self) -> Taken | None:
-        """The delivery that is to be attempted alone next, once nothing is in flight; None: none for now."""
+        """The next delivery that is attempted alone, if no delivery is in flight; None: there is none at present."""
         only = self._calls.only
         if only is not None and only != Calls.NONE and only not in self._ledger:
             only = self._calls.only = Calls.NONE
@@ -113,7 +114,7 @@ class Quarantine:
         return None
 
     def _flight(self, now: float, new: Iterable[Taken], chosen: Taken | None) -> Iterable[Taken]:
-        """What is in flight once ``new`` and the chosen delivery have begun; nothing after the time of caution."""
+        """Deliveries that are in flight once ``new`` and ``chosen`` have begun; empty if not cautious."""
         if chosen is not None:
             return [chosen]
         if self.isolating:
@@ -124,6 +125,6 @@ class Quarantine:
         return []
 
     def forget(self) -> None:
-        """All deliveries were given up."""
+        """Remove all deliveries, because they were given up."""
         self._waiting.clear()
         self._calls.only = None

@@ -1,4 +1,4 @@
-"""The sweep: finds deliveries that the positions of their routes have passed, and that may go on (sql/worker/022)."""
+"""The sweep: finds deliveries before the positions of their routes that may go on (sql/worker/022)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from iu_listen.flow.ring import Ring
 from iu_listen.flow.route import Route
 from iu_listen.model.delivery import PROBED, Search
 
-#: How often all subjects are searched for one that was freed by something else than a settlement, in seconds.
+#: Interval at which all subjects are searched, in seconds. It finds subjects that were not freed by a settlement.
 RESCAN: Final = 30.0
-#: Pause between two parts of a sweep, in seconds. A part is at most 500 subjects, so a sweep of n subjects takes
+#: Pause between two parts of a sweep, in seconds. A part has at most 500 subjects, so a sweep of n subjects takes about
 #: n / 10 000 seconds.
 PAUSE: Final = 0.05
 
 
 class Sweeper:
-    """Searches what the positions of routes have passed, a bounded part at a time.
+    """Searches deliveries before the positions of routes, a bounded part at a time.
 
     Args:
-        clock: The clock of the consumer, in seconds.
-        freed: Where subjects that may go on are noted.
+        clock: Monotonic clock, in seconds.
+        freed: Receives the subjects that may go on.
         ledger: The deliveries that the consumer has taken.
-        ring: Rung when something may go on.
+        ring: Set when a delivery may go on.
     """
 
     def __init__(self, clock: Callable[[], float], freed: Freed, ledger: Ledger, ring: Ring) -> None:
@@ -39,12 +39,12 @@ class Sweeper:
         self._searched = -math.inf
 
     def pause(self, routes: Iterable[Route]) -> float:
-        """Seconds until the next part; inf: nothing is to be searched."""
+        """Seconds until the next part of a sweep; inf: no route has to be searched."""
         left = self._searched + PAUSE - self._clock()
         return max(0.0, left) if any(self._may(route) for route in routes) else math.inf
 
     async def turn(self, session: Deliveries, routes: Collection[Route]) -> None:
-        """Search the next part of each route, when its time has come."""
+        """Search the next part of each route, if PAUSE seconds have passed since the last part."""
         now = self._clock()
         if now - self._started > RESCAN:
             self._started = now
@@ -61,7 +61,7 @@ class Sweeper:
             if found.first is not None and route.sweep is sweep:
                 route.after = min(route.after, found.first - 1)
                 self._ring.set()
-            # The next delivery of a subject is asked for when the one in flight is settled.
+            # Skip subjects with an in-flight delivery: its settlement frees the subject.
             in_flight = {t.subject_key for t in self._ledger if t.delivery.route == found.route} if found.keys else ()
             keys = [key for key in found.keys if key not in in_flight]
             if keys:
@@ -69,6 +69,6 @@ class Sweeper:
                 self._ring.set()
 
     def _may(self, route: Route) -> bool:
-        """Whether a route is to be searched, and what is found may begin, be it as a probe."""
+        """Whether a route has to be searched, and its deliveries may begin, at least as trial deliveries."""
         lets = route.target is not None and route.state.held in {"", *PROBED}
         return lets and route.sweep.active and not self._freed.waits(route.state.route)

@@ -1,4 +1,4 @@
-"""Routes without a usable target: what the consumer knows, and what the database was told of it."""
+"""Routes without a usable target: finds targets, and writes the routes that have none to the database."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ _WHAT_TO_DO: Final = (
 
 
 def find_target(targets: Targets, route: Route, *, crowded: bool) -> bool:
-    """Find the target of a route, or keep why there is none and what to do about it. True: there is one.
+    """Find the target of a route and store it in the route, or store the reason and a hint if there is none.
 
     Args:
-        targets: Where it is looked for.
+        targets: The registry of targets.
         route: The route.
-        crowded: As many abandoned calls of it still run as may.
+        crowded: True: MOST_ABANDONED abandoned calls of its target still run, so the target is not usable.
+
+    Returns:
+        Whether the route has a usable target.
     """
     if crowded:
         route.no_target = f"{MOST_ABANDONED} calls of {route.called} still run, because they ignore their cancellation"
@@ -38,14 +41,14 @@ def find_target(targets: Targets, route: Route, *, crowded: bool) -> bool:
 
 
 class Unusable:
-    """Tells the database which routes have no usable target, when that changes; every command that looks reads it."""
+    """Writes the routes without a usable target to the database when they change. The commands show them."""
 
     def __init__(self) -> None:
         self._session: Deliveries | None = None
         self._told: Mapping[str, tuple[str, str]] = {}
 
     async def tell(self, session: Deliveries, routes: Iterable[Route]) -> None:
-        """Write what changed; in a new session all of it, because another consumer may have written meanwhile."""
+        """Write these routes if they changed, or if the session is new: another consumer may have written meanwhile."""
         known = {r.state.route: (r.no_target, r.hint) for r in routes if r.no_target}
         if known != self._told or session is not self._session:
             await session.note_unusable(known)
