@@ -1,15 +1,16 @@
-"""When to look, when to pause, when to sleep: interrupts when idle, polling when busy, like NAPI in a network driver.
+"""Adaptive wake-up: notifications while idle, polling while busy, like NAPI in a network driver.
 
-Asleep, a notification costs nothing and a poll would cost latency. Under load it is the other way round: each
-notification holds a lock over the whole cluster for a commit, and a poll finds something every time. So:
+While the consumer is idle, a notification is cheap and polling would add latency. Under load the reverse holds: each
+notification takes a lock of the whole cluster during a commit, and each poll finds events. So:
 
-    AWAKE ── drained, and not busy ──► arm ──► ARMED ── wait for the bell ──► look
-      ▲                                          │
-      └──────── two events in a row, each within BUSY_GAP of the one before ────┘ disarm
+    AWAKE ── nothing to route, not busy ──► arm ──► ARMED ── notification or catch-up poll ──► batch
+      ▲                                               │
+      └── two gaps in a row below BUSY_GAP: disarm ───┘
 
-and AWAKE it stays, looking every ``busy_interval``, until events have stopped for ``linger``. Arming fails while a
-writer that stayed silent is not visible yet; then it looks again after a growing pause of at most ARM_WAIT_MAX.
-The lock protocol behind arming is in sql/worker/010_wake.up.sql. Decisions only: nothing here waits or reads a clock.
+A busy consumer stays AWAKE and runs a batch every ``busy_interval``, until no event has come for ``linger``. Arming
+fails while the events of a producer that sent no NOTIFY are not visible yet. Then the consumer runs a batch after a
+growing pause of at most ARM_WAIT_MAX. sql/worker/010_wake.up.sql defines the lock protocol of arming. This module only
+decides: it neither waits nor reads a clock.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-#: Events closer together than this, twice in a row, are a busy spell. Seconds; a wake-up costs about 1 ms.
+#: Distance of events, in seconds, below which the consumer becomes busy if it occurs twice in a row. A wake-up costs
+#: about 1 ms.
 BUSY_GAP: Final = 0.005
-#: A batch of so many events is a busy spell by itself.
+#: Number of events in one batch from which the consumer becomes busy at once.
 BUSY_BATCH: Final = 16
 #: Longest pause between tries to arm, in seconds.
 ARM_WAIT_MAX: Final = 0.05
 
 
 class Act(Enum):
-    """What to do next."""
+    """The next action of the consumer."""
 
     PAUSE = auto()
     ARM = auto()
@@ -37,14 +39,14 @@ class Act(Enum):
 
 @dataclass(slots=True)
 class Rhythm:
-    """The consumer's sense of time. Times are seconds of one monotonic clock.
+    """Decides when a consumer runs a batch, pauses or sleeps. All times are in seconds, by one monotonic clock.
 
     Attributes:
-        linger: Silence that ends a busy spell, in seconds.
-        busy_interval: Pause between looks in a busy spell, in seconds.
-        poll_interval: Pause between looks where there is no bell, in seconds.
-        bell: Whether there is a bell to sleep by.
-        armed: Whether writers are told to ring.
+        linger: Time without events after which a busy consumer becomes idle, in seconds.
+        busy_interval: Pause between two batches while busy, in seconds.
+        poll_interval: Pause between two batches if there is no listener session, in seconds.
+        bell: Whether there is a listener session.
+        armed: Whether producers are told to send NOTIFY.
     """
 
     linger: float
@@ -58,16 +60,16 @@ class Rhythm:
     _refused: bool = False
 
     def looked(self, seen: int, now: float) -> None:
-        """A batch found ``seen`` events."""
+        """Note that a batch read ``seen`` events at the time ``now``."""
         if not seen:
             return
-        # Their mean distance: where looks are slow, several come with each of them.
+        # Compare the mean distance of the events, because a slow batch reads several events at once.
         close = now - self._last_event < BUSY_GAP * seen
         self._streak = 2 if seen >= BUSY_BATCH else self._streak + 1 if close else 0
         self._last_event = now
 
     def arm_tried(self, granted: bool) -> None:
-        """The bell was armed, or a silent writer was in the way."""
+        """Note a try to arm the bell. False: refused because of a producer that sends no NOTIFY, or without a slot."""
         self.armed, self._refused = granted, not granted
         if granted:
             self._streak, self._arm_wait = 0, 0.0
@@ -75,15 +77,15 @@ class Rhythm:
             self._arm_wait = min(max(self.busy_interval, 1.5 * self._arm_wait), ARM_WAIT_MAX)
 
     def bell_changed(self, bell: bool) -> None:
-        """A bell session began or ended; a new one is not armed."""
+        """Note that a listener session began or ended. A new session is not armed."""
         self.bell, self.armed, self._arm_wait, self._refused = bell, False, 0.0, False
 
     def disarmed(self) -> None:
-        """Writers are told to stay silent."""
+        """Note that producers are told not to send NOTIFY."""
         self.armed = False
 
     def next(self, now: float) -> tuple[Act, float]:
-        """What to do after a look that left nothing behind, and for PAUSE how long, in seconds."""
+        """The action after a batch that left no events, and its duration in seconds (0 unless it is PAUSE)."""
         busy = self._streak >= 2 and now - self._last_event < self.linger
         if not self.bell:
             return Act.PAUSE, self.busy_interval if busy else self.poll_interval
@@ -92,7 +94,7 @@ class Rhythm:
         if busy:
             return Act.PAUSE, self.busy_interval
         if self._refused:
-            # One pause and one look, then arming is tried again.
+            # One pause and one batch, then the next try to arm.
             self._refused = False
             return Act.PAUSE, self._arm_wait
         return Act.ARM, 0.0

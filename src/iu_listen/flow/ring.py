@@ -1,4 +1,4 @@
-"""The one thing that everybody waits for: something may have happened, look."""
+"""The signal by which tasks of a consumer wake each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio
 
 
 class Ring:
-    """A flag to wait for, with a timeout. Setting it twice is the same as once; looking first clears it."""
+    """A flag that a task awaits, with a timeout. A task clears it before it checks for work; set() is idempotent."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -16,23 +16,23 @@ class Ring:
 
     @property
     def age(self) -> float:
-        """Seconds since it rang; 0: it has not."""
+        """Seconds since the first set() after the last clear(); 0: it is not set."""
         return 0.0 if self._rung_at is None else time.perf_counter() - self._rung_at
 
     def set(self) -> None:
-        """Ring. Wakes everybody who waits."""
+        """Set the flag and wake all waiting tasks."""
         if self._rung_at is None:
             self._rung_at = time.perf_counter()
         self._event.set()
 
     def clear(self) -> None:
-        """Forget earlier rings. Clear before looking, never after: what rings during the look must not be lost."""
+        """Clear the flag. Clear it before a check for work, never after it: else a set() during the check is lost."""
         if self._event.is_set():
             self._event = anyio.Event()
         self._rung_at = None
 
     async def wait_rung(self, timeout: float) -> bool:
-        """Wait until it rings, at most ``timeout`` seconds. True: it rang."""
+        """Wait until the flag is set, at most ``timeout`` seconds. Returns whether it is set."""
         with anyio.move_on_after(timeout):
             await self._event.wait()
         return self._event.is_set()
