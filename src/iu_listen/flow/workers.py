@@ -1,6 +1,7 @@
-"""Workers: the tasks that deliver for a lane, one call after the other, and wait where there is nothing to deliver.
+"""Delivery tasks (`Worker`): each runs the calls of one lane one after another, and waits when the queue is empty.
 
-A new task costs more than a call that does nothing, so a worker that has nothing to do waits for the next delivery.
+A `Worker` is reused, because to create a task costs more than a trivial call. It is not a worker in the sense of the
+glossary, which is a named reader of one event domain.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from iu_listen.model.delivery import Taken
 
 @dataclass(slots=True, kw_only=True)
 class Lane:
-    """What waits for one target, and how many may be under way at once.
+    """The queue of one target, its concurrency, and its delivery tasks.
 
     Attributes:
-        target: Who takes it; None: nobody, for now.
-        called: What that is, as the audit keeps it.
-        concurrency: Most calls at once.
-        queue: What was taken and has not begun.
-        workers: How many workers deliver. One whose call was abandoned does not count.
-        starting: The one of them that was started, or called, and has not begun yet.
-        failing: Calls that failed and are not settled: whether that stops the target is not known yet.
-        most_failing: None begins while so many are.
-        idle: The worker that waits for more to do; None: none does.
-        left: There will be no more.
-        succeeded_at: When a call of this lane last succeeded, or was refused for good, by the clock of the consumer.
+        target: The target; None: there is none at present.
+        called: Text of the target as stored in the audit, made by called().
+        concurrency: Most calls at the same time.
+        queue: Deliveries that were taken and have not begun.
+        workers: Number of delivery tasks at work. A task whose call was abandoned does not count.
+        starting: The delivery task that was created or woken and has not begun yet; None: there is none.
+        failing: Number of failed calls that are not settled. Their settlement may pause the route.
+        most_failing: Value of ``failing`` at which no call begins.
+        idle: The delivery task that waits for the next delivery; None: there is none.
+        left: True: the lane gets no further deliveries.
+        succeeded_at: Time of the last call of this lane that succeeded or was rejected, by the monotonic clock, in
+            seconds.
     """
 
     concurrency: int
@@ -50,13 +52,13 @@ class Lane:
 
 
 class Worker:
-    """A task that delivers for a lane.
+    """A task that runs the calls of one lane.
 
     Attributes:
-        lane: That lane.
+        lane: The lane.
         task: The task.
-        counted: It is one of those that the lane counts.
-        called: Set when there is more to do.
+        counted: Whether the task is included in ``lane.workers``.
+        called: Event that wakes the task when there is a delivery for it.
     """
 
     __slots__ = ("called", "counted", "lane", "task")
@@ -70,25 +72,25 @@ class Worker:
 
 
 class Workers:
-    """The workers of all lanes.
+    """The delivery tasks of all lanes.
 
     Args:
-        serve: Delivers what waits in the lane of a worker, as long as that may be.
-        broken: Called with what ``serve`` raised, which nothing in it should.
+        serve: Runs the calls of the lane of a `Worker`, while its deliveries may begin.
+        broken: Called with the error that ``serve`` raised. Such an error is a fault of this program.
     """
 
     def __init__(self, serve: Callable[[Worker], Awaitable[None]], broken: Callable[[Exception], None]) -> None:
         self._serve = serve
         self._broken = broken
         self._all: set[Worker] = set()
-        #: Those whose call was abandoned and still runs, and what it calls.
+        #: Delivery tasks whose abandoned call still runs, each with the text of its target.
         self._abandoned: dict[Worker, str] = {}
         self._closed = False
 
     def begin(self, lane: Lane) -> None:
-        """Start or call a worker, if there is something to deliver. It calls the next one when it begins.
+        """Create or wake one delivery task, if the queue is not empty. The task wakes the next one when it begins.
 
-        So a target that never waits is served by one worker, and one that does by as many as there may be.
+        So a target that never waits is served by one task, and a target that waits by up to ``concurrency`` tasks.
         """
         if lane.queue and lane.starting is None and lane.workers < lane.concurrency and not self._closed:
             lane.workers += 1
@@ -103,14 +105,14 @@ class Workers:
             lane.starting = worker
 
     def leave(self, lane: Lane) -> None:
-        """There will be no more work for this lane: none of its workers is to wait for it."""
+        """Release this lane: it gets no further deliveries, so its delivery tasks end."""
         lane.left = True
         if lane.idle is not None:
             lane.idle.called.set()
             lane.idle = None
 
     def abandon(self, worker: Worker, called: str) -> int:
-        """Go on without a worker that ignores its cancellation; how many such calls of that target still run."""
+        """Abandon a task that ignores its cancellation. Returns the number of abandoned calls of its target."""
         worker.task.leave()
         self._all.discard(worker)
         self._abandoned[worker] = called
@@ -118,20 +120,20 @@ class Workers:
         return self.running(called)
 
     def running(self, called: str) -> int:
-        """How many abandoned calls of a target still run."""
+        """Number of abandoned calls of a target that still run."""
         return sum(1 for other in self._abandoned.values() if other == called) if self._abandoned else 0
 
     async def close(self, seconds: float) -> None:
-        """Cancel all workers, and wait for them for so many seconds at most. None begins any more."""
+        """Cancel all delivery tasks and wait at most ``seconds`` seconds for their ends. No task begins after this."""
         self._closed = True
         with anyio.CancelScope(shield=True):
             await end([worker.task for worker in self._all], seconds)
 
     async def _work(self, worker: Worker) -> None:
-        """Serve its lane, and wait until there is more to do, unless another worker does.
+        """Run the calls of the lane, then wait for more deliveries, unless another task of the lane waits already.
 
-        A target may let out a cancellation that was meant for what it waited for, or leave something behind that
-        cancels its task later. It must not end the work of all others: such a task ends, another one takes its place.
+        A target may raise a cancellation that was meant for another task, or leave code behind that cancels this task
+        later. Then only this task ends, and another one takes its place.
         """
         lane = worker.lane
         while not lane.left:
@@ -147,7 +149,7 @@ class Workers:
             await worker.called.wait()
 
     def _ended(self, worker: Worker) -> None:
-        """Its task has ended, perhaps before it began: its place is free for another one."""
+        """Free the place of a task that has ended, possibly before it began."""
         lane = worker.lane
         self._all.discard(worker)
         self._abandoned.pop(worker, None)
