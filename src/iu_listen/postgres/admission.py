@@ -1,4 +1,4 @@
-"""Whether a consumer may work on a database: what fn_iu_outbox_admission refuses, in words for people."""
+"""Whether a consumer may work on a database: the texts for the refusals of fn_iu_outbox_admission."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iu_listen.model.settings import Settings
 
 _REANCHOR: Final = "The history is not that of the cursor: iu-listen cursor reanchor --plan"
 
-#: What is wrong, and what to do, by refusal.
+#: Problem and hint, by the code of the refusal.
 WORDS: Final[defaultdict[str, tuple[str, str]]] = defaultdict(
     lambda: ("the cursor is not believed", _REANCHOR),
     {
@@ -31,7 +31,7 @@ WORDS: Final[defaultdict[str, tuple[str, str]]] = defaultdict(
 
 
 def site_of(settings: Settings) -> str:
-    """Where the database of these settings is: the name that was given for it, else the address of its servers."""
+    """The site of these settings: the name that was configured, else the sorted addresses of the servers."""
     if settings.site:
         return settings.site
     address = parse(settings.dsn, os.environ)

@@ -1,4 +1,7 @@
-"""The audit session, and what the audit command asks for. The walk itself is sql/worker/014_audit.up.sql."""
+"""The session of the completeness check, and the queries of the audit command.
+
+The SQL of the check is in sql/worker/014_audit.up.sql.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from iu_listen.postgres.sqlfiles import query
 
 
 class AuditSession:
-    """Satisfies flow.ports.Auditor. Made by audit_session()."""
+    """Implements flow.ports.Auditor. Created by audit_session()."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
         self._settings = settings
 
     async def due(self) -> float:
-        """In how many seconds the next pass is due; 0 or less: now."""
+        """The time until the next pass is due, in seconds; 0 or less: it is due now."""
         settings = self._settings
         due = await ask(
             self._connection, settings.deadline, query("audit_due"), settings.worker, settings.audit_interval
@@ -30,7 +33,7 @@ class AuditSession:
         return float(due)
 
     async def page(self, limit: int, number: int | None) -> AuditPage:
-        """Look at the next ``limit`` events of this pass; None: of the one that is running, else of a new one."""
+        """Check the next ``limit`` events of pass ``number``; None means the running pass, else a new pass."""
         settings = self._settings
         answer = await ask(
             self._connection, settings.batch_deadline, query("audit_page"), settings.worker, limit, number
@@ -40,10 +43,10 @@ class AuditSession:
 
 @asynccontextmanager
 async def audit_session(settings: Settings, former: Former) -> AsyncIterator[AuditSession]:
-    """Open the audit session.
+    """Open the session of the completeness check.
 
     Raises:
-        SessionLost: no session can be had.
+        SessionLost: No session could be opened.
     """
     async with succeeding(
         former, "audit", settings.dsn, name=f"iu-listen audit {settings.worker}", deadline=settings.deadline,
@@ -53,21 +56,21 @@ async def audit_session(settings: Settings, former: Former) -> AsyncIterator[Aud
 
 
 async def page(connection: Connection, worker: str, limit: int, number: int | None) -> AuditPage:
-    """As AuditSession.page(), for a command; number 0 begins a pass in any case."""
+    """As AuditSession.page(), for a command; number 0 always begins a new pass."""
     return AuditPage.from_answer(json.loads(await census.value(connection, "audit_page", worker, limit, number)))
 
 
 async def confirm(connection: Connection, worker: str) -> None:
-    """Judge again what is listed as missing; what is complete is struck off."""
+    """Check the events that are listed as incomplete once more, and remove the complete ones from the list."""
     await census.value(connection, "audit_confirm", worker)
 
 
 async def repair(connection: Connection, worker: str, limit: int) -> census.Row:
-    """Put the next few incomplete events before the cursor again; the answer of fn_iu_audit_repair."""
+    """Let the worker route the next ``limit`` incomplete events again; returns the answer of fn_iu_audit_repair."""
     answer: census.Row = json.loads(await census.value(connection, "audit_repair", worker, limit))
     return answer
 
 
 async def counts(connection: Connection, worker: str) -> census.Row:
-    """How many events lack attempts, and what would come of a repair."""
+    """The number of events that lack attempts, and the decisions that a repair would make."""
     return (await census.rows(connection, "audit_counts", worker))[0]

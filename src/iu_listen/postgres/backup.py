@@ -1,4 +1,4 @@
-"""A fresh backup before anything durable: pg_dump, and pg_restore -l to see that it can be read."""
+"""Takes a backup before the first durable change: pg_dump, and pg_restore -l to check that the dump can be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from iu_listen.model.settings import mask
 
 
 def client_programs(major: int, directories: Iterable[Path]) -> Path | None:
-    """The first directory, PATH's own first, whose pg_dump is at least as new as the server; None: there is none."""
+    """The first directory with a pg_dump of at least this major version and with pg_restore; None if there is none.
+
+    The directory of the pg_dump on PATH is looked at first.
+    """
     on_path = shutil.which("pg_dump")
     for directory in [*([Path(on_path).parent] if on_path else []), *directories]:
         if (_version(directory / "pg_dump") or 0) >= major and (directory / "pg_restore").exists():
@@ -36,7 +39,10 @@ def _version(program: Path) -> int | None:
 
 
 def environment(dsn: str | None, database: str) -> tuple[str, dict[str, str]]:
-    """A connection string without its password, and the environment that carries it: ps shows arguments to all."""
+    """A connection string without its password, and an environment that contains the password.
+
+    The password must not be an argument: ps shows the arguments of a process to all users.
+    """
     address = parse(dsn, os.environ)
     environ = dict(os.environ)
     if password := address.driver.get("password"):
@@ -51,16 +57,16 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
         The file, its size in bytes and the number of entries in it.
 
     Raises:
-        Refused: the dump failed or cannot be read; an unusable file is removed.
+        Refused: The directory is not writable, or the dump failed or cannot be read. An unusable file is removed.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    # A database may have any name; that of a file may not, and must not lead to another directory.
+    # The name of a database may contain any character, for example a slash, which would lead to another directory.
     name = re.sub(r"[^\w.-]", "_", database)
     file = directory / f"{name}-{stamp}.dump"
     plain, environ = environment(dsn, database)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # The file may hold everything that the database holds.
+        # Readable for the owner only: the dump contains the data of the database.
         file.touch(mode=0o600)
     except OSError as error:
         raise Refused(f"cannot write into {directory}: {error.strerror}", "Name another --backup-dir.") from error

@@ -1,7 +1,7 @@
-"""The bell session: LISTEN, and the advisory lock that says "asleep". The protocol is in sql/worker/010_wake.up.sql.
+"""The listener session: it executes LISTEN and holds the armed lock. The protocol is in sql/worker/010_wake.up.sql.
 
-It is never pooled, never in a transaction, and never writes the outbox: its own lock would not keep its own
-trigger from staying silent. So it is read-only.
+The session is never pooled, is never left in a transaction, and is read-only. It must not insert events: the trigger
+tests whether the armed lock is free, and a lock of its own session counts as free, so it would send no NOTIFY.
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.session import Connection, ask, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: First key of the advisory locks that say "asleep"; the second is the slot. Known to the trigger.
+#: First key of the advisory locks of armed consumers; the second key is the slot. The trigger uses the same key.
 BELL_KEY: Final = 726001
 #: First key of the advisory locks by which a process claims a slot.
 SLOT_KEY: Final = 726002
-#: The slots that the trigger asks. Every one costs writers; two serve an active consumer and its successor.
+#: The slots that the trigger tests. Each slot costs producers time; two are enough for a consumer and its successor.
 SLOTS: Final = (1, 2)
-#: How long the token that proves LISTEN may take, in seconds.
+#: Longest wait for the notification with which a new session tests LISTEN, in seconds.
 TOKEN_WAIT: Final = 2.0
 
 
 class BellSession:
-    """Satisfies flow.ports.Bell. Made by bell_session()."""
+    """Implements flow.ports.Bell. Created by bell_session().
+
+    Attributes:
+        slot: The slot of this consumer; None: it has none, so it cannot arm and has to poll.
+    """
 
     def __init__(self, connection: Connection, settings: Settings, ended: Ring) -> None:
         self._connection = connection
         self._settings = settings
         self._ended = ended
-        # arm() and disarm() come from the working task, the checks of watch() from another one.
+        # Two tasks use the session: one calls arm() and disarm(), the other one runs watch().
         self._turn = anyio.Lock()
         self.slot: int | None = None
 
@@ -48,33 +52,42 @@ class BellSession:
             try:
                 return await ask(self._connection, self._settings.deadline, statement, *args)
             except SessionLost:
-                # The driver does not always tell of an end that a statement ran into.
+                # If a session ends during a statement, the driver does not always call the termination listener.
                 self._ended.set()
                 raise
             except Refused as no:
-                # An exhausted lock table, a statement_timeout: the bell is lost then, not the work.
+                # For example an exhausted lock table, or a statement_timeout. Such an error ends only this session,
+                # not the work of the consumer.
                 self._connection.terminate()
                 raise SessionLost(no.message, no.hint) from no
 
     async def claim_slot(self) -> None:
-        """Take a slot that nobody has. Without one the consumer cannot arm: it polls, and loses nothing."""
+        """Take a free slot. Without one the consumer cannot arm; it polls, so no event is lost."""
         for slot in SLOTS:
             if await self._ask("select pg_try_advisory_lock($1, $2)", SLOT_KEY, slot):
                 self.slot = slot
                 return
 
     async def arm(self) -> bool:
-        """Say "asleep" to all writers. False: a silent writer is not visible yet, or there is no free slot."""
+        """Take the armed lock, which tells all producers to send NOTIFY.
+
+        Returns:
+            False if a producer that sends no NOTIFY still holds the lock, or if the consumer has no slot.
+        """
         return self.slot is not None and bool(
             await self._ask("select pg_try_advisory_lock($1, $2)", BELL_KEY, self.slot)
         )
 
     async def disarm(self) -> None:
-        """Say "awake"."""
+        """Release the armed lock, so that producers send no NOTIFY."""
         await self._ask("select pg_advisory_unlock($1, $2)", BELL_KEY, self.slot)
 
     async def watch(self) -> None:
-        """Prove, once a cadence, that the session is alive and listening. Ends only by raising SessionLost."""
+        """Check at the interval of the catch-up poll that the session is alive and listening; claim a slot if needed.
+
+        Raises:
+            SessionLost: The session was lost, or does not listen any more. The method never returns.
+        """
         while not await self._ended.wait_rung(self._settings.catch_up):
             if not await self._ask(query("is_listening"), CHANNEL):
                 raise SessionLost("the session does not listen any more")
@@ -85,20 +98,27 @@ class BellSession:
 
 @asynccontextmanager
 async def bell_session(settings: Settings, former: Former, ring: Callable[[], None]) -> AsyncIterator[BellSession]:
-    """Open the bell session and prove that it hears.
+    """Open the listener session and test that it receives notifications.
+
+    Args:
+        settings: The connection string, the deadlines and the interval of the catch-up poll.
+        former: The earlier sessions of the consumer.
+        ring: Called at each notification, and at the end of the session.
 
     Raises:
-        NoBell: LISTEN is switched off, or does not work there: a transaction pooler.
-        SessionLost: no session can be had.
+        NoBell: LISTEN is switched off, or does not work on this connection, for example behind a transaction pooler.
+        SessionLost: No session could be opened.
     """
     if not settings.listen:
         raise NoBell("listening is switched off (--no-listen)")
     dsn = settings.listen_dsn or settings.dsn
-    # Longer than the pause between the checks of watch(); a frozen process lets go of the bell after it.
+    # The session timeout must be longer than the interval of the checks of watch(). A frozen process loses its slot
+    # after this time.
     idle = max(settings.lease, 3 * settings.catch_up)
     name = f"iu-listen bell {settings.worker}"
-    # A path that forgets us between the two messages of a statement leaves an open transaction, in which a session is
-    # not idle, and no statement runs: the server would free nothing of the notification queue for anybody.
+    # If the connection breaks between the two messages of a statement, a transaction stays open on the server. Neither
+    # the idle timeout nor the statement timeout ends it, and the server cannot free its notification queue. Therefore
+    # the session has a transaction timeout.
     ended, token, heard = Ring(), secrets.token_hex(8), Ring()
 
     def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -130,20 +150,26 @@ async def bell_session(settings: Settings, former: Former, ring: Callable[[], No
 async def _prove_that_it_hears(
     connection: Connection, settings: Settings, former: Former, token: str, heard: Ring
 ) -> None:
-    """Send a token from a second session: only that tells a transaction pooler.
+    """Send a token from a second session: only this test detects a transaction pooler.
 
-    pg_listening_channels() does not: behind a quiet pooler it names the channel, and notifications are lost.
+    pg_listening_channels() does not detect one: behind a pooler with little traffic it returns the channel, although
+    notifications are lost.
+
+    Raises:
+        NoBell: The token did not arrive within TOKEN_WAIT.
+        SessionLost: One of the two sessions could not be opened or was lost.
     """
     async with succeeding(
         former, "token", settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline,
         patience=settings.deadline,
     ) as other:  # fmt: skip
-        # The usage is asked for what it does first: it frees what nobody needs any more. A queue that was full stays
-        # full otherwise, even after the listener that blocked it is gone.
+        # pg_notification_queue_usage() is called for its side effect: it frees the part of the queue that all listeners
+        # have read. Without that call a full queue stays full, even after the listener that blocked it is gone.
         room = "select pg_notification_queue_usage(), pg_notify($1, $2)"
         await ask(other, settings.deadline, room, CHANNEL, token)
         arrived = await heard.wait_rung(TOKEN_WAIT)
-        # A session that was cut, or whose path swallows everything, hears nothing either, and is no pooler.
+        # A lost session, or a network path that drops packets, also receives no token, but it is not a pooler. This
+        # query raises SessionLost in that case.
         await ask(connection, settings.deadline, query("backend_pid"))
         if not arrived:
             raise NoBell(

@@ -1,4 +1,4 @@
-"""What a session of ours is like on the server: with settings of its own, or of each transaction behind a pooler."""
+"""A database session with its settings: set once for the session, or in each transaction behind a pooler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncpg.transaction import Transaction as _DriverTransaction
 
 from iu_listen.postgres.sqlfiles import query
 
-# Generic in the stubs, not in the driver.
+# The classes are generic in the type stubs only, not in the driver.
 if TYPE_CHECKING:
     _Driver = asyncpg.Connection[asyncpg.Record]
     Prepared = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
@@ -18,24 +18,28 @@ else:
     _Driver = asyncpg.Connection
     Prepared = asyncpg.prepared_stmt.PreparedStatement
 
-#: Numbers of prepared statements.
+#: Numbers for the names of prepared statements.
 _NUMBERS: Final = count(1)
 
-#: Part of the client's patience after which the server ends a statement: what nobody waits for any more piles up.
+#: Fraction of the client's deadline after which the server cancels a statement, so that statements for which no client
+#: waits any more do not accumulate on the server.
 PATIENCE: Final = 0.9
 
 
 class Connection(_Driver):
-    """A session.
+    """A database session.
 
-    Behind a transaction pooler every transaction may run in another session of the server, which serves other clients
-    afterwards. There nothing is set for a session: each transaction sets what it needs for itself, and what is asked
-    outside a transaction gets one of its own.
+    Behind a transaction pooler each transaction may run in another session of the server, which then serves other
+    clients. In that case no setting is made for the session: each transaction makes its own settings, and a statement
+    outside a transaction gets a transaction of its own.
 
     Attributes:
-        pooled: True: something stands between us and the server, and it told us another pid than the server's own.
-        statement_timeout: When the server ends a statement, in its own words; None: as it is set there.
-        lock_timeout: How long a statement waits for a lock, the same way.
+        pooled: Whether a pooler is between the client and the server. A pooler reports another process id at the
+            start of the session than the server itself reports.
+        statement_timeout: Time after which the server cancels a statement, as text with a unit (``500ms``); None keeps
+            the server's setting.
+        lock_timeout: Longest wait of a statement for a lock, as text with a unit (``500ms``); None keeps the server's
+            setting.
     """
 
     pooled = False
@@ -44,12 +48,19 @@ class Connection(_Driver):
     lock_timeout: str | None = None
 
     async def settle_in(self, *, idle_timeout: str, read_only: bool, transaction_timeout: str | None) -> None:
-        """Find out whether there is a pooler in between; if not, set what holds for the session."""
-        # In one transaction, so that a pooler in transaction mode answers from one session.
+        """Detect a pooler; without one, make the settings of the session.
+
+        Args:
+            idle_timeout: Idle time after which the server ends the session, as text with a unit.
+            read_only: Whether the server refuses writes.
+            transaction_timeout: Longest duration of a transaction, as text with a unit; None keeps the server's
+                setting.
+        """
+        # The query runs in a transaction, so that a pooler in transaction mode uses one session of the server for it.
         async with super().transaction():
             self.pooled = await super().fetchval(query("backend_pid")) != self.get_server_pid()
         if self.pooled:
-            # The driver switches JIT off and on again for its own look-ups, and that would stay in the pooler.
+            # For its own catalog queries the driver switches JIT off and on again, which would change pooled sessions.
             self._server_caps = self._server_caps._replace(jit=False)  # type: ignore[has-type, unused-ignore]
         else:
             await super().fetchrow(
@@ -57,29 +68,29 @@ class Connection(_Driver):
             )
 
     async def prepare_once(self, statement: str) -> str | Prepared:
-        """A statement that the server parses and plans once for this session.
+        """Prepare a statement, so that the server parses and plans it once for this session.
 
-        Behind a pooler it stays a text: the next transaction may run in a session that does not know it.
+        Behind a pooler nothing is prepared: the next transaction may run in a session without the prepared statement.
 
         Args:
-            statement: Its text.
+            statement: The text of the statement.
 
         Returns:
-            What fetch() of it needs; the text itself behind a pooler.
+            The prepared statement; behind a pooler the text.
         """
         if self.pooled:
             return statement
-        # The driver keeps a statement without a name only for one execution where its own cache is off.
+        # The statement needs a name: without its cache the driver keeps an unnamed statement for one execution only.
         return await super().prepare(statement, name=f"iu_listen_{next(_NUMBERS)}")
 
     async def limit_locks(self, milliseconds: int) -> None:
-        """Wait so long for a lock from now on, at most."""
+        """Limit the time that each later statement waits for a lock, in milliseconds."""
         self.lock_timeout = f"{milliseconds}ms"
         if not self.pooled:
             await super().fetchrow(query("lock_timeout"), self.lock_timeout)
 
     def transaction(self, **options: Any) -> _DriverTransaction:
-        """As the driver's; behind a pooler with settings of its own."""
+        """As the driver's method; behind a pooler an outermost transaction begins with its settings."""
         outermost = self.pooled and not self.is_in_transaction()
         return _PooledTransaction(self, options) if outermost else super().transaction(**options)
 
@@ -88,40 +99,44 @@ class Connection(_Driver):
         return self.pooled and not self.is_in_transaction()
 
     async def fetch(self, *args: Any, **options: Any) -> Any:
-        """As the driver's."""
+        """As the driver's method; behind a pooler in a transaction."""
         if not self._alone:
             return await super().fetch(*args, **options)
         async with self.transaction():
             return await super().fetch(*args, **options)
 
     async def fetchrow(self, *args: Any, **options: Any) -> Any:
-        """As the driver's."""
+        """As the driver's method; behind a pooler in a transaction."""
         if not self._alone:
             return await super().fetchrow(*args, **options)
         async with self.transaction():
             return await super().fetchrow(*args, **options)
 
     async def fetchval(self, *args: Any, **options: Any) -> Any:
-        """As the driver's."""
+        """As the driver's method; behind a pooler in a transaction."""
         if not self._alone:
             return await super().fetchval(*args, **options)
         async with self.transaction():
             return await super().fetchval(*args, **options)
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """As the driver's. Without parameters it is sent as it is: BEGIN, and what forbids a transaction."""
+        """As the driver's method; behind a pooler in a transaction, if there are parameters.
+
+        Without parameters the statement is sent unchanged: it may be BEGIN, or a statement that must not run in a
+        transaction.
+        """
         if not (args and self._alone):
             return await super().execute(query, *args, timeout=timeout)
         async with self.transaction():
             return await super().execute(query, *args, timeout=timeout)
 
     async def set_for_transaction(self) -> None:
-        """The settings of a transaction in a session that is not ours."""
+        """Make the settings of the current transaction, in a session of the server that other clients also use."""
         await super().fetchrow(query("transaction_settings"), self.statement_timeout, self.lock_timeout)
 
 
 class _PooledTransaction(_DriverTransaction):
-    """A transaction that begins with its own settings."""
+    """A transaction that makes its settings when it begins."""
 
     def __init__(self, connection: Connection, options: dict[str, Any]) -> None:
         known = {"isolation": None, "readonly": False, "deferrable": False} | options

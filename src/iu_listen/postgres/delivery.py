@@ -1,6 +1,7 @@
-"""The delivery session: what is to be delivered, and what came of it. The lease and the breaker are in 019.
+"""The delivery session: takes deliveries that are due, and records the outcomes of their calls.
 
-It is two sessions of the database, so that the next deliveries are taken while what came of the last ones is written.
+It consists of two database sessions, so that the next deliveries are taken while outcomes are recorded. The SQL of the
+delivery lease and of the circuit breaker is in the file 019 of the package.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: Classes of SQLSTATE that say: one of the rows cannot be written. Data exception, integrity constraint, program limit,
-#: PL/pgSQL, triggered action, external routine (22, 23, 54, P0, 09, 38, 39, 44); others concern all of them.
+#: Classes of SQLSTATE of errors that concern one row of a set: data exception (22), integrity constraint (23), program
+#: limit (54), PL/pgSQL (P0), triggered action (09), external routine (38, 39), WITH CHECK OPTION (44). An error of any
+#: other class concerns the whole set.
 _ABOUT_A_ROW: Final = frozenset({"22", "23", "54", "P0", "09", "38", "39", "44"})
 
 
@@ -53,13 +55,18 @@ class DeliverySession:
         self._began = False
 
     async def prepare(self) -> None:
-        """Prepare the statements that are asked for again and again."""
+        """Prepare the statements that are executed repeatedly."""
         with errors_become_ours(), anyio.fail_after(self._settings.deadline):
             self._settle = await self._settler.prepare_once(query("delivery/settle"))
             self._take = await self._taker.prepare_once(query("delivery/take"))
 
     async def take_lease(self, gone: str = "") -> Lease:
-        """Become the one who delivers for the worker, if nobody is; ``gone`` had no session when we asked before."""
+        """Take the delivery lease of the worker, if it is free.
+
+        Args:
+            gone: The holder that had no session at the previous attempt; empty: there was none. A holder is replaced
+                before its lease expires only if it has no session at two attempts in a row.
+        """
         answer = await ask(
             self._settler, self._settings.deadline, query("delivery/lease"),
             self._settings.worker, self._consumer, self._settings.lease, self._settler.pooled,
@@ -68,13 +75,18 @@ class DeliverySession:
         return Lease(**json.loads(answer))
 
     async def settle(self, done: Sequence[Outcome]) -> int | None:
-        """Write the outcomes of deliveries, and renew the lease; how many became dead letters.
+        """Record the outcomes of deliveries, and renew the delivery lease.
 
-        One outcome that the database refuses (a CHECK or a trigger of the application, a value that it cannot store)
-        must not keep back the others: the set is halved until that one is alone. It is recorded as a failed attempt
-        with a fixed text; where that is refused as well, only the delivery itself is changed.
+        The database may refuse one outcome, for example because of a CHECK or a trigger of the application, or because
+        it cannot store a value. Such an outcome must not prevent the settlement of the others: the set is halved until
+        the refused outcome is alone. It is then recorded as a failed attempt with a fixed text. If that is refused as
+        well, only the row of the delivery is changed.
 
-        The first set of a session holds what a lost session has left. It may be of a history that this server lacks.
+        The first set of a session may contain outcomes that a lost session did not record. They may belong to a history
+        that this server does not have.
+
+        Returns:
+            The number of deliveries that became dead letters; None if the delivery lease is lost.
         """
         if not self._began:
             self._began = True
@@ -92,10 +104,10 @@ class DeliverySession:
         return None if first is None or second is None else first + second
 
     async def _without_overtaken(self, done: Sequence[Outcome]) -> Sequence[Outcome]:
-        """These outcomes without those of deliveries that have to come after others of their subject.
+        """These outcomes without those of ordered deliveries that have an unsettled earlier delivery of their subject.
 
-        A copy that is behind lacks the settlement of earlier deliveries of the subject. They are attempted again, so
-        the later ones have to be attempted again as well, after them.
+        A copy of the database that is behind lacks the settlement of the earlier deliveries of a subject. These are
+        attempted again, so the later ones must be attempted again after them.
         """
         ordered = [o.taken for o in done if o.taken.subject_key is not None]
         if not ordered:
@@ -138,7 +150,14 @@ class DeliverySession:
         return dead
 
     async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
-        """The next deliveries that there is room for, and what holds each route."""
+        """Take the next deliveries for which there is capacity, and read the state of each route.
+
+        Args:
+            wants: For each route, how many deliveries and bytes the dispatcher has capacity for.
+            again: Ids of deliveries that were attempted before and that the dispatcher already holds. They are not
+                taken a second time.
+            freed: Route and key of the subjects whose next parked delivery may go on.
+        """
         rows = await ask_rows(
             self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants),
             [w.bytes for w in wants], again, [route for route, _ in freed], [key for _, key in freed],
@@ -147,7 +166,7 @@ class DeliverySession:
         return _supply(rows)
 
     async def sweep(self, searches: Sequence[Search]) -> list[Found]:
-        """Search a part of what the positions of routes have passed."""
+        """Search a bounded part of the deliveries that the positions of routes have passed."""
         rows = await ask_rows(
             self._taker, self._settings.deadline, query("delivery/sweep"), self._settings.worker,
             [s.route for s in searches], [s.key for s in searches], [s.behind for s in searches],
@@ -156,7 +175,11 @@ class DeliverySession:
         return [Found(**dict(row)) for row in rows]
 
     async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
-        """Write routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
+        """Record routes and ids of deliveries before their calls begin.
+
+        Returns:
+            Whether the consumer still holds the delivery lease.
+        """
         held: bool = await ask(
             self._taker, self._settings.deadline, query("delivery/in_flight"), self._settings.worker, self._consumer,
             [route for route, _ in pairs], [id for _, id in pairs],
@@ -164,7 +187,7 @@ class DeliverySession:
         return held
 
     async def note_unusable(self, routes: Mapping[str, tuple[str, str]]) -> None:
-        """Write which routes have no usable target, why, and what to do about it; all others have one."""
+        """Record the routes without a usable target, each with a reason and a hint; all other routes have a target."""
         await ask(
             self._taker, self._settings.deadline, query("delivery/note_unusable"),
             self._settings.worker, self._consumer, list(routes),
@@ -172,7 +195,7 @@ class DeliverySession:
         )  # fmt: skip
 
     async def release(self) -> None:
-        """Give the lease back."""
+        """Give the delivery lease back."""
         await ask(
             self._settler, self._settings.deadline, query("delivery/release"),
             self._settings.worker, self._consumer,
@@ -180,7 +203,7 @@ class DeliverySession:
 
 
 def columns(wants: Sequence[Want]) -> tuple[list[str], list[int], list[int]]:
-    """Wants as fn_iu_delivery_take and fn_iu_delivery_hand_over expect them."""
+    """Routes, rooms and positions of these wants, as fn_iu_delivery_take and fn_iu_delivery_hand_over expect them."""
     return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
 
 
@@ -188,15 +211,15 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
     """The deliveries among these rows.
 
     Args:
-        rows: The answer of fn_iu_delivery_take, or of a batch with what it hands over. The columns after the first one
-            are taken by their order: to look each up by its name takes twice as long as all else here.
-        terms: Delivery.deadline and Delivery.span of each route.
+        rows: The answer of fn_iu_delivery_take, or of a batch with its hand-over. The columns after the first one are
+            read by position: reading them by name would take twice as long as the rest of this function.
+        terms: Delivery.deadline (in seconds) and Delivery.span of each route.
     """
     taken = []
     for _, route, id, attempt, subject_key, alone, problem, *values in rows:
         if id is None:
             continue
-        # Frozen dataclasses, their attributes set as one: their own __init__ makes a call for each.
+        # All attributes of these frozen dataclasses are set at once: their __init__ makes one call for each attribute.
         event, delivery = object.__new__(Event), object.__new__(Delivery)
         event.__dict__.update(zip(_EVENT, values, strict=True))
         deadline, span = terms[route]
@@ -209,7 +232,7 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
 
 
 def _supply(rows: Sequence[Any]) -> Supply:
-    """What fn_iu_delivery_take answered: a row for each delivery, and a row for each route, with its state."""
+    """Read the answer of fn_iu_delivery_take: one row for each delivery, and one row for each route with its state."""
     states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
     routes = [_state(code, answer) for code, answer in states]
     terms = {state.route: (float(state.policy["deadline"]), state.span) for state in routes}
@@ -243,7 +266,8 @@ async def delivery_session(
     """Open the delivery session; ``ring`` is called when it is lost.
 
     Raises:
-        SessionLost: no session can be had.
+        SessionLost: No session could be opened.
+        Refused: The consumer may not deliver on this database (admission.py).
     """
     options: dict[str, Any] = {
         "name": f"iu-listen delivery {settings.worker}", "deadline": settings.deadline,
@@ -258,7 +282,8 @@ async def delivery_session(
         for purpose in ("settler", "taker"):
             connections.append(await stack.enter_async_context(succeeding(former, purpose, settings.dsn, **options)))
             connections[-1].add_termination_listener(lost)
-            # Its end is no news here; whoever waits for something to deliver would open the next one.
+            # A planned end of the session must not call ``ring``: a task that waits for deliveries would then wake up
+            # and open the next session.
             stack.callback(connections[-1].remove_termination_listener, lost)
         settler, taker = connections
         if refusal := await ask(

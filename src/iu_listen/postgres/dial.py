@@ -1,4 +1,4 @@
-"""A session with the first server of an address that takes it, each server with a time of its own."""
+"""Opens a session with the first server of an address that accepts it; each server has its own time limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import asyncpg
 
 from iu_listen.model.address import Address
 
-#: Errors after which the next server is asked: this one is not there, silent, starting, full, or of the wrong kind.
+#: Errors after which the next server is tried: this one is unreachable, does not answer, is starting, has no free
+#: connection, or does not have the state that target_session_attrs asks for.
 NEXT: Final = (
     OSError,
     TimeoutError,
@@ -21,9 +22,10 @@ NEXT: Final = (
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.TargetServerAttributeNotMatched,
 )
-#: What prefer-standby means: a standby of all servers, else any of them.
+#: The values of target_session_attrs that are tried one after another: prefer-standby means a standby, else any server.
 PASSES: Final = {"prefer-standby": ("standby", "any")}
-#: How the kernel finds a dead peer, where the address says nothing else: asyncpg leaves this off (asyncpg#606).
+#: TCP keepalive options by parameter of the address, each with its default: asyncpg sets none of them (asyncpg#606).
+#: Idle time and interval are in seconds, TCP_USER_TIMEOUT is in milliseconds.
 KEEPALIVES: Final = {
     "keepalives_idle": ("TCP_KEEPIDLE", 5),
     "keepalives_interval": ("TCP_KEEPINTVL", 3),
@@ -33,37 +35,39 @@ KEEPALIVES: Final = {
 
 
 class Unreachable(OSError):
-    """No server of several took us; its text says why of each."""
+    """None of several servers accepted the session; the text has the reason of each server."""
 
 
 async def dial(address: Address, *, deadline: float, **how: Any) -> Any:
-    """A session with a server of the address.
+    """Open a session with a server of the address.
 
     Args:
-        address: Where.
-        deadline: Longest wait for all of them, in seconds. Every server gets an equal share of what is left.
-        how: For asyncpg.connect().
+        address: The address, with one server or several.
+        deadline: Longest wait for all servers together, in seconds. Each server gets an equal share of the remaining
+            time.
+        how: Arguments for asyncpg.connect().
 
     Raises:
-        Unreachable: none of several servers took us.
-        Exception: what the driver raised, where there is one server, or where a server refused us for good.
+        Unreachable: None of several servers accepted the session.
+        TimeoutError: None of several servers answered in time.
+        Exception: The error of the driver, if there is one server, or if an error is not one of NEXT.
     """
     hosts: list[tuple[str, int] | None] = list(address.hosts) or [None]
     if address.reach.get("load_balance_hosts") == "random":
         random.shuffle(hosts)
     wanted = address.reach.get("target_session_attrs", "any")
-    # A server without a name is looked for by the driver in several places, each of which answers at once.
+    # Without a server in the address the driver tries several local sockets, which all answer at once.
     tries = [(attribute, host) for attribute in PASSES.get(wanted, (wanted,)) for host in hosts]
     said: list[tuple[str, Exception]] = []
     until = anyio.current_time() + deadline
     for number, (attribute, host) in enumerate(tries):
         share = (until - anyio.current_time()) / (len(tries) - number)
         seconds = int(address.reach.get("connect_timeout", "0"))
-        # As in libpq: less than 2 s is taken for 2 s, and 0 or less for no limit of its own.
+        # As in libpq: connect_timeout below 2 s counts as 2 s, and 0 or less means no limit.
         share = min(share, max(seconds, 2)) if seconds > 0 else share
         try:
             with anyio.fail_after(share):
-                # The driver's type of the attribute has no public name.
+                # Typed as Any, because the driver's type for target_session_attrs has no public name.
                 more: dict[str, Any] = {**how, "target_session_attrs": attribute, "timeout": share}
                 session = await asyncpg.connect(address.uri(host), **more)
         except NEXT as error:
@@ -87,13 +91,13 @@ def _words(error: Exception) -> str:
 
 
 def _watch_the_path(session: Any, address: Address) -> None:
-    """Let the kernel find a dead peer."""
+    """Set TCP keepalive, so that the kernel detects a dead peer."""
     sock = session._transport.get_extra_info("socket")  # noqa: SLF001 there is no public way
     if sock is None or sock.family == socket.AF_UNIX or address.reach.get("keepalives") == "0":
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for parameter, (option, usual) in KEEPALIVES.items():
         chosen = int(address.reach.get(parameter, usual))
-        # TCP_USER_TIMEOUT is Linux only; 0 leaves the system's own value.
+        # TCP_USER_TIMEOUT exists on Linux only; 0 keeps the value of the operating system.
         if hasattr(socket, option) and chosen > 0:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), chosen)

@@ -1,7 +1,7 @@
-"""The sessions of a running consumer on the server: what is left of a former one is ended before the next one works.
+"""The sessions of a running consumer. Before a new session works, its predecessors on the server are ended.
 
-A client that gives a session up cannot tell the server. A statement that waits for a lock goes on waiting there, and
-each new try would leave another server process behind, until the server accepts no more connections from any client.
+A client that gives up a session cannot tell the server. A statement that waits for a lock continues to wait there. Each
+new attempt would leave another server process behind, until the server accepts no more connections from any client.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from iu_listen.postgres.connection import PATIENCE, Connection
 from iu_listen.postgres.session import ask_rows, connect_again
 from iu_listen.postgres.sqlfiles import query
 
-#: How many former sessions of one role in the consumer may still be there. With more of them no new one is opened.
+#: Largest number of earlier sessions of one purpose that may still exist. With more of them no new session is opened.
 MOST: Final = 2
 
 
 class Former:
-    """Which server processes one consumer has had, by what they were for."""
+    """The server processes of the sessions that one consumer has had, by the purpose of the session."""
 
     def __init__(self) -> None:
         self._known: dict[str, list[tuple[int, datetime]]] = defaultdict(list)
 
     async def succeed(self, purpose: str, connection: Connection, deadline: float) -> None:
-        """End what is left of the former sessions of this purpose, and remember this one.
+        """End the earlier sessions of this purpose that still exist on the server, and remember this session.
 
         Raises:
-            SessionLost: too many of them do not end.
+            SessionLost: More than MOST earlier sessions do not end.
         """
         if connection.pooled:
-            # The pooler bounds what it opens, and ends a statement whose client has gone.
+            # A pooler limits the number of its sessions, and ends a statement whose client has gone.
             return
         known = self._known[purpose]
         pids, began = [pid for pid, _ in known], [moment for _, moment in known]
@@ -49,18 +49,19 @@ class Former:
 async def succeeding(
     former: Former, purpose: str, dsn: str | None, *, deadline: float, patience: float, **options: Any
 ) -> AsyncIterator[Connection]:
-    """A session of a running consumer, in the place of its former ones of the same purpose.
+    """A session of a running consumer, which replaces its earlier sessions of the same purpose.
 
     Args:
-        former: The sessions that the consumer has had.
-        purpose: What it is for.
+        former: The earlier sessions of the consumer.
+        purpose: The purpose of the session, as a name.
         dsn: Connection string.
         deadline: Longest wait for the session itself, in seconds.
-        patience: Longest wait of the client for an answer in it, in seconds; the server ends a statement before that.
-        options: As those of connect().
+        patience: Longest wait of the client for an answer, in seconds. The server cancels a statement before this time
+            (PATIENCE).
+        options: Further arguments of connect().
 
     Raises:
-        SessionLost: no session can be had.
+        SessionLost: No session could be opened, or too many earlier sessions do not end.
     """
     connection = await connect_again(dsn, deadline=deadline, statement_timeout=PATIENCE * patience, **options)
     try:

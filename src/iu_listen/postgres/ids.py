@@ -1,4 +1,4 @@
-"""Ids as people type them: whole, or the beginning of one that no other has."""
+"""Ids as a user types them: complete, or the first characters if only one id begins with them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from iu_listen.postgres.session import Connection
 
 Kind = Literal["event", "dead_letter"]
 
-#: Fewest characters of a beginning: less is rather a mistake.
+#: Smallest number of characters of a shortened id. A shorter text is probably a mistake.
 SHORTEST: Final = 4
-#: Where the ids of a kind are listed.
+#: The commands that list the ids of a kind.
 LISTED: Final = {"event": "iu-listen attempts", "dead_letter": "iu-listen dead-letter list"}
 
 
 def is_id(text: str) -> bool:
-    """Whether it is a UUID, with or without dashes, or the beginning of one."""
+    """Whether the text is a UUID, with or without dashes, or the first characters of one."""
     digits = text.replace("-", "")
     return SHORTEST <= len(digits) <= 32 and re.fullmatch(r"[0-9a-fA-F]+", digits) is not None
 
 
 def between(beginning: str) -> tuple[UUID, UUID]:
-    """The lowest and the highest id with this beginning."""
+    """The lowest and the highest id that begin with this text."""
     digits = beginning.replace("-", "")
     return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 async def whole(connection: Connection, kind: Kind, text: str) -> UUID:
-    """The id that is meant. One that was typed whole is not looked up.
+    """The complete id for a text. A complete id is returned without a query.
 
     Raises:
-        ConfigurationError: none begins so, or several do, which are named.
+        ConfigurationError: No id begins with the text, or several ids do; the message names up to five of them.
     """
     low, high = between(text)
     if low == high:

@@ -1,7 +1,7 @@
-"""A lease that is an advisory lock of the session, and what is done where a stranger holds that lock.
+"""The lease of a worker: an advisory lock of the session, or a row if a foreign role holds that lock.
 
-Anybody who may connect can take an advisory lock. A stranger is a role that could do none of our work; its lock counts
-for nothing, and consumers hold a row in iu_delivery_lease instead, which a stranger cannot write.
+Every role that may connect can take an advisory lock. A foreign role is one without the privileges of a consumer. Its
+lock is ignored; consumers then hold a row in iu_delivery_lease instead, which a foreign role cannot write.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, ask, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
-#: First key of the advisory lock that is a worker's lease; the second is a hash of its name.
+#: First key of the advisory lock that is the lease of a worker; the second key is a hash of the worker's name.
 LEASE_KEY: Final = 726003
 
 
 class WorkerLease:
-    """The lease of one worker, held by one session for its life.
+    """The lease of one worker, held by one session until the session ends.
 
     Attributes:
-        around: True: a stranger holds the lock, and the row is held instead.
+        around: Whether the lease is held as a row, because a foreign role holds the lock.
     """
 
     def __init__(self, connection: Connection, settings: Settings, consumer: UUID) -> None:
@@ -34,7 +34,11 @@ class WorkerLease:
         self.around = False
 
     async def take(self) -> str | None:
-        """Take it, or renew the row that stands for it. None: it is ours. Else: who has it."""
+        """Take the lease, or renew its row.
+
+        Returns:
+            None if this session holds the lease; otherwise a description of the lease holder.
+        """
         settings = self._settings
         (row,) = await ask_rows(
             self._connection, settings.deadline, query("worker_lease"),
@@ -53,11 +57,11 @@ class WorkerLease:
         )  # fmt: skip
         lease = Lease(**json.loads(answer))
         self.around = lease.held
-        # A holder whose session has gone is named twice before it is replaced.
+        # A holder is replaced only after it was found without a session at two attempts in a row.
         self._gone = lease.holder if lease.gone else None
         return None if lease.held else f"consumer {lease.holder}, beside {row['words']}"
 
     @property
     def _row(self) -> str:
-        """The name of the row, which no worker has."""
+        """The name of the row in iu_delivery_lease. No worker has this name."""
         return f"lease of {self._settings.worker}"

@@ -1,4 +1,4 @@
-"""The session that measures for metrics. What is measured is in sql/worker/018_measure.up.sql."""
+"""The session that reads the figures of the metrics. Their SQL is in sql/worker/018_measure.up.sql."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.session import Connection, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
-#: How many of the youngest attempts are asked how late they were.
+#: Number of the newest attempts whose latency is measured each time.
 SAMPLE: Final = 200
 
 
 class SurveyorSession:
-    """Satisfies flow.ports.Surveyor. Made by surveyor_session()."""
+    """Implements flow.ports.Surveyor. Created by surveyor_session()."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
@@ -25,7 +25,7 @@ class SurveyorSession:
         self._last: int | None = None
 
     async def measure(self) -> Survey:
-        """Everything that is measured now, and how late the decisions since the last time were."""
+        """The current figures, and the latencies in seconds of the newest decisions since the last measurement."""
         settings = self._settings
         measures = await ask_rows(self._connection, settings.batch_deadline, query("measures"), settings.worker)
         (latency,) = await ask_rows(
@@ -41,10 +41,10 @@ class SurveyorSession:
 
 @asynccontextmanager
 async def surveyor_session(settings: Settings, former: Former) -> AsyncIterator[SurveyorSession]:
-    """Open the session that measures.
+    """Open the session that reads the figures of the metrics.
 
     Raises:
-        SessionLost: no session can be had.
+        SessionLost: No session could be opened.
     """
     async with succeeding(
         former, "measure", settings.dsn, name=f"iu-listen measure {settings.worker}", deadline=settings.deadline,

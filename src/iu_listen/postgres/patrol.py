@@ -1,4 +1,4 @@
-"""The patrol's session: it looks at who is in the way, and at what our own sessions are doing on the server."""
+"""The session of the monitor: it looks for blockers, and at the state of the consumer's own sessions on the server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.session import Connection, ask, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
-#: Longest wait for an answer, in seconds. Short: a dead path is to be found out, and nothing is lost by asking again.
+#: Longest wait for an answer, in seconds. It is short so that a dead network path is detected early; the queries of the
+#: monitor can be repeated without a loss.
 DEADLINE: Final = 3.0
 
 
 class LookoutSession:
-    """Satisfies flow.ports.Lookout. Made by lookout_session()."""
+    """Implements flow.ports.Lookout. Created by lookout_session()."""
 
     def __init__(self, connection: Connection, worker: WorkerName, deadline: float) -> None:
         self._connection = connection
@@ -25,25 +26,25 @@ class LookoutSession:
         self._deadline = deadline
 
     async def culprits(self) -> list[Culprit]:
-        """Who delays or threatens us now."""
+        """The blockers that delay or threaten the consumer now."""
         return [Culprit(**row) for row in await ask_rows(self._connection, self._deadline, query("culprits"))]
 
     async def works(self, backend: int) -> bool:
-        """Whether this server process is executing something."""
+        """Whether the server process with this id is executing a statement."""
         return bool(await ask(self._connection, self._deadline, query("backend_works"), backend))
 
     async def deliverable(self) -> bool:
-        """Whether a route of the worker delivers, or has deliveries that wait."""
+        """Whether a route of the worker is live, or has deliveries that wait."""
         return bool(await ask(self._connection, self._deadline, query("delivery/anything"), self._worker))
 
 
 @asynccontextmanager
 async def lookout_session(settings: Settings, former: Former) -> AsyncIterator[LookoutSession]:
-    """Open the patrol's session.
+    """Open the session of the monitor.
 
     Raises:
-        NoAnswer: nothing came back in time.
-        SessionLost: there is no session to be had.
+        NoAnswer: The server did not answer in time.
+        SessionLost: No session could be opened for another reason.
     """
     deadline = min(DEADLINE, settings.deadline)
     idle = max(settings.lease, 3 * settings.catch_up)

@@ -1,8 +1,8 @@
-"""How a session to the database begins, fails and ends. Everything asyncpg raises becomes ours here.
+"""Opens and ends database sessions, runs statements with a deadline, and translates the errors of asyncpg.
 
-Two rules, learnt from the drivers' issue trackers (docs/why/sessions.md):
+Two rules follow from issues of PostgreSQL drivers (docs/why/sessions.md):
 
-* Every wait has a deadline of our own. A path that swallows packets raises nothing by itself.
+* Every wait has a deadline in the client. A network path that drops packets raises no error by itself.
 * A session is ended by terminate(), never by close(): close() and cancellation wait for a server that may be gone.
 """
 
@@ -27,7 +27,7 @@ from iu_listen.postgres.dial import dial
 
 __all__ = ["PATIENCE", "Connection", "Prepared"]
 
-#: Errors that say: this session is over, or this server cannot take writes any more.
+#: Errors after which the session cannot be used any more, or the server does not accept writes any more.
 _LOST: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -44,7 +44,7 @@ _LOST: Final = (
 
 @contextmanager
 def errors_become_ours() -> Iterator[None]:
-    """Turn what the driver raises into SessionLost or Refused."""
+    """Translate an error of the driver into SessionLost or Refused."""
     try:
         yield
     except (*_LOST, asyncpg.PostgresError) as error:
@@ -58,17 +58,19 @@ def _ours(error: BaseException) -> SessionLost | Refused:
 
 
 def refused(error: asyncpg.PostgresError) -> Refused:
-    """The server's own words, its hint included."""
+    """The error with the message, the hint and the SQLSTATE of the server."""
     hint = getattr(error, "hint", None) or ""
     if error.sqlstate == _NO_PRIVILEGE and not hint:
-        # The same SQLSTATE, in whatever language the server speaks; only the place in its source tells.
+        # Row level security and a missing privilege have the same SQLSTATE, and the message may be in any language.
+        # Only the name of the function in the server's source distinguishes them.
         hidden = getattr(error, "server_source_function", None) == "check_enable_rls"
         hint = _POLICIES if hidden else _ROLES
     return Refused(f"{_one_line(error)} (SQLSTATE {error.sqlstate})", hint, error.sqlstate or "")
 
 
-#: The SQLSTATE of a missing privilege, and the roles of deploy/postgres/roles.sql, one of which has it.
+#: The SQLSTATE of a missing privilege.
 _NO_PRIVILEGE: Final = "42501"
+#: The hint for it names the roles of deploy/postgres/roles.sql; one of them has the privilege.
 _ROLES: Final = (
     "This login lacks the role: iu_listen_reader looks (status, doctor, attempts, …), iu_listen_operator changes (gate,"
     " route, dead-letter, …), iu_listen_janitor removes (retention run), iu_listen_consumer consumes (run, health),"
@@ -97,22 +99,23 @@ async def connect(
 ) -> Connection:
     """Open a session.
 
-    Its ``search_path`` is empty, and rows that a policy hides are an error. Behind a pooler, where the session may be
-    another one in every transaction, the same holds for each transaction. ``pooled`` tells.
+    The session has an empty ``search_path``, and a query on a table whose rows a policy hides is an error. Behind a
+    transaction pooler each transaction may run in another session of the server, so both are set in each transaction.
+    The attribute ``pooled`` of the result says whether there is a pooler.
 
     Args:
         dsn: Connection string; None or empty means the PG* variables.
-        name: application_name, for whoever looks into pg_stat_activity.
-        deadline: Longest wait, in seconds.
-        idle_timeout: After how many idle seconds the server ends the session; 0 means never.
-        read_only: The server refuses whatever it might write.
-        statement_timeout: After how many seconds the server ends a statement; None: as it is set there.
-        transaction_timeout: After how many seconds of a transaction the server ends the session, from PostgreSQL 17 on;
-            None: as it is set there.
+        name: application_name, as pg_stat_activity shows it.
+        deadline: Longest wait for the session, in seconds.
+        idle_timeout: Idle time in seconds after which the server ends the session; 0 means never.
+        read_only: Whether the server refuses all writes of the session.
+        statement_timeout: Time in seconds after which the server cancels a statement; None keeps the server's setting.
+        transaction_timeout: Duration of a transaction in seconds after which the server ends the session, from
+            PostgreSQL 17 on; None keeps the server's setting.
 
     Raises:
-        DatabaseUnreachable: there is no session to be had.
-        ConfigurationError: the connection string is no connection string.
+        DatabaseUnreachable: No session could be opened.
+        ConfigurationError: The connection string is not valid, or the server does not know one of its parameters.
     """
     address = parse(dsn, os.environ)
     try:
@@ -120,9 +123,9 @@ async def connect(
             connection: Connection = await dial(
                 address,
                 deadline=deadline,
-                # A pooler refuses start-up parameters that it does not know; this one they all do.
+                # A pooler refuses start-up parameters that it does not know; all poolers know application_name.
                 server_settings={"application_name": name},
-                # Named statements behind a pooler would stay with a server session that somebody else gets.
+                # Behind a pooler a named statement would stay in a server session that then serves another client.
                 statement_cache_size=0,
                 connection_class=Connection,
             )
@@ -142,14 +145,14 @@ async def connect(
 
 
 def _unreachable(error: BaseException, address: Address) -> ConfigurationError | DatabaseUnreachable:
-    """What the driver or the server says against a session, without our secrets."""
+    """The error for a session that could not be opened: the reason of the driver or the server, without secrets."""
     why = address.scrub(_one_line(error))
     match error:
-        # Before ValueError: a certificate that does not verify is one of those too.
+        # This case stands before ValueError: SSLCertVerificationError is a subclass of ValueError.
         case ssl.SSLError():
             return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
         case asyncpg.ClientConfigurationError() | ValueError():
-            # Its text may quote what it could not read.
+            # The text of the error is left out: it may quote a part of the connection string, with a secret.
             return ConfigurationError("the driver does not take the connection string", HINT)
         case asyncpg.InvalidCatalogNameError():
             return DatabaseUnreachable(why, "Create it, or name another one in the connection string.")
@@ -164,7 +167,7 @@ def _unreachable(error: BaseException, address: Address) -> ConfigurationError |
             return ConfigurationError(f"the connection parameter {name} is not taken: {why}", hint)
         case asyncpg.TooManyConnectionsError():
             return DatabaseUnreachable(f"cannot connect: {why}", _SLOTS_HINT)
-        # PgBouncer's own words; the rest of what a server says on its way down is a matter of reaching it.
+        # The message of PgBouncer. Any other error of a server counts as a server that cannot be reached.
         case asyncpg.PostgresError() if "statement pooling mode" in why:
             return DatabaseUnreachable(f"cannot connect: {why}", _POOLER_HINT)
     return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
@@ -175,11 +178,11 @@ def _milliseconds(seconds: float | None) -> str | None:
 
 
 async def connect_again(dsn: str | None, **how: Any) -> Connection:
-    """As connect(), for the running consumer, which tries again whatever the reason.
+    """Open a session as connect() does, for a running consumer, which repeats the attempt after every error.
 
     Raises:
-        NoAnswer: nothing came back in time.
-        SessionLost: there is no session to be had.
+        NoAnswer: The server did not answer within the deadline.
+        SessionLost: No session could be opened for another reason.
     """
     try:
         return await connect(dsn, **how)
@@ -198,7 +201,12 @@ _REACH_HINT: Final = "Is the server running, and are host and port right? Give t
 
 @asynccontextmanager
 async def session(dsn: str | None, *, name: str, deadline: float = 10, **options: Any) -> AsyncIterator[Connection]:
-    """A session for the length of a command. Same arguments and errors as connect()."""
+    """A session for the duration of a command, with the arguments and errors of connect().
+
+    Raises:
+        DatabaseUnreachable: The session was lost during the command.
+        Refused: The server answered a statement of the command with an error.
+    """
     connection = await connect(dsn, name=name, deadline=deadline, **options)
     try:
         with _commands_errors():
@@ -209,7 +217,7 @@ async def session(dsn: str | None, *, name: str, deadline: float = 10, **options
 
 @contextmanager
 def _commands_errors() -> Iterator[None]:
-    """As errors_become_ours(), for a command that does not try again."""
+    """As errors_become_ours(), for a command, which does not repeat a lost session: SessionLost ends it."""
     try:
         with errors_become_ours():
             yield
@@ -220,27 +228,28 @@ def _commands_errors() -> Iterator[None]:
 
 
 async def ask(connection: Connection, deadline: float, statement: str | Prepared, *args: Any) -> Any:
-    """One value from the database, within ``deadline`` seconds. Arguments and errors as ask_rows()."""
+    """The first value of the first row; None without rows. Arguments and errors are those of ask_rows()."""
     rows = await ask_rows(connection, deadline, statement, *args)
     return rows[0][0] if rows else None
 
 
 async def ask_rows(connection: Connection, deadline: float, statement: str | Prepared, *args: Any) -> list[Any]:
-    """Rows from the database, within ``deadline`` seconds.
+    """Execute a statement and return its rows.
 
     Args:
         connection: The session.
-        deadline: Longest wait, in seconds.
-        statement: Its text, or one that was prepared in this session.
-        args: Its parameters.
+        deadline: Longest wait for the rows, in seconds.
+        statement: The text of the statement, or a statement that was prepared in this session.
+        args: The parameters of the statement.
 
     Raises:
-        NoAnswer: nothing came back in time; the session is ended then.
-        SessionLost: there is no session any more.
-        Refused: the server answered with an error.
+        NoAnswer: The server did not answer within the deadline. The session is ended.
+        SessionLost: The session was lost.
+        Refused: The server answered with an error.
     """
-    # A timer that ends the session, which ends the wait: a cancel scope would cost as much as the rest of this.
-    # What has arrived is heard of first: who was frozen finds both at once, an answer, and a deadline that is over.
+    # At the deadline a timer ends the session, which ends the wait. A cancel scope would cost as much as the rest of
+    # this function. The timer ends it one round of the event loop later: if the process was frozen, the loop finds an
+    # answer and an expired deadline at the same time, and has to process the answer first.
     loop = asyncio.get_running_loop()
     timers: list[asyncio.Handle] = []
     timers.append(loop.call_later(deadline, lambda: timers.append(loop.call_soon(connection.terminate))))
@@ -253,11 +262,12 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
         ours = _ours(error)
         if isinstance(ours, Refused):
             raise ours from error
-        # Not by a clock: a loop may count whole milliseconds, and strike within one that is not over.
+        # The timer tells whether the deadline is over, not a clock: an event loop may count whole milliseconds and run
+        # a timer shortly before its time.
         if len(timers) > 1:
             connection.terminate()
             raise NoAnswer(f"no answer within {deadline:g} s") from error
-        # Where the session is ended between the two steps of a statement, the driver stumbles over what is not there.
+        # If the session ends between the two steps of a statement, the driver fails with an arbitrary exception.
         if isinstance(error, _LOST) or connection.is_closed():
             raise ours from error
         raise

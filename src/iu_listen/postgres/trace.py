@@ -1,4 +1,7 @@
-"""The session of the trace reader: pages of spans, and how far they were accepted. The cursor is in 017_trace."""
+"""The session of the trace export: it reads pages of spans, and records up to where the collector accepted them.
+
+The SQL of the export's cursor is in the file 017_trace of the package.
+"""
 
 from __future__ import annotations
 
@@ -23,37 +26,46 @@ from iu_listen.postgres.ids import SHORTEST, between, is_id, whole
 from iu_listen.postgres.session import Connection, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: Spans that are made at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
+#: Spans that are created without a pause for other tasks. The number is small, because the consumer in the same process
+#: cannot wake up meanwhile.
 SLICE: Final = 32
-#: Longest wait for an answer that costs nothing, in seconds: the end of a process may wait for it.
+#: Longest wait for the answer of a trivial query, in seconds. It is short, because a shutdown may wait for this answer.
 PATIENCE: Final = 4.0
-#: First key of the advisory lock that one export holds; the second is a hash of its name.
+#: First key of the advisory lock that one export holds; the second key is a hash of the export's name.
 TRACE_KEY: Final = 726006
 
 
 class TraceSession:
-    """Satisfies flow.ports.TraceSource. Made by trace_session()."""
+    """Implements flow.ports.TraceSource. Created by trace_session()."""
 
     def __init__(self, connection: Connection, settings: Settings, name: str, batches: bool = True) -> None:
         self._connection = connection
         self._deadline = settings.batch_deadline
         self._name = name
         self._batches = batches
-        # While a page is sent, two ask.
+        # While a page is sent, two tasks use the session: one calls alive(), the other one calls beyond().
         self._one = anyio.Lock()
 
     async def take_lease(self) -> str | None:
-        """Become the one reader of this export, which begins now if it is new. None: done. Else: who is it already."""
+        """Become the only reader of this export; a new export begins at the present.
+
+        Returns:
+            None if this session is the reader; otherwise a description of the session that is.
+        """
         if not self._connection.pooled:
             (row,) = await self._rows("take_lease", TRACE_KEY, self._name)
-            # The lock of a stranger is no lease; two readers would share the pages, and lose none.
+            # A lock that a foreign role holds is ignored. Two readers would then share the pages and lose none.
             if not row["mine"] and not row["strangers"]:
                 return str(row["words"])
         await ask(self._connection, self._deadline, query("trace/register"), self._name)
         return None
 
     async def tick(self) -> Place | None:
-        """Where the open tick was accepted up to; None: there is nothing to export."""
+        """The place in the open tick up to which spans were accepted; None: there is nothing to export.
+
+        Raises:
+            Refused: The history of the database is not that of the export's cursor.
+        """
         answer = json.loads(await ask(self._connection, self._deadline, query("trace/tick"), self._name))
         if answer["status"] == "refused":
             raise Refused(f"the cursor of the traces is not believed: {answer['reason']}", "docs/how-to/repair.md")
@@ -62,33 +74,33 @@ class TraceSession:
         return _place(answer)
 
     async def again(self, since: datetime) -> Place:
-        """Where a repetition of all since then begins."""
+        """The place at which a repeated export of all spans since this time begins."""
         return _place(json.loads(await ask(self._connection, self._deadline, query("trace/again"), since)))
 
     async def beyond(self, place: Place) -> list[Span]:
-        """The youngest of the attempts that follow a place, in this tick or after it."""
+        """The spans of the newest attempts after a place, in its tick or later."""
         async with self._one:
             rows = await self._rows("trace/beyond", place.prev, *place.attempt)
         return [attempt_span(row, self._lineage(place)) for row in rows]
 
     def _lineage(self, place: Place) -> str:
-        """The history that the names of batches have in them; empty: no batch is a span, and none is linked to."""
+        """The history that is part of the names of batches; empty: batches are not spans, and attempts have no link."""
         return place.lineage if self._batches else ""
 
     async def alive(self) -> None:
-        """Use the session."""
+        """Execute a trivial query, so that the server does not end the session as idle."""
         async with self._one:
             await ask(self._connection, min(self._deadline, PATIENCE), query("backend_pid"))
 
     async def page(self, place: Place, limit: int) -> Page:
-        """The next spans: of ``limit`` attempts, and after the last attempt of as many dead letters."""
+        """The spans of the next ``limit`` attempts; after the last attempt also of ``limit`` dead letters."""
         rows = await self._rows("trace/attempts", place.prev, place.tick, *place.attempt, limit)
         spans: list[Span] = []
         made = attempt_spans(rows, self._lineage(place))
         while some := list(islice(made, SLICE)):
             spans += some
             await anyio.lowlevel.checkpoint()
-        # An event whose context was malformed has an attempt for each route, and is one.
+        # Counted by event, because an event with a malformed trace context has one attempt for each route.
         odd = {
             row["event_ref"]
             for row in rows
@@ -106,7 +118,11 @@ class TraceSession:
         return Page(spans, place, ignored, last=len(letters) < limit)
 
     async def accepted(self, page: Page, rejected: int) -> bool:
-        """Note that the collector has a page, ``rejected`` of its spans aside. True: routing is behind, give way."""
+        """Record that the collector accepted a page, except ``rejected`` of its spans.
+
+        Returns:
+            Whether routing has a backlog, so that the export should pause.
+        """
         place = page.place
         behind = await ask(
             self._connection, self._deadline, query("trace/accepted"), self._name, place.tick, *place.attempt,
@@ -119,12 +135,15 @@ class TraceSession:
 
 
 async def end(connection: Connection, name: str) -> int | None:
-    """End an export for good; how many spans it had sent. None: there was none.
+    """Remove an export and its cursor.
+
+    Returns:
+        The number of spans that it had sent; None: there is no export of this name.
 
     Raises:
-        Refused: somebody exports by it.
+        Refused: A consumer is exporting with it.
     """
-    # In one transaction, and a lock that ends with it: behind a pooler the next one is another session's.
+    # The lock ends with this transaction: behind a pooler the next transaction may run in another session.
     with errors_become_ours():
         async with connection.transaction():
             if not await census.value(connection, "trace/lock", TRACE_KEY, name):
@@ -136,14 +155,15 @@ async def end(connection: Connection, name: str) -> int | None:
 
 
 async def life(connection: Connection, what: str) -> list[Span]:
-    """Every span of an event, in order of their beginning; none: nothing of that name is known.
+    """All spans of an event, in the order of their start; an empty list if no object has this id.
 
     Args:
         connection: A session.
-        what: Id of an event, an attempt or a dead letter; a UUID may be without dashes, as a trace id is.
+        what: Id of an event, an attempt or a dead letter. A UUID may be without dashes, as in a trace id, and may be
+            shortened to its first characters.
 
     Raises:
-        ConfigurationError: it is no id.
+        ConfigurationError: The text is not an id, or several objects have an id that begins with it.
     """
     try:
         event = await _event(connection, what)
@@ -167,7 +187,7 @@ async def life(connection: Connection, what: str) -> list[Span]:
 async def _event(connection: Connection, what: str) -> UUID | None:
     if what.isdecimal() and len(what) < len(str(2**63)):
         found: UUID | None = await census.value(connection, "trace/event_of_attempt", int(what))
-        # The beginning of an id may be a number, too.
+        # A number may also be the first characters of a UUID.
         if found or len(what) < SHORTEST:
             return found
     if not is_id(what):
@@ -195,10 +215,16 @@ def _place(answer: dict[str, Any]) -> Place:
 
 @asynccontextmanager
 async def trace_session(settings: Settings, former: Former, name: str, *, batches: bool) -> AsyncIterator[TraceSession]:
-    """Open the session of the trace reader; attempts link to their batch where ``batches`` are spans.
+    """Open the session of the trace export.
+
+    Args:
+        settings: The connection string and the deadlines.
+        former: The earlier sessions of the consumer.
+        name: The name of the export.
+        batches: Whether batches are spans, so that the spans of attempts link to them.
 
     Raises:
-        SessionLost: no session can be had.
+        SessionLost: No session could be opened.
     """
     async with succeeding(
         former, "traces", settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline,

@@ -1,4 +1,4 @@
-"""The worker session: it holds the lease and runs the batches, so that losing one is losing the other."""
+"""The worker session: it holds the lease and runs the batches, so a consumer that loses the lease runs no batch."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from iu_listen.postgres.lease import WorkerLease
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: SQLSTATE of a statement that the server ended, because it took too long or was cancelled.
+#: SQLSTATE of a statement that the server cancelled, after a timeout or on request.
 QUERY_CANCELED: Final = "57014"
 
 
 class WorkerSession:
-    """Satisfies flow.ports.Outbox. Made by worker_session()."""
+    """Implements flow.ports.Outbox. Created by worker_session()."""
 
     def __init__(self, connection: Connection, settings: Settings, consumer: UUID, version: str) -> None:
         self._connection = connection
         self._settings = settings
         self._consumer = consumer
         self._version = version
-        # Each is prepared when it is needed first.
+        # prepare() replaces the first text by a prepared statement; run_batch() replaces the second one when needed.
         self._batch: str | Prepared = query("run_batch")
         self._batch_and_take: str | Prepared = query("run_batch_and_take")
         self._abandoned = ""
@@ -47,38 +47,51 @@ class WorkerSession:
 
     @property
     def backend(self) -> int | None:
-        """Its server process; None where a pooler hides it."""
+        """The process id of the session on the server; None behind a pooler, where it is not known."""
         return None if self._connection.pooled else self._connection.get_server_pid()
 
     def abandon(self, why: str) -> None:
-        """End the session at once: whoever waits for it gets SessionLost with this reason."""
+        """End the session at once: a batch that waits for its answer raises SessionLost with this reason."""
         self._abandoned = why
         self._connection.terminate()
 
     async def prepare(self) -> None:
-        """Prepare the statement that is asked for again and again."""
+        """Prepare the statement that is executed repeatedly."""
         with errors_become_ours(), anyio.fail_after(self._settings.deadline):
             self._batch = await self._connection.prepare_once(query("run_batch"))
 
     async def take_lease(self) -> str | None:
-        """Become the worker's one active consumer. None: done. Else: who is it already.
+        """Take the lease of the worker.
 
-        Behind a transaction pooler there are no session locks to take; there the row lock that every batch takes on
-        the cursor keeps events single, and consumers of one worker merely take turns.
+        Behind a transaction pooler there is no lease, because a client has no session locks there. Each batch locks the
+        row of the cursor, so each event is still routed once; the consumers of the worker run their batches in turn.
+
+        Returns:
+            None if this consumer holds the lease; otherwise a description of the lease holder.
         """
         return None if self._connection.pooled else await self._lease.take()
 
     async def run_batch(
         self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
     ) -> Batch:
-        """Route at most ``limit`` events in one transaction. Cancelled midway, it is lost whole, with its session.
+        """Route at most ``limit`` events in one transaction.
 
-        What it queues that somebody wants it takes in the same round trip, and gives him.
+        A batch that is cancelled is rolled back as a whole, and its session is lost.
+
+        Args:
+            limit: Largest number of events.
+            wants: The routes whose new deliveries the dispatcher has capacity for. The batch returns these deliveries
+                in the same round trip.
+            give: Called with these deliveries and with the duration of the batch in seconds.
+
+        Raises:
+            SessionLost: The session was lost or abandoned, or the server did not answer in time (NoAnswer).
+            Refused: The server answered with an error.
         """
         began, began_ns = time.perf_counter(), time.time_ns()
         try:
             if wants and isinstance(self._batch_and_take, str):
-                # Only where something is delivered.
+                # Prepared here, because a consumer that delivers nothing does not need this statement.
                 with errors_become_ours(), anyio.fail_after(self._settings.deadline):
                     self._batch_and_take = await self._connection.prepare_once(self._batch_and_take)
             statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
@@ -91,26 +104,26 @@ class WorkerSession:
                 raise
             raise SessionLost(self._abandoned, error.hint) from error
         seconds = time.perf_counter() - began
-        # Nothing is said of the routes: their terms are those that were known when it was asked.
+        # The answer does not contain the policies of the routes; the deadlines and spans of ``wants`` are used.
         taken = taken_of(rows, {want.route: (want.deadline, want.span) for want in wants}) if wants else []
         if taken and give is not None:
             give(taken, seconds)
-            # The calls begin before all that there is to say of the batch.
+            # Let the calls begin before the observations of this batch are reported.
             await anyio.lowlevel.checkpoint()
         return Batch.from_answer(json.loads(rows[0][0]), seconds, began_ns, len(taken))
 
     async def note_failure(self, limit: int, failure: BatchFailure) -> None:
-        """Note that a batch of at most ``limit`` events failed, so that the next ones look for its cause."""
+        """Record that a batch of at most ``limit`` events failed, so that the next batches isolate the cause."""
         await ask(
             self._connection, self._settings.deadline, query("note_failure"), self._settings.worker, limit,
             failure.why, failure.timed_out, failure.event or None, failure.route or None,
         )  # fmt: skip
 
     async def beat(self, state: State, why: str, listening: bool, polling_why: str, tally: Tally) -> None:
-        """Write the heartbeat.
+        """Write the heartbeat, and renew a lease that is held as a row (lease.py).
 
         Raises:
-            SessionLost: the lease, for which a row stood because a stranger held its lock, is another consumer's now.
+            SessionLost: The session was lost, or another consumer now holds the lease that was held as a row.
         """
         if self._lease.around and (holder := await self._lease.take()) is not None:
             raise SessionLost(f"the lease is held by {holder}")
@@ -124,14 +137,14 @@ class WorkerSession:
 
 
 def _failure(error: SessionLost | Refused) -> BatchFailure:
-    """With the event and the route, where fn_iu_route_worker_run names them in the fields of its error."""
+    """The failure of a batch, with its event and route if fn_iu_route_worker_run put them into fields of its error."""
     cause: Any = error.__cause__
     failure = BatchFailure(
         why=error.message,
         timed_out=isinstance(error, NoAnswer) or getattr(cause, "sqlstate", "") == QUERY_CANCELED,
     )
     if getattr(cause, "table_name", None) == "iu_outbound_route" and cause.column_name:
-        # Not a UUID: an ordinary constraint of that table.
+        # The name of an ordinary constraint of that table is not a UUID.
         with suppress(ValueError):
             return replace(failure, event=str(UUID(cause.constraint_name)), route=cause.column_name)
     return failure
@@ -144,13 +157,15 @@ async def worker_session(
     """Open the worker session.
 
     Args:
-        settings: Where, and how long anything may take.
-        consumer: Identity of the process, for its heartbeat.
-        version: Its version, for the same.
-        former: The sessions that the consumer has had; what is left of them is ended, so that none keeps the lease.
+        settings: The connection string and the deadlines.
+        consumer: Identity of the consumer, for its heartbeat.
+        version: Version of the consumer, for its heartbeat.
+        former: The earlier sessions of the consumer. Those that still exist on the server are ended, so that none of
+            them keeps the lease.
 
     Raises:
-        SessionLost: no session can be had, or it leads to a server that takes no writes.
+        SessionLost: No session could be opened, or the server does not accept writes.
+        Refused: The consumer may not work on this database (admission.py).
     """
     name = f"iu-listen worker {settings.worker}"
     async with succeeding(
@@ -164,7 +179,7 @@ async def worker_session(
         refusal = await ask(
             connection, settings.deadline, query("admission"), site_of(settings), settings.worker, consumer
         )
-        # A site that is not known keeps from delivering only.
+        # An unknown site forbids deliveries only, not routing.
         if refusal not in (None, "foreign_site"):
             await session.beat(State.REFUSING, refusal, False, "", Tally())
             raise Refused(*WORDS[refusal])
