@@ -66,7 +66,10 @@ async def confirm(connection: Connection, worker: str) -> None:
 
 
 async def repair(connection: Connection, worker: str, limit: int) -> census.Row:
-    """Let the worker route the next ``limit`` incomplete events again; returns the answer of fn_iu_audit_repair."""
+    """Repair the next ``limit`` incomplete events; returns the answer of fn_iu_audit_repair.
+
+    The worker routes them again. Events that it could not complete today are accepted as they are.
+    """
     answer: census.Row = json.loads(await census.value(connection, "audit_repair", worker, limit))
     return answer
 

@@ -1,4 +1,4 @@
-"""Questions for people and their tools: how many, how old, what failed. And the few things that they may change."""
+"""Queries and small changes for the commands: preconditions, gates, routes, health, events, replays and reanchor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iu_listen.postgres.sqlfiles import query
 
 Row = dict[str, Any]
 
-#: How long a reanchor waits for a batch that still runs, in milliseconds.
+#: Longest wait of a reanchor for a batch that is running, in milliseconds.
 REANCHOR_WAIT_MS: Final = 5000
 
 
@@ -39,7 +39,7 @@ async def require_substrate(connection: Connection) -> None:
     """Make sure that this is a database of IU Core.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: Tables or columns of IU Core are missing.
     """
     if missing := await substrate_missing(connection):
         database = await connection.fetchval("select current_database()")
@@ -50,10 +50,10 @@ async def require_substrate(connection: Connection) -> None:
 
 
 async def require_package(connection: Connection) -> None:
-    """Make sure that the package is applied, whole.
+    """Make sure that the package is applied completely.
 
     Raises:
-        ConfigurationError: it is absent or half applied.
+        ConfigurationError: The base or the package is absent, the package is half applied, or it has drift.
     """
     await require_substrate(connection)
     package = await package_state(connection)
@@ -80,24 +80,25 @@ async def require_worker(connection: Connection, worker: str) -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    # Only a refusal names the others: that query counts every backlog, too much for each start after an absence.
+    # The other workers are queried only for the error message: that query counts each backlog, which would take too
+    # long at each start after an absence.
     if not await value(connection, "cursor_exists", worker):
         names = ", ".join(row["worker_name"] for row in await rows(connection, "workers"))
         raise ConfigurationError(f"worker {worker} is not registered", f"Registered: {names or 'none'}.")
 
 
 async def require_primary(connection: Connection) -> None:
-    """Make sure that this server takes writes.
+    """Make sure that this server accepts writes.
 
     Raises:
-        ConfigurationError: it is a standby, or set read-only.
+        ConfigurationError: The server is a standby or read-only.
     """
     for row in await rows(connection, "takes_no_writes"):
         raise ConfigurationError(row["problem"], row["hint"])
 
 
 async def gates(connection: Connection) -> list[Row]:
-    """Every gate: name, key, whether it is open, its raw value, since when. A missing key is a closed gate."""
+    """All gates: name, key, whether it is open, stored value, time of the last change. A missing key is a closed gate."""
     stored = {row["key"]: row for row in await rows(connection, "gate_values")}
     return [
         {
@@ -112,7 +113,7 @@ async def gates(connection: Connection) -> list[Row]:
 
 
 async def in_the_way(connection: Connection) -> list[str]:
-    """The closed gates that keep events from being decided. That of delivery does not, and is closed by default."""
+    """The closed gates that stop routing. The delivery gate does not stop routing, and is closed by default."""
     return [g["gate"] for g in await gates(connection) if not g["open"] and g["gate"] != "delivery"]
 
 
@@ -120,7 +121,7 @@ async def set_gate(connection: Connection, gate: str, *, opened: bool) -> None:
     """Open or close a gate.
 
     Raises:
-        Refused: the gate's key is missing.
+        Refused: The key of the gate is missing in dot_config.
     """
     changed = await rows(connection, "set_gate", GATES[gate], "true" if opened else "false")
     if not changed:
@@ -131,7 +132,7 @@ async def route_live(connection: Connection, code: str, *, live: bool, why: str 
     """Let a route deliver, or turn it back to dry run; ``actor`` and ``why`` are recorded.
 
     Raises:
-        Refused: its target cannot be delivered to, or this role may not.
+        Refused: Its target does not support deliveries, or the role lacks the privilege.
     """
     await value(connection, "route_live", code, live, why, actor)
 
@@ -143,7 +144,7 @@ async def worker_health(connection: Connection, worker: str) -> Row:
 
 
 def culprit_words(row: Row) -> str:
-    """A row of v_iu_culprit in one phrase: who, what is known of the session, since when."""
+    """A row of v_iu_culprit as one phrase: the blocker, its session, its duration and its number of transactions."""
     known = [row["application"], row["database"] and f"database {row['database']}", row["state"]]
     words = str(row["who"]) + (f" ({', '.join(k for k in known if k)})" if any(known) else "")
     if row["seconds"] is not None:
@@ -157,13 +158,13 @@ async def emit(
     """Emit events through the governed emitter.
 
     Raises:
-        ConfigurationError: the payload carries a forbidden key or is no JSON, or the type is not registered.
-        Refused: the master gate is closed.
+        ConfigurationError: The payload has a forbidden key or cannot be stored, or the type is not registered.
+        Refused: The master gate is closed.
     """
     try:
         found = await connection.fetch(query("emit_event"), event_type, address, subject, actor, payload, count)
     except asyncpg.UndefinedObjectError:
-        # The emitter of the neutral base says so; that of IU Core answers null.
+        # An unregistered type: the emitter of the neutral base raises this error, that of IU Core returns null.
         found = []
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != "event_outbox_safe_payload_chk":
@@ -171,7 +172,7 @@ async def emit(
         hint = "Events carry metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
         raise ConfigurationError("the payload has a key that must not enter the log", hint) from error
     except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError) as error:
-        # Python reads NaN and NUL in JSON; PostgreSQL refuses them, and characters that its encoding does not have.
+        # Python accepts NaN and NUL in JSON. PostgreSQL refuses them, and characters that its encoding does not have.
         raise ConfigurationError(f"the database cannot hold what was given: {error}") from error
     ids = [row["id"] for row in found if row["id"] is not None]
     if ids:
@@ -185,19 +186,19 @@ async def emit(
 
 
 async def replay(connection: Connection, dead_letter: UUID, actor: str | None, why: str | None = None) -> Row:
-    """Decide a dead letter again; the answer of fn_iu_route_dead_letter_replay."""
+    """Replay a dead letter; returns the answer of fn_iu_route_dead_letter_replay."""
     answer: Row = json.loads(await value(connection, "replay_dead_letter", dead_letter, actor, why))
     return answer
 
 
 async def reanchor(connection: Connection, since: datetime | None, *, force: bool, plan: bool) -> Row:
-    """Make the history our own, all or nothing; the answer of fn_iu_outbox_reanchor.
+    """Adopt the history of this database for all cursors in one transaction; the answer of fn_iu_outbox_reanchor.
 
     Raises:
-        Refused: the gate is open, a batch still runs, or the history is our own already and nobody said force.
+        Refused: The worker gate is open, a batch is running, or the history is not foreign and ``force`` is not given.
     """
     try:
-        # A transaction of its own, without savepoints: the anchor must carry its id.
+        # The anchor must contain the id of this transaction, so there must be no savepoint.
         async with connection.transaction():
             await connection.execute(f"set local lock_timeout = {REANCHOR_WAIT_MS}")
             answer: Row = json.loads(await connection.fetchval(query("reanchor"), since, force, plan))
@@ -207,17 +208,18 @@ async def reanchor(connection: Connection, since: datetime | None, *, force: boo
 
 
 async def moment(connection: Connection, text: str) -> datetime:
-    """A point in time, or how long ago it was. A time without a zone is UTC, as everything that we print.
+    """A point in time from a timestamp or from an interval before now. A timestamp without a zone is UTC.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: The text is neither a timestamp nor an interval.
     """
     try:
         found = datetime.fromisoformat(text)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         pass
-    # PostgreSQL reads a number without a unit as seconds; whoever types one means something else, perhaps a year.
+    # PostgreSQL reads a number without a unit as seconds. A user who types such a number probably means something else,
+    # for example a year.
     if not text.strip().isdigit():
         with suppress(asyncpg.DataError):
             ago: datetime = await connection.fetchval(query("ago"), text)

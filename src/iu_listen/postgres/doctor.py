@@ -1,4 +1,4 @@
-"""Everything that could be wrong with an installation, looked at in one go."""
+"""All checks of the command doctor: problems of an installation, each with a hint."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from iu_listen.postgres.migrate import package_state, substrate_missing, substra
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.verify import verify
 
-#: From here on an export is late, in seconds.
+#: Age of the oldest attempt that is not exported from which the trace export counts as late, in seconds.
 LATE_TRACES: Final = 60.0
 
 
-#: Culprits that are known by the state and the age of sessions.
+#: Kinds of blockers that can be found only by a role that sees the state and the age of other sessions.
 OF_SESSIONS: Final = frozenset({"late_event", "vacuum", "notify_queue"})
 
-#: How bad a finding is.
+#: Severity of a finding.
 Level = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look found, and what to do about it."""
+    """The result of one check, with a hint for the operator."""
 
     level: Level
     what: str
@@ -40,7 +40,7 @@ class Finding:
 
 
 async def examine(connection: Connection, worker: str) -> list[Finding]:
-    """Look at everything, in order; without the package most looks are left out."""
+    """Run all checks in order. If a check of the installation fails, the checks after it are left out."""
     found = [f async for f in _installation(connection)]
     if any(f.level == "fail" for f in found):
         return found
@@ -103,7 +103,7 @@ async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # no
     for row in await census.rows(connection, "delivery/routes"):
         if row["held_by"] and row["route_code"] not in locked:
             words = f"{row['route_code']}: {number(row['pending'])} wait, held by {row['held_by']}"
-            # What only a person can mend, and no time.
+            # Retries cannot repair these problems; an operator must act.
             level: Level = "fail" if row["held_by"] == "no_target" or row["why"] == "address_refused" else "warn"
             hint = row["hint"] or "iu-listen delivery list"
             found.append(Finding(level, "delivery", f"{words} ({row['why']})" if row["why"] else words, hint))
@@ -239,7 +239,7 @@ async def _emits(connection: Connection, worker: str) -> Finding:  # noqa: ARG00
     return Finding("ok", "refused events", "none")
 
 
-#: What each kind of culprit (v_iu_culprit) is called here, how bad it is, what to do, and what stands here without one.
+#: For each kind of blocker (v_iu_culprit): severity, title and hint of the finding, and the text if there is none.
 _CULPRITS: Final[dict[str, tuple[Literal["warn", "fail"], str, str, str]]] = {
     "trigger": (
         "fail", "triggers", "alter table {table} enable always trigger {name}", "stamps and bells fire always",

@@ -1,4 +1,7 @@
-"""The eight gates before anything durable. Each is shown with its evidence; one that fails, and nothing is changed."""
+"""The eight preflight checks, which its code and output call gates. If one of them fails, nothing is changed.
+
+Each check is shown with its evidence.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,25 @@ from iu_listen.postgres.probe import Proof, run_probe
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import all_files, package_files, query
 
-#: A log up to this size, in bytes, is numbered and indexed in the transaction of the probe, while its writers wait.
+#: Largest outbox, in bytes, that is numbered and indexed inside the transaction of the probe. Producers wait meanwhile.
 SMALL_LOG: Final = 4 << 20
-#: Major versions that are tested.
+#: Major versions of PostgreSQL that are supported.
 SUPPORTED: Final = range(15, 19)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the operator said.
+    """The options of the operator.
 
     Attributes:
         dsn: Connection string, for pg_dump.
-        expect_database: The database that it must be; None: whichever it is.
-        backup_dir: Where to take a backup.
-        no_backup: Why there is none; recorded.
-        plan: Change nothing: no backup is taken either.
-        base: Create the substrate where it is absent, once the gates before are open.
-        programs: Directories to look for pg_dump in, besides PATH.
-        lock_timeout: For the probe, in seconds.
+        expect_database: Required name of the database; None: any name.
+        backup_dir: Directory for the backup; None: none is taken.
+        no_backup: Reason for going without a backup, which is recorded; empty: a backup is required.
+        plan: Change nothing, and take no backup.
+        base: Create the base if it is absent and the checks before have passed.
+        programs: Directories in which pg_dump is searched, besides PATH.
+        lock_timeout: Longest wait of the probe for a lock, in seconds.
     """
 
     dsn: str | None
@@ -50,7 +53,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What one gate found."""
+    """The result of one preflight check."""
 
     number: int
     name: str
@@ -61,10 +64,16 @@ class Gate:
 
 @dataclass(slots=True)
 class Gates:
-    """The gates that were looked at, in order, and what they learnt on the way.
+    """The results of the preflight checks, in order, and facts that later steps need.
 
     Attributes:
-        probe_last: The log is too large to be indexed in a transaction: the probe exercises the applied files.
+        found: The results.
+        target: The row of the query ``target``: database, user, server version and further facts.
+        package: The state of the package; None: not known yet.
+        proof: The result of the probe; None: it did not run.
+        base: ``created`` or ``would be created``; empty: the base was there, or is missing.
+        probe_last: Whether the outbox is too large to be indexed in the transaction of the probe, so that the probe
+            runs after the files are applied.
     """
 
     found: list[Gate] = field(default_factory=list)
@@ -76,16 +85,16 @@ class Gates:
 
     @property
     def created(self) -> bool:
-        """Whether the substrate was created."""
+        """Whether the base was created."""
         return self.base == "created"
 
     @property
     def passed(self) -> bool:
-        """Whether all eight are open."""
+        """Whether all eight checks have passed."""
         return len(self.found) == len(GATES) and all(gate.passed for gate in self.found)
 
     def evidence(self) -> dict[str, str]:
-        """What is recorded with every applied file."""
+        """The evidence by name of the check, as recorded with each applied file."""
         return {gate.name: gate.evidence for gate in self.found}
 
 
@@ -98,7 +107,7 @@ _NOT_LOOKED: Final = (False, "not looked at: gate 4 is closed", "")
 
 
 class _Inspector:
-    """One method a gate; each answers (passed, evidence, hint)."""
+    """One method for each check; each returns (passed, evidence, hint)."""
 
     def __init__(self, connection: Connection, terms: Terms, fresh: Callable[[], Any], gates: Gates) -> None:
         self._connection = connection
@@ -196,7 +205,11 @@ class _Inspector:
         return True, words, ""
 
     async def _create_base(self) -> Answer | None:
-        """Create the substrate, if it is absent altogether and nothing speaks against it. None: it is here now."""
+        """Create the base if it is completely absent and the checks before have passed.
+
+        Returns:
+            None if the base is there; otherwise the failed result of the check.
+        """
         missing = await substrate_missing(self._connection)
         if not missing:
             return None
@@ -278,13 +291,16 @@ GATES: Final[tuple[tuple[str, Callable[[_Inspector], Awaitable[Answer]]], ...]] 
 async def inspect(
     connection: Connection, terms: Terms, fresh: Callable[[], Any], found: Callable[[Gate], None] = lambda _: None
 ) -> Gates:
-    """Look at the eight gates, one after the other, all of them even when one is closed.
+    """Run the eight preflight checks in order. A failed check does not stop the others.
 
     Args:
         connection: A session outside a transaction.
-        terms: What the operator said.
-        fresh: Opens another session, for the probe's post-check.
-        found: Called with each gate as it is known.
+        terms: The options of the operator.
+        fresh: Opens another session, for the check after the probe.
+        found: Called with the result of each check.
+
+    Raises:
+        SessionLost: The session was lost.
     """
     gates = Gates()
     inspector = _Inspector(connection, terms, fresh, gates)
@@ -293,7 +309,7 @@ async def inspect(
             with errors_become_ours():
                 passed, evidence, hint = await look(inspector)
         except SessionLost:
-            # That is no gate's answer: there is nobody to ask any more.
+            # A lost session is not the result of a check, and no further check can run.
             raise
         except IuListenError as error:
             passed, evidence, hint = False, error.message, error.hint

@@ -1,4 +1,4 @@
-"""Dead letters and deliveries, many at once: found by filters, then replayed, resolved or cancelled in parts."""
+"""Bulk operations: finds dead letters or deliveries by filters, and replays, resolves or cancels them in parts."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from iu_listen.postgres.session import Connection
 
 Row = census.Row
 
-#: Longest count of dead letters in a list; beyond it is "more than".
+#: Largest number up to which dead letters are counted for a list; a larger number is shown as "more than".
 MOST_COUNTED: Final = 10_000
-#: How many dead letters or deliveries one transaction takes at most.
+#: Largest number of dead letters or deliveries in one transaction.
 PART: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which dead letters. What is None lets everything through.
+    """Selects dead letters. An attribute that is None does not restrict the selection.
 
     Attributes:
-        route: Of this route.
-        failure: With this failure code.
-        since: Created since then.
-        event: Of this event.
-        subject: About this subject: event_subject_ref or canonical_address.
+        route: Code of the route.
+        failure: Failure code.
+        since: Earliest time at which the dead letter was created.
+        event: Id of the event.
+        subject: Subject of the event: event_subject_ref or canonical_address.
     """
 
     route: str | None = None
@@ -44,7 +44,7 @@ class Filter:
 
     @property
     def columns(self) -> tuple[Any, ...]:
-        """Those that are columns, in the order in which the queries expect them."""
+        """The attributes except ``subject``, in the order in which the queries expect them."""
         return self.route, self.failure, self.since, self.event
 
 
@@ -53,8 +53,8 @@ class Listed:
     """A page of dead letters.
 
     Attributes:
-        letters: They, the newest first.
-        total: How many there are on all pages, counted up to MOST_COUNTED + 1.
+        letters: The dead letters of this page, the newest first.
+        total: Number of dead letters on all pages, counted up to MOST_COUNTED + 1.
     """
 
     letters: list[Row]
@@ -63,11 +63,12 @@ class Listed:
 
 @dataclass(kw_only=True)
 class Plan:
-    """What a replay or a resolution of many would concern.
+    """The dead letters that a bulk replay or a bulk resolution would change.
 
     Attributes:
-        until: Only what was created until then.
-        groups: By route and failure code: count, oldest_at, newest_at, an example, route_enabled and route_dry_run.
+        until: Latest time of creation; newer dead letters are left out.
+        groups: One row for each route and failure code: count, oldest_at, newest_at, an example, route_enabled and
+            route_dry_run.
     """
 
     until: datetime
@@ -75,12 +76,16 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many dead letters."""
+        """Number of dead letters in all groups."""
         return sum(group["count"] for group in self.groups)
 
 
 async def page(connection: Connection, which: Filter, *, resolved: bool, before: UUID | None, limit: int) -> Listed:
-    """The dead letters that are older than ``before``, the newest first."""
+    """A page of dead letters that are older than ``before``, the newest first.
+
+    Raises:
+        ConfigurationError: There is no dead letter with the id ``before``.
+    """
     if before is not None and await census.rows(connection, "dead_letter/missing", [before]):
         raise no_such_letter(before)
     ids = await _of_subject(connection, which, resolved=resolved)
@@ -97,13 +102,13 @@ async def kinds(connection: Connection) -> list[Row]:
 
 
 def counted(count: int) -> str:
-    """A count that ended at MOST_COUNTED, in words."""
+    """The text for a count; above MOST_COUNTED it begins with "more than"."""
     words = number(min(count, MOST_COUNTED))
     return f"more than {words}" if count > MOST_COUNTED else words
 
 
 async def plan(connection: Connection, which: Filter) -> Plan:
-    """What replaying or resolving all of these would concern now."""
+    """The dead letters that a bulk replay or resolution with this filter would change now."""
     until = await census.value(connection, "dead_letter/now")
     ids = await _of_subject(connection, which, resolved=False)
     return Plan(until=until, groups=await census.rows(connection, "dead_letter/plan", *which.columns, ids, until))
@@ -116,10 +121,10 @@ async def _of_subject(connection: Connection, which: Filter, *, resolved: bool) 
 
 
 async def show(connection: Connection, id: UUID) -> Row:
-    """One dead letter, whole.
+    """All columns of one dead letter.
 
     Raises:
-        ConfigurationError: there is none of this id.
+        ConfigurationError: There is no dead letter with this id.
     """
     found = await census.rows(connection, "show_dead_letter", id)
     if not found:
@@ -130,18 +135,18 @@ async def show(connection: Connection, id: UUID) -> Row:
 async def replay_all(
     connection: Connection, planned: Plan, which: Filter, actor: str | None, why: str | None, rate: float | None
 ) -> AsyncIterator[Row]:
-    """Replay what was planned, part by part. Each part is a transaction, and yields route_code and the answers.
+    """Replay the planned dead letters in parts. Each part is one transaction, and yields its route_code and its answer.
 
     Args:
         connection: The session.
-        planned: What plan() found.
-        which: The same filter.
-        actor: Who asks; None: the database user.
-        why: Why.
-        rate: How many a second at most; None: as fast as it goes.
+        planned: The result of plan().
+        which: The filter that was given to plan().
+        actor: Name that is recorded; None: the database user.
+        why: Reason that is recorded.
+        rate: Largest number of replays in a second; None: no limit.
     """
     limit = max(1, min(PART, int(rate))) if rate else PART
-    # One route after the other, so that a part is decided in one way.
+    # One route after the other, so that all dead letters of a part have the same route and get the same decision.
     for route in dict.fromkeys(group["route_code"] for group in planned.groups):
         at: datetime | None = None
         id: UUID | None = None
@@ -162,10 +167,13 @@ async def replay_all(
 
 
 async def resolve(connection: Connection, ids: list[UUID], why: str, actor: str | None) -> int:
-    """Resolve these without a replay; how many were open and not on their way.
+    """Resolve dead letters without a replay.
+
+    Returns:
+        The number of dead letters that were resolved: those that were open and had no delivery in progress.
 
     Raises:
-        ConfigurationError: there is none of one of these ids.
+        ConfigurationError: One of the ids belongs to no dead letter.
     """
     await require(connection, ids)
     count: int = await census.value(connection, "dead_letter/resolve", ids, why, actor)
@@ -175,7 +183,7 @@ async def resolve(connection: Connection, ids: list[UUID], why: str, actor: str 
 async def resolve_all(
     connection: Connection, planned: Plan, which: Filter, why: str, actor: str | None
 ) -> AsyncIterator[tuple[int, int]]:
-    """Resolve what was planned, part by part; of each part how many were looked at, and how many resolved."""
+    """Resolve the planned dead letters in parts; yields for each part the numbers of examined and resolved ones."""
     at: datetime | None = None
     id: UUID | None = None
     while part := await census.rows(
@@ -187,10 +195,10 @@ async def resolve_all(
 
 
 async def require(connection: Connection, ids: list[UUID]) -> None:
-    """Make sure that each of these is a dead letter.
+    """Make sure that a dead letter exists for each id.
 
     Raises:
-        ConfigurationError: one is none.
+        ConfigurationError: One of the ids belongs to no dead letter.
     """
     if missing := await census.rows(connection, "dead_letter/missing", ids):
         raise no_such_letter(missing[0]["id"])
@@ -202,14 +210,17 @@ def no_such_letter(id: UUID) -> ConfigurationError:
 
 
 async def cancel_plan(connection: Connection, route: str, event: UUID | None) -> Row:
-    """What cancelling would end: count, last_id, oldest_at, newest_at; held_by and known of the route."""
+    """The deliveries that a cancellation would end (count, last_id, oldest_at, newest_at), and the route's state.
+
+    The state consists of the columns held_by and known.
+    """
     return (await census.rows(connection, "delivery/cancel_plan", route, event))[0]
 
 
 async def cancel(
     connection: Connection, route: str, event: UUID | None, until: int, why: str, actor: str | None
 ) -> AsyncIterator[int]:
-    """Cancel deliveries up to the id ``until``, part by part; how many of each part."""
+    """Cancel deliveries up to the id ``until`` in parts; yields the number of cancelled deliveries of each part."""
     after, more = 0, True
     while more:
         answer = json.loads(

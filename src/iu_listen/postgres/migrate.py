@@ -1,7 +1,8 @@
-"""Applies the package, file by file, records what it applied, and takes it back.
+"""Applies the files of the package, records them in the ledger, and rolls them back.
 
-Files between two ``transaction: none`` files are applied in one transaction, each such file by itself. All of it
-happens under one advisory lock, with a short lock_timeout and retries, so that a busy table is never queued on.
+Consecutive files are applied in one transaction; a ``transaction: none`` file is applied alone, outside a transaction.
+One advisory lock excludes a second migration. Each try has a short lock_timeout and is repeated, so that a migration
+never waits long in the lock queue of a busy table, where other sessions would wait behind it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from iu_listen.model.facts import DEFAULT_WORKER
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, query
 
-#: Advisory lock that serialises migrators.
+#: Advisory lock that allows one migration at a time.
 MIGRATOR_KEY: Final = (726004, 1)
-#: How long a file may wait for a lock, in milliseconds, and how often it is tried. Writers wait behind it meanwhile.
+#: Longest wait of a file for a lock, in milliseconds, and the number of tries. Producers wait behind it meanwhile.
 LOCK_TIMEOUT_MS: Final = 500
 TRIES: Final = 40
-#: The same for a "transaction: none" file: CONCURRENTLY waits for every older snapshot, and holds up nobody meanwhile.
+#: Longest wait of a "transaction: none" file for a lock, in milliseconds. CONCURRENTLY waits for every older snapshot,
+#: and no other session waits behind it meanwhile.
 ALONE_TIMEOUT_MS: Final = 600_000
-#: The files whose objects are counted as the seed counts them: 2 tables, 5 functions, 3 views, 1 key, 1 row.
+#: The files whose objects are counted separately, as the seed does: 2 tables, 5 functions, 3 views, 1 key, 1 row.
 SEED_FILES: Final = (
     "worker/008_route_worker_substrate",
     "worker/009_route_worker_functions",
@@ -39,17 +41,17 @@ SEED_FILES: Final = (
 )
 
 Report = Callable[[str], None]
-#: Called with the file, what it does, and how many rows it has done so far.
+#: Called with the name of the file, the description of the repeated statement, and the number of rows changed so far.
 Progress = Callable[[str, str, int], None]
 
 _CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
-#: Says of a statement that it is to be executed until it changes no row, and what to call that.
+#: Marks a statement that is executed until it changes no row; the text after it describes the statement.
 _REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class PackageObject:
-    """One object of the package: which file makes it, and whether it is here."""
+    """One object of the package, with the file that creates it, and whether it exists in the database."""
 
     file: str
     kind: str
@@ -59,11 +61,11 @@ class PackageObject:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """What of the package is in a database.
+    """The state of the package in a database.
 
     Attributes:
-        objects: Every object that the package would make.
-        recorded: Checksum by file, from the ledger; empty without one.
+        objects: All objects that the package creates, each with whether it exists.
+        recorded: Checksum by file, from the ledger; empty without a ledger.
     """
 
     objects: tuple[PackageObject, ...]
@@ -71,27 +73,30 @@ class Package:
 
     @property
     def present(self) -> tuple[PackageObject, ...]:
-        """The objects that are here."""
+        """The objects that exist."""
         return tuple(o for o in self.objects if o.present)
 
     @property
     def pending(self) -> tuple[Migration, ...]:
-        """The files that are not recorded, in order."""
+        """The files that are not recorded in the ledger, in order."""
         return tuple(m for m in package_files() if m.name not in self.recorded)
 
     @property
     def begun(self) -> tuple[Migration, ...]:
-        """The files that are recorded, or of which something is here, in order: what a rollback takes back."""
+        """The files that are recorded or of which an object exists, in order. A rollback takes these files back."""
         files = {o.file for o in self.present} | set(self.recorded)
         return tuple(m for m in package_files() if m.name in files)
 
     @property
     def complete(self) -> bool:
-        """Whether everything is recorded and here."""
+        """Whether all files are recorded and all objects exist."""
         return not self.pending and len(self.present) == len(self.objects)
 
     def drift(self) -> list[str]:
-        """What contradicts the ledger or the files; empty when the package is absent, whole, or cleanly begun."""
+        """The differences between the database, the ledger and the files, as texts.
+
+        The list is empty if the package is absent, complete, or applied up to one of its files.
+        """
         found = []
         known = {m.name: m.checksum for m in package_files()}
         for name, checksum in self.recorded.items():
@@ -106,7 +111,7 @@ class Package:
         if applied != names[: len(applied)]:
             missing = next(n for n in names if n not in self.recorded)
             found.append(f"half applied: {applied[-1]} is recorded, {missing} before it is not")
-        # What a "transaction: none" file leaves behind when it is interrupted, it clears away when it runs again.
+        # An interrupted "transaction: none" file may leave objects behind. It removes them when it runs again.
         alone = {m.name for m in package_files() if m.header("transaction") == "none"}
         for o in self.objects:
             if o.file in self.recorded and not o.present:
@@ -117,7 +122,7 @@ class Package:
 
 
 async def package_state(connection: Connection) -> Package:
-    """Look at what of the package is here. Needs the substrate."""
+    """Read the state of the package. The base must exist."""
     with errors_become_ours():
         rows = await connection.fetch(query("package_objects"))
         objects = [PackageObject(**row) for row in rows]
@@ -131,20 +136,20 @@ async def package_state(connection: Connection) -> Package:
 
 
 async def substrate_missing(connection: Connection) -> list[str]:
-    """What of IU Core is missing here; empty when the package can be applied."""
+    """The objects of IU Core that the package needs and that are missing; empty: the package can be applied."""
     with errors_become_ours():
         return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("substrate_missing"))]
 
 
 async def substrate_odd(connection: Connection) -> list[str]:
-    """Columns of IU Core that have a type which the package cannot work with, and what they may have."""
+    """The columns of IU Core whose type the package does not support, as texts with the required type."""
     with errors_become_ours():
         rows = await connection.fetch(query("substrate_types"))
     return [f"{row['name']} has type {row['type']}, and must have {row['wanted']}" for row in rows]
 
 
 async def apply_base(connection: Connection) -> None:
-    """Create the substrate, in one transaction. For the embedded server and for tests."""
+    """Create the base in one transaction, for ``apply --base``, for the embedded server and for tests."""
     with errors_become_ours():
         async with connection.transaction():
             for migration in base_files():
@@ -152,16 +157,21 @@ async def apply_base(connection: Connection) -> None:
 
 
 def in_one_transaction(migration: Migration) -> str:
-    """The text of a file as it runs inside a transaction: there an index cannot be built concurrently."""
+    """The text of a file for a run inside a transaction, without CONCURRENTLY, which PostgreSQL refuses there."""
     text = migration.text()
     return _CONCURRENTLY.sub("", text) if migration.header("transaction") == "none" else text
 
 
 def spread(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
-    """What to execute for a statement about an index of event_outbox, given the tables that the log consists of.
+    """The statements to execute for one statement about an index of event_outbox.
 
-    PostgreSQL builds and drops no partitioned index concurrently. So an index is built on each table by itself, and
-    then on the whole, which finds it there and builds nothing. It is dropped the other way round.
+    PostgreSQL cannot create or drop a partitioned index concurrently. So the index is created on each partition first,
+    and then on the partitioned table, which adopts the existing indexes and builds nothing. Dropping goes in the
+    opposite order.
+
+    Args:
+        statement: The statement.
+        leaves: The partitions of event_outbox; empty: it is not partitioned, and the statement is returned unchanged.
     """
     index = re.search(r"\b(event_outbox_\w+_idx)\b", statement)
     if not leaves or not index or not _CONCURRENTLY.search(statement):
@@ -178,13 +188,13 @@ def spread(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
 
 @asynccontextmanager
 async def only_migrator(connection: Connection) -> AsyncIterator[None]:
-    """Be the only one who migrates this database.
+    """Exclude any other migration of this database.
 
     Raises:
-        Refused: somebody else is at it.
+        Refused: Another migration is running.
     """
-    # A session lock would stay behind in the pooler, so there the lock is only tested. Two migrations at the same time
-    # wait for each other's table locks then, and the second one fails on what the first one has created.
+    # A session lock would remain in a session of the pooler, so behind a pooler the lock is only tested. Two migrations
+    # at the same time then wait for each other's table locks, and the second one fails because the objects exist.
     free = "select pg_try_advisory_xact_lock($1, $2)" if connection.pooled else "select pg_try_advisory_lock($1, $2)"
     if not await connection.fetchval(free, *MIGRATOR_KEY):
         raise Refused(
@@ -205,18 +215,19 @@ async def apply_files(
     before_commit: Any = None,
     progress: Progress = lambda *_: None,
 ) -> None:
-    """Apply and record files, in order.
+    """Apply files in order, and record them in the ledger.
 
     Args:
         connection: A session outside a transaction.
-        pending: What to apply.
-        evidence: What the gates showed; recorded with every file.
+        pending: The files to apply.
+        evidence: The evidence of the preflight checks, which is recorded with each file.
         report: Called with the name of each file before it runs.
-        before_commit: Awaited inside the last transaction; raises to undo it.
-        progress: Called after every batch of a statement that is repeated.
+        before_commit: Awaited at the end of the last transaction; an exception rolls that transaction back.
+        progress: Called after each execution of a repeated statement that changed rows.
 
     Raises:
-        Refused: the server's error, or what ``before_commit`` raised. Earlier groups of files stay applied then.
+        Refused: The server answered with an error, or ``before_commit`` raised it. Files of earlier transactions stay
+            applied.
     """
     groups = [list(group) for _, group in groupby(pending, key=lambda m: m.header("transaction") == "none" and m.name)]
     for group in groups:
@@ -229,7 +240,7 @@ async def apply_files(
 
 
 async def roll_back_files(connection: Connection, applied: Iterable[Migration], report: Report) -> None:
-    """Run the down files in reverse order, in one transaction; one refusal and everything stays."""
+    """Run the down files in reverse order in one transaction; after an error nothing is changed."""
 
     async def down() -> None:
         async with connection.transaction():
@@ -245,10 +256,10 @@ async def roll_back_files(connection: Connection, applied: Iterable[Migration], 
 async def patiently(
     connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS, tries: int = TRIES
 ) -> None:
-    """Do it under a short lock_timeout, again and again: whoever queues for a lock holds up all that come after.
+    """Do the work with a short lock_timeout, and repeat it: while it waits for a lock, later sessions wait behind it.
 
     Raises:
-        Refused: the lock could not be had, or the server's error.
+        Refused: The lock was not available in any try, or the server answered with another error.
     """
     with errors_become_ours():
         await connection.limit_locks(timeout_ms)
@@ -263,7 +274,7 @@ async def patiently(
 
 
 def for_want_of_a_lock(error: Refused) -> bool:
-    """Whether patiently() gave up because somebody else held a lock."""
+    """Whether patiently() gave up because another session held a lock."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
@@ -289,13 +300,14 @@ async def _apply_alone(
     for statement in migration.statements:
         if repeat := _REPEAT.search(statement):
             rows = 0
-            # The tag of the command ends with how many rows it changed.
+            # The command tag ends with the number of changed rows.
             while changed := int((await connection.execute(statement)).rpartition(" ")[2]):
                 rows += changed
                 progress(migration.name, repeat[1], rows)
             continue
         for one in spread(statement, leaves):
-            # What has to be done to the whole log at once must not be queued for as long as what holds up nobody.
+            # A statement on the whole partitioned table blocks other sessions, so it waits for its lock only briefly;
+            # a concurrent statement blocks no session and may wait long.
             if leaves and not _CONCURRENTLY.search(one):
                 await patiently(connection, partial(connection.execute, one))
                 await connection.limit_locks(ALONE_TIMEOUT_MS)
@@ -312,7 +324,7 @@ async def _record(connection: Connection, migration: Migration, began: float, ev
 
 
 def added(before: Package, after: Package) -> dict[str, dict[str, int]]:
-    """How many objects of each kind came: those that the seed counts, and those listed apart."""
+    """The number of added objects by kind: those of SEED_FILES (``seed``) and all others (``apart``)."""
     there = {(o.kind, o.name) for o in before.present}
     counts: dict[str, dict[str, int]] = {"seed": {}, "apart": {}}
     for o in after.present:

@@ -1,8 +1,8 @@
-"""The proof, A to H: the package is created, exercised and rolled back in one transaction, and has left nothing.
+"""The probe A to H: the package is created, exercised and rolled back in one transaction, and leaves nothing behind.
 
-The transaction is REPEATABLE READ. Its snapshot stands still, so the probe's cursor, which starts at «now», sees the
-events that the probe itself writes and no others, however busy the database is. Where the package is installed, the
-installed objects are what is exercised: they are what has to be proven there.
+The transaction is REPEATABLE READ. Its snapshot does not change, so the cursor of the probe, which starts at the
+present, sees only the events of the probe, however busy the database is. If the package is installed, the probe
+exercises the installed objects.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from iu_listen.postgres.migrate import Package, in_one_transaction, package_stat
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: How long a probe waits for a lock, and how long it may hold one that readers wait for, in seconds.
+#: Longest wait of a probe for a lock, and longest time that it holds a lock for which readers wait, in seconds.
 LOCK_TIMEOUT: Final = 2.0
 BATCH_LIMIT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table: what should be seen, and what was."""
+    """One row of the result: the expected and the observed figures of a scenario."""
 
     id: str
     scenario: str
@@ -39,17 +39,17 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether the two are the same."""
+        """Whether the observed figures are the expected ones."""
         return self.expected == self.observed
 
 
 @dataclass(slots=True)
 class Proof:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
-        probes: SETUP and A to H.
-        footprint: What was there before the probe (expected) and is there after it (observed).
+        probes: The findings of SETUP and of A to H.
+        footprint: Facts about the database before the probe (expected) and after it (observed).
         installed: Whether the package was installed, so that the installed objects were exercised.
     """
 
@@ -59,16 +59,16 @@ class Proof:
 
     @property
     def findings(self) -> list[Finding]:
-        """SETUP, A to H and the footprint."""
+        """All findings: SETUP, A to H and the footprint."""
         return [*self.probes, *self.footprint]
 
     @property
     def passed(self) -> bool:
-        """Whether every figure is the expected one and nothing was left behind."""
+        """Whether all scenarios ran with the expected figures and the footprint did not change."""
         return len(self.probes) == len(SCENARIOS) and all(f.passed for f in [*self.probes, *self.footprint])
 
     def as_json(self) -> dict[str, Any]:
-        """The machine-readable form; its shape is a promise (docs/reference/json.md)."""
+        """The machine-readable form; it is a stable interface (docs/reference/json.md)."""
 
         def rows(findings: list[Finding]) -> list[dict[str, Any]]:
             names = ("id", "scenario", "expected", "observed")
@@ -87,16 +87,18 @@ async def run_probe(
     lock_timeout: float = LOCK_TIMEOUT,
     found: Callable[[Finding], None] = lambda _: None,
 ) -> Proof:
-    """Prove the package on the database of ``connection``.
+    """Run the probe on the database of ``connection``.
 
     Args:
         connection: A session outside a transaction.
-        fresh: Opens another session (an async context manager), for the post-check.
-        lock_timeout: Longest wait for a lock, and longest hold of one that readers wait for, in seconds.
-        found: Called with each finding as it is made.
+        fresh: Opens another session (an async context manager), for the check of the footprint after the probe.
+        lock_timeout: Longest wait for a lock, and longest time that the probe holds a lock for which readers wait, in
+            seconds.
+        found: Called with each finding.
 
     Raises:
-        Refused: no substrate, a half-applied package, or a lock that could not be had.
+        Refused: The base is missing, the package has drift, a lock was not available or was held too long, or a gate or
+            a route was changed during the probe.
     """
     if missing := await substrate_missing(connection):
         raise Refused(
@@ -127,19 +129,19 @@ async def run_probe(
 
 
 async def _footprint(connection: Connection, events: list[UUID], lock_timeout: float) -> dict[str, str]:
-    """What is here now, by item. Looking waits for a lock no longer than the probe does."""
+    """The facts of the footprint, by item. The query waits for a lock at most ``lock_timeout`` seconds."""
     async with connection.transaction():
         await _limit(connection, lock_timeout)
         return {row["item"]: str(row["value"]) for row in await connection.fetch(query("probe/footprint"), events)}
 
 
 async def _limit(connection: Connection, lock_timeout: float) -> None:
-    """Limits on the transaction that the connection is in."""
+    """Set the limits of the current transaction of the connection."""
     await connection.fetch(query("probe/limits"), f"{round(lock_timeout * 1000)}ms")
 
 
 class _Walk:
-    """The scenarios in their order. Each returns what should be seen and what was."""
+    """The scenarios in their order. Each returns the expected and the observed figures, as texts."""
 
     def __init__(
         self,
@@ -165,13 +167,14 @@ class _Walk:
         return self._first + self._second
 
     async def run(self) -> None:
-        """Create, exercise, roll back."""
+        """Create the pending objects, run the scenarios, and roll everything back."""
         transaction = self._connection.transaction(isolation="repeatable_read")
         await transaction.start()
         try:
             await _limit(self._connection, self._lock_timeout)
-            # Where the package is installed, nobody waits for us before E, which locks the route table against
-            # readers, a live consumer among them. Where 005 is pending, the log itself is locked from the start.
+            # If the package is installed, no other session waits for the probe before E. E locks the route table
+            # against readers, for example a running consumer. If files are pending, the probe holds locks from the
+            # start, with 005 also on the outbox.
             quiet = [] if self._pending else [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
             for scenario in quiet:
                 await self._try(scenario)
@@ -191,7 +194,7 @@ class _Walk:
                     await transaction.rollback()
 
     async def _try(self, scenario: Scenario) -> None:
-        """Run one scenario under a savepoint: an error is its finding, and the next one still runs."""
+        """Run one scenario in a savepoint. An error becomes its finding, and the next scenario still runs."""
         try:
             async with self._connection.transaction():
                 expected, observed = await scenario.run(self)
@@ -315,7 +318,7 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One row of the seed's table."""
+    """One row of the seed's table of scenarios."""
 
     id: str
     title: str

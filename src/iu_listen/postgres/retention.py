@@ -1,4 +1,4 @@
-"""Removes what nobody needs any more: batch by batch, partition by partition. What may go, SQL decides (016)."""
+"""Removes old rows in batches, and old partitions of the outbox. The SQL in file 016 decides which may be removed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from iu_listen.postgres.migrate import patiently
 from iu_listen.postgres.session import Connection, ask, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
 
-#: Advisory lock that serialises runs: this key, and a hash of LOCK_NAME.
+#: First key of the advisory lock that allows one run at a time; the second key is a hash of LOCK_NAME.
 RETENTION_KEY: Final = 726005
 LOCK_NAME: Final = "retention"
-#: What there are policies for, in the order in which a run goes through them: attempts go when their events are gone.
+#: The tables that have policies, in the order of a run: attempts are removed after their events.
 WHAT: Final = ("events", "attempts", "dead_letters")
-#: How long a change of partitions may make readers and writers of the log wait, in milliseconds.
+#: Longest time that a change of partitions may make readers and producers of the outbox wait, in milliseconds.
 STALL_MS: Final = 200
-#: How long DETACH CONCURRENTLY may wait for the transactions that have used the log, which holds up nobody.
+#: Longest wait of DETACH CONCURRENTLY for transactions that have used the outbox, in milliseconds. No other session
+#: waits meanwhile.
 DETACH_MS: Final = 60_000
 
 
 async def interval(connection: Connection, text: str) -> str:
-    """An interval as PostgreSQL reads it, in its normal form.
+    """The normal form of an interval, as PostgreSQL reads it.
 
     Raises:
-        ConfigurationError: it is none, or none that something could be kept for.
+        ConfigurationError: The text is not an interval, has no unit, or is not positive.
     """
     hint = "As in 90d, 12h or '3 months'."
     if not any(c.isalpha() for c in text):
-        # PostgreSQL takes a bare number for seconds; who types 90 means days.
+        # PostgreSQL reads a number without a unit as seconds. A user who types 90 probably means days.
         raise ConfigurationError(f"{text} has no unit", hint)
     try:
         row = await connection.fetchrow(query("retention/interval"), text)
@@ -50,15 +51,15 @@ async def interval(connection: Connection, text: str) -> str:
 
 @asynccontextmanager
 async def only_run(connection: Connection) -> AsyncIterator[str | None]:
-    """Be the only run on this database; yields None, or who is at it already.
+    """Exclude another run of the retention on this database; yields None, or a description of the running one.
 
-    Behind a transaction pooler a session has no locks of its own. There two runs may meet, which costs time: batches
-    leave to each other what the other one has locked.
+    Behind a transaction pooler a client has no session locks, so two runs may work at the same time. This only costs
+    time: each batch skips rows that the other run has locked.
     """
     if connection.pooled:
         yield None
     else:
-        # The lock goes with the session, which is ended when the command is. That of a stranger counts for nothing.
+        # The lock ends with the session, at the end of the command. A lock that a foreign role holds is ignored.
         (row,) = await census.rows(connection, "take_lease", RETENTION_KEY, LOCK_NAME)
         yield None if row["mine"] or row["strangers"] else row["words"]
 
@@ -66,7 +67,16 @@ async def only_run(connection: Connection) -> AsyncIterator[str | None]:
 async def batches(
     connection: Connection, what: str, keep: str | None, limit: int, pause: float, deadline: float
 ) -> AsyncGenerator[Row, None]:
-    """Run batch after batch; yields the answer of each. After one that removed something vacuum and writers breathe."""
+    """Run batches until nothing is left to remove; yields the answer of each batch.
+
+    Args:
+        connection: The session.
+        what: One of WHAT.
+        keep: Interval that is kept; None: as the policy says.
+        limit: Largest number of rows of a batch.
+        pause: Pause after a batch that removed rows, in seconds. It leaves time to vacuum and to producers.
+        deadline: Longest duration of a batch, in seconds.
+    """
     after = None
     while True:
         position = json.dumps(after) if after else None
@@ -83,10 +93,10 @@ async def batches(
 
 
 async def partitions(connection: Connection, keep: str, ahead: int) -> Row | None:
-    """What would be done with the partitions of the log; None where it is not partitioned.
+    """The changes that a run would make to the partitions of the outbox; None: the outbox is not partitioned.
 
     Returns:
-        ``by_time`` and ``owner`` (both are needed to do anything), ``unfinished``, ``create``, ``partitions``.
+        ``by_time`` and ``owner`` (both must be true for any change), ``unfinished``, ``create``, ``partitions``.
     """
     outbox = (await census.rows(connection, "retention/outbox"))[0]
     if not outbox["partitioned"]:
@@ -101,11 +111,11 @@ async def partitions(connection: Connection, keep: str, ahead: int) -> Row | Non
 
 
 class Tender:
-    """Changes the partitions of the log: finishes, creates ahead, takes off.
+    """Changes the partitions of the outbox: finishes interrupted changes, creates future partitions, removes old ones.
 
     Attributes:
-        done: What was done, one row each: ``partition``, ``did``, ``rows``.
-        held: What was not, and why: ``partition``, ``why``.
+        done: The changes that were made, one row each: ``partition``, ``did``, ``rows``.
+        held: The changes that were not made, with the reason: ``partition``, ``why``.
     """
 
     def __init__(self, connection: Connection, keep: str, *, drop: bool) -> None:
@@ -116,7 +126,7 @@ class Tender:
         self.held: list[Row] = []
 
     async def tend(self, plan: Row) -> None:
-        """Do what the plan says, as far as it can be done now."""
+        """Make the changes of the plan, as far as they are possible now."""
         if self._connection.pooled:
             self._hold("", "behind a pooler partitions are left alone")
         elif not plan["by_time"]:
@@ -131,7 +141,7 @@ class Tender:
                 if partition["whole"]:
                     await self._take_off(partition, concurrently=not any(p["is_default"] for p in found))
                 elif partition["closed"] and not partition["pending"]:
-                    # Closed by a run that was interrupted, and kept by the policy of today.
+                    # An interrupted run has closed this partition, and the present policy keeps it.
                     await self._execute(partition, "open")
             await self._connection.execute("reset lock_timeout")
 
@@ -139,7 +149,7 @@ class Tender:
         for row in await census.rows(self._connection, "retention/unfinished"):
             if row["pending"]:
                 await self._execute(row, "finalize", DETACH_MS, tries=1)
-        # What was just finalized is among these.
+        # Read again: the partitions that were just finalized are among these rows.
         for row in await census.rows(self._connection, "retention/unfinished"):
             if not row["pending"] and await self._execute(row, self._end):
                 self._did(row["name"], "dropped" if self._drop else "detached", None)
@@ -154,10 +164,11 @@ class Tender:
                 self._did(month["name"], "created", 0)
 
     async def _take_off(self, partition: Row, *, concurrently: bool) -> None:
-        """Detach one partition, after it was closed and asked about once more.
+        """Detach one partition, after it was closed and checked once more.
 
-        Concurrently nobody waits for us, but it takes two transactions, so what closes it must outlast them: a trigger.
-        A default partition forbids that; then it is one transaction, closed by its lock.
+        With DETACH CONCURRENTLY no other session waits. It needs two transactions, so a trigger closes the partition
+        for both of them. If there is a default partition, PostgreSQL forbids DETACH CONCURRENTLY. Then the partition is
+        detached in one transaction, and a lock closes it.
         """
         if concurrently:
             if not await self._execute(partition, "close"):
@@ -210,7 +221,7 @@ class Tender:
     async def _patient(
         self, name: str, oid: int | None, work: Any, timeout_ms: int = STALL_MS, tries: int = 10
     ) -> bool:
-        """Whether it could be done, within the tries. If not, who is in the way is noted."""
+        """Do the work, and return whether a lock was available in one of the tries; if not, note the lock holders."""
         try:
             await patiently(self._connection, work, timeout_ms, tries)
         except Refused as refused:
@@ -230,7 +241,7 @@ class Tender:
 
 
 async def set_policy(connection: Connection, what: str, keep: str | None) -> Row:
-    """Set a policy, or switch it off (None)."""
+    """Set the policy for one of WHAT; ``keep`` None switches it off."""
     with errors_become_ours():
         row = await connection.fetchrow(query("retention/set_policy"), what, keep)
     assert row is not None

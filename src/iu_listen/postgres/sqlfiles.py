@@ -1,7 +1,7 @@
-"""Finds sql/ in a wheel or in a checkout, and reads it. Knows files, no database.
+"""Finds the folder sql/ in a wheel or in a checkout, and reads its files. It uses no database.
 
 base/ worker/ runtime/     NNN_name.up.sql, .down.sql, .verify.sql: the package, applied in order of the numbers
-queries/                   one statement a file, named for the method that runs it
+queries/                   one statement in each file, named after the method that executes it
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PACKAGE = ("worker", "runtime")
 
 @cache
 def sql_root() -> Path:
-    """The folder sql/: beside the modules in a wheel, at the top of a checkout.
+    """The folder sql/: inside the Python package in a wheel, at the top of a checkout.
 
     Raises:
-        ConfigurationError: the installation is incomplete.
+        ConfigurationError: The folder is missing.
     """
     here = Path(__file__).resolve()
     for root in (here.parents[1] / "sql", here.parents[3] / "sql"):
@@ -40,25 +40,25 @@ def query(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Migration:
-    """One forward file and its companions.
+    """One forward file of the package, with its down file and its verify file.
 
     Attributes:
-        name: Folder and file without suffix, as recorded in the ledger: ``worker/008_route_worker_substrate``.
+        name: Folder and file name without suffix, as recorded in the ledger: ``worker/008_route_worker_substrate``.
     """
 
     name: str
 
     @property
     def number(self) -> str:
-        """The three digits that order the files of a folder."""
+        """The three digits at the beginning of the file name, which order the files of a folder."""
         return self.name.partition("/")[2][:3]
 
     def path(self, kind: str) -> Path:
-        """Path of the ``up``, ``down`` or ``verify`` file, whether it exists or not."""
+        """Path of the ``up``, ``down`` or ``verify`` file; the file need not exist."""
         return sql_root() / f"{self.name}.{kind}.sql"
 
     def text(self, kind: str = "up") -> str:
-        """Text of that file."""
+        """Text of the ``up``, ``down`` or ``verify`` file."""
         return self.path(kind).read_text(encoding="utf-8")
 
     @property
@@ -73,15 +73,15 @@ class Migration:
         return header.partition(". ")[0].strip().removesuffix(".")
 
     def header(self, key: str) -> str:
-        """The value of a ``-- key: value`` line of the header; empty when there is none."""
+        """The value of the line ``-- key: value`` of the header; empty if there is no such line."""
         found = re.search(rf"^-- {key}: (.*)$", self.text(), re.MULTILINE)
         return found[1] if found else ""
 
     @property
     def statements(self) -> list[str]:
-        """What to execute one by one: the whole file, or each statement of a ``transaction: none`` file.
+        """The texts to execute separately: the whole file, or each statement of a ``transaction: none`` file.
 
-        Such a file holds no function bodies, so a semicolon at the end of a line ends a statement.
+        A ``transaction: none`` file contains no function bodies, so a semicolon at the end of a line ends a statement.
         """
         if self.header("transaction") != "none":
             return [self.text()]
@@ -94,18 +94,18 @@ def _code(text: str) -> str:
 
 @cache
 def base_files() -> tuple[Migration, ...]:
-    """The substrate, in order."""
+    """The files of the base, in order."""
     return tuple(_folder("base"))
 
 
 @cache
 def package_files() -> tuple[Migration, ...]:
-    """The forward files that are applied and recorded, in order; commands (070, 080) are not among them."""
+    """The forward files that are applied and recorded, in order, without the commands 070 and 080."""
     return tuple(m for folder in PACKAGE for m in _folder(folder) if not m.header("kind").startswith("command"))
 
 
 def all_files() -> tuple[Migration, ...]:
-    """Every forward file of the package, the commands 070 and 080 included, in order."""
+    """All forward files of the package in order, with the commands 070 and 080."""
     return tuple(m for folder in PACKAGE for m in _folder(folder))
 
 

@@ -1,4 +1,4 @@
-"""W1 to W9, and what came after them: is the package here, whole and inert? Reads only."""
+"""The checks W1 and following: whether the package is present, complete and inert. They change nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from iu_listen.postgres.migrate import package_state, substrate_missing
 from iu_listen.postgres.session import Connection, errors_become_ours
 from iu_listen.postgres.sqlfiles import all_files, query
 
-#: What W4, W5, W8, W9 and W28 expect of a worker that has been switched on: that they answer at all.
+#: The results of W4, W5 and W8 that are accepted for a worker that has been switched on. W9 and W28 then accept any
+#: number.
 LIVE: Final = {
     "W4": ("true", "false"),
     "W5": ("fresh", "has run"),
@@ -22,7 +23,7 @@ LIVE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what should be, what is."""
+    """The result of one check, with the expected and the observed value."""
 
     id: str
     label: str
@@ -32,15 +33,15 @@ class Check:
 
 
 async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
-    """Run every verification of the package in a transaction that is rolled back.
+    """Run all checks of the package in a transaction that is rolled back.
 
     Args:
         connection: A session, inside a transaction or not.
-        live: Accept what a worker that was switched on looks like; without it, W4, W5, W8, W9 and W28 expect the inert
-            state right after the apply, as the seed does.
+        live: Whether W4, W5, W8, W9 and W28 accept the state of a worker that has been switched on. If not, they expect
+            the inert state after the install, as the seed does.
 
     Raises:
-        Refused: the package is not here.
+        Refused: The package is absent or incomplete, or the base is missing.
     """
     if missing := await substrate_missing(connection):
         raise Refused(f"the substrate is not here: {missing[0]} is missing", "Is this the right database?")
@@ -65,7 +66,7 @@ async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
             seam_raises = await _seam_raises(connection)
         finally:
             await transaction.rollback()
-    # 007 came after the files that follow it.
+    # The numbers of the checks do not follow the order of the files.
     checks.sort(key=lambda check: int(check.id[1:]))
     return [_judge(check, seam_raises, live) for check in checks]
 
@@ -81,9 +82,10 @@ def _judge(check: Check, seam_raises: bool, live: bool) -> Check:
 
 
 async def _seam_raises(connection: Connection) -> bool:
-    """W6 by doing it: 070 can only read the seam's text, because a query cannot go on after it raised.
+    """Test W6 with a call of the delivery seam, and return whether the call is refused.
 
-    For a role that may not even call it, the seam is closed too.
+    File 070 can only read the text of the function, because a query cannot continue after an error. The seam also
+    counts as closed for a role that may not call the function.
     """
     try:
         async with connection.transaction():
