@@ -98,7 +98,7 @@ async def require_primary(connection: Connection) -> None:
 
 
 async def gates(connection: Connection) -> list[Row]:
-    """All gates: name, key, whether it is open, stored value, time of the last change. A missing key is a closed gate."""
+    """All gates with name, key, state, stored value and time of the last change. A missing key is a closed gate."""
     stored = {row["key"]: row for row in await rows(connection, "gate_values")}
     return [
         {

@@ -1,4 +1,4 @@
-"""How it is seen: observations become log lines, spans and notes to the service manager.
+"""Observers: they turn observations into log lines, metrics, live spans and notifications of the service manager.
 
-Readers only; never in the way.
+They only read, and never delay the work of the consumer.
 """

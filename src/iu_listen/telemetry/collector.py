@@ -1,8 +1,8 @@
-"""The way to an OTLP collector, by the standard OTEL_EXPORTER_OTLP_* variables; over HTTP or gRPC.
+"""The client of an OTLP collector over HTTP or gRPC, configured by the standard OTEL_EXPORTER_OTLP_* variables.
 
-What an answer means: https://opentelemetry.io/docs/specs/otlp/#otlphttp-response. There a client drops what a server
-does not want. Ours does not: the spans can be had again at any time, and a collector that says 404 or 401 is one that
-somebody will mend. Only what the server calls malformed may be wrong whenever it is sent.
+The specification of the answers is https://opentelemetry.io/docs/specs/otlp/#otlphttp-response. It lets a client drop
+spans that a server refuses. This client keeps them: the spans can be read again at any time, and an operator will
+repair a collector that answers 404 or 401. Only spans that the server calls malformed may be refused at each attempt.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ from iu_listen.telemetry.otlp import encode_spans, request
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-#: Spans that are encoded at a stretch: a third of a millisecond, in which the consumer beside us cannot wake.
+#: Spans that are encoded without a pause for other tasks. The number is small, because the consumer in the same process
+#: cannot wake up meanwhile.
 SLICE: Final = 32
-#: Most bytes of a request: gRPC's servers take 4 MiB unless they are told otherwise.
+#: Largest request, in bytes: by default a gRPC server accepts 4 MiB.
 MOST: Final = 3 * 2**20
-#: How much of a collector's words is repeated.
+#: Longest part of a collector's message that is shown, in characters.
 WORDS: Final = 200
-#: Names of the exporter in OTEL_TRACES_EXPORTER, and the protocol that each one means; empty: as a variable says.
+#: Names of the exporter in OTEL_TRACES_EXPORTER, each with its protocol; empty: OTEL_EXPORTER_OTLP_PROTOCOL decides.
 PROTOCOLS: Final = {"otlp": "", "otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
 
 
 def headers(text: str) -> dict[str, str]:
-    """``key=value,key=value``, the values percent-encoded (W3C Baggage).
+    """Read headers from ``key=value,key=value``; the values are percent-encoded (W3C Baggage).
 
     Raises:
-        ConfigurationError: a pair without ``=``, or characters that HTTP and gRPC do not allow (RFC 9110, 5.5). No
-            value is repeated: it may hold a token.
+        ConfigurationError: A pair has no ``=``, or characters that HTTP and gRPC do not allow (RFC 9110, 5.5). The
+            message contains no value, because it may be a token.
     """
     hint = "As in authorization=Bearer%20…,x-tenant=7"
     found = {}
@@ -63,10 +64,10 @@ def headers(text: str) -> dict[str, str]:
 
 
 def _readable(files: Mapping[str, str]) -> None:
-    """Whether certificates and keys are what they ought to be.
+    """Check that the files of certificates and keys can be read.
 
     Raises:
-        ConfigurationError: a file cannot be read, or holds something else.
+        ConfigurationError: A file cannot be read, or does not contain a certificate or a key.
     """
     context = ssl.create_default_context()
     try:
@@ -81,10 +82,10 @@ def _readable(files: Mapping[str, str]) -> None:
 
 
 def address(url: str, example: str) -> str:
-    """An endpoint, if it is one.
+    """Return the URL of an endpoint unchanged, if it is valid.
 
     Raises:
-        ConfigurationError: it is no http address, or has no host, or no port that there is.
+        ConfigurationError: It is not an http or https URL, has no host, or has an invalid port.
     """
     try:
         parts = urlsplit(url)
@@ -92,7 +93,7 @@ def address(url: str, example: str) -> str:
     except ValueError:
         good = False
     if not good:
-        # Name, password and query may be secrets.
+        # User name, password and query may contain secrets, so the message leaves them out.
         told = url.partition("?")[0]
         told = f"…@{told.rpartition('@')[2]}" if "@" in told else told
         raise ConfigurationError(f"the OTLP endpoint {told} is no http address", f"As in {example}")
@@ -100,27 +101,27 @@ def address(url: str, example: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The beginning of what a collector says, in a line."""
+    """The first WORDS characters of a collector's message, in one line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text[:WORDS]).split())
 
 
 def accepted(answer: ExportTraceServiceResponse) -> Verdict:
-    """Accepted; perhaps not all of it. The protocol forbids to send the rest again."""
+    """The verdict for an accepted request; the protocol forbids to send its rejected spans again."""
     partial = answer.partial_success
     return Verdict(Answer.ACCEPTED, quoted(partial.error_message), rejected=partial.rejected_spans)
 
 
 class OtlpCollector(ABC):
-    """Satisfies flow.ports.Collector. What is the same over HTTP and gRPC.
+    """The common part of the collectors over HTTP and gRPC. Implements flow.ports.Collector.
 
     Args:
         environ: The OTEL_* variables.
 
     Raises:
-        ConfigurationError: a variable holds what cannot work.
+        ConfigurationError: A variable has an invalid value.
     """
 
-    #: What the specification takes where no endpoint is given.
+    #: The default endpoint of the specification.
     default: str
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -143,11 +144,11 @@ class OtlpCollector(ABC):
 
     @classmethod
     def endpoint(cls, environ: Mapping[str, str]) -> str:
-        """Where traces go."""
+        """The URL to which spans are sent."""
         return otlp_variable(environ, "ENDPOINT") or cls.default
 
     async def send(self, spans: Sequence[Span]) -> Verdict:
-        """Send spans, in bounded time."""
+        """Send spans, and return the verdict within OTEL_EXPORTER_OTLP_TIMEOUT."""
         parts = []
         for begin in range(0, len(spans), SLICE):
             parts.append(encode_spans(spans[begin : begin + SLICE]))
@@ -155,7 +156,8 @@ class OtlpCollector(ABC):
         body = request(b"".join(parts), self._resource)
         if len(body) > MOST and len(spans) > 1:
             return Verdict(Answer.TOO_LARGE)
-        # No library's timeout is trusted: they begin anew with each byte. So the way is cut, the thread left behind.
+        # The timeouts of the libraries start again with each byte. So after the timeout the connection is cut, and the
+        # thread of the request is abandoned.
         try:
             with anyio.fail_after(self.timeout):
                 self._aside = self._aside or _Aside()
@@ -168,11 +170,11 @@ class OtlpCollector(ABC):
             raise
         except Exception as error:  # noqa: BLE001 whatever it is, the spans are sent again
             return Verdict(Answer.AGAIN, f"no way to the collector: {words(error)}")
-        # It is counted, so it must be a count.
+        # The number is added to a counter, so it must be between 0 and the number of spans.
         return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
 
     def _leave(self) -> None:
-        """Wait no longer for what is under way."""
+        """Abandon the request that is running, if there is one."""
         self.hang_up()
         if self._aside is not None:
             self._aside.end()
@@ -180,11 +182,11 @@ class OtlpCollector(ABC):
 
     @abstractmethod
     def post(self, body: bytes) -> Verdict:
-        """Send a request, and wait for what comes of it."""
+        """Send a request, wait for its answer, and return the verdict."""
 
     @abstractmethod
     def hang_up(self) -> None:
-        """Let a post() that is under way fail, soon. Called from another thread than that."""
+        """Make a running post() fail soon. This method is called from another thread than post()."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -192,9 +194,10 @@ class OtlpCollector(ABC):
 
 
 class _Aside:
-    """A thread that does one thing after the other, and that nobody waits for, the interpreter's end included.
+    """A thread that executes calls one after another. Even the end of the interpreter does not wait for it.
 
-    One that is kept: to start a thread takes as long as it takes to be given the interpreter, and the consumer waits.
+    The thread is kept for many calls, because the start of a thread waits for the interpreter lock and delays the
+    consumer.
     """
 
     def __init__(self) -> None:
@@ -206,20 +209,20 @@ class _Aside:
             job()
 
     def end(self) -> None:
-        """Let it go when it has done what it is at."""
+        """End the thread after its current call."""
         self._jobs.put(None)
 
     async def do(self, work: Callable[[], Verdict]) -> Verdict:
-        """Wait until something is done; raises what it raises."""
+        """Execute a call in the thread and wait for its result; raises the exception of the call."""
         token, over = anyio.lowlevel.current_token(), anyio.Event()
         outcome: list[Verdict | Exception] = []
 
         def run() -> None:
             try:
                 outcome.append(work())
-            except Exception as error:  # noqa: BLE001 it is raised where it is waited for
+            except Exception as error:  # noqa: BLE001 do() raises it in the task that waits
                 outcome.append(error)
-            # The loop may be over by now.
+            # The event loop may have ended meanwhile.
             with suppress(RuntimeError):
                 anyio.from_thread.run_sync(over.set, token=token)
 
@@ -231,17 +234,17 @@ class _Aside:
 
 
 def collector(environ: Mapping[str, str]) -> OtlpCollector | None:
-    """The collector that ``otlp`` in OTEL_TRACES_EXPORTER asks for; None where it does not ask for one.
+    """The collector for ``otlp`` in OTEL_TRACES_EXPORTER; None: the variable does not contain ``otlp``.
 
     Raises:
-        ConfigurationError: what it needs is not installed, or a variable holds what cannot work.
+        ConfigurationError: A required package is not installed, or a variable has an invalid value.
     """
     wanted = next((name for name in exporter_names(environ, "traces") if name in PROTOCOLS), None)
     if wanted is None:
         return None
     protocol = PROTOCOLS[wanted] or otlp_protocol(environ)
     try:
-        # Heavy, and only one of the two is wanted, if any.
+        # Imported here, because the imports are slow and at most one of the two is needed.
         if protocol == "grpc":
             from iu_listen.telemetry.otlp_grpc import GrpcCollector  # noqa: PLC0415
 

@@ -1,8 +1,8 @@
-"""Which exporters the standard OTEL_* variables ask for, and as what service we export.
+"""Reads the standard OTEL_* variables: the exporters, and the resource (the service) that exports.
 
 Values are read as the specification says (opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables): an
-empty one counts as unset, words may be in any case, and a timeout is a whole number of milliseconds. What cannot be
-understood is refused at the start, with its name; the SDK would ignore it.
+empty value counts as unset, words may be in any case, and a timeout is a whole number of milliseconds. An invalid value
+is refused at the start, with the name of its variable; the SDK would ignore it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.telemetry.foreign import tame
 
-# Whoever uses the SDK has its lines in order, whatever is set up besides.
+# Called at import, so that log lines of the SDK are handled in each program that uses it.
 tame()
 
 Signal = Literal["traces", "metrics"]
 
-#: The exporters that the documentation names, for each signal.
+#: The documented exporters of each signal.
 KNOWN: Final[Mapping[Signal, tuple[str, ...]]] = {
     "traces": ("otlp", "console", "none"),
     "metrics": ("otlp", "prometheus", "console", "none"),
@@ -34,15 +34,15 @@ LONGEST: Final = 300.0
 
 
 def otlp_variable(environ: Mapping[str, str], name: str, signal: Signal = "traces") -> str:
-    """``OTEL_EXPORTER_OTLP_<SIGNAL>_<name>``, else ``OTEL_EXPORTER_OTLP_<name>``, else nothing."""
+    """The value of ``OTEL_EXPORTER_OTLP_<SIGNAL>_<name>``, else of ``OTEL_EXPORTER_OTLP_<name>``, else empty."""
     return environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
 
 
 def otlp_timeout(environ: Mapping[str, str], signal: Signal = "traces") -> float:
-    """How long a request may take, in seconds: the variable is in milliseconds, and 0 is the longest there is.
+    """The longest duration of a request, in seconds. The variable is in milliseconds; 0 means LONGEST.
 
     Raises:
-        ConfigurationError: it is no whole number of milliseconds.
+        ConfigurationError: The value is not a whole number of milliseconds.
     """
     given = otlp_variable(environ, "TIMEOUT", signal).strip() or "10000"
     if not (given.isascii() and given.isdigit()):
@@ -53,10 +53,10 @@ def otlp_timeout(environ: Mapping[str, str], signal: Signal = "traces") -> float
 
 
 def otlp_protocol(environ: Mapping[str, str], signal: Signal = "traces") -> str:
-    """``http/protobuf`` or ``grpc``.
+    """The OTLP protocol: ``http/protobuf``, which is the default, or ``grpc``.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: The variable has another value.
     """
     protocol = otlp_variable(environ, "PROTOCOL", signal).strip().lower() or "http/protobuf"
     if protocol not in ("http/protobuf", "grpc"):
@@ -65,10 +65,10 @@ def otlp_protocol(environ: Mapping[str, str], signal: Signal = "traces") -> str:
 
 
 def exporter_names(environ: Mapping[str, str], signal: Signal) -> list[str]:
-    """The exporters that ``OTEL_<SIGNAL>_EXPORTER`` lists, each once; empty where none is asked for.
+    """The names of exporters in ``OTEL_<SIGNAL>_EXPORTER``, without duplicates; empty: nothing is exported.
 
     Raises:
-        ConfigurationError: there is no exporter of that name, or ``none`` stands beside others.
+        ConfigurationError: There is no exporter of a name, or the list contains ``none`` and other names.
     """
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
@@ -85,7 +85,7 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> list[str]:
 
 
 def _hint(name: str, signal: Signal) -> str:
-    """What may have been meant."""
+    """The hint for an unknown exporter, with a similar name if there is one."""
     if name == "prometheus":
         return "Prometheus takes metrics alone: OTEL_METRICS_EXPORTER=prometheus."
     there = f"There are: {', '.join(KNOWN[signal])}; and exporters of installed packages."
@@ -94,26 +94,26 @@ def _hint(name: str, signal: Signal) -> str:
 
 
 def _registered(name: str, signal: Signal) -> list[Any]:
-    """The entry points of installed packages that have this name."""
+    """The entry points of installed packages for exporters of this name."""
     return list(entry_points(group=f"opentelemetry_{signal}_exporter", name=name))
 
 
 def exporters(environ: Mapping[str, str], signal: Signal) -> list[Any]:
-    """The exporters as ``OTEL_<SIGNAL>_EXPORTER`` lists them; empty where none is asked for.
+    """The exporters of ``OTEL_<SIGNAL>_EXPORTER``; empty: nothing is exported.
 
     Args:
-        environ: A name is that of an installed exporter: console, otlp, …; the exporter reads its own variables.
-        signal: What is to be exported.
+        environ: The environment. Each exporter reads its own variables from the environment of the process.
+        signal: ``traces`` or ``metrics``.
 
     Raises:
-        ConfigurationError: an exporter is not installed, or cannot begin.
+        ConfigurationError: An exporter is not installed, or cannot start.
     """
     return [_exporter(environ, signal, name) for name in exporter_names(environ, signal)]
 
 
 def _exporter(environ: Mapping[str, str], signal: Signal, name: str) -> Any:
     variable = f"OTEL_{signal.upper()}_EXPORTER"
-    # The specification's word; the packages register longer ones.
+    # ``otlp`` is the name in the specification; the packages register their exporters under longer names.
     registered, extra = name, name
     if name == "otlp":
         grpc = otlp_protocol(environ, signal) == "grpc"
@@ -121,7 +121,7 @@ def _exporter(environ: Mapping[str, str], signal: Signal, name: str) -> Any:
     found = _registered(registered, signal)
     if not found:
         raise ConfigurationError(f"{variable}={name}: it is not installed", f"pip install 'iu-listen[{extra}]'")
-    # The SDK takes the timeout of the environment for seconds.
+    # Passed explicitly, because the SDK reads the variable as seconds.
     options = {"timeout": otlp_timeout(environ, signal)} if registered.startswith("otlp_") else {}
     with _begins(variable, name):
         return found[0].load()(**options)
@@ -129,11 +129,15 @@ def _exporter(environ: Mapping[str, str], signal: Signal, name: str) -> Any:
 
 @contextmanager
 def _begins(variable: str, name: str) -> Iterator[None]:
-    """An exporter, or its reader, is made: what it makes of its own variables may be wrong."""
+    """Translate errors at the creation of an exporter or a reader, for example because of an invalid variable.
+
+    Raises:
+        ConfigurationError: The exporter or the reader cannot start.
+    """
     try:
         yield
     except (OSError, ValueError, OverflowError) as wrong:
-        # Other texts may hold what was set, and that may be a token.
+        # Only the text of an OSError is shown. The text of other errors may contain a value, which may be a token.
         why = (wrong.strerror or str(wrong)) if isinstance(wrong, OSError) else type(wrong).__name__
         hint = (
             "Its address: OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT (9464)"
@@ -144,12 +148,12 @@ def _begins(variable: str, name: str) -> Iterator[None]:
 
 
 def metric_reader(found: Any) -> Any:
-    """The reader of a metric exporter, as the SDK wants it; ``prometheus`` is one itself.
+    """The SDK's reader for a metric exporter. The exporter ``prometheus`` is a reader itself.
 
     Raises:
-        ConfigurationError: OTEL_METRIC_EXPORT_INTERVAL or _TIMEOUT cannot work.
+        ConfigurationError: OTEL_METRIC_EXPORT_INTERVAL or OTEL_METRIC_EXPORT_TIMEOUT is invalid.
     """
-    # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
+    # Imported here, because the import would slow down the start of each command, and few commands export metrics.
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
 
     if isinstance(found, MetricReader):
@@ -159,12 +163,12 @@ def metric_reader(found: Any) -> Any:
 
 
 def samples_all(environ: Mapping[str, str]) -> bool:
-    """Whether every live span is exported: OTEL_TRACES_SAMPLER is unset, or one that takes each."""
+    """Whether all live spans are exported: OTEL_TRACES_SAMPLER is unset, or names a sampler that keeps all spans."""
     return environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in ("", "always_on", "parentbased_always_on")
 
 
 def resource(environ: Mapping[str, str]) -> Resource:
-    """What exports: OTEL_RESOURCE_ATTRIBUTES, and the name of the service, which OTEL_SERVICE_NAME overrides."""
+    """The resource that exports: OTEL_RESOURCE_ATTRIBUTES, and the service name, which OTEL_SERVICE_NAME overrides."""
     pairs = (pair.partition("=") for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in pair)
     given = {key.strip(): unquote(value.strip()) for key, _, value in pairs if key.strip()}
     name = environ.get("OTEL_SERVICE_NAME") or given.get(SERVICE_NAME) or "iu-listen"

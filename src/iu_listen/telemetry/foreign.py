@@ -1,4 +1,4 @@
-"""What OpenTelemetry's SDK says, and how it is ended: in our words, without secrets, in bounded time."""
+"""Handles the log lines of the OpenTelemetry SDK without secrets, and ends the SDK in bounded time."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from collections.abc import Callable, Iterable
 from threading import Thread
 from typing import Final, Protocol
 
-#: The same thing is worth a line once in so many seconds.
+#: Shortest time between two lines from the same place in the code, in seconds.
 AGAIN: Final = 60.0
-#: How long all of it may take to send what is left, in seconds.
+#: Longest time in which all exporters together may send their remaining data, in seconds.
 GOODBYE: Final = 2.0
 
-# gRPC writes a line for each connection that fails; what is wrong is in its answers.
+# gRPC would write a line for each failed connection; the errors are also in the results of its calls.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 class Closing(Protocol):
-    """Something that sends what is left when it is closed."""
+    """An object that sends its remaining data when it is closed."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining data."""
 
 
 class _Lines(logging.Handler):
-    """Lines by their template, once a minute from one place: what is put into it may be a header, or an address."""
+    """A handler that passes on the template of a line, not its arguments, once a minute for each place in the code.
+
+    The arguments may contain a header or an address, and so a secret.
+    """
 
     def __init__(self, say: Callable[[str, str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -35,7 +38,7 @@ class _Lines(logging.Handler):
         self._told: dict[tuple[str, int], float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say the first line of it."""
+        """Pass on the first line of the template, and the name of the exception class."""
         place, now = (record.name, record.lineno), time.monotonic()
         if now - self._told.get(place, float("-inf")) < AGAIN:
             return
@@ -51,7 +54,12 @@ def _print(who: str, words: str) -> None:
 
 
 def tame(say: Callable[[str, str], None] = _print, loggers: Iterable[str] = ("opentelemetry",)) -> None:
-    """From now on ``say`` is told by which logger and what, instead of whatever logging would do with it."""
+    """Send the warnings of these loggers to ``say`` instead of the handlers of ``logging``.
+
+    Args:
+        say: Called with the name of the logger and with the text.
+        loggers: Names of the loggers.
+    """
     lines = _Lines(say)
     for name in loggers:
         logger = logging.getLogger(name)
@@ -59,7 +67,7 @@ def tame(say: Callable[[str, str], None] = _print, loggers: Iterable[str] = ("op
 
 
 def close_all(things: Iterable[Closing | None]) -> None:
-    """Close them side by side, for GOODBYE seconds at most: the SDK would take half a minute each."""
+    """Close these objects in parallel, in at most GOODBYE seconds: the SDK would take up to half a minute for each."""
     threads = [Thread(target=thing.close, daemon=True) for thing in things if thing is not None]
     for thread in threads:
         thread.start()

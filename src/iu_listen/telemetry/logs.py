@@ -1,4 +1,4 @@
-"""Observations as log lines: one for each thing an operator cares about, none while idle."""
+"""Observations as log lines: one line for each fact that an operator needs, and none while the consumer is idle."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from iu_listen.model.text import visible
 from iu_listen.model.trace import batch_link
 from iu_listen.telemetry.foreign import tame
 
-#: A full batch is worth a line; single events are not, they are in the audit.
+#: Smallest number of events of a batch that is logged. Single events are not logged; the audit has them.
 BIG_BATCH = 1000
-#: The same failure of the same session is worth a line once in so many seconds.
+#: Shortest time between two lines for the same failure of the same session, in seconds.
 SAME_FAILURE = 60.0
 
-#: What to do about code that ignores its cancellation.
+#: The hint for a target that ignores its cancellation.
 ABANDONED_HINT = "pass on CancelledError; wait for no thread without a timeout: docs/how-to/delivery.md"
-#: What to do about a route that is held.
+#: The hints for paused routes, by reason.
 HELD = {
     "master_gate_closed": "iu-listen gate open master",
     "worker_gate_closed": "iu-listen gate open worker",
@@ -78,7 +78,7 @@ def configure(log_format: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    # Every line of the process is one of the log: asyncio would write what it has to say to stderr as it is.
+    # All lines of the process must have the log format; asyncio would write its own lines to stderr in another format.
     tame(_foreign, ("opentelemetry", "asyncio"))
 
 
@@ -90,26 +90,26 @@ def _foreign(who: str, why: str) -> None:
 
 
 def error_line(message: str, hint: str, exit_code: int) -> None:
-    """What ends a process whose log is JSON, as a line of it."""
+    """Log the error that ends a process, as a JSON line."""
     configure("json")
     structlog.get_logger().error(message, hint=hint, exit_code=exit_code)
 
 
 def left_behind_line(threads: Sequence[str]) -> None:
-    """What keeps a process that has nothing to do any more: these threads; none: a task."""
+    """Log that the process ends although threads, or a task (if ``threads`` is empty), are still running."""
     structlog.get_logger().warning(
         "ended without waiting for what coroutines left behind", threads=list(threads), hint=ABANDONED_HINT
     )
 
 
 def _named(culprit: Culprit) -> dict[str, Any]:
-    """What is known of a culprit, as fields of a line."""
+    """The known facts about a blocker, as fields of a log line."""
     facts = asdict(culprit)
     return {name: round(v, 1) if isinstance(v, float) else v for name, v in facts.items() if v is not None}
 
 
 def _span_of(batch: Batch) -> dict[str, str]:
-    """Where a batch is in a tracing backend, under the names that OpenTelemetry wants in logs."""
+    """The trace id and the span id of a batch, under the field names that OpenTelemetry specifies for logs."""
     return batch_link(batch.lineage, batch.xact_id)._asdict() if batch.xact_id else {}
 
 
@@ -120,15 +120,15 @@ class StandardLog:
         self._logger = logging.getLogger("iu_listen")
 
     def info(self, event: str, **fields: Any) -> None:
-        """A line of level INFO."""
+        """Log a line at level INFO."""
         self._say(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """A line of level WARNING."""
+        """Log a line at level WARNING."""
         self._say(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """A line of level ERROR."""
+        """Log a line at level ERROR."""
         self._say(logging.ERROR, event, fields)
 
     def _say(self, level: int, event: str, fields: dict[str, Any]) -> None:
@@ -137,10 +137,10 @@ class StandardLog:
 
 
 class LogWatcher:
-    """A Watcher that writes a line for each thing an operator cares about.
+    """An observer that writes log lines. Implements Watcher.
 
     Args:
-        log: Where to: structlog, as configure() has set it up, or StandardLog().
+        log: The logger: a StandardLog(), or a logger of structlog, which is the default (see configure()).
     """
 
     def __init__(self, log: Any = None) -> None:
@@ -148,7 +148,10 @@ class LogWatcher:
         self._told: dict[str, tuple[str, float]] = {}
 
     def _is_news(self, who: str, why: str) -> bool:
-        """An outage of an hour is thousands of tries and sixty lines: a new reason, or a minute later."""
+        """Whether a failure is to be logged: its reason is new, or the last line is SAME_FAILURE seconds old.
+
+        Without this limit an outage would write a line for each try.
+        """
         now = time.monotonic()
         before, at = self._told.get(who, ("", float("-inf")))
         if why == before and now - at < SAME_FAILURE:
@@ -157,7 +160,7 @@ class LogWatcher:
         return True
 
     def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912, PLR0915 a table, a line for each
-        """Write the line for an observation, if it deserves one."""
+        """Write the line for an observation, if there is one."""
         log = self._log
         match observation:
             case Started(worker, database):

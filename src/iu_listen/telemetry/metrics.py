@@ -1,7 +1,8 @@
-"""Observations as metrics: recorded per batch, never per event. Off and free unless OTEL_METRICS_EXPORTER is set.
+"""Observations as metrics, recorded once for each batch. They are off unless OTEL_METRICS_EXPORTER is set.
 
-Names and units are OpenTelemetry's where it has them (messaging.*), else iu.*. docs/reference/metrics.md has the table;
-deploy/prometheus and deploy/grafana use it. Each data point says of which database it is: a scrape may have many.
+Names and units follow the conventions of OpenTelemetry (messaging.*); metrics without a convention begin with iu.*. The
+table is in docs/reference/metrics.md; deploy/prometheus and deploy/grafana use it. Each data point names its database,
+because a scrape may contain several databases.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from iu_listen.telemetry.exporters import exporters, metric_reader, resource
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
 
-#: Edges of the buckets of latencies, in seconds: from the best that is possible to what is an outage.
+#: Bucket boundaries of latencies, in seconds: from the shortest possible latency to the length of an outage.
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-#: Edges of the buckets of batches, in events.
+#: Bucket boundaries of batch sizes, in events.
 EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 class MetricWatcher:
-    """A Watcher that counts.
+    """An observer that records metrics. Implements Watcher.
 
     Args:
-        provider: Where metrics go.
-        database: What the database is called.
+        provider: The SDK's provider of meters, with its exporters.
+        database: The name of the database.
     """
 
     def __init__(self, provider: MeterProvider, database: str) -> None:
@@ -72,7 +73,7 @@ class MetricWatcher:
         self._failures = meter.create_counter(
             "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be had."
         )
-        # By what a measure is called in fn_iu_measure, with the attribute that its part becomes.
+        # The gauges by name of the measure in fn_iu_measure, each with the attribute for the part of the measure.
         self._gauges = {
             "gate": (meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."), "iu.gate"),
             "healthy": (
@@ -118,10 +119,10 @@ class MetricWatcher:
         self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
 
     def note(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
-        """Record what an observation says, if it has a figure."""
+        """Record the figures of an observation, if it has any."""
         match observation:
             case Started(worker, _):
-                # So that a worker is known whom nobody has looked after yet.
+                # Creates the time series of the worker before its first batch.
                 self._wakes.add(0, self._of(worker) | {"iu.wake": Wake.START_UP.value})
             case BatchRan(worker, wake, batch):
                 self._wakes.add(1, self._of(worker) | {"iu.wake": wake.value})
@@ -152,7 +153,7 @@ class MetricWatcher:
                 self._missing.set(missing, self._of(worker))
 
     def _of(self, worker: str | None = None) -> dict[str, str]:
-        """Attributes of a data point: of this database, and of a worker."""
+        """The attributes of a data point: the database, and the worker if one is given."""
         return self._here | ({"iu.worker": worker} if worker else {})
 
     def _batch(self, worker: WorkerName, wake: Wake, batch: Batch) -> None:
@@ -166,7 +167,7 @@ class MetricWatcher:
         self._consumed.add(batch.seen, {**process, "iu.wake": wake.value})
         self._duration.record(batch.seconds, process)
         self._size.record(batch.seen, self._of(worker))
-        # An attempt that failed is a dead letter, too; some dead letters have none (their audit failed).
+        # A failed attempt of a batch is also a dead letter. A dead letter has no attempt if its audit row failed.
         decided = {
             "dry_run": max(batch.attempts - batch.skipped - batch.delivered - batch.dead_lettered, 0),
             "delivered": batch.delivered,
@@ -187,14 +188,14 @@ class MetricWatcher:
         for (route, result, code), count in counts.items():
             of = self._of(worker) | {"iu.route.code": route, "iu.delivery.result": result}
             self._deliveries.add(count, of | ({"error.type": code} if code else {}))
-        # One figure a route and turn: a record costs as much as the rest of a delivery.
+        # One figure for each route and set, because recording a figure takes as long as the rest of a delivery.
         for route, seconds in took.items():
             self._delivery_duration.record(statistics.median(seconds), self._of(worker) | {"iu.route.code": route})
 
     def _measured(self, worker: WorkerName, survey: Survey) -> None:
         for measure in survey.measures:
             if measure.what not in self._gauges:
-                # The database may be newer than this process.
+                # The package in the database may be newer than this process, and have measures that it does not know.
                 continue
             gauge, part = self._gauges[measure.what]
             gauge.set(measure.figure, self._of(measure.worker) | ({part: measure.part} if part else {}))
@@ -203,22 +204,27 @@ class MetricWatcher:
             self._latency.record(seconds, since)
 
     def close(self) -> None:
-        """Send what is left, in bounded time."""
+        """Send the remaining data and end the provider."""
         self._provider.shutdown()
 
 
 def metric_watcher(environ: Mapping[str, str], database: str) -> MetricWatcher | None:
-    """The watcher that OTEL_METRICS_EXPORTER asks for, of the database of this name; None when it asks for none.
+    """The observer with the exporters of OTEL_METRICS_EXPORTER; None: metrics are not exported.
 
-    ``prometheus`` serves them on http://localhost:9464/metrics, or where OTEL_EXPORTER_PROMETHEUS_HOST and _PORT say.
+    The exporter ``prometheus`` serves metrics on http://localhost:9464/metrics; OTEL_EXPORTER_PROMETHEUS_HOST and
+    OTEL_EXPORTER_PROMETHEUS_PORT change the address.
+
+    Args:
+        environ: The environment.
+        database: The name of the database.
 
     Raises:
-        ConfigurationError: no exporter of that name is installed, or its port is taken.
+        ConfigurationError: No exporter of that name is installed, or its port is in use.
     """
     found = exporters(environ, "metrics")
     if not found:
         return None
-    # Every command would pay for this import, a tenth of its start, and hardly any wants metrics.
+    # Imported here, because the import would slow down the start of each command, and few commands export metrics.
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
 
     return MetricWatcher(

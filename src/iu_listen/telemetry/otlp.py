@@ -1,7 +1,7 @@
-"""Spans as OTLP: protobuf, written out by hand, and JSON.
+"""Encodes spans as OTLP: as protobuf, with an encoder of its own, and as JSON.
 
-The SDK's encoder takes 30 µs a span, and protobuf objects half of that; this takes a few, because most of a span is
-what the span before it had, too. A test holds it against opentelemetry-proto. The message and its field numbers:
+This encoder is several times faster than that of the SDK and than protobuf objects, because it caches the parts that
+consecutive spans have in common. A test compares it with opentelemetry-proto. The message and its field numbers:
 https://github.com/open-telemetry/opentelemetry-proto/blob/v1.7.0/opentelemetry/proto/trace/v1/trace.proto
 """
 
@@ -15,12 +15,12 @@ from typing import Any, Final
 from iu_listen.model.trace import Common, Span
 from iu_listen.model.version import VERSION
 
-#: Name of our instrumentation scope.
+#: Name of the instrumentation scope.
 SCOPE: Final = "iu_listen"
-#: The conventions that names and attributes follow.
+#: The version of the semantic conventions that names and attributes follow.
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 
-#: Longest text of an attribute or a status, in characters: a page must stay smaller than what a server takes at once.
+#: Longest text of an attribute or a status, in characters. It keeps a request below the limit of a server.
 LONGEST: Final = 4096
 
 
@@ -34,7 +34,7 @@ def _varint(number: int) -> bytes:
 
 
 class _Sizes(dict[int, bytes]):
-    """Numbers as varints, the small ones ready."""
+    """Numbers encoded as varints; the small numbers are computed in advance."""
 
     def __missing__(self, number: int) -> bytes:
         return _varint(number)
@@ -50,18 +50,18 @@ def _field(tag: bytes, content: bytes) -> bytes:
 
 @lru_cache(maxsize=256)
 def _key(key: str) -> bytes:
-    """The beginning of a KeyValue: its key, and the tag of its value."""
+    """The first part of a KeyValue: its key, and the tag of its value."""
     return _field(b"\x0a", key.encode()) + b"\x12"
 
 
 def shortened(text: str) -> str:
-    """A text that is not longer than LONGEST, or its beginning with a mark."""
+    """The text itself if it is not longer than LONGEST, else its first characters and an ellipsis."""
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _key_value(key: str, value: str | int) -> bytes:
     if isinstance(value, str):
-        # Not asked by a call: there are ten texts in a span.
+        # The length is tested here to save a function call: a span has about ten texts.
         any_value = _field(b"\x0a", (value if len(value) <= LONGEST else shortened(value)).encode())
     else:
         any_value = b"\x18" + _varint(value % 2**64)
@@ -96,16 +96,16 @@ def _span(span: Span) -> bytes:
 
 
 def encode_spans(spans: Iterable[Span]) -> bytes:
-    """A part of the spans of a request: parts are joined, and request() makes one of them."""
+    """Encode a part of the spans of a request. The parts are concatenated and passed to request()."""
     return b"".join([_field(b"\x12", _span(s)) for s in spans])
 
 
 def request(spans: bytes, resource: Mapping[str, Any]) -> bytes:
-    """An ExportTraceServiceRequest.
+    """Encode an ExportTraceServiceRequest.
 
     Args:
-        spans: What encode_spans() has made.
-        resource: Who exports: attributes, text or whole numbers; others as text.
+        spans: The concatenated results of encode_spans().
+        resource: The attributes of the resource: texts or whole numbers; other values are converted to text.
     """
     scope = _field(b"\x0a", SCOPE.encode()) + _field(b"\x12", VERSION.encode())
     scope_spans = _field(b"\x0a", scope) + spans + _field(b"\x1a", SCHEMA.encode())
@@ -114,7 +114,7 @@ def request(spans: bytes, resource: Mapping[str, Any]) -> bytes:
 
 
 def as_json(spans: Iterable[Span], resource: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as OTLP/JSON: ids in hexadecimal, 64-bit numbers as text (opentelemetry.io/docs/specs/otlp, JSON)."""
+    """A request as OTLP/JSON: ids in hexadecimal, 64-bit numbers as text (opentelemetry.io/docs/specs/otlp, JSON)."""
     return {
         "resourceSpans": [{
             "resource": {"attributes": _json_attributes({k: str(v) for k, v in resource.items()})},

@@ -1,4 +1,4 @@
-"""OTLP over gRPC. Our bytes go out as they are, so the generated stub, which would make them anew, is not used."""
+"""OTLP over gRPC. Requests are already encoded, so the generated stub, which would encode them again, is not used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.trace import Answer, Verdict
 from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
 
-#: Answers that may be about what was sent.
+#: The status codes that may be caused by the content of a request.
 KINDS: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: Answer.MALFORMED,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Answer.TOO_LARGE,
@@ -26,14 +26,14 @@ METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 class GrpcCollector(OtlpCollector):
-    """A collector that is reached over gRPC; without TLS where the endpoint says http."""
+    """A collector that is reached over gRPC; without TLS if the scheme of the endpoint is http."""
 
     default = "http://localhost:4317"
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(environ)
         parts = urlsplit(self.url)
-        # It keeps the connection, and makes it again; how often it tries is ours to say.
+        # The channel reconnects by itself. Requests are not repeated by the library: the trace export repeats them.
         options = [("grpc.max_reconnect_backoff_ms", 5000), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
         host = parts.netloc.rpartition("@")[2]
         if parts.scheme == "http":
@@ -51,7 +51,7 @@ class GrpcCollector(OtlpCollector):
             Path(file).read_bytes() if file else None
             for file in (self.certificate, self.client_key, self.client_certificate)
         )
-        # The library ends the process over one without the other.
+        # gRPC aborts the process if there is a certificate without a key, or a key without a certificate.
         if (key is None) != (chain is None):
             raise ConfigurationError(
                 "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY go together over gRPC",
@@ -60,7 +60,7 @@ class GrpcCollector(OtlpCollector):
         return grpc.ssl_channel_credentials(root, key, chain)
 
     def post(self, body: bytes) -> Verdict:
-        """Send a request, and wait for what comes of it."""
+        """Send a request, wait for its answer, and return the verdict."""
         try:
             self._call = self._export.future(
                 body, timeout=self.timeout, metadata=tuple(self.headers.items()), compression=self._compression
@@ -70,7 +70,7 @@ class GrpcCollector(OtlpCollector):
             return verdict(error)
 
     def hang_up(self) -> None:
-        """Cancel the call."""
+        """Cancel the running call, if there is one."""
         if self._call is not None:
             self._call.cancel()
 
@@ -81,17 +81,17 @@ class GrpcCollector(OtlpCollector):
 
 
 def verdict(error: Any) -> Verdict:
-    """What an error means."""
+    """The verdict for a failed call."""
     code = error.code()
     details = quoted(error.details() or "")
     why = f"the collector answered {code.name}" + (f": {details}" if details else "")
     kind, delay = KINDS.get(code, Answer.AGAIN), _delay(error)
-    # Who says when to come again is busy; who does not may mean the size of the request.
+    # RESOURCE_EXHAUSTED with a delay means that the collector is busy. Without a delay the request may be too large.
     return Verdict(Answer.AGAIN if kind is Answer.TOO_LARGE and delay is not None else kind, why, delay)
 
 
 def _delay(error: Any) -> float | None:
-    """RetryInfo, in seconds; None: there is none."""
+    """The delay of RetryInfo, in seconds; None: the answer has none."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             try:

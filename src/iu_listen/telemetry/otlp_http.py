@@ -23,16 +23,16 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from iu_listen.model.trace import Answer, Verdict
 from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
 
-#: The answers that may be about what was sent, and would be the same tomorrow.
+#: The statuses that may be caused by the content of a request, so that they would be the same at each attempt.
 MALFORMED: Final = frozenset({400, 413, 422})
-#: How much of an answer is read, in bytes.
+#: Largest part of an answer that is read, in bytes.
 ANSWER: Final = 2**16
 
 
 class _Adapter(HTTPAdapter):
-    """An adapter that tells every socket that it opens, so that it can be cut from outside.
+    """An adapter that reports each socket that it opens, so that another thread can cut the connection.
 
-    urllib3's timeouts begin anew with each byte that comes, and a request of its cannot be ended otherwise.
+    The timeouts of urllib3 start again with each received byte, and urllib3 has no other way to end a request.
     """
 
     def __init__(self, tell: Callable[[socket.socket], None]) -> None:
@@ -69,7 +69,7 @@ class HttpCollector(OtlpCollector):
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, _Adapter(self._note))
-        # Neither .netrc nor proxies of the environment: headers with tokens go where they were meant to go.
+        # Ignore .netrc and the proxies of the environment, so that headers with tokens reach only the endpoint.
         self._session.trust_env = False
         self._session.headers.update(self.headers)
         self._session.headers["content-type"] = "application/x-protobuf"
@@ -82,19 +82,19 @@ class HttpCollector(OtlpCollector):
 
     @classmethod
     def endpoint(cls, environ: Mapping[str, str]) -> str:
-        """A variable of their own is the whole address of traces, the common one is its beginning."""
+        """The URL for traces: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT as it is, else the common endpoint with /v1/traces."""
         if own := environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
             return own
         common = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
         return f"{common.rstrip('/')}/v1/traces" if common else cls.default
 
     def post(self, body: bytes) -> Verdict:
-        """Send a request, and wait for what comes of it."""
+        """Send a request, wait for its answer, and return the verdict."""
         self._thread = threading.get_ident()
         if self.zipped:
             body = gzip.compress(body, 1)
         try:
-            # Not to where somebody else says: a redirect would take the headers along.
+            # Redirects are not followed: the headers, which may contain a token, would be sent to another host.
             with self._session.post(self.url, body, timeout=self.timeout, allow_redirects=False, stream=True) as answer:
                 content = answer.raw.read(ANSWER, decode_content=True)
                 return verdict(answer, content)
@@ -105,11 +105,11 @@ class HttpCollector(OtlpCollector):
         if threading.get_ident() == self._thread:
             self._socket = made
         else:
-            # Of a thread that was left behind while it looked for the way.
+            # The socket belongs to an abandoned thread, which was still connecting.
             _cut(made)
 
     def hang_up(self) -> None:
-        """Cut the connection: whoever reads from it is told that it is at its end."""
+        """Shut down the socket, so that a thread that reads from it gets an end of file."""
         self._thread = None
         if self._socket is not None:
             _cut(self._socket)
@@ -126,8 +126,8 @@ def _cut(connection: socket.socket) -> None:
 
 
 def verdict(answer: requests.Response, content: bytes) -> Verdict:
-    """What an answer means."""
-    # 200 by the protocol; others have 202.
+    """The verdict for an answer."""
+    # The protocol requires 200; some collectors answer 202.
     if 200 <= answer.status_code < 300:
         return _partial(content)
     why = f"the collector answered {answer.status_code} {quoted(answer.reason or '')}".rstrip()
@@ -138,7 +138,7 @@ def verdict(answer: requests.Response, content: bytes) -> Verdict:
 
 
 def seconds(retry_after: str | None) -> float | None:
-    """Retry-After, in seconds: a number, or a date (RFC 9110, 10.2.3). None: there is none that makes sense."""
+    """The delay of Retry-After in seconds, from a number or a date (RFC 9110, 10.2.3); None: absent or invalid."""
     if not retry_after:
         return None
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
@@ -150,16 +150,19 @@ def seconds(retry_after: str | None) -> float | None:
 
 
 def _partial(content: bytes) -> Verdict:
-    """What a 200 means."""
+    """The verdict for a successful answer."""
     try:
         return accepted(ExportTraceServiceResponse.FromString(content))
     except DecodeError:
-        # A proxy says 200 and HTML; that it was taken is all that can be known.
+        # For example a proxy that answers 200 with HTML. The spans then count as accepted.
         return Verdict(Answer.ACCEPTED)
 
 
 def _said(kind: str, content: bytes) -> str:
-    """What it says, if that is a Status of OTLP, or text; a port that wants TLS names no type at all."""
+    """The message of an answer that is a Status of OTLP or a text; otherwise empty.
+
+    The caller treats a missing content type as text: a port that expects TLS answers without one.
+    """
     if kind.startswith("application/x-protobuf"):
         with suppress(DecodeError):
             return quoted(Status.FromString(content).message)
@@ -169,7 +172,7 @@ def _said(kind: str, content: bytes) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, in a line: requests wraps it several times, memory addresses included."""
+    """The innermost cause of an error, in one line: requests wraps it several times, with memory addresses."""
     inner: Any = error
     while (cause := getattr(inner, "reason", None) or inner.__cause__ or inner.__context__) and cause is not inner:
         if not isinstance(cause, BaseException):

@@ -1,7 +1,7 @@
-"""For applications that write events: their trace goes into the transaction, and so onto every event of it.
+"""For producers: passes the trace context of the application to all events of a transaction.
 
-The column traceparent of event_outbox takes its default from the setting iu.traceparent. So whatever inserts the event,
-a statement of the application's, an ORM's or a trigger's, it is stamped.
+The default of the column traceparent of event_outbox is the setting iu.traceparent. So each event gets the trace
+context, whether the application, an ORM or a trigger inserts it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import warnings
 from typing import Any, Final
 
-#: SET LOCAL with a parameter; it ends with the transaction.
+#: SET LOCAL with a parameter; the setting ends with the transaction.
 _SET: Final = "select set_config('iu.traceparent', {}, true)"
 
-#: What of SQLAlchemy can be written with.
+#: The classes of SQLAlchemy that can execute statements.
 _SQLALCHEMY: Final = frozenset({
     "sqlalchemy.Connection", "sqlalchemy.Session", "sqlalchemy.scoped_session", "sqlalchemy.AsyncConnection",
     "sqlalchemy.AsyncSession", "sqlalchemy.async_scoped_session",
@@ -27,18 +27,19 @@ def trace_context(connection: Any) -> Any:
     of the transaction have no context, also where one was set before.
 
     Args:
-        connection: What the events are written with, in a transaction.
+        connection: The connection or session that inserts the events, in a transaction.
 
     Returns:
-        To be awaited where the connection is asynchronous.
+        The result of the statement; an awaitable if the connection is asynchronous.
 
     Raises:
-        TypeError: it is no connection of these libraries: a pool, an engine, something else.
+        TypeError: The object is not a connection or a session of these libraries, but for example a pool or an engine.
 
     Warns:
-        RuntimeWarning: there is no transaction, so the context would be forgotten at once. The events are written.
+        RuntimeWarning: There is no transaction, so the setting ends at once and the events get no trace context. They
+            are written nevertheless.
     """
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415 not for all
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415 rarely used
 
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
@@ -51,7 +52,7 @@ def trace_context(connection: Any) -> Any:
         _expect(not connection.autocommit or connection.info.transaction_status != 0)
         return connection.execute(_SET.format("%s"), (context,))
     if kinds & _SQLALCHEMY:
-        from sqlalchemy import text  # noqa: PLC0415 only they have it
+        from sqlalchemy import text  # noqa: PLC0415 only SQLAlchemy's users have it
 
         return connection.execute(text(_SET.format(":context")), {"context": context})
     raise TypeError(

@@ -1,7 +1,7 @@
-"""Observations as live spans: wake and batch, reconnect, take-over. Off and free unless OTEL_TRACES_EXPORTER is set.
+"""Observations as live spans: wake and batch, reconnect, take-over. They are off unless OTEL_TRACES_EXPORTER is set.
 
-They tell what the service does; what becomes of each event is exported from the audit (flow/export.py), and attempts
-link to the batch that decided them. Names and attributes: docs/reference/spans.md.
+Live spans show the work of the consumer. The spans of events are exported from the audit (flow/export.py), and the span
+of an attempt links to the span of its batch. Names and attributes: docs/reference/spans.md.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from iu_listen.telemetry.exporters import exporters, resource
 
 
 class GivenIds(IdGenerator):
-    """Random ids, but for the next trace or span, if it is given.
+    """Generates random ids, unless the next id is given.
 
     Attributes:
-        trace: Trace of the next root span, in hexadecimal; None: a random one.
-        span: The next span, the same way.
+        trace: Trace id of the next root span, in hexadecimal; None: a random id.
+        span: Span id of the next span, in hexadecimal; None: a random id.
     """
 
     def __init__(self) -> None:
@@ -33,35 +33,37 @@ class GivenIds(IdGenerator):
         self._random = RandomIdGenerator()
 
     def generate_trace_id(self) -> int:
-        """16 bytes."""
+        """A trace id of 16 bytes."""
         given, self.trace = self.trace, None
         return int(given, 16) if given else self._random.generate_trace_id()
 
     def generate_span_id(self) -> int:
-        """8 bytes."""
+        """A span id of 8 bytes."""
         given, self.span = self.span, None
         return int(given, 16) if given else self._random.generate_span_id()
 
 
 class SpanWatcher:
-    """A Watcher that makes spans of what has happened, with the times that it had.
+    """An observer that creates a span for an activity after it has ended, with its times. Implements Watcher.
 
     Args:
-        provider: Where spans go.
-        ids: Its generator of ids; None: batches have random ones, and attempts link to nothing.
+        provider: The SDK's provider of tracers, with its exporters.
+        ids: The id generator of the provider; None: the spans of batches have random ids, and attempts cannot link to
+            them.
     """
 
     def __init__(self, provider: TracerProvider, ids: GivenIds | None = None) -> None:
         self._provider = provider
         self._ids = ids or GivenIds()
         self._tracer = provider.get_tracer("iu_listen")
-        # What has begun and not ended: lost sessions (since when, why first, how many tries), and a take-over.
+        # Activities that have begun and not ended: lost sessions (begin in ns, first reason, number of tries), and a
+        # take-over (begin in ns, former lease holder).
         self._lost: dict[str, tuple[int, str, int]] = {}
         self._leader = ""
         self._taken: tuple[int, str] | None = None
 
     def note(self, observation: Observation, /) -> None:
-        """Make the spans that an observation ends."""
+        """Create the spans of the activities that end with an observation."""
         match observation:
             case BatchRan():
                 self._take_over(observation)
@@ -81,7 +83,7 @@ class SpanWatcher:
                 self._reconnected("bell")
 
     def _batch(self, ran: BatchRan) -> None:
-        """The wake, and below it the batch, with the ids that its attempts link to."""
+        """Create the span of the wake and its child, the span of the batch, with the ids to which attempts link."""
         batch = ran.batch
         took = round(batch.seconds * 1e9)
         began = batch.began_ns or time.time_ns() - took
@@ -130,7 +132,7 @@ class SpanWatcher:
         wake.end(ended)
 
     def _reconnected(self, session: str) -> None:
-        """From the loss of a session until there is another one that works."""
+        """Create the span from the loss of a session until its successor works."""
         lost = self._lost.pop(session, None)
         if lost is None:
             return
@@ -147,7 +149,7 @@ class SpanWatcher:
         ).end()
 
     def _take_over(self, ran: BatchRan) -> None:
-        """From the lease that another one let go of until our first batch."""
+        """Create the span from taking another consumer's lease until the first batch."""
         if self._taken is None:
             return
         (since, former), self._taken = self._taken, None
@@ -158,15 +160,15 @@ class SpanWatcher:
         ).end()
 
     def close(self) -> None:
-        """Send what is left, in bounded time."""
+        """Send the remaining spans and end the provider."""
         self._provider.shutdown()
 
 
 def span_watcher(environ: Mapping[str, str]) -> SpanWatcher | None:
-    """The watcher that OTEL_TRACES_EXPORTER asks for, with each exporter of its list; None when it asks for none.
+    """The observer with the exporters of OTEL_TRACES_EXPORTER; None: traces are not exported.
 
     Raises:
-        ConfigurationError: there is no exporter of that name, or it is not installed.
+        ConfigurationError: There is no exporter of that name, or it is not installed or cannot start.
     """
     found = exporters(environ, "traces")
     if not found:

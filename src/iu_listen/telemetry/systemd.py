@@ -1,4 +1,4 @@
-"""Observations as notes to systemd: ready after the first batch, alive after every one (sd_notify(3))."""
+"""Observations as notifications of systemd: ready after the first batch, alive after each batch (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from iu_listen.model.observation import BatchRan, Beaten, Observation, StandingB
 
 
 class SystemdWatcher:
-    """A Watcher that feeds the watchdog with progress: a batch that ran, or a lease that somebody else holds.
+    """An observer that notifies the watchdog of systemd of progress. Implements Watcher.
 
-    A process that is alive and runs no batches feeds nothing, and is restarted.
+    Progress is a batch, a lease that another consumer holds, or a heartbeat in a state other than FAILING. A process
+    without progress sends nothing, and systemd restarts it.
 
     Args:
-        environ: Where NOTIFY_SOCKET is looked up; without it every note is dropped.
+        environ: The environment with NOTIFY_SOCKET; without this variable nothing is sent.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -25,7 +26,7 @@ class SystemdWatcher:
         self._ready = False
 
     def note(self, observation: Observation, /) -> None:
-        """Send what the observation means to systemd, if anything."""
+        """Send the notification for an observation, if there is one."""
         match observation:
             case BatchRan():
                 self._send("WATCHDOG=1" if self._ready else "READY=1\nWATCHDOG=1")
@@ -34,7 +35,7 @@ class SystemdWatcher:
                 self._send(f"READY=1\nWATCHDOG=1\nSTATUS=standing by: {holder}")
                 self._ready = True
             case Beaten():
-                # StandingBy is said once an episode; the heartbeat goes on.
+                # StandingBy is reported once for each wait for the lease; the heartbeat continues meanwhile.
                 self._send("WATCHDOG=1")
             case StateChanged(_, state, why):
                 self._send(f"STATUS={state} {why}")
@@ -44,6 +45,6 @@ class SystemdWatcher:
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        # A service manager that does not listen is no reason to fail.
+        # The consumer must not fail because the service manager does not receive the notification.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(text.encode(), self._address)
