@@ -1,12 +1,12 @@
-"""Where deliveries go.
+"""The targets of deliveries.
 
-A target is found by the kind and the reference of its route:
+The kind and the reference of a route select its target:
 
-    workflow             the coroutine of that name, given with --app or to the library   python.py
-    external_endpoint    by the scheme of the address: an entry point of the group ``iu_listen.targets``
+    workflow             the coroutine with this name, given with --app or to the library (python.py)
+    external_endpoint    the entry point of the group ``iu_listen.targets`` with the scheme of the address
 
-An entry point is a function ``open(address, options, secrets) -> Target`` that connects to nothing yet; it raises
-ConfigurationError for an address or an option that cannot work.
+An entry point is a function ``open(address, options, secrets) -> Target``. It opens no connection, and raises
+ConfigurationError for an invalid address or option.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ GROUP: Final = "iu_listen.targets"
 
 
 class NotInstalled(ConfigurationError):
-    """A package is missing that targets of a scheme need."""
+    """A package that the targets of a scheme need is not installed."""
 
 
-#: What an entry point of the group is.
+#: The type of an entry point of the group: address, options and secrets to a target.
 Opener = Callable[[str, Mapping[str, Any], Secrets], Target]
 
 
 class Targets:
-    """The targets of one consumer. Each is opened when it is first asked for, and kept.
+    """The targets of one consumer. Each target is opened at its first use, and kept.
 
     Args:
-        functions: The coroutines that routes of the kind ``workflow`` name.
-        environ: Where secrets are looked up.
-        secrets: Which of them a route may name, and which directories (Settings.secrets).
-        allow_private: Which hosts a route may reach although they are not public (Settings.allow_private).
+        functions: The coroutines for routes of the kind ``workflow``.
+        environ: The environment in which secrets are looked up.
+        secrets: The variables and directories of secrets that a route may name (Settings.secrets).
+        allow_private: The hosts and networks that a route may reach although they are not public
+            (Settings.allow_private).
 
     Raises:
-        ConfigurationError: two coroutines have the same name, or allow_private holds what is neither.
+        ConfigurationError: Two coroutines have the same name, or an entry of ``allow_private`` is neither a host name
+            nor a network.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Targets:
             if self._functions.setdefault(function.name, function) is not function:
                 raise ConfigurationError(f"two targets are called {function.name}", "Rename one of them.")
         self._secrets = Secrets(environ or {}, entries(secrets), entries(allow_private))
-        # What is wrong with it is wrong for every route: say so at the start.
+        # An error in allow_private concerns all routes, so it is raised at the start.
         Guard.allowing(self._secrets.allow_private)
         self._open: dict[tuple[str, str], Target] = {}
 
@@ -72,7 +74,7 @@ class Targets:
             options: ``target`` of its delivery policy.
 
         Raises:
-            ConfigurationError: there is none, or its address or options cannot work.
+            ConfigurationError: There is no such target, or its address or options are invalid.
         """
         if kind == "workflow":
             return self._function(reference)
@@ -93,24 +95,25 @@ class Targets:
             ) from None
 
     async def aclose(self) -> None:
-        """Close all that was opened."""
+        """Close all open targets."""
         while self._open:
             _, target = self._open.popitem()
             await target.aclose()
 
 
 def opened(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
-    """The target of an address, which connects to nothing yet.
+    """Create the target of an address, without a connection.
 
     Raises:
-        ConfigurationError: there is none, or its address or options cannot work.
+        ConfigurationError: No target supports the scheme, or the address or an option is invalid.
+        NotInstalled: A package that the scheme needs is missing.
     """
     try:
         return _opener(address)(address, options, secrets)
     except ConfigurationError:
         raise
     except Exception as error:
-        # An opener may be somebody else's. What it does not expect concerns this route, and no other.
+        # An entry point may belong to another package. Its unexpected error must concern only this route.
         raise ConfigurationError(f"the target cannot be opened: {words(error)}") from error
 
 
@@ -118,7 +121,7 @@ def scheme_of(address: str) -> str:
     """The scheme of an address, in lower case.
 
     Raises:
-        ConfigurationError: the address is none.
+        ConfigurationError: The address cannot be parsed.
     """
     try:
         return urlsplit(address).scheme
@@ -151,6 +154,6 @@ def _opener(address: str) -> Opener:
 
 
 def installs(entry: EntryPoint, scheme: str) -> str:
-    """The command that installs what an entry point needs."""
+    """The command that installs the packages that an entry point needs."""
     package = entry.dist.name if entry.dist else "iu-listen"
     return f"pip install '{package}[{(entry.extras or [scheme])[0]}]'"

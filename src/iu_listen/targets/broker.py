@@ -1,10 +1,10 @@
-"""What the targets share that keep a connection to a broker: address, options, the connection, and what errors mean.
+"""The common part of targets with a connection to a broker: address, options, connection, and meaning of errors.
 
-A route says where; who we are there is said by its options, and secrets only by their place:
+The address of a route names the servers. The options of the route contain the user, and only the places of secrets:
 
     {"target": {"user": "iu", "password": "env:BROKER_PASSWORD", "ca": "/etc/ssl/own.pem"}}
 
-No error of a library is shown: its text may hold what was being worked on.
+The text of a library's error is never shown, because it may contain a part of an event.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from iu_listen.targets.guard import Guard, check_host
 
 T = TypeVar("T")
 
-#: Longest goodbye of a connection, in seconds.
+#: Longest time for closing a connection, in seconds.
 GOODBYE: Final = 2.0
-#: How long nobody tries again to connect after a failure, in seconds: until then deliveries fail at once.
+#: Time after a failed connect in which no further connect is tried, in seconds. Deliveries fail at once meanwhile.
 KNOWN_DOWN: Final = 0.5
 
 
@@ -38,13 +38,13 @@ KNOWN_DOWN: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a target is.
+    """The parts of the address of a target.
 
     Attributes:
-        scheme: As in the address, lower case.
+        scheme: Scheme in lower case.
         servers: Host and port of each server.
-        path: What follows the servers, without its first slash, decoded.
-        query: What follows the question mark, decoded.
+        path: Path without its first slash, decoded.
+        query: Parameters after the question mark, decoded.
     """
 
     scheme: str
@@ -62,15 +62,15 @@ class Address:
 
 
 def read_address(address: str, port: int, query: Iterable[str] = ()) -> Address:
-    """Take an address apart.
+    """Parse an address.
 
     Args:
         address: ``scheme://host[:port][,host[:port]…]/path[?name=value]``.
-        port: Of a server that names none.
-        query: What may follow the question mark.
+        port: Default port of a server.
+        query: Names of the parameters that are allowed after the question mark.
 
     Raises:
-        ConfigurationError: it is no such address, or holds a user or a password. The text never shows the address.
+        ConfigurationError: The address is invalid, or contains a user or a password. The text never shows the address.
     """
     if "@" in address:
         raise ConfigurationError(
@@ -102,9 +102,9 @@ class Option(NamedTuple):
     """An option of a target.
 
     Attributes:
-        allowed: What it may be, for a person.
-        fits: Whether a value is that.
-        default: Its value where the route does not give it.
+        allowed: Description of the allowed values, for error messages.
+        fits: Whether a value is allowed.
+        default: The value if the route does not set the option.
     """
 
     allowed: str
@@ -128,11 +128,11 @@ def number(low: float, high: float, default: float, unit: str, kind: type = int)
 
 
 def choice(*values: str) -> Option:
-    """An option that is one of a few words; the first is the default."""
+    """An option that has one of these values; the first value is the default."""
     return Option(" or ".join(values), lambda value: value in values, values[0])
 
 
-#: What every broker needs.
+#: The options that all brokers have.
 COMMON: Final[Mapping[str, Option]] = {
     "user": text(),
     "password": text("the place of a secret: env:NAME or file:/path"),
@@ -144,16 +144,16 @@ COMMON: Final[Mapping[str, Option]] = {
 def read_options(
     target: str, options: Mapping[str, Any], table: Mapping[str, Option], *, password_alone: bool = False
 ) -> dict[str, Any]:
-    """The options of a route, with the defaults.
+    """The options of a route, completed with the defaults.
 
     Args:
-        target: What the target is called.
-        options: As the route gives them.
-        table: What there is.
-        password_alone: Whether a password may do without a user.
+        target: The kind of target, for error messages.
+        options: The options that the route sets.
+        table: The options that the target has.
+        password_alone: Whether a password is allowed without a user.
 
     Raises:
-        ConfigurationError: there is no such option, or it may not be that. The text never shows the value.
+        ConfigurationError: An option is unknown, or its value is not allowed. The text never shows the value.
     """
     for name in options:
         if name not in table:
@@ -169,15 +169,15 @@ def read_options(
 
 
 def secret(secrets: Secrets, place: str | None) -> Secret | None:
-    """The secret of an option; None: the route gives none. Raises as Secrets.get() does."""
+    """The secret at a place; None: the route names no place. It raises the errors of Secrets.get()."""
     return secrets.get(place) if place else None
 
 
 def tls_context(ca: str | None) -> ssl.SSLContext:
-    """What a server is verified by: the CAs of a file, else those of the system.
+    """A TLS context that verifies servers with the CA certificates of a file, or with those of the system.
 
     Raises:
-        ConfigurationError: the file cannot be read, or holds none.
+        ConfigurationError: The file cannot be read, or contains no certificates.
     """
     try:
         return ssl.create_default_context(cadata=read_ca(ca))
@@ -186,10 +186,10 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
 
 
 def guard_of(where: Address, secrets: Secrets) -> Guard:
-    """Which servers may be connected to.
+    """The guard for the connections of a target.
 
     Raises:
-        ConfigurationError: one of the address is written as an address that is not allowed.
+        ConfigurationError: A server is written as an IP address that is not allowed.
     """
     guard = Guard.allowing(secrets.allow_private)
     for host, _ in where.servers:
@@ -201,13 +201,13 @@ def guard_of(where: Address, secrets: Secrets) -> Guard:
 
 
 class Meaning(NamedTuple):
-    """What an error of a library means for a delivery.
+    """The outcome of a delivery after an error of a library.
 
     Attributes:
-        error: The error, or what it was raised from.
-        outcome: What comes of the delivery.
-        code: The same for a machine.
-        reason: The same for a person.
+        error: Class of the error, or of an error that is its cause.
+        outcome: The exception that stands for the outcome.
+        code: The reason as a code, for programs.
+        reason: The reason as a text, for people.
     """
 
     error: type[BaseException] | tuple[type[BaseException], ...]
@@ -216,7 +216,7 @@ class Meaning(NamedTuple):
     reason: str
 
 
-#: Of a connection that does not come about. TimeoutError is an OSError.
+#: The outcomes of errors while connecting. TimeoutError is a subclass of OSError.
 CONNECTING: Final = (
     Meaning(ssl.SSLError, Unavailable, "tls", "no TLS with the server: its certificate or its protocol"),
     Meaning(socket.gaierror, Unavailable, "dns", "the name of the server does not resolve"),
@@ -225,14 +225,20 @@ CONNECTING: Final = (
 
 
 def judged(error: BaseException, table: Iterable[Meaning], otherwise: type[DeliveryError] = Failed) -> DeliveryError:
-    """What an error means: by the first line of the table that fits it, or what it was raised from."""
+    """The outcome for an error: from the first row of the table that fits the error or one of its causes.
+
+    Args:
+        error: The error of the library.
+        table: The rows, in the order in which they are tried.
+        otherwise: The outcome if no row fits.
+    """
     chain = []
     one: BaseException | None = error
     while one is not None and one not in chain:
         chain.append(one)
         one = one.__cause__ or one.__context__
     for part in chain:
-        # Ours, from inside of the library: an address that may not be connected to.
+        # A DeliveryError that was raised inside the library, for example because an address is not allowed.
         if isinstance(part, DeliveryError):
             return type(part)(part.reason, code=part.code)
     for kind, outcome, code, reason in table:
@@ -246,15 +252,15 @@ def judged(error: BaseException, table: Iterable[Meaning], otherwise: type[Deliv
 
 
 class Link(Generic[T]):
-    """The connection that all deliveries of a target share: made when one needs it, made anew when it was lost.
+    """The connection that all deliveries of a target share. It is opened on demand, and again after it was lost.
 
-    While it is down nobody waits: one delivery tries, the others wait for what comes of that, and for a moment after a
-    failure nobody tries. When it is lost all that use it fail at once.
+    While there is no connection, one delivery tries to connect, and the others wait for the result. For KNOWN_DOWN
+    seconds after a failure no delivery tries. When the connection is lost, all deliveries that use it fail at once.
 
     Args:
-        connect: Makes the connection, or raises a DeliveryError; it leaves nothing open that it did not return.
-        close: Ends it.
-        timeout: How long connecting may take, in seconds.
+        connect: Opens the connection, or raises a DeliveryError. After an error it leaves nothing open.
+        close: Closes the connection.
+        timeout: Longest time for connecting, in seconds.
     """
 
     def __init__(
@@ -277,7 +283,8 @@ class Link(Generic[T]):
         """The connection, for one delivery.
 
         Raises:
-            DeliveryError: it cannot be had, as ``connect`` says; Unavailable: it was lost meanwhile.
+            DeliveryError: The connection could not be opened; it is the error of ``connect``.
+            Unavailable: The connection was lost during its use, or connecting took too long.
         """
         connection = await self._get()
         with anyio.CancelScope() as scope:
@@ -290,7 +297,7 @@ class Link(Generic[T]):
             raise Unavailable("the connection was lost", code="connect")
 
     def lost(self, connection: T) -> None:
-        """The connection is of no use any more: whoever uses it fails. Nothing happens if it is not ours any more."""
+        """Give up the connection: all deliveries that use it fail. Ignore a connection that is not the current one."""
         if connection is self._connection:
             self._connection = None
             for scope in self._users:
@@ -298,12 +305,12 @@ class Link(Generic[T]):
             self._users.clear()
 
     async def drop(self, connection: T) -> None:
-        """As lost(), and end it."""
+        """Give up the connection as lost() does, and close it."""
         self.lost(connection)
         await goodbye(self._close, connection)
 
     async def aclose(self) -> None:
-        """End the connection, in GOODBYE seconds at most."""
+        """Close the connection in at most GOODBYE seconds."""
         if self._connection is not None:
             await self.drop(self._connection)
 
@@ -314,7 +321,7 @@ class Link(Generic[T]):
             if self._connection is not None:
                 return self._connection
             if self._failure is not None and time.monotonic() < self._until:
-                # Not the same one: what is raised twice collects the traces of both.
+                # A new exception, because an exception that is raised twice accumulates both tracebacks.
                 raise type(self._failure)(self._failure.reason, code=self._failure.code)
             try:
                 with anyio.fail_after(self._timeout):
@@ -331,6 +338,6 @@ class Link(Generic[T]):
 
 
 async def goodbye(close: Callable[[T], Awaitable[object]], connection: T) -> None:
-    """End something, in GOODBYE seconds at most, whatever happens to whoever asks for it."""
+    """Close a connection in at most GOODBYE seconds, also if the caller is cancelled meanwhile."""
     with anyio.move_on_after(GOODBYE, shield=True), suppress(Exception):
         await close(connection)

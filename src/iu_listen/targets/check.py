@@ -1,4 +1,4 @@
-"""Whether the target of a route could work, asked without the consumer: no secret is read, nothing is connected to."""
+"""Checks the target of a route outside the consumer: no secret is read, and no connection is opened."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from iu_listen.targets.guard import NotAllowed
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is wrong with a target.
+    """The result of the check of a target.
 
     Attributes:
-        problem: What is wrong; empty: nothing that can be seen here.
-        hint: What to do about it.
-        certain: Whether it is so wherever a consumer runs; False: a package is missing here, or the consumer may be
-            allowed to reach what is not public.
+        problem: The problem; empty: the check found none.
+        hint: The hint for the operator.
+        certain: Whether each consumer has this problem. False: the consumer may have the package that is missing here,
+            or may be allowed to reach a host that is not public.
     """
 
     problem: str = ""
@@ -29,13 +29,13 @@ class Verdict:
 
 
 class _AnySecret(Secrets):
-    """Secrets of somewhere else: their places are looked at, and each is taken for one that would do."""
+    """Stands for secrets that only the consumer can read: it checks their places, and returns a valid value."""
 
     def get(self, name: str) -> Secret:
-        """A secret of the form that signatures need.
+        """A value in the form of a key for signatures.
 
         Raises:
-            ConfigurationError: the name is no place of a secret.
+            ConfigurationError: The name is not the place of a secret.
         """
         scheme, _, rest = name.partition(":")
         if scheme in {"env", "file"} and rest:
@@ -44,7 +44,7 @@ class _AnySecret(Secrets):
 
 
 def check(kind: str, reference: str, options: Mapping[str, Any]) -> Verdict:
-    """What is wrong with the target of a route, as far as that can be seen without the consumer that delivers.
+    """Check the target of a route, as far as that is possible outside the consumer.
 
     Args:
         kind: ``target_kind`` of the route.
@@ -53,7 +53,7 @@ def check(kind: str, reference: str, options: Mapping[str, Any]) -> Verdict:
     """
     if kind != "external_endpoint":
         return Verdict()
-    # The file is where the consumer runs.
+    # The file of option ca exists only on the host of the consumer.
     there = {name: value for name, value in options.items() if not (name == "ca" and isinstance(value, str) and value)}
     try:
         opened(reference, there, _AnySecret({}))

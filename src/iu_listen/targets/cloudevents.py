@@ -17,27 +17,28 @@ from iu_listen.model.trace import starting_context
 Message = tuple[dict[str, str], bytes]
 
 _CHARACTER: Final = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})"
-#: RFC 3986, without addresses of IPv6: a scheme, or a first segment without a colon.
+#: A URI-reference of RFC 3986, without IPv6 addresses: it begins with a scheme or with a segment without a colon.
 _URI_REFERENCE: Final = re.compile(
     rf"(?:[A-Za-z][A-Za-z0-9+.\-]*:|(?![^/?#]*:))"
     rf"{_CHARACTER}*(?:\?(?:{_CHARACTER}|\?)*)?(?:\#(?:{_CHARACTER}|\?)*)?"
 )
-#: What the HTTP binding (3.1.3.2) leaves as it is. All else, above all CR, LF and what is no ASCII, is percent-encoded.
+#: The punctuation that the HTTP binding (3.1.3.2) does not percent-encode. Letters and digits are not encoded either;
+#: all other characters are, in particular CR, LF and non-ASCII characters.
 _PLAIN: Final = "".join(c for c in string.punctuation if c not in '"%')
 
 
 def header_value(text: str) -> str:
-    """A text as the value of a header: percent-encoded as the HTTP binding says. A plain text stays what it is."""
+    """A text as the value of a header, percent-encoded as the HTTP binding specifies."""
     return quote(text, safe=_PLAIN, errors="replace")
 
 
 def uri_reference(text: str) -> str:
-    """A text as a URI-reference: itself where it is one, else percent-encoded."""
+    """The text itself if it is a URI-reference, else the percent-encoded text."""
     return text if _URI_REFERENCE.fullmatch(text) else quote(text, safe="/", errors="replace")
 
 
 def attributes(delivery: Delivery) -> dict[str, str]:
-    """The attributes of an event and their values, as text; without those that it does not have."""
+    """The CloudEvents attributes of an event as texts, without those that have no value."""
     event = delivery.event
     when = event.occurred_at or event.created_at
     found = {
@@ -48,7 +49,8 @@ def attributes(delivery: Delivery) -> dict[str, str]:
         "datacontenttype": "application/json",
         "subject": event.subject,
         "time": when and when.astimezone(UTC).isoformat(),
-        # The extension never carries a single hop (cloudevents/spec, distributed-tracing); the header beside it does.
+        # The extension contains the context of the event's origin, not of the current hop (cloudevents/spec,
+        # distributed-tracing). The context of the current hop is in the header traceparent.
         "traceparent": starting_context(event.id, event.traceparent),
         "correlationid": event.correlation_id,
         "domain": event.domain,
@@ -58,7 +60,7 @@ def attributes(delivery: Delivery) -> dict[str, str]:
 
 
 def structured(delivery: Delivery) -> Message:
-    """Everything in the body. The payload stands there as the database wrote it, not read and written again."""
+    """Attributes and payload in the body. The payload is inserted as the database wrote it, without parsing it."""
     head = json.dumps(attributes(delivery), ensure_ascii=False)[:-1]
     return {"content-type": "application/cloudevents+json"}, f'{head}, "data": {delivery.event.payload}}}'.encode()
 
@@ -72,5 +74,5 @@ def binary(delivery: Delivery) -> Message:
     }, delivery.event.payload.encode()
 
 
-#: The modes, by the name that an option gives.
+#: The content modes, by the value of the option ``mode``.
 MODES: Final[Mapping[str, Callable[[Delivery], Message]]] = {"structured": structured, "binary": binary}

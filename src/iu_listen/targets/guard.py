@@ -1,7 +1,7 @@
-"""Whom a target may connect to: addresses of URLs, addresses of hosts, and a way to exactly the one that was checked.
+"""Decides to which addresses a target may connect: parses URLs, resolves hosts, and checks the resolved addresses.
 
-A route is a row that many may write, so its address may be meant to reach what only we can reach: a service of our
-network, or the metadata of the cloud (server-side request forgery).
+A route is a row that many roles may write. An attacker could use its address to reach a service that only the consumer
+can reach, for example in the internal network or the metadata service of a cloud (server-side request forgery).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from iu_listen.model.errors import ConfigurationError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: What is no address of somebody far away. Our own table: that of the standard library differs by its version, and
-#: calls public what leads back to IPv4 (NAT64, 6to4). The first row that fits says what it is.
+#: The networks that are not public, each with its description; the first network that contains an address counts. The
+#: table of the standard library is not used: it differs between versions, and treats addresses that lead to IPv4
+#: addresses (NAT64, 6to4) as public.
 NOT_PUBLIC: Final = [(ipaddress.ip_network(network), what) for network, what in (
     ("0.0.0.0/8", "this host"),
     ("10.0.0.0/8", "private"),
@@ -52,27 +53,27 @@ NOT_PUBLIC: Final = [(ipaddress.ip_network(network), what) for network, what in 
     ("fc00::/7", "private"),
     ("fe80::/10", "link-local"),
     ("ff00::/8", "multicast"),
-    # All that is public lies in 2000::/3.
+    # All public IPv6 addresses are in 2000::/3.
     ("::/3", "reserved"),
     ("4000::/2", "reserved"),
     ("8000::/1", "reserved"),
 )]  # fmt: skip
 
 _HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_.\-]*[a-z0-9_])?")
-#: RFC 3986. A URL with anything else is read differently by different readers.
+#: The characters of RFC 3986. Programs differ in how they parse a URL with other characters.
 _URL: Final = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A URL, taken apart.
+    """The parts of a URL.
 
     Attributes:
         scheme: ``http`` or ``https``.
-        host: In lower case, without the dot at its end and the brackets of IPv6.
-        port: From 1.
-        path: What is asked for, query included; it begins with ``/``.
+        host: Host in lower case, without a final dot and without the brackets of IPv6.
+        port: Port, from 1.
+        path: Path with query; it begins with ``/``.
     """
 
     scheme: str
@@ -82,10 +83,10 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Take a URL apart.
+        """Parse a URL.
 
         Raises:
-            ValueError: it is none that we use; the text says why, and nothing of the URL.
+            ValueError: The URL is not supported. The text has the reason, but no part of the URL.
         """
         if not _URL.fullmatch(text):
             raise ValueError("an address is a URL in ASCII; other characters are percent-encoded, hosts are xn--")
@@ -120,11 +121,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Which hosts may be reached that are not public.
+    """The hosts and networks that may be reached although they are not public.
 
     Attributes:
-        hosts: Names that may have any address.
-        networks: Addresses that any name may have.
+        hosts: Names of hosts, which may have any address.
+        networks: Networks that any host may be in.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -132,10 +133,10 @@ class Guard:
 
     @classmethod
     def allowing(cls, entries: Iterable[str]) -> Guard:
-        """The guard that lets through these names and networks (CIDR, or one address).
+        """The guard that allows these host names and networks (CIDR, or one address).
 
         Raises:
-            ConfigurationError: an entry is neither.
+            ConfigurationError: An entry is neither a host name nor a network.
         """
         hosts, networks = set(), []
         for entry in entries:
@@ -151,14 +152,14 @@ class Guard:
         return cls(frozenset(hosts), tuple(networks))
 
     def trusts(self, host: str) -> bool:
-        """Whether this host is allowed by what it is called, whatever address it has."""
+        """Whether this host is allowed by its name, or by the address that is written as its name."""
         if host in self.hosts:
             return True
         ip = literal(host)
         return ip is not None and any(ip in network for network in self.networks)
 
     def refusal(self, host: str, address: str) -> str:
-        """What speaks against this address of a host: what it is, as in ``loopback``; empty: nothing."""
+        """The reason for refusing this address of a host, for example ``loopback``; empty: the address is allowed."""
         ip = literal(address)
         if ip is None:
             return "no address"
@@ -168,32 +169,32 @@ class Guard:
 
 
 def literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as; None: it is a name."""
+    """The IP address if the host is written as one; None: the host is a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
 
 
-#: Host and port to addresses.
+#: A function that resolves host and port to IP addresses.
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """The addresses of a host, as the system finds them.
+    """The IP addresses of a host, from the resolver of the operating system.
 
     Raises:
-        OSError: it has none.
-        UnicodeError: it cannot be a name.
+        OSError: The host has no address.
+        UnicodeError: The host is not a valid name.
     """
     return [str(found[4][0]) for found in await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 async def allowed(guard: Guard, host: str, port: int, resolve: Resolve = resolve) -> list[str]:
-    """The addresses of a host that may be connected to.
+    """The addresses of a host to which a connection is allowed.
 
     Raises:
-        Unavailable: it has no address, or none that is allowed.
+        Unavailable: The host has no address (``dns``), or none that is allowed (``address_refused``).
     """
     try:
         addresses = list(dict.fromkeys(await resolve(host, port)))
@@ -210,14 +211,14 @@ async def allowed(guard: Guard, host: str, port: int, resolve: Resolve = resolve
 
 
 class NotAllowed(ConfigurationError):
-    """The process does not allow this host; another one may."""
+    """The configuration of this process does not allow the host; that of another process may."""
 
 
 def check_host(guard: Guard, host: str) -> None:
-    """Refuse a host that is written as an address which is not allowed.
+    """Refuse a host that is written as an IP address, if that address is not allowed.
 
     Raises:
-        NotAllowed: it is one.
+        NotAllowed: The address is not allowed.
     """
     refused = guard.refusal(host, host)
     if refused and refused != "no address":
@@ -227,5 +228,5 @@ def check_host(guard: Guard, host: str) -> None:
 
 
 def allow_hint(host: str) -> str:
-    """What to do where a host is meant that is not public."""
+    """The hint that tells how to allow a host that is not public."""
     return f"start the consumer with IU_LISTEN_ALLOW_PRIVATE={host}"

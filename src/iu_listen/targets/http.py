@@ -1,8 +1,8 @@
-"""Webhooks: an event as a CloudEvent in an HTTP request, signed as Standard Webhooks says.
+"""Webhooks: an event as a CloudEvent in an HTTP request, signed as Standard Webhooks specifies.
 
-httpcore is what httpx is made of. It is used without httpx because nothing of what that adds may happen here: redirects
-elsewhere, proxies of the environment, cookies, answers that are unpacked; and because connections to addresses that
-were checked (guard.py) are part of its interface, not of httpx's.
+The client is httpcore, the lower layer of httpx. The features that httpx adds must not take effect here: redirects to
+other hosts, proxies of the environment, cookies, and decompression of answers. Also, only the interface of httpcore
+lets a program choose the checked address of a connection (guard.py).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from iu_listen.targets.http_backend import GuardedBackend
 from iu_listen.targets.http_options import Options
 from iu_listen.targets.http_pool import Answer, Pool
 
-#: Longest wait for a connection, and for its TLS, in seconds; a third of the deadline where that is less, so that
-#: being kept waiting for them both is no running into the deadline.
+#: Longest wait for a connection, and for its TLS handshake, in seconds. A third of the deadline is used if it is less,
+#: so that both together stay below the deadline.
 CONNECT: Final = 10.0
-#: Most redirects that are followed.
+#: Largest number of redirects that are followed.
 REDIRECTS: Final = 2
-#: Longest wait that an answer may ask for, in seconds.
+#: Longest wait that is accepted from a Retry-After header, in seconds.
 MOST_RETRY_AFTER: Final = 3600.0
-#: Longest part of an answer that is kept for people, in characters.
+#: Longest part of an answer that is recorded, in characters.
 EXCERPT: Final = 200
 
 #: What an answer means that is not among the statuses of the option ``rejects``: by its status, else by its hundred,
@@ -52,7 +52,7 @@ OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
     4: Unavailable,
 }
 
-#: What may happen while a request is under way, and what is said of it. No text of theirs: it may hold headers.
+#: Code and text for errors during a request. The text of httpcore is not used, because it may contain headers.
 _BROKEN: Final[Mapping[type[Exception], tuple[str, str]]] = {
     httpcore.TimeoutException: ("timeout", "no answer in time"),
     httpcore.NetworkError: ("disconnect", "the connection broke before the answer came"),
@@ -62,12 +62,12 @@ _BROKEN: Final[Mapping[type[Exception], tuple[str, str]]] = {
 
 
 class HttpTarget:
-    """Events to one URL. Satisfies flow.ports.Target.
+    """Delivers events to one URL. Implements flow.ports.Target.
 
     Args:
-        options: Where to, and how.
-        resolve: Where addresses come from.
-        clock: Seconds since 1970, for signatures.
+        options: The address and the options of the route.
+        resolve: Resolves host names.
+        clock: Returns the seconds since 1970, for signatures.
     """
 
     def __init__(self, options: Options, resolve: Resolve = resolve, clock: Callable[[], float] = time.time) -> None:
@@ -79,13 +79,15 @@ class HttpTarget:
         return f"HttpTarget({self._options.address.scheme}://{self._options.address.authority})"
 
     async def deliver(self, delivery: Delivery, /) -> None:
-        """Deliver one event; it has arrived when the answer is 2xx.
+        """Deliver one event; the delivery is successful if the status is 2xx.
 
         Raises:
-            Reject: the answer says that this event will never be taken (the statuses of ``rejects``, a redirect).
-            Unavailable: there is no connection (``dns``, ``address_refused``, ``connect``, ``tls``), or the answer is
-                502, 503, or another 4xx.
-            Failed: 408, 425, another 5xx, no answer (``timeout``), or half of one (``disconnect``).
+            Reject: The receiver will never accept this event: the status is one of ``rejects``, or a redirect that is
+                not followed.
+            Unavailable: No connection could be opened (``dns``, ``address_refused``, ``connect``, ``tls``), or the
+                status is 502, 503, or a 4xx that is not listed here.
+            Failed: The status is 408, 425 or another 5xx, there was no answer in time (``timeout``), or the connection
+                broke before the answer was complete (``disconnect``).
         """
         headers, body = self.message(delivery)
         try:
@@ -113,7 +115,7 @@ class HttpTarget:
             "traceparent": delivery.traceparent,
         }
         if self._options.signers:
-            # A dot separates what is signed; nothing else of a key needs to go, and two keys never become one.
+            # The signed content is separated by dots, so a dot in the key is encoded. Different keys stay different.
             name = quote(delivery.idempotency_key, safe=":", errors="replace").replace(".", "%2E")
             now = datetime.fromtimestamp(int(self._clock()), UTC)
             signatures = [signer.sign(name, now, body.decode()) for signer in self._options.signers]
@@ -125,7 +127,11 @@ class HttpTarget:
         return {**headers, **self._options.headers}, body
 
     async def _follow(self, headers: Mapping[str, str], body: bytes, connect: float) -> Answer:
-        """Ask, and ask again where an answer says so. The last answer, or the first redirect that is not followed."""
+        """Send the request, and follow redirects of the same origin with status 307 or 308, at most REDIRECTS times.
+
+        Returns:
+            The last answer, or the first redirect that is not followed.
+        """
         address = self._options.address
         for _ in range(REDIRECTS):
             answer = await self._ask(address, headers, body, connect)
@@ -161,19 +167,19 @@ class HttpTarget:
         )
 
     def _excerpt(self, answer: Answer) -> str:
-        """The beginning of an answer, for people: in characters that can be printed, and without our secrets."""
+        """The first EXCERPT characters of an answer, without secrets and without unprintable characters."""
         text = answer.body.decode(errors="replace")
         for secret in self._options.hidden:
             text = text.replace(secret, "***")
         if not answer.whole and self._options.hidden:
-            # What was cut off may have cut a secret.
+            # A secret may be cut at the end of the text, so as many characters as the longest secret has are removed.
             text = text[: -len(self._options.hidden[0])]
-        # One for one: what is left out between two halves would join them.
+        # Each unprintable character becomes a blank. Removing it could join two halves of a secret.
         return "".join(c if c.isprintable() else " " for c in text)[:EXCERPT].strip()
 
 
 def retry_after(text: str, now: float) -> float | None:
-    """How long the header Retry-After asks to wait, in seconds from ``now``; None: it says nothing of use."""
+    """The delay that the header Retry-After asks for, in seconds from ``now``; None: it is absent or invalid."""
     if re.fullmatch(r"[0-9]+", text):
         return min(float(text), MOST_RETRY_AFTER)
     try:
@@ -185,14 +191,14 @@ def retry_after(text: str, now: float) -> float | None:
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
-    """The target of a route. Connects to nothing yet.
+    """Create the target of a route, without a connection.
 
     Args:
-        address: An URL of https, or of http where IU_LISTEN_ALLOW_PRIVATE has its host.
+        address: An https URL, or an http URL if IU_LISTEN_ALLOW_PRIVATE has its host.
         options: ``target`` of the delivery policy: docs/how-to/http.md.
-        secrets: Where secrets are looked up, now and once.
+        secrets: The secrets that the options may name; they are read once, by this function.
 
     Raises:
-        ConfigurationError: the address or an option cannot work.
+        ConfigurationError: The address or an option is invalid.
     """
     return HttpTarget(http_options.read(address, options, secrets))

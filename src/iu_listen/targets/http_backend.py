@@ -1,4 +1,4 @@
-"""How a connection over HTTP begins: to an address that was checked, and to no other."""
+"""Opens connections for HTTP, only to addresses that were checked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from iu_listen.targets.guard import Guard, Resolve, allowed, resolve
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connections to addresses that were checked, and to no other: a name is looked up once for each connection.
+    """Opens connections only to addresses that were checked: a name is resolved once for each connection.
 
-    What goes wrong before a request is sent is Unavailable, with the code ``dns``, ``address_refused``, ``connect`` or
-    ``tls``: no event can help it, so none may become a dead letter by it.
+    An error before a request is sent becomes Unavailable, with the code ``dns``, ``address_refused``, ``connect`` or
+    ``tls``. Such an error does not depend on the event, so it must not make the event a dead letter.
 
     Args:
-        guard: Which addresses are allowed.
-        resolve: Where addresses come from.
+        guard: The allowed hosts and networks.
+        resolve: Resolves host names.
     """
 
     def __init__(self, guard: Guard, resolve: Resolve = resolve) -> None:
@@ -37,16 +37,16 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a host, within ``timeout`` seconds; to one of its addresses after the other.
+        """Connect to a host within ``timeout`` seconds; its addresses are tried one after another.
 
         Raises:
-            Unavailable: it has no address, none that is allowed, or none where anybody answers.
+            Unavailable: The host has no address or none that is allowed, or none of them answers.
         """
         with anyio.move_on_after(timeout) as scope:
             addresses = await allowed(self._guard, host, port, self._resolve)
             kind = ""
             for left in range(len(addresses), 0, -1):
-                # Somebody silent must not take the time of the others.
+                # An address that does not answer must not use up the time of the others.
                 share = (scope.deadline - anyio.current_time()) / left
                 try:
                     stream = await self._inner.connect_tcp(addresses[-left], port, share, local_address, socket_options)
@@ -59,7 +59,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that tells a failure of TLS from one of the network."""
+    """A connection that distinguishes errors of TLS from errors of the network."""
 
     def __init__(self, inner: httpcore.AsyncNetworkStream, host: str) -> None:
         self._inner = inner
@@ -81,11 +81,11 @@ class _Stream(httpcore.AsyncNetworkStream):
             return await self._inner.start_tls(ssl_context, server_hostname, timeout)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             root = _root(error)
-            # The words of OpenSSL: of the certificate, and of the protocol. Nothing of ours is in them.
+            # The text comes from OpenSSL and concerns the certificate or the protocol; it contains no secrets.
             why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
             raise Unavailable(f"no TLS with {self._host}: {why}", code="tls") from None
         except BaseException:
-            # Cancelled: httpcore would leave it to the garbage collector.
+            # After a cancellation httpcore would leave the connection to the garbage collector.
             with anyio.CancelScope(shield=True):
                 await self._inner.aclose()
             raise
@@ -95,7 +95,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error was made of."""
+    """The first error in the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

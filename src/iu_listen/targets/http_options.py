@@ -1,4 +1,4 @@
-"""The options of an HTTP target: what they may be, and what is made of them."""
+"""The options of an HTTP target: the allowed values, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from iu_listen.model.secrets import Secret, Secrets, read_ca
 from iu_listen.targets.guard import Address, Guard, NotAllowed, allow_hint, check_host
 
 _NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
-#: Visible ASCII, and blanks inside.
+#: Values of headers: visible ASCII, with blanks that are neither first nor last.
 _VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
-#: What we set ourselves, what frames a request, and what would speak to a proxy.
+#: Headers that a route may not set: those that the target sets, those of message framing, and those for proxies.
 _OURS: Final = re.compile(
     r"host|content-.*|transfer-encoding|te|trailer|connection|keep-alive|upgrade|expect|proxy-.*|:.*"
     r"|idempotency-key|traceparent|webhook-.*|ce-.*",
     re.IGNORECASE,
 )
-#: What holds a secret by its nature: the usual headers of credentials, and what names itself so.
+#: Headers that contain a secret: the usual headers for credentials, and headers whose name suggests a secret.
 _SECRET: Final = re.compile(
     r"authorization|.*-authorization|cookie|.*(api-?key|access-?key|secret|token|passw(or)?d|credential|signature).*"
     r"|x-auth(-.*)?|.*-key",
@@ -35,7 +35,7 @@ _SECRET: Final = re.compile(
 )
 
 
-#: The process decides what a route may reach, not the route.
+#: The hint if a route sets allow_private: the process, not the route, decides which hosts may be reached.
 MOVED: Final = "Whoever runs the consumer says what may be reached: IU_LISTEN_ALLOW_PRIVATE."
 
 
@@ -52,10 +52,10 @@ def _headers(value: Any) -> bool:
     )  # fmt: skip
 
 
-#: Answers that make an event a dead letter at once: they speak of the request, not of the receiver.
+#: Statuses that make an event a dead letter at once, because they concern the request, not the state of the receiver.
 REJECTS: Final = [400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422, 431, 451]
 
-#: Each option: what it is without being given, whether a value will do, and what does.
+#: The options, each with its default, a test of a value, and a description of the allowed values.
 OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "mode": ("structured", lambda v: v in ("structured", "binary"), "structured or binary"),
     "method": ("POST", lambda v: v in ("POST", "PUT"), "POST or PUT"),
@@ -75,20 +75,20 @@ OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the options of a route make of an HTTP target.
+    """The address and the options of an HTTP target, validated and with secrets resolved.
 
     Attributes:
-        address: Where requests go.
-        mode: ``structured`` or ``binary``.
+        address: The URL of the receiver.
+        mode: Content mode of CloudEvents: ``structured`` or ``binary``.
         method: ``POST`` or ``PUT``.
-        http2: Whether HTTP/2 is offered to the other side.
-        guard: Who may be connected to.
-        tls: Whom to trust.
-        max_response: How much of an answer is read, in bytes.
+        http2: Whether HTTP/2 is offered to the receiver.
+        guard: The allowed hosts and networks.
+        tls: The TLS context with the trusted CA certificates.
+        max_response: Largest part of an answer that is read, in bytes.
         rejects: Statuses that make an event a dead letter at once.
-        signers: What signs; each makes a signature of its own.
+        signers: The signing keys; each adds a signature.
         headers: Fixed headers.
-        hidden: Every secret, in every spelling that an answer may repeat it in.
+        hidden: All secrets, in all encodings in which an answer may contain them.
     """
 
     address: Address
@@ -108,8 +108,8 @@ def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
     """Read the address and the options of a route.
 
     Raises:
-        ConfigurationError: one of them cannot work; it says which, and what can. It says no value of an option that
-            may be a secret in the wrong place.
+        ConfigurationError: The address or an option is invalid. The message names the option and the allowed values. It
+            does not show values that may be a misplaced secret.
     """
     given = {name: default for name, (default, _, _) in OPTIONS.items()}
     for name, value in options.items():
@@ -182,7 +182,7 @@ def _read_ca(path: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cadata=read_ca(path))
     except (OSError, ValueError) as error:
-        # ssl.SSLError is an OSError: a file without certificates.
+        # ssl.SSLError, for a file without certificates, is a subclass of OSError.
         raise ConfigurationError(f"the option ca cannot be used: {type(error).__name__}, {path!a}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
@@ -197,14 +197,14 @@ def _signer(key: Secret) -> Webhook:
         raw = base64.b64decode(_base64(key), validate=True)
     except (binascii.Error, ValueError):
         raw = b""
-    # What Standard Webhooks asks for is at least 24 bytes; senders with 16 are about.
+    # Standard Webhooks requires at least 24 bytes, but some senders use 16.
     if not key.reveal().startswith("whsec_") or len(raw) < 16:
         raise ConfigurationError(f"{key.name} is no secret for signatures", "It is whsec_ and base64 of 24 bytes.")
     return Webhook(raw)
 
 
 def _spellings(secrets: Iterable[str]) -> tuple[str, ...]:
-    """Secrets as they are, in JSON, in a URL and in base64; the longest first, since one may hold another."""
+    """Secrets as plain text, in JSON, in a URL and in base64; the longest first, because one may contain another."""
     found = {
         spelling
         for s in secrets

@@ -1,7 +1,7 @@
-"""Connections to one origin, and what is read of an answer.
+"""A pool of connections to one origin, and the limited reading of answers.
 
-The pool of httpcore looks at every connection for every request, twice, and at all of them for each: with 50 of them
-that is most of the work. Here all go to one place, so a stack will do.
+The pool of httpcore examines all its connections for each request, which is most of the work with 50 connections. Here
+all connections have the same origin, so a stack of free connections is enough.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import httpcore
 from iu_listen.model.delivery import Unavailable
 from iu_listen.targets.guard import Address
 
-#: Longest wait for the rest of an answer whose status is known, in seconds; half of what is left where that is less.
+#: Longest wait for the rest of an answer after its status, in seconds; at most half of the time to the deadline.
 REST: Final = 5.0
-#: How long a connection is kept that nobody uses, in seconds. Servers of Node close theirs after 5.
+#: Time after which an idle connection is closed, in seconds. Servers that use Node.js close theirs after 5 seconds.
 KEPT: Final = 4.0
 
-# At its level DEBUG it writes down every header, a token among them.
+# At level DEBUG hpack logs all headers, which may contain a token.
 logging.getLogger("hpack").setLevel(logging.INFO)
 
 
@@ -33,9 +33,9 @@ class Answer:
 
     Attributes:
         status: Status code.
-        headers: By their names in lower case.
-        body: At most as many bytes as were asked for.
-        whole: Nothing of the body is missing.
+        headers: Headers by name, in lower case.
+        body: Body, cut at the limit of the request.
+        whole: Whether the body is complete.
     """
 
     status: int
@@ -44,21 +44,22 @@ class Answer:
     whole: bool
 
     def header(self, name: str) -> str:
-        """A header; empty: there is none."""
+        """The value of a header; empty: the answer does not have it."""
         return self.headers.get(name.encode(), b"").decode("latin-1")
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A connection.
+    """A connection of the pool.
 
     Attributes:
-        users: How many requests are on it.
-        free: The next request may find it.
-        left: Somebody left it in the middle of an answer.
-        used: An answer came by it.
-        opened: It is known whether it can be had.
-        failure: Why it cannot.
+        connection: The connection of httpcore.
+        users: Number of requests that use it.
+        free: Whether it is among the connections that a request may take.
+        left: Whether a request left it before the end of an answer, so that it must not be used again.
+        used: Whether it has already carried an answer.
+        opened: Set when connecting has succeeded or failed.
+        failure: The reason why connecting failed; None: it did not fail.
     """
 
     connection: httpcore.AsyncHTTPConnection
@@ -71,13 +72,13 @@ class _Line:
 
 
 class Pool:
-    """Connections to one origin: as many as there are requests at once, or one for all of them with HTTP/2.
+    """Connections to one origin: one for each concurrent request, or with HTTP/2 one for all requests.
 
     Args:
-        address: Whose origin it is.
-        tls: Whom to trust.
-        http2: Whether HTTP/2 is offered to the other side.
-        backend: How to connect.
+        address: The URL with the origin.
+        tls: The TLS context with the trusted CA certificates.
+        http2: Whether HTTP/2 is offered to the server.
+        backend: Opens the connections.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Pool:
         self._http2 = http2
         self._backend = backend
         self._lines: set[_Line] = set()
-        #: Those that a request may take; the one that was used last is taken first, so that the others can go.
+        #: The connections that a request may take. The one that was used last is taken first, so the others can expire.
         self._free: list[_Line] = []
 
     async def ask(
@@ -97,16 +98,16 @@ class Pool:
         """Send a request, and read at most ``most`` bytes of the body of its answer.
 
         Args:
-            method: Of HTTP.
-            path: What is asked for, query included.
-            headers: All of them, Host and Content-Length included; in ASCII.
-            body: What is sent.
-            connect: Longest wait for a connection, and for its TLS, in seconds.
-            most: Most bytes that are read. Of a longer answer the rest is left, and the connection with it.
+            method: HTTP method.
+            path: Path with query.
+            headers: All headers, with Host and Content-Length, in ASCII.
+            body: Body of the request.
+            connect: Longest wait for a connection, and for its TLS handshake, in seconds.
+            most: Largest number of bytes to read. If the answer is longer, the connection is not used again.
 
         Raises:
-            Unavailable: there is no connection.
-            httpcore.NetworkError, httpcore.ProtocolError: no status came.
+            Unavailable: No connection could be opened.
+            httpcore.NetworkError, httpcore.ProtocolError: The connection failed before a status arrived.
         """
         url = httpcore.URL(
             scheme=self._origin.scheme, host=self._origin.host, port=self._origin.port, target=path.encode()
@@ -123,10 +124,11 @@ class Pool:
                 ) as response:
                     answer = await _read(response, most)
             except httpcore.ConnectionNotAvailable:
-                # Hoped to be one of HTTP/2, it is one of HTTP/1.1, and somebody else was faster; or it was just closed.
+                # The connection uses HTTP/1.1 instead of HTTP/2 and another request took it, or it was just closed.
                 continue
             except (httpcore.NetworkError, httpcore.ProtocolError):
-                # The other side closes what was idle just when we use it. That is no fault of this event.
+                # The server may close an idle connection at the moment of its use. Such an error is not caused by the
+                # event, so the request is repeated once, on a new connection.
                 if again or not line.used:
                     raise
                 again = True
@@ -152,9 +154,12 @@ class Pool:
         self._free.clear()
 
     async def _opening(self, line: _Line) -> dict[str, Any]:
-        """How the first on a connection of HTTP/2 tells the others that they may come; they wait for it.
+        """Let the first request on a new HTTP/2 connection open it, while the others wait for the result.
 
-        Else each of them, one after the other, would wait in vain for a connection that cannot be had.
+        Without this, each of them in turn would wait for a connection that cannot be opened.
+
+        Returns:
+            The extensions for the request.
         """
         if not self._http2 or line.opened.is_set():
             return {}
@@ -171,7 +176,7 @@ class Pool:
         return {"trace": happens}
 
     async def _take(self, fresh: bool) -> _Line:
-        """A connection that was used, else, or where it must be ``fresh``, a new one."""
+        """A free connection, or a new one if none is usable; with ``fresh`` only one that has carried no answer yet."""
         while self._free:
             line = self._free[-1]
             usable = line.connection.is_available() and not line.connection.has_expired()
@@ -194,10 +199,10 @@ class Pool:
         return line
 
     async def _give(self, line: _Line) -> None:
-        """A request is done with a connection.
+        """Return a connection to the pool, or close it.
 
-        An answer over HTTP/2 that nobody reads to its end uses up what the other side may send to all that share the
-        connection. So nothing new goes to such a connection, and it is closed when what is on it has ended.
+        An HTTP/2 answer that is not read to its end keeps a part of the flow-control window of the connection, which
+        all its requests share. So such a connection gets no new requests, and is closed after its last request.
         """
         if line.left or line.connection.is_closed():
             self._withhold(line)
@@ -205,7 +210,7 @@ class Pool:
                 await self._drop(line)
         elif not line.free and line.connection.is_available():
             self._offer(line)
-        # The one at the bottom was not needed for the longest time.
+        # The connection at the bottom of the stack has been idle for the longest time.
         if self._free and self._free[0].connection.has_expired():
             await self._drop(self._free[0])
 
@@ -226,10 +231,10 @@ class Pool:
 
 
 async def _read(response: httpcore.Response, most: int) -> Answer:
-    """What is read of an answer. Its status counts, whatever becomes of its body, which is for people only."""
+    """Read an answer. An error while reading the body is ignored: the outcome depends on the status only."""
     got, whole = bytearray(), False
     left = anyio.current_effective_deadline() - anyio.current_time()
-    # To be cancelled is how reading ends cleanly in the middle.
+    # A cancellation ends reading before the end of the body and leaves the connection in a clean state.
     with anyio.move_on_after(min(REST, left / 2)) as reading:
         try:
             async for chunk in response.aiter_stream():

@@ -1,7 +1,8 @@
 """A topic of Kafka as a target: ``kafka://host:9092,host2:9092/topic``.
 
-The producer is idempotent and waits for all replicas: what it repeats by itself is stored once. A delivery that is
-made again (the deadline, a stop) is a new record; a consumer knows it by its header ``idempotency_key``.
+The Kafka producer is idempotent and waits for all replicas, so a record that it repeats by itself is stored once. A
+repeated delivery (after a deadline or a shutdown) is a new record; a receiver recognizes it by the header
+``idempotency_key``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from iu_listen.targets.broker import (
 from iu_listen.targets.cloudevents import attributes
 from iu_listen.targets.guard import Guard, allowed
 
-# What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
+# The outcomes of deliveries contain the errors of the library; without a handler it would write them to stderr.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 OPTIONS: Final[Mapping[str, Option]] = {
@@ -50,15 +51,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "max_bytes": number(1, 1_000_000_000, 1_048_576, "bytes"),
 }
 
-#: How long no answer is no reason to ask whether anybody is there, in seconds.
+#: Time without an answer after which the target checks whether a broker is reachable, in seconds.
 PATIENCE: Final = 0.5
-#: A batch takes records up to so many bytes, or a single larger one.
+#: Largest batch of records of the Kafka producer, in bytes; a larger record is sent alone.
 BATCH: Final = 16_384
 
-#: What is wrong with one record, or its partition, before it is sent. Anything else is wrong with the producer.
+#: Errors before sending that concern one record or its partition. All other errors concern the Kafka producer.
 ALONE: Final = (errors.MessageSizeTooLargeError, errors.KafkaTimeoutError)
 
-#: What an error of the library means, while connecting and later. The first that fits counts.
+#: The outcomes of errors of the library, while connecting and later. The first row that fits counts.
 MEANINGS: Final = (
     *CONNECTING[:2],
     Meaning(
@@ -89,15 +90,15 @@ MEANINGS: Final = (
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTarget:
-    """The target of an address.
+    """Create the target of an address, without a connection.
 
     Args:
-        address: ``kafka://host[:9092][,host…]/topic``: the servers to begin with; they name the others.
-        options: Those of OPTIONS.
-        secrets: Where they are looked up.
+        address: ``kafka://host[:9092][,host…]/topic``, with the bootstrap servers; they name the other brokers.
+        options: Values for options of OPTIONS.
+        secrets: The secrets that the options may name.
 
     Raises:
-        ConfigurationError: the address or an option cannot work.
+        ConfigurationError: The address or an option is invalid.
     """
     where = read_address(address, 9092)
     given = read_options("kafka", options, OPTIONS)
@@ -109,7 +110,7 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTar
 
 
 class _GuardedClient(AIOKafkaClient):  # type: ignore[misc]
-    """A client that connects to no broker whose address is not allowed: a cluster says itself where its brokers are."""
+    """A client that checks the address of each broker before it connects: the cluster itself names its brokers."""
 
     guard: Guard
 
@@ -124,16 +125,16 @@ class _GuardedClient(AIOKafkaClient):  # type: ignore[misc]
 
 
 class KafkaTarget:
-    """A topic of a Kafka cluster. Satisfies flow.ports.Target.
+    """A topic of a Kafka cluster. Implements flow.ports.Target.
 
     Args:
-        where: The servers to begin with; its path is the topic.
-        options: All of OPTIONS.
-        password: Ours; None: we have none.
-        guard: Which addresses may be connected to.
+        where: The bootstrap servers; its path is the topic.
+        options: Values of all options of OPTIONS.
+        password: The password of the user; None: no authentication.
+        guard: The allowed hosts and networks.
 
     Raises:
-        ConfigurationError: the file of CAs cannot be read.
+        ConfigurationError: The file of CA certificates cannot be read.
     """
 
     def __init__(self, where: Address, options: Mapping[str, Any], password: Secret | None, guard: Guard) -> None:
@@ -150,10 +151,10 @@ class KafkaTarget:
         return f"KafkaTarget({self._where})"
 
     async def deliver(self, delivery: Delivery, /) -> None:
-        """Write a record, and wait until all replicas have it.
+        """Write a record, and wait until all replicas have stored it.
 
         Raises:
-            DeliveryError: as MEANINGS says.
+            DeliveryError: The record was not stored; MEANINGS has the outcomes.
         """
         event = delivery.event
         key, value, headers = (event.subject or str(event.id)).encode(), event.payload.encode(), headers_of(delivery)
@@ -171,22 +172,26 @@ class KafkaTarget:
                 return
             failed: DeliveryError = judged(refusal, MEANINGS)
             if isinstance(failed, Reject) and size < BATCH:
-                # It may be another record of its batch that is meant. Tried again, it will have other company.
+                # The error may concern another record of the same batch. The next attempt is in another batch.
                 failed = Failed("refused with a whole batch", code="batch_too_large")
-            # The numbers of what was sent have a gap now, and the brokers would refuse all that follows.
+            # The sequence numbers of the Kafka producer have a gap now, so the brokers would refuse all later records.
             await self._link.drop(producer)
             raise failed
 
     async def aclose(self) -> None:
-        """End the connections, in two seconds at most."""
+        """Close the connections in at most GOODBYE seconds."""
         await self._link.aclose()
 
     async def _answered(self, producer: AIOKafkaProducer, sent: Any) -> None:
-        """Wait until a record has its answer. Cancelling leaves the record alone."""
+        """Wait until a record has its answer. A cancellation of the wait does not cancel the record.
+
+        Raises:
+            Unavailable: No broker answers.
+        """
         answer = anyio.Event()
 
         def answered(_: Any) -> None:
-            # Asked for also where nobody waits any more: what nobody asks for is complained about.
+            # The exception is also retrieved after a cancelled wait: asyncio logs exceptions that nothing retrieves.
             sent.exception()
             answer.set()
 
@@ -195,16 +200,16 @@ class KafkaTarget:
             with anyio.move_on_after(PATIENCE):
                 await answer.wait()
                 return
-            # The library repeats for ever, and tells nobody that nobody is there.
+            # The library repeats without end, and does not report that no broker is reachable.
             if not await self._somebody(producer):
                 await self._link.drop(producer)
                 raise Unavailable("no broker answers", code="connect")
 
     async def _somebody(self, producer: AIOKafkaProducer) -> bool:
-        task = producer.client._sync_task  # noqa: SLF001 only it asks, and what ends it tells nobody
+        task = producer.client._sync_task  # noqa: SLF001 only it updates the metadata, and its end is not reported
         if task is None or task.done():
             return False
-        # Each is asked in its turn, and those that are silent cost the time of a connect.
+        # The brokers are asked one after another; each one that does not answer takes the time of a connect.
         with anyio.move_on_after(self._options["connect_timeout"] * (1 + len(producer.client.cluster.brokers()))):
             return bool(await producer.client.force_metadata_update())
         return False
@@ -231,7 +236,7 @@ class KafkaTarget:
             for host, port in self._where.servers:
                 await allowed(self._guard, host, port)
             await producer.start()
-            # Asked for here, so that one asks for all, and no longer than this may take.
+            # The metadata of the topic is read here, once for all deliveries, and within the time limit of connecting.
             await producer.partitions_for(self._where.path)
         except BaseException as error:
             await goodbye(_end, producer)
@@ -242,18 +247,18 @@ class KafkaTarget:
 
 
 async def _end(producer: AIOKafkaProducer) -> None:
-    """End a producer without waiting for what it has not sent: nobody waits for that any more."""
-    # stop() would send all first, and try so for ever where nobody is there.
+    """Close a Kafka producer without sending its remaining records: no delivery waits for them any more."""
+    # stop() would send them first, and would never end without a reachable broker.
     with anyio.move_on_after(GOODBYE / 2), suppress(Exception):
-        await producer._sender.close()  # noqa: SLF001 there is no other way to end it alone
-    producer._closed = True  # noqa: SLF001 nor to say that we did
+        await producer._sender.close()  # noqa: SLF001 there is no public way to close only the sender
+    producer._closed = True  # noqa: SLF001 nor to mark the producer as closed
     await producer.client.close()
 
 
 def headers_of(delivery: Delivery) -> list[tuple[str, bytes]]:
-    """The headers of a record: idempotency key, trace, and CloudEvents as its binding for Kafka says."""
+    """The headers of a record: idempotency key, trace context, and the attributes of CloudEvents (Kafka binding)."""
     found = {"idempotency_key": delivery.idempotency_key, "content-type": "application/json"}
     found["traceparent"] = delivery.traceparent
-    # Of all attributes, the type of the content alone has its own header.
+    # The attribute datacontenttype is the header content-type; all others have the prefix ce_.
     found |= {f"ce_{name}": value for name, value in attributes(delivery).items() if name != "datacontenttype"}
     return [(name, value.encode()) for name, value in found.items()]

@@ -1,7 +1,7 @@
 """NATS JetStream as a target: ``nats://host:4222/subject`` or ``tls://…``.
 
-A message is acknowledged by the stream that takes it. Its Nats-Msg-Id is the idempotency key: a repetition within the
-window of the stream is acknowledged, too, and stored once.
+The stream that stores a message acknowledges it. The header Nats-Msg-Id is the idempotency key: a repeated message
+within the deduplication window of the stream is acknowledged as well, but is not stored again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from iu_listen.targets.broker import (
 from iu_listen.targets.cloudevents import attributes, header_value
 from iu_listen.targets.guard import Guard, allowed
 
-# What it has to say is in the outcome of deliveries; without a handler it would write to stderr.
+# The outcomes of deliveries contain the errors of the library; without a handler it would write them to stderr.
 logging.getLogger("nats").addHandler(logging.NullHandler())
 
 OPTIONS: Final[Mapping[str, Option]] = {
@@ -49,21 +49,22 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "token": text("the place of a secret: env:NAME or file:/path"),
 }
 
-#: A server ends the connection of all at a longer line (max_control_line, 4096), which names an inbox, too.
+#: Longest subject, in bytes. After a control line longer than max_control_line (4096 bytes) a server closes the shared
+#: connection; the line also contains the name of the inbox.
 LONGEST_SUBJECT: Final = 2048
-#: A silent path is given up after three of these, in seconds.
+#: Interval of pings, in seconds. After about three intervals without an answer the connection is given up.
 PING: Final = 5
 
-#: Where a connection does not come about, and where it is refused.
+#: The outcomes of errors while connecting.
 CONNECT: Final = (
     *CONNECTING,
     Meaning(errors.SecureConnWantedError, Unavailable, "tls", "the server offers no TLS"),
 )
 
-#: What a publication comes to.
+#: The outcomes of errors while publishing.
 PUBLISH: Final = (
     Meaning(errors.MaxPayloadError, Reject, "too_large", "larger than the server takes"),
-    # Nobody has the subject: the stream is missing, or it is not back yet.
+    # No stream has the subject: the stream does not exist, or is not available yet after a restart.
     Meaning(stream_errors.NoStreamResponseError, Failed, "no_stream", "no stream takes this subject"),
     Meaning(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
     Meaning(
@@ -72,7 +73,7 @@ PUBLISH: Final = (
     ),
 )  # fmt: skip
 
-#: What a stream answers, by its error code; else by the status.
+#: The outcomes of answers of a stream, by its error code, else by its status.
 ANSWERS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
     10054: (Reject, "too_large", "larger than the stream takes"),
     10060: (Failed, "wrong_stream", "another stream takes this subject"),
@@ -87,24 +88,24 @@ ANSWERS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarget:
-    """The target of an address.
+    """Create the target of an address, without a connection.
 
     Args:
-        address: ``nats://host[:4222][,host…]/subject``; ``{type}``, ``{domain}`` and ``{stream}`` in the subject stand
-            for those of the event, each as one token. ``tls://`` and option
-            ca speak to no server without TLS.
-        options: Those of OPTIONS.
-        secrets: Where they are looked up.
+        address: ``nats://host[:4222][,host…]/subject``. ``{type}``, ``{domain}`` and ``{stream}`` in the subject are
+            replaced by the values of the event, each as one token. With ``tls://`` or the option ca, a server without
+            TLS is refused.
+        options: Values for options of OPTIONS.
+        secrets: The secrets that the options may name.
 
     Raises:
-        ConfigurationError: the address or an option cannot work.
+        ConfigurationError: The address or an option is invalid.
     """
     where = read_address(address, 4222)
     given = read_options("nats", options, OPTIONS)
     if given["password"] and given["token"]:
         raise ConfigurationError("option token of a nats target excludes option password")
     return NatsTarget(
-        # Who gives certificates means TLS, whatever the scheme.
+        # The option ca requires TLS, whatever the scheme.
         "tls" if given["ca"] else where.scheme,
         where.servers,
         subject_of(where.path),
@@ -118,10 +119,10 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarg
 
 
 def subject_of(template: str) -> Callable[[Event], str]:
-    """How an event gets its subject.
+    """A function that returns the subject for an event.
 
     Raises:
-        ConfigurationError: no event could be published there.
+        ConfigurationError: The template is not a subject to which a message can be published.
     """
     plain = re.sub(r"\{(type|domain|stream)\}", "x", template)
     if not re.fullmatch(r"[^\s{}.*>$][^\s{}.*>]*(\.[^\s{}.*>]+)*", plain) or not plain.isprintable():
@@ -131,7 +132,7 @@ def subject_of(template: str) -> Callable[[Event], str]:
         )
 
     def subject(event: Event) -> str:
-        # One placeholder is one token, so that what is in it can neither add levels nor be a wildcard.
+        # A placeholder becomes exactly one token, so that a value can neither add levels nor be a wildcard.
         return re.sub(
             r"\{(type|domain|stream)\}",
             lambda found: re.sub(r"[^A-Za-z0-9_-]", "_", getattr(event, found[1])) or "_",
@@ -142,14 +143,21 @@ def subject_of(template: str) -> Callable[[Event], str]:
 
 
 class _Client(Client):
-    """A client that says nothing in the clear if it is told so, and says at once that it has ended."""
+    """A client that can require TLS, and reports its end at once.
+
+    Attributes:
+        stream: The JetStream context of the client.
+        ended: Called when the connection ends.
+        only_tls: Whether a server without TLS is refused.
+    """
 
     stream: JetStreamContext
     ended: Callable[[], None]
     only_tls = False
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        # The library calls back last, and where it fails to send what is left it neither does nor closes the socket.
+        # The library calls its callback last. If sending the remaining data fails, it neither calls it nor closes the
+        # socket.
         self.ended()
         try:
             await super()._close(status, do_cbs)
@@ -158,28 +166,28 @@ class _Client(Client):
                 self._transport.close()  # type: ignore[no-untyped-call]
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # Called before anything is sent. The library takes no TLS for an answer, whatever the scheme.
+        # Called before the client sends anything. The library accepts a server without TLS, whatever the scheme.
         if self.only_tls and initial_connection and not info.get("tls_required"):
             raise errors.SecureConnWantedError
         await super()._process_info(info, initial_connection)
 
 
 class NatsTarget:
-    """A subject of a NATS server. Satisfies flow.ports.Target.
+    """A subject of a NATS server. Implements flow.ports.Target.
 
     Args:
-        scheme: ``nats``, or ``tls``: no server without TLS is spoken to.
-        servers: Host and port of each.
-        subject: Where an event goes.
-        guard: Which addresses may be connected to.
-        user: Who we are; None: nobody.
-        password: Of the user.
-        token: Instead of both.
-        ca: File of CAs; None: those of the system.
-        connect_timeout: Of each server, in seconds.
+        scheme: ``nats``, or ``tls``, which refuses a server without TLS.
+        servers: Host and port of each server.
+        subject: Returns the subject for an event.
+        guard: The allowed hosts and networks.
+        user: The user; None: none.
+        password: The password of the user.
+        token: The token, instead of user and password.
+        ca: Path of a file of CA certificates; None: the certificates of the system.
+        connect_timeout: Longest time for connecting to one server, in seconds.
 
     Raises:
-        ConfigurationError: the file of CAs cannot be read.
+        ConfigurationError: The file of CA certificates cannot be read.
     """
 
     def __init__(
@@ -202,7 +210,7 @@ class NatsTarget:
         self._user, self._password, self._token = user, password, token
         self._tls = tls_context(ca)
         self._connect_timeout = connect_timeout
-        #: The subject of each publication that is under way.
+        #: The subject of each running publication.
         self._publishing: dict[anyio.CancelScope, str] = {}
         self._link: Link[_Client] = Link(self._connect, _Client.close, connect_timeout * len(servers))
 
@@ -210,17 +218,19 @@ class NatsTarget:
         return f"NatsTarget({', '.join(f'{self._scheme}://{host}:{port}' for host, port in self._servers)})"
 
     async def deliver(self, delivery: Delivery, /) -> None:
-        """Publish, and wait until the stream has it.
+        """Publish a message, and wait until the stream has stored it.
 
         Raises:
-            DeliveryError: as PUBLISH and ANSWERS say; TimeoutError: no answer within the deadline.
+            DeliveryError: The message was not stored; PUBLISH and ANSWERS have the outcomes.
+            TimeoutError: There was no answer within the deadline.
         """
         event = delivery.event
         subject, payload, headers = self._subject(event), event.payload.encode(), headers_of(delivery)
         if len(subject.encode()) > LONGEST_SUBJECT:
             raise Reject(f"the subject is longer than {LONGEST_SUBJECT} bytes", code="bad_subject")
         async with self._link.use() as client:
-            # The library looks at the payload alone; the server counts both, and ends the connection of all.
+            # The library checks only the size of the payload. The server counts headers and payload, and closes the
+            # shared connection if they are too large.
             if len(payload) + size_of(headers) > client.max_payload:
                 raise Reject(f"larger than the server takes ({client.max_payload} bytes)", code="too_large")
             with anyio.CancelScope() as scope:
@@ -233,7 +243,7 @@ class NatsTarget:
                     raise
                 except (errors.Error, OSError) as error:
                     if client.is_closed:
-                        # It may have been closed before anybody knew that it is ours.
+                        # The client may have been closed before the link knew it.
                         self._link.lost(client)
                     raise judged(error, PUBLISH) from None
                 finally:
@@ -242,12 +252,13 @@ class NatsTarget:
                 raise Failed("the user may not publish there", code="not_authorized")
 
     async def aclose(self) -> None:
-        """End the connection, in two seconds at most."""
+        """Close the connection in at most GOODBYE seconds (broker.py)."""
         await self._link.aclose()
 
     async def _connect(self) -> _Client:
         failure: DeliveryError = Unavailable()
-        # The library would give up with the first that accepts and is silent.
+        # The servers are tried one by one here: the library would give up after the first server that accepts the
+        # connection and does not answer.
         for server in random.sample(self._servers, len(self._servers)):
             try:
                 with anyio.fail_after(self._connect_timeout):
@@ -260,7 +271,7 @@ class NatsTarget:
 
     async def _connect_to(self, server: tuple[str, int]) -> _Client:
         host, port = server
-        # To the address that was checked: the library would look the name up again.
+        # The client connects to the address that was checked; with a name the library would resolve it again.
         address = (await allowed(self._guard, host, port))[0]
         client = _Client()
         client.ended = partial(self._link.lost, client)
@@ -274,11 +285,11 @@ class NatsTarget:
         try:
             await client.connect(
                 f"{self._scheme}://[{address}]:{port}" if ":" in address else f"{self._scheme}://{address}:{port}",
-                # A client that reconnects by itself lets those wait who publish meanwhile.
+                # With automatic reconnects, publications would wait for the reconnect.
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
-                # In whole seconds; it ends earlier, with ours.
+                # The library requires whole seconds; the time limit of the caller ends connecting earlier.
                 connect_timeout=math.ceil(self._connect_timeout),
                 ping_interval=PING,
                 error_cb=heard,
@@ -300,29 +311,32 @@ class NatsTarget:
         return client
 
     def _heard(self, client: _Client, words: str) -> None:
-        """What the server says of a publication it does not allow: the answer to it will never come."""
+        """Handle the server's message that a publication or the subscription for answers is not allowed.
+
+        Such a publication gets no answer, so it is cancelled here.
+        """
         if found := re.search(r'permissions violation for (publish|subscription) to "(.*)"', words.lower()):
             if found[1] == "subscription":
-                # We cannot hear answers at all.
+                # Without the subscription the client receives no answers.
                 self._link.lost(client)
             for scope in [scope for scope, subject in self._publishing.items() if subject == found[2]]:
                 scope.cancel()
 
 
 def headers_of(delivery: Delivery) -> dict[str, str]:
-    """The headers of a message: idempotency key, trace, and CloudEvents as over HTTP, percent-encoded."""
+    """The headers of a message: idempotency key, trace context, and CloudEvents as in HTTP, percent-encoded."""
     plain = {"Nats-Msg-Id": delivery.idempotency_key, "Content-Type": "application/json"}
     plain["traceparent"] = delivery.traceparent
     return plain | {f"ce-{name}": header_value(value) for name, value in attributes(delivery).items()}
 
 
 def size_of(headers: Mapping[str, str]) -> int:
-    """How many bytes headers take on the wire: a first line, a line each, an empty line."""
+    """The size of headers on the wire, in bytes: a first line, one line for each header, and an empty line."""
     return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
 
 
 def answered(error: stream_errors.APIError) -> DeliveryError:
-    """What the answer of a stream means."""
+    """The outcome for an error that a stream answered."""
     outcome, code, reason = ANSWERS.get(error.err_code or 0) or ANSWERS.get(error.code or 0) or (
         Failed, f"jetstream_{error.err_code or error.code}", "the stream refused it",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Coroutines as targets, and where they are found."""
+"""Coroutines as targets, and the search for them in modules."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 from iu_listen.model.delivery import Delivery
 from iu_listen.model.errors import ConfigurationError, words
 
-#: What a user writes: it returns when the event has arrived, and raises as iu_listen.model.delivery says.
+#: A target in the code of a user: it returns after a successful delivery, and raises the exceptions that
+#: iu_listen.model.delivery describes.
 Coroutine = Callable[[Delivery], Awaitable[object]]
 
 
 class PythonTarget:
-    """A coroutine with the name by which routes ask for it. Satisfies flow.ports.Target.
+    """A coroutine function with the name that routes use. Implements flow.ports.Target.
 
     Args:
-        name: ``target_ref`` of the routes that go to it.
-        function: The coroutine.
+        name: ``target_ref`` of the routes that deliver to it.
+        function: The coroutine function.
     """
 
     def __init__(self, name: str, function: Coroutine) -> None:
@@ -35,18 +36,18 @@ class PythonTarget:
         await self.function(delivery)
 
     async def __call__(self, delivery: Delivery, /) -> object:
-        """As if it had not been decorated."""
+        """Call the coroutine function directly, as without the decorator."""
         return await self.function(delivery)
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: the target holds no resources."""
 
     def __repr__(self) -> str:
         return f"target({self.name!r})"
 
 
 def target(name: str) -> Callable[[Coroutine], PythonTarget]:
-    """Make a coroutine the target of all routes of the kind ``workflow`` that name it.
+    """Make a coroutine function the target of the routes of the kind ``workflow`` that have this name.
 
     ::
 
@@ -55,7 +56,7 @@ def target(name: str) -> Callable[[Coroutine], PythonTarget]:
             await crm.put(delivery.event.subject, delivery.event.data, key=delivery.idempotency_key)
 
     Raises:
-        TypeError: it is no coroutine function.
+        TypeError: The decorated object is not a coroutine function.
     """
 
     def decorate(function: Coroutine) -> PythonTarget:
@@ -67,13 +68,14 @@ def target(name: str) -> Callable[[Coroutine], PythonTarget]:
 
 
 def load(app: str) -> list[PythonTarget]:
-    """The targets that ``module`` holds, or the one, or the ones, that ``module:attribute`` is.
+    """Load targets: all targets of ``module``, or the target or the list of targets in ``module:attribute``.
 
     Raises:
-        ConfigurationError: there is no such module or attribute, or it holds no target.
+        ConfigurationError: The module or the attribute does not exist or cannot be imported, or has no target.
     """
     name, _, attribute = app.partition(":")
-    # What one works on lies in the current directory. Last, so that no file there takes the place of a library.
+    # The module of a user is often in the current directory. It is appended at the end of the path, so that no file in
+    # it replaces a library.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:

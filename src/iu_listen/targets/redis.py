@@ -1,7 +1,8 @@
 """A stream of Redis or Valkey as a target: ``redis://host:6379/0?stream=name``, ``rediss://`` and ``valkey(s)://``.
 
-Streams take whatever is appended, again and again. So a script appends and remembers the idempotency key beside the
-stream, in one step: a repetition within that time finds the key and appends nothing.
+A stream does not detect repeated entries. So a script appends the entry and stores the idempotency key in a key beside
+the stream, in one atomic step. A repeated delivery within the time of the option ``idempotent`` finds the key and
+appends nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
 #: The schemes with TLS.
 ENCRYPTED: Final = frozenset({"rediss", "valkeys"})
 
-# It appends first: where that fails nothing is remembered. "~" lets the server trim when that costs nothing.
+# The script appends first, so that no key is stored if appending fails. With "~" the server trims the stream only when
+# that is cheap.
 APPEND: Final = """
 local seconds, maxlen = tonumber(ARGV[1]), tonumber(ARGV[2])
 if seconds > 0 then
@@ -72,7 +74,7 @@ if seconds > 0 then redis.call('SET', KEYS[2], id, 'EX', ARGV[1]) end
 return id
 """
 
-#: What an error of the library means, while connecting and later. The first that fits counts.
+#: The outcomes of errors of the library, while connecting and later. The first row that fits counts.
 MEANINGS: Final = (
     *CONNECTING[:2],
     Meaning(
@@ -92,7 +94,7 @@ MEANINGS: Final = (
     ),
 )  # fmt: skip
 
-#: The same for errors that have no class of their own: by a word in the answer of the server.
+#: The outcomes of errors that have no class of their own, by a word in the answer of the server.
 ANSWERS: Final = (
     ("WRONGTYPE", Failed, "wrong_type", "the key of the stream holds something else"),
     ("NOAUTH", Unavailable, "auth", "the server asks for a user and a password"),
@@ -109,15 +111,16 @@ ANSWERS: Final = (
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> RedisTarget:
-    """The target of an address.
+    """Create the target of an address, without a connection.
 
     Args:
-        address: ``redis://host[:6379][/database][?stream=name]``; with TLS: ``rediss://``. ``valkey`` is the same.
-        options: Those of OPTIONS.
-        secrets: Where they are looked up.
+        address: ``redis://host[:6379][/database][?stream=name]``, or ``rediss://`` for TLS; for Valkey ``valkey://``
+            and ``valkeys://``.
+        options: Values for options of OPTIONS.
+        secrets: The secrets that the options may name.
 
     Raises:
-        ConfigurationError: the address or an option cannot work.
+        ConfigurationError: The address or an option is invalid.
     """
     where = read_address(address, 6379, ["stream"])
     given = read_options("redis", options, OPTIONS, password_alone=True)
@@ -136,17 +139,17 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> RedisTar
 
 
 class RedisTarget:
-    """A stream of a Redis or Valkey server. Satisfies flow.ports.Target.
+    """A stream of a Redis or Valkey server. Implements flow.ports.Target.
 
     Args:
         where: The server.
         stream: The name of the stream.
-        options: All of OPTIONS.
-        password: Ours; None: we have none.
-        guard: Which addresses may be connected to.
+        options: Values of all options of OPTIONS.
+        password: The password; None: no authentication.
+        guard: The allowed hosts and networks.
 
     Raises:
-        ConfigurationError: the file of CAs cannot be read.
+        ConfigurationError: The file of CA certificates cannot be read.
     """
 
     def __init__(
@@ -160,11 +163,11 @@ class RedisTarget:
         self._ttl, self._maxlen, self._max_bytes = (options[name] for name in ("idempotent", "maxlen", "max_bytes"))
         self._encrypted = where.scheme in ENCRYPTED
         if self._encrypted:
-            # So that a wrong file is found now: the library reads it when it connects.
+            # Detects an invalid file now; the library would read it only when it connects.
             tls_context(options["ca"])
             self._ca = read_ca(options["ca"])
-        # A connection carries one command at a time. The pool of the library that waits for one can lose one when
-        # whoever waits is cancelled, so waiting is done here.
+        # A connection executes one command at a time. The waiting pool of the library can lose a connection when a
+        # waiting task is cancelled, so tasks wait at this semaphore instead.
         self._free = anyio.Semaphore(options["connections"])
         self._link: Link[Redis] = Link(self._connect, Redis.aclose, options["connect_timeout"])
 
@@ -172,10 +175,10 @@ class RedisTarget:
         return f"RedisTarget({self._where}, {self._stream})"
 
     async def deliver(self, delivery: Delivery, /) -> None:
-        """Append the event, unless that was done already.
+        """Append the event, unless its idempotency key is stored already.
 
         Raises:
-            DeliveryError: as MEANINGS and ANSWERS say.
+            DeliveryError: The event was not appended; MEANINGS and ANSWERS have the outcomes.
         """
         fields = fields_of(delivery)
         size = sum(len(name) + len(value) for name, value in fields.items())
@@ -185,17 +188,18 @@ class RedisTarget:
         keys = self._stream, f"{self._stream}:{delivery.idempotency_key}"
         async with self._link.use() as redis, self._free:
             try:
-                # Not by its hash: a server that was restarted knows no hashes.
+                # The script is sent as text, because after a restart a server does not know the hash of the script.
                 await redis.eval(APPEND, 2, *keys, self._ttl, self._maxlen, *entry)
             except (errors.RedisError, OSError) as error:
                 failed = self._judged(error)
                 if isinstance(failed, Unavailable):
-                    # Also where somebody answers: the name may mean another server by now, after a failover.
+                    # The connection is dropped even if the server answered: after a failover the name may resolve to
+                    # another server.
                     await self._link.drop(redis)
                 raise failed from None
 
     async def aclose(self) -> None:
-        """End the connections, in two seconds at most."""
+        """Close the connections in at most GOODBYE seconds (broker.py)."""
         await self._link.aclose()
 
     async def _connect(self) -> Redis:
@@ -209,9 +213,9 @@ class RedisTarget:
             db=int(self._where.path or 0),
             username=self._options["user"],
             password=self._password.reveal() if self._password else None,
-            # When to try again is said by the route.
+            # No retries in the library: the retry policy of the route decides.
             retry=Retry(NoBackoff(), 0),
-            # How long a delivery may take is its deadline.
+            # No timeout in the library: the deadline of the delivery limits its duration.
             socket_timeout=None,
             socket_connect_timeout=self._options["connect_timeout"],
             client_name="iu-listen",
@@ -237,7 +241,7 @@ class RedisTarget:
 
 
 def _guarded(kind: Any, guard: Guard) -> Any:
-    """A kind of connection that goes to an address which was checked: the library would look the name up again."""
+    """A subclass of a connection class that connects to a checked address; the library would resolve the name again."""
 
     class Guarded(kind):  # type: ignore[misc]
         async def _connect(self) -> None:
@@ -252,7 +256,7 @@ def _guarded(kind: Any, guard: Guard) -> Any:
 
 
 def fields_of(delivery: Delivery) -> dict[str, bytes]:
-    """The fields of an entry."""
+    """The fields of a stream entry: idempotency key, attributes of the event, trace context, and payload."""
     event = attributes(delivery)
     fields = {"idempotency_key": delivery.idempotency_key} | {
         name: event[name] for name in ("id", "type", "source", "subject", "time") if name in event
