@@ -1,4 +1,4 @@
-"""apply: what it adds, what it refuses to begin on, and how it goes on after an interruption."""
+"""apply: the objects that it adds, the conditions on which it refuses, and how it continues after an interruption."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from iu_listen.postgres.sqlfiles import package_files, query
 
 WAIVED = ("--no-backup", "a test database")
 LEDGER = "select name from iu_migration"
-#: What 008, 009 and 060 add, by name; what the seed says of it is their numbers: 2, 5, 3.
+#: The objects that 008, 009 and 060 add; the seed states only their numbers: 2, 5, 3.
 SEED = {
     "table": {"iu_route_worker_cursor", "iu_route_dead_letter"},
     "function": {
@@ -46,7 +46,7 @@ SEED = {
 
 
 def apart() -> dict[str, set[str]]:
-    """What stands beside it, by kind: everything of the package that is not the seed's (tests/house holds that list)."""
+    """The other objects of the package by kind: all except those of the seed's files (tests/house checks that list)."""
     objects: dict[str, set[str]] = {}
     for file, kind, name in re.findall(r"\('(\S+)', '(\w+)', '([^']+)'\)", query("package_objects")):
         if file not in migrate.SEED_FILES:
@@ -63,7 +63,7 @@ def ledger(dsn: str) -> list[str]:
 
 
 def history(dsn: str) -> None:
-    """Units and versions, as IU Core has them, with no event among them."""
+    """Insert units and versions, as IU Core has them, and no events."""
     execute(
         dsn,
         """insert into information_unit (canonical_address, title) select 'u/' || n, 't' from generate_series(1, 5) n;
@@ -75,7 +75,7 @@ def history(dsn: str) -> None:
 
 
 def test_it_adds_the_seeds_figures(substrate):
-    """apply adds 2 tables, 5 functions, 3 views, 1 key and 1 row, inert; the real catalogue and the report agree."""
+    """apply adds 2 tables, 5 functions, 3 views, 1 key and 1 row, inert; the catalogue and the report agree."""
     dsn = substrate.dsn
     history(dsn)
     before, counts = kinds(catalogue(dsn)), rows(dsn, "select count(*) from information_unit")[0][0]
@@ -114,7 +114,7 @@ def test_it_adds_the_seeds_figures(substrate):
 
 @on_one_server
 def test_the_report_for_people(substrate):
-    """For people: each gate with its evidence, the durable end state with the seed's figures, then W1 to W9."""
+    """Text output: each gate with its evidence, the durable end state with the seed's figures, then W1 to W9."""
     done = run("apply", *WAIVED, dsn=substrate.dsn)
     assert done.code == 0, done.err
     for number in range(1, 9):
@@ -128,7 +128,7 @@ def test_the_report_for_people(substrate):
 
 @on_one_server
 def test_again(applied):
-    """A second apply finds nothing to do, passes, and changes nothing."""
+    """A second apply has nothing to do, passes, and changes nothing."""
     before = portrait(applied.dsn)
     done = apply(applied.dsn)
     assert done.code == 0, done.out + done.err
@@ -140,7 +140,7 @@ def test_again(applied):
 @on_one_server
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
 def test_plan(server, kind, request):
-    """--plan shows the gates and what would run, with its locks, and changes nothing: no dump is taken either."""
+    """--plan shows the gates and the pending files with their locks, and changes nothing: it takes no dump either."""
     dsn = request.getfixturevalue(kind).dsn
     before = portrait(dsn)
     done = run("apply", "--plan", "--no-backup", "because", dsn=dsn)
@@ -155,7 +155,7 @@ def test_plan(server, kind, request):
 
 @on_one_server
 def test_plan_with_a_backup(substrate, tmp_path):
-    """--plan says where the dump would go, and writes none."""
+    """--plan names the file of the dump, and writes none."""
     done = apply(substrate.dsn, "--plan", "--backup-dir", str(tmp_path / "dumps"))
     assert done.code == 0, done.out
     assert f"into {tmp_path / 'dumps'}" in done.json["gates"][2]["evidence"]
@@ -166,7 +166,9 @@ def test_plan_with_a_backup(substrate, tmp_path):
 
 
 def test_backup(substrate, tmp_path):
-    """--backup-dir takes a dump first, for its owner's eyes only, which pg_restore can read and which has every table."""
+    """--backup-dir first takes a dump that only its owner can read, that pg_restore can read and that has every
+    table.
+    """
     done = apply(substrate.dsn, "--backup-dir", str(tmp_path / "dumps"))
     assert done.code == 0, done.out
     (dump,) = (tmp_path / "dumps").iterdir()
@@ -189,9 +191,9 @@ def test_backup(substrate, tmp_path):
 
 @on_one_server
 def test_a_backup_of_a_database_with_an_odd_name(server, substrate, tmp_path):
-    """Whatever the database is called, its dump lies in the given directory, and its name is one of a file.
+    """For any name of the database, the dump is a file in the given directory.
 
-    Fails when: the name of the database is put into the path as it is.
+    Fails when: the name of the database is put into the path unchanged.
     """
     odd = "../we\"ird' näme/1 %"
     quoted = '"' + odd.replace('"', '""') + '"'
@@ -208,7 +210,7 @@ def test_a_backup_of_a_database_with_an_odd_name(server, substrate, tmp_path):
 
 @on_one_server
 def test_the_reason_for_no_backup_is_kept(substrate):
-    """Why there was no backup stands beside every applied file."""
+    """The reason for not taking a backup is recorded with every applied file."""
     assert apply(substrate.dsn, "--no-backup", "restored from a snapshot an hour ago").code == 0
     found = {row[0] for row in rows(substrate.dsn, "select evidence ->> 'fresh backup' from iu_migration")}
     assert found == {"none, because: restored from a snapshot an hour ago"}
@@ -219,20 +221,20 @@ def test_the_reason_for_no_backup_is_kept(substrate):
 
 
 def test_base(empty, substrate):
-    """--base creates the substrate where there is none, the same as the templates', and goes on with the package."""
+    """--base creates the base in an empty database, the same as in the templates, and then applies the package."""
     whole = set(catalogue(substrate.dsn))
     done = apply(empty.dsn, "--base", *WAIVED)
     assert done.code == 0, done.out + done.err
     assert done.json["base"] == "created"
     missing = {line for line in whole - set(catalogue(empty.dsn)) if not line.startswith("class ")}
-    # 012 puts a guard in its place.
+    # 012 replaces this check by a guard.
     assert {line.split(" ")[2] for line in missing} == {"iu_outbound_route_safe_chk"}, missing
     assert run("verify", dsn=empty.dsn).code == 0
 
 
 @on_one_server
 def test_base_where_it_is(substrate):
-    """--base on a database that has the substrate leaves it alone."""
+    """--base on a database that has the base does not change it."""
     done = apply(substrate.dsn, "--base", *WAIVED)
     assert done.code == 0
     assert "base" not in done.json
@@ -249,9 +251,9 @@ def test_base_plan(empty):
 
 @on_one_server
 def test_base_and_a_closed_gate(empty):
-    """Where a gate is closed after --base has created the substrate, the last line says what was changed.
+    """If a gate is closed after --base has created the base, the last line states the change.
 
-    Fails when: it says that nothing was.
+    Fails when: it states that nothing was changed.
     """
     execute(
         empty.dsn,
@@ -267,7 +269,7 @@ def test_base_and_a_closed_gate(empty):
 
 @on_one_server
 def test_base_on_half_a_substrate(substrate):
-    """--base refuses a substrate that is there in part, and names what is missing."""
+    """--base refuses an incomplete base, and names the missing objects."""
     execute(substrate.dsn, "drop function fn_iu_core_routes_enabled() cascade")
     before = portrait(substrate.dsn)
     refused(1, "incomplete", "fn_iu_core_routes_enabled()")("apply", "--base", *WAIVED, dsn=substrate.dsn)
@@ -276,7 +278,7 @@ def test_base_on_half_a_substrate(substrate):
 
 @on_one_server
 def test_without_base(empty):
-    """An empty database gets nothing unless --base says so."""
+    """Without --base, an empty database is refused and not changed."""
     done = apply(empty.dsn)
     assert done.code == 1
     assert [g["number"] for g in done.json["gates"] if not g["pass"]] == [4, 6, 7, 8]
@@ -288,7 +290,7 @@ def test_without_base(empty):
 
 
 def apply_some(dsn: str, count: int) -> None:
-    """An apply that came no further than this many files."""
+    """Apply only the first files of the package, as an interrupted apply does."""
 
     async def go() -> None:
         async with session(dsn, name="tests") as connection:
@@ -299,7 +301,9 @@ def apply_some(dsn: str, count: int) -> None:
 
 @on_one_server
 def test_it_goes_on_after_005(substrate, applied):
-    """An apply that was interrupted after 005 goes on where it was, and ends with the same objects as a whole one."""
+    """An apply that was interrupted after 005 continues there, and ends with the same objects as an uninterrupted
+    one.
+    """
     apply_some(substrate.dsn, 2)
     done = apply(substrate.dsn)
     assert done.code == 0, done.out + done.err
@@ -311,9 +315,9 @@ def test_it_goes_on_after_005(substrate, applied):
 
 
 def test_it_clears_away_an_invalid_index(substrate, applied):
-    """The invalid index that an interrupted CREATE INDEX CONCURRENTLY left behind is replaced by a valid one.
+    """The invalid index of an interrupted CREATE INDEX CONCURRENTLY is replaced by a valid one.
 
-    Fails when: 006 does not drop what it finds.
+    Fails when: 006 does not drop the existing index.
     """
     apply_some(substrate.dsn, 2)
     execute(
@@ -328,7 +332,7 @@ def test_it_clears_away_an_invalid_index(substrate, applied):
 
 @on_one_server
 def test_after_006(substrate, applied):
-    """An apply that was interrupted after 006 goes on."""
+    """An apply that was interrupted after 006 continues."""
     apply_some(substrate.dsn, 3)
     assert apply(substrate.dsn).code == 0
     assert catalogue(substrate.dsn) == catalogue(applied.dsn)
@@ -336,7 +340,7 @@ def test_after_006(substrate, applied):
 
 @on_one_server
 def test_one_at_a_time(substrate):
-    """While somebody migrates this database a second apply is refused at once; afterwards it is not."""
+    """While another session migrates this database, a second apply is refused at once; afterwards it succeeds."""
     before = portrait(substrate.dsn)
     with holding(substrate.dsn, "select pg_advisory_lock(726004, 1)"):
         refused(1, "another iu-listen is migrating")("apply", *WAIVED, dsn=substrate.dsn)
@@ -346,14 +350,14 @@ def test_one_at_a_time(substrate):
 
 @on_one_server
 def test_a_failed_verification_takes_everything_back(substrate, tmp_path):
-    """An apply whose result does not verify is taken back, the files that were committed on the way included."""
+    """An apply whose result does not verify is reverted, including the files that were already committed."""
     execute(substrate.dsn, "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
     before = portrait(substrate.dsn)
     refused(1, "W8", "gate open master", "Everything was taken back.")("apply", *WAIVED, dsn=substrate.dsn)
     assert portrait(substrate.dsn) == before
 
 
-#: What a house may have: a log of all DDL, and one that forbids what rewrites a table.
+#: Possible event triggers of a database: one logs all DDL, and one forbids table rewrites.
 EVENT_TRIGGERS = """
     create schema audit;
     create table audit.ddl (tag text, object text);
@@ -371,10 +375,10 @@ EVENT_TRIGGERS = """
 @on_one_server
 @pytest.mark.parametrize("size", [0, 30_000])
 def test_event_triggers(substrate, size):
-    """Event triggers of the house see what apply does; one that forbids a part of it, and nothing is left behind.
+    """Existing event triggers see the DDL of apply; if one of them forbids a part of it, nothing remains.
 
-    With a large log the files are applied in several transactions: those before the failure are taken back.
-    Fails when: what was committed before the failure is not taken back.
+    With a large outbox the files are applied in several transactions: those before the failure are reverted.
+    Fails when: files that were committed before the failure are not reverted.
     """
     dsn = substrate.dsn
     execute(
@@ -406,7 +410,9 @@ def test_event_triggers(substrate, size):
 
 @on_one_server
 def test_a_busy_table_is_not_queued_on(substrate):
-    """While somebody reads event_outbox in an open transaction apply does not wait: gate 8 closes, nothing changes."""
+    """While an open transaction has read event_outbox, apply does not wait for its lock: gate 8 closes, nothing
+    changes.
+    """
     before = portrait(substrate.dsn)
     with holding(substrate.dsn, "select count(*) from event_outbox"):
         done = apply(substrate.dsn, *WAIVED, "--lock-timeout", "0.3")

@@ -1,6 +1,6 @@
-"""The eight gates before apply: each alone closed, and nothing is changed.
+"""The eight gates before apply: when one of them is closed, nothing is changed.
 
-The probe, gate 8, is not run and a dump is not taken once a gate before it is closed; both say so.
+If an earlier gate is closed, the probe (gate 8) is not run and no dump is taken; the output says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def apply(dsn: str, *args: str, **more) -> Done:
 
 
 def closed_alone(number: int, done: Done, *says: str) -> None:
-    """This gate is closed, gate 8 was not run because of it, all others are open, nothing was applied, exit 1."""
+    """Assert that only this gate is closed, gate 8 was not run because of it, nothing was applied, and the exit code is
+    1.
+    """
     assert done.code == 1, (done.out, done.err)
     answer = done.json
     assert answer["pass"] is False
@@ -42,14 +44,14 @@ def closed_alone(number: int, done: Done, *says: str) -> None:
 
 @contextmanager
 def unchanged(dsn: str) -> Iterator[None]:
-    """Not one object and not one row of the database changes inside."""
+    """Assert that no object and no row of the database changes in the block."""
     before = portrait(dsn)
     yield
     assert portrait(dsn) == before
 
 
 def _as(role: str, dsn: str) -> str:
-    """The same database as another role."""
+    """The DSN of the same database for another role."""
     parts = urlsplit(dsn)
     return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
 
@@ -58,7 +60,7 @@ def _as(role: str, dsn: str) -> str:
 
 
 def test_1_another_database(substrate, tmp_path):
-    """Gate 1 is closed when the database is not the expected one; no dump of it is taken either."""
+    """Gate 1 is closed when the database is not the expected one; no dump is taken either."""
     with unchanged(substrate.dsn):
         done = apply(substrate.dsn, "--expect-database", "directus", "--no-backup", "a test")
         closed_alone(1, done, "expected database directus", "--expect-database")
@@ -71,7 +73,7 @@ def test_1_another_database(substrate, tmp_path):
 
 
 def test_1_the_expected_database(substrate):
-    """Gate 1 is open when the database is the expected one, and shows what it is connected to."""
+    """Gate 1 is open when the database is the expected one, and shows the database and the server."""
     name = value(substrate.dsn, "select current_database()")
     done = apply(substrate.dsn, "--plan", "--expect-database", name, "--no-backup", "a test")
     assert done.code == 0
@@ -81,7 +83,7 @@ def test_1_the_expected_database(substrate):
 
 
 def test_the_closed_gate_is_named(substrate):
-    """For people the closed gates stand in the last line by number and name, and that nothing was changed."""
+    """In text output, the last line names the closed gates by number and name, and states that nothing was changed."""
     done = run("apply", "--expect-database", "directus", "--no-backup", "a test", dsn=substrate.dsn)
     assert done.code == 1
     assert "FAIL  gate 1  target identity" in done.out
@@ -94,9 +96,9 @@ def test_the_closed_gate_is_named(substrate):
 
 @pytest.mark.parametrize("whose", ["database {database}", "role {role}", "role {role} in database {database}"])
 def test_2_read_only(substrate, whose):
-    """Gate 2 is closed when the database takes no writes, and the hint says where that is set.
+    """Gate 2 is closed when the database is read-only, and the hint names the place of the setting.
 
-    So do a command that changes something and one that looks. Fails when: the place is not asked for.
+    Commands that change the database and commands that only read behave alike. Fails when: the place is not queried.
     """
     database = value(substrate.dsn, "select current_database()")
     role = f"iu_test_{secrets.token_hex(4)}"
@@ -132,14 +134,14 @@ def test_2_who_may_not_create(substrate):
 
 
 def test_3_nothing_said(substrate):
-    """Gate 3 is closed when neither a backup is asked for nor a reason given why there need be none."""
+    """Gate 3 is closed without a backup directory and without a reason for not taking a backup."""
     with unchanged(substrate.dsn):
         for args in (("--lock-timeout", "2"), ("--no-backup", "")):
             closed_alone(3, apply(substrate.dsn, *args), "no backup", "--backup-dir", "--no-backup")
 
 
 def test_3_a_directory_that_cannot_be_written(substrate, tmp_path):
-    """Gate 3 is closed when the dump cannot be written where it should go; the plan says so beforehand."""
+    """Gate 3 is closed when the dump cannot be written; --plan reports it, too."""
     (tmp_path / "file").write_text("in the way")
     with unchanged(substrate.dsn):
         closed_alone(3, apply(substrate.dsn, "--backup-dir", str(tmp_path / "file" / "dumps")), "file")
@@ -150,7 +152,7 @@ def test_3_a_directory_that_cannot_be_written(substrate, tmp_path):
 
 
 def fake_programs(directory: Path, pg_dump: str, pg_restore: str = "exit 0") -> dict[str, str]:
-    """A PATH on which these stand first, as new as can be."""
+    """Environment with a PATH that begins with these fake programs, which report the version 99.1."""
     directory.mkdir()
     for name, body in (("pg_dump", pg_dump), ("pg_restore", pg_restore)):
         program = directory / name
@@ -161,7 +163,7 @@ def fake_programs(directory: Path, pg_dump: str, pg_restore: str = "exit 0") -> 
 
 @pytest.mark.parametrize("broken", ["pg_dump", "pg_restore"])
 def test_3_a_dump_that_fails(substrate, tmp_path, broken):
-    """Gate 3 is closed when pg_dump fails or its dump cannot be read; what it says is shown, the file is removed."""
+    """Gate 3 is closed when pg_dump fails or its dump cannot be read; its message is shown, and the file is removed."""
     fails = "echo 'no space left on device' >&2; exit 1"
     env = fake_programs(
         tmp_path / "bin", **({broken: fails} if broken == "pg_dump" else {"pg_dump": "exit 0", broken: fails})
@@ -173,7 +175,7 @@ def test_3_a_dump_that_fails(substrate, tmp_path, broken):
 
 
 def test_3_no_password_in_the_process_list(substrate, tmp_path):
-    """pg_dump gets the password through its environment, never as an argument, which ps shows to all."""
+    """pg_dump gets the password by its environment, never as an argument, which ps shows to all users."""
     seen = tmp_path / "seen"
     env = fake_programs(tmp_path / "bin", f'echo "$@ PGPASSWORD=$PGPASSWORD" > {seen}; exit 1')
     dsn = substrate.dsn + "&password=hunter2"
@@ -208,13 +210,13 @@ def test_3_no_password_in_the_process_list(substrate, tmp_path):
     ],
 )  # fmt: skip
 def test_4_drift(server, kind, change, says, request):
-    """Gate 4 is closed when the substrate, the package or the ledger is not what the files say, and names the difference."""
+    """Gate 4 is closed when the base, the package or the ledger differs from the files, and names the difference."""
     dsn = request.getfixturevalue(kind).dsn
     execute(dsn, change)
     with unchanged(dsn):
         done = apply(dsn)
     if says.startswith("column"):
-        # Without the substrate there is nothing to ask gates 6 and 7 about.
+        # Without the base, gates 6 and 7 cannot be checked.
         assert [g["number"] for g in done.json["gates"] if not g["pass"]] == [4, 6, 7, 8]
         assert {g["evidence"] for g in done.json["gates"][5:7]} == {"not looked at: gate 4 is closed"}
         assert says in done.json["gates"][3]["evidence"]
@@ -224,7 +226,7 @@ def test_4_drift(server, kind, change, says, request):
 
 
 def test_4_an_edited_file(applied, tmp_path):
-    """Gate 4 is closed when a file was edited after it was applied; the same database is fine with the true files."""
+    """Gate 4 is closed when a file was edited after it was applied; with the original files it is open."""
     tree = Tree(tmp_path)
     path = tree.root / "sql/worker/010_wake.up.sql"
     path.write_text(path.read_text() + "\n-- one more line\n")
@@ -235,9 +237,9 @@ def test_4_an_edited_file(applied, tmp_path):
 
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
 def test_4_row_level_security(server, kind, request):
-    """Gate 4 is closed for a role from which row level security hides rows, and names the tables and what to do.
+    """Gate 4 is closed for a role from which row level security hides rows, and names the tables and the remedy.
 
-    Who sees all rows is told that other roles need the same right. Fails when: the gate does not look at policies.
+    For a role that sees all rows, it states that other roles need the same right. Fails when: policies are not checked.
     """
     dsn = request.getfixturevalue(kind).dsn
     role = f"iu_test_{secrets.token_hex(4)}"
@@ -267,7 +269,7 @@ def test_4_row_level_security(server, kind, request):
 
 @pytest.mark.parametrize("file", ["worker/008_route_worker_substrate", "runtime/070_verify"])
 def test_5_a_rollback_is_missing(substrate, tmp_path, file):
-    """Gate 5 is closed when a file of the installation has no rollback."""
+    """Gate 5 is closed when a file of the installation has no rollback file."""
     tree = Tree(tmp_path)
     (tree.root / f"sql/{file}.down.sql").unlink()
     with unchanged(substrate.dsn):
@@ -284,7 +286,9 @@ def test_6_the_worker_gate_is_open(live):
 
 
 def test_6_open_before_the_package(substrate):
-    """A worker gate that stands open before there is a worker closes gate 6, and gate 4 for the key that nobody applied."""
+    """A worker gate that is open before there is a worker closes gate 6, and gate 4 because no file has created the
+    key.
+    """
     execute(substrate.dsn, "insert into dot_config (key, value) values ('iu_core.route_worker_enabled', 'true')")
     with unchanged(substrate.dsn):
         done = apply(substrate.dsn)
@@ -293,7 +297,7 @@ def test_6_open_before_the_package(substrate):
 
 
 def test_6_nothing_to_disable_with(substrate, tmp_path):
-    """Gate 6 is closed when 080 is missing, or 060 would not leave the gate closed."""
+    """Gate 6 is closed when 080 is missing, or when 060 would not leave the gate closed."""
     tree = Tree(tmp_path)
     (tree.root / "sql/runtime/080_disable.up.sql").unlink()
     with unchanged(substrate.dsn):
@@ -313,7 +317,7 @@ def test_6_nothing_to_disable_with(substrate, tmp_path):
 
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
 def test_7_a_route_that_delivers(server, kind, request):
-    """Gate 7 is closed when a route is enabled and no dry run, and names it."""
+    """Gate 7 is closed when an enabled route is not a dry run, and names the route."""
     dsn = request.getfixturevalue(kind).dsn
     execute(
         dsn,
@@ -326,7 +330,7 @@ def test_7_a_route_that_delivers(server, kind, request):
 
 
 def test_7_the_check_alone(substrate):
-    """Gate 7 is closed when only the safety check is missing: all routes may be dry today."""
+    """Gate 7 is closed when only the safety check is missing, even if all routes are dry runs."""
     execute(substrate.dsn, "alter table iu_outbound_route drop constraint iu_outbound_route_safe_chk")
     with unchanged(substrate.dsn):
         closed_alone(7, apply(substrate.dsn), "iu_outbound_route_safe_chk is missing")
@@ -336,7 +340,9 @@ def test_7_the_check_alone(substrate):
 
 
 def test_8_a_probe_that_fails(substrate, tmp_path):
-    """Gate 8 is closed when the probe does not come out to the figure, and names the scenario with what it saw."""
+    """Gate 8 is closed when the probe does not get the expected figures, and names the scenario with the observed
+    ones.
+    """
     tree = Tree(tmp_path)
     tree.edit(
         "sql/worker/009_route_worker_functions.up.sql",
@@ -351,7 +357,7 @@ def test_8_a_probe_that_fails(substrate, tmp_path):
 
 
 def test_8_an_installed_function_that_was_replaced(applied):
-    """Gate 8 sees what the ledger cannot: an installed function that somebody replaced."""
+    """Gate 8 detects an installed function that was replaced, which the ledger cannot show."""
     execute(
         applied.dsn,
         """create or replace function fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb)

@@ -1,4 +1,4 @@
-"""apply on a log that is large and in use: writers go on, and what was done is not done again."""
+"""apply on a large outbox that is in use: writers continue, and finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDER = """
 
 
 async def _writing(dsn: str, over: asyncio.Event) -> float:
-    """Insert events, one after the other; the longest wait for one, in seconds."""
+    """Insert events one after the other; return the longest duration of one insert, in seconds."""
     longest = 0.0
     async with connected(dsn) as connection:
         while not over.is_set():
@@ -44,10 +44,10 @@ async def _writing(dsn: str, over: asyncio.Event) -> float:
 
 
 def test_writers_go_on_while_a_large_log_is_prepared(substrate):
-    """On a log beyond a few megabytes nothing that reads all of it holds a lock: no writer waits for a second.
+    """On an outbox larger than SMALL_LOG, no full read of it holds a lock: no writer waits for a second.
 
-    The probe exercises the applied files. Fails when: the files are tried in the transaction of the probe, whatever the
-    size of the log.
+    The probe uses the applied files. Fails when: the files are tried in the transaction of the probe, independent of
+    the size of the outbox.
     """
 
     async def both():
@@ -56,7 +56,7 @@ def test_writers_go_on_while_a_large_log_is_prepared(substrate):
             assert await connection.fetchval("select pg_relation_size('event_outbox')") > 2 * gates.SMALL_LOG
         over = asyncio.Event()
         writer = asyncio.create_task(_writing(substrate.dsn, over))
-        # The command is a process of its own, so that its work is not counted as the writer's wait.
+        # The command is a separate process, so that its work does not delay the writer of this one.
         done = await asyncio.to_thread(run, "apply", "--json", "--no-backup", "x", dsn=substrate.dsn, timeout=120)
         over.set()
         return done, await writer
@@ -68,13 +68,13 @@ def test_writers_go_on_while_a_large_log_is_prepared(substrate):
     assert longest < 1
     (found,) = rows(substrate.dsn, ORDER)
     assert (found["unnumbered"], found["unique"], found["in_order"]) == (0, True, True)
-    # Those of the writer that came before 005 are old as well.
+    # Events that the writer inserted before 005 count as old events, too.
     assert found["old"] >= 60_000
     assert run("rollback", "--yes", dsn=substrate.dsn).code == 0
 
 
 def test_the_probe_takes_a_large_apply_back(substrate):
-    """Where the probe fails after the files were applied to a large log, they are taken back.
+    """If the probe fails after the files were applied to a large outbox, they are reverted.
 
     Fails when: the gate is passed for good before the probe has run.
     """
@@ -88,9 +88,10 @@ def test_the_probe_takes_a_large_apply_back(substrate):
 
 
 def test_what_cannot_be_taken_back_goes_on(substrate):
-    """An apply that fails and cannot be taken back says why, how far it came, and that apply goes on from there.
+    """An apply that fails and cannot be reverted states the reason and its progress, and the next apply continues
+    there.
 
-    Fails when: the error of the taking back takes the place of the error that it was for.
+    Fails when: the error of the reversal replaces the original error.
     """
     asyncio.run(_fill(substrate.dsn))
     asyncio.run(_break_the_emitter(substrate.dsn))
@@ -121,7 +122,7 @@ async def _fill(dsn: str) -> None:
 
 
 async def _break_the_emitter(dsn: str) -> None:
-    """Its events are of another domain, so that no worker of iu sees them."""
+    """Break the emitter: its events are of another domain, so that no worker of iu sees them."""
     async with connected(dsn) as connection:
         await connection.execute(
             """create function test_elsewhere() returns trigger language plpgsql as $$
@@ -134,9 +135,9 @@ async def _break_the_emitter(dsn: str) -> None:
 
 
 def test_numbering_goes_on_where_it_was_interrupted(substrate):
-    """Old events are numbered in batches, the oldest first; what an interrupted run has numbered stays.
+    """Old events are numbered in batches, the oldest first; the numbers of an interrupted run are kept.
 
-    Fails when: the numbering is one statement, or a second run numbers what is left as if nothing had been.
+    Fails when: the numbering is one statement, or a second run ignores the numbers of the first.
     """
 
     async def halves() -> list[asyncpg.Record]:

@@ -1,4 +1,4 @@
-"""audit: what it finds, how it is interrupted, what --repair and --accept do, and what the service finds by itself."""
+"""audit: its findings, its interruption, --repair and --accept, and the audit that the consumer runs by itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOSE = """
 
 @pytest.fixture
 def lossy(live):
-    """A database with 300 decided events, of which 25 have lost their attempt."""
+    """A database with 300 routed events, of which 25 have lost their attempt."""
     execute(live.dsn, WRITE.format(events=300))
     execute(live.dsn, DRAIN)
     execute(live.dsn, LOSE.format(events=25))
@@ -37,7 +37,7 @@ def lossy(live):
 
 
 def lost(dsn: str) -> set[str]:
-    """The events without attempts."""
+    """The ids of the events without attempts."""
     found = rows(
         dsn, "select id from event_outbox o where not exists (select from iu_route_attempt a where a.event_ref = o.id)"
     )
@@ -45,7 +45,7 @@ def lost(dsn: str) -> set[str]:
 
 
 def test_a_complete_log(live):
-    """audit of a complete log says so, with the figures, and exits with 0."""
+    """audit of a complete outbox reports the figures and exits with 0."""
     execute(live.dsn, WRITE.format(events=30))
     execute(live.dsn, DRAIN)
     done = run("audit", dsn=live.dsn)
@@ -59,7 +59,9 @@ def test_a_complete_log(live):
 
 
 def test_what_is_missing_is_listed(lossy):
-    """audit lists each event that lacks attempts and exits with 1; status, doctor and the view say the same afterwards."""
+    """audit lists each event that lacks attempts and exits with 1; status, doctor and the view show the same
+    afterwards.
+    """
     done = run("audit", "--json", dsn=lossy.dsn)
     assert (done.code, done.err) == (1, "")
     assert (done.json["checked"], done.json["missing"], done.json["complete"]) == (300, 25, False)
@@ -81,7 +83,9 @@ def test_what_is_missing_is_listed(lossy):
 
 
 def test_a_repair_is_planned_confirmed_and_done(lossy):
-    """--repair --plan shows and changes nothing, without --yes it refuses, and with it a running consumer decides again."""
+    """--repair --plan changes nothing, --repair without --yes is refused, and with --yes a running consumer routes
+    again.
+    """
     missing = lost(lossy.dsn)
     positions = "select md5(string_agg(id || ' ' || event_seq || ' ' || xact_id, ',' order by id)) from event_outbox"
     before = value(lossy.dsn, positions)
@@ -98,7 +102,7 @@ def test_a_repair_is_planned_confirmed_and_done(lossy):
         assert (done.json["complete"], done.json["missing"]) == (True, 0)
         assert lost(lossy.dsn) == set()
         assert value(lossy.dsn, "select count(*) from iu_route_attempt") == 300
-        # The repair rang: the consumer did not have to find it by its timer.
+        # The repair sent NOTIFY: the consumer did not find the events by its catch-up poll.
         assert "wake-up lost" not in service.said
         assert service.end() == 0
     assert "complete" in run("audit", "--repair", "--yes", dsn=lossy.dsn).out
@@ -128,7 +132,7 @@ def test_a_repair_that_nobody_decides_says_why(lossy, change, why):
 
 
 def test_what_cannot_be_completed_is_accepted_and_told(live):
-    """An event that lacks the attempt of a route that is gone is accepted by a repair, and the next audit is complete."""
+    """An event that lacks the attempt of a deleted route is accepted by a repair, and the next audit is complete."""
     execute(
         live.dsn,
         f"insert into iu_outbound_route select 'second', event_domain, event_type, event_stream, target_kind, target_ref, true, true "
@@ -153,7 +157,7 @@ def test_what_cannot_be_completed_is_accepted_and_told(live):
 
 
 def test_accept(lossy):
-    """--accept takes everything as it is: listed, decided by nobody, and no alarm any more."""
+    """--accept accepts all missing attempts: they stay listed, are not routed, and no longer cause an alarm."""
     refused(1, "Plan: 25 accepted as they are.")("audit", "--accept", dsn=lossy.dsn)
     done = run("audit", "--accept", "--yes", "--json", dsn=lossy.dsn)
     assert (done.code, done.json["accept"], done.json["complete"]) == (0, {"accepted": 25, "done": True}, True)
@@ -162,7 +166,7 @@ def test_accept(lossy):
 
 
 def test_what_was_typed_wrong(live):
-    """Options that do not go together are named, and nothing is asked of the database."""
+    """Options that exclude each other are named, and the database is not queried."""
     refused(2, "exclude each other")("audit", "--repair", "--accept", dsn=live.dsn)
     refused(2, "--yes goes with")("audit", "--yes", dsn=live.dsn)
     refused(2, "worker nobody is not registered")("audit", "--worker", "nobody", dsn=live.dsn)
@@ -172,13 +176,13 @@ def test_what_was_typed_wrong(live):
 
 
 def test_ctrl_c_leaves_the_position_for_the_next_call(lossy):
-    """An interrupted audit keeps what it has looked at and says how to go on; without --resume a pass begins anew.
+    """An interrupted audit keeps its position and tells how to resume; without --resume the next audit starts again.
     Fails when: the position is lost.
     """
     execute(lossy.dsn, WRITE.format(events=12_000))
     execute(lossy.dsn, DRAIN)
     execute(lossy.dsn, "select fn_iu_audit_page('iu_outbound_default', 5000, 0)")
-    # Whoever has the row is at a page: this one never ends, and the command waits for its turn.
+    # A page needs the lock of this row, which is never released, so the command waits for it.
     with (
         holding(lossy.dsn, "select from iu_audit for update"),
         running("audit", "--resume", dsn=lossy.dsn) as command,
@@ -189,9 +193,10 @@ def test_ctrl_c_leaves_the_position_for_the_next_call(lossy):
         )
         assert command.end(signal.SIGINT) == 130
         assert "iu-listen audit --resume" in command.said
-        # No bar where there is no terminal.
+        # No progress bar without a terminal.
         assert "━" not in command.said
-    # The server may still look at the page for which the command has waited: a client that has gone does not end it.
+    # The server may still complete the page for which the command has waited: it does not notice that the client has
+    # ended.
     assert 5000 <= value(lossy.dsn, "select checked from iu_audit where started_at is not null") < 10_000
     done = run("audit", "--resume", "--json", dsn=lossy.dsn)
     assert (done.json["checked"], done.json["missing"]) == (12_300, 25)
@@ -201,7 +206,7 @@ def test_ctrl_c_leaves_the_position_for_the_next_call(lossy):
 
 
 def test_on_a_terminal_there_is_a_bar(lossy):
-    """On a terminal the walk shows a bar with events, rate and what is missing, on stderr; the answer stays clean."""
+    """On a terminal stderr shows a progress bar with events, rate and missing attempts; stdout has only the answer."""
     main, terminal = pty.openpty()
     with tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
@@ -223,7 +228,7 @@ def test_on_a_terminal_there_is_a_bar(lossy):
 
 
 def test_the_service_audits_by_itself(lossy):
-    """A running consumer finds what is missing, says so once a pass, and its result stands in status."""
+    """A running consumer audits by itself, logs missing attempts once a pass, and status shows the result."""
     env = {"IU_LISTEN_AUDIT_INTERVAL": "0.2"}
     with running("run", "--log-format", "json", dsn=lossy.dsn, env=env) as service:
         service.until_it_says("attempts are missing")

@@ -1,4 +1,4 @@
-"""route backtest: what a new or changed route would have done, beside what was done; and nothing else."""
+"""route backtest: compares the effect of a new or changed route with the recorded attempts, and changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORK = "select fn_iu_route_worker_run('iu_outbound_default', 10000)"
 
 @pytest.fixture
 def past(live):
-    """Three noted events that no route took, one of long ago, two that nobody has looked at, and five versions."""
+    """Three events of type noted without a route, an old one, two that are not routed yet, and five version events."""
     execute(live.dsn, TYPES)
     execute(live.dsn, EVENTS.format("noted", "kb/1", "1 hour", 3) + ";" + EVENTS.format("noted", "kb/0", "9 days", 1))
     execute(live.dsn, EVENTS.format("version_applied", "kb/2", "1 hour", 4))
@@ -36,16 +36,16 @@ def past(live):
 
 
 def backtest(dsn: str, code: str, *more: str) -> dict[tuple[str, str], int]:
-    """How many events, by what it would do and what was done."""
+    """Number of events by the effect of the route and the recorded result."""
     found = run("route", "backtest", code, *more, "--json", dsn=dsn).json
     assert found["route"] == code
     return {(row["would"], row["was"]): row["events"] for row in found["events"]}
 
 
 def test_a_new_route_is_shown_what_it_would_take(past):
-    """A route that is new and disabled would take what nobody took; a day back, or as far as one says.
+    """A new, disabled route would take events that no route took, of the last day or of the given period.
 
-    Fails when: only enabled routes are looked at, or the period is not kept.
+    Fails when: only enabled routes are considered, or the period is not applied.
     """
     execute(past.dsn, NEW.format("false"))
     assert backtest(past.dsn, "new") == {("take", "no_route"): 3, ("take", "not decided"): 2}
@@ -57,7 +57,7 @@ def test_a_new_route_is_shown_what_it_would_take(past):
 
 
 def test_a_changed_route_is_shown_what_it_would_leave(past):
-    """A route whose type was changed would leave what it took, failed ones among them, and take what others left."""
+    """A route with a changed type would leave the events that it took, failed ones included, and take others."""
     assert backtest(past.dsn, ROUTE) == {("take", "dry_run"): 4, ("take", "failed"): 1}
     execute(past.dsn, f"update iu_outbound_route set event_type = 'noted' where route_code = '{ROUTE}'")
     assert backtest(past.dsn, ROUTE) == {
@@ -66,9 +66,9 @@ def test_a_changed_route_is_shown_what_it_would_leave(past):
 
 
 def test_a_date_that_python_cannot_count(past):
-    """Events of the far future, or of no time at all, are counted like others; the year 9999 stands for them.
+    """Events with a date beyond the range of Python, or infinity, are counted; the year 9999 is shown for them.
 
-    Fails when: the youngest is shown as it is.
+    Fails when: the latest date is shown unchanged.
     """
     execute(past.dsn, NEW.format("false"))
     for events, created in ((3, "20000-01-01"), (4, "infinity")):
@@ -79,7 +79,7 @@ def test_a_date_that_python_cannot_count(past):
 
 
 def test_nothing_is_changed(past):
-    """A backtest reads, and nothing else."""
+    """A backtest only reads."""
     execute(past.dsn, NEW.format("true"))
     before = portrait(past.dsn)
     backtest(past.dsn, "new", "--since", "30 days")
@@ -87,6 +87,6 @@ def test_nothing_is_changed(past):
 
 
 def test_what_is_typed_wrong(past):
-    """No such route, no such time: both are said, with what there is."""
+    """An unknown route or an invalid time is reported, with the permitted values."""
     refused(2, "there is no route nowhere", f"Routes: {ROUTE}", dsn=past.dsn)("route", "backtest", "nowhere")
     refused(2, "sometime is no point in time", dsn=past.dsn)("route", "backtest", ROUTE, "--since", "sometime")

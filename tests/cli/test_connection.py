@@ -1,4 +1,4 @@
-"""How a command gets to its database: several hosts, parameters of libpq, services; and nothing of a password is said."""
+"""How a command connects to its database: several hosts, parameters of libpq, services; no output shows a password."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from cli.command import Done, execute, refused, rows, run, running, seen, value
 
-#: Passwords as people forget to encode them.
+#: Passwords with characters that users forget to percent-encode.
 UNENCODED = ["S3cretPart#rest", "S3cretPart/rest", "S3cretPart?rest", "S3[cretPart", "S3cret@Part", "31415/S3cretPart"]
 
 
 @contextmanager
 def silent() -> Iterator[int]:
-    """A server that accepts and never says anything; its port."""
+    """A server that accepts connections and never answers; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         kept = []
 
@@ -58,17 +58,17 @@ def _asked(dsn: str, *more: str) -> Done:
 
 @pytest.mark.parametrize("attributes", ["", "?target_session_attrs=read-write", "?target_session_attrs=prefer-standby"])
 def test_the_first_host_is_silent(parts, attributes):
-    """A host that never answers leaves time for the next one: the deadline is shared among the hosts."""
+    """The deadline is shared among the hosts: a host that never answers leaves time for the next one."""
     login, host = parts
     with silent() as port:
         done = _asked(f"postgresql://{login}@127.0.0.1:{port},{host}/several{attributes}")
         assert done.code == 0, done.err
-        # Nor does one that refuses.
+        # A host that refuses connections is skipped, too.
         assert _asked(f"postgresql://{login}@127.0.0.1:1,127.0.0.1:{port},{host}/several{attributes}").code == 0
 
 
 def test_every_host_is_silent(parts):
-    """Where no host answers, each is named with what became of it."""
+    """If no host answers, the message names each host with its error."""
     login, _ = parts
     with silent() as port:
         done = _asked(f"postgresql://{login}@127.0.0.1:{port},127.0.0.1:1/several")
@@ -81,7 +81,7 @@ def test_every_host_is_silent(parts):
 
 
 def test_a_consumer_fails_over(parts, own_server):
-    """A consumer whose first host is silent works by the second, in each of its sessions."""
+    """A consumer whose first host does not answer uses the second host, in each of its sessions."""
     login, host = parts
     with silent() as port:
         dsn = f"postgresql://{login}@127.0.0.1:{port},{host}/several"
@@ -100,7 +100,7 @@ def test_a_consumer_fails_over(parts, own_server):
      "tcp_user_timeout=5000", "target_session_attrs=primary", "sslnegotiation=postgres", "jit=off"],
 )  # fmt: skip
 def test_parameters_of_libpq(parts, parameter):
-    """What providers put into their connection strings works."""
+    """Parameters that providers put into their connection strings work."""
     login, host = parts
     done = run("health", "--worker", "nobodys", dsn=f"postgresql://{login}@{host}/several?{parameter}")
     assert (done.code, "not registered" in done.out) == (1, True), done.err
@@ -110,15 +110,15 @@ def test_parameters_of_libpq(parts, parameter):
     "parameter", ["channel_binding=require", "require_auth=none", "gssencmode=require", "pgbouncer=true"]
 )
 def test_parameters_that_cannot_be_obeyed(parts, parameter):
-    """What cannot be obeyed, and what nobody knows, is a 2 by its name."""
+    """A parameter that is unsupported or unknown ends with 2 and its name."""
     login, host = parts
     refused(2, parameter.partition("=")[0])("health", dsn=f"postgresql://{login}@{host}/several?{parameter}")
 
 
 def test_no_session_is_left(parts, own_server):
-    """Where the role may have no further session, the hint says what limits it, and does not ask for host and port.
+    """If the role may open no more sessions, the hint names the limit, and not host and port.
 
-    Fails when: every error before a session is there is taken for a server that cannot be reached.
+    Fails when: every error of connecting counts as an unreachable server.
     """
     _, host = parts
     admin = own_server.tcp_dsn("several")
@@ -133,7 +133,7 @@ def test_no_session_is_left(parts, own_server):
 
 
 def test_the_pairs_of_libpq(parts):
-    """A string of name=value pairs is a connection string, too."""
+    """A string of name=value pairs is also a connection string."""
     login, host = parts
     user, _, password = login.partition(":")
     name, _, port = host.partition(":")
@@ -142,17 +142,17 @@ def test_the_pairs_of_libpq(parts):
 
 
 def test_a_backup_of_one_of_several(parts, tmp_path):
-    """A backup is taken through the same string, of the same database."""
+    """A backup uses the same connection string, and is of the same database."""
     login, host = parts
     dsn = f"postgresql://{login}@127.0.0.1:1,{host}/several?statement_timeout=60s&application_name=mine"
-    # The gate of the worker is open, so nothing is applied; the backup comes before.
+    # The worker gate is open, so nothing is applied; the backup comes before that check.
     done = run("apply", "--backup-dir", str(tmp_path), dsn=dsn)
     assert list(tmp_path.glob("several-*.dump")), done.out
 
 
 @pytest.mark.parametrize("password", UNENCODED)
 def test_a_password_that_nobody_encoded(password):
-    """A password that was not percent-encoded ends with 2, and no part of it is said, by whatever way it came in."""
+    """A password that is not percent-encoded ends with 2, and no part of it is shown, from any source of the DSN."""
     dsn = f"postgresql://app:{password}@127.0.0.1/x"
     for done in (
         run("status", "--dsn", dsn),
@@ -169,13 +169,13 @@ def test_a_password_that_nobody_encoded(password):
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "54320000", "-1", "x"])
 def test_a_port_that_is_none(port):
-    """A port that cannot be ends with 2, from the string and from PGPORT."""
+    """An invalid port ends with 2, in the string and in PGPORT."""
     refused(2, "port")("health", "--wait", "3", dsn=f"postgresql://u@127.0.0.1:{port}/x")
     refused(2, "port")("health", env={"PGHOST": "127.0.0.1", "PGPORT": port})
 
 
 def test_a_place_that_does_not_exist(tmp_path):
-    """A database named by what is not there is an error, never another database: a service, a file, an empty --dsn."""
+    """A missing service, a missing file and an empty --dsn are errors, and never select another database."""
     refused(2, "in no service file")("status", env={"PGSERVICE": "shop"})
     refused(2, "in no service file")("status", dsn="postgresql://?service=shop")
     file = tmp_path / "services"
@@ -189,7 +189,7 @@ def test_a_place_that_does_not_exist(tmp_path):
 
 
 def test_our_sessions_keep_their_names(parts, own_server):
-    """An application_name in the string does not hide our sessions, which are found by theirs."""
+    """An application_name in the connection string does not replace the names of the consumer's sessions."""
     login, host = parts
     with running("run", dsn=f"postgresql://{login}@{host}/several?application_name=mine") as consumer:
         consumer.until_it_says("listening", timeout=40)

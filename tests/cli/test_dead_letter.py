@@ -1,4 +1,4 @@
-"""dead-letter: what could not be routed is listed, shown whole, previewed and decided again."""
+"""dead-letter: events that could not be routed are listed, shown completely, previewed and routed again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROUTE_ONCE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
 
 @pytest.fixture
 def letter(live):
-    """A dead letter of a poisoned event, which has an antidote by now."""
+    """A dead letter of a poison event whose cause has been removed."""
     execute(live.dsn, POISON)
     assert run("emit", "--address", "poison", dsn=live.dsn).code == 0
     execute(live.dsn, ROUTE_ONCE)
@@ -22,7 +22,7 @@ def letter(live):
 
 
 def test_dead_letter_list_and_show(live, letter):
-    """A dead letter is listed with its reason, and shown with its whole event."""
+    """A dead letter is listed with its reason, and shown with its complete event."""
     (found,) = run("dead-letter", "list", "--json", dsn=live.dsn).json
     assert found["id"] == str(letter["id"])
     assert (found["route"], found["failure_code"]) == (ROUTE, "worker_process_error")
@@ -41,7 +41,7 @@ def test_dead_letter_list_and_show(live, letter):
 
 
 def test_dead_letter_replay(live, letter):
-    """A replay is previewed with --plan, decides again under the same key, resolves, and is not done twice."""
+    """--plan previews a replay; the replay routes again under the same key, resolves, and is not done twice."""
     dsn, id = live.dsn, str(letter["id"])
     before = portrait(dsn)
     (plan,) = run("dead-letter", "replay", id, "--plan", "--json", dsn=dsn).json
@@ -71,7 +71,7 @@ def test_dead_letter_replay(live, letter):
 
 
 def test_a_replay_that_fails_again(live, letter):
-    """A replay that fails again, or meets a closed gate, ends with 1 and the dead letter stays open."""
+    """A replay that fails again, or meets a closed gate, exits with 1, and the dead letter stays open."""
     dsn, id = live.dsn, str(letter["id"])
     run("gate", "close", "worker", dsn=dsn)
     for which in (id, "--all"):
@@ -86,7 +86,9 @@ def test_a_replay_that_fails_again(live, letter):
 
 
 def test_a_replay_of_a_disabled_route(live, letter):
-    """A replay whose route is disabled is foretold by --plan, ends with 1 and leaves the dead letter open."""
+    """--plan announces that a disabled route prevents the replay, which exits with 1 and leaves the dead letter
+    open.
+    """
     run("route", "disable", ROUTE, dsn=live.dsn)
     plan = run("dead-letter", "replay", "--all", "--plan", "--json", dsn=live.dsn).json
     assert plan[0]["would"] == "skipped: the route is disabled; it would stay open"

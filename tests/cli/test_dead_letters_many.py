@@ -1,4 +1,4 @@
-"""dead-letter: many of them are counted, found, replayed and resolved in parts, and no limit is silent."""
+"""dead-letter with many rows: counting, filters, replay and resolve in parts; a limit is always reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cli.command import execute, on_one_server, refused, rows, run, running, see
 pytestmark = on_one_server
 
 ROUTE = "iu.version_applied.workflow"
-#: So many dead letters of a route with a failure code, one a millisecond, before now; each with its event.
+#: Inserts dead letters of a route with a failure code, 1 ms apart, until the given age; each with its event.
 LETTERS = """
     with made as (
         insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
@@ -41,7 +41,7 @@ def make(dsn, count, failure="reject", route=ROUTE, age="1 day"):
 
 @pytest.fixture
 def letters(live):
-    """Dead letters of three kinds, the newest of the rarest kind."""
+    """Dead letters of three kinds; the newest ones are of the rarest kind."""
     make(live.dsn, 1200, "reject", age="3 days")
     make(live.dsn, 800, "smtp_550", age="2 days")
     make(live.dsn, 5, "target_error")
@@ -49,9 +49,9 @@ def letters(live):
 
 
 def test_many_are_counted_by_kind_and_listed_in_pages(letters):
-    """A list shows the newest first, with the code beside the detail, how many there are, and how to see the next page.
+    """The list shows the newest first, with the code beside the detail, their number, and how to see the next page.
 
-    Fails when: the order, the count or the place is not asked for.
+    Fails when: the order, the count or the position is not queried.
     """
     first = run("dead-letter", "list", "--json", "--limit", "10", dsn=letters).json
     assert [d["failure_code"] for d in first] == ["target_error"] * 5 + ["smtp_550"] * 5
@@ -74,7 +74,7 @@ def test_many_are_counted_by_kind_and_listed_in_pages(letters):
 
 
 def test_every_filter_finds_what_it_names(letters):
-    """A list by failure code, time, event and subject shows those and no others, also resolved ones.
+    """The list by failure code, time, event and subject contains exactly the matching ones, also resolved ones.
 
     Fails when: one of the filters is not applied, or is applied after a limit.
     """
@@ -101,9 +101,9 @@ def test_every_filter_finds_what_it_names(letters):
 
 
 def test_a_replay_of_all_is_planned_by_kind_and_queued_in_parts(letters):
-    """A plan of thousands says by route and code how many would be what; the replay queues them all, the oldest first.
+    """The plan of thousands counts the results by route and code; the replay queues them all, the oldest first.
 
-    Fails when: the plan asks for each dead letter, or the parts do not go on where they ended.
+    Fails when: the plan queries each dead letter, or a part does not continue where the previous one ended.
     """
     run("gate", "open", "delivery", dsn=letters)
     run("route", "live", ROUTE, "--why", "a test", "--yes", dsn=letters)
@@ -133,9 +133,9 @@ def test_a_replay_of_all_is_planned_by_kind_and_queued_in_parts(letters):
 
 
 def test_the_newest_of_very_many_are_found_by_their_code(live):
-    """A replay by failure code finds the youngest of more than a hundred thousand open ones; nothing is left out.
+    """A replay by failure code finds the newest of more than 100 000 open dead letters, and leaves none out.
 
-    Fails when: only the oldest are looked at.
+    Fails when: only the oldest are considered.
     """
     make(live.dsn, 100_003, "old_code")
     make(live.dsn, 5, "new_code", age="1 hour")
@@ -154,9 +154,10 @@ def test_the_newest_of_very_many_are_found_by_their_code(live):
 
 @pytest.mark.parametrize("way", ["one", "all"])
 def test_a_resolution_needs_a_reason_and_keeps_it(letters, way):
-    """Dead letters are resolved one by one or by filter, after a yes, with who and why; a plan changes nothing.
+    """Dead letters are resolved one by one or by filter, after a confirmation, with actor and reason; a plan changes
+    nothing.
 
-    Fails when: an empty reason is taken, or the filter is not.
+    Fails when: an empty reason is accepted, or the filter is not applied.
     """
     one = run("dead-letter", "list", "--failure", "smtp_550", "--json", "--limit", "1", dsn=letters).json[0]["id"]
     chosen = (one,) if way == "one" else ("--all", "--failure", "smtp_550")
@@ -181,7 +182,7 @@ def test_a_resolution_needs_a_reason_and_keeps_it(letters, way):
 
 
 def test_an_interrupt_leaves_the_rest_as_it_is(letters):
-    """Ctrl-C ends a replay of many between two parts: what was decided stays decided, the rest stays open.
+    """Ctrl-C ends a replay of many between two parts: finished parts are kept, the rest stays open.
 
     Fails when: all of them are one transaction.
     """
@@ -192,9 +193,10 @@ def test_an_interrupt_leaves_the_rest_as_it_is(letters):
 
 
 def test_cancelling_is_planned_asked_for_and_answers_for_a_dry_route(live):
-    """delivery cancel shows a plan, wants a yes and a reason, and answers 0 for a dry route without deliveries.
+    """delivery cancel has a plan, needs a confirmation and a reason, and exits with 0 for a dry route without
+    deliveries.
 
-    Fails when: a route without deliveries is taken for one that delivers.
+    Fails when: a route without deliveries is treated as one that delivers.
     """
     run("gate", "open", "delivery", dsn=live.dsn)
     assert "0 cancelled" in run("delivery", "cancel", ROUTE, "--why", "x", dsn=live.dsn).out
@@ -216,9 +218,9 @@ def test_cancelling_is_planned_asked_for_and_answers_for_a_dry_route(live):
 
 
 def test_progress_is_shown_on_a_terminal_only(letters):
-    """A replay of many shows a progress bar where stderr is a terminal, and none in a file.
+    """A replay of many shows a progress bar if stderr is a terminal, and none in a file.
 
-    Fails when: the bar goes to a pipe, or there is none.
+    Fails when: the bar is written to a pipe, or there is none.
     """
     assert "replaying" not in run("dead-letter", "replay", "--all", dsn=letters).err
     make(letters, 3)
@@ -237,9 +239,9 @@ def test_progress_is_shown_on_a_terminal_only(letters):
 
 
 def test_a_list_that_is_cut_says_so(letters):
-    """attempts and delivery list say that there are more than they show, and nothing where they show all.
+    """attempts and delivery list report if there are more rows than they show, and only then.
 
-    Fails when: as many are asked for as are shown.
+    Fails when: the query returns no more rows than are shown.
     """
     assert "There are more than these 20" in run("attempts", dsn=letters).err
     assert "There are more" not in run("attempts", "--limit", "2005", dsn=letters).err

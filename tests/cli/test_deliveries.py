@@ -1,4 +1,4 @@
-"""run --app, route policy and resume, delivery list and cancel: coroutines as a user has them, in a file."""
+"""run --app, route policy and resume, delivery list and cancel, with coroutines in a file of the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cli.command import execute, on_one_server, refused, rows, run, running, see
 pytestmark = on_one_server
 
 ROUTE = "iu.version_applied.workflow"
-#: Appends what arrives to the file that ARRIVED names; rejects what it is told to.
+#: A target that appends each event to the file that ARRIVED names, and rejects while ARRIVED.reject exists.
 MODULE = """
 import os
 from iu_listen import Delivery, Reject, target
@@ -29,7 +29,7 @@ not_a_target = 1
 
 @pytest.fixture
 def ready(live):
-    """A route to a coroutine that is live, and all locks open."""
+    """A live route to a coroutine, with all switches on."""
     run("gate", "open", "delivery", dsn=live.dsn)
     run("route", "live", ROUTE, "--why", "a test", "--yes", dsn=live.dsn)
     return live.dsn
@@ -37,15 +37,15 @@ def ready(live):
 
 @pytest.fixture
 def module(tmp_path):
-    """Where the coroutine is, and the environment that leads there."""
+    """Write the module of the coroutine; return the environment in which it is found."""
     (tmp_path / "my_targets.py").write_text(MODULE)
     return {"PYTHONPATH": str(tmp_path), "ARRIVED": str(tmp_path / "arrived")}
 
 
 def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
-    """run --app delivers to the coroutine of the module; without it the route is held, and the log says what to do.
+    """run --app delivers to the coroutine of the module; without it the route is paused, and the log names the remedy.
 
-    Fails when: --app is not read, or a route without its coroutine is silent.
+    Fails when: --app is not read, or a route without its coroutine is not reported.
     """
     with running("run", "--log-format", "json", dsn=ready, env=module) as consumer:
         run("emit", dsn=ready)
@@ -71,16 +71,17 @@ def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
     ],
 )
 def test_an_app_that_cannot_work_is_said_at_the_start(live, module, tmp_path, app, words):
-    """What --app cannot mean ends the command with what is wrong, before anything is routed."""
+    """An invalid --app ends the command with its problem, before anything is routed."""
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "wanting.py").write_text("import json\nimport nothere\n")
     refused(2, words)("run", "--app", app, dsn=live.dsn, env=module)
 
 
 def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
-    """delivery list shows what holds a route; cancel refuses while it delivers, and makes dead letters, which can be replayed.
+    """delivery list shows why a route is paused; cancel is refused while it delivers, and makes dead letters that can
+    be replayed.
 
-    Fails when: a cancelled delivery is lost, or one that is under way is called back.
+    Fails when: a cancelled delivery is lost, or an in-flight delivery is withdrawn.
     """
     run("emit", dsn=ready)
     execute(ready, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
@@ -105,9 +106,9 @@ def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
 
 
 def test_a_policy_is_shown_set_and_refused(ready):
-    """route policy shows what counts, changes one value, goes back to the default, and says what cannot be meant.
+    """route policy shows the effective values, changes one, restores the default, and reports an invalid one.
 
-    Fails when: a wrong policy is written.
+    Fails when: an invalid policy is written.
     """
     run("route", "policy", ROUTE, "attempts=3", "order=subject", 'target={"mode": "binary"}', dsn=ready)
     found = run("route", "policy", ROUTE, "--json", dsn=ready).json
@@ -124,8 +125,8 @@ def test_a_policy_is_shown_set_and_refused(ready):
 
 
 def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_path):
-    """The budget of dead letters stops the route, and everything that is asked about it says so. resume lets it go on, and says
-    when there was nothing to resume.
+    """The budget of dead letters stops the route, and every command that shows the route says so. resume lets it
+    continue, or says that there is nothing to resume.
 
     Fails when: the budget is not counted, a command does not show the stop, or resume does not reach the consumer.
     """
@@ -141,7 +142,7 @@ def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_
         assert f"iu-listen route resume {ROUTE}" in " ".join(listed.err.split())
         found = run("health", dsn=ready)
         assert "dead letter budget: 1" in found.out
-        # It could do its work, if the target let it: healthy is not the question of a target.
+        # health is about the consumer, which could work; a failing target does not make it unhealthy.
         assert found.code == 0
         for command in ("status", "doctor"):
             assert "held by dead_letter_budget" in run(command, dsn=ready).out

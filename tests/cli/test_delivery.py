@@ -1,4 +1,4 @@
-"""route live and route dry: the plan, the question, the locks that are still closed, and the way back."""
+"""route live and route dry: the plan, the confirmation, the switches that are still off, and the way back."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ WORK = "select fn_iu_route_worker_run('iu_outbound_default', 100)"
 
 @pytest.fixture
 def ready(live):
-    """A route with a target that works, still dry."""
+    """A dry route with a target that works."""
     execute(live.dsn, SQL_TARGET + ";" + TARGET)
     return live.dsn
 
 
 def test_from_dry_run_to_delivery_and_back(ready):
-    """A plan changes nothing; live says which lock is still closed; events are delivered while all are open, and no longer.
+    """A plan changes nothing; live names the switches that are still off; events are delivered only while all are on.
 
-    Fails when: --plan writes, or a command leaves a half of the two halves undone.
+    Fails when: --plan writes, or a command changes only one of the two settings of the route.
     """
     run("emit", dsn=ready)
     execute(ready, WORK)
@@ -74,7 +74,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
     ],
 )  # fmt: skip
 def test_what_keeps_a_route_from_going_live(ready, setup, arguments, code, words):
-    """Without a yes, a reason, or a target that can be called, nothing is changed, and it says what is wrong."""
+    """Without a confirmation, a reason, or a callable target, nothing is changed, and the message names the problem."""
     if setup:
         execute(ready, setup)
     refused(code, *words.split(". "))("route", "live", *arguments, dsn=ready)
@@ -82,7 +82,7 @@ def test_what_keeps_a_route_from_going_live(ready, setup, arguments, code, words
 
 
 def test_the_package_is_not_taken_back_while_a_route_is_live(ready):
-    """rollback refuses a live route and says how to turn it back; then the check of IU Core is there again."""
+    """rollback refuses while a route is live and says how to turn it to dry; then the check of IU Core is restored."""
     execute(ready, OPEN.format(ROUTE))
     run("route", "live", ROUTE, "--why", "x", "--yes", dsn=ready)
     run("gate", "close", "worker", dsn=ready)
