@@ -14,7 +14,7 @@ from cli.command import execute, on_one_server, refused, rows, run, running, see
 pytestmark = on_one_server
 
 ROUTE = "iu.version_applied.workflow"
-#: Inserts dead letters of a route with a failure code, 1 ms apart, until the given age; each with its event.
+#: Inserts dead letters of a route with a failure code and their events; they are 1 ms apart, from the given age on.
 LETTERS = """
     with made as (
         insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref)

@@ -1,4 +1,4 @@
-"""The commands of every day, for people and for machines, on a database with the gate open."""
+"""The everyday commands, as text and as JSON, on a database with an open gate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def table(done) -> list[list[str]]:
 
 
 def test_emit(live):
-    """emit writes an event through the governed emitter and answers its id, as it was asked to."""
+    """emit writes an event with the given values through the governed emitter, and prints its id."""
     subject = uuid4()
     done = run("emit", "--address", "docs/intro", "--subject", str(subject), "--actor", "ada",
                "--payload", '{"why": "test", "n": 1}', dsn=live.dsn)  # fmt: skip
@@ -61,7 +61,7 @@ def test_emit(live):
 
 
 def test_emit_many(live):
-    """emit --count writes so many events in one transaction, each with a subject of its own."""
+    """emit --count writes that many events in one transaction, each with a different subject."""
     done = run("emit", "--count", "1500", dsn=live.dsn)
     assert done.code == 0
     assert done.out.startswith("1 500 events, the first is ")
@@ -72,7 +72,9 @@ def test_emit_many(live):
 
 
 def test_attempts(live):
-    """attempts shows the audit, the youngest first, by event, route and status; an event without any is a 1."""
+    """attempts shows the audit, the newest first, by event, route and status; for an event without attempts it exits
+    with 1.
+    """
     event = run("emit", "--json", dsn=live.dsn).json["events"][0]
     refused(1)("attempts", "--event", event, dsn=live.dsn)
     execute(live.dsn, ROUTE_ONCE)
@@ -97,7 +99,7 @@ def test_attempts(live):
 
 
 def test_status(live):
-    """status shows gates, workers, consumers and attempts; for people it says how to start a consumer when there is none."""
+    """status shows gates, workers, consumers and attempts; without a consumer, the text explains how to start one."""
     run("emit", "--count", "2", dsn=live.dsn)
     execute(live.dsn, ROUTE_ONCE)
     run("emit", "--count", "3", dsn=live.dsn)
@@ -121,7 +123,9 @@ def test_status(live):
 
 
 def test_status_of_a_consumer(live):
-    """status and doctor show the consumer that works: its state, its bell, its wakes; health --here finds it on this host."""
+    """status and doctor show the state, bell and wake-ups of a running consumer; health --here finds it on this
+    host.
+    """
     refused(1, platform.node())("health", "--here", dsn=live.dsn)
     with running("run", "--log-format", "json", dsn=live.dsn) as consumer:
         consumer.until_it_says('"listening"')
@@ -149,7 +153,9 @@ def test_status_of_a_consumer(live):
 
 
 def test_health(live):
-    """health is 0 while the worker could work, 1 with the reason when it is silent or the master gate is closed."""
+    """health exits with 0 while the worker could work, and with 1 and the reason when it is silent or the master gate
+    closed.
+    """
     done = run("health", dsn=live.dsn)
     assert done.code == 0
     assert done.out.startswith("healthy  iu_outbound_default")
@@ -172,7 +178,8 @@ def test_health(live):
 
 
 def test_health_waits(live):
-    """health --wait is 0 as soon as it is healthy, and 1 or 3 with the last answer when the time is over.
+    """health --wait exits with 0 as soon as the worker is healthy, and with 1 or 3 and the last answer after the
+    timeout.
 
     Fails when: it answers at once, or never.
     """
@@ -185,7 +192,7 @@ def test_health_waits(live):
 
 
 def test_status_names_who_is_in_the_way(live):
-    """status and doctor name a culprit, for people and for machines."""
+    """status and doctor name a blocker, as text and as JSON."""
     execute(live.dsn, "alter table event_outbox disable trigger zz_event_outbox_stamp")
     (culprit,) = run("status", "--json", dsn=live.dsn).json["culprits"]
     assert (culprit["what"], culprit["who"], culprit["state"]) == (
@@ -196,7 +203,7 @@ def test_status_names_who_is_in_the_way(live):
 
 
 def test_doctor(live):
-    """doctor finds nothing on a sound installation, and what is wrong otherwise, with what to do about it."""
+    """doctor reports no problem of a sound installation, and otherwise each problem with its remedy."""
     done = run("doctor", "--json", dsn=live.dsn)
     assert done.code == 0
     assert done.json["pass"] is True
@@ -221,7 +228,7 @@ def test_doctor(live):
 
 
 def test_gate(live):
-    """gate shows, opens and closes; closing twice keeps the time of the first."""
+    """gate shows, opens and closes gates; closing a closed gate keeps the time of the first change."""
     done = run("gate", "close", "worker", "--json", dsn=live.dsn)
     assert done.code == 0
     assert {g["gate"]: (g["open"], g["value"]) for g in done.json} == {
@@ -252,7 +259,7 @@ def test_route(live):
 
 
 def test_a_route_that_would_deliver(live):
-    """A route that is no dry run cannot be enabled: the guard refuses, and its words are shown."""
+    """A route that is not a dry run cannot be enabled: the guard refuses, and its message is shown."""
     execute(live.dsn, "update iu_outbound_route set enabled = false, dry_run = false")
     refused(1, f"route {ROUTE} may not deliver: it is not on the list", "iu-listen route live")(
         "route", "enable", ROUTE, dsn=live.dsn
@@ -261,7 +268,9 @@ def test_a_route_that_would_deliver(live):
 
 
 def test_cursor(live):
-    """cursor reset asks for a yes and a closed gate; to the beginning decides nothing twice, to now skips what waits."""
+    """cursor reset needs a confirmation and a closed gate; to the beginning routes no event twice, to now skips the
+    backlog.
+    """
     dsn = live.dsn
     run("emit", "--count", "3", dsn=dsn)
     execute(dsn, ROUTE_ONCE)
@@ -299,7 +308,7 @@ def test_cursor(live):
 
 @pytest.mark.parametrize("command", ["status", "health", "doctor", "gate show", "verify --live", "probe", "--help"])
 def test_colours_only_on_a_terminal(live, command):
-    """Colours and boxes are for terminals: what goes into a pipe or a file has no escape sequence."""
+    """Colours and boxes are for terminals only: output to a pipe or a file has no escape sequence."""
     done = run(*command.split(), dsn=live.dsn)
     assert "\x1b" not in done.out + done.err
 
@@ -339,7 +348,7 @@ def test_version_and_help(server):
     ("number", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
 )
 def test_a_command_that_is_interrupted(live, number, background):
-    """A signal ends a command that waits, with the shell's exit code for it: SIGTERM also one that ignores SIGINT."""
+    """A signal ends a waiting command with the usual exit code of a shell; SIGTERM also if SIGINT is ignored."""
     with (
         holding(live.dsn, "lock table dot_config"),
         running("gate", "close", "worker", dsn=live.dsn, background=background) as command,
@@ -354,7 +363,7 @@ def test_a_command_that_is_interrupted(live, number, background):
 
 
 def test_a_database_that_quotes_every_name(live):
-    """quote_all_identifiers and its like change how a server writes names, and no answer: the session sets them."""
+    """quote_all_identifiers and similar settings of the server change no answer, because the session sets them."""
     execute(live.dsn, """
         do $$
         begin
@@ -371,9 +380,9 @@ def test_a_database_that_quotes_every_name(live):
 
 
 def test_an_event_of_an_unregistered_type(live):
-    """The emitter of the base raises for a type that nobody registered; what it refuses is counted and shown.
+    """The emitter of the base raises for an unregistered type; the refusals are counted and shown.
 
-    A closed master gate is no error. Fails when: the emitter answers null; or the rollback takes the count back.
+    A closed master gate is not counted. Fails when: the emitter answers null; or the rollback undoes the count.
     """
     emit = "select fn_iu_emit_event('order_placed', 'order/1', gen_random_uuid(), 'shop', '{}')"
     for _ in range(2):

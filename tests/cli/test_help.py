@@ -1,4 +1,4 @@
-"""--help of every command: it says what an option does, and no default that is none."""
+"""--help of every command describes each option, and shows no empty default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _commands(group: App, *path: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("command", _commands(app), ids=" ".join)
 def test_help_shows_no_default_that_is_none(command):
-    """A switch that is off, and an option that is not given, have no default in the help."""
+    """A switch that is off, and an option without a default, show no default in the help."""
     done = run(*command, "--help")
     assert done.code == 0
     words = " ".join(done.out.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""An id may be typed by its beginning, wherever an id is typed."""
+"""Every command that takes an id also takes the beginning of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE, TWO, THREE = (f"{begin}-0000-4000-8000-000000000001" for begin in ("abcd000
 
 @pytest.fixture
 def known(live):
-    """Three events, each with a dead letter whose id begins as no event's does, and two of them alike."""
+    """Three events, two of them with the same beginning, and a dead letter of each with a different beginning."""
     execute(live.dsn, f"""
         {POISON}
         alter table event_outbox disable trigger user;
@@ -33,7 +33,7 @@ def known(live):
 
 
 def test_a_beginning_is_enough(known):
-    """A beginning that no other id has is taken for the id: attempts, trace, dead-letter show and replay."""
+    """A unique beginning stands for the id: attempts, trace, dead-letter show and replay."""
     dsn = known.dsn
     assert {a["event"] for a in run("attempts", "--event", "abcd0001", "--json", dsn=dsn).json} == {ONE}
     assert {a["event"] for a in run("attempts", "--event", "ABCD0001-00", "--json", dsn=dsn).json} == {ONE}
@@ -41,7 +41,7 @@ def test_a_beginning_is_enough(known):
     assert whole.code == 0
     for what in ("abcd0001", "feed0000", ONE.replace("-", "")):
         assert run("trace", what, dsn=dsn).out == whole.out
-    # It is no attempt's number, and is the beginning of an id.
+    # The number is not the id of an attempt, but the beginning of an event id.
     assert run("trace", "12345678", dsn=dsn).out == run("trace", THREE, dsn=dsn).out
     assert run("dead-letter", "show", "feed0001", "--json", dsn=dsn).json["event"] == TWO
     (plan,) = run("dead-letter", "replay", "feed0001", "--plan", "--json", dsn=dsn).json
@@ -54,7 +54,7 @@ def test_a_beginning_is_enough(known):
 
 
 def test_a_beginning_of_several(known):
-    """A beginning that several ids have is a 2 that lists them; one that none has, and one that is too short, are a 2."""
+    """A beginning of several ids exits with 2 and lists them; an unknown or too short beginning exits with 2, too."""
     dsn = known.dsn
     for command in (
         ["attempts", "--event", "abcd"],
@@ -75,7 +75,7 @@ def test_a_beginning_of_several(known):
 
 @pytest.mark.parametrize("kind", ["event", "dead_letter"])
 def test_the_look_up_is_a_range_of_an_index(live, kind):
-    """Finding an id by its beginning reads a range of the primary key, however many rows there are."""
+    """The query for an id by its beginning reads a range of the primary key, also in a large table."""
     execute(live.dsn, """
         select fn_iu_emit_event('version_applied', 'x', null, 'x', '{}') from generate_series(1, 5000);
         insert into iu_route_dead_letter (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no,
@@ -90,7 +90,7 @@ def test_the_look_up_is_a_range_of_an_index(live, kind):
 
 
 def test_what_an_id_is(server):
-    """A UUID with or without dashes, or four characters of its beginning at least."""
+    """An id is a UUID with or without dashes, or at least the first four characters of one."""
     for text in (ONE, ONE.replace("-", ""), "abcd", "ABCD0001-0000-4"):
         assert is_id(text)
     for text in ("", "abc", "-", "a-b-c", "xyz12", ONE + "0", "abcd ", "abcd\n"):

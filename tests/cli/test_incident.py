@@ -1,4 +1,4 @@
-"""At night: the consumer has been gone for days. One look names every cause, every command answers at once."""
+"""After days without a consumer: status shows every cause, and every command answers fast."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cli.incident import BILL, ERP, FORGOTTEN, MAIL, scripts
 
 pytestmark = on_one_server
 
-#: INCIDENT_WAITING=300000 INCIDENT_LETTERS=2000 for the whole of it.
+#: Set INCIDENT_WAITING=300000 INCIDENT_LETTERS=2000 for the full size.
 WAITING = int(os.environ.get("INCIDENT_WAITING", "30000"))
 LETTERS = int(os.environ.get("INCIDENT_LETTERS", "500"))
-#: What a person types then, and how long it may take beyond the start of a process, in seconds.
+#: Commands that an operator uses then, and the longest duration of each beyond the start of a process, in seconds.
 COMMANDS = {
     "status": 2, "health": 2, "doctor": 2, "delivery list": 2, "dead-letter list": 2, "dead-letter list --limit 2000": 2,
     "dead-letter list --failure smtp_550 --since 5d": 2, "attempts": 2, "cursor show": 2, "route list": 2,
@@ -25,7 +25,7 @@ COMMANDS = {
 
 @pytest.fixture
 def incident(live):
-    """The database of that night, and a transaction that somebody forgot to end."""
+    """The database of the incident, and a transaction that was left open."""
     for script in scripts(WAITING, LETTERS):
         execute(live.dsn, script)
     with holding(live.dsn, FORGOTTEN):
@@ -34,10 +34,10 @@ def incident(live):
 
 
 def test_status_alone_names_every_cause(incident):
-    """At 80 columns: silent since when and on which host, what waits, what is held and why, what is dead and of which kind,
-    and which transaction is open.
+    """At 80 columns status shows: since when the consumer is silent and its host, the backlog, the paused routes with
+    reasons, the dead letters by kind, and the open transaction.
 
-    Fails when: one of the causes is in another command only.
+    Fails when: one of the causes is shown by another command only.
     """
     done = run("status", dsn=incident, env={"COLUMNS": "80"})
     words = " ".join(done.out.split())
@@ -56,7 +56,7 @@ def test_status_alone_names_every_cause(incident):
 
 
 def test_doctor_counts_dead_letters_while_health_is_red(incident):
-    """doctor names the kinds of dead letters, and the command that lists them, also when the worker is not healthy.
+    """doctor shows the kinds of dead letters and the command that lists them, also when the worker is not healthy.
 
     Fails when: dead letters are a warning of a healthy worker only.
     """
@@ -71,9 +71,9 @@ def test_doctor_counts_dead_letters_while_health_is_red(incident):
 
 
 def test_every_command_answers_at_once(incident):
-    """Each command that one types then answers within two seconds beyond the start of a process, the plan within three.
+    """Each command answers within two seconds beyond the start of a process, a plan within three.
 
-    Fails when: one asks for each dead letter, or reads the log, without an index.
+    Fails when: a command queries each dead letter, or reads the outbox without an index.
     """
     start = min(run("--version").seconds for _ in range(3))
     slow = {}
@@ -89,9 +89,9 @@ def test_every_command_answers_at_once(incident):
 
 
 def test_status_is_shown_again_and_again(live):
-    """--watch shows status anew every so many seconds, until Ctrl-C.
+    """--watch prints status again at the given interval, until Ctrl-C.
 
-    Fails when: it ends after the first, or is not drawn anew.
+    Fails when: it ends after the first output, or is not updated.
     """
     with running("status", "--watch", "0.2", dsn=live.dsn) as command:
         command.until_it_says("iu_outbound_default  is", times=3)

@@ -1,4 +1,4 @@
-"""--json of every command: one name for one thing, and an error is a document, too."""
+"""--json of every command: each thing has one name, and an error is a JSON document, too."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from iu_listen.cli.show import AS_IT_IS, NAMES
 pytestmark = on_one_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "json.md"
-#: Keys that are names of other things: tables, routes, kinds of wakes, ids of checks.
+#: Keys whose contents have variable names: tables, routes, kinds of wake-ups, ids of checks.
 NAMED_BY_OTHERS = {"wakes", "row_counts", "footprint", "seed", "apart", "removed", "answers"}
-#: Answers that are in no database, or of another format.
+#: Commands that do not answer from this database, or that have another format.
 ELSEWHERE = {"demo", "up", "run", "trace", "trace-export"}
 
 
 @pytest.fixture
 def busy(live):
-    """A database in which every command has something to say."""
+    """A database in which every command has something to report."""
     execute(live.dsn, f"""
         {POISON}
         select fn_iu_emit_event('version_applied', 'poison', null, 'x', '{{}}') from generate_series(1, 3);
@@ -69,7 +69,9 @@ def _keys(value: object) -> set[str]:
 
 
 def test_one_name_for_one_thing(busy):
-    """No answer has a long name of a thing, and every key of every answer is on the page: as_json() gives the names."""
+    """No answer uses a second name for a thing, and every key of every answer is on the page: as_json() gives the
+    names.
+    """
     page = PAGE.read_text()
     known = set(re.findall(r"`([a-z_]+)`", page)) | set(re.findall(r'"([a-z_]+)":', page))
     for command in _commands(busy.dsn):
@@ -91,7 +93,7 @@ def test_one_name_for_one_thing(busy):
     ids=lambda value: " ".join(value).replace("\x1b", "") if isinstance(value, list) else "",
 )  # fmt: skip
 def test_an_error_is_a_document(busy, command, code):
-    """With --json stdout has one document also when there is an error; stderr says it as before."""
+    """With --json stdout has one document also for an error; stderr has the usual message."""
     done = run(*command, "--json", dsn=busy.dsn)
     assert done.code == code, done.err
     answer = json.loads(done.out)
@@ -99,13 +101,13 @@ def test_an_error_is_a_document(busy, command, code):
         assert answer["error"]["exit_code"] == code
         assert answer["error"]["message"]
     else:
-        # What a command would have done was printed before it refused.
+        # These commands print their plan before they refuse.
         assert command[0] in ("rollback", "retention")
     assert done.err
 
 
 def test_an_error_of_the_service_is_a_line_of_its_log(live):
-    """run with a log of JSON says as JSON what is wrong at the start."""
+    """run with a JSON log reports an error of its start as JSON."""
     for more, env in ((["--json"], {}), ([], {"IU_LISTEN_LOG_FORMAT": "json"})):
         done = run("run", "--worker", "nobodys", *more, dsn=live.dsn, env=env)
         assert (done.code, done.out) == (2, "")
@@ -115,7 +117,7 @@ def test_an_error_of_the_service_is_a_line_of_its_log(live):
 
 
 def test_figures_that_json_does_not_have(live, tmp_path):
-    """What JSON has no word for is text: the document stays valid."""
+    """Numbers that JSON cannot represent become text, so that the document is valid."""
     tree = Tree(tmp_path)
     tree.edit("src/iu_listen/cli/change.py", '            _print_gates(await census.gates(connection), where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")',
               '            _print_gates([{"gate": float("inf")}, {"gate": float("nan")}], where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")')  # fmt: skip

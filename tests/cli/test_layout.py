@@ -1,4 +1,4 @@
-"""What people act on is never cut, however narrow the terminal: ids, names of workers, codes of routes, conditions."""
+"""Ids, names of workers, codes of routes and conditions are never truncated, also on a narrow terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WIDTHS = [80, 120, 200, None]
 
 @pytest.fixture
 def incident(live):
-    """Dead letters, a live route with a long code whose event waits, a consumer that was silent for days."""
+    """Dead letters, a live route with a long code and a waiting delivery, a consumer that has been silent for days."""
     execute(live.dsn, f"""
         {POISON}
         select fn_iu_emit_event('version_applied', 'poison', null, 'x', '{{}}') from generate_series(1, 3);
@@ -51,7 +51,7 @@ def incident(live):
 
 
 def _seen(dsn: str, command: list[str], width: int | None) -> str:
-    """What a command prints on a terminal of this width; None: into a pipe."""
+    """The output of a command on a terminal of this width; None: to a pipe."""
     if width is None:
         return run(*command, dsn=dsn).out
     with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
@@ -66,7 +66,7 @@ def _seen(dsn: str, command: list[str], width: int | None) -> str:
             while more := os.read(ours, 65536):
                 said += more
         except OSError:
-            pass  # the terminal is gone when its last user is
+            pass  # reading fails when the last process has closed the terminal
         process.wait()
         os.close(ours)
     return said.decode().replace("\r\n", "\n")
@@ -75,7 +75,7 @@ def _seen(dsn: str, command: list[str], width: int | None) -> str:
 @on_one_server
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut(incident, width):
-    """Ids, workers, routes and conditions are whole at 80, 120 and 200 columns and without a terminal: fitting()."""
+    """Ids, workers, routes and conditions are complete at 80, 120 and 200 columns and without a terminal: fitting()."""
     dsn = incident.dsn
     letters = [str(row[0]) for row in rows(dsn, "select id from iu_route_dead_letter")]
     events = [str(row[0]) for row in rows(dsn, "select distinct event_ref from iu_route_attempt")]
@@ -98,14 +98,14 @@ def test_nothing_is_cut(incident, width):
         assert "…" not in said, (command, said)
         assert not [line for line in said.splitlines() if cell_len(line) > (width or 200)], (command, said)
         for word in words:
-            # What has blanks may go on in the next line of its column.
+            # Text with blanks may continue on the next line of its column.
             assert all(piece in said for piece in word.split()), (command, word, said)
 
 
 @on_one_server
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_tree_keeps_its_structure(incident, width):
-    """Where a row of trace wraps, it goes on below its own words, and never at the left edge."""
+    """A row of trace that wraps continues below its own text, and never at the left edge."""
     event = str(rows(incident.dsn, "select event_ref from iu_route_dead_letter limit 1")[0][0])
     lines = _seen(incident.dsn, ["trace", event], width).splitlines()
     begun = next(i for i, line in enumerate(lines) if "└" in line)
@@ -120,7 +120,7 @@ CELL = st.lists(ATOM, max_size=5).map(" ".join)
 
 @given(data=st.data(), width=st.integers(40, 200), columns=st.integers(1, 8))
 def test_no_word_is_lost(data, width, columns):
-    """Whatever the words and the width, every word of every cell is there, whole, and no line is too long."""
+    """For any text and width, every word of every cell is there and complete, and no line is too long."""
     names = [f"name {i}" for i in range(columns)]
     cells = data.draw(st.lists(st.lists(CELL, min_size=columns, max_size=columns), min_size=1, max_size=3))
     stream = StringIO()
@@ -133,7 +133,7 @@ def test_no_word_is_lost(data, width, columns):
 
 
 def test_a_branch_goes_on_below_itself():
-    """A cell of a tree that wraps keeps its indentation, also where a word is longer than the column."""
+    """A cell of a tree that wraps keeps its indentation, also if a word is longer than the column."""
     stream = StringIO()
     console = Console(file=stream, width=20)
     cell = Branch("  └ ", "attempt, route a_code_that_is_longer\nfailed")
@@ -146,9 +146,9 @@ def test_a_branch_goes_on_below_itself():
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_work_of_a_long_list_is_bounded(width):
-    """A cell costs fewer than 120 calls of Python functions, in a table and in rows below each other.
+    """A cell costs fewer than 120 calls of Python functions, as a table and as rows below each other.
 
-    The mechanism: a cell that fits its column is written as it is. Fails when: each cell is a document of its own.
+    The mechanism: a cell that fits its column is printed unchanged. Fails when: each cell is rendered as a document.
     """
     cells = [Text(str(uuid4())), Text(str(uuid4())), *map(Text, ("shop.mail", "3 d 23 h ago", "smtp_550", "missing"))]
     console = Console(file=StringIO(), width=width, soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Metrics as an operator gets them: scraped from a running consumer."""
+"""Metrics of a running consumer, read from its scrape endpoint."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def scraping(port: int) -> dict[str, str]:
 
 
 def exposed(port: int) -> list[tuple[str, str, str]]:
-    """Name, labels and figure of each line."""
+    """Name, labels and value of each line."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         return re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", answer.read().decode(), re.MULTILINE)
 
 
 def databases(port: int) -> set[str]:
-    """Of which databases our figures are."""
+    """The names of the databases to which the project's metrics belong."""
     labels = [found for name, found, _ in exposed(port) if name.startswith(("iu_", "messaging_"))]
     return {database for found in labels for database in re.findall(r'db_namespace="([^"]*)"', found) or [""]}
 
 
 def scrape(port: int) -> dict[tuple[str, ...], float]:
-    """Figures by name and values of labels that are ours."""
+    """Values by metric name and the values of labels that begin with iu_."""
     found = {}
     for name, labels, value in exposed(port):
         ours = sorted(label for label in re.findall(r'(iu_\w+)="([^"]*)"', labels))
@@ -56,9 +56,9 @@ def scrape(port: int) -> dict[tuple[str, ...], float]:
 
 
 def test_a_running_consumer_can_be_scraped(live, port):
-    """Events, decisions, gates, lags and latencies are at the endpoint, all with the name of the database.
+    """Events, attempts, gates, lags and latencies are at the endpoint, all with the name of the database.
 
-    It is on the loopback address only.
+    The endpoint is on the loopback address only.
     """
     execute(live.dsn, POISON)
     with running("run", dsn=live.dsn, env=scraping(port)) as consumer:
@@ -70,7 +70,7 @@ def test_a_running_consumer_can_be_scraped(live, port):
             assert time.monotonic() < deadline, scrape(port)
             execute(live.dsn, EVENTS.replace("20", "2"))
             time.sleep(0.5)
-        # Nobody writes any more, but the last measurement may have been made before all was decided.
+        # Writing has ended, but the last measurement may be older than the last attempt.
         deadline = time.monotonic() + 40
         while (found := scrape(port))["iu_lag_items", "backlog", DEFAULT_WORKER] != 0:
             assert time.monotonic() < deadline, found
@@ -89,7 +89,7 @@ def test_a_running_consumer_can_be_scraped(live, port):
 
 
 def test_an_export_of_its_own_can_be_scraped(live, port):
-    """`trace-export --follow` counts what it sends, for whoever scrapes it."""
+    """`trace-export --follow` counts the exported spans at its own scrape endpoint."""
     receiver = Receiver()
     env = scraping(port) | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
     with running("trace-export", "--follow", dsn=live.dsn, env=env) as export:
@@ -105,13 +105,13 @@ def test_an_export_of_its_own_can_be_scraped(live, port):
 
 
 def test_a_port_that_is_taken_is_said_so(live, port):
-    """Where the endpoint cannot be had, the consumer does not start, and says which variable names another one."""
+    """If the port is in use, the consumer does not start, and names the variable for another port."""
     with socket.create_server(("127.0.0.1", port)):
         refused(2, "OTEL_EXPORTER_PROMETHEUS_PORT", dsn=live.dsn, env=scraping(port))("run")
 
 
 def test_without_the_variable_nothing_is_measured(live):
-    """A consumer that nobody asked for metrics has no session that measures."""
+    """A consumer without metrics has no session for measurements."""
     with running("run", dsn=live.dsn) as consumer:
         consumer.until_it_says("listening")
         sessions = rows(live.dsn, "select application_name from pg_stat_activity where datname = current_database()")

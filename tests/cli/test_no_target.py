@@ -1,4 +1,4 @@
-"""A route without a usable target: why, and what to do, is seen by every command that looks, until it is mended."""
+"""A route without a usable target: every command shows the reason and the remedy until the problem is solved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iu_listen import Delivery, target
 async def arrive(delivery: Delivery) -> None:
     pass
 """
-#: kind, reference, options; why, and what to do about it.
+#: Kind, reference and options of a target; the reason why it is unusable, and the remedy.
 UNUSABLE = [
     ("workflow", "event_outbox", {}, "there is no target called event_outbox", "iu-listen run --app MODULE"),
     ("external_endpoint", "https://crm.example/", {"secrets": ["env:IU_SECRET_NOPE"]}, "IU_SECRET_NOPE is not set",
@@ -30,7 +30,7 @@ UNUSABLE = [
 
 @pytest.fixture
 def ready(live):
-    """All locks open, a route that is live, and an event for it."""
+    """All switches on, a live route, and an event for it."""
     run("gate", "open", "delivery", dsn=live.dsn)
     run("route", "live", ROUTE, "--why", "a test", "--yes", dsn=live.dsn)
     run("emit", dsn=live.dsn)
@@ -38,7 +38,7 @@ def ready(live):
 
 
 def aim(dsn, kind, reference, options):
-    """Change the target of the live route, as somebody may in SQL."""
+    """Change the target of the live route by SQL."""
     import json
 
     rows(
@@ -50,9 +50,9 @@ def aim(dsn, kind, reference, options):
 
 @pytest.mark.parametrize(("kind", "reference", "options", "why", "hint"), UNUSABLE, ids=[u[1] for u in UNUSABLE])
 def test_what_a_target_lacks_is_seen_everywhere(ready, kind, reference, options, why, hint):
-    """The reason and the hint are in delivery list, status, doctor (which fails), health and their JSON.
+    """delivery list, status, doctor (which fails), health and their JSON show the reason and the hint.
 
-    Fails when: the consumer keeps the reason to itself, or an error of the opener ends its delivery session.
+    Fails when: the consumer does not store the reason, or an error of the opener ends its delivery session.
     """
     aim(ready, kind, reference, options)
     with running("run", "--log-format", "json", dsn=ready) as consumer:
@@ -77,15 +77,15 @@ def test_what_a_target_lacks_is_seen_everywhere(ready, kind, reference, options,
 
 
 def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
-    """The reason is written once, not at every look, changes with the route, and goes when there is a target.
+    """The reason is written once, changes with the route, and is removed when the route has a target.
 
-    Fails when: it is written again and again, or outlives the mend.
+    Fails when: it is written at each check, or stays after the problem is solved.
     """
     (tmp_path / "my_targets.py").write_text(MODULE)
     with running("run", dsn=ready):
         assert seen(ready, "select count(*) = 1 from iu_delivery_unusable")
         first = rows(ready, "select xmin::text, why from iu_delivery_unusable")[0]
-        # Two questions for more later it is the same row.
+        # After two more checks it is the same row.
         execute(ready, "select pg_stat_force_next_flush()")
         assert seen(ready, "select renewed_at > now() - interval '1 s' from iu_delivery_lease")
         assert seen(ready, "select now() > since + interval '2.5 s' from iu_delivery_unusable")
@@ -102,9 +102,9 @@ def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
 
 
 def test_what_waits_for_a_missing_target_may_be_cancelled(ready):
-    """A route that is held because it has no usable target can be cancelled while it is live.
+    """A delivery of a live route that is paused because it has no usable target can be cancelled.
 
-    Fails when: only what the database itself holds counts as held.
+    Fails when: only the reasons that the database itself knows count as a pause.
     """
     with running("run", dsn=ready):
         assert seen(ready, "select count(*) = 1 from iu_delivery_unusable")
@@ -113,9 +113,10 @@ def test_what_waits_for_a_missing_target_may_be_cancelled(ready):
 
 
 def test_an_address_that_is_refused_at_the_connection_is_seen(ready):
-    """A name that leads to a private address holds its route by the breaker; doctor fails, and both say what to do.
+    """A name that resolves to a private address pauses its route by the circuit breaker; doctor fails and names the
+    remedy.
 
-    Fails when: it looks like an outage that ends by itself.
+    Fails when: it is shown as an outage that ends by itself.
     """
     aim(ready, "external_endpoint", "https://localhost/", {})
     with running("run", dsn=ready):

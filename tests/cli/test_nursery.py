@@ -1,4 +1,4 @@
-"""A command of the tests is a copy of a process that has imported everything: it must not make a difference."""
+"""A command of the tests is a fork of a process that has imported all modules; the result must be the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cli.command import environment, on_one_server, seen
 from cli.nursery import READ_BY_IMPORTS, READ_LATE, born, may_be_born
 
 NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/nowhere"
-#: What imports look at, and how many threads they begin.
+#: A program that records the environment variables that imports read, and the number of threads that they start.
 WATCH = """
 import json, os, threading
 seen, look = set(), type(os.environ).__getitem__
@@ -35,9 +35,9 @@ print(json.dumps([sorted(seen), threading.active_count()]))
     ids=" ".join,
 )
 def test_a_copy_does_what_a_process_of_its_own_does(tmp_path, arguments, env):
-    """A command that is born says the same, on the same streams, with the same exit code, as one that is started.
+    """A forked command has the same output on the same streams, and the same exit code, as a new process.
 
-    Fails when: it is given other arguments, another environment or other streams, or its exit code is lost.
+    Fails when: it gets other arguments, another environment or other streams, or its exit code is lost.
     """
     whole = environment(str(tmp_path), env=env)
     started = subprocess.run(
@@ -50,9 +50,9 @@ def test_a_copy_does_what_a_process_of_its_own_does(tmp_path, arguments, env):
 
 
 def test_no_import_reads_what_a_copy_may_be_given():
-    """Of the variables that a command may be born with imports read none, and they begin no thread, which a copy lacks.
+    """Imports read none of the variables that a forked command may have, and start no thread, which a fork would lack.
 
-    Fails when: a library that reads its settings while it is imported is added, and READ_BY_IMPORTS does not say so.
+    Fails when: a library that reads its settings during the import is added, and READ_BY_IMPORTS does not list them.
     """
     done = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True)
     names, threads = json.loads(done.stdout)
@@ -63,9 +63,9 @@ def test_no_import_reads_what_a_copy_may_be_given():
 
 @on_one_server
 def test_what_takes_too_long_is_ended(live, tmp_path):
-    """A command that is not over in time is killed, and raises what subprocess.run would.
+    """A command that exceeds its timeout is killed, and raises the same exception as subprocess.run.
 
-    Fails when: nobody looks at the time, or what is late is left alone.
+    Fails when: the time is not checked, or a late command is not killed.
     """
     with pytest.raises(subprocess.TimeoutExpired):
         born(["run"], environment(str(tmp_path), live.dsn), str(tmp_path), 1.5)

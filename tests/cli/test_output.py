@@ -1,4 +1,4 @@
-"""What leaves a command: nothing that a terminal obeys, in any encoding, to any kind of file."""
+"""The output of commands: no control sequences of values, any encoding, any kind of file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from iu_listen.model.text import UNSAFE
 pytestmark = on_one_server
 
 ROUTE_ONCE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
-#: Title, clear screen, colour, one-byte CSI, right-to-left override, isolate, a forged line, a mark of rich, a backslash.
+#: Title, clear screen, colour, one-byte CSI, right-to-left override, isolate, a forged line, markup of rich, a
+#: backslash.
 HOSTILE = (
     "\x1b]0;owned\x07\x1b[2J\x1b[31mFORGED\x1b]52;c;aGk=\x07\x9b2J\u202eevil\u2066\u200f\r\nok   forged [red]m[/] \\"
 )
-#: What our own colours are.
+#: The escape sequences of the program's own colours.
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 
 @pytest.fixture
 def hostile(live):
-    """A database in which every text that a writer, a route or a target may set holds control sequences."""
+    """A database in which every text that a producer, a route or a target may set contains control sequences."""
     literal = "E'" + "".join(f"\\U{ord(c):08x}" for c in HOSTILE) + "'"
     execute(live.dsn, f"""
         create function boom() returns trigger language plpgsql as $$
@@ -63,7 +64,9 @@ def _unsafe(text: str) -> list[str]:
 
 
 def test_no_control_sequence_of_a_value_reaches_a_pipe(hostile):
-    """No control sequence of a database text is in any answer, table or JSON: every console renders through visible()."""
+    """No control sequence of a database text is in any answer, table or JSON: every console renders through
+    visible().
+    """
     seen = 0
     for command in _commands(hostile.dsn):
         done = run(*command, dsn=hostile.dsn)
@@ -78,7 +81,7 @@ def test_no_control_sequence_of_a_value_reaches_a_pipe(hostile):
 
 
 def test_no_control_sequence_of_a_value_reaches_a_terminal(hostile):
-    """The same on a terminal, where only our own colours are control sequences: _Console.render is the only way out."""
+    """On a terminal, only the program's own colours are control sequences: all output goes through _Console.render."""
     for command in _commands(hostile.dsn):
         with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
             ours, theirs = pty.openpty()
@@ -92,12 +95,12 @@ def test_no_control_sequence_of_a_value_reaches_a_terminal(hostile):
                 while more := os.read(ours, 65536):
                     said += more
             except OSError:
-                pass  # the terminal is gone when its last user is
+                pass  # reading fails when the last process has closed the terminal
             process.wait()
             os.close(ours)
         assert b"Traceback" not in said
         text = said.decode().replace("\r\n", "\n")
-        # Progress bars move the cursor and hide it; these are rich's own.
+        # Progress bars of rich move the cursor and hide it.
         text = re.sub("\x1b\\[(\\?25[lh]|[0-9]*[AKG]|2K)|\r", "", text)
         assert not _unsafe(text), command
 
@@ -112,9 +115,9 @@ def test_no_control_sequence_of_a_value_reaches_a_terminal(hostile):
     ids=lambda env: next(iter(env.values())),
 )
 def test_any_encoding(live, env):
-    """An encoding without our characters gets others in their place, and the exit code is that of the answer.
+    """Characters that the encoding lacks are replaced, and the exit code is that of the answer.
 
-    The mechanism: both streams have an error handler that never fails; JSON has escapes there, and is the same document.
+    The mechanism: both streams have an error handler that never fails; JSON uses escapes, and stays the same document.
     """
     assert run("emit", "--address", "ключ/鍵", dsn=live.dsn).code == 0
     execute(live.dsn, ROUTE_ONCE)
@@ -139,7 +142,7 @@ def test_any_encoding(live, env):
             env=environment(home, live.dsn, env), cwd=home, capture_output=True, check=False,
         )  # fmt: skip
     ours, theirs = json.loads(done.stdout), run("trace", event, "--json", dsn=live.dsn).json
-    # The resource names the process.
+    # The resource attributes differ, because they describe the process.
     assert ours["resourceSpans"][0]["scopeSpans"] == theirs["resourceSpans"][0]["scopeSpans"]
 
 
@@ -161,9 +164,10 @@ def _exit(command: list[str], dsn: str, redirection: str) -> tuple[int, str]:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
 def test_an_answer_that_cannot_be_written(live):
-    """A full or closed standard output is exit code 4 and one line; neither `healthy` nor `unhealthy`, and no traceback.
+    """If standard output is full or closed, the exit code is 4 with a one-line message, without `healthy` or a
+    traceback.
 
-    The mechanism: the stream keeps the failure, main() asks for it at the end. What the command had to do is done.
+    The mechanism: the stream keeps the failure, and main() checks it at the end. The command has still done its work.
     """
     for redirection in (">/dev/full", ">&-"):
         for command in (["gate", "show"], ["status", "--json"], ["--help"], ["--version"]):
@@ -173,22 +177,22 @@ def test_an_answer_that_cannot_be_written(live):
         assert _exit(["gate", "close", "worker"], live.dsn, redirection)[0] == 4
         assert value(live.dsn, "select value from dot_config where key like '%route_worker%'") == "false"
         assert _exit(["gate", "open", "worker"], live.dsn, redirection)[0] == 4
-        # The answer is no: that is the more important news.
+        # A negative answer is more important than the failed output.
         assert _exit(["health", "--worker", "nobodys"], live.dsn, redirection)[0] == 1
     assert _exit(["gate", "show"], live.dsn, "2>/dev/full") == (0, "")
     assert _exit(["gate", "show"], live.dsn, "2>&-") == (0, "")
 
 
 def test_a_log_on_a_full_disk_stops_nothing(live, tmp_path):
-    """A consumer whose log cannot be written goes on working, and writes again when there is room: the stream tries anew.
+    """A consumer whose log cannot be written continues, and writes again when there is space: the stream tries again.
 
-    The file may not grow beyond what it has, as on a full disk, until it is emptied.
+    The file may not grow beyond a limit, as on a full disk, until it is emptied.
     """
     log = tmp_path / "log"
     log.write_bytes(b"x" * 4096)
     process = subprocess.Popen(
         ["/bin/sh", "-c", 'ulimit -f 8; exec "$0" -m iu_listen run --log-format json 2>>"$1"', sys.executable, log],
-        # Python writes files of its own: a compiled module that is cut off would stay.
+        # Python also writes compiled modules; a truncated one would remain after the test.
         env=environment(str(tmp_path), live.dsn, {"PYTHONDONTWRITEBYTECODE": "1"}), cwd=tmp_path,
     )  # fmt: skip
     try:
@@ -209,7 +213,7 @@ def test_a_log_on_a_full_disk_stops_nothing(live, tmp_path):
     "payload", ["[" * 3000 + "]" * 3000, "[" * 400 + "]" * 400, "1" + "0" * 10_000, "1e400", "-1e-400"]
 )
 def test_a_dead_letter_that_python_cannot_read(live, payload):
-    """A payload that is nested deeper than Python reads, or has a longer number, is shown as its text."""
+    """A payload that is nested too deeply for Python, or has too long a number, is shown as its text."""
     execute(live.dsn, f"""
         insert into iu_route_dead_letter (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no,
                                           event_snapshot, failure_code, failure_detail)
@@ -225,13 +229,13 @@ def test_a_dead_letter_that_python_cannot_read(live, payload):
 
 
 def test_a_payload_that_python_cannot_read(live):
-    """emit refuses such a payload with 2."""
+    """emit refuses a payload that Python cannot parse with 2."""
     refused(2, "nested too deeply", dsn=live.dsn)("emit", "--payload", '{"a":' + "[" * 5000 + "]" * 5000 + "}")
     refused(2, "too long", dsn=live.dsn)("emit", "--payload", '{"a":1' + "0" * 10_000 + "}")
 
 
 def test_a_fault_of_the_program_is_no_answer(live, tmp_path):
-    """What nobody expected ends with 70, with the place but without the text, which may hold a secret."""
+    """An unexpected exception exits with 70 and its place in the code, without its text, which may contain a secret."""
     tree = Tree(tmp_path)
     tree.edit("src/iu_listen/postgres/census.py", 'health: Row = json.loads(await value(connection, "worker_health", worker))',
               'health: Row = {}["hunter2 \\x1b[2J"]')  # fmt: skip
@@ -245,7 +249,7 @@ def test_a_fault_of_the_program_is_no_answer(live, tmp_path):
 
 
 def test_watching_ends_with_its_reader(live):
-    """status --watch ends when nothing reads it any more, and when it cannot be written. Fails when: it does not ask."""
+    """status --watch ends when its output is closed or cannot be written. Fails when: it does not check its output."""
     for redirection in ("| head -1", ">/dev/full"):
         with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
             done = subprocess.run(
