@@ -1,4 +1,4 @@
-"""probe: the seed's table on any database, and nothing left behind."""
+"""probe: shows the seed's table on any database, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cli.command import (
 from iu_listen.model.observation import BatchRan
 from support import connected, consuming, drain, insert_event
 
-#: The seed's table, typed from seeds/, not from the module: id and figures.
+#: The seed's table, copied by hand from seeds/ and not from the module: id and figures.
 SEED = [
     ("SETUP", "master t, worker t"),
     ("A", "event_outbox iu rows = 3"),
@@ -51,7 +51,7 @@ SEED = [
     ("G", "health.healthy=true; v_iu_route_attempt_summary = dry_run 4 / failed 3; backlog 0"),
     ("H", "worker gate off → worker_gate_closed; master gate off → master_gate_closed"),
 ]
-#: What the seed looked for after the rollback, and what it found.
+#: The objects that the seed looked for after the rollback, and their expected numbers.
 ZERO = {
     "worker tables": "0",
     "worker functions": "0",
@@ -72,7 +72,9 @@ def probe(dsn: str, *args: str, **more: Any) -> Done:
 
 
 def test_the_seeds_table(substrate):
-    """On a database without the package every row of the seed's table comes out to the figure, and nothing stays."""
+    """On a database without the package, every row of the seed's table has the expected figures, and nothing
+    remains.
+    """
     before = portrait(substrate.dsn)
     done = probe(substrate.dsn)
 
@@ -95,7 +97,7 @@ def test_the_seeds_table(substrate):
 
 @on_one_server
 def test_the_table_for_people(substrate):
-    """Without --json the same figures stand in a table, expected beside observed, and PASS is the last word."""
+    """Without --json, a table shows expected and observed figures side by side, and PASS is the last word."""
     done = run("probe", dsn=substrate.dsn)
     assert done.code == 0
     for id, expected in SEED:
@@ -108,7 +110,7 @@ def test_the_table_for_people(substrate):
 
 
 def test_the_installed_package(applied):
-    """Where the package is installed the installed objects are what is proven, and no row or object of them changes."""
+    """If the package is installed, the probe tests the installed objects, and changes no row or object of them."""
     before = portrait(applied.dsn)
     done = probe(applied.dsn)
     assert done.code == 0, done.err
@@ -119,7 +121,7 @@ def test_the_installed_package(applied):
 
 @on_one_server
 def test_a_history(live):
-    """Events, attempts and dead letters that are there already change no figure of the probe."""
+    """Existing events, attempts and dead letters do not change the figures of the probe."""
 
     async def history() -> None:
         async with connected(live.dsn) as connection:
@@ -143,9 +145,9 @@ def test_a_history(live):
 
 @on_one_server
 def test_a_history_before_the_package(substrate):
-    """Events of long before the package are not in the way of its probe.
+    """Events that are older than the package do not disturb its probe.
 
-    Fails when: the probe's cursor takes the events that 005 has just stamped for its own.
+    Fails when: the probe's cursor reads the events that 005 has just stamped.
     """
     execute(
         substrate.dsn, "select fn_iu_emit_event('version_applied', 'x', null, 'a', '{}') from generate_series(1, 50)"
@@ -159,7 +161,7 @@ def test_a_history_before_the_package(substrate):
 @on_one_server
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
 def test_other_routes(server, kind, request):
-    """Other enabled routes for the same events, or a disabled one of the seed, do not disturb the probe."""
+    """Other enabled routes for the same events, or a disabled route of the seed, do not disturb the probe."""
     dsn = request.getfixturevalue(kind).dsn
     execute(
         dsn,
@@ -191,7 +193,9 @@ def test_closed_gates(applied):
 @pytest.mark.asyncio
 @on_one_server
 async def test_beside_a_working_consumer(live):
-    """A probe passes beside a consumer under load, which is held up no longer than the lock timeout, and misses nothing."""
+    """A probe passes beside a consumer under load; the consumer waits no longer than the lock timeout, and misses
+    nothing.
+    """
     limit = 1.0
     stop = anyio.Event()
     written = 0
@@ -231,7 +235,7 @@ async def test_beside_a_working_consumer(live):
 @on_one_server
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
 def test_a_lock_held_by_somebody_else(server, kind, request):
-    """A lock that somebody else holds on the routes ends the probe within the lock timeout, and nothing is left."""
+    """A lock of another session on the routes ends the probe within the lock timeout, and nothing remains."""
     dsn = request.getfixturevalue(kind).dsn
     before = portrait(dsn)
     with holding(dsn, "lock table iu_outbound_route"):
@@ -242,7 +246,7 @@ def test_a_lock_held_by_somebody_else(server, kind, request):
 
 @on_one_server
 def test_a_gate_changed_by_somebody_else(applied):
-    """A gate that somebody is just changing ends the probe within the lock timeout."""
+    """A gate that another session is changing ends the probe within the lock timeout."""
     with holding(applied.dsn, "update dot_config set value = 'true'"):
         done = refused(1, "lock")("probe", "--lock-timeout", "0.5", dsn=applied.dsn)
     assert done.seconds < 0.5 + 3
@@ -251,9 +255,9 @@ def test_a_gate_changed_by_somebody_else(applied):
 @on_one_server
 @pytest.mark.parametrize("at", ["A", "E"])
 def test_it_holds_nobody_up(substrate, tmp_path, at):
-    """A probe that takes longer than the lock timeout is given up: what it has locked others wait for.
+    """A probe that takes longer than the lock timeout is ended, because other sessions wait for its locks.
 
-    Without the package the log itself is locked from the start, not only the routes from E on.
+    Without the package, the outbox itself is locked from the start, and not only the routes from scenario E on.
     """
     tree = Tree(tmp_path)
     file = {"A": "probe/emit", "E": "probe/drop_safety_check"}[at]
@@ -277,7 +281,7 @@ def test_it_holds_nobody_up(substrate, tmp_path, at):
 
 @on_one_server
 def test_half_a_package(substrate):
-    """Half a package is no basis for a proof: it is refused, by the name of what does not fit."""
+    """The probe refuses an incomplete package, and names the differing object."""
     execute(substrate.dsn, "create table iu_route_worker_cursor (worker_name text)")
     before = catalogue(substrate.dsn)
     refused(1, "half applied", "iu_route_worker_cursor")("probe", dsn=substrate.dsn)

@@ -1,4 +1,4 @@
-"""probe finds what is broken: in the files before they are applied, and in what is installed."""
+"""probe detects broken objects: in the files before they are applied, and in an installed package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def probe(dsn: str, *args: str, **more: Any) -> Done:
 
 
 def wrong(done: Done) -> set[str]:
-    """Ids of the probes and items of the footprint that are not as expected."""
+    """Ids of the probes and items of the footprint that differ from the expected figures."""
     answer = done.json
     return {p["id"] for p in answer["probes"] if not p["pass"]} | {
         item for item, figures in answer["footprint"].items() if not figures["pass"]
@@ -28,7 +28,7 @@ SEAM = """    raise exception 'delivery is not built: route % may not deliver ev
         using errcode = 'feature_not_supported',
               hint = 'Set the route back to dry run: iu-listen route disable, or dry_run = true.';"""
 
-#: What is broken, how, and which probes must find it.
+#: Name of each breakage; the text, its broken replacement, and the probes that must detect it.
 BREAKAGES = {
     "seam that delivers": (SEAM, "    return '{}';", {"E"}),
     "worker gate ignored": (GATE, GATE.replace("if not", "if false and not"), {"H"}),
@@ -46,9 +46,9 @@ BREAKAGES = {
 
 @on_one_server
 def test_every_breakage_is_found_in_the_files(server, tmp_path):
-    """A broken function in the files makes the probe say no, and it names the scenario that shows it.
+    """A broken function in the files makes the probe fail, and the probe names the scenario that shows it.
 
-    Fails when: a scenario's figure does not depend on the mechanism that it stands for.
+    Fails when: a scenario's figure does not depend on the mechanism that it tests.
     """
     for database in server.create("base"):
         before = portrait(database.dsn)
@@ -74,7 +74,7 @@ def test_every_breakage_is_found_in_the_files(server, tmp_path):
     ],
 )
 def test_a_broken_installed_object_is_found(applied, breakage, expected):
-    """Where the package is installed it is the installed object that is proven: one that was replaced is found."""
+    """If the package is installed, the probe tests the installed objects: a replaced object is detected."""
     dsn = applied.dsn
     if breakage == "gate":
         body = value(dsn, "select pg_get_functiondef('fn_iu_route_worker_run(text,int)'::regprocedure)")
@@ -104,7 +104,7 @@ def test_a_broken_installed_object_is_found(applied, breakage, expected):
 
 @on_one_server
 def test_an_error_is_a_finding(applied):
-    """A function that raises where it should answer is the finding of its scenario, and the next scenario still runs."""
+    """A function that raises an error is the finding of its scenario, and the next scenario still runs."""
     execute(applied.dsn, "drop function fn_iu_route_dead_letter_replay")
     refused(1, "fn_iu_route_dead_letter_replay")("probe", dsn=applied.dsn)
     execute(

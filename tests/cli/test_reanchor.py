@@ -1,4 +1,4 @@
-"""iu-listen cursor reanchor, as people and machines meet it."""
+"""iu-listen cursor reanchor: text and JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cli.command import execute, holding, on_one_server, portrait, refused, rows
 pytestmark = on_one_server
 
 ROUTE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
-#: Anchor and events as a dump restores them: same contents, another transaction.
+#: Makes anchor and events as a dump restores them: the same contents, written by another transaction.
 RESTORED = """
     create table kept as select * from iu_outbox_anchor; delete from iu_outbox_anchor;
     insert into iu_outbox_anchor select * from kept; drop table kept;
@@ -19,7 +19,7 @@ WAITS = "select count(*) = 1 from pg_stat_activity where datname = current_datab
 
 
 def foreign(dsn: str) -> None:
-    """Three events that were read, two that were not, and a history that is not theirs any more."""
+    """Make three events that were read, two that were not, and a foreign history."""
     run("emit", "--count", "3", dsn=dsn)
     execute(dsn, ROUTE)
     run("emit", "--count", "2", dsn=dsn)
@@ -27,7 +27,7 @@ def foreign(dsn: str) -> None:
 
 
 def test_from_the_refusal_to_the_end(live):
-    """reanchor shows its plan, asks for a yes and a closed gate, and afterwards nothing is missing."""
+    """reanchor shows its plan, needs a confirmation and a closed gate, and afterwards no event is missing."""
     dsn = live.dsn
     foreign(dsn)
     assert run("status", "--json", dsn=dsn).json["workers"][0]["refusal"] == "foreign_history"
@@ -54,7 +54,7 @@ def test_from_the_refusal_to_the_end(live):
 
 
 def test_for_machines(applied):
-    """--json has the figures of every worker, and what was done."""
+    """--json has the figures of every worker, and the changes."""
     dsn = applied.dsn
     run("emit", "--count", "2", dsn=dsn)
     execute(dsn, RESTORED)
@@ -71,7 +71,7 @@ def test_for_machines(applied):
 
 
 def test_our_own_history(applied):
-    """Where no worker refuses it changes nothing, unless it is forced to."""
+    """If no worker refuses its history, reanchor changes nothing without --force."""
     dsn = applied.dsn
     run("emit", dsn=dsn)
     before = portrait(dsn)
@@ -82,14 +82,14 @@ def test_our_own_history(applied):
 
 
 def test_a_time_that_is_none(applied):
-    """What is no time is refused, with an example."""
+    """An invalid time is refused with an example of a valid one."""
     refused(2, "yesterday is no point in time", "2026-11-24T15:00:00Z")(
         "cursor", "reanchor", "--since", "yesterday", dsn=applied.dsn
     )
 
 
 def test_uncertain_events_are_explained(live):
-    """Where a cursor proves nothing, the plan says so, and what could be said instead."""
+    """If a cursor cannot prove which events were read, the plan says so, and names the alternatives."""
     dsn = live.dsn
     run("emit", "--count", "3", dsn=dsn)
     execute(dsn, ROUTE)
@@ -102,14 +102,14 @@ def test_uncertain_events_are_explained(live):
 
 
 def test_a_cursor_that_somebody_holds(applied):
-    """A batch that still runs is waited for, and not for ever."""
+    """reanchor waits for a running batch for a limited time."""
     execute(applied.dsn, RESTORED)
     with holding(applied.dsn, "select from iu_route_worker_cursor for update"):
         refused(1, "somebody holds a cursor", "Try again")("cursor", "reanchor", "--yes", dsn=applied.dsn)
 
 
 def test_killed_in_the_middle(applied):
-    """A command that is killed in the middle has changed nothing, and can be run again.
+    """A command that is killed before its end has changed nothing, and can be run again.
 
     Fails when: it commits before the end.
     """

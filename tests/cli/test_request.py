@@ -1,4 +1,4 @@
-"""A request to a traced application, and all that follows from it, as a tracing backend has it that is not ours."""
+"""A request to a traced application and all that follows from it, as an independent tracing backend shows it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from telemetry.agent import Agent, agent
 
 pytestmark = on_one_server
 
-#: So that only the bell wakes it.
+#: Settings under which only the bell wakes the consumer.
 TIMER_OUT_OF_REACH = {f"IU_LISTEN_{name.upper()}": str(value) for name, value in ONLY_THE_BELL.items()}
 INSERT = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address, correlation_id)
@@ -40,7 +40,7 @@ INSERT = """
 
 
 async def write(dsn: str, address: str) -> UUID:
-    """What the application does in a request."""
+    """The database transaction of a request."""
     connection = await asyncpg.connect(dsn)
     try:
         async with connection.transaction():
@@ -53,7 +53,7 @@ async def write(dsn: str, address: str) -> UUID:
 
 @contextmanager
 def application(dsn: str, tracer: Tracer) -> Iterator[str]:
-    """An application of somebody who traces his requests; its address."""
+    """An application whose HTTP requests are traced; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -79,7 +79,7 @@ def application(dsn: str, tracer: Tracer) -> Iterator[str]:
 
 
 async def asleep(dsn: str) -> None:
-    """Wait until a consumer sleeps: only then does a writer ring."""
+    """Wait until a consumer is idle: only then does a producer send NOTIFY."""
     async with connected(dsn) as watching:
         await sleep_sets_in(watching)
 
@@ -95,7 +95,7 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 def until(backend: Agent, count: int, trace: bytes) -> list[Any]:
-    """Wait until so many spans of a trace are there; all spans."""
+    """Wait until the backend has that many spans of a trace; return all spans."""
     deadline = time.monotonic() + 30
     while True:
         found = backend.spans()
@@ -107,9 +107,10 @@ def until(backend: Agent, count: int, trace: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
-    """Request, event, failed attempt, dead letter and replay: one trace, with the right parents, links, kinds and times.
+    """Request, event, failed attempt, dead letter and replay are one trace, with the right parents, links, kinds and
+    times.
 
-    Fails when: the context of the request does not reach the row, or a span is made of another row than its own.
+    Fails when: the context of the request does not reach the row, or a span is made from another row.
     """
     exporter = GrpcExporter(endpoint=backend.grpc, insecure=True) if protocol == "grpc" else HttpExporter(
         endpoint=f"{backend.http}/v1/traces"
@@ -162,7 +163,7 @@ def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
     assert "poisoned" in first.status.message
     assert first.status.message == dead.status.message
 
-    # Times: nothing begins before what it hangs below, nothing has a negative length, all of it is of this minute.
+    # Times: no span begins before its parent, no duration is negative, and all times are of this minute.
     for parent, child in pairwise(chain):
         assert parent.start_time_unix_nano <= child.start_time_unix_nano
     for span in chain:
@@ -170,7 +171,8 @@ def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
     assert sent.end_time_unix_nano <= first.start_time_unix_nano
     assert dead.start_time_unix_nano == dead.end_time_unix_nano == first.end_time_unix_nano
 
-    # Links: to the event, to the batch, whose wake says why it came; and from the replay to what it repeats.
+    # Links: the attempt links to the event and to its batch, whose parent span names the reason of the wake-up; the
+    # replay links to the event and to the attempt that it repeats.
     (batch,) = [
         s for s in spans if "messaging.batch.message_count" in attributes(s) and s.kind == kinds.SPAN_KIND_CONSUMER
     ]
@@ -209,13 +211,13 @@ def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
         "iu.attempt.status": "dry_run", "iu.attempt.decision": "dry_run", "iu.attempt.number": 2
     }  # fmt: skip
 
-    # And the rows know it.
+    # The rows of the database have the same ids.
     known = rows(live.dsn, "select trace_id, span_id from v_iu_route_attempt order by id")
     assert [tuple(row) for row in known] == [(trace.hex(), first.span_id.hex()), (trace.hex(), again.span_id.hex())]
 
 
 def test_an_event_of_plain_sql_is_found_by_its_id(live, backend):
-    """Without any context the trace id is the event's UUID, and every span of it has the UUID as its message id.
+    """Without a context, the trace id is the event's UUID, and every span of the event has the UUID as its message id.
 
     Fails when: an event without a context gets a random trace.
     """

@@ -1,4 +1,4 @@
-"""`iu-listen retention`: policies, the plan, runs, and what may happen to a run."""
+"""`iu-listen retention`: policies, the plan, runs and their interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEFT = "select count(*) from event_outbox"
 
 
 def read_log(dsn: str, n: int) -> None:
-    """Old events, read and decided."""
+    """Insert old events, and let the worker route them."""
     execute(dsn, LOG.format(n=n))
     execute(dsn, ROUTE_ALL)
 
@@ -36,7 +36,7 @@ def read_log(dsn: str, n: int) -> None:
 
 
 def test_policies_are_shown_and_set(live):
-    """All are off after the install; --keep sets one and switches it on, --off switches it off and keeps its length."""
+    """All policies are off after the install; --keep sets and enables one, --off disables it and keeps its length."""
     found = run("retention", "show", "--json", dsn=live.dsn).json
     assert {p["what"]: p["enabled"] for p in found} == dict.fromkeys(("events", "attempts", "dead_letters"), False)
     found = run("retention", "set", "events", "--keep", "30d", "--json", dsn=live.dsn).json
@@ -68,18 +68,18 @@ def test_policies_are_shown_and_set(live):
     ],
 )
 def test_what_is_typed_wrong(live, arguments, code, says):
-    """Wrong input gets what is wrong and what to do, and changes nothing."""
+    """Wrong input is refused with the mistake and the remedy, and changes nothing."""
     refused(code, says, dsn=live.dsn)("retention", *arguments)
     assert value(live.dsn, "select count(*) from iu_retention_policy where enabled or last_run_at is not null") == 0
 
 
 def test_without_the_package_it_says_so(substrate):
-    """Where the package is not applied, that is the answer."""
+    """If the package is not applied, the command says so."""
     refused(2, "the package is not applied", dsn=substrate.dsn)("retention", "show")
 
 
 def test_the_plan_names_the_culprits(live):
-    """What goes and what is held back, by whom, and where that worker is."""
+    """The plan shows what will be removed, what is held back and by which worker, and the position of that worker."""
     read_log(live.dsn, 5)
     execute(
         live.dsn,
@@ -102,9 +102,9 @@ def test_the_plan_names_the_culprits(live):
 
 
 def test_a_policy_that_nobody_runs_is_noticed(live):
-    """doctor says what is kept how long, and warns when a policy is on and no run came for two days.
+    """doctor shows each policy, and warns if a policy is enabled and there was no run for two days.
 
-    Fails when: nobody asks when the last run was.
+    Fails when: the time of the latest run is not checked.
     """
 
     def found() -> tuple[str, str]:
@@ -124,7 +124,9 @@ def test_a_policy_that_nobody_runs_is_noticed(live):
 
 
 def test_a_run_needs_yes_and_a_policy(live):
-    """Without --yes it shows the plan and exits with 1; without a policy it removes nothing and exits with 0."""
+    """Without --yes the command shows the plan and exits with 1; without a policy it removes nothing and exits with
+    0.
+    """
     read_log(live.dsn, 5)
     assert run("retention", "run", "--yes", "--json", dsn=live.dsn).json == {"status": "nothing_enabled"}
     assert "No policy is enabled" in run("retention", "run", "--yes", dsn=live.dsn).out
@@ -135,12 +137,12 @@ def test_a_run_needs_yes_and_a_policy(live):
     assert done.code == 0
     assert "Removed 5 events in" in done.out
     assert value(live.dsn, LEFT) == 0
-    # No bar where nobody looks.
+    # No progress bar without a terminal.
     assert done.err == ""
 
 
 def test_a_run_with_keep_needs_no_policy(live):
-    """--keep runs everything that is named, or all of it, whatever the policies say: events, then their attempts."""
+    """--keep runs the named policies, or all, independent of their settings: first events, then their attempts."""
     read_log(live.dsn, 5)
     execute(live.dsn, "update iu_route_attempt set created_at = created_at - interval '1 hour'")
     done = run("retention", "run", "--what", "events", "--keep", "1 min", "--yes", "--json", dsn=live.dsn).json
@@ -151,7 +153,7 @@ def test_a_run_with_keep_needs_no_policy(live):
 
 
 def test_a_run_says_what_held_back_the_rest(live):
-    """Afterwards it says how many went, and who holds the rest."""
+    """After a run, the output states how many rows were removed, and which worker holds back the rest."""
     read_log(live.dsn, 3)
     execute(live.dsn, LOG.format(n=4))
     done = run("retention", "run", "--keep", "90d", "--yes", dsn=live.dsn)
@@ -162,9 +164,9 @@ def test_a_run_says_what_held_back_the_rest(live):
 
 
 def test_a_second_run_leaves_it_to_the_first(live):
-    """While another run is at it, a run says who, does nothing, and exits with 0: a timer may fire twice.
+    """While another run is active, a run names it, does nothing, and exits with 0, because a timer may fire twice.
 
-    Fails when: the lock is not asked for.
+    Fails when: the lock is not taken.
     """
     read_log(live.dsn, 3)
     with holding(live.dsn, f"select pg_advisory_lock({RETENTION_KEY}, hashtext('{LOCK_NAME}'))"):
@@ -178,7 +180,7 @@ def test_a_second_run_leaves_it_to_the_first(live):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_may_be_ended_at_any_moment(live, number, code):
-    """Whole batches are gone, nothing is half done, nothing is locked, and the next run does the rest."""
+    """After a run was ended, complete batches are removed, no lock is held, and the next run removes the rest."""
     read_log(live.dsn, 100)
     with running(
         "retention", "run", "--keep", "90d", "--yes", "--batch", "10", "--pause", "0.3", dsn=live.dsn
@@ -197,7 +199,7 @@ def test_a_run_may_be_ended_at_any_moment(live, number, code):
 
 
 def test_on_a_terminal_there_is_a_bar(live):
-    """On a terminal a run shows how far it is, how fast, and how long it will take."""
+    """On a terminal a run shows its progress, its rate and the remaining time."""
     read_log(live.dsn, 60)
     master, slave = pty.openpty()
     with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
@@ -222,7 +224,7 @@ def test_on_a_terminal_there_is_a_bar(live):
 
 
 def test_a_standby_is_refused(standby):
-    """On a server that takes no writes nothing is tried."""
+    """A run on a read-only server is refused at once."""
     refused(2, "takes no writes", dsn=standby)("retention", "run", "--keep", "90d", "--yes")
 
 
@@ -230,7 +232,9 @@ def test_a_standby_is_refused(standby):
 
 
 def test_partitions_are_planned_and_done(partitioned):
-    """The plan says which months go whole and which are made; a run does both, and removes the rest row by row."""
+    """The plan names the months that are dropped as a whole and those that are created; a run does both, and removes
+    the rest row by row.
+    """
     execute(
         partitioned.dsn,
         """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, created_at)
@@ -260,6 +264,6 @@ def test_partitions_are_planned_and_done(partitioned):
 
 
 def test_a_run_without_ahead_makes_no_months(partitioned):
-    """--ahead 0 leaves it to the owner to make months."""
+    """With --ahead 0 the run creates no partitions: the owner does it."""
     done = run("retention", "run", "--keep", "10 years", "--ahead", "0", "--yes", "--json", dsn=partitioned.dsn).json
     assert done["partitions"] == {"done": [], "held": []}

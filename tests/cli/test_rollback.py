@@ -1,4 +1,4 @@
-"""rollback, and verify: the package goes without a trace, and what is missing is said."""
+"""rollback removes the package completely; verify reports what is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ WAIVED = ("--no-backup", "a test database")
 
 
 def test_up_down_up(substrate):
-    """Up, down, up: after the way down nothing differs from before, after the second way up nothing from the first."""
+    """Up, down, up: after the rollback nothing differs from before, and the second apply has the same result as the
+    first.
+    """
     dsn = substrate.dsn
     execute(dsn, "select fn_iu_emit_event('version_applied', 'before', null, 'a', '{}') where false")
     before = portrait(dsn)
@@ -46,7 +48,7 @@ AUDIT = "select event_ref, route_code, status, decision, idempotency_key, attemp
 
 @on_one_server
 def test_what_was_routed_stays(live):
-    """A rollback takes the package, and neither the log nor the audit; applied again, it decides nothing twice."""
+    """A rollback removes the package, but neither the outbox nor the audit; applied again, it routes no event twice."""
     dsn = live.dsn
     assert run("emit", "--count", "5", dsn=dsn).code == 0
     execute(dsn, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
@@ -60,7 +62,7 @@ def test_what_was_routed_stays(live):
 
 @on_one_server
 def test_it_needs_a_yes(applied):
-    """Without --yes rollback only says what it would take back: exit 1, or 0 with --plan."""
+    """Without --yes rollback only prints the files that it would revert: exit code 1, or 0 with --plan."""
     before = portrait(applied.dsn)
     files = [m.name for m in reversed(package_files())]
 
@@ -77,7 +79,7 @@ def test_it_needs_a_yes(applied):
 
 @on_one_server
 def test_not_while_the_gate_is_open(live):
-    """While the worker gate is open rollback refuses, says how to close it, and everything stays."""
+    """While the worker gate is open, rollback refuses, tells how to close it, and changes nothing."""
     before = portrait(live.dsn)
     refused(1, "the worker gate is open", "iu-listen gate close worker")("rollback", "--yes", dsn=live.dsn)
     assert portrait(live.dsn) == before
@@ -85,7 +87,7 @@ def test_not_while_the_gate_is_open(live):
 
 @on_one_server
 def test_not_while_dead_letters_are_open(live):
-    """While a dead letter is open rollback refuses and points to the list; once it is resolved it does not."""
+    """While a dead letter is open, rollback refuses and names the list; after it is resolved, rollback works."""
     dsn = live.dsn
     execute(dsn, POISON)
     assert run("emit", "--address", "poison", dsn=dsn).code == 0
@@ -103,7 +105,7 @@ def test_not_while_dead_letters_are_open(live):
 
 @on_one_server
 def test_not_while_other_workers_are_registered(applied):
-    """While workers of one's own are registered rollback refuses, and everything stays."""
+    """While workers of the application are registered, rollback refuses and changes nothing."""
     execute(
         applied.dsn,
         """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
@@ -116,14 +118,14 @@ def test_not_while_other_workers_are_registered(applied):
 
 @on_one_server
 def test_not_beside_another_migrator(applied):
-    """While somebody migrates this database rollback is refused."""
+    """While another session migrates this database, rollback is refused."""
     with holding(applied.dsn, "select pg_advisory_lock(726004, 1)"):
         refused(1, "another iu-listen is migrating")("rollback", "--yes", dsn=applied.dsn)
 
 
 @on_one_server
 def test_a_ledger_with_a_gap(applied, substrate):
-    """A package whose ledger has lost a line is no basis to go on from, and can still be taken back whole."""
+    """A package whose ledger lacks a line cannot be completed, but it can be rolled back."""
     execute(applied.dsn, "delete from iu_migration where name like '%/008%'")
     assert run("rollback", "--yes", dsn=applied.dsn).code == 0
     assert catalogue(applied.dsn) == catalogue(substrate.dsn)
@@ -132,7 +134,7 @@ def test_a_ledger_with_a_gap(applied, substrate):
 
 @on_one_server
 def test_nothing_to_take_back(substrate):
-    """On a database without the package there is nothing to take back: exit 2."""
+    """On a database without the package there is nothing to roll back: exit code 2."""
     refused(2, "nothing of the package is here")("rollback", "--yes", dsn=substrate.dsn)
 
 
@@ -141,13 +143,13 @@ def test_nothing_to_take_back(substrate):
 
 @on_one_server
 def test_verify_without_the_package(substrate):
-    """verify says no, and why, where the package is not."""
+    """verify fails with the reason if the package is not applied."""
     refused(1, "the package is not applied", "iu-listen apply --plan")("verify", dsn=substrate.dsn)
 
 
 @on_one_server
 def test_verify_without_the_substrate(empty):
-    """verify says no, and why, where not even IU Core is."""
+    """verify fails with the reason if IU Core is missing."""
     refused(1, "the substrate is not here", "right database")("verify", dsn=empty.dsn)
 
 
@@ -167,7 +169,7 @@ def test_verify_changes_nothing(applied):
 
 @on_one_server
 def test_verify_a_worker_that_is_switched_on(live):
-    """A worker that was switched on fails W4 and W8, and the way out is named; --live accepts it."""
+    """An enabled worker fails W4 and W8, and the remedy is named; --live accepts it."""
     done = run("verify", "--json", dsn=live.dsn)
     assert done.code == 1
     assert {c["id"] for c in done.json["checks"] if not c["pass"]} == {"W4", "W8"}
@@ -190,7 +192,7 @@ def test_verify_a_worker_that_is_switched_on(live):
     ],
 )
 def test_verify_finds(applied, change, check):
-    """What was switched off or replaced after the apply is found by the check that is named for it."""
+    """An object that was disabled or replaced after the apply is found by its check."""
     execute(applied.dsn, change)
     done = run("verify", "--json", dsn=applied.dsn)
     assert done.code == 1
@@ -198,7 +200,7 @@ def test_verify_finds(applied, change, check):
 
 
 def test_what_was_routed_does_not_hinder_a_second_apply(live):
-    """A package that has routed events is taken back and applied again: W9 expects all events before the fresh worker.
+    """A package that has routed events is rolled back and applied again: W9 expects all events before the new worker.
 
     Fails when: W9 expects only the events that have no attempt yet.
     """

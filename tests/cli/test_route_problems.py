@@ -1,4 +1,4 @@
-"""route live, its plan, route policy and SQL: one answer to whether a route could ever deliver."""
+"""route live, its plan, route policy and SQL agree on whether a route can deliver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIVE = "select enabled and not dry_run from iu_outbound_route"
 GO_LIVE = f"select fn_iu_route_live('{ROUTE}', true, 'a test')"
 ALLOWED = "update dot_config set value = '{}' where key = 'iu_core.delivery_{}'"
 
-#: What is wrong with a route: kind, reference, options, further SQL; what is said; whether the database knows it, too.
+#: Each problem of a route: kind, reference, options, further SQL; the message; whether the database detects it, too.
 PROBLEMS = {
     "kind": ("vector", "x", {}, "", "nothing delivers to a vector", True),
     "function": ("sql_function", "public.nothing", {}, "", "is not on the list of functions", True),
@@ -58,11 +58,11 @@ def aim(dsn, kind, reference, options):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_no_plan_says_yes_to_what_is_refused(live, name):
-    """The plan and the command refuse the same, with the same words and exit code 1, and nothing is changed.
+    """The plan and the command refuse with the same message and exit code 1, and change nothing.
 
-    Where the database can know it, going live in SQL is refused with these words as well.
+    If the database can detect the problem, it also refuses with this message when the route goes live by SQL.
 
-    Fails when: the plan does not ask what the command asks; a password is shown.
+    Fails when: the plan does not check everything that the command checks; a password is shown.
     """
     kind, reference, options, further, words, known = PROBLEMS[name]
     aim(live.dsn, kind, reference, options)
@@ -83,11 +83,11 @@ def test_no_plan_says_yes_to_what_is_refused(live, name):
 
 @pytest.mark.parametrize(("reference", "options"), MISSPELT)
 def test_a_misspelt_option_is_refused_where_it_is_written(live, reference, options):
-    """An option that the target does not have is refused by route policy and by plain SQL, with those that there are.
+    """route policy and plain SQL refuse an option that the target does not have, and name the existing ones.
 
-    A route that has one all the same, from before, can be stopped.
+    A route that already has such an option can be stopped.
 
-    Fails when: only the consumer looks at options; or a route with one cannot be turned to dry run.
+    Fails when: only the consumer checks options; or a route with such an option cannot be turned to dry run.
     """
     aim(live.dsn, "external_endpoint", reference, {})
     wrong = next(iter(options))
@@ -107,9 +107,9 @@ def test_a_misspelt_option_is_refused_where_it_is_written(live, reference, optio
 
 
 def test_what_the_process_may_allow_is_said_and_not_refused(live):
-    """Whether a host that is not public may be reached is for the consumer to say: the command names it and goes on.
+    """Only the consumer decides whether a private host may be reached: the command names the host and continues.
 
-    Fails when: the command refuses by what is allowed where it runs; or a route can allow it by itself.
+    Fails when: the command refuses by the settings of its own process; or a route can permit the host by itself.
     """
     aim(live.dsn, "external_endpoint", "http://127.0.0.1:1/", {})
     assert run("route", "policy", ROUTE, "attempts=3", dsn=live.dsn).code == 0
@@ -120,9 +120,9 @@ def test_what_the_process_may_allow_is_said_and_not_refused(live):
 
 
 def test_what_works_goes_live_without_the_secrets_of_the_consumer(live):
-    """A route with secrets and a CA that only the consumer has is not refused where neither is.
+    """A route with secrets and a CA file that only the consumer has is accepted by the command without them.
 
-    Fails when: a secret or a file is looked for where the command runs.
+    Fails when: a secret or a file is read where the command runs.
     """
     options = {
         "secrets": ["env:NOT_HERE"],
@@ -139,7 +139,7 @@ def test_what_works_goes_live_without_the_secrets_of_the_consumer(live):
 def test_the_database_knows_the_schemes_and_options_that_there_are(live):
     """fn_iu_delivery_options has the schemes of the built-in targets, and the options of each.
 
-    Fails when: an option is added to a target, and not there.
+    Fails when: an option is added to a target, and not to the function.
     """
     tables = {"http": http_options, "kafka": kafka, "nats": nats, "redis": redis}
     ours = {e.name: e.value for e in entry_points(group=GROUP) if e.value.startswith("iu_listen.targets.")}

@@ -1,4 +1,4 @@
-"""run: how it starts, waits, is stopped and comes back. One server: none of this depends on its version."""
+"""run: its start, idle state, stop and recovery. On one server, because the server version has no influence."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from support import connected, insert_event
 
 pytestmark = on_one_server
 
-#: Most seconds between a signal and the end, when there is nothing to wait for.
+#: Longest time between a signal and the end, in seconds, when there is nothing to wait for.
 PROMPT = 3.0
 JSON = ("run", "--log-format", "json")
-#: The consumer sleeps: its bell session holds a bell lock exclusively.
+#: The consumer is idle: its listener session holds a bell lock exclusively.
 ASLEEP = """
     select exists (select from pg_locks l join pg_stat_activity a on a.pid = l.pid
                     where l.locktype = 'advisory' and l.mode = 'ExclusiveLock' and l.classid = 726001 and l.granted
@@ -43,14 +43,14 @@ BACKLOG = """
 
 
 def each_once(dsn: str) -> int:
-    """No event was decided twice; how many were."""
+    """Assert that no event was routed twice; return the number of routed events."""
     decided, distinct = rows(dsn, "select count(*), count(distinct event_ref) from iu_route_attempt")[0]
     assert decided == distinct
     return decided
 
 
 def nothing_half_done(dsn: str) -> None:
-    """No session of ours is left, and the cursor and the audit agree."""
+    """Assert that no session of the consumer remains, and that the cursor and the audit agree."""
     seen(
         dsn,
         """select not exists (select from pg_stat_activity
@@ -60,7 +60,7 @@ def nothing_half_done(dsn: str) -> None:
 
 
 def stopped_at_once(consumer, number: int) -> None:
-    """It ends with 0, says that it was asked to, and does not linger."""
+    """Assert that the consumer ends with 0 within PROMPT, and logs the signal and its end."""
     began = time.monotonic()
     assert consumer.end(number) == 0
     assert time.monotonic() - began < PROMPT
@@ -69,9 +69,9 @@ def stopped_at_once(consumer, number: int) -> None:
 
 
 def test_a_closed_terminal_ends_it_in_order(live):
-    """SIGHUP ends the service as SIGTERM does; where it is ignored from the start (nohup), it is ignored.
+    """SIGHUP ends the consumer as SIGTERM does; if it is ignored from the start (nohup), it stays ignored.
 
-    Fails when: SIGHUP has its default action, which leaves a heartbeat that says idle.
+    Fails when: SIGHUP has its default action, which leaves a heartbeat with the state idle.
     """
     # The tests themselves may run under nohup.
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -93,10 +93,10 @@ def test_a_closed_terminal_ends_it_in_order(live):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 class TestStopping:
-    """A signal ends the service in order, with exit code 0, whatever it is doing."""
+    """A signal ends the consumer in order, with exit code 0, in every state."""
 
     def test_asleep(self, live, number):
-        """Asleep: it wakes to leave, and its last heartbeat says so."""
+        """Idle: the consumer wakes up and ends, and its last heartbeat has the state stopped."""
         with running(*JSON, dsn=live.dsn) as consumer:
             seen(live.dsn, ASLEEP)
             stopped_at_once(consumer, number)
@@ -104,7 +104,7 @@ class TestStopping:
         nothing_half_done(live.dsn)
 
     def test_gate_closed(self, applied, number):
-        """Waiting for a gate: it leaves at once."""
+        """Waiting for a gate: the consumer ends at once."""
         with running(*JSON, dsn=applied.dsn) as consumer:
             consumer.until_it_says("waiting for a gate to open")
             stopped_at_once(consumer, number)
@@ -112,7 +112,7 @@ class TestStopping:
         nothing_half_done(applied.dsn)
 
     def test_standing_by(self, live, number):
-        """Standing by behind another consumer: it leaves at once, and the other one does not notice."""
+        """Standby: it ends at once, and the active consumer is not affected."""
         with running(*JSON, dsn=live.dsn) as active:
             active.until_it_says('"active"')
             with running(*JSON, dsn=live.dsn) as standby:
@@ -126,7 +126,7 @@ class TestStopping:
 
     @pytest.mark.slow
     def test_in_the_middle_of_a_backlog(self, live, number):
-        """In the middle of a backlog: the running batch ends and is kept, and the next consumer goes on from there."""
+        """During a backlog: the running batch is completed and kept, and the next consumer continues after it."""
         total = 200_000 if number == signal.SIGTERM else 50_000
         execute(live.dsn, BACKLOG.format(total))
         with running(*JSON, "--batch-limit", "2000", dsn=live.dsn) as consumer:
@@ -145,7 +145,9 @@ class TestStopping:
 
 
 def test_a_batch_that_does_not_end(live):
-    """Asked to stop it waits for the running batch no longer than its grace; the server does it whole or not at all."""
+    """After a signal the consumer waits for the running batch only for the grace period; the batch counts as a whole or
+    not at all.
+    """
     with holding(live.dsn, "lock table iu_outbound_route"):
         run("emit", dsn=live.dsn)
         with running(*JSON, "--grace", "1", dsn=live.dsn) as consumer:
@@ -160,7 +162,7 @@ def test_a_batch_that_does_not_end(live):
 
 
 def test_the_second_signal(live):
-    """A second signal does not wait for the running batch."""
+    """After a second signal the consumer does not wait for the running batch."""
     with holding(live.dsn, "lock table iu_outbound_route"):
         run("emit", dsn=live.dsn)
         with running(*JSON, "--grace", "30", dsn=live.dsn) as consumer:
@@ -180,7 +182,7 @@ def test_the_second_signal(live):
 
 
 def test_it_starts_against_a_closed_gate(applied):
-    """It starts against a closed gate, says so once, and works within a second after the gate is opened."""
+    """The consumer starts with a closed gate, logs that once, and works within a second after the gate is opened."""
     run("emit", dsn=applied.dsn)
     with running(*JSON, "--catch-up", "0.5", "--lease", "5", dsn=applied.dsn) as consumer:
         consumer.until_it_says("waiting for a gate to open")
@@ -201,7 +203,7 @@ def test_it_starts_against_a_closed_gate(applied):
 
 
 def test_a_gate_that_is_closed_under_way(live):
-    """A gate that is closed under way stops the next batch; opened again, nothing was missed."""
+    """Closing a gate stops the next batch; after the gate is opened again, no event was missed."""
     with running(*JSON, dsn=live.dsn) as consumer:
         seen(live.dsn, ASLEEP)
         run("gate", "close", "worker", dsn=live.dsn)
@@ -214,7 +216,7 @@ def test_a_gate_that_is_closed_under_way(live):
 
 
 def test_killed(live):
-    """Killed with kill -9 it leaves nothing half done; the next one takes over by itself and catches up with all of it."""
+    """After SIGKILL nothing is half done; the next consumer takes over and catches up completely."""
     execute(live.dsn, BACKLOG.format(30_000))
     with running(*JSON, "--batch-limit", "500", dsn=live.dsn) as consumer:
         seen(live.dsn, "select exists (select from iu_route_attempt)")
@@ -229,9 +231,9 @@ def test_killed(live):
 
 
 def test_the_standby_takes_over(live):
-    """When the active consumer is killed the one that stands by becomes active, and goes on."""
+    """When the active consumer is killed, the standby becomes active and continues."""
     with running(*JSON, dsn=live.dsn) as active, running(*JSON, dsn=live.dsn) as standby:
-        # Either of them may have been first.
+        # Either of the two consumers may have become active first.
         seen(
             live.dsn,
             "select count(distinct state) = 2 from iu_consumer_heartbeat where state in ('idle', 'standing_by')",
@@ -249,14 +251,14 @@ def test_the_standby_takes_over(live):
 # -- killed and frozen -------------------------------------------------------------------------------------------
 
 ATTEMPTED = "select count(*) = {} from iu_route_attempt"
-#: Neither the lease nor a bell lock is held by anybody.
+#: No session holds the lease or a bell lock.
 LET_GO = "select not exists (select from pg_locks where locktype = 'advisory' and classid in (726001, 726003))"
-#: Whoever holds a batch lets it go.
+#: Ends the session that detains a batch, so that the batch continues.
 GO_ON = "select pg_terminate_backend(pid) from pg_locks where classid = 4711 and mode = 'ExclusiveLock' and granted"
 
 
 def write(dsn: str) -> None:
-    """One event."""
+    """Insert one event."""
 
     async def go() -> None:
         async with connected(dsn) as connection:
@@ -267,7 +269,7 @@ def write(dsn: str) -> None:
 
 @contextmanager
 def stopped_at(dsn: str, step: str) -> Iterator[Running]:
-    """A consumer whose batch has come to a step, and no further."""
+    """A consumer whose batch is stopped at a step."""
     execute(dsn, DETAINED)
     write(dsn)
     with holding(dsn, STEPS[step]), running(*JSON, dsn=dsn) as consumer:
@@ -276,11 +278,11 @@ def stopped_at(dsn: str, step: str) -> Iterator[Running]:
 
 
 def routed_by_the_next(dsn: str) -> None:
-    """The next consumer leaves nothing out and repeats nothing."""
+    """Assert that the next consumer leaves no event out and repeats none."""
     write(dsn)
     with running(*JSON, dsn=dsn) as heir:
         seen(dsn, ATTEMPTED.format(2), timeout=30)
-        # Both may have been routed by what is left of the former one, before this one hears any signal.
+        # The former batch may have routed both events before the new consumer has registered its signal handlers.
         seen(dsn, f"select exists (select from iu_consumer_heartbeat where pid = {heir.process.pid})", timeout=30)
         assert heir.end() == 0
     assert each_once(dsn) == 2
@@ -289,9 +291,10 @@ def routed_by_the_next(dsn: str) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_step_of_a_batch(live, step):
-    """Killed while its batch is at whatever step, it leaves the event to be routed once, by the server or by the next one.
+    """If the consumer is killed at any step of its batch, the event is routed once, by the server or by the next
+    consumer.
 
-    Fails when: events, attempts and cursor do not move in one transaction.
+    Fails when: events, attempts and cursor do not change in one transaction.
     """
     with stopped_at(live.dsn, step) as consumer:
         assert consumer.end(signal.SIGKILL) == -signal.SIGKILL
@@ -300,9 +303,9 @@ def test_killed_at_any_step_of_a_batch(live, step):
 
 
 def test_killed_before_it_hears_that_its_batch_is_committed(live):
-    """Killed between the commit of its batch and the answer to it, it leaves nothing to be done again.
+    """If the consumer is killed between the commit of its batch and the answer, nothing is repeated.
 
-    Fails when: the position is kept by the consumer, or the cursor moves in a transaction of its own.
+    Fails when: the consumer keeps the position, or the cursor changes in a separate transaction.
     """
     with stopped_at(live.dsn, "it commits") as consumer:
         consumer.process.send_signal(signal.SIGSTOP)
@@ -315,9 +318,9 @@ def test_killed_before_it_hears_that_its_batch_is_committed(live):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_gone_while_asleep(live, number):
-    """A consumer that is gone while it sleeps holds the bell no longer than its lease: the next one sleeps by it.
+    """A consumer that is lost while idle holds the bell no longer than its lease; then the next one can become idle.
 
-    Fails when: the bell session has no idle_session_timeout, and writers ring for a frozen consumer for ever.
+    Fails when: the listener session has no idle_session_timeout, so that producers notify a frozen consumer for ever.
     """
     with running(*JSON, "--lease", "2", "--catch-up", "0.5", dsn=live.dsn) as consumer:
         seen(live.dsn, ASLEEP)

@@ -1,4 +1,4 @@
-"""status: one look says whether all is well, why not, and where the consumer was."""
+"""status shows whether all is well, the reasons if it is not, and the host of the consumer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SILENT = f"""
 
 
 def test_status_begins_with_the_verdict(live):
-    """The first line says whether each worker is healthy, the next ones why not, and durations read as 3 d 23 h."""
+    """The first line states whether each worker is healthy, the next lines the reasons; durations read as 3 d 23 h."""
     execute(live.dsn, SILENT)
     done = run("status", dsn=live.dsn)
     assert done.code == 0
@@ -41,7 +41,7 @@ def test_status_begins_with_the_verdict(live):
 
 
 def test_the_last_consumer_is_named(live):
-    """The consumer that beat last is shown however long ago that was, and no other one of more than a day ago."""
+    """The consumer with the latest heartbeat is shown at any age, and no other one that is older than a day."""
     execute(live.dsn, SILENT)
     done = run("status", dsn=live.dsn)
     assert "shop-a:4711" in done.out
@@ -50,7 +50,7 @@ def test_the_last_consumer_is_named(live):
 
 
 def test_a_stopped_consumer_hears_of_nothing(live):
-    """A consumer that has stopped is not said to poll."""
+    """A stopped consumer is not shown as polling."""
     execute(live.dsn, SILENT.replace("'shop-old', 4710, '0.1.0', 'stopped',\n            now() - interval '9 days', now() - interval '8 days'",
                                      "'shop-old', 4710, '0.1.0', 'stopped', now(), now()"))  # fmt: skip
     done = run("status", dsn=live.dsn)
@@ -60,7 +60,7 @@ def test_a_stopped_consumer_hears_of_nothing(live):
 
 
 def test_a_healthy_worker(live):
-    """Where all is well status says so, and --exit-code is 0."""
+    """If all is well, status says so, and --exit-code gives 0."""
     execute(live.dsn, f"""
         insert into iu_consumer_heartbeat (consumer_id, worker_name, host, pid, version, state, started_at, beat_at,
                                            cadence_seconds, listening)
@@ -71,7 +71,7 @@ def test_a_healthy_worker(live):
 
 
 def test_a_missing_privilege_names_the_roles(live):
-    """A login without a role is told which role its command needs."""
+    """A login without a role gets the name of the role that its command needs."""
     name = "stranger_" + value(live.dsn, "select md5(random()::text)")[:8]
     execute(live.dsn, f"create role {name} login")
     try:

@@ -1,4 +1,4 @@
-"""trace-export, and the export beside `run`: what is asked for, what is said, and nothing missing after kill -9."""
+"""trace-export and the export of `run`: options, messages, and a complete export after SIGKILL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pointing_at(receiver: Receiver, **more: str) -> dict[str, str]:
 
 
 def complete(dsn: str, receiver: Receiver) -> bool:
-    """The receiver has a span for each row, and no other but those of events and of batches."""
+    """Whether the receiver has a span for each row, and no other spans except those of events and batches."""
     found = {
         key
         for key, span in receiver.spans.items()
@@ -51,7 +51,7 @@ def complete(dsn: str, receiver: Receiver) -> bool:
 
 @pytest.fixture
 def eventful(live):
-    """An event that failed and was replayed, and one that nobody has looked at."""
+    """An event that failed and was replayed, and one that is not routed yet."""
     execute(live.dsn, POISON + ";" + EVENTS.format(20) + ";" + WORK + ";" + REMEDY)
     execute(live.dsn, "select fn_iu_route_dead_letter_replay(id) from iu_route_dead_letter")
     execute(live.dsn, EVENTS.format(1))
@@ -62,7 +62,9 @@ LIFE = ["event version_applied", "└ attempt, route", "└ dead letter", "└ a
 
 
 def test_a_life_is_drawn_from_its_rows(eventful):
-    """By the event, its trace id, the dead letter or the attempt: the same waterfall, in the order of a tree."""
+    """By the event, its trace id, the dead letter or the attempt, trace shows the same waterfall in the order of the
+    tree.
+    """
     event, letter = rows(eventful.dsn, "select event_ref, id from iu_route_dead_letter")[0]
     attempt = value(eventful.dsn, "select max(id) from iu_route_attempt")
     for what in (str(event), event.hex, str(letter), str(attempt)):
@@ -76,7 +78,7 @@ def test_a_life_is_drawn_from_its_rows(eventful):
 
 
 def test_a_call_is_drawn_below_its_attempt(eventful):
-    """What an attempt has called is a line below it: what it was, and the failure; a coroutine is the attempt itself.
+    """The call of an attempt is a line below it with its target and its failure; a coroutine has no line of its own.
 
     Fails when: the span of a call is left out, or taken for a dead letter.
     """
@@ -99,7 +101,7 @@ def test_a_call_is_drawn_below_its_attempt(eventful):
 
 
 def test_what_nobody_has_looked_at_yet(eventful):
-    """An event without attempts is shown as what it is; an id that nobody has is refused, nonsense is a mistake."""
+    """An event without attempts is shown; an unknown id is refused with 1, and an invalid one with 2."""
     event = value(eventful.dsn, "select id from event_outbox where id not in (select event_ref from iu_route_attempt)")
     assert "event version_applied" in run("trace", str(event), dsn=eventful.dsn).out
     refused(1, "nothing is known of 0", dsn=eventful.dsn)("trace", "00000000-0000-0000-0000-000000000007")
@@ -108,7 +110,7 @@ def test_what_nobody_has_looked_at_yet(eventful):
 
 
 def test_a_trace_for_machines_is_otlp(eventful, receiver):
-    """--json is what the receiver got: the same ids, names, parents and times."""
+    """--json has the same ids, names, parents and times as the export."""
     run("trace-export", "--since", "1h", dsn=eventful.dsn, env=pointing_at(receiver))
     event = value(eventful.dsn, "select event_ref from iu_route_dead_letter")
     told = run("trace", str(event), "--json", dsn=eventful.dsn).json
@@ -125,7 +127,7 @@ def test_a_trace_for_machines_is_otlp(eventful, receiver):
 
 
 def test_the_page_needs_nothing_else(eventful, tmp_path):
-    """The page holds every span, links to nothing, runs no script, and shows what events say as text."""
+    """The HTML page has every span, has no links and no script, and shows values of events as text."""
     execute(eventful.dsn, "update event_outbox set correlation_id = '<script>alert(1)</script>'")
     event = value(eventful.dsn, "select event_ref from iu_route_dead_letter")
     file = tmp_path / "life.html"
@@ -137,7 +139,7 @@ def test_the_page_needs_nothing_else(eventful, tmp_path):
 
 
 def test_it_ends_when_all_is_exported(live, receiver):
-    """The first call begins the export; each later one sends what is new, and says how much that was."""
+    """The first call begins the export; each later call sends the new spans, and prints their number."""
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
     env = pointing_at(receiver, OTEL_SERVICE_NAME="billing", OTEL_EXPORTER_OTLP_HEADERS="x-token=a%20b")
     done = run("trace-export", dsn=live.dsn, env=env)
@@ -151,7 +153,7 @@ def test_it_ends_when_all_is_exported(live, receiver):
 
 
 def test_a_period_is_exported_once_more(live, receiver):
-    """--since sends everything of a period, also what was written before the export began, under the same ids."""
+    """--since sends all spans of a period under the same ids, also those from before the export began."""
     execute(live.dsn, POISON + ";" + EVENTS.format(40) + ";" + WORK)
     env = pointing_at(receiver, OTEL_EXPORTER_OTLP_COMPRESSION="gzip")
     for since in ("1 hour", time.strftime("%Y-%m-%d"), "2 days"):
@@ -213,12 +215,14 @@ def test_what_is_typed_wrong(live, arguments, env, code, words):
 
 
 def test_without_the_package_it_says_so(substrate, receiver):
-    """On a database without the package it says what to do."""
+    """On a database without the package the command names the remedy."""
     refused(2, "iu-listen apply", dsn=substrate.dsn, env=pointing_at(receiver))("trace-export")
 
 
 def test_beside_a_consumer_that_is_scraped_it_goes_without_metrics(live, receiver):
-    """Where the port of the metrics is taken, as a consumer's is, it says so and exports all the same."""
+    """If the port of the metrics is in use, for example by a consumer, the export says so and continues without
+    metrics.
+    """
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -230,9 +234,9 @@ def test_beside_a_consumer_that_is_scraped_it_goes_without_metrics(live, receive
 
 
 def test_a_time_without_a_zone_is_utc(live, receiver):
-    """--since means UTC, as everything that is printed, whatever the zones of the session and of the machine.
+    """--since is in UTC, as all printed times, independent of the time zones of the session and the machine.
 
-    Fails when: the database reads it in the session's zone.
+    Fails when: the database reads it in the session's time zone.
     """
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
     database = value(live.dsn, "select current_database()")
@@ -247,13 +251,14 @@ def test_a_time_without_a_zone_is_utc(live, receiver):
 @pytest.mark.parametrize("command", ["trace-export", "run"])
 @pytest.mark.parametrize(
     ("protocol", "name"),
-    # In gRPC a name that ends with -bin wants bytes; the library's error has the value in it.
+    # In gRPC, a header name that ends with -bin needs bytes; the library's error text contains the value.
     [("http/protobuf", "x-token"), ("grpc", "x-token"), ("grpc", "token-bin")],
 )
 def test_a_secret_is_never_said(live, command, protocol, name):
-    """A password in an endpoint, and a token, appear nowhere, over HTTP and gRPC, whatever fails; nor does the SDK say any.
+    """A password in an endpoint, and a token, appear in no output, over HTTP and gRPC, in any failure, also not by the
+    SDK.
 
-    Fails when: a foreign error's text is repeated, or the SDK's lines with what is put into them.
+    Fails when: the text of a library's error, or the SDK's log lines with their arguments, are printed.
     """
     execute(live.dsn, "select fn_iu_trace_register('traces');" + EVENTS.format(3) + ";" + WORK)
     env = {
@@ -280,9 +285,9 @@ def test_a_secret_is_never_said(live, command, protocol, name):
 )  # fmt: skip
 @pytest.mark.parametrize("command", [("run",), ("trace-export", "--follow")])
 def test_sigterm_ends_it_whatever_the_collector_does(live, command, scheme, says, protocol):
-    """With traces and metrics on the way to somebody who never answers, the process is gone within seconds.
+    """If the collector never answers traces and metrics, the process still ends within seconds.
 
-    Fails when: the SDK's goodbye, or a thread that sends, is waited for.
+    Fails when: the shutdown of the SDK, or a sending thread, is waited for.
     """
     execute(live.dsn, "select fn_iu_trace_register('traces');" + EVENTS.format(3) + ";" + WORK)
     there = Dripping(says or b"", b"x" if says else b"", 0.05)
@@ -300,7 +305,7 @@ def test_sigterm_ends_it_whatever_the_collector_does(live, command, scheme, says
 
 
 def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):
-    """While the collector is away it says so, without secrets, and goes on when it is back."""
+    """While the collector is unavailable the command says so, without secrets, and continues when it is back."""
     run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
     receiver.stop()
@@ -316,7 +321,7 @@ def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_may_be_ended_at_any_moment(live, receiver, number, code):
-    """A signal ends it at once, also while it waits for the collector; the next call goes on."""
+    """A signal ends the export at once, also while it waits for the collector; the next call continues."""
     run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
     receiver.behaviour = says(503)
@@ -328,9 +333,9 @@ def test_it_may_be_ended_at_any_moment(live, receiver, number, code):
 
 
 def test_nothing_is_missing_after_kill_9(live, receiver):
-    """A consumer that exports, killed -9 ten times in the middle: every row is a span in the end.
+    """A consumer that exports is killed by SIGKILL ten times: at the end every row is a span.
 
-    Fails when: the cursor of the traces moves before the collector has a page.
+    Fails when: the trace cursor moves before the collector has accepted a page.
     """
     env = pointing_at(receiver, OTEL_TRACES_EXPORTER="otlp", IU_LISTEN_BATCH_LIMIT="50", IU_LISTEN_LEASE="6")
     run("trace-export", dsn=live.dsn, env=env)
@@ -356,7 +361,7 @@ def test_nothing_is_missing_after_kill_9(live, receiver):
 def test_attempts_link_to_their_batch(live, receiver):
     """A consumer that exports sends a span of each batch, and the attempts of that batch link to it.
 
-    Fails when: the live span of the batch has other ids than those that its attempts know.
+    Fails when: the live span of the batch has other ids than those that are stored with its attempts.
     """
     env = pointing_at(receiver, OTEL_TRACES_EXPORTER="otlp", OTEL_BSP_SCHEDULE_DELAY="100")
     with running("run", "--log-format", "json", dsn=live.dsn, env=env) as consumer:
@@ -381,9 +386,9 @@ def test_attempts_link_to_their_batch(live, receiver):
 
 @pytest.mark.parametrize("how", ["a process of its own", "a sampler"])
 def test_where_batches_are_no_spans_attempts_link_to_none(live, receiver, how):
-    """Beside a consumer that exports nothing, and where live spans are sampled, every link leads to a span that exists.
+    """If a consumer exports no batch spans, or samples live spans, every link still leads to an exported span.
 
-    Fails when: an attempt links to a batch of which nothing exports a span.
+    Fails when: an attempt links to a batch whose span is not exported.
     """
     env = pointing_at(
         receiver, OTEL_TRACES_EXPORTER="otlp", OTEL_TRACES_SAMPLER="always_off", OTEL_BSP_SCHEDULE_DELAY="100"
@@ -407,7 +412,7 @@ def test_where_batches_are_no_spans_attempts_link_to_none(live, receiver, how):
 
 
 def test_an_export_is_ended_for_good(live, receiver):
-    """--end takes the cursor away, so that retention waits no more; not while somebody exports, and not by accident."""
+    """--end removes the trace cursor, so that retention no longer waits for it; it is refused while the export runs."""
     assert run("trace-export", "--end", dsn=live.dsn).out == "There is no export.\n"
     with running("trace-export", "--follow", dsn=live.dsn, env=pointing_at(receiver)) as export:
         seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
@@ -420,7 +425,7 @@ def test_an_export_is_ended_for_good(live, receiver):
 
 
 def test_an_export_that_is_late_is_seen(live, receiver):
-    """Status and doctor say what waits for the export, and warn of one that does not come along."""
+    """status and doctor show the spans that wait for the export, and warn if the export is late."""
     findings = {f["what"]: f for f in run("doctor", "--json", dsn=live.dsn).json["findings"]}
     assert (findings["traces"]["level"], findings["traces"]["found"]) == ("ok", "not exported")
     run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
@@ -437,7 +442,7 @@ def test_an_export_that_is_late_is_seen(live, receiver):
 
 
 def test_without_the_variable_nothing_is_read_or_said(live, receiver):
-    """A consumer that was not told to export has no session for it, and no cursor is made."""
+    """A consumer without the export has no session for it, and creates no cursor."""
     with running("run", "--log-format", "json", dsn=live.dsn, env=pointing_at(receiver)) as consumer:
         consumer.until_it_says('"listening"')
         execute(live.dsn, EVENTS.format(3))

@@ -1,4 +1,4 @@
-"""run, up and demo on servers of their own: what a signal ends, and that no process is left by it."""
+"""run, up and demo on servers of their own: signals end them, and leave no process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from iu_listen import embedded
 
 pytestmark = pytest.mark.slow
 
-#: Most seconds between a signal and the end, when there is nothing to wait for but the server's own end.
+#: Longest time between a signal and the end, in seconds, when there is only the server's own end to wait for.
 PROMPT = 5.0
 JSON = ("run", "--log-format", "json")
 DEMO = ("demo", "--burst", "2000")
@@ -26,7 +26,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_while_the_database_is_gone(own_server, number):
-    """While its database is gone it goes on trying and says so; asked to stop it leaves at once, and comes back as well."""
+    """While its database is unavailable the consumer keeps trying and logs it; a signal ends it at once, and it
+    reconnects.
+    """
     dsn = own_server.dsn("iu")
     run("apply", "--base", "--no-backup", "a test", dsn=dsn)
     run("gate", "open", "worker", dsn=dsn)
@@ -59,7 +61,7 @@ def test_stopping_while_the_database_is_gone(own_server, number):
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A directory below /tmp that the server's account can enter; its cluster is made once for all tests here."""
+    """A directory below /tmp that the server's account can enter; its cluster is created once for all tests here."""
     path = Path(tempfile.mkdtemp(prefix="iu-demo-", dir="/tmp"))
     path.chmod(0o755)
     try:
@@ -71,7 +73,7 @@ def place() -> Iterator[Path]:
 
 
 def processes(place: Path) -> list[psutil.Process]:
-    """Whatever runs in, on or because of a directory."""
+    """All processes with this directory in their command line, working directory or environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -84,7 +86,7 @@ def processes(place: Path) -> list[psutil.Process]:
 
 
 def nothing_runs(place: Path) -> None:
-    """No process is left; one that the kernel is tearing down may be seen for an instant."""
+    """Assert that no process is left; one that the kernel is removing may be visible for up to a second."""
     deadline = time.monotonic() + 1
     while left := processes(place):
         assert time.monotonic() < deadline, [p.as_dict(["pid", "cmdline"]) for p in left]
@@ -96,7 +98,7 @@ def there(place: Path) -> dict[str, str]:
 
 
 def demo(place: Path) -> str:
-    """A whole demo; what it printed."""
+    """Run a complete demo, and return its output."""
     done = run(*DEMO, env=there(place), timeout=120)
     assert done.code == 0, done.out + done.err
     nothing_runs(place)
@@ -104,7 +106,7 @@ def demo(place: Path) -> str:
 
 
 def test_demo(place):
-    """demo goes from nothing to a summary in which every event is decided, ends by itself, and does so again."""
+    """demo creates everything, ends by itself with a summary in which every event is routed, and can be repeated."""
     for _ in range(2):
         said = demo(place)
         for words in (
@@ -148,9 +150,10 @@ PHASES = (
     ],
 )
 def test_demo_that_is_interrupted(place, phase, number):
-    """A signal ends demo in whatever phase it is, and no process is left: no consumer, no server.
+    """A signal ends demo in every phase, and no process is left: no consumer, no server.
 
-    Fails, one time in ten, when: the handler of SIGTERM raises, be it in the middle of the driver's C code.
+    Fails when: the handler of SIGTERM raises; then about one time in ten, because it may interrupt the C code of the
+    driver.
     """
     with running(*DEMO, env=there(place)) as command:
         command.until_it_says(phase)
@@ -160,14 +163,16 @@ def test_demo_that_is_interrupted(place, phase, number):
 
 @pytest.mark.parametrize("burst", [1, 7, 5003])
 def test_a_burst_is_as_large_as_asked(place, burst):
-    """--burst 5003 writes and reports 5 003. Fails when: it is divided among writers and units without its rest."""
+    """--burst 5003 writes and reports 5 003. Fails when: the remainder of the division among writers and units is
+    lost.
+    """
     done = run("demo", "--burst", str(burst), env=there(place), timeout=120)
     assert f"{burst:,} events written and routed in".replace(",", " ") in done.out
     nothing_runs(place)
 
 
 def test_two_demos_at_once(place):
-    """A second demo on the same server is refused, and the first one goes on: a lock for the length of a session."""
+    """A second demo on the same server is refused by a session lock, and the first one continues."""
     with running(*DEMO, env=there(place)) as command:
         command.until_it_says("4. Business")
         refused(1, "another demo runs")(*DEMO, env=there(place))
@@ -177,13 +182,13 @@ def test_two_demos_at_once(place):
 
 
 def test_demo_after_all_that(place):
-    """After all those interruptions demo works as ever."""
+    """demo works after the interrupted runs."""
     assert "Summary" in demo(place)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up(place, number):
-    """up makes everything ready and routes; other commands use its server meanwhile; a signal ends all of it with 0."""
+    """up prepares everything and routes; other commands use its server; a signal ends consumer and server with 0."""
     with running("up", "--log-format", "json", env=there(place)) as command:
         command.until_it_says("Everything runs")
         command.until_it_says('"listening"')
@@ -196,14 +201,14 @@ def test_up(place, number):
         assert command.end(number) == 0
         assert time.monotonic() - began < PROMPT
     nothing_runs(place)
-    # A command that looks while nothing runs starts the server for its own length.
+    # Without a running server, a command starts it for its own duration.
     assert run("status", env=there(place)).code == 0
     nothing_runs(place)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_that_is_interrupted_early(number):
-    """A signal while up still prepares its database leaves no process, and the next up finishes the work."""
+    """A signal while up prepares its database leaves no process, and the next up completes the work."""
     path = Path(tempfile.mkdtemp(prefix="iu-up-", dir="/tmp"))
     path.chmod(0o755)
     try:

@@ -1,4 +1,4 @@
-"""What somebody types or sets wrong: the exit code, what is wrong, what to do. Never a traceback, never a password.
+"""Wrong input and settings: the exit code, the mistake and the remedy; never a traceback, never a password.
 
 ``run`` in command.py fails every test in which a traceback is printed.
 """
@@ -13,7 +13,7 @@ import pytest
 from cli.command import Tree, execute, on_one_server, refused, run, running
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
-#: One of every command that begins with a session.
+#: One example of every command that begins with a session.
 COMMANDS = [
     ["probe"], ["apply", "--no-backup", "x"], ["verify"], ["rollback", "--yes"], ["run"], ["emit"], ["status"],
     ["health"], ["health", "--here"], ["doctor"], ["gate", "show"], ["gate", "open", "worker"], ["route", "list"],
@@ -28,7 +28,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_nobody_listens(command):
-    """Where nobody listens every command ends with 3, and says where to look."""
+    """If no server listens, every command exits with 3 and says where to look."""
     done = refused(3, "cannot connect", "Is the server running", "--dsn")(
         *command, dsn="postgresql://ada:hunter2@127.0.0.1:1/iu"
     )
@@ -37,13 +37,13 @@ def test_nobody_listens(command):
 
 
 def test_unknown_host():
-    """A host that nobody knows ends with 3."""
+    """An unknown host name exits with 3."""
     refused(3, "cannot connect", "not known")("status", dsn="postgresql://ada:hunter2@no-such-host.invalid/iu")
 
 
 @pytest.mark.parametrize("variable", ["IU_LISTEN_DSN", "PGHOST"])
 def test_the_environment_counts(variable):
-    """The database is named by IU_LISTEN_DSN or by libpq's own variables, too."""
+    """IU_LISTEN_DSN and libpq's own variables also select the database."""
     env = {
         "IU_LISTEN_DSN": {"IU_LISTEN_DSN": "postgresql://127.0.0.1:1/iu"},
         "PGHOST": {"PGHOST": "127.0.0.1", "PGPORT": "1", "PGPASSWORD": "hunter2"},
@@ -53,7 +53,7 @@ def test_the_environment_counts(variable):
 
 
 def test_the_command_line_goes_before_the_environment():
-    """--dsn goes before IU_LISTEN_DSN."""
+    """--dsn has precedence over IU_LISTEN_DSN."""
     done = refused(3, "('127.0.0.1', 1)")(
         "status", "--dsn", "postgresql://127.0.0.1:1/x", dsn="postgresql://127.0.0.1:2/x"
     )
@@ -62,7 +62,7 @@ def test_the_command_line_goes_before_the_environment():
 
 @pytest.mark.parametrize("command", [["status"], ["run"], ["apply", "--no-backup", "x"]], ids=" ".join)
 def test_wrong_password(own_server, command):
-    """A wrong password ends with 3, and stands nowhere in the output: neither in clear nor as it was typed."""
+    """A wrong password exits with 3, and appears nowhere in the output, neither decoded nor percent-encoded."""
     parts = urlsplit(own_server.tcp_dsn())
     for password in ("hunter2", "p@ss/w:rd#"):
         typed = quote(password, safe="")
@@ -74,7 +74,7 @@ def test_wrong_password(own_server, command):
 
 @on_one_server
 def test_no_such_database(substrate):
-    """A database that does not exist ends with 3, by its name."""
+    """A database that does not exist exits with 3 and its name."""
     dsn = re.sub(r"/iu_test_\w+", "/no_such_database", substrate.dsn)
     for command in ("run", "status"):
         refused(3, '"no_such_database" does not exist', "Create it")(command, dsn=dsn)
@@ -92,7 +92,7 @@ def test_no_such_database(substrate):
     ],
 )
 def test_a_connection_string_that_is_none(dsn):
-    """A connection string that does not parse ends with 2 and with an example of one that does."""
+    """A connection string that does not parse exits with 2 and an example of a valid one."""
     done = refused(2, "the connection string does not parse", "postgresql://user:password@host:5432/database")(
         "status", "--dsn", dsn
     )
@@ -104,7 +104,7 @@ def test_a_connection_string_that_is_none(dsn):
 
 @on_one_server
 def test_not_a_database_of_iu_core(empty):
-    """On a database without IU Core a command ends with 2 and asks whether it is the right one."""
+    """On a database without IU Core a command exits with 2 and asks whether it is the right one."""
     for command in COMMANDS[::2]:
         if command[0] not in ("apply", "verify", "doctor") and "--here" not in command:
             refused(2, "is not one of IU Core", "Is the connection string right?", "apply --base")(
@@ -116,7 +116,7 @@ def test_not_a_database_of_iu_core(empty):
 
 @on_one_server
 def test_without_the_package(substrate):
-    """On a database without the package the commands that need it end with 2 and name the one that applies it."""
+    """On a database without the package, commands that need it exit with 2 and name the command that applies it."""
     for command in ["run", "status", "health"], ["cursor show", "dead-letter list"]:
         for line in command:
             refused(2, "the package is not applied", "iu-listen apply")(*line.split(), dsn=substrate.dsn)
@@ -125,7 +125,7 @@ def test_without_the_package(substrate):
 
 @on_one_server
 def test_half_a_package(applied):
-    """On half a package run and status end with 2, and name what is missing; doctor with 1."""
+    """With an incomplete package run and status exit with 2 and name the missing object; doctor exits with 1."""
     execute(applied.dsn, "drop function fn_iu_route_dead_letter_replay")
     for command in ("run", "status", "health"):
         refused(2, "half applied", "fn_iu_route_dead_letter_replay", "iu-listen rollback")(command, dsn=applied.dsn)
@@ -134,7 +134,7 @@ def test_half_a_package(applied):
 
 @on_one_server
 def test_an_edited_file(applied, tmp_path):
-    """A file that was edited after it was applied ends apply with 1, by its name; doctor says the same."""
+    """After a file was edited that is already applied, apply exits with 1 and its name; doctor says the same."""
     tree = Tree(tmp_path)
     path = tree.root / "sql/worker/009_route_worker_functions.up.sql"
     path.write_text(path.read_text() + "\n")
@@ -147,7 +147,7 @@ def test_an_edited_file(applied, tmp_path):
 @pytest.mark.slow
 @on_one_server
 def test_a_standby(applied, standby):
-    """On a real standby whatever writes refuses and points to the primary, and whatever looks answers."""
+    """On a real standby, commands that write refuse and name the primary, and commands that read answer."""
     says = ("standby", "Connect to the primary")
     for command in (["run"], ["probe"], ["emit"], ["gate", "open", "worker"], ["rollback", "--yes"],
                     ["route", "disable", "x"], ["cursor", "reset", "--to", "now"], ["cursor", "reanchor"],
@@ -172,7 +172,7 @@ def test_a_standby(applied, standby):
 
 @on_one_server
 def test_a_worker_that_nobody_registered(applied):
-    """run of a worker that nobody registered ends with 2 and lists those that are; health and doctor say no."""
+    """run with an unregistered worker exits with 2 and lists the registered ones; health and doctor fail."""
     says = ("worker nobodys is not registered", "Registered: iu_outbound_default")
     refused(2, *says)("run", "--worker", "nobodys", dsn=applied.dsn)
     refused(2, *says)("run", dsn=applied.dsn, env={"IU_LISTEN_WORKER": "nobodys"})
@@ -201,14 +201,14 @@ def test_a_worker_that_nobody_registered(applied):
     ],
 )
 def test_emit(substrate, args, says):
-    """An event that cannot be is refused with 2, by what is wrong with it, and nothing is written."""
+    """An invalid event is refused with 2 and its mistake, and nothing is written."""
     refused(2, *says)("emit", *args, dsn=substrate.dsn)
     assert run("attempts", "--json", dsn=substrate.dsn).json == []
 
 
 @on_one_server
 def test_emit_against_the_closed_master_gate(substrate):
-    """A closed master gate refuses an event with 1, and says how to open it; a wrong payload is still a 2."""
+    """A closed master gate refuses an event with 1 and tells how to open it; an invalid payload still exits with 2."""
     assert run("gate", "close", "master", dsn=substrate.dsn).code == 0
     refused(1, "the master gate is closed", "iu-listen gate open master")("emit", dsn=substrate.dsn)
     refused(2, "not JSON")("emit", "--payload", "{", dsn=substrate.dsn)
@@ -216,7 +216,7 @@ def test_emit_against_the_closed_master_gate(substrate):
 
 @on_one_server
 def test_a_gate_whose_key_is_missing(substrate):
-    """A gate whose key is missing is closed, and cannot be opened before apply has made it."""
+    """A gate whose key is missing is closed, and cannot be opened before apply has created the key."""
     refused(1, "missing from dot_config", "iu-listen apply")("gate", "open", "worker", dsn=substrate.dsn)
 
 
@@ -226,7 +226,7 @@ NOWHERE = {"dsn": "postgresql://127.0.0.1:1/x"}
 
 
 def test_a_setting_out_of_range():
-    """A setting out of its range is told before anything is connected to: from the command line and the environment."""
+    """A setting out of its range is reported before connecting, from the command line and from the environment."""
     refused(2, "--batch-limit must be from 1 to 100000, not 0")("run", "--batch-limit", "0", **NOWHERE)
     refused(2, "IU_LISTEN_BATCH_LIMIT must be from 1 to 100000, not 0")(
         "run", env={"IU_LISTEN_BATCH_LIMIT": "0"}, **NOWHERE
@@ -235,7 +235,7 @@ def test_a_setting_out_of_range():
 
 
 def test_all_mistakes_at_once():
-    """Several wrong settings are all named at once."""
+    """Several wrong settings are all reported at once."""
     env = {"IU_LISTEN_BATCH_LIMIT": "0", "IU_LISTEN_CATCH_UP": "soon", "IU_LISTEN_LISTEN": "maybe"}
     done = refused(2, "--grace", "IU_LISTEN_BATCH_LIMIT", "IU_LISTEN_CATCH_UP", "IU_LISTEN_LISTEN")(
         "run", "--grace", "nan", env=env, **NOWHERE
@@ -244,7 +244,7 @@ def test_all_mistakes_at_once():
 
 
 def test_a_lease_that_could_not_be_kept():
-    """A lease that is not longer than the catch-up ends with 2: an idle consumer would lose it again and again."""
+    """A lease that is not longer than the catch-up interval exits with 2: an idle consumer would lose it repeatedly."""
     for lease, catch_up in (("5", "5"), ("3", "5")):
         refused(2, "lease (", "must be longer than catch_up (")(
             "run", "--lease", lease, "--catch-up", catch_up, **NOWHERE
@@ -278,14 +278,14 @@ def test_a_lease_that_could_not_be_kept():
     ],
 )  # fmt: skip
 def test_the_command_line(args, says):
-    """What is typed wrong ends with 2 before anything is connected to, with what was probably meant."""
+    """A wrong command line exits with 2 before connecting, with a suggestion."""
     done = refused(2, *says)(*args, **NOWHERE)
     assert done.out == ""
 
 
 @on_one_server
 def test_what_is_not_there(applied):
-    """A route or a dead letter that is not there ends with 2, and what is there is named."""
+    """An unknown route or dead letter exits with 2, and the existing routes are named."""
     refused(2, "there is no route nowhere", "iu.version_applied.workflow")("route", "show", "nowhere", dsn=applied.dsn)
     refused(2, "there is no route nowhere")("route", "enable", "nowhere", dsn=applied.dsn)
     refused(2, f"there is no dead letter {NOBODY}")("dead-letter", "show", NOBODY, dsn=applied.dsn)
@@ -293,12 +293,12 @@ def test_what_is_not_there(applied):
 
 
 def test_up_is_for_the_embedded_server():
-    """up on a database that the environment names ends with 2, and says what to do there instead."""
+    """up with a database in the environment exits with 2, and names the alternative."""
     refused(2, "`up` is for the embedded server", "iu-listen apply")("up", **NOWHERE)
 
 
 def test_a_reader_that_has_read_enough():
-    """Whoever closes the pipe early, as head does, sees no error."""
+    """If the reader closes the pipe early, as head does, there is no error."""
     with running("--help") as command:
         assert command.process.stdout is not None
         command.until_it_says("Usage")
