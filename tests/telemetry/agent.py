@@ -1,4 +1,4 @@
-"""A receiver of OTLP that is not ours (ddapm-test-agent, in an environment of its own), and what it has received."""
+"""An independent OTLP receiver (ddapm-test-agent, in a separate environment), and the spans that it has received."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PROGRAM = Path(__file__).parents[2] / ".venv-agent/bin/ddapm-test-agent"
 
 
 class Agent:
-    """One that runs.
+    """A running agent.
 
     Attributes:
-        http: Where it takes OTLP over HTTP.
-        grpc: Where it takes OTLP over gRPC.
+        http: Its endpoint for OTLP over HTTP.
+        grpc: Its endpoint for OTLP over gRPC.
     """
 
     def __init__(self, http: int, grpc: int) -> None:
@@ -33,7 +33,7 @@ class Agent:
         self.grpc = f"http://127.0.0.1:{grpc}"
 
     def environment(self, protocol: str) -> dict[str, str]:
-        """Variables that send traces here."""
+        """Environment variables that send traces to this agent."""
         endpoint = self.grpc if protocol == "grpc" else self.http
         return {
             "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -50,7 +50,7 @@ class Agent:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has."""
+    """Free ports."""
     taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in taken]
     for server in taken:
@@ -60,7 +60,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def agent() -> Iterator[Agent]:
-    """One for the length of a block; skips where it is not installed (make test installs it)."""
+    """Run an agent for the length of a block; skip the test if it is not installed (make test installs it)."""
     if not PROGRAM.exists():
         pytest.skip("there is no .venv-agent: make test makes it")
     port, http, grpc = free_ports(3)

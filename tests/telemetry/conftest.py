@@ -1,4 +1,4 @@
-"""What the tests of the export share."""
+"""Fixtures for the tests of the trace export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from telemetry.receiver import GrpcReceiver, Receiver
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses and pages of tests."""
+    """Short pauses and small pages."""
     monkeypatch.setattr(export, "PAGE", 50)
     monkeypatch.setattr(export, "IDLE_PAUSE", 0.02)
     monkeypatch.setattr(export, "RETRY_PAUSE", 0.2)

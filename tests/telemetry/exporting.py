@@ -1,4 +1,4 @@
-"""An export in this process, a burst for it, and whether the receiver has all of it."""
+"""Helpers: an export in this process, a burst of events, and whether the receiver has all spans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from telemetry.receiver import Dripping, GrpcReceiver, Receiver
 
 
 async def begin(dsn: str) -> None:
-    """Begin the export now."""
+    """Register the trace cursor, so that the export begins now."""
     async with PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer() as source:
         assert await source.take_lease() is None
 
@@ -26,7 +26,7 @@ async def begin(dsn: str) -> None:
 async def exporting(
     dsn: str, receiver: Receiver | Dripping, lease: float = 15, **environ: str
 ) -> AsyncIterator[Recorder]:
-    """An export in this process, for the length of a block."""
+    """Run an export in this process for the length of a block."""
     recorder = Recorder()
     variables = {
         "OTEL_TRACES_EXPORTER": "otlp",
@@ -47,7 +47,7 @@ async def exporting(
 
 
 async def rows(connection: asyncpg.Connection) -> set[str]:
-    """Span ids of all attempts, of what they called, and of all dead letters."""
+    """Span ids of all attempts, of their calls, and of all dead letters."""
     found = await connection.fetch("""select span_id from v_iu_route_attempt
                                       union all
                                       select call_span_id from v_iu_route_attempt where call_span_id is not null
@@ -56,7 +56,7 @@ async def rows(connection: asyncpg.Connection) -> set[str]:
 
 
 async def all_there(connection: asyncpg.Connection, receiver: Receiver, timeout: float = 30) -> None:
-    """Wait until the receiver has the spans of all rows, and of nothing else but events."""
+    """Wait until the receiver has the spans of all rows, and no other spans except those of events."""
 
     async def same() -> bool:
         return {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
@@ -67,7 +67,7 @@ async def all_there(connection: asyncpg.Connection, receiver: Receiver, timeout:
 
 
 async def burst(connection: asyncpg.Connection, events: int) -> None:
-    """Events, one in twenty of them poisonous, and half of the dead letters replayed, of which half fail again."""
+    """Route events, one in twenty of them poison, and replay half of the dead letters, of which half fail again."""
     async with connection.transaction():
         for number in range(events):
             await insert_event(connection, note="poison 22000" if number % 20 == 0 else "")

@@ -1,4 +1,4 @@
-"""Receivers of OTLP over HTTP and gRPC, that can be told to misbehave, and can be killed and started on the same port."""
+"""Receivers of OTLP over HTTP and gRPC that can misbehave, and that can be stopped and started on the same port."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-#: What it does with a request: status, headers and body, after having kept the spans or not.
+#: Handles a request instead of the default: returns status, headers and body; it may keep the spans or not.
 Behaviour = Callable[[ExportTraceServiceRequest], tuple[Any, dict[str, Any], bytes]]
 
 
 def says(status: int, **headers: str) -> Behaviour:
-    """Always this status, nothing kept."""
+    """A behaviour that always answers with this status and keeps nothing."""
     return lambda _: (status, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
 
 
 class Dripping:
-    """Takes any connection, and sends the same bytes again and again, one at a time, with a pause after each.
+    """Accepts any connection and sends the same bytes again and again, one at a time, with a pause after each.
 
     Attributes:
-        open: How many connections there are that nobody has hung up yet.
+        open: Number of connections that are not closed yet.
     """
 
     def __init__(self, beginning: bytes, then: bytes, pause: float) -> None:
@@ -59,13 +59,13 @@ class Dripping:
         self.open -= 1
 
     def stop(self) -> None:
-        """Take no more, and hang up."""
+        """Accept no more connections, and close the open ones."""
         self._over = True
         self._server.close()
 
 
 def hangs(seconds: float) -> Behaviour:
-    """Says nothing for so long, then fails."""
+    """A behaviour that waits for so many seconds, and then fails."""
 
     def behave(_: ExportTraceServiceRequest) -> tuple[int, dict[str, str], bytes]:
         time.sleep(seconds)
@@ -78,12 +78,12 @@ class Receiver:
     """Keeps every span by its id, as a backend does.
 
     Attributes:
-        spans: By span id, in hexadecimal; the one that came last.
-        received: How many came, repetitions included.
-        requests: Path and headers of each request; ``:port`` is the sender's.
-        resource: Attributes of the resource of the last request.
-        behaviour: What it does instead of keeping them; None: it keeps them, and answers 200.
-        most: Most bytes of a request that it takes, over gRPC.
+        spans: The spans by hexadecimal span id; the latest one of each id.
+        received: Number of received spans, repetitions included.
+        requests: Path and headers of each request; ``:port`` is the port of the sender.
+        resource: Attributes of the resource of the latest request.
+        behaviour: Handles requests instead of the default; None: keep the spans and answer 200.
+        most: Largest request that it accepts over gRPC, in bytes.
     """
 
     def __init__(self, port: int = 0, most: int = 4 * 2**20) -> None:
@@ -102,7 +102,7 @@ class Receiver:
         return f"http://127.0.0.1:{self._port}"
 
     def keep(self, request: ExportTraceServiceRequest) -> None:
-        """Take spans in."""
+        """Store the spans of a request."""
         for resource in request.resource_spans:
             self.resource = {a.key: a.value.string_value for a in resource.resource.attributes}
             for scope in resource.scope_spans:
@@ -111,16 +111,16 @@ class Receiver:
                     self.spans[span.span_id.hex()] = span
 
     def named(self, beginning: str) -> dict[str, Any]:
-        """The spans whose name begins so."""
+        """The spans whose name begins with this text."""
         return {key: span for key, span in self.spans.items() if span.name.startswith(beginning)}
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen on the same port as before."""
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # An answer in one piece: in two, Nagle's algorithm waits 40 ms for the acknowledgement of the first.
+            # The answer is sent in one piece: with two, Nagle's algorithm delays the second by 40 ms.
             wbufsize = 2**16
 
             def do_POST(self) -> None:
@@ -169,7 +169,7 @@ class Receiver:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Listen no more, and hang up."""
+        """Stop listening, and close the connections."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -177,14 +177,14 @@ class Receiver:
 
 
 class GrpcReceiver(Receiver):
-    """The same over gRPC. A behaviour answers the name of a status code, trailing metadata, and details."""
+    """A receiver over gRPC. A behaviour returns the name of a status code, trailing metadata, and details."""
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen on the same port as before."""
 
         def export(body: bytes, context: grpc.ServicerContext) -> bytes:
             self.requests.append((METHOD, {m.key: str(m.value) for m in context.invocation_metadata()}))
@@ -208,5 +208,5 @@ class GrpcReceiver(Receiver):
         self._grpc.start()
 
     def stop(self) -> None:
-        """Listen no more, and hang up."""
+        """Stop listening, and close the connections."""
         self._grpc.stop(0).wait()

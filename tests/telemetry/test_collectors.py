@@ -1,4 +1,4 @@
-"""Collectors that misbehave: whatever they answer, or do not, nothing is missing in the end, and nothing waits for ever."""
+"""Misbehaving collectors: whatever they answer, no span is missing at the end, and no wait is without a limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def refuses(receiver: Receiver, bad: Collection[str]) -> Behaviour:
-    """Keeps what has no bad span in it; calls the rest malformed, in the words of HTTP or gRPC."""
+    """A behaviour that keeps requests without a bad span, and refuses others as malformed, by HTTP or gRPC."""
     over_grpc = isinstance(receiver, GrpcReceiver)
 
     def behave(request: Any) -> tuple[Any, dict[str, Any], bytes]:
@@ -50,7 +50,7 @@ def refuses(receiver: Receiver, bad: Collection[str]) -> Behaviour:
 
 @pytest.mark.parametrize("fault", ["503", "429", "404", "hangs", "gone"])
 async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, fault):
-    """However long the receiver fails in the middle of a burst, in the end it has everything.
+    """However long the receiver fails during a burst, at the end it has every span.
 
     Fails when: the cursor moves before a page was accepted, or spans are dropped after some tries.
     """
@@ -80,9 +80,10 @@ async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, 
 
 
 async def test_a_collector_with_a_small_limit_and_changing_faults_gets_each_span_once(live, receiver):
-    """413 to what is larger than 20 KB, then 429 with Retry-After, then 404, then 200: all arrive, none twice, none dropped.
+    """Answers 413 for requests above 20 KB, 429 with Retry-After, 404, then 200: each span arrives once, none is
+    dropped.
 
-    Fails when: a page that is too large is left out instead of halved, or a part that was taken is sent again.
+    Fails when: a page that is too large is dropped instead of halved, or an accepted part is sent again.
     """
     answers: list[int] = []
 
@@ -109,9 +110,9 @@ async def test_a_collector_with_a_small_limit_and_changing_faults_gets_each_span
 
 
 async def test_a_malformed_span_is_left_out_alone(live, receiver):
-    """A span that the receiver calls malformed is found among its page, counted and told; all others arrive.
+    """A malformed span is isolated from its page, counted and logged; all others arrive.
 
-    Fails when: the page is dropped whole, or sent again for ever.
+    Fails when: the page is dropped as a whole, or repeated for ever.
     """
     bad = {}
 
@@ -139,7 +140,7 @@ async def test_a_malformed_span_is_left_out_alone(live, receiver):
 
 
 async def test_partial_success_is_counted_and_not_repeated(live, receiver):
-    """What the receiver takes only in part is not sent again, as the protocol demands, and counted."""
+    """A partially accepted request is not repeated, as the protocol demands, and the rejected spans are counted."""
 
     def partly(request: Any) -> tuple[int, dict[str, str], bytes]:
         receiver.keep(request)
@@ -162,9 +163,9 @@ async def test_partial_success_is_counted_and_not_repeated(live, receiver):
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("fault", [None, "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "gone"])
 async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
-    """The same spans arrive over gRPC, with the headers, compressed, and after any fault; RetryInfo is kept.
+    """Over gRPC the same spans arrive, with the headers, compressed, after any fault; RetryInfo is obeyed.
 
-    Fails when: an error is taken for the end of a page, or what the receiver asks for is not read.
+    Fails when: an error ends a page, or the receiver's RetryInfo is not read.
     """
     receiver = over_grpc
     async with connected(live.dsn) as connection:
@@ -195,7 +196,7 @@ async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
-    """INVALID_ARGUMENT isolates the span, as 400 does, when another one comes; a partial success is counted."""
+    """INVALID_ARGUMENT isolates the span, as 400 does, once a later span arrives; a partial success is counted."""
     bad: list[str] = []
     partial = ExportTracePartialSuccess(rejected_spans=1)
     async with connected(live.dsn) as connection:
@@ -227,9 +228,10 @@ async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("answer", [400, 413, 422, "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"])
 async def test_who_calls_everything_malformed_has_left_out_nothing(live, receiver, over_grpc, answer):
-    """A collector that refuses every request, as a port does that wants TLS, gets all of it when that was mended.
+    """A collector that refuses every request, such as a port that needs TLS, gets every span after the problem is
+    solved.
 
-    Fails when: a span is left out although the collector takes no other one either.
+    Fails when: a span is dropped although the collector accepts no other span either.
     """
     there = over_grpc if isinstance(answer, str) else receiver
     async with connected(live.dsn) as connection:
@@ -252,9 +254,9 @@ async def test_who_calls_everything_malformed_has_left_out_nothing(live, receive
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_malformed_end_waits_for_something_else(live, receiver):
-    """Where there is nothing but what is refused, nothing is left out; when something new comes and is taken, it is.
+    """If all remaining spans are refused, none is dropped; the refused ones are dropped when a new span is accepted.
 
-    Fails when: what was taken long ago is evidence, or what comes after the page is not looked at.
+    Fails when: a span that was accepted long ago counts as proof, or spans after the page are not tried.
     """
     async with connected(live.dsn) as connection:
         await insert_event(connection)
@@ -285,9 +287,9 @@ async def test_a_malformed_end_waits_for_something_else(live, receiver):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver, monkeypatch):
-    """A page and more of nothing but what is refused is no outage if what comes after it is taken: it is left out, and no more.
+    """A whole page of refused spans is dropped if a later span is accepted, and nothing else is dropped.
 
-    Fails when: a page that is refused whole is an outage whatever comes after it.
+    Fails when: a page of refused spans always counts as an outage.
     """
     monkeypatch.setattr(export, "REFUSALS", 4)
     async with connected(live.dsn) as connection:
@@ -311,9 +313,9 @@ async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver, monkey
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("whim", ["half of all requests", "traces beyond a limit", "an end in the middle of a round"])
 async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
-    """A collector of which one replica is ill, that has reached a limit, or is mended while it is asked, gets all.
+    """A collector with one bad replica, a limit, or a repair during the search loses no span.
 
-    Fails when: a span is left out after one refusal, because what is known already is taken, or for one of an outage.
+    Fails when: a span is dropped after one refusal, because a known span is accepted, or during an outage.
     """
     chance, known, left = random.Random(1), set[bytes](), [10**6]
 
@@ -356,9 +358,9 @@ async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize(("said", "counted"), [(-(2**63), (2, 0)), (2**63 - 1, (0, 2)), (1, (1, 1))])
 async def test_a_count_that_cannot_be_is_none(live, receiver, said, counted):
-    """How much a collector says that it threw away is between nothing and what it was given.
+    """The number of rejected spans that a collector reports is limited to the range from 0 to the number that it got.
 
-    Fails when: its number is taken as it is.
+    Fails when: the reported number is used unchanged.
     """
     partial = ExportTracePartialSuccess(rejected_spans=said)
     receiver.behaviour = lambda _: (200, {}, ExportTraceServiceResponse(partial_success=partial).SerializeToString())
@@ -372,7 +374,7 @@ async def test_a_count_that_cannot_be_is_none(live, receiver, said, counted):
 
 
 async def test_the_words_of_a_port_that_wants_tls(receiver):
-    """What a server says without naming a type, and in a Status of OTLP, is repeated; HTML is not."""
+    """An error text without a content type, or in an OTLP Status, is repeated; HTML is not."""
     from iu_listen.telemetry.otlp_http import HttpCollector
 
     for headers, body, said in (
@@ -408,9 +410,9 @@ async def hanging(there: Dripping, many: int) -> bool:
     ],
 )
 async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
-    """A collector that answers a byte at a time costs a timeout, again and again: no thread, no connection stays.
+    """A collector that answers one byte at a time costs one timeout for each try; no thread and no connection remains.
 
-    Fails when: the connection is not cut at the end of the time.
+    Fails when: the connection is not closed at the end of the timeout.
     """
     there = Dripping(beginning, then, 0.05)
     try:
@@ -439,7 +441,7 @@ async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_one_connection_serves_all(live, receiver):
-    """Requests follow each other on one connection.
+    """Successive requests use one connection.
 
     Fails when: an answer is not read to its end.
     """
@@ -459,16 +461,16 @@ async def test_one_connection_serves_all(live, receiver):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
-    """Over gRPC a page beyond the receiver's limit is halved until its parts fit; nothing is left out.
+    """Over gRPC a page above the receiver's limit is halved until its parts fit; no span is dropped.
 
-    Fails when: RESOURCE_EXHAUSTED is only waited for.
+    Fails when: RESOURCE_EXHAUSTED only causes a wait.
     """
     there = GrpcReceiver(most=6000)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         await poison(connection)
         await burst(connection, 60)
-        # The library's server ends the connection with such an answer.
+        # The gRPC server of the library closes the connection after such an answer.
         async with exporting(live.dsn, there, OTEL_EXPORTER_OTLP_TIMEOUT="5000"):
             await all_there(connection, there)
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
@@ -477,9 +479,10 @@ async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, monkeypatch):
-    """A page of long texts is sent in parts that are small enough, and long texts are cut.
+    """A page of long texts is sent in requests below the limit that every collector accepts, and long texts are
+    truncated.
 
-    Fails when: the size of a request is not looked at.
+    Fails when: the size of a request is not checked.
     """
     monkeypatch.setattr(collectors, "MOST", 40_000)
     async with connected(live.dsn) as connection:
@@ -506,9 +509,10 @@ async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, mo
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypatch):
-    """While the collector is busy for longer than an idle session lives, the session is used, and nothing comes twice.
+    """While the collector is busy for longer than the session timeout, the session is kept in use, and nothing is
+    repeated.
 
-    Fails when: nobody uses the session meanwhile.
+    Fails when: the session is not used meanwhile.
     """
     monkeypatch.setattr(export, "ALIVE", 1.0)
     monkeypatch.setattr(export, "RETRY_PAUSE", 10.0)
@@ -527,7 +531,7 @@ async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypa
 
 
 def slowly(receiver: Receiver) -> Behaviour:
-    """Keeps everything, after a while."""
+    """A behaviour that keeps everything, after 0.3 s."""
 
     def behave(request: Any) -> tuple[Any, dict[str, Any], bytes]:
         time.sleep(0.3)
@@ -543,9 +547,9 @@ async def exported(seen: Recorder, pages: int) -> bool:
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, again):
-    """Whoever exports once opens another session when one is lost in the middle, and goes on where it was.
+    """After the loss of its session, a single export opens another session and continues at its position.
 
-    Fails when: a lost session ends the command, or it begins anew.
+    Fails when: a lost session ends the command, or the export starts again.
     """
     async with connected(live.dsn) as connection:
         begun = await connection.fetchval("select now()")

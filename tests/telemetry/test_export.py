@@ -1,4 +1,4 @@
-"""The export of traces: every attempt and every dead letter is at the receiver, whatever befalls the way to it."""
+"""The trace export: every attempt and every dead letter arrives at the receiver, after any failure."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 async def test_every_row_is_a_span(live, receiver):
-    """Attempts, dead letters and replays are at the receiver, each once; what is older than the export is not.
+    """Attempts, dead letters and replays arrive once each; rows that are older than the export do not.
 
-    Fails when: one of the tables is not read, or the cursor is not kept.
+    Fails when: one of the tables is not read, or the cursor is not stored.
     """
     async with connected(live.dsn) as connection:
         old = await insert_event(connection)
@@ -50,9 +50,9 @@ async def test_every_row_is_a_span(live, receiver):
 
 
 async def test_a_killed_export_goes_on_where_it_was_accepted(live, receiver):
-    """An export that is ended at any moment is taken up by the next: nothing is missing, and little comes twice.
+    """If an export is ended at any time, the next one continues: no span is missing, and few are repeated.
 
-    Fails when: a tick is given up, or begun anew, when its reader is gone.
+    Fails when: a tick is abandoned, or started again, when its reader has gone.
     """
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
@@ -67,7 +67,7 @@ async def test_a_killed_export_goes_on_where_it_was_accepted(live, receiver):
 
 
 async def test_what_the_receiver_did_not_take_outlives_the_export(live, receiver):
-    """An export that is ended while the receiver takes nothing leaves everything to the next one.
+    """If an export ends while the receiver accepts nothing, the next export sends everything.
 
     Fails when: the cursor moves before a page was accepted.
     """
@@ -89,9 +89,9 @@ ATTEMPT = """insert into iu_route_attempt (event_ref, route_kind, route_code, st
 
 
 async def test_a_tick_is_ended_before_the_next_one_begins(live):
-    """What commits while a tick is half exported belongs to the next one, also when its transaction is an older one.
+    """A row that commits while a tick is half exported belongs to the next tick, even if its transaction is older.
 
-    Fails when: a tick that is open is taken anew: the position has passed the older transaction.
+    Fails when: an open tick is taken again, because the position has passed the older transaction.
     """
     await begin(live.dsn)
     async with (
@@ -118,9 +118,10 @@ async def test_a_tick_is_ended_before_the_next_one_begins(live):
 
 
 async def test_the_database_says_when_to_give_way(live):
-    """While a worker is in the middle of a tick, whoever notes a page is told so; when it is through, or silent, not.
+    """When a reader stores its position, it is told to pause while a worker is within a tick, unless that worker is
+    silent.
 
-    Fails when: nobody looks at the worker's cursor.
+    Fails when: the worker's cursor is not checked.
     """
     await begin(live.dsn)
     async with (
@@ -146,9 +147,9 @@ async def test_the_database_says_when_to_give_way(live):
 
 
 async def test_a_position_never_goes_back(live):
-    """A reader that was overtaken moves nothing: neither the position back, nor a tick that is not open any more.
+    """A reader that was overtaken changes nothing: neither the position nor a tick that is no longer open.
 
-    Fails when: whatever is accepted last is the position.
+    Fails when: the latest accepted page always sets the position.
     """
     await begin(live.dsn)
     async with (
@@ -174,9 +175,9 @@ async def test_a_position_never_goes_back(live):
 
 
 async def test_late_commits_are_exported(live, receiver):
-    """Attempts of a transaction that ends after younger ones were exported are exported when it does.
+    """Attempts of a transaction that commits after younger ones were exported are exported after its commit.
 
-    Fails when: the reader goes by id or by xact_id alone.
+    Fails when: the reader orders by id or by xact_id alone.
     """
     async with connected(live.dsn) as connection, connected(live.dsn) as late:
         await begin(live.dsn)
@@ -193,7 +194,7 @@ async def test_late_commits_are_exported(live, receiver):
 
 
 async def test_one_trace_from_the_request_to_the_replay(live, receiver):
-    """Parents, links, kinds, status and times of one event's life, field by field."""
+    """Parents, links, kinds, status and times of all spans of one event, field by field."""
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         await poison(connection)
@@ -232,7 +233,7 @@ async def test_one_trace_from_the_request_to_the_replay(live, receiver):
 
 
 async def test_an_event_without_context_is_its_own_trace(live, receiver):
-    """An event of plain SQL is found by its id; a malformed context is ignored and counted, and no writer's error."""
+    """An event of plain SQL is found by its id; a malformed context is ignored and counted, and not an error."""
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         plain = await insert_event(connection)
@@ -249,9 +250,9 @@ async def test_an_event_without_context_is_its_own_trace(live, receiver):
 
 
 async def test_what_is_not_exported_yet_is_not_removed(live, receiver):
-    """Retention leaves an event and its attempts alone until they were exported.
+    """Retention keeps an event and its attempts until they were exported.
 
-    Fails when: fn_iu_retention_released does not ask the cursor of the traces.
+    Fails when: fn_iu_retention_released does not check the trace cursor.
     """
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
@@ -264,7 +265,9 @@ async def test_what_is_not_exported_yet_is_not_removed(live, receiver):
 
 
 async def test_strange_times_are_exported_too(live, receiver):
-    """A creation in the far past, the far future, or at infinity makes spans like any other, of no negative length."""
+    """A creation time in the far past, the far future, or at infinity makes ordinary spans without a negative
+    duration.
+    """
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         strange: list[UUID] = [
@@ -284,9 +287,9 @@ async def test_strange_times_are_exported_too(live, receiver):
 
 
 async def test_two_readers_share_nothing(live, receiver):
-    """A second reader waits until the first is gone, then takes over.
+    """A second reader waits until the first has ended, and then takes over.
 
-    Fails when: the lease is not asked for.
+    Fails when: the lease is not checked.
     """
     settings = Settings.load({}, {"dsn": live.dsn})
     async with PostgresSessions(settings).tracer() as first, PostgresSessions(settings).tracer() as second:

@@ -1,4 +1,4 @@
-"""One trace of five spans from a request to what the receiver of its event does, whatever the target is; no link or parent is missing."""
+"""One trace of five spans from a request to the receiver of its event, for each kind of target; no link dangles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class Traced:
-    """A program with the SDK of OpenTelemetry, whose spans go to the same receiver as ours."""
+    """A program with the SDK of OpenTelemetry that sends its spans to the same receiver as the consumer."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._exporter = OTLPSpanExporter(endpoint=f"{receiver.endpoint}/v1/traces")
@@ -48,18 +48,18 @@ class Traced:
         return made
 
     def watcher(self) -> SpanWatcher:
-        """Our live spans."""
+        """The watcher for the live spans of the consumer."""
         ids = GivenIds()
         return SpanWatcher(self.provider(id_generator=ids), ids)
 
     def receives(self, headers: dict[str, str], kind: SpanKind) -> None:
-        """What a traced receiver does with the headers of a request or a message."""
+        """Record the span that a traced receiver makes from the headers of a request or a message."""
         with self.tracer.start_as_current_span("receiver", propagate.extract(headers), kind=kind):
             pass
 
 
 async def ask(port: int, headers: dict[str, str]) -> None:
-    """A request, as a client over HTTP makes it."""
+    """Send a request, as an HTTP client does."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     stream = await anyio.connect_tcp("127.0.0.1", port)
     async with stream:
@@ -74,7 +74,7 @@ def headers_of(request: bytes) -> dict[str, str]:
 
 @asynccontextmanager
 async def web(traced: Traced) -> AsyncIterator[int]:
-    """A traced receiver over HTTP; its port."""
+    """A traced HTTP receiver; yields its port."""
 
     async def behave(_: Any, writer: asyncio.StreamWriter) -> bool:
         traced.receives(headers_of(made.requests[-1]), SpanKind.SERVER)
@@ -86,13 +86,13 @@ async def web(traced: Traced) -> AsyncIterator[int]:
         yield made.port
 
 
-#: Where the route goes to: address, options and coroutines; entered before the event is written, and left after it arrived.
+#: The target of the route: address, options and coroutines; entered before the event is written, left after it arrived.
 Way = Callable[[Traced, Path], AbstractAsyncContextManager[tuple[str | None, dict[str, Any], list[PythonTarget]]]]
 
 
 @asynccontextmanager
 async def coroutine(traced: Traced, _: Path) -> AsyncIterator[Any]:
-    """A coroutine with an instrumented client over HTTP: that makes a client span below what is current."""
+    """A coroutine with an instrumented HTTP client, which makes a client span below the current span."""
     async with web(traced) as port:
 
         async def work(delivery: Delivery) -> None:
@@ -139,7 +139,7 @@ async def through_kafka(traced: Traced, _: Path) -> AsyncIterator[Any]:
 
 
 async def request(connection: asyncpg.Connection, traced: Traced) -> None:
-    """What the application does in a request that it traces."""
+    """The database transaction of a traced request."""
     with traced.tracer.start_as_current_span("request", kind=SpanKind.SERVER):
         async with connection.transaction():
             await trace_context(connection)
@@ -151,7 +151,7 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 def dangling(receiver: Receiver) -> list[str]:
-    """Spans with a parent or a link that the receiver does not have, in that trace."""
+    """Spans with a parent or a link to a span that the receiver does not have in that trace."""
     there = {(span.trace_id, span.span_id) for span in receiver.spans.values()}
     return [
         span.name
@@ -176,9 +176,9 @@ BEGINNING = [
 @pytest.mark.parametrize(
     ("way", "end"),
     [
-        # The client span is that of the client inside the coroutine.
+        # The client span is that of the HTTP client in the coroutine.
         (coroutine, [("POST", CLIENT, "process event_outbox"), ("receiver", SERVER, "POST")]),
-        # The client or producer span is ours.
+        # The client or producer span is made by the consumer.
         (webhook, [("POST", CLIENT, "process event_outbox"), ("receiver", SERVER, "POST")]),
         pytest.param(
             through_nats,
@@ -190,11 +190,11 @@ BEGINNING = [
     ids=["coroutine", "webhook", "nats", "kafka"],
 )
 async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_path, way: Way, end):
-    """Request, event, attempt, client, receiver: five spans, each the child of the one before, and no other is in the trace;
-    every link leads to a span that is there.
+    """Request, event, attempt, client, receiver: five spans, each the child of the one before, and no other in the
+    trace; every link leads to an existing span.
 
-    Fails when: no context is current in a coroutine, the target is given another span than the one that is exported, a
-    coroutine has a span beside its attempt, or a delivery is linked to the transaction that settled it.
+    Fails when: no context is current in a coroutine, the target gets another span than the one that is exported, a
+    coroutine has a span besides its attempt, or a delivery links to the transaction that settled it.
     """
     traced = Traced(receiver)
     async with AsyncExitStack() as stack:
@@ -228,10 +228,10 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
     assert sent.end_time_unix_nano <= attempt.start_time_unix_nano
     assert len(attempt.links) == 2
     assert attributes(attempt)["messaging.consumer.group.name"] == "iu_outbound_default"
-    # Whoever looks for all that was done with a target finds it by one attribute, in one span of each trace.
+    # All calls of a target are found by one attribute, which one span of each trace has.
     ours = attempt if way is coroutine else client
     assert [span for span in chain if "iu.target" in attributes(span)] == [ours]
-    # Beyond that span it is another clock: ages of the consumer, taken from the time of the database.
+    # The times of later spans are not compared: their clocks differ from the database's.
     for parent, child in pairwise(chain[: chain.index(ours) + 1]):
         assert parent.start_time_unix_nano <= child.start_time_unix_nano
     assert attributes(ours)["iu.route.code"] == ROUTE
@@ -239,9 +239,10 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
 
 
 async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, receiver):
-    """Its span is the parent of whatever the coroutine does, is as long as that at least, and has its error.
+    """The span of the attempt is the parent of the coroutine's spans, lasts at least as long as the call, and has its
+    error.
 
-    Fails when: the attempt is the time of the batch or of the settlement, or does not have the error.
+    Fails when: the attempt has the time of the batch or of the settlement, or does not have the error.
     """
     traced = Traced(receiver)
 
@@ -267,9 +268,11 @@ async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, rece
 
 
 async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(live, receiver):
-    """Two routes of one event, one of which fails, is tried again, becomes a dead letter and is replayed: no link is loose.
+    """Two routes of one event, one of which fails, is retried, becomes a dead letter and is replayed: no link is
+    dangling.
 
-    Fails when: a delivery links to its own transaction, or the end of the event is that of whatever was exported first.
+    Fails when: a delivery links to its own transaction, or the event's span ends with the attempt that was exported
+    first.
     """
     traced = Traced(receiver)
     failing = True

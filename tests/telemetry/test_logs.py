@@ -1,4 +1,4 @@
-"""Observations as log lines: one for each that matters, at a level that fits, none for an idle batch."""
+"""Observations as log lines: one line for each relevant one, at a suitable level, and none for an idle batch."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ LINES = [
 
 @pytest.fixture(autouse=True)
 def structlog_as_it_was():
-    """Leave structlog's global configuration alone."""
+    """Restore structlog's global configuration after the test."""
     before = structlog.get_config()
     structlog.reset_defaults()
     yield
@@ -95,7 +95,7 @@ def structlog_as_it_was():
 
 @pytest.mark.parametrize(("observation", "level", "text", "fields"), LINES, ids=lambda v: type(v).__name__)
 def test_an_observation_is_one_line(observation, level, text, fields):
-    """Each observation that an operator cares about is one line with its level and its facts."""
+    """Each observation that is relevant for an operator is one line with its level and its fields."""
     with capture_logs() as lines:
         LogWatcher().note(observation)
     assert len(lines) == 1
@@ -104,8 +104,8 @@ def test_an_observation_is_one_line(observation, level, text, fields):
 
 
 def test_an_outage_is_told_once_a_minute():
-    """The same failure of the same session is one line a minute, however often it is tried; another one is told at once.
-    Fails when: every try is a line, and an outage of a night fills the disk.
+    """The same failure of a session is logged once a minute, however often it is repeated; another failure at once.
+    Fails when: every try is a line, so that a long outage fills the disk.
     """
     watcher = LogWatcher()
     with capture_logs() as lines:
@@ -118,7 +118,7 @@ def test_an_outage_is_told_once_a_minute():
 
 
 def test_lines_about_a_batch_lead_to_its_trace():
-    """A line about a batch has the ids of its span, under OpenTelemetry's names; one without a transaction has none."""
+    """A line about a batch has the ids of its span, under OpenTelemetry's names; without a transaction it has none."""
     batch = Batch(status="ran", seen=3, dead_lettered=2, lineage="a history", xact_id=7)
     with capture_logs() as lines:
         LogWatcher().note(BatchRan(W, Wake.NOTIFY, batch))
@@ -128,7 +128,7 @@ def test_lines_about_a_batch_lead_to_its_trace():
 
 
 def test_a_complete_audit_is_silent():
-    """An audit that found nothing missing is no line."""
+    """An audit without missing attempts writes no line."""
     with capture_logs() as lines:
         LogWatcher().note(AuditPassed(W, 100, 0, 1.5))
     assert lines == []
@@ -136,8 +136,8 @@ def test_a_complete_audit_is_silent():
 
 @pytest.mark.parametrize("seen", [0, 1, BIG_BATCH - 1])
 def test_small_batches_are_silent(seen):
-    """A batch that found nothing, or a few events without a dead letter, is no line.
-    Fails when: every batch is logged, and an idle consumer fills the disk.
+    """A batch with no or few events and without a dead letter writes no line.
+    Fails when: every batch is logged, so that an idle consumer fills the disk.
     """
     with capture_logs() as lines:
         for wake in Wake:
@@ -145,20 +145,20 @@ def test_small_batches_are_silent(seen):
     assert lines == []
 
 
-#: No line: they would come for ever.
+#: Observations without a line, because they repeat without end.
 SILENT = {Beaten, Measured, MeasureFailed, SpansExported}
 
 
 @pytest.mark.parametrize("kind", sorted(set(get_args(Observation)) - SILENT, key=str), ids=lambda kind: kind.__name__)
 def test_every_kind_of_observation_has_a_line(kind):
-    """The list of lines above leaves no kind of observation out but the silent ones.
-    Fails when: an observation is added and the log does not know it.
+    """Every kind of observation except the silent ones is in the list of lines above.
+    Fails when: an observation is added and the log does not handle it.
     """
     assert kind in {type(observation) for observation, *_ in LINES}
 
 
 def test_what_needs_a_person_says_what_to_do():
-    """Lines at which somebody has to act carry a hint with the command."""
+    """Lines that need an action of an operator have a hint with the command."""
     acting = [
         o
         for o, level, *_ in LINES
@@ -186,7 +186,7 @@ def test_json_is_one_object_a_line_on_stderr(capsys):
 
 @pytest.mark.parametrize("log_format", ["console", "auto"])
 def test_console_lines_are_for_people_and_auto_is_json_where_nobody_looks(capsys, log_format):
-    """On the console a line begins with time and level; auto writes JSON where stderr is no terminal."""
+    """A console line begins with time and level; auto writes JSON if stderr is not a terminal."""
     configure(log_format)
     LogWatcher().note(LeaseTaken(W))
     line = capsys.readouterr().err
@@ -195,9 +195,9 @@ def test_console_lines_are_for_people_and_auto_is_json_where_nobody_looks(capsys
 
 
 def test_the_event_loop_speaks_as_we_do(capsys):
-    """What asyncio has to say, three lines at length, is one line of JSON without what was being worked on.
+    """A message of asyncio with three lines becomes one JSON line without the details of the task.
 
-    Fails when: its logger is left as it is.
+    Fails when: the asyncio logger is not configured.
     """
     configure("json")
     logging.getLogger("asyncio").error("Future exception was never retrieved\nfuture: <Future s3cret>\nat length")
@@ -207,9 +207,9 @@ def test_the_event_loop_speaks_as_we_do(capsys):
 
 
 def test_the_sdk_speaks_as_we_do(capsys):
-    """What OpenTelemetry's SDK says is a line like ours, without its stack, and once a minute from one place.
+    """A message of OpenTelemetry's SDK becomes one JSON line, without its stack trace, once a minute from one place.
 
-    Fails when: its logger is left as it is.
+    Fails when: the SDK's logger is not configured.
     """
     configure("json")
     for tries in range(3):
@@ -223,7 +223,7 @@ def test_the_sdk_speaks_as_we_do(capsys):
 
 
 def test_what_is_left_out_or_refused_is_a_line_a_minute():
-    """A thousand malformed spans, and a thousand partial successes, are a line each, whatever the reasons."""
+    """A thousand malformed spans, and a thousand partial successes, are one line each, also with different reasons."""
     with capture_logs() as lines:
         watcher = LogWatcher()
         for number in range(1000):

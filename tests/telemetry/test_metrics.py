@@ -1,4 +1,4 @@
-"""Metrics: figures of batches and audits, and nothing at all unless asked for."""
+"""Metrics of batches and audits; none unless they are configured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ W = DEFAULT_WORKER
 
 @pytest.fixture
 def kept():
-    """A watcher, and a function that reads what it has recorded: by name and attributes; all of the same database."""
+    """A watcher, and a function that reads the recorded values by name and attributes; all are of one database."""
     reader = InMemoryMetricReader()
     watcher = MetricWatcher(MeterProvider([reader], shutdown_on_exit=False), "kb")
 
@@ -53,9 +53,9 @@ def kept():
 
 
 def test_batches_are_recorded(kept):
-    """Events add up for each wake that found them, size and duration are distributions, decisions are told apart.
+    """Events are added up by wake-up reason, size and duration are distributions, attempts are divided by decision.
 
-    A look that found nothing is a wake, and nothing else.
+    A batch that found nothing is counted only as a wake-up.
     """
     watcher, read = kept
     for wake, seen, more in (
@@ -106,7 +106,7 @@ def test_what_was_measured_is_gauges_and_latencies(kept):
 
 
 def test_a_measure_that_nobody_knows_is_left_out(kept):
-    """A database that is newer than the process may measure more: what is known is recorded all the same.
+    """Unknown measures of a newer database are ignored; the known ones are recorded.
 
     Fails when: every measure must have a gauge.
     """
@@ -125,7 +125,7 @@ def test_a_measure_that_nobody_knows_is_left_out(kept):
 
 
 def test_what_fails_is_counted(kept):
-    """Lost sessions by which, measurements, requests and spans that a collector does not take, malformed contexts."""
+    """Counted are lost sessions by name, failed measurements, refused requests and spans, and malformed contexts."""
     watcher, read = kept
     watcher.note(MeasureFailed(W, "NoAnswer"))
     watcher.note(MeasureFailed(W, "NoAnswer"))
@@ -144,7 +144,7 @@ def test_what_fails_is_counted(kept):
 
 
 def test_lost_wakes_are_counted(kept):
-    """Each lost wake-up counts one, however many events it found."""
+    """Each lost wake-up counts one, for any number of events."""
     watcher, read = kept
     watcher.note(WakeLost(DEFAULT_WORKER, 5))
     watcher.note(WakeLost(DEFAULT_WORKER, 1))
@@ -153,7 +153,7 @@ def test_lost_wakes_are_counted(kept):
 
 
 def test_the_last_audit_is_a_gauge(kept):
-    """What is missing is what the last audit says; what was looked at adds up."""
+    """The gauge of missing attempts is that of the latest audit; the number of checked events is a sum."""
     watcher, read = kept
     watcher.note(AuditPassed(DEFAULT_WORKER, 100, 25, 1.0))
     watcher.note(AuditPassed(DEFAULT_WORKER, 110, 0, 1.0))
@@ -162,7 +162,7 @@ def test_the_last_audit_is_a_gauge(kept):
 
 
 def test_observations_without_a_figure_record_nothing(kept):
-    """What has no figure makes no metric."""
+    """An observation without a value records no metric."""
     watcher, read = kept
     watcher.note(StandingBy(W, "another"))
 
@@ -170,7 +170,7 @@ def test_observations_without_a_figure_record_nothing(kept):
 
 
 def test_a_worker_is_known_from_the_start(kept):
-    """A consumer that has not looked yet has looked zero times: so one that never does is seen, whoever else does."""
+    """A consumer that has started reports zero wake-ups, so that one that never wakes up is visible."""
     watcher, read = kept
     watcher.note(Started(W, ""))
 
@@ -178,19 +178,19 @@ def test_a_worker_is_known_from_the_start(kept):
 
 
 def test_without_the_variable_there_is_no_watcher():
-    """Metrics that nobody asked for cost nothing: there is no watcher at all."""
+    """Without the variable there is no metric watcher, and so no cost."""
     assert metric_watcher({}, "kb") is None
     assert metric_watcher({"OTEL_METRICS_EXPORTER": "console", "OTEL_SDK_DISABLED": "true"}, "kb") is None
 
 
 def test_an_exporter_that_is_not_installed_is_named():
-    """An exporter that does not exist is a configuration error, not a silence."""
+    """An exporter that does not exist is a configuration error, and not ignored."""
     with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXPORTER=nowhere"):
         metric_watcher({"OTEL_METRICS_EXPORTER": "nowhere"}, "kb")
 
 
 def test_the_console_exporter_works_as_asked():
-    """OTEL_METRICS_EXPORTER=console prints the figures, at the latest when the service stops."""
+    """OTEL_METRICS_EXPORTER=console prints the metrics, at the latest when the process stops."""
     program = """
 from iu_listen.model.observation import AuditPassed
 from iu_listen.telemetry.metrics import metric_watcher

@@ -1,4 +1,4 @@
-"""The producers' helper: the trace of a request reaches the row, with every library, whatever statement inserts it."""
+"""The helper for producers: the trace of a request reaches the row with every library and any INSERT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import connected
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.parametrize("server", ["pg18"], indirect=True)]
 
-#: An event that no statement of ours inserts: the trigger of the units does.
+#: The second statement writes an event by the trigger of the versions, and not directly.
 UNIT = "insert into information_unit (canonical_address, title) values ('kb/1', 'a unit')"
 VERSIONS = "insert into unit_version (unit_id, version_seq) select u.id, n from information_unit u cross join generate_series(1, 2) n"
 
@@ -121,21 +121,21 @@ WAYS: list[Callable[[str], Awaitable[None]]] = [
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_the_trace_of_a_request_reaches_the_row(live, way):
-    """An event that a trigger writes has the context of the span in which the transaction was.
+    """An event that a trigger writes has the context of the span around the transaction.
 
-    Fails when: the context is set for the session's statement only, or by a statement of the event's own.
+    Fails when: the context is set for one statement only, or by the statement that writes the event.
     """
     with TRACER.start_as_current_span("POST /units") as span:
         await way(live.dsn)
     context = span.get_span_context()
     async with connected(live.dsn) as connection:
         found = await connection.fetch("select traceparent from event_outbox")
-    # The flags are the SDK's: sampled, and in newer ones random.
+    # The flags are those of the SDK: sampled, and in newer versions random.
     assert [row["traceparent"][:-3] for row in found] == [f"00-{context.trace_id:032x}-{context.span_id:016x}"]
 
 
 async def test_without_a_span_there_is_no_context(live):
-    """Outside of any span the event has none, also where the transaction had one before."""
+    """Outside of any span the event has no context, even if the transaction had one before."""
     async with connected(live.dsn) as connection:
         async with connection.transaction():
             with TRACER.start_as_current_span("POST /units"):
@@ -147,7 +147,7 @@ async def test_without_a_span_there_is_no_context(live):
 
 
 async def test_outside_a_transaction_it_warns(live):
-    """Where the context would be forgotten at once, it says so, and breaks nothing."""
+    """Outside a transaction, where the context would be lost at once, the helper warns and has no other effect."""
     async with connected(live.dsn) as connection:
         with pytest.warns(RuntimeWarning, match="outside a transaction"):
             await trace_context(connection)
@@ -157,13 +157,13 @@ async def test_outside_a_transaction_it_warns(live):
 
 @pytest.mark.parametrize("thing", [object(), None, "postgresql://"])
 async def test_what_is_no_connection_is_refused(thing: Any, live):
-    """A thing that cannot be written with is named."""
+    """An object that is not a connection is refused with its type."""
     with pytest.raises(TypeError, match=f"not {type(thing).__name__}"):
         trace_context(thing)
 
 
 async def test_neither_a_pool_nor_an_engine_is_a_connection(live):
-    """What would give another connection for each statement is refused."""
+    """A pool or an engine, which may use another connection for each statement, is refused."""
     async with asyncpg.create_pool(live.dsn, min_size=1, max_size=1) as pool:
         with pytest.raises(TypeError, match="not Pool"):
             trace_context(pool)

@@ -1,4 +1,4 @@
-"""Live spans: one for a batch that found something, none otherwise, and nothing at all unless asked for."""
+"""Live spans: one for a batch with events, none for an empty one, and none unless they are configured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from iu_listen.telemetry.spans import GivenIds, SpanWatcher, span_watcher
 
 @pytest.fixture
 def kept():
-    """A watcher, and the exporter in memory that keeps its spans."""
+    """A watcher, and the in-memory exporter that keeps its spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -33,7 +33,7 @@ def ran(**batch):
 
 
 def test_a_batch_is_a_consumer_span_with_its_own_length(kept):
-    """The span has the messaging attributes of the conventions, and began as long ago as the batch took."""
+    """The span has the messaging attributes of the conventions, and its duration is that of the batch."""
     watcher, exporter = kept
     watcher.note(ran(seen=3, attempts=3))
     wake, span = sorted(exporter.get_finished_spans(), key=lambda s: s.name == "process event_outbox")
@@ -51,7 +51,9 @@ def test_a_batch_is_a_consumer_span_with_its_own_length(kept):
 
 
 def test_a_wake_begins_when_it_rang(kept):
-    """The wake begins with the ring, the batch so much later, and both end together; it says why it came."""
+    """The wake-up span begins with the notification, the batch after the given delay, both end together; it has the
+    reason.
+    """
     watcher, exporter = kept
     batch = Batch(status="ran", seen=1, seconds=0.25)
     watcher.note(BatchRan(DEFAULT_WORKER, Wake.NOTIFY, batch, 0.125))
@@ -63,7 +65,7 @@ def test_a_wake_begins_when_it_rang(kept):
 
 
 def test_attempts_find_their_batch():
-    """The batch has the ids that its attempts link to; its wake is of the same trace, and the next batch of another."""
+    """The batch has the ids that its attempts link to; its wake-up is in the same trace, the next batch in another."""
     exporter, ids = InMemorySpanExporter(), GivenIds()
     provider = TracerProvider(id_generator=ids)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -80,7 +82,9 @@ def test_attempts_find_their_batch():
 
 
 def test_a_reconnect_is_a_span(kept):
-    """From the first failure to the session that works, with why and how often; the next loss is another one."""
+    """The span lasts from the first failure to the working session, with reason and number; the next loss is a new
+    span.
+    """
     watcher, exporter = kept
     watcher.note(SessionFailed("worker", "the server went away", 0.1))
     watcher.note(SessionFailed("worker", "starting up", 0.2))
@@ -97,7 +101,7 @@ def test_a_reconnect_is_a_span(kept):
 
 
 def test_a_take_over_is_a_span(kept):
-    """From the lease to the first batch, and from whom; a consumer that never stood by takes nothing over."""
+    """The span lasts from the lease to the first batch, with the former holder; only a former standby takes over."""
     watcher, exporter = kept
     watcher.note(LeaseTaken(DEFAULT_WORKER))
     watcher.note(ran())
@@ -112,7 +116,8 @@ def test_a_take_over_is_a_span(kept):
 
 
 def test_a_take_over_survives_whatever_fails_beside_it(kept):
-    """A collector or an audit that fails between lease and batch takes nothing away; the loss of the lease does.
+    """A failure of the collector or the audit between lease and batch does not end the take-over; losing the lease
+    does.
 
     Fails when: any failed session ends a take-over.
     """
@@ -129,7 +134,7 @@ def test_a_take_over_survives_whatever_fails_beside_it(kept):
 
 
 def test_dead_letters_make_the_span_an_error(kept):
-    """A batch with dead letters is an error that says how many."""
+    """A batch with dead letters is an error with their number."""
     watcher, exporter = kept
     watcher.note(ran(seen=3, attempts=3, dead_lettered=2))
     (span,) = (span for span in exporter.get_finished_spans() if span.name == "process event_outbox")
@@ -139,7 +144,7 @@ def test_dead_letters_make_the_span_an_error(kept):
 
 
 def test_an_idle_look_makes_no_span(kept):
-    """A look that found nothing is not worth a span."""
+    """A batch without events makes no span."""
     watcher, exporter = kept
     watcher.note(ran())
 
@@ -147,13 +152,13 @@ def test_an_idle_look_makes_no_span(kept):
 
 
 def test_without_the_variable_there_is_no_watcher():
-    """Tracing that nobody asked for costs nothing: there is no watcher at all."""
+    """Without the variable there is no span watcher, and so no cost."""
     assert span_watcher({}) is None
     assert span_watcher({"OTEL_TRACES_EXPORTER": "console", "OTEL_SDK_DISABLED": "true"}) is None
 
 
 def test_an_exporter_that_is_not_installed_is_named():
-    """An exporter that does not exist is a configuration error, not a silence."""
+    """An exporter that does not exist is a configuration error, and not ignored."""
     with pytest.raises(ConfigurationError, match="OTEL_TRACES_EXPORTER=nowhere"):
         span_watcher({"OTEL_TRACES_EXPORTER": "nowhere"})
 

@@ -1,4 +1,4 @@
-"""Notes to a service manager, received by a real datagram socket."""
+"""Notifications to a service manager, received by a real datagram socket."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BATCH = BatchRan(W, Wake.CATCH_UP, Batch(status="ran"))
 
 
 class Manager:
-    """The receiving end."""
+    """The receiver of the notifications."""
 
     def __init__(self, sock: socket.socket, address: str) -> None:
         self._sock = sock
         self.environ = {"NOTIFY_SOCKET": address}
 
     def received(self) -> list[str]:
-        """Everything that has arrived; datagrams on one machine are there when sendto() returns."""
+        """Everything that has arrived; local datagrams have arrived when sendto() returns."""
         notes = []
         while True:
             try:
@@ -44,7 +44,7 @@ class Manager:
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request, tmp_path) -> Iterator[Manager]:
-    """A service manager on a socket file, and on an abstract address as systemd may use."""
+    """A service manager on a socket file, and on an abstract address, as systemd may use it."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + path if request.param == "abstract" else path)
@@ -53,8 +53,8 @@ def manager(request, tmp_path) -> Iterator[Manager]:
 
 
 def test_ready_after_the_first_batch_and_alive_after_each(manager):
-    """READY=1 comes with the first batch and not before; each batch feeds the watchdog, and says ready only once.
-    Fails when: readiness is told before a batch ran, or the watchdog is not fed by batches.
+    """READY=1 is sent with the first batch, once; each batch sends WATCHDOG=1.
+    Fails when: readiness is sent before a batch ran, or batches do not send WATCHDOG=1.
     """
     watcher = SystemdWatcher(manager.environ)
     for observation in (Started(W, "db"), LeaseTaken(W), Listening(1)):
@@ -66,7 +66,7 @@ def test_ready_after_the_first_batch_and_alive_after_each(manager):
 
 
 def test_a_standby_is_ready(manager):
-    """A consumer that stands by is ready and alive, and its status names the holder."""
+    """A standby is ready and alive, and its status names the lease holder."""
     watcher = SystemdWatcher(manager.environ)
     watcher.note(StandingBy(W, "pid 7"))
     watcher.note(BATCH)
@@ -74,8 +74,8 @@ def test_a_standby_is_ready(manager):
 
 
 def test_what_is_no_progress_feeds_no_watchdog(manager):
-    """Lost sessions and changes of state do not keep a consumer alive that runs no batches.
-    Fails when: the watchdog is fed by a timer or by anything that is not progress.
+    """Lost sessions and changes of state send no WATCHDOG=1, so a consumer that runs no batches is restarted.
+    Fails when: WATCHDOG=1 is sent by a timer or by an observation that is not progress.
     """
     watcher = SystemdWatcher(manager.environ)
     watcher.note(SessionFailed("worker", "gone", 1.0))
@@ -85,14 +85,14 @@ def test_what_is_no_progress_feeds_no_watchdog(manager):
 
 
 def test_stopping_is_told(manager):
-    """STOPPING=1 comes with the reason when it was asked to stop."""
+    """STOPPING=1 is sent with the reason at the beginning of a graceful shutdown."""
     SystemdWatcher(manager.environ).note(Stopping("SIGTERM"))
     assert manager.received() == ["STOPPING=1\nSTATUS=stopping: SIGTERM"]
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}])
 def test_without_a_service_manager_nothing_happens(environ):
-    """Without NOTIFY_SOCKET, or with nobody behind it, notes are dropped and nothing fails."""
+    """Without NOTIFY_SOCKET, or without a receiver, notifications are dropped without an error."""
     watcher = SystemdWatcher(environ)
     for observation in (BATCH, Stopping("SIGTERM"), StandingBy(W, "pid 7")):
         watcher.note(observation)

@@ -43,7 +43,7 @@ def tenant(environ: Mapping[str, str]) -> Any:
 
 
 def of(attribute: str) -> Any:
-    """An attribute of the collector that exports the audit."""
+    """A function that returns an attribute of the collector to which the audit is exported."""
 
     def read(environ: Mapping[str, str]) -> Any:
         there = collector(ON | environ)
@@ -61,7 +61,7 @@ def where(environ: Mapping[str, str]) -> Any:
 
 
 def refusal(ask: Any) -> Any:
-    """What is said of a value that is refused."""
+    """A function that returns the message of a refused value."""
 
     def read(environ: Mapping[str, str]) -> Any:
         with pytest.raises(ConfigurationError) as refused:
@@ -72,9 +72,9 @@ def refusal(ask: Any) -> Any:
 
 
 TIMEOUT = "OTEL_EXPORTER_OTLP_TIMEOUT"
-#: What is set, what is asked for, and the answer; of a refusal a part of its text.
+#: The environment, the question, and the answer; for a refusal, a part of its text.
 TABLE: list[tuple[dict[str, str], Any, Any]] = [
-    # Which exporters: a list; words in any case; an empty value counts as unset.
+    # Exporters: a list of words in any case; an empty value counts as unset.
     ({}, traces, []),
     ({"OTEL_TRACES_EXPORTER": ""}, traces, []),
     ({"OTEL_TRACES_EXPORTER": "none"}, traces, []),
@@ -95,19 +95,19 @@ TABLE: list[tuple[dict[str, str], Any, Any]] = [
     ({"OTEL_SDK_DISABLED": "True"} | ON, traces, []),
     ({"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otpl"}, traces, []),
     ({"OTEL_SDK_DISABLED": "yes"} | ON, traces, ["otlp"]),
-    # Whether attempts link to their batch, whose span is a live one.
+    # Whether attempts link to the live span of their batch.
     ({}, samples_all, True),
     ({"OTEL_TRACES_SAMPLER": "parentbased_always_on"}, samples_all, True),
     ({"OTEL_TRACES_SAMPLER": "always_off"}, samples_all, False),
     ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}, samples_all, False),
-    # What exports: the name of the service has a variable of its own, which wins.
+    # The resource: the variable for the service name has precedence over the attributes.
     ({}, service, "iu-listen"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop%20floor,tenant=7"}, service, "shop floor"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop, tenant = 7 "}, tenant, "7"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop", "OTEL_SERVICE_NAME": "till"}, service, "till"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=shop", "OTEL_SERVICE_NAME": ""}, service, "shop"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "a"}, service, "iu-listen"),
-    # How long: whole milliseconds; 0 is no limit, and ours is five minutes.
+    # The timeout: whole milliseconds; 0 means no limit, which is five minutes here.
     ({}, otlp_timeout, 10.0),
     ({TIMEOUT: "10000"}, otlp_timeout, 10.0),
     ({TIMEOUT: "250"}, of("timeout"), 0.25),
@@ -119,7 +119,7 @@ TABLE: list[tuple[dict[str, str], Any, Any]] = [
     ({TIMEOUT: "10s"}, refusal(otlp_timeout), "TIMEOUT=10s is no whole number of milliseconds. 10000 is ten seconds"),
     ({TIMEOUT: "0.5"}, refusal(otlp_timeout), "no whole number"),
     ({TIMEOUT: "-1"}, refusal(otlp_timeout), "no whole number"),
-    # Where to, and how.
+    # The endpoint and the protocol.
     ({}, of("url"), "http://localhost:4318/v1/traces"),
     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"}, of("url"), "http://c:4318/v1/traces"),
     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t/x"}, of("url"),
@@ -143,7 +143,7 @@ TABLE: list[tuple[dict[str, str], Any, Any]] = [
     ("environ", "ask", "expected"), TABLE, ids=[" ".join(map("=".join, e.items())) or "-" for e, *_ in TABLE]
 )
 def test_a_variable_means_what_the_specification_says(environ, ask, expected):
-    """Each value has the meaning that the specification gives it; what has none is refused by its name."""
+    """Each value has the meaning of the specification; an invalid one is refused with its name."""
     found = ask(environ)
 
     if isinstance(expected, str) and ask.__qualname__.startswith("refusal"):
@@ -153,16 +153,16 @@ def test_a_variable_means_what_the_specification_says(environ, ask, expected):
 
 
 def test_the_table_has_every_variable():
-    """Each variable that the source code names as one that it reads is in the table.
+    """Each variable that the source code reads is in the table.
 
-    Fails when: a variable is added that nothing tests.
+    Fails when: a variable is added without a test.
     """
     read = set()
     for file in SOURCES.rglob("*.py"):
         text = file.read_text()
         read |= set(re.findall(r'environ\.get\("(OTEL_[A-Z_]+)"', text))
         read |= {f"OTEL_EXPORTER_OTLP_{name}" for name in re.findall(r'otlp_variable\(environ, "([A-Z_]+)"', text)}
-        # Of the certificates and of the exporters the name is put together.
+        # The names of the variables for certificates and exporters are composed.
         read |= {f"OTEL_EXPORTER_OTLP_{name}" for name in re.findall(r'"((?:CLIENT_)?(?:CERTIFICATE|KEY))"', text)}
     tested = {name for environ, *_ in TABLE for name in environ}
 
