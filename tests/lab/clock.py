@@ -1,6 +1,6 @@
-"""A wall clock that can be set while programs run by it: libfaketime, where it is installed.
+"""A wall clock that can be set while programs run under it, by libfaketime where it is installed.
 
-The monotonic clock is left alone, as the kernel leaves it when somebody sets the wall clock.
+The monotonic clock is not changed, as with the kernel's wall clock.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ LIBRARY = next(
 
 
 def missing() -> str:
-    """Why no clock can be set here, or nothing."""
+    """The reason why no clock can be set here; empty if it can."""
     return "" if LIBRARY else "libfaketime is not installed"
 
 
 class Clock:
-    """A wall clock. Made by wall_clock().
+    """A wall clock; made by wall_clock().
 
     Attributes:
-        env: What a program must find in its environment to go by it.
+        env: Environment variables that make a program use this clock.
     """
 
     def __init__(self, file: Path) -> None:
@@ -39,14 +39,15 @@ class Clock:
         self.env = {
             "LD_PRELOAD": str(LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            # The file is read whenever somebody asks for the time: some 10 µs, and nobody goes on by the old one.
+            # The file is read at each query of the time, which costs about 10 µs, so that no program uses an old
+            # offset.
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
 
     def set(self, seconds: float) -> None:
-        """From now on be so many seconds ahead of the real time; negative: behind it."""
+        """Set the clock so many seconds ahead of the real time; negative: behind it."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+f}\n")
         new.chmod(0o644)
@@ -55,7 +56,7 @@ class Clock:
 
 @contextmanager
 def wall_clock() -> Iterator[Clock]:
-    """A wall clock that is right, until it is set."""
+    """A wall clock with the real time, until it is set."""
     with TemporaryDirectory(prefix="iu-listen-clock-") as name:
         home = Path(name)
         home.chmod(0o755)
@@ -64,7 +65,7 @@ def wall_clock() -> Iterator[Clock]:
 
 @contextmanager
 def going_by(clock: Clock, server: Server) -> Iterator[None]:
-    """For the length of a block the server goes by this clock; it is started anew before and after."""
+    """Make the server use this clock for the length of a block; it is restarted before and after."""
     server.stop()
     account = owner(server.data)
     uid, gid = account or (None, None)

@@ -1,4 +1,4 @@
-"""Servers that a test may ruin."""
+"""Fixtures of servers that a test may damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import apply_package
 
 @pytest.fixture(params=embedded.MAJORS, ids=lambda major: f"pg{major}")
 def primary(request: pytest.FixtureRequest) -> Iterator[embedded.Server]:
-    """A server of this test alone, with TCP; its database iu has the package, gate open."""
+    """A server for one test, with TCP; its database iu has the package, and the gate is open."""
     with TemporaryDirectory(prefix="iu-listen-tests-") as root:
         Path(root).chmod(0o755)
         options = {"max_prepared_transactions": "10"}

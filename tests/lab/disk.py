@@ -1,4 +1,4 @@
-"""A filesystem that is small, so that it can be full: an image of its own, where mounting is allowed."""
+"""A small filesystem that can be filled: a separate image, if mounting is permitted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREFIX = "iu-listen-image-"
 
 @cache
 def missing() -> str:
-    """Why no small filesystem can be had here, or nothing."""
+    """The reason why no small filesystem is possible here; empty if it is."""
     try:
         with small_filesystem(1):
             return ""
@@ -33,17 +33,17 @@ def missing() -> str:
 
 @contextmanager
 def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> Iterator[Path]:
-    """A directory that holds so much and no more; what is not used of it costs nothing. OSError where none can be had."""
+    """A directory with limited space; unused space costs nothing. Raises OSError if it is not possible."""
     _sweep()
     with TemporaryDirectory(prefix=PREFIX) as name, (Path(name) / "new").open("wb") as file:
         image, place = Path(name) / "image", Path(name) / "disk"
         Path(name).chmod(0o755)
         place.mkdir()
         file.truncate(megabytes * 2**20)
-        # Locked before it has the name that is looked for.
+        # Locked before the file gets the name for which _sweep() searches.
         fcntl.flock(file, fcntl.LOCK_EX)
         os.rename(file.name, image)
-        # Nothing is kept back for root, who fills it: full is full for PostgreSQL's account, too.
+        # No blocks are reserved for root, who fills it: so it is also full for PostgreSQL's account.
         _run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image)
         _run("mount", "-o", "loop", image, place)
         try:
@@ -51,12 +51,14 @@ def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> 
                 os.chown(place, *account)
             yield place
         finally:
-            # Lazily: whoever still has a file open there must not keep us from leaving.
+            # A lazy umount succeeds even if a process still has a file open there.
             _run("umount", "--lazy", place)
 
 
 def _sweep() -> None:
-    """Remove what processes have left that were killed. A lock is the only proof of life: the kernel takes it back."""
+    """Remove filesystems of killed processes. A lock shows that an owner lives, because the kernel releases it at the
+    end.
+    """
     for image in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/image"):
         with suppress(OSError), image.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,14 +69,16 @@ def _sweep() -> None:
 
 @contextmanager
 def own_disk(megabytes: int) -> Iterator[Path]:
-    """A directory with a filesystem of its own, of at most half of what is free; without, where none can be had."""
+    """A directory with a separate filesystem of at most half of the free space; a plain directory if that is not
+    possible.
+    """
     with ExitStack() as stack:
         if missing():
             place = Path(stack.enter_context(TemporaryDirectory(prefix=PREFIX)))
         else:
             free = shutil.disk_usage(tempfile.gettempdir()).free // 2**20
             place = stack.enter_context(small_filesystem(min(megabytes, free // 2)))
-        # As root, PostgreSQL's own account must get in.
+        # If the tests run as root, PostgreSQL's account needs access.
         place.chmod(0o755)
         yield place
 
@@ -91,7 +95,7 @@ def _run(*command: str | Path) -> None:
 
 @contextmanager
 def full(place: Path) -> Iterator[None]:
-    """For the length of a block not one block is left."""
+    """Leave no free block for the length of a block."""
     ballast = place / "ballast"
     try:
         with ballast.open("wb") as file:
@@ -102,7 +106,7 @@ def full(place: Path) -> Iterator[None]:
 
 
 def _fill(file: int) -> None:
-    """Ever smaller pieces, until not even the smallest fits."""
+    """Allocate smaller and smaller pieces, until not even the smallest fits."""
     end = 0
     for size in (2**power for power in range(30, 11, -1)):
         try:
@@ -116,7 +120,7 @@ def _fill(file: int) -> None:
 
 @contextmanager
 def wal_in(server: Server, place: Path) -> Iterator[None]:
-    """The server's WAL lies in ``place``, as on a disk of its own; it is started anew before and after."""
+    """Keep the server's WAL in ``place``, as on a separate disk; the server is restarted before and after."""
     home, there = server.data / "pg_wal", place / "pg_wal"
     psql(server, "alter system set max_wal_size = '48MB'; alter system set min_wal_size = '32MB'")
     try:
@@ -135,7 +139,7 @@ def wal_in(server: Server, place: Path) -> Iterator[None]:
 
 def _move(server: Server, source: Path, target: Path) -> None:
     server.stop()
-    # Owner and modes as they are.
+    # Owner and modes are preserved.
     done = run_as(["/bin/cp", "-a", source, target], owner(server.data))
     assert done.returncode == 0, done.stdout
     shutil.rmtree(source)
@@ -143,7 +147,7 @@ def _move(server: Server, source: Path, target: Path) -> None:
 
 @contextmanager
 def tables_in(server: Server, place: Path, *tables: str, database: str = "iu") -> Iterator[None]:
-    """These tables with their indexes lie in a tablespace in ``place``."""
+    """Keep these tables and their indexes in a tablespace in ``place``."""
     psql(server, f"create tablespace small location '{place}'")
     try:
         _set_tablespace(server, database, tables, "small")

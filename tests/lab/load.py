@@ -1,4 +1,4 @@
-"""A little load for the tests of single faults, and what must be true of it afterwards."""
+"""A small load for the tests of single faults, and the conditions that must hold after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import attempted, connected, insert_event, wait_until
 
 
 async def write(dsn: str, until: asyncio.Event, acknowledged: list[UUID]) -> None:
-    """Write events one after the other, through every loss of the connection; remember what was acknowledged."""
+    """Write events one after the other, reconnect after every loss, and collect the acknowledged events."""
     while not until.is_set():
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
             async with connected(dsn) as connection:
@@ -38,7 +38,7 @@ async def routed(connection, event: UUID, within: float = 15) -> None:
 
 
 async def each_once(dsn: str, within: float = 15) -> set[UUID]:
-    """Every event in the outbox has one attempt, and no attempt is without its event; the events."""
+    """Wait until every event of the outbox has one attempt, and no attempt is without its event; return the events."""
     async with connected(dsn) as connection:
 
         async def all_there() -> bool:

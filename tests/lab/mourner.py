@@ -1,4 +1,4 @@
-"""Somebody who cleans up when we are killed and cannot."""
+"""A process that cleans up if this process is killed and cannot."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def mourned_by(script: str, *args: object, account: tuple[int, int] | None = None) -> Iterator[None]:
-    """Should this process end within the block, however it does, a shell runs ``script`` with these arguments."""
+    """If this process ends within the block in any way, a shell runs ``script`` with these arguments."""
     uid, gid = account or (None, None)
-    # It waits for a line that never comes. The end of the pipe is the end of us: the kernel closes what we have open.
+    # The shell waits for a line that never comes. When this process ends, the kernel closes the pipe, and the wait
+    # ends.
     with subprocess.Popen(
         ["/bin/sh", "-c", f"read -r line; {script}", "sh", *map(str, args)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",

@@ -1,4 +1,4 @@
-"""A PgBouncer in front of a server, where one is installed."""
+"""A PgBouncer in front of a server, if it is installed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ACCOUNT = (pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid) if os.g
 
 
 def missing() -> str:
-    """Why there is no pooler here, or nothing."""
+    """The reason why there is no pooler here; empty if there is."""
     return "" if PROGRAM else "pgbouncer is not installed"
 
 
 class Pooler:
-    """A PgBouncer, to be started, killed and started again. Made by pooling().
+    """A PgBouncer that can be started, killed and started again; made by pooling().
 
     Attributes:
-        dsn: The way through it.
+        dsn: The DSN through the pooler.
     """
 
     def __init__(self, upstream: str, home: Path, mode: str) -> None:
@@ -63,7 +63,7 @@ pidfile = {self.pid_file}
         self.dsn = f"postgresql://postgres@127.0.0.1:{port}/{database}"
 
     async def start(self) -> None:
-        """Start it, and wait until it leads to the server."""
+        """Start it, and wait until it connects to the server."""
         who = {"user": ACCOUNT[0], "group": ACCOUNT[1], "extra_groups": []} if ACCOUNT is not None else {}
         self._process = subprocess.Popen(
             [PROGRAM, self._ini], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **who
@@ -71,7 +71,7 @@ pidfile = {self.pid_file}
         await wait_until(self._answers, "PgBouncer answers")
 
     def kill(self) -> None:
-        """End it at once, with every connection that goes through it."""
+        """Kill it, with every connection that goes through it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -86,7 +86,7 @@ pidfile = {self.pid_file}
 
 @contextmanager
 def pooling(upstream: str, mode: str = "transaction") -> Iterator[Pooler]:
-    """A pooler in front of a server that is reached over TCP, not started yet."""
+    """A pooler, not started yet, in front of a server that is reached over TCP."""
     with TemporaryDirectory(prefix="iu-listen-pooler-") as name:
         home = Path(name)
         home.chmod(0o755)

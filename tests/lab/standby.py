@@ -1,4 +1,6 @@
-"""A streaming standby of an embedded server: made, made synchronous, frozen, promoted. Nothing of it is left behind."""
+"""A streaming standby of an embedded server: created, made synchronous, frozen, promoted, and removed without a
+trace.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ NAME = "iu_standby"
 
 @contextmanager
 def standby_of(primary: Server, under: Path | None = None, **settings: str) -> Iterator[Server]:
-    """A standby that follows through a slot of its own, as a server like any other: it can be stopped and started.
+    """A standby that streams through its own slot; it is an ordinary server and can be stopped and started.
 
-    It has the settings of the primary, with ``settings`` on top, another port and another socket; its data lies in
-    a new directory below ``under``.
+    It has the settings of the primary with ``settings`` in addition, and another port and socket. Its data is in a new
+    directory below ``under``.
     """
     slot = f"{NAME}_{secrets.token_hex(4)}"
     options = ("-R", "-C", "-S", slot, "-d", f"{primary.dsn('postgres')}&application_name={NAME}")
@@ -44,7 +46,7 @@ def standby_of(primary: Server, under: Path | None = None, **settings: str) -> I
 
 
 def _drop_slot(primary: Server, slot: str) -> None:
-    """Or the primary would keep its WAL for a standby that is gone."""
+    """Drop the slot; otherwise the primary would keep its WAL for a removed standby."""
     named = f"from pg_replication_slots where slot_name = '{slot}'"
     psql(primary, f"select pg_terminate_backend(active_pid, 10000) {named} and active_pid is not null")
     psql(primary, f"select pg_drop_replication_slot(slot_name) {named}")
@@ -52,7 +54,7 @@ def _drop_slot(primary: Server, slot: str) -> None:
 
 @asynccontextmanager
 async def synchronous(primary: Server) -> AsyncIterator[None]:
-    """From here on nothing is acknowledged that the standby does not have, and it has all that was before."""
+    """Make the standby synchronous: it has all earlier data, and each commit is acknowledged only when it has it."""
     async with connected(primary.dsn("postgres")) as connection:
         await connection.execute(f"alter system set synchronous_standby_names = '{NAME}'")
         await connection.execute("select pg_reload_conf()")
@@ -66,20 +68,20 @@ async def synchronous(primary: Server) -> AsyncIterator[None]:
                 )
 
             await wait_until(lambda: following("sync_state = 'sync'"), "the standby is the synchronous one")
-            # It is the checkpointer who tells all sessions to wait; it reads its settings before it begins.
+            # The checkpointer tells all sessions to wait; it reads its settings before a checkpoint.
             await connection.execute("checkpoint")
             written = await connection.fetchval("select pg_current_wal_insert_lsn()::text")
             await wait_until(lambda: following("flush_lsn >= $1::text::pg_lsn", written), "the standby has everything")
         yield
     finally:
-        # A primary that was stopped for good took the setting with it.
+        # If the primary was stopped for good, there is no setting to reset.
         if primary.pid() is not None:
             psql(primary, "alter system reset synchronous_standby_names")
             psql(primary, "select pg_reload_conf()")
 
 
 def behind(standby: Server) -> None:
-    """Let the standby receive nothing more, for good."""
+    """Let the standby receive no more data, permanently."""
     psql(standby, "alter system set primary_conninfo = ''")
     psql(standby, "select pg_reload_conf()")
     for _ in range(500):
@@ -90,23 +92,23 @@ def behind(standby: Server) -> None:
 
 
 def promote(standby: Server) -> None:
-    """Make the standby a primary, and wait until it takes writes."""
+    """Promote the standby, and wait until it accepts writes."""
     done = run_as([standby.bin / "pg_ctl", "promote", "-s", "-w", "-D", standby.data], owner(standby.data))
     assert done.returncode == 0, done.stdout
 
 
 def replayed(standby: Server) -> str:
-    """How far the standby has come."""
+    """The WAL position up to which the standby has replayed."""
     return psql(standby, "select pg_last_wal_replay_lsn()")
 
 
 @contextmanager
 def frozen(server: Server) -> Iterator[None]:
-    """The whole server stands still, as on a machine that hangs: its sockets stay open, nothing answers."""
+    """Stop all processes of the server, as on a machine that hangs: its sockets stay open, and nothing answers."""
     pid = server.pid()
     assert pid is not None
     postmaster = psutil.Process(pid)
-    # First the postmaster, so that it starts nobody new.
+    # The postmaster is stopped first, so that it starts no new processes.
     postmaster.send_signal(signal.SIGSTOP)
     backends = postmaster.children(recursive=True)
     try:

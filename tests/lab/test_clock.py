@@ -1,4 +1,4 @@
-"""A wall clock that is set forward and back: the cursor and the bell do not go by it, and what is said comes right."""
+"""A wall clock that is set forward and back: cursor and bell do not depend on it, and recorded times are corrected."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from support import connected, consuming, insert_event, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-#: There, and back, and beyond.
+#: Offsets in seconds: forward, back, behind, and back.
 STEPS = (0, HOUR, 0, -HOUR, 0)
 
-#: Seconds by which a time differs from that of the server.
+#: Seconds by which a recorded time differs from that of the server.
 AHEAD = "select extract(epoch from {} - clock_timestamp())::float8 from {}"
 
 
 async def test_a_consumer_does_not_care_what_time_it_is(primary):
-    """A consumer whose clock is set by an hour, forward and back, goes on by the bell and loses no session.
+    """A consumer whose clock is set by an hour, forward and back, still works by the bell and loses no session.
 
-    Fails when: a deadline, the rhythm or the cursor goes by the wall clock.
+    Fails when: a deadline, an interval or the cursor uses the wall clock.
     """
     dsn = primary.tcp_dsn()
     with wall_clock() as clock:
@@ -39,7 +39,7 @@ async def test_a_consumer_does_not_care_what_time_it_is(primary):
                         ahead = await writer.fetchval(AHEAD.format("last_wake_at", "iu_consumer_heartbeat"))
                         return abs(ahead - step) < 60
 
-                    # The one time that is the consumer's own; it proves that the clock was really set.
+                    # The only time by the consumer's own clock; it proves that the clock was really set.
                     await wait_until(told, "it tells the time that it believes")
                 await each_once(dsn)
                 assert await writer.fetchval("select count(*) from iu_consumer_heartbeat") == 1
@@ -51,16 +51,16 @@ async def test_a_consumer_does_not_care_what_time_it_is(primary):
 async def test_a_server_does_not_care_what_time_it_is(primary):
     """On a server whose clock is set by an hour, forward and back, each event is routed once, woken by the bell.
 
-    After each step the time of the last run comes right by itself. A bell session with a transaction_timeout may be over: by
-    the alarm of that one PostgreSQL judges its other timeouts, too, by a clock that says that an hour has passed.
-    Fails when: the cursor goes by created_at, or a last run in the future is believed.
+    After each step the time of the last run is corrected without an event. A listener session with a
+    transaction_timeout may end: at the alarm of that timeout PostgreSQL also checks its other timeouts, by a clock that
+    was set by an hour. Fails when: the cursor uses created_at, or a last run in the future is trusted.
     """
     dsn = primary.tcp_dsn()
     with wall_clock() as clock, going_by(clock, primary):
         async with consuming(dsn, catch_up=1, lease=3) as seen, connected(dsn) as writer:
             for step in STEPS:
                 clock.set(step)
-                # By itself: no event comes that would be noted.
+                # No event is written that would cause the correction.
                 for noted in ("last_run_at", "iu_route_worker_cursor"), ("beat_at", "iu_consumer_heartbeat"):
 
                     async def right(noted: tuple[str, str] = noted) -> bool:

@@ -1,4 +1,4 @@
-"""A server that crashes in the middle of a batch, in the middle of a tick."""
+"""A server that crashes during a batch, in the middle of a tick."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ async def answers(dsn: str) -> bool:
 
 
 async def test_a_crash_at_any_step_of_a_page(primary):
-    """A server that goes down while a page in the middle of a tick is at any step resumes at that page, without a hand.
+    """A server that crashes at any step of a page in the middle of a tick continues at that page without an operator.
 
-    Fails when: the tick or the position in it is kept anywhere but with the attempts, in one transaction.
+    Fails when: the tick or its position is not stored in one transaction with the attempts.
     """
     dsn = primary.tcp_dsn()
     async with connected(dsn) as admin:
@@ -47,7 +47,7 @@ async def test_a_crash_at_any_step_of_a_page(primary):
             consuming(dsn, batch_limit=2, reconnect_max=0.1),
         ):
             os.kill(await waiting(admin), signal.SIGKILL)
-            # Whoever held it goes down as well.
+            # The session that holds the lock ends with the server.
             await wait_until(lambda: over(holder), "the server is down")
             await wait_until(lambda: answers(dsn), "the server is up again")
             await each_once(dsn)

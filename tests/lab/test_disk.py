@@ -1,4 +1,4 @@
-"""A disk that is full: the batch fails as a whole, is tried again, and no event is blamed."""
+"""A full disk: the batch fails as a whole and is repeated, and no event becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from support import Recorder, connected, consuming, open_gate, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-#: As large as a batch may become in a burst.
+#: As many events as a large batch.
 MANY = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
     select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, 2000)"""
 
 
 async def nothing_given_up(dsn: str) -> None:
-    """No event became a dead letter."""
+    """Assert that no event became a dead letter."""
     async with connected(dsn) as connection:
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
 
 
 async def refused(seen: Recorder, times: int) -> None:
-    """Wait until the consumer has said so often that the disk is full."""
+    """Wait until the consumer has reported that often that the disk is full."""
 
     async def said() -> bool:
         return sum("53100" in f.why for f in seen.of(SessionFailed)) >= times
@@ -42,20 +42,21 @@ async def refused(seen: Recorder, times: int) -> None:
 
 
 async def down_again(server: Server) -> bool:
-    """It was started anew on a full disk, to no avail."""
+    """Whether the server has panicked again, or is down, after a start on a full disk."""
     return server.pid() is None or server.log.read_text().count("PANIC") > 1
 
 
 async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary):
-    """With no room for attempts the batch fails whole, and says why; with room again all is routed, without a hand.
+    """Without space for attempts the batch fails as a whole with the reason; with space, everything is routed by
+    itself.
 
-    Fails when: the SQLSTATE filter is taken out of the run, so that events become dead letters; or Refused ends it.
+    Fails when: the SQLSTATE filter is removed from the run, so that events become dead letters; or Refused ends it.
     """
     dsn = primary.tcp_dsn()
     with small_filesystem(16, owner(primary.data)) as place, tables_in(primary, place, "iu_route_attempt"):
         async with connected(dsn) as writer, consuming(dsn, reconnect_max=0.5) as seen:
             with full(place):
-                # Writers do not notice: the outbox has room.
+                # Producers are not affected, because the outbox has space.
                 for _ in range(3):
                     await writer.execute(MANY)
                 await refused(seen, 3)
@@ -65,10 +66,10 @@ async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary
 
 
 async def test_a_full_disk_under_everything_loses_nothing(primary):
-    """With no room for events either, writers fail; with room again they go on, and what was committed is routed.
+    """Without space for events, producers fail, too; with space, they continue, and all committed events are routed.
 
-    More events wait behind the gate than the attempts can have room for in pages that they already own: where the full
-    disk keeps writers from committing, too, a consumer that had kept up would never be refused.
+    More events wait behind the closed gate than their attempts have space for in allocated pages: otherwise, because
+    the full disk also stops the producers, a consumer without a backlog would never be refused.
     """
     dsn = primary.tcp_dsn()
     acknowledged: list[UUID] = []
@@ -104,9 +105,9 @@ async def test_a_full_disk_under_everything_loses_nothing(primary):
 
 
 async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing(primary):
-    """With no room for WAL the server panics; once there is room and it is started, all that was committed is routed.
+    """Without space for WAL the server panics; after it is started with space, all committed events are routed.
 
-    A replica that will never come back holds the log: else a checkpoint may make room as fast as it is used up.
+    A slot of a replica that never returns keeps the WAL: otherwise a checkpoint might free space as fast as it is used.
     """
     dsn = primary.tcp_dsn()
     acknowledged: list[UUID] = []
@@ -123,7 +124,8 @@ async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing
                         for _ in range(100):
                             await bulk.execute(MANY)
                 assert "PANIC" in primary.log.read_text()
-                # It comes up for a moment and panics again, or it cannot even recover: a supervisor's start is in vain.
+                # After a start, the server panics again soon or cannot even recover, so the start by a supervisor has
+                # no effect.
                 await wait_until(lambda: down_again(primary), "it panics again, or is down", 30)
                 with suppress(EmbeddedError):
                     await asyncio.to_thread(primary.start)

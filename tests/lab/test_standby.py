@@ -1,4 +1,4 @@
-"""A streaming standby: it takes over, it is left alone until it does, it stalls the commits of its primary."""
+"""A streaming standby: it takes over, it is not used before its promotion, and it may delay commits of its primary."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ VALUES = "'iu', 'version_applied', 'update', 'immediate'"
 
 @asynccontextmanager
 async def following(primary) -> AsyncIterator:
-    """A standby of the primary, for the length of a block."""
+    """A standby of the primary for the length of a block."""
     with standby_of(primary, wal_retrieve_retry_interval="100ms") as standby:
         yield standby
 
 
 @asynccontextmanager
 async def path_to(server) -> AsyncIterator[Proxy]:
-    """A path to the database that can be made to lead elsewhere, as the name of a cluster does."""
+    """A proxy to the database that can be redirected, as the host name of a cluster can."""
     async with Proxy(server.tcp_dsn()).running() as proxy:
         yield proxy
 
 
 async def fail_over(primary, standby, *paths: Proxy) -> None:
-    """The primary dies at once, the standby takes over, and every path leads to it."""
+    """Stop the primary at once, promote the standby, and redirect every proxy to it."""
     await asyncio.to_thread(primary.stop, "immediate")
     await asyncio.to_thread(promote, standby)
     for path in paths:
@@ -55,14 +55,14 @@ async def fail_over(primary, standby, *paths: Proxy) -> None:
 
 
 def refusals(seen: Recorder) -> list[Observation]:
-    """Every moment at which it said that it will not work."""
+    """The observations that the consumer refuses to work."""
     return [o for o in seen.of(StateChanged) if o.state is State.REFUSING]
 
 
 async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
-    """After two failovers under load nothing that was acknowledged is lost, nothing is doubled, nothing is refused.
+    """After two failovers under load no acknowledged event is lost, none is routed twice, and nothing is refused.
 
-    Fails when: the cursor is kept anywhere but in the database, or the anchor tells a promoted standby for foreign.
+    Fails when: the cursor is not kept in the database, or the anchor treats a promoted standby as a foreign history.
     """
     acknowledged: list[UUID] = []
     over = asyncio.Event()
@@ -91,9 +91,9 @@ async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
 
 @pytest.mark.slow
 async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
-    """A consumer that is led to a standby says so about once a second, and works by itself when it is promoted.
+    """A consumer that is redirected to a standby reports it about once a second, and works after the promotion.
 
-    Fails when: nothing asks whether the server takes writes.
+    Fails when: the consumer does not check whether the server accepts writes.
     """
     async with path_to(primary) as path, following(primary) as standby, synchronous(primary):
         path.lead_to(standby.tcp_dsn())
@@ -111,10 +111,10 @@ async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
             took = time.monotonic() - began
             failed = recorder.of(SessionFailed)
             assert {(f.session, f.why) for f in failed} == {("worker", "the server takes no writes: it is a standby")}
-            # The first five come within a second, because most outages are short; then once a second on the average.
+            # The first five tries come within a second, because most outages are short; then about one a second.
             assert len(failed) <= 5 + 2 * took
             assert recorder.of(BatchRan) == []
-            # And the log says the same once a minute.
+            # The log has the same message once a minute.
             assert [line["event"] for line in recorder.lines] == ["started", "session failed"]
 
             await fail_over(primary, standby)
@@ -126,7 +126,7 @@ async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
 
 
 class Logging(Recorder):
-    """One that also writes the log, as the service does, and keeps its lines."""
+    """A recorder that also writes the log, as the consumer does, and keeps its lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,13 +148,13 @@ async def _consume(dsn: str, recorder: Recorder, over: anyio.Event) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("idle", [True, False], ids=["nothing-to-do", "events-wait"])
 async def test_the_run_refuses_on_a_standby(primary, idle):
-    """On a standby the run answers "standby", whether or not there is something to do, and does nothing.
+    """On a standby the run answers "standby" and does nothing, with and without events.
 
-    Fails when: fn_iu_outbox_refusal does not ask pg_is_in_recovery().
+    Fails when: fn_iu_outbox_refusal does not check pg_is_in_recovery().
     """
     async with following(primary) as standby, synchronous(primary):
         async with connected(primary.tcp_dsn()) as writer:
-            # Within two seconds of a run it would look without taking a lock: nothing else would stop it.
+            # Within two seconds of a run, a run without events takes no lock, so no other check would stop it.
             await writer.fetchval("select fn_iu_route_worker_run($1)", WORKER)
             if not idle:
                 await insert_event(writer)
@@ -166,9 +166,9 @@ async def test_the_run_refuses_on_a_standby(primary, idle):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["crash", "promotion"])
 async def test_a_prepared_transaction_outlives_its_server(primary, fault):
-    """A transaction prepared before a crash or a failover is routed when it commits, and its number is not lost.
+    """A transaction that was prepared before a crash or a failover is routed when it commits, and is not lost.
 
-    Fails when: the cursor takes what is prepared for ended, as one does that reads the list of running sessions.
+    Fails when: the cursor regards prepared transactions as ended, for example because it reads the running sessions.
     """
     statement = f"""begin;
         insert into event_outbox (id, {COLUMNS}) values ('{{id}}', {VALUES});
@@ -187,7 +187,7 @@ async def test_a_prepared_transaction_outlives_its_server(primary, fault):
             await writer.execute(statement.format(id=kept, name="kept"))
             await writer.execute(statement.format(id=dropped, name="dropped"))
             assert await silent_writers(writer) == 0
-            # The cursor passes both.
+            # The cursor passes both prepared transactions.
             before = await insert_event(writer)
             await routed(writer, before)
             assert await writer.fetchval(in_progress)
@@ -201,21 +201,23 @@ async def test_a_prepared_transaction_outlives_its_server(primary, fault):
             await routed(writer, after)
             await writer.execute("rollback prepared 'dropped'")
             await writer.execute("commit prepared 'kept'")
-            # A prepared transaction rings for nobody: the timer finds it.
+            # COMMIT PREPARED sends no NOTIFY, so the catch-up poll finds the event.
             await routed(writer, kept, within=5)
         there = primary if fault == "crash" else standby
         assert await each_once(there.tcp_dsn()) == {before, after, kept}
         assert refusals(seen) == []
 
 
-#: One commit waits for the standby, the others for that one: whoever notifies holds a lock over his commit.
+#: One commit waits for the standby, the others for that commit, because NOTIFY holds a lock until the commit.
 STALLED = "select count(*) = 5 from pg_stat_activity where state = 'active' and wait_event in ('SyncRep', 'object')"
 
 
 async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
-    """While a synchronous standby stands still, commits wait and nothing is visible; then the bell brings each at once.
+    """While a synchronous standby stands still, commits wait and nothing is visible; then the bell announces each at
+    once.
 
-    Fails when: a writer lets go of the bell lock before it is visible, or the consumer sleeps without that lock.
+    Fails when: a producer releases the bell lock before its event is visible, or the consumer is idle without that
+    lock.
     """
     dsn = primary.tcp_dsn()
     visible: list[UUID] = []
@@ -251,18 +253,19 @@ async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
     print(
         f"{len(waits)} events behind a stalled standby waited {statistics.median(waits) * 1000:.0f} ms, {max(waits) * 1000:.0f} ms at most, once visible"
     )
-    # 100 ms on a quiet machine. What nobody rang for would wait for the timer, which is out of reach.
+    # A notification takes 100 ms on an idle machine. Without it the event would wait for the catch-up poll, far longer.
     assert max(waits) < 1
 
 
 @pytest.mark.slow
 async def test_a_silent_writer_that_waits_for_a_standby_keeps_the_consumer_awake(primary):
-    """A writer that stayed silent and whose commit stalls refuses the arming for so long; then it is found at once.
+    """While the commit of a producer that sent no NOTIFY stalls, the consumer cannot become armed; then it finds the
+    event.
 
-    Fails when: the writer's lock is given back before the commit is visible, so that the consumer sleeps over it.
+    Fails when: the producer's lock is released before the commit is visible, so that the consumer becomes idle.
     """
     dsn = primary.tcp_dsn()
-    # The consumer's own commits do not wait: only so does it look on while the writers' do.
+    # The consumer's own commits do not wait, so that it keeps polling while those of the producers wait.
     local = f"{dsn}?synchronous_commit=local"
     rhythm = {"linger": 2, "busy_interval": 0.02}
     async with (
