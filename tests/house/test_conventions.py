@@ -1,4 +1,4 @@
-"""Names of spans, attributes and metrics: documented, made, and those of OpenTelemetry's conventions."""
+"""Names of spans, attributes and metrics are documented, used, and those of OpenTelemetry's conventions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from iu_listen.telemetry.otlp import SCHEMA
 from iu_listen.telemetry.spans import SpanWatcher
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
-#: A target of each kind, as the audit keeps it.
+#: A target of each kind, as the audit stores it.
 TARGETS = ("workflow crm", "POST https://example.com", "nats://one/orders", "kafka://one/orders.{type}", "other://one")
 NOW = datetime.now(UTC)
 ROW = {
@@ -43,7 +43,7 @@ ROW = {
 
 @pytest.fixture
 def made() -> dict[str, tuple[str, set[str], str]]:
-    """Every span that is ever made, by name: its kind, its attributes, its type of operation."""
+    """Every possible span by name: its kind, its attributes, its type of operation."""
     found: dict[str, tuple[str, set[str], str]] = {}
     letter = ROW | {"id": uuid4(), "worker_name": "w", "gave_up_at": NOW, "gave_up_no": 1}
     rows = [ROW, *(ROW | {"target": target, "failure_code": "http_503"} for target in TARGETS)]
@@ -71,7 +71,7 @@ def made() -> dict[str, tuple[str, set[str], str]]:
 
 
 def table(name: str, columns: int) -> list[list[str]]:
-    """Rows of the tables of a page that have so many columns, headings aside."""
+    """Rows, without headings, of the tables of a page that have this number of columns."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in (REFERENCE / name).read_text().splitlines()
             if line.startswith("| `")]  # fmt: skip
     return [row for row in rows if len(row) == columns]
@@ -99,9 +99,10 @@ def test_every_attribute_is_documented(made):
 
 
 def test_names_are_those_of_the_conventions(made):
-    """Whatever does not begin with iu. is a name that OpenTelemetry's conventions have, of the schema that we say.
+    """Every name that does not begin with iu. is in OpenTelemetry's conventions, of the schema version that spans
+    state.
 
-    Fails when: the conventions rename an attribute, or somebody invents one.
+    Fails when: the conventions rename an attribute, or a name is used that they do not have.
     """
     known = set().union(*map(constants, (messaging, db, error, http, server, url)))
     used = set().union(*(attributes for _, attributes, _ in made.values()))
@@ -115,7 +116,7 @@ KINDS = {"send": {"PRODUCER", "CLIENT"}, "receive": {"CLIENT"}, "process": {"CON
 
 
 def test_kinds_and_names_are_those_of_the_conventions(made):
-    """A span of an operation is called after it and its destination, has its kind, and what is required of it."""
+    """A messaging span has the name of its operation and destination, the right kind, and the required attributes."""
     types = {value.value for value in messaging.MessagingOperationTypeValues}
     required = {
         messaging.MESSAGING_SYSTEM, messaging.MESSAGING_OPERATION_NAME, messaging.MESSAGING_OPERATION_TYPE,
@@ -132,9 +133,9 @@ def test_kinds_and_names_are_those_of_the_conventions(made):
 
 
 def test_a_call_over_http_is_named_as_the_conventions_say(made):
-    """It is a client span called after its method, with all that is required of one.
+    """A call over HTTP is a client span with the name of its method and all required attributes.
 
-    Fails when: a path or a route stands in its name, or an attribute that is required is left out.
+    Fails when: a path or a route is in its name, or a required attribute is missing.
     """
     kind, attributes, _ = made["POST"]
 
@@ -144,7 +145,7 @@ def test_a_call_over_http_is_named_as_the_conventions_say(made):
 
 
 def test_metrics_are_those_of_the_conventions():
-    """A metric that is not called iu.* has a name of OpenTelemetry's conventions."""
+    """A metric whose name does not begin with iu. has a name of OpenTelemetry's conventions."""
     names = {row[0].strip("`") for row in table("metrics.md", 5)}
 
     assert {name for name in names if not name.startswith("iu.")} <= constants(messaging_metrics)

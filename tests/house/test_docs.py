@@ -1,4 +1,4 @@
-"""The documents: complete against the code, and every link leads somewhere."""
+"""The documents are complete compared with the code, and every link leads to an existing place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGES = sorted(
     for page in (ROOT / folder).rglob("*.md")
 ) + sorted(ROOT.glob("*.md"))  # fmt: skip
 
-#: What each command has and commands.md says once, at its top.
+#: Options of every command; commands.md describes them once, at its top.
 COMMON = {"--dsn", "--json", "--help", "--version"}
 
 
@@ -38,14 +38,14 @@ def page(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next one of its level or above."""
+    """The text under a heading, up to the next heading of its level or above."""
     level = heading.partition(" ")[0]
     found = re.search(rf"^{re.escape(heading)}$\n(.*?)(?=^#{{1,{len(level)}}} |\Z)", text, re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that headings make."""
+    """The anchors of the headings."""
     heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
@@ -80,7 +80,7 @@ def test_every_setting_is_documented():
 
 
 def test_every_range_is_documented():
-    """settings.md gives the range or the choices of every setting that has one, and its meaning."""
+    """settings.md gives the meaning of every setting, and its range or choices."""
     lines = {line.split("`")[1]: line for line in page("docs/reference/settings.md").splitlines() if line[:3] == "| `"}
     missing = []
     for f in fields(Settings):
@@ -98,7 +98,7 @@ def test_every_command_and_option_is_documented():
     text = page("docs/reference/commands.md")
     expected = dict(commands(app))
     sections = {name: section(text, f"### {name}") for name in expected}
-    # Options stand in the first column of the table of their command.
+    # Options are in the first column of the table of their command.
     documented = {
         name: {o for row in re.findall(r"^\| (`--.*?) \|", words, re.MULTILINE) for o in re.findall(r"--[\w-]+", row)}
         for name, words in sections.items()
@@ -110,7 +110,7 @@ def test_every_command_and_option_is_documented():
 
 
 def created() -> Iterator[tuple[str, str]]:
-    """Kind and name of everything that the SQL files create."""
+    """Kind and name of every object that the SQL files create."""
     for migration in [*base_files(), *package_files()]:
         text = re.sub(r"--.*$", "", migration.text(), flags=re.MULTILINE)
         pattern = (
@@ -171,7 +171,7 @@ def test_every_check_is_documented():
 
 
 def test_every_observation_is_documented():
-    """heartbeats-and-states.md has every observation, every state and every wake."""
+    """heartbeats-and-states.md has every observation, every state and every wake-up reason."""
     text = page("docs/reference/heartbeats-and-states.md")
     names = [c.__name__ for c in observation.Observation.__args__] + [s.value for s in (*State, *Wake)]
 
@@ -204,7 +204,7 @@ def test_every_metric_is_documented():
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_link_leads_somewhere(file):
-    """Every relative link of a page leads to a file that exists, and to a heading of it."""
+    """Every relative link of a page leads to an existing file and heading."""
     text = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -219,7 +219,7 @@ def test_every_link_leads_somewhere(file):
 
 
 def test_readme_has_the_two_commands():
-    """The README names make demo and make test, and fits on a few screens."""
+    """The README names make demo and make test, and has at most 160 lines."""
     text = page("README.md")
 
     assert "make demo" in text
@@ -237,7 +237,7 @@ def test_every_page_can_be_found():
 
 @pytest.mark.parametrize("name", ["README.md", "docs/why/mutations.md", "docs/why/scenarios.md"])
 def test_every_test_that_a_table_names_exists(name):
-    """Each test stands in the file that is named for it, each kind and fault of the storm in its table."""
+    """Each test in a table exists in the named file, and each kind and fault of the storm is in its table."""
     cells = re.findall(r"^\|.* \| ([^|]+) \|$", page(name), flags=re.MULTILINE)
     missing = []
     for file, names in re.findall(r"`(test_\w+)`(?:\]\([^)]+\))?: ([^;]+)", "\n;".join(cells)):
@@ -255,7 +255,7 @@ def test_every_test_that_a_table_names_exists(name):
 
 
 def test_scenarios_are_numbered_one_after_the_other():
-    """In each table of the scenarios the numbers follow each other, and no scenario is listed twice."""
+    """In each table of the scenarios the numbers are consecutive, and no scenario is listed twice."""
     sections = page("docs/why/scenarios.md").split("\n## ")
     gaps = [
         f"{section.splitlines()[0]}: {after} comes after {before}"

@@ -1,4 +1,4 @@
-"""constraints.txt and hashes.txt: the pins, and the hashes of their files."""
+"""constraints.txt and hashes.txt: the pinned versions, and the hashes of their files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-#: An entry of hashes.txt: a pin, then one hash a line.
+#: An entry of hashes.txt: a pinned version, then one hash in each line.
 ENTRY = re.compile(r"(?P<pin>\S+==\S+)(?P<hashes>( \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -25,9 +25,10 @@ PINS = _versions((ROOT / "constraints.txt").read_text().split())
 
 
 def test_every_pin_has_its_hashes() -> None:
-    """hashes.txt has the versions of constraints.txt, a hash or more for each, and nothing else: no URL and no index.
+    """hashes.txt has the versions of constraints.txt, at least one hash for each, and nothing else: no URL and no
+    index.
 
-    Fails when: a pin was changed without `make hashes`.
+    Fails when: a pinned version was changed without `make hashes`.
     """
     text = (ROOT / "hashes.txt").read_text()
     entries = list(ENTRY.finditer(text))
@@ -39,7 +40,7 @@ def test_every_pin_has_its_hashes() -> None:
 
 
 def _needed(requirement: Requirement, environment: dict[str, str], found: set[str]) -> None:
-    """Add the names of everything that a requirement brings along in an environment."""
+    """Add the names of all dependencies of a requirement in an environment."""
     extras = requirement.extras or {""}
     own = requirement.name == PROJECT["project"]["name"]
     wanted = _of_project(extras) if own else distribution(requirement.name).requires or ()
@@ -60,10 +61,10 @@ def _of_project(extras: set[str]) -> list[str]:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("python", ["3.11", "3.13", "3.14"])
 def test_what_the_image_installs_is_pinned(python: str, machine: str) -> None:
-    """Everything that iu-listen needs with the extras of the image, on each Python and machine, is in constraints.txt.
+    """All dependencies of iu-listen with the extras of the image, on each Python and machine, are in constraints.txt.
 
-    Without a pin it has no hash, and the image is not built. Fails when: a dependency that only one of them has is
-    left out.
+    A dependency that is not pinned has no hash, so the image is not built. Fails when: a dependency of only one
+    platform is left out.
     """
     (extras,) = re.findall(r"%s\[([\w,-]+)\] --hash", (ROOT / "deploy" / "docker" / "Dockerfile").read_text())
     environment = {

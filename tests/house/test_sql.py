@@ -1,4 +1,4 @@
-"""The SQL of the repository: complete, commented, paired, and equal to what it makes."""
+"""The SQL of the repository is complete, commented, paired with rollbacks, and equal to the schema that it creates."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def _catalog(dsn: str) -> set[tuple[str, str]]:
 
 
 def test_every_object_has_a_comment(applied):
-    """Every table, column, constraint, index, view, function, trigger and sequence says what it is for."""
+    """Every table, column, constraint, index, view, function, trigger and sequence has a comment."""
 
     async def missing() -> list[str]:
         async with connected(applied.dsn) as connection:
@@ -100,7 +100,7 @@ def test_schema_sql_is_the_migrated_database(applied):
 
 
 def test_every_forward_file_has_its_rollback():
-    """Each NNN_name.up.sql has a .down.sql that says what is lost, and the numbers are unique."""
+    """Each NNN_name.up.sql has a .down.sql that states the losses, and the numbers are unique."""
     files = all_files()
 
     assert [m.name for m in files if not m.path("down").exists()] == []
@@ -122,7 +122,9 @@ def test_every_file_is_ascii():
 
 
 def test_every_table_has_a_primary_key(applied):
-    """Each table of the package can be updated also where a publication is for all tables. IU Core's own are IU Core's."""
+    """Each table of the package has a primary key, so a publication for all tables permits updates; IU Core's are
+    exempt.
+    """
 
     async def without() -> set[str]:
         async with connected(applied.dsn) as connection:
@@ -137,9 +139,9 @@ def test_every_table_has_a_primary_key(applied):
 
 
 def test_every_function_pins_its_search_path(applied):
-    """No function of the package can be led astray by the caller's search_path, or by the caller's temporary types.
+    """The caller's search_path and temporary types cannot affect a function of the package.
 
-    pg_temp is named last, because a path that does not name it searches it first.
+    pg_temp is named last in the search_path, because a path without it searches it first.
     """
 
     async def loose() -> list[str]:
@@ -156,9 +158,9 @@ def test_every_function_pins_its_search_path(applied):
 
 
 def test_no_function_takes_a_hidden_row_for_a_missing_one(applied):
-    """Each function that a query calls and that changes something has row_security off, whoever else calls it.
+    """Each function that a query calls and that changes data has row_security off, for any caller.
 
-    What it calls itself has it with it. Fails when: a new function decides by what a policy lets it see.
+    The functions that it calls inherit the setting. Fails when: a new function decides by rows that a policy may hide.
     """
     called = {name for file in _queries() for name in re.findall(r"public\.(fn_iu_\w+)\(", file.read_text())}
 
@@ -172,17 +174,17 @@ def test_no_function_takes_a_hidden_row_for_a_missing_one(applied):
             )
             return {row[0] for row in rows}
 
-    # The emitter belongs to IU Core; the seam and the trigger of a closed partition raise, whatever they see.
+    # The emitter belongs to IU Core; the seam and the trigger of a closed partition always raise.
     assert asyncio.run(loose()) <= {"fn_iu_emit_event", "fn_iu_route_deliver", "fn_iu_outbox_retired"}
 
 
-#: What is asked before the search_path of a session, or of a transaction, is pg_catalog.
+#: Queries that run before the search_path of a session, or of a transaction, is pg_catalog.
 FIRST = ("backend_pid", "session_settings", "transaction_settings")
 
 
 @pytest.mark.parametrize("name", FIRST)
 def test_what_is_asked_first_qualifies_everything(name):
-    """Until the search_path is pg_catalog, every function and operator that a query calls is named with its schema."""
+    """Until the search_path is pg_catalog, every function and operator of a query is named with its schema."""
     text = re.sub(r"--.*|'[^']*'", "", (sql_root() / "queries" / f"{name}.sql").read_text())
     calls = re.findall(r"([\w.]+)\s*\(", text)
 
@@ -196,7 +198,7 @@ def _queries() -> list[Path]:
 
 @pytest.mark.parametrize("file", _queries(), ids=lambda f: f.stem)
 def test_every_query_explains_itself(file):
-    """A query file opens with what it answers, and names each of its parameters."""
+    """A query file begins with a description of its answer, and names each of its parameters."""
     text = file.read_text()
     parameters = {int(n) for n in re.findall(r"\$(\d+)", re.sub(r"--.*|\$\$", "", text))}
 
@@ -207,7 +209,7 @@ def test_every_query_explains_itself(file):
 def test_every_query_can_be_prepared(applied):
     """Each file in sql/queries is one statement that the migrated database accepts, with a search_path of pg_catalog.
 
-    So each name without a schema is one of pg_catalog, whatever its type: function, operator, variadic or not.
+    So each name without a schema, of any function or operator, variadic or not, is one of pg_catalog.
     """
     several = {"fresh_database", "break_audit", "mend_audit"}
 

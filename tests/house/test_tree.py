@@ -1,4 +1,4 @@
-"""The repository itself: sizes, docstrings, where SQL may stand, and a wheel that works."""
+"""The repository: sizes, docstrings, the places of SQL, and a working wheel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """Files that git knows, or all of them where there is no git."""
+    """Files that git tracks, or all files if there is no git."""
     done = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return [f for f in ROOT.rglob("*") if f.is_file() and ".venv" not in f.parts]
@@ -26,7 +26,7 @@ def tracked(*patterns: str) -> list[Path]:
 
 
 def test_no_module_has_more_than_400_lines():
-    """A module that grows past 400 lines has become two."""
+    """No module has more than 400 lines; a longer one is to be divided."""
     assert {f.name: n for f in MODULES if (n := len(f.read_text().splitlines())) > 400} == {}
 
 
@@ -44,8 +44,8 @@ def test_every_test_states_a_fact():
 
 
 def test_no_sql_in_python_strings():
-    """Statements live in sql/; only calls of a single function, on locks and sessions, stand in Python."""
-    # The embedded server is set up before there is anything that could read a file of ours.
+    """Statements are in sql/; Python has only calls of a single function, on locks and sessions."""
+    # The embedded server is set up before a file of the package could be read.
     found = [
         f"{file.name}: {node.value[:60]}"
         for file in MODULES
@@ -59,7 +59,7 @@ def test_no_sql_in_python_strings():
 
 
 def test_every_query_file_is_used():
-    """No file lies in sql/queries that nothing reads."""
+    """Every file in sql/queries is used by a module."""
     text = "".join(f.read_text() for f in MODULES)
     folder = ROOT / "sql" / "queries"
     names = [str(f.relative_to(folder)).removesuffix(".sql") for f in folder.rglob("*.sql")]
@@ -85,7 +85,7 @@ def test_no_paths_and_no_package_hosts():
 
 @pytest.mark.slow
 def test_the_wheel_carries_sql_and_migrates(tmp_path, empty):
-    """A wheel, installed into an environment of its own, creates the substrate and applies the package."""
+    """A wheel, installed into a separate environment, creates the base and applies the package."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("iu_listen-*.whl")
