@@ -1,4 +1,4 @@
-"""What may leave the log and the audit, and what never does: the functions of 016."""
+"""Rows that retention may remove from the outbox and the audit, and rows that it must keep: the functions of 016."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEEP = "90 days"
 async def old_event(
     connection: asyncpg.Connection, created: str = "now() - interval '100 days'", domain: str = "iu"
 ) -> UUID:
-    """An event with a created_at of its writer's choice."""
+    """Insert an event with a given created_at."""
     kind = {"iu": "'version_applied', 'update'", "system": "'alert', 'alert'"}[domain]
     return await connection.fetchval(
         f"""insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, created_at)
@@ -36,7 +36,7 @@ async def old_event(
 async def retain(
     connection: asyncpg.Connection, what: str = "events", keep: str | None = KEEP, limit: int = 1000
 ) -> list[dict[str, Any]]:
-    """One run, batch by batch; their answers."""
+    """Run retention batch by batch; return the answers."""
     answers: list[dict[str, Any]] = []
     after = None
     while len(answers) < 1000:
@@ -54,23 +54,23 @@ async def retain(
 
 
 async def gone(connection: asyncpg.Connection, what: str = "events", keep: str | None = KEEP, limit: int = 1000) -> int:
-    """How many rows a run removed."""
+    """Run retention; return the number of removed rows."""
     return sum(answer["gone"] for answer in await retain(connection, what, keep, limit))
 
 
 async def left(connection: asyncpg.Connection) -> set[UUID]:
-    """The events of the log."""
+    """The events of the outbox."""
     return {row["id"] for row in await connection.fetch("select id from event_outbox")}
 
 
 async def verdicts(connection: asyncpg.Connection, keep: str = KEEP) -> dict[tuple[str, str, str | None], int]:
-    """The plan, as a table of counts."""
+    """The plan as a table of counts."""
     rows = await connection.fetch("select * from fn_iu_retention_plan($1::text::interval)", keep)
     return {(row["what"], row["verdict"], row["who"]): row["count"] for row in rows}
 
 
 async def second_worker(connection: asyncpg.Connection, name: str = "second", domain: str = "iu") -> None:
-    """A further cursor, at the beginning."""
+    """Register a further cursor, at the beginning."""
     await connection.execute(
         "insert into iu_route_worker_cursor (worker_name, event_domain, lineage) select $1, $2, lineage from iu_outbox_anchor",
         name, domain,
@@ -80,7 +80,7 @@ async def second_worker(connection: asyncpg.Connection, name: str = "second", do
 async def dead_letter(
     connection: asyncpg.Connection, created: str = "now() - interval '100 days'"
 ) -> tuple[UUID, UUID]:
-    """An old event that went to the seam and became a dead letter; both ids. Routes are dry again."""
+    """Create an old event that became a dead letter; return both ids. The route is a dry run afterwards."""
     await open_live_route(connection)
     event = await old_event(connection, created)
     assert (await run_batch(connection))["dead_lettered"] == 1
@@ -89,7 +89,7 @@ async def dead_letter(
 
 
 async def age(connection: asyncpg.Connection) -> None:
-    """Let the audit be of long ago."""
+    """Make all attempts and dead letters 100 days older."""
     await connection.execute("update iu_route_attempt set created_at = created_at - interval '100 days'")
     await connection.execute(
         """update iu_route_dead_letter set created_at = created_at - interval '100 days',
@@ -101,9 +101,9 @@ async def age(connection: asyncpg.Connection) -> None:
 
 
 async def test_nothing_goes_until_a_policy_is_set(live):
-    """After the install every policy is off, and a run of one that is off removes nothing.
+    """After the install every policy is disabled, and a run of a disabled policy removes nothing.
 
-    Fails when: a policy is born enabled, or is not asked.
+    Fails when: a policy is enabled by default, or is not read.
     """
     async with connected(live.dsn) as c:
         await old_event(c)
@@ -118,7 +118,7 @@ async def test_nothing_goes_until_a_policy_is_set(live):
 
 
 async def test_a_late_commit_is_never_removed_unseen(live):
-    """An event that is old when it commits stays until it was read, however old it says it is.
+    """An event with an old created_at that commits late is kept until it was read.
 
     Fails when: age alone decides, without fn_iu_outbox_consumed.
     """
@@ -140,7 +140,7 @@ async def test_a_late_commit_is_never_removed_unseen(live):
 
 
 async def test_every_cursor_of_a_domain_must_have_read_it(live):
-    """Of two workers of one domain the slower one decides; the plan names it.
+    """If a domain has two workers, an event is kept until the slower one has read it, and the plan names that worker.
 
     Fails when: one cursor is enough.
     """
@@ -158,7 +158,7 @@ async def test_every_cursor_of_a_domain_must_have_read_it(live):
 
 
 async def test_a_half_read_tick_protects_its_rest(live):
-    """While a tick is read page by page, only what lies before the position may go.
+    """While a tick is read in pages, only events before the position may be removed.
 
     Fails when: the tick counts as read as soon as it is taken.
     """
@@ -172,12 +172,12 @@ async def test_a_half_read_tick_protects_its_rest(live):
 
 
 async def test_own_events_of_a_worker_may_go_when_they_are_read(live):
-    """Events that a transaction wrote and routed itself are read; those that it wrote afterwards are not.
+    """Events that a transaction wrote and routed itself count as read; those that it wrote afterwards do not.
 
-    Fails when: the memory of own events is not asked, or counts for all of the transaction.
+    Fails when: the cursor's record of own events is ignored, or applies to the whole transaction.
     """
     async with connected(live.dsn) as c, connected(live.dsn) as other:
-        # Somebody else's transaction keeps the tick from covering the own one at once.
+        # The tick does not cover the own transaction at once.
         async with c.transaction():
             await old_event(c)
             await run_batch(c)
@@ -189,9 +189,10 @@ async def test_own_events_of_a_worker_may_go_when_they_are_read(live):
 
 
 async def test_a_refusing_worker_holds_its_domain_and_the_audit(live):
-    """While a cursor is not believed, nothing of its domain goes, nothing of the audit, and the plan says who and why.
+    """While a cursor is refused, no event of its domain and no attempt is removed, and
+    the plan gives worker and reason.
 
-    Fails when: the refusal is not asked.
+    Fails when: retention does not test whether a worker refuses.
     """
     async with connected(live.dsn) as c:
         await second_worker(c)
@@ -216,9 +217,9 @@ async def test_a_refusing_worker_holds_its_domain_and_the_audit(live):
 
 
 async def test_other_domains_are_never_touched(live):
-    """Events of a domain without a cursor stay, however old; with a cursor they are ours.
+    """Events of a domain without a cursor are kept at any age; with a cursor they are subject to retention.
 
-    Fails when: the domain is not asked.
+    Fails when: the domain is not checked.
     """
     async with connected(live.dsn) as c:
         theirs = await old_event(c, domain="system")
@@ -250,9 +251,9 @@ async def test_every_domain_has_its_turn(live):
 
 @pytest.mark.parametrize("created", ["'infinity'", "now() + interval '1 year'", "now() + interval '1 minute'"])
 async def test_a_date_in_the_future_is_kept_and_proves_nothing(live, created):
-    """An event that says it is from the future stays; those behind it go all the same.
+    """An event with created_at in the future is kept, and the events behind it are removed all the same.
 
-    Fails when: any event that is not old ends the walk, or the future counts as past.
+    Fails when: any event that is not old ends the run, or the future counts as past.
     """
     async with connected(live.dsn) as c:
         await old_event(c)
@@ -266,7 +267,9 @@ async def test_a_date_in_the_future_is_kept_and_proves_nothing(live, created):
 
 @pytest.mark.parametrize("created", ["'-infinity'", "'epoch'", "now() - interval '100 days'"])
 async def test_age_is_that_of_the_writing(live, created):
-    """An event that was written behind a young one is young, whatever it says: a faked past, a transaction of long ago.
+    """An event that was written after a young one is young, whatever its created_at says.
+
+    Such a created_at is a faked past, or comes from a very old transaction.
 
     Fails when: created_at alone is the age.
     """
@@ -277,17 +280,14 @@ async def test_age_is_that_of_the_writing(live, created):
         assert await verdicts(c) == {}
         assert await gone(c) == 0
         assert await left(c) == {young, faked}
-        # As time goes by.
+        # As if time had passed.
         await c.execute("update event_outbox set created_at = now() - interval '91 days' where id = $1", young)
         assert await gone(c) == 2
 
 
 @pytest.mark.parametrize("created", ["'-infinity'", "'epoch'"])
 async def test_a_faked_past_goes_only_when_it_was_read(live, created):
-    """An event that says it is ancient stays until everybody has read it.
-
-    Fails when: age alone decides.
-    """
+    """An event with a very old created_at is kept until every cursor has read it. Fails when: age alone decides."""
     async with connected(live.dsn) as c:
         event = await old_event(c, created)
         assert await gone(c) == 0
@@ -297,7 +297,7 @@ async def test_a_faked_past_goes_only_when_it_was_read(live, created):
 
 
 async def test_events_older_than_the_package_go_when_they_were_read(substrate):
-    """What was in the log before the package came is numbered below zero, read first, and removed like all else."""
+    """Events from before the install are numbered below zero, read first, and removed like other events."""
     async with session(substrate.dsn, name="test") as c:
         await c.execute("set search_path = public")
         for days in (100, 99, 98):
@@ -313,7 +313,7 @@ async def test_events_older_than_the_package_go_when_they_were_read(substrate):
 
 
 async def test_a_batch_is_bounded_and_goes_on_where_the_last_one_ended(live):
-    """A batch looks at no more rows than it was told, and a run looks at each row once, kept ones too.
+    """A batch reads no more rows than its limit, and a run reads each row once, kept rows included.
 
     Fails when: a page has no limit, or each batch begins at the start.
     """
@@ -323,7 +323,7 @@ async def test_a_batch_is_bounded_and_goes_on_where_the_last_one_ended(live):
             await old_event(c)
         await drain(c, worker="second")
         async with writer.transaction():
-            # Not visible to anybody, so not in the way either.
+            # This event is not committed, so retention does not see it.
             await old_event(writer)
             for _ in range(8):
                 await old_event(c)
@@ -334,7 +334,7 @@ async def test_a_batch_is_bounded_and_goes_on_where_the_last_one_ended(live):
 
 
 async def test_pages_are_ordered_by_number_and_id(live):
-    """Events whose numbers are equal, after a sequence was set back, are all found, whatever the page.
+    """Events with equal numbers, after a sequence was set back, are all found with any page size.
 
     Fails when: the position between two batches is the number alone.
     """
@@ -349,9 +349,9 @@ async def test_pages_are_ordered_by_number_and_id(live):
 
 
 async def test_what_somebody_has_locked_is_left_for_the_next_run(live):
-    """A run waits for no row lock; a row that changes hands meanwhile is judged as it is then.
+    """A run waits for no row lock, and a row that moves to another domain meanwhile is judged by its new state.
 
-    Fails when: SKIP LOCKED is gone: the run waits until it is cancelled.
+    Fails when: SKIP LOCKED is missing, so that the run waits until it is cancelled.
     """
     async with connected(live.dsn) as c, connected(live.dsn) as other:
         first, second, third = [await old_event(c) for _ in range(3)]
@@ -372,7 +372,7 @@ async def test_what_somebody_has_locked_is_left_for_the_next_run(live):
 
 
 async def test_two_runs_at_once_do_each_row_once(live):
-    """Two runs that meet on the same rows remove everything between them, each row once, and wait for nobody."""
+    """Two runs at the same time remove all rows between them, each row once, and do not wait for each other."""
     async with connected(live.dsn) as c, connected(live.dsn) as one, connected(live.dsn) as two:
         await c.execute(
             """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, created_at)
@@ -397,7 +397,7 @@ async def test_two_runs_at_once_do_each_row_once(live):
     ],
 )
 async def test_nonsense_is_refused(live, arguments, says):
-    """What cannot be meant raises, and says what is wrong."""
+    """An invalid argument raises InvalidParameterValue with a message that names it."""
     what, limit, keep = arguments
     async with connected(live.dsn) as c:
         with pytest.raises(asyncpg.InvalidParameterValueError, match=says):
@@ -405,7 +405,7 @@ async def test_nonsense_is_refused(live, arguments, says):
 
 
 async def test_a_policy_holds_no_nonsense(live):
-    """The table takes neither an unknown policy nor a time that is no time."""
+    """The table rejects an unknown policy and a duration that is not positive."""
     async with connected(live.dsn) as c:
         for statement in (
             "insert into iu_retention_policy (what, keep) values ('units', '1 day')",
@@ -420,7 +420,7 @@ async def test_a_policy_holds_no_nonsense(live):
 
 
 async def test_attempts_stay_while_their_event_does(live):
-    """Attempts go only after their event: an event without them would look as if nobody had ever decided it.
+    """Attempts are removed only after their event, because an event without attempts would look undecided.
 
     Fails when: age alone decides about attempts.
     """
@@ -440,7 +440,7 @@ async def test_attempts_stay_while_their_event_does(live):
 
 
 async def test_attempts_younger_than_the_policy_stay(live):
-    """The policy of attempts counts from the decision."""
+    """The age of an attempt is counted from its decision."""
     async with connected(live.dsn) as c:
         await old_event(c)
         await drain(c)
@@ -450,9 +450,10 @@ async def test_attempts_younger_than_the_policy_stay(live):
 
 
 async def test_attempts_that_the_worker_did_not_write_stay(live):
-    """The audit table is IU Core's: rows with other keys, inbound ones among them, are never touched.
+    """Attempts with other idempotency keys, inbound ones among them, are never removed,
+    because the table belongs to IU Core.
 
-    Fails when: the key is not asked.
+    Fails when: the idempotency key is not checked.
     """
     async with connected(live.dsn) as c:
         await c.execute(
@@ -465,9 +466,11 @@ async def test_attempts_that_the_worker_did_not_write_stay(live):
 
 
 async def test_an_open_dead_letter_keeps_its_attempts_and_itself(live):
-    """Its event may go, its attempts stay, so that a replay from the snapshot is the next one; resolved, both go.
+    """The event of an open dead letter may be removed; its attempts are kept, so that a replay continues their numbers.
 
-    Fails when: open dead letters are not asked for.
+    After the dead letter is resolved, it and its attempts may be removed.
+
+    Fails when: retention does not check for open dead letters.
     """
     async with connected(live.dsn) as c:
         _, letter = await dead_letter(c)
@@ -487,9 +490,10 @@ async def test_an_open_dead_letter_keeps_its_attempts_and_itself(live):
 
 
 async def test_a_dead_letter_that_is_the_only_proof_stays_with_its_event(live):
-    """A dead letter whose failure could not even be audited (attempt 0) stands for the decision while its event is there.
+    """A dead letter whose attempt could not be written (attempt 0) is kept as proof of the
+    decision while its event exists.
 
-    Fails when: a resolved dead letter goes by its age alone.
+    Fails when: a resolved dead letter is removed by its age alone.
     """
     async with connected(live.dsn) as c:
         _, letter = await dead_letter(c)
@@ -505,9 +509,10 @@ async def test_a_dead_letter_that_is_the_only_proof_stays_with_its_event(live):
 
 @pytest.mark.parametrize("audit_too", [False, True])
 async def test_a_cursor_that_is_set_back_afterwards_decides_nothing_again(live, audit_too):
-    """What is gone cannot be read again, with or without its attempts; what is left keeps its keys.
+    """After retention, a cursor that is set back decides no event again, whether or not the
+    attempts were removed as well.
 
-    Fails when: attempts go before their events.
+    Fails when: attempts are removed before their events.
     """
     async with connected(live.dsn) as c:
         for _ in range(3):
@@ -528,9 +533,9 @@ async def test_a_cursor_that_is_set_back_afterwards_decides_nothing_again(live, 
 
 
 async def test_another_reader_of_the_audit_has_one_place_to_object(live):
-    """What fn_iu_retention_released denies stays: the event, its attempts, its dead letter.
+    """If fn_iu_retention_released returns false for an event, the event, its attempts and its dead letter are kept.
 
-    Fails when: one of the three does not ask it.
+    Fails when: one of the three policies does not call it.
     """
     async with connected(live.dsn) as c:
         event, letter = await dead_letter(c)
@@ -551,9 +556,10 @@ async def test_another_reader_of_the_audit_has_one_place_to_object(live):
 
 
 async def test_what_the_audit_misses_stays(live):
-    """An event whose attempts are missing stays until it is repaired or accepted: gone, nobody could mend it.
+    """An event whose attempts are missing is kept until it is repaired or accepted, because a
+    removed event cannot be repaired.
 
-    Fails when: fn_iu_retention_released does not ask the audit.
+    Fails when: fn_iu_retention_released does not read the completeness check.
     """
     async with connected(live.dsn) as c:
         broken, whole = await old_event(c), await old_event(c)
@@ -570,12 +576,12 @@ async def test_what_the_audit_misses_stays(live):
         assert whole not in await left(c)
 
 
-# -- the plan, and the file --------------------------------------------------------------------------------------
+# -- the plan, and the migration ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_the_plan_says_what_a_run_does(live, seed):
-    """Whatever the log looks like, a run removes exactly what the plan says, and the plan afterwards has nothing left."""
+    """For any outbox, a run removes exactly the rows of the plan, and the plan is empty afterwards."""
     dice = random.Random(seed)
     created = [
         "now()",
@@ -592,7 +598,7 @@ async def test_the_plan_says_what_a_run_does(live, seed):
         await late.start()
         for n in range(60):
             session_ = writer if dice.random() < 0.1 else c
-            # Mostly old in the first half, anything in the second.
+            # Mostly old events in the first half, any kind in the second.
             when = created[1] if n < 30 and dice.random() < 0.8 else dice.choice(created)
             await old_event(session_, when, dice.choice(["iu", "iu", "system"]))
             if dice.random() < 0.2:
@@ -609,7 +615,8 @@ async def test_the_plan_says_what_a_run_does(live, seed):
 
 
 async def test_the_file_is_verified_and_goes_back(applied):
-    """W22 and W23 pass; the rollback refuses while a policy is on, and leaves nothing else behind."""
+    """The checks W22 and W23 pass; the rollback refuses while a policy is enabled, and
+    removes all its objects otherwise."""
     async with session(applied.dsn, name="test") as c:
         await c.execute("set search_path = public")
         checks = {check.id: check.passed for check in await verify(c)}
