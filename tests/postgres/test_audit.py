@@ -1,4 +1,5 @@
-"""The audit of completeness: what is missing behind a cursor is found, nothing else is, and it can be decided again."""
+"""The completeness check: it finds each event before the cursor that lacks an attempt,
+and no other, and can repair it."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ pytestmark = pytest.mark.asyncio
 async def page(
     connection: asyncpg.Connection, limit: int = 1000, number: int | None = None, worker: str = WORKER
 ) -> dict[str, Any]:
-    """One step of an audit."""
+    """Check one page."""
     return json.loads(await connection.fetchval("select fn_iu_audit_page($1, $2, $3)::text", worker, limit, number))
 
 
 async def go_on(
     connection: asyncpg.Connection, number: int | None, limit: int = 1000, worker: str = WORKER
 ) -> list[dict[str, Any]]:
-    """A pass from where it is to its end, which must come; what every step answered."""
+    """Continue a pass to its end, which must come within 1000 pages; return the answer of each page."""
     answers: list[dict[str, Any]] = []
     for _ in range(1000):
         answers.append(await page(connection, limit, number, worker))
@@ -40,12 +41,12 @@ async def go_on(
 
 
 async def walk(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> list[dict[str, Any]]:
-    """A whole pass from the beginning."""
+    """Run a whole pass from the beginning."""
     return await go_on(connection, 0, limit, worker)
 
 
 async def missing(connection: asyncpg.Connection, worker: str = WORKER) -> dict[UUID, tuple[int, int]]:
-    """What is listed as missing: how many attempts it has, of how many."""
+    """Events that are listed as missing: the number of attempts found, and the number wanted."""
     rows = await connection.fetch(
         "select event_ref, found, wanted from v_iu_audit_missing where worker_name = $1 and accepted_at is null", worker
     )
@@ -61,7 +62,7 @@ async def confirm(connection: asyncpg.Connection) -> int:
 
 
 async def write(connection: asyncpg.Connection, events: int) -> list[UUID]:
-    """Append events of one transaction, quickly."""
+    """Append events in one transaction with one statement."""
     rows = await connection.fetch(
         """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
            select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int) returning id""",
@@ -79,7 +80,7 @@ async def lose(connection: asyncpg.Connection, *events: UUID, code: str | None =
 
 
 async def ballast(connection: asyncpg.Connection, attempts: int) -> None:
-    """Attempts of events that are gone, so that those which come after lie far from the beginning of the audit."""
+    """Add attempts of events that no longer exist, so that later attempts lie far from the beginning of the table."""
     await connection.execute(
         """insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key)
            select e.id, 'outbound', 'ballast', 'dry_run', 'outbound:ballast:' || e.id
@@ -88,12 +89,14 @@ async def ballast(connection: asyncpg.Connection, attempts: int) -> None:
     )
 
 
-# -- what is missing -----------------------------------------------------------------------------------------------
+# -- events that lack an attempt -----------------------------------------------------------------------------------
 
 
 async def test_each_deleted_attempt_is_found_and_decided_again(live):
-    """Of 2 000 events 25 lose their attempt; the audit lists these and no others, and a repair gives each one attempt back.
-    Fails when: the page compares nothing, or the repair gives no new position.
+    """The check lists exactly the 25 of 2 000 events that lost their attempt, and a
+    repair gives each one attempt again.
+
+    Fails when: the check compares nothing, or the repair does not give the event a new position.
     """
     async with connected(live.dsn) as worker:
         events = await write(worker, 2000)
@@ -119,8 +122,10 @@ async def test_each_deleted_attempt_is_found_and_decided_again(live):
 
 
 async def test_a_repair_is_idempotent(live):
-    """What was moved is not moved again before it was judged, and what is moved without need is decided once only.
-    Fails when: a repair takes what it has moved already, or keys do not suppress a second decision.
+    """An event that was repaired is not repaired again before it was checked, and a
+    needless repair decides nothing twice.
+
+    Fails when: a repair takes events that it has already moved, or idempotency keys do not suppress a second decision.
     """
     async with connected(live.dsn) as worker:
         first, second = await write(worker, 2)
@@ -130,7 +135,7 @@ async def test_a_repair_is_idempotent(live):
         assert await repair(worker) == {"restamped": 1, "accepted": 0, "more": False}
         assert await repair(worker) == {"restamped": 0, "accepted": 0, "more": False}
         assert await drain(worker) == 1
-        # It is complete by now, and the list does not know yet.
+        # The attempt exists by now, and the list of missing events is not updated yet.
         assert await repair(worker) == {"restamped": 0, "accepted": 0, "more": False}
         assert await confirm(worker) == 0
         await worker.execute("update event_outbox set xact_id = pg_current_xact_id()")
@@ -140,7 +145,9 @@ async def test_a_repair_is_idempotent(live):
 
 async def test_one_of_two_attempts_is_missed(live):
     """An event that went to two routes and has one attempt left is found, with 1 of 2.
-    Fails when: the batch does not write how many attempts a decision consists of, or the audit does not ask.
+
+    Fails when: the batch does not record how many attempts a decision consists of, or the
+    check does not compare that number.
     """
     async with connected(live.dsn) as worker:
         await route(worker, "second", "version_applied")
@@ -159,6 +166,7 @@ async def test_one_of_two_attempts_is_missed(live):
 
 async def test_every_kind_of_attempt_says_how_many_there_are(live):
     """Dry runs, skipped, failed and delivered attempts carry the number of routes that the event went to.
+
     Fails when: one of the ways to write an attempt leaves route_count out.
     """
     async with connected(live.dsn) as worker:
@@ -188,7 +196,7 @@ async def test_every_kind_of_attempt_says_how_many_there_are(live):
 
 
 async def test_attempts_that_were_written_before_the_count(live):
-    """Where the decision was not counted, one attempt is enough, and none is missed."""
+    """If an attempt has no route_count, one attempt is enough and the event is not missing."""
     async with connected(live.dsn) as worker:
         await route(worker, "second", "version_applied")
         events = await write(worker, 3)
@@ -201,7 +209,7 @@ async def test_attempts_that_were_written_before_the_count(live):
 
 
 async def test_no_attempts_at_all(live):
-    """An emptied audit is noticed whole, and can be written again whole."""
+    """If all attempts are deleted, every event is found missing, and all can be decided again."""
     async with connected(live.dsn) as worker:
         await write(worker, 500)
         await drain(worker)
@@ -213,8 +221,10 @@ async def test_no_attempts_at_all(live):
 
 
 async def test_dead_letters(live):
-    """A failure that could not even be audited counts as an attempt; one that was, and lost it, does not.
-    Fails when: the batch does not mark what it could not audit (attempt_no 0), or the audit does not look there.
+    """A dead letter whose attempt could not be written counts as an attempt; one whose attempt was deleted does not.
+
+    Fails when: the batch does not mark the dead letter without attempt (attempt_no 0), or
+    the check does not look there.
     """
     async with connected(live.dsn) as worker:
         await poison(worker, "%")
@@ -231,7 +241,7 @@ async def test_dead_letters(live):
         await walk(worker)
         assert await missing(worker) == {audited: (0, 1)}
 
-        # A replay writes the first attempt, and from then on it is missed like any other.
+        # A replay writes the first attempt; if that is deleted, the event is missing like any other.
         letter = await worker.fetchval("select id from iu_route_dead_letter where event_ref = $1", unaudited)
         await worker.execute("drop trigger test_poison on iu_route_attempt")
         await worker.execute("select fn_iu_route_dead_letter_replay($1)", letter)
@@ -240,7 +250,7 @@ async def test_dead_letters(live):
         assert await missing(worker) == dict.fromkeys([audited, unaudited], (0, 1))
 
 
-# -- what is not missing -------------------------------------------------------------------------------------------
+# -- events that are complete --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,24 +264,27 @@ async def test_dead_letters(live):
     ids=["added", "disabled", "moved", "deleted"],
 )
 async def test_a_route_that_changes_is_no_false_alarm(live, change):
-    """Events that were decided by the routes of their time are complete, whatever the routes of today are.
-    Fails when: what an event must have is derived from today's routes, or suspects are not confirmed by the event.
+    """Events that were decided by earlier routes are complete, whatever routes exist today.
+
+    Fails when: the wanted attempts are derived from today's routes, or suspects are not confirmed for each event.
     """
     async with connected(live.dsn) as worker:
-        # Far from where the audit looks first: every event has to be looked up by its keys.
+        # Far from the place that the check reads first: every event has to be looked up by its keys.
         await ballast(worker, 2000)
         await write(worker, 20)
         await drain(worker)
         await worker.execute(change)
         assert (await walk(worker, 21))[-1]["missing"] == 0
         assert await missing(worker) == {}
-        # The confirmation has learnt the name of a route that is gone: it is not suspected again.
+        # The confirmation has recorded the code of the deleted route, so its events are not suspected again.
         assert [a["status"] for a in await walk(worker, 21)] == ["passed"]
 
 
 async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspected(live):
-    """From 10 000 suspects on they are confirmed in the middle of a pass, and the rest of their kind is not suspected.
-    Fails when: suspects are confirmed only at the end, or the confirmation learns no routes.
+    """From 10 000 suspects on they are confirmed in the middle of a pass, and the other events
+    of that route are not suspected.
+
+    Fails when: suspects are confirmed only at the end, or the confirmation does not record deleted routes.
     """
     async with connected(live.dsn) as worker:
         await ballast(worker, 50_000)
@@ -285,8 +298,9 @@ async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspecte
 
 
 async def test_a_half_read_tick(live):
-    """Behind the cursor is what a half-read tick has passed, and no event that it has not.
-    Fails when: the audit takes everything in the tick for consumed, or nothing.
+    """In a partly read tick the check covers the events that the cursor has passed, and no others.
+
+    Fails when: the check takes all or none of the events of the tick as consumed.
     """
     async with connected(live.dsn) as worker:
         events = await write(worker, 10)
@@ -300,8 +314,9 @@ async def test_a_half_read_tick(live):
 
 
 async def test_own_events(live):
-    """Events of the very transaction that decided them are behind the cursor already, and those after them are not.
-    Fails when: the audit does not know what the cursor remembers of own events.
+    """Events of the very transaction that decided them are checked; events that it wrote afterwards are not.
+
+    Fails when: the check ignores the cursor's record of own events.
     """
     async with connected(live.dsn) as worker, worker.transaction():
         events = await write(worker, 3)
@@ -314,7 +329,7 @@ async def test_own_events(live):
 
 
 async def test_an_event_that_was_not_read_is_not_missing(live):
-    """A fresh cursor has nothing behind it; a log without events is complete."""
+    """No event is missing for a new cursor, which has read none, or in an empty outbox."""
     async with connected(live.dsn) as worker:
         assert (await walk(worker))[-1]["checked"] == 0
         await write(worker, 5)
@@ -322,7 +337,8 @@ async def test_an_event_that_was_not_read_is_not_missing(live):
 
 
 async def test_a_late_commit_behind_the_position_is_seen_by_the_next_pass(live):
-    """An event with a low number that commits when a pass has gone by is no part of it, and of the next one."""
+    """If an event with a low number commits after a pass has gone past it, the next pass
+    checks it, and not the current one."""
     async with connected(live.dsn) as worker, connected(live.dsn) as late:
         transaction = late.transaction()
         await transaction.start()
@@ -340,8 +356,10 @@ async def test_a_late_commit_behind_the_position_is_seen_by_the_next_pass(live):
 
 
 async def test_an_event_that_is_pruned_is_missed_no_more(live):
-    """A finding whose event is gone goes with it, and a pass survives that events vanish before and behind it.
-    Fails when: the confirmation keeps what has no event any more.
+    """A missing event that is deleted leaves the list, and a pass goes on if events are deleted
+    before and after its position.
+
+    Fails when: the confirmation keeps events that no longer exist.
     """
     async with connected(live.dsn) as worker:
         events = await write(worker, 20)
@@ -356,8 +374,9 @@ async def test_an_event_that_is_pruned_is_missed_no_more(live):
 
 
 async def test_a_foreign_history_is_not_judged(live):
-    """While the cursor is not believed there is no audit: it answers why, and begins nothing.
-    Fails when: the refusal is not asked for.
+    """While the cursor does not match the history of the database, the check gives the reason and does not begin.
+
+    Fails when: the check does not test for a foreign history.
     """
     async with connected(live.dsn) as worker:
         await write(worker, 2)
@@ -368,8 +387,9 @@ async def test_a_foreign_history_is_not_judged(live):
 
 
 async def test_nothing_in_flight_is_a_false_alarm(live):
-    """While writers write and a consumer decides, pass after pass finds nothing missing, not even for a moment.
-    Fails when: the audit does not ask the cursor, or asks it at another moment than the attempts.
+    """While producers write and a consumer routes, no pass finds a missing event, not even for a moment.
+
+    Fails when: the check ignores the cursor, or reads it in another snapshot than the attempts.
     """
     stop = asyncio.Event()
 
@@ -386,7 +406,7 @@ async def test_nothing_in_flight_is_a_false_alarm(live):
         for seed in range(3):
             tasks.create_task(keep_writing(seed))
         checked = 0
-        # Each pass looks at what was written and decided beside the passes before it.
+        # Each pass also checks the events that were written and decided during the passes before it.
         while checked < 2000:
             answers = await walk(auditor, 50)
             assert [a for a in answers if a["missing"]] == []
@@ -398,8 +418,11 @@ async def test_nothing_in_flight_is_a_false_alarm(live):
 
 
 async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
-    """Whoever dies in the middle of a page loses that page only; the next one goes on, and looks at everything once.
-    Fails when: the position is not kept with the page, or whoever comes next begins anew.
+    """A session that ends in the middle of a page loses only that page; another session continues the pass.
+
+    Each event is checked once.
+
+    Fails when: the position is not stored with the page, or the other session begins anew.
     """
     async with connected(live.dsn) as worker:
         events = await write(worker, 100)
@@ -417,7 +440,8 @@ async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
 
 
 async def test_two_auditors_share_a_pass(live):
-    """Two who audit one worker take turns in one pass, and both learn its result.
+    """Two sessions that check one worker take turns in one pass, and both receive its result.
+
     Fails when: each begins a pass of its own, or the end of a pass begins another one.
     """
     async with connected(live.dsn) as one, connected(live.dsn) as two:
@@ -431,7 +455,7 @@ async def test_two_auditors_share_a_pass(live):
 
 
 async def test_a_new_pass_supersedes_a_running_one(live):
-    """Who begins anew begins anew; who was at the old pass is told so, and takes no page of the new one."""
+    """A new pass replaces a running one: a session of the old pass is told so and checks no page of the new one."""
     async with connected(live.dsn) as worker:
         await write(worker, 50)
         await drain(worker)
@@ -443,7 +467,8 @@ async def test_a_new_pass_supersedes_a_running_one(live):
 
 
 async def test_every_worker_has_its_own_audit(live):
-    """Workers of other domains are audited each by itself; two of one domain both answer for its events."""
+    """Workers of different domains are checked separately; two workers of one domain are
+    both responsible for its events."""
     async with connected(live.dsn) as worker:
         await worker.execute(
             """insert into event_type_registry values ('system', 'noted', 'update', 'immediate');
@@ -468,8 +493,9 @@ async def test_every_worker_has_its_own_audit(live):
 
 
 async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
-    """The first page looks its events up by their keys, and where they are found the pages after it read on in one go.
-    Fails when: the audit is read whole for a page, or every event is looked up by itself, or the guess learns nothing.
+    """The first page looks its events up by their keys; the next pages read on from the place where those were found.
+
+    Fails when: a page reads all attempts, or looks up every event by its key, or the place is not recorded.
     """
     async with connected(live.dsn) as worker:
         await ballast(worker, 5000)
@@ -499,9 +525,9 @@ async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
 
 
 async def test_pages_of_different_sizes_share_what_they_learn(live):
-    """A large page after a small one finds its attempts in one go, too: the consumer and a command share a pass.
+    """A large page after a small one also reads its attempts in sequence; the consumer and a command can share a pass.
 
-    Fails when: how far the guess reaches is that of the page before, whatever its size.
+    Fails when: the distance to read is that of the page before, whatever its size.
     """
     async with connected(live.dsn) as worker:
         await write(worker, 3000)
@@ -520,7 +546,7 @@ async def test_pages_of_different_sizes_share_what_they_learn(live):
 
 
 async def test_a_closed_gate_stops_the_decision_and_not_the_audit(live):
-    """With the worker gate closed the audit still finds, a repair still moves, and the event waits like any other."""
+    """With the worker gate closed the check finds, and a repair moves, the event, which waits in the backlog."""
     async with connected(live.dsn) as worker:
         events = await write(worker, 3)
         await drain(worker)
@@ -539,8 +565,9 @@ async def test_a_closed_gate_stops_the_decision_and_not_the_audit(live):
 
 
 async def test_repaired_events_keep_their_order(live):
-    """Repaired events are decided in the order in which they were written, in whatever order they were lost.
-    Fails when: the repair goes by anything else than the old positions.
+    """Repaired events are decided in the order in which they were written, whatever the order of the loss.
+
+    Fails when: the repair does not sort by the old positions.
     """
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(40)]
@@ -555,8 +582,10 @@ async def test_repaired_events_keep_their_order(live):
 
 
 async def test_what_no_decision_could_complete_is_accepted(live):
-    """An event that lacks an attempt of a route that is disabled since is not moved: a repair accepts it as it is.
-    Fails when: the repair moves what a decision of today would not complete, or leaves it in the alarm.
+    """An event that lacks an attempt of a route that is now disabled is not moved: the repair accepts it as it is.
+
+    Fails when: the repair moves an event that a new decision would not complete, or leaves it
+    in the list of missing events.
     """
     async with connected(live.dsn) as worker:
         await route(worker, "second", "version_applied")
@@ -572,12 +601,12 @@ async def test_what_no_decision_could_complete_is_accepted(live):
         await drain(worker)
         assert (await walk(worker))[-1]["missing"] == 0
         assert tuple(await worker.fetchrow("select missing, accepted from v_iu_audit")) == (0, 1)
-        # Looked at in every pass, it costs no confirmation any more.
+        # Each pass checks it, and it needs no further confirmation.
         assert [a["status"] for a in await walk(worker)] == ["passed"]
 
 
 async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live):
-    """A cursor that was put to now has left events behind that nobody decided: they are found, and can be accepted."""
+    """Events that a cursor skipped when it was reset to the present are missing until they are accepted."""
     async with connected(live.dsn) as worker:
         events = await write(worker, 3)
         await worker.execute("update iu_route_worker_cursor set prev = fn_iu_outbox_tick()")
@@ -588,7 +617,7 @@ async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live)
 
 
 async def test_health_tells_what_is_missing(live):
-    """What an audit found missing is a warning of health, with its figure; a complete log is none."""
+    """Health gives a warning with the number of missing events; without missing events there is no warning."""
     async with connected(live.dsn) as worker:
         for _ in range(5):
             await insert_event(worker)
