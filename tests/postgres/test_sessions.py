@@ -1,4 +1,4 @@
-"""The two sessions of a consumer: what they are called, how they are lost, who takes over, what the heartbeat says."""
+"""The sessions of a consumer: their names, their loss, the change of the lease holder, and the heartbeat."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ async def routed(connection, events, within: float = 15) -> None:
 
 @pytest.mark.parametrize(("session_name", "kind"), [("worker", "worker"), ("bell", "bell")])
 async def test_a_killed_session_is_replaced(live, session_name, kind):
-    """A session that an administrator ends is replaced without a hand, again and again, and no event is lost or doubled.
-    Fails when: a loss of that session ends its loop, or the first look after it is taken out.
+    """A session that an administrator ends is replaced automatically, and no event is lost or routed twice.
+
+    Fails when: a loss of that session ends its loop, or the first batch after it is taken out.
     """
     events, name = [], f"iu-listen {session_name} {WORKER}"
     async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL) as seen:
@@ -84,7 +85,8 @@ class Standby:
 
 
 async def test_a_standby_takes_over_from_one_that_stops(live):
-    """When the active consumer stops, the standby takes the lease, says so, and routes what comes.
+    """When the lease holder stops, the standby takes the lease, reports it, and routes new events.
+
     Fails when: a standby does not try again.
     """
     standby = Standby(live.dsn, Recorder(), **ONLY_THE_BELL)
@@ -115,7 +117,10 @@ async def test_a_standby_takes_over_from_one_that_stops(live):
 
 
 async def test_a_frozen_holder_loses_the_lease(live):
-    """The server ends a session that holds the lease and says nothing for as long as the lease; another one takes it.
+    """The server ends the session of a lease holder that sends nothing for the duration of the lease.
+
+    Another consumer then takes the lease.
+
     Fails when: idle_session_timeout is taken out of the worker session.
     """
     async with PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 1, "catch_up": 0.5})).outbox() as frozen:
@@ -128,7 +133,10 @@ async def test_a_frozen_holder_loses_the_lease(live):
 
 
 async def freeze(connection: asyncpg.Connection, until: float) -> None:
-    """Do nothing from when a statement was sent until its answer is there to be read, and it is so late (monotonic)."""
+    """Block the event loop from the sending of a statement until its answer can be read and the clock reaches `until`.
+
+    `until` is a time of the monotonic clock, in seconds.
+    """
     await asyncio.sleep(0)
     fileno = connection._transport.get_extra_info("socket").fileno()
     readable, _, _ = select.select([fileno], [], [], 5)
@@ -139,9 +147,11 @@ async def freeze(connection: asyncpg.Connection, until: float) -> None:
 @pytest.mark.both_loops
 @pytest.mark.parametrize(("deadline", "lost"), [(0.2, NoAnswer), (20, SessionLost)])
 async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(live, deadline, lost):
-    """The driver parses, then binds. What ends the session in between, a deadline or a watch, loses a session and no more.
+    """If a deadline or another task ends the session between the two steps of a statement, only the session is lost.
 
-    Fails when: what the driver stumbles over then ends the consumer. The storm found it: a frozen consumer, thawed.
+    The driver first parses a statement and then binds it.
+
+    Fails when: the error that the driver raises then ends the consumer, for example a frozen consumer that goes on.
     """
     for _ in range(20):
         async with session(live.dsn, name="a test") as connection:
@@ -149,7 +159,8 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
             await freeze(connection, until=time.monotonic() + 0.3)
             await asyncio.sleep(0)
             if lost is SessionLost:
-                # Once the answer is read, and before it is heard of; a loaded server may have given both answers by then.
+                # After the answer is read, and before the waiting task gets it; a loaded server may have sent both
+                # answers by then.
                 asyncio.get_running_loop().call_soon(connection.terminate)
             (answer,) = await asyncio.gather(asked, return_exceptions=True)
             if answer != 1:
@@ -161,9 +172,10 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
 
 @pytest.mark.both_loops
 async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(live):
-    """Who was frozen finds both at once, the answer and the deadline: he has the answer, and keeps the session.
+    """If a process was suspended and finds both the answer and an expired deadline, the
+    answer counts and the session stays.
 
-    Fails when: the deadline ends the session before what was read is heard of. A review found it.
+    Fails when: the deadline ends the session before the answer that was read is processed.
     """
     async with session(live.dsn, name="a test") as connection:
         for statement, said in (("select 1", "1"), ("select 1 / 0", "division by zero")):
@@ -181,9 +193,10 @@ async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(l
 
 @pytest.mark.both_loops
 async def test_what_is_not_answered_in_time_is_called_that(live):
-    """A deadline of any length ends the session, and is what is said of its end.
+    """A deadline of any length ends the session, and the error names the deadline.
 
-    Fails when: a clock is asked whether it was the deadline. A loop that counts whole milliseconds strikes within one.
+    Fails when: a clock is compared to find out whether the deadline was the cause, because a loop that counts whole
+    milliseconds may act up to one early.
     """
     for deadline in (0.0001, 0.0104, 0.0208, 0.0302, 0.0403):
         async with session(live.dsn, name="a test") as connection:
@@ -193,7 +206,7 @@ async def test_what_is_not_answered_in_time_is_called_that(live):
 
 
 async def test_sessions_say_who_they_are(live):
-    """pg_stat_activity names every session by what it does and for which worker, and none is in a transaction."""
+    """pg_stat_activity names every session by its purpose and its worker, and none is in a transaction."""
     async with connected(live.dsn) as admin, consuming(live.dsn, audit_interval=0, **ONLY_THE_BELL):
         await sleep_sets_in(admin)
 
@@ -212,7 +225,7 @@ async def test_sessions_say_who_they_are(live):
 
 
 async def test_a_session_reads_and_writes_in_one_style(live):
-    """A session sets time zone, styles and digits itself, whatever the database prefers.
+    """A session sets time zone, styles and digits itself, whatever the database is configured with.
 
     Fails when: a session takes them from the role or the database.
     """
@@ -237,7 +250,11 @@ async def test_a_session_reads_and_writes_in_one_style(live):
 
 
 async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
-    """Both sessions carry an idle_session_timeout: the lease, and for the bell no less than three of its checks."""
+    """Both sessions have an idle_session_timeout: that of the worker is the lease, that
+    of the bell three of its checks.
+
+    So a host that is gone holds nothing for longer than that.
+    """
     sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 20, "catch_up": 10}))
     show = "select current_setting('idle_session_timeout')"
     async with sessions.outbox() as outbox, sessions.bell(lambda: None) as bell:
@@ -246,8 +263,11 @@ async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
 
 
 async def test_the_bell_session_writes_nothing(live):
-    """The server refuses what the bell session might write: its own lock would not keep its own trigger from silence.
-    Fails when: the bell session is not read-only.
+    """The server rejects writes of the listener session.
+
+    The trigger does not see an armed lock of its own session, so an event that this session wrote would send no NOTIFY.
+
+    Fails when: the listener session is not read-only.
     """
     async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).bell(lambda: None) as bell:
         assert await bell.arm()
@@ -258,8 +278,10 @@ async def test_the_bell_session_writes_nothing(live):
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_bell_that_is_ended_a_hundred_times_is_replaced_a_hundred_times(live):
-    """However often the bell session is ended, there is a new one, nothing of the old ones is left, and it wakes.
-    Fails when: a try to open the bell uses up anything, or a loss of it ends the loop that keeps it.
+    """A listener session that is ended a hundred times is replaced each time, leaks no
+    session or file, and still wakes.
+
+    Fails when: an attempt to open it leaks a resource, or its loss ends the loop that keeps it.
     """
     rounds = 100
     sessions = (
@@ -280,8 +302,10 @@ async def test_a_bell_that_is_ended_a_hundred_times_is_replaced_a_hundred_times(
 
 
 async def test_an_event_that_commits_late_is_routed_when_it_commits(live):
-    """An event older than the cursor, whose transaction outlived the routing of others, is routed 100 ms after its commit.
-    Fails when: the cursor goes by created_at or event_seq, or the bell does not ring for it.
+    """An event whose transaction outlived the routing of later events is routed within
+    100 ms (median) after its commit.
+
+    Fails when: the cursor goes by created_at or event_seq, or no notification is sent for such an event.
     """
     took = []
     async with connected(live.dsn) as late, connected(live.dsn) as others, consuming(live.dsn, **ONLY_THE_BELL) as seen:
@@ -311,9 +335,9 @@ async def _found(seen, looks: int) -> bool:
 
 
 async def test_a_cancelled_consumer_leaves_at_once_and_loses_nothing(live):
-    """Cancelled in a batch that waits for a lock, a consumer leaves; its event is decided once, by whoever comes next.
+    """A consumer that is cancelled while its batch waits for a lock ends at once, and its event is decided once later.
 
-    Fails when: the batch is shielded, so that neither the grace nor a second signal could end it.
+    Fails when: the batch is shielded, so that neither the grace period nor a second signal could end it.
     """
     one = Standby(live.dsn, Recorder(), **ONLY_THE_BELL)
     async with connected(live.dsn) as blocker, connected(live.dsn) as admin:
@@ -338,8 +362,9 @@ async def _heartbeat(connection):
 
 
 async def test_the_heartbeat_tells_every_state(applied):
-    """The heartbeat row tells who it is and goes through gate_closed, idle, refusing and stopped with their reasons.
-    Fails when: a change of state does not beat at once.
+    """The heartbeat identifies the consumer and shows gate_closed, idle, refusing and stopped with their reasons.
+
+    Fails when: a change of state does not send a heartbeat at once.
     """
     async with connected(applied.dsn) as admin:
 
@@ -369,7 +394,8 @@ async def test_the_heartbeat_tells_every_state(applied):
 
 
 async def test_the_heartbeat_tells_a_backlog(live):
-    """A consumer that has more to do than one batch says busy, how many events it routed, and how far it lags."""
+    """The heartbeat of a consumer with more than one batch of backlog shows busy, the number of routed events
+    and the lag."""
     async with connected(live.dsn) as admin:
         events = [await insert_event(admin) for _ in range(300)]
 
@@ -387,7 +413,7 @@ async def test_the_heartbeat_tells_a_backlog(live):
 
 
 async def test_without_the_package_it_waits_for_it(substrate):
-    """A consumer that starts before the package says what is missing, and works once it is applied and opened."""
+    """A consumer that starts before the install reports the missing function, and works after the install."""
     early = Standby(substrate.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
     async with connected(substrate.dsn) as admin, anyio.create_task_group() as tasks:
         tasks.start_soon(early.consumer.run)
@@ -407,7 +433,8 @@ async def _apply(dsn: str) -> None:
 
 
 async def test_a_heartbeat_that_cannot_be_written_is_said_ever_more_rarely(live):
-    """Where the heartbeat cannot be written events are still routed, and it is said with growing pauses.
+    """If the heartbeat cannot be written, events are still routed, and the error is reported with growing pauses.
+
     Fails when: the backoff is reset before the heartbeat is written.
     """
     async with connected(live.dsn) as admin:
@@ -420,7 +447,7 @@ async def test_a_heartbeat_that_cannot_be_written_is_said_ever_more_rarely(live)
 
 
 async def test_an_unknown_worker_is_said_and_waited_for(live):
-    """A worker that is not registered is said by name, and served once it is."""
+    """A worker that is not registered is an error that names it; its heartbeat is accepted, and other workers go on."""
     async with connected(live.dsn) as admin:
         outbox = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "worker": "nobody"})).outbox()
         async with outbox as nobody:
@@ -431,7 +458,8 @@ async def test_an_unknown_worker_is_said_and_waited_for(live):
 
 
 async def test_with_listening_switched_off_it_polls(live):
-    """With listen = off there is no bell session; it says why once, polls, and the heartbeat says that it polls."""
+    """With listen = off the consumer opens no listener session, gives the reason once, and
+    polls; the heartbeat shows it."""
     async with connected(live.dsn) as admin, consuming(live.dsn, listening=False, listen=False) as seen:
         event = await insert_event(admin)
         await routed(admin, [event], within=2)
@@ -442,8 +470,9 @@ async def test_with_listening_switched_off_it_polls(live):
 
 
 async def test_a_server_that_takes_no_writes_is_left_alone(live):
-    """A read-only server is said to be one and asked again with growing pauses, until it takes writes.
-    Fails when: the check for a standby or read-only server is taken out, or does not know what is set.
+    """A read-only server is reported and tried again with growing pauses until it accepts writes.
+
+    Fails when: the check for a standby or read-only server is taken out, or does not name the setting.
     """
     consumer = Standby(live.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
     async with connected(live.dsn) as admin, anyio.create_task_group() as tasks:
@@ -460,7 +489,7 @@ async def test_a_server_that_takes_no_writes_is_left_alone(live):
 
 
 async def test_a_forked_process_has_an_identity_of_its_own():
-    """Sessions that were made before a fork have another identity and no former sessions in the child.
+    """After a fork the child has another identity and no former sessions, although the object was made before the fork.
 
     Fails when: the identity is that of the process that made the object.
     """
@@ -468,7 +497,7 @@ async def test_a_forked_process_has_an_identity_of_its_own():
     consumer, former = sessions._mine
     read, write = os.pipe()
     with warnings.catch_warnings():
-        # Threads of the test runner: the child uses none of what they hold.
+        # The warning is about threads of the test runner, which the child does not use.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
