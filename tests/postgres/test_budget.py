@@ -1,4 +1,7 @@
-"""The budget of dead letters: what stops a route, what does not, and what lets it go on. 019, 020; docs/why/delivery.md."""
+"""The budget of dead letters: what stops a route, what does not, and what ends the stop.
+
+The migrations are 019 and 020; the reasons are in docs/why/delivery.md.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ RESULTS = {"refused": Result.REJECTED, "impossible": Result.REJECTED, "arrived":
 
 @asynccontextmanager
 async def courier(dsn: str) -> AsyncIterator[DeliverySession]:
-    """A delivery session that has the lease."""
+    """A delivery session that holds the lease."""
     async with connected(dsn) as taker, connected(dsn) as settler:
         session = DeliverySession(settler, taker, Settings(dsn=dsn, lease=600), uuid4())
         assert (await session.take_lease()).held
@@ -63,7 +66,7 @@ async def courier(dsn: str) -> AsyncIterator[DeliverySession]:
 
 
 async def waiting(connection: asyncpg.Connection, count: int) -> list[Taken]:
-    """The next deliveries, the ones that were never attempted first, as if they were in flight."""
+    """The next deliveries, never attempted ones first, as if they were in flight."""
     rows = await connection.fetch(
         "select id, event_ref from iu_route_delivery order by due_at nulls first, id limit $1", count
     )
@@ -76,7 +79,7 @@ async def waiting(connection: asyncpg.Connection, count: int) -> list[Taken]:
 
 
 async def take_step(session: DeliverySession, connection: asyncpg.Connection, step: str) -> None:
-    """What one step of a case does."""
+    """Carry out one step of a case."""
     if step == "resumed":
         await connection.execute("select fn_iu_route_resume($1)", ROUTE)
     elif step.endswith("later"):
@@ -104,10 +107,10 @@ async def dead_letters(connection: asyncpg.Connection) -> int:
 
 @pytest.mark.parametrize("case", CASES)
 async def test_the_budget_of_dead_letters_is_this_table(live, case):
-    """A row of dead letters without an arrival stops a route; nothing but an arrival or a person ends the row.
+    """A number of dead letters in a row stops a route; only a successful delivery or an operator ends the row.
 
-    Fails when: a success does not end the row; it is ended by what was not attempted; a refusal makes a dead letter of a
-    route that is stopped; the eightfold budget is missing or has no end.
+    Fails when: a success does not end the row; a delivery that was not attempted ends it; a rejection makes a dead
+    letter while the route is stopped; or the eightfold budget is missing or has no end.
     """
     steps, dead, stopped = CASES[case]
     async with connected(live.dsn) as connection, courier(live.dsn) as session:
@@ -120,18 +123,20 @@ async def test_the_budget_of_dead_letters_is_this_table(live, case):
         assert await held_by(connection) == ("dead_letter_budget" if stopped else None)
 
 
-# -- probes ----------------------------------------------------------------------------------------------------------
+# -- trial deliveries ------------------------------------------------------------------------------------------------
 
-#: A probe is due, and the next one has this number.
+#: A trial delivery is due, and the number of trial deliveries so far is $1.
 NEXT = "update iu_delivery_breaker set probe_at = now(), probing_id = null, probes = $1"
 ANY = Want(route=ROUTE, room=10, after=0, deadline=1)
 
 
 @pytest.mark.parametrize("order", ["none", "subject"])
 async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed_delivery(live, order):
-    """In turns; on a route that keeps order the newest is one that waits for no other delivery.
+    """The trial deliveries of a stopped route are in turn the newest, the oldest and a failed delivery.
 
-    Fails when: a probe is always the oldest one, or always one that has failed; the newest overtakes its subject.
+    On an ordered route the newest is one that waits for no other delivery.
+
+    Fails when: a trial delivery is always the oldest, or always a failed one; or the newest overtakes its subject.
     """
     subject = uuid4()
     async with connected(live.dsn) as connection, courier(live.dsn) as session:
@@ -154,9 +159,11 @@ async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed
 
 
 async def test_a_probe_that_cannot_be_attempted_is_followed_by_another_at_once(live):
-    """A payload that is too large is a dead letter, and no answer of the target: the next probe does not wait for it.
+    """A trial delivery whose payload is too large becomes a dead letter, and the next trial delivery follows at once.
 
-    Fails when: it stays the probe in flight.
+    It was not sent, so it is no answer of the target.
+
+    Fails when: it remains the trial delivery in flight.
     """
     async with connected(live.dsn) as connection, courier(live.dsn) as session:
         await open_route(connection, dead_letters_in_a_row=1)
@@ -171,7 +178,7 @@ async def test_a_probe_that_cannot_be_attempted_is_followed_by_another_at_once(l
 
 
 async def test_what_was_not_attempted_closes_no_circuit_breaker(live):
-    """In an outage a payload that is too large becomes a dead letter, and the breaker stays open.
+    """In an outage a payload that is too large becomes a dead letter, and the circuit breaker stays open.
 
     Fails when: every rejection counts as an answer of the target.
     """
@@ -187,9 +194,9 @@ async def test_what_was_not_attempted_closes_no_circuit_breaker(live):
         assert await held_by(connection) is None
 
 
-# -- writers and targets ---------------------------------------------------------------------------------------------
+# -- producers and targets -------------------------------------------------------------------------------------------
 
-#: As many events that the target refuses, each with a subject, a source and an actor of its own.
+#: A number of events that the target rejects, each with a subject, a source and an actor of its own.
 BAD = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, source_system,
                               actor_ref, safe_payload)
@@ -200,18 +207,19 @@ BAD = """
 
 
 async def refuses_bad(delivery: Delivery) -> None:
-    """A target that works: it refuses what is bad, and takes everything else."""
+    """A healthy target: it rejects events marked bad and accepts all others."""
     if delivery.event.data["note"] == "bad":
         raise Reject("bad", code="bad")
 
 
 @pytest.mark.parametrize("order", ["none", "subject"])
 async def test_one_writer_stops_no_other(live, order):
-    """After a writer's events have stopped the route, the events of others arrive, while most of the writer's still wait.
+    """After the events of one producer have stopped the route, events of others arrive
+    while most of its own still wait.
 
-    Whatever the writer puts into its events: what arrives tells that the target is not at fault.
+    The contents of the events do not matter: a successful delivery shows that the target is not at fault.
 
-    Fails when: a stopped route is not probed, or is probed with the oldest events only.
+    Fails when: a stopped route makes no trial deliveries, or only with the oldest events.
     """
     arrivals = Arrivals(refuses_bad)
     async with connected(live.dsn) as connection:
@@ -224,7 +232,7 @@ async def test_one_writer_stops_no_other(live, order):
             await wait_until(lambda: asyncio.sleep(0, good[0] in arrivals.arrived), "the good event arrives")
             assert await pending(connection) > 500
             await recorder.wait_for(RouteFree)
-            # Others go on writing: all that they write arrives, and each bad event becomes one dead letter.
+            # Other producers go on: all their events arrive, and each bad event becomes one dead letter.
             while await pending(connection) > 0:
                 good.append(await insert_event(connection, note="good"))
                 await wait_until(lambda: asyncio.sleep(0, good[-1] in arrivals.arrived), "the good event arrives")
@@ -233,9 +241,11 @@ async def test_one_writer_stops_no_other(live, order):
 
 
 async def test_a_target_that_refuses_everything_makes_no_more_dead_letters_than_the_budget(live):
-    """The rest waits, health says so, and it arrives by itself when the target takes events again.
+    """A target that rejects everything causes no more dead letters than the budget; the other deliveries wait.
 
-    Fails when: dead letters are not counted, a stopped route makes further ones, or it waits for a person.
+    Health gives a warning, and the deliveries go on without an operator when the target accepts events again.
+
+    Fails when: dead letters are not counted, a stopped route makes further ones, or it waits for an operator.
     """
     broken = True
     began: set[UUID] = set()
@@ -255,7 +265,8 @@ async def test_a_target_that_refuses_everything_makes_no_more_dead_letters_than_
             probes = "select probes >= 20 from iu_delivery_breaker"
             await wait_until(lambda: connection.fetchval(probes), "refused probes")
             assert (await dead_letters(connection), await pending(connection)) == (5, 495)
-            # What was in flight at the stop, and the probes; ten times as many had been taken.
+            # The five rejected, those in flight at the stop, and the trial deliveries; ten times as many had been
+            # taken.
             assert len(began) < 5 + 5 + 10 + 60
             answer = json.loads(await connection.fetchval("select fn_iu_route_worker_health($1)::text", WORKER))
             assert answer["healthy"]
