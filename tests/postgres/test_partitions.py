@@ -1,4 +1,4 @@
-"""A log that its owner has cut into months: the package on it, months that go whole, months made ahead."""
+"""An outbox that is partitioned by month: the package on it, removal of whole months, and months created in advance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INSERT = f"insert into event_outbox (event_domain, event_type, event_stream, del
 
 
 async def event(connection: asyncpg.Connection, months_ago: int) -> UUID:
-    """An event of the first moment of a month."""
+    """Insert an event at the first moment of a month."""
     return await connection.fetchval(INSERT, months_ago)
 
 
@@ -44,12 +44,12 @@ async def month(connection: asyncpg.Connection, months_ago: int) -> str:
 
 
 async def names(connection: asyncpg.Connection) -> set[str]:
-    """The partitions of the log."""
+    """The partitions of the outbox."""
     return {row["part"] for row in await connection.fetch("select part::text from fn_iu_outbox_partitions()")}
 
 
 async def tend(dsn: str, *, keep: str = KEEP, ahead: int = 0, drop: bool = False) -> retention.Tender:
-    """What `iu-listen retention run` does to partitions."""
+    """Tend the partitions as `iu-listen retention run` does."""
     async with session(dsn, name="retention") as connection:
         plan = await retention.partitions(connection, keep, ahead)
         assert plan is not None
@@ -59,7 +59,7 @@ async def tend(dsn: str, *, keep: str = KEEP, ahead: int = 0, drop: bool = False
 
 
 async def add_default(connection: asyncpg.Connection) -> None:
-    """A partition for whatever no other takes."""
+    """Add a default partition."""
     await connection.execute("create table event_outbox_rest partition of event_outbox default")
 
 
@@ -67,9 +67,9 @@ async def add_default(connection: asyncpg.Connection) -> None:
 
 
 async def test_the_package_is_applied_and_verified(partitioned):
-    """On a partitioned log every check passes, each partition has its indexes, and nothing is left to apply.
+    """On a partitioned outbox every check passes, each partition has its indexes, and no file remains to be applied.
 
-    Fails when: 006 is run as it stands: PostgreSQL builds no partitioned index concurrently.
+    Fails when: migration 006 runs unchanged, because PostgreSQL cannot build a partitioned index concurrently.
     """
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
@@ -83,7 +83,8 @@ async def test_the_package_is_applied_and_verified(partitioned):
 
 
 async def test_an_interrupted_index_is_built_again(empty):
-    """What an interrupted build left on one partition is cleared away by the next apply, and by a rollback."""
+    """An index that an interrupted build left on one partition is replaced by the next
+    apply, and removed by a rollback."""
     async with session(empty.dsn, name="test") as c:
         await c.execute("set search_path = public")
         await apply_partitioned_base(c)
@@ -106,7 +107,8 @@ async def test_an_interrupted_index_is_built_again(empty):
 
 
 async def test_the_probe_proves_it_there(empty):
-    """SETUP and A to H have the figures of the seed on a partitioned log, too, and leave nothing behind."""
+    """On a partitioned outbox, SETUP and the tests A to H of the probe give the expected
+    figures and leave nothing behind."""
     async with session(empty.dsn, name="test") as c:
         await apply_partitioned_base(c)
         proof = await run_probe(c, lambda: session(empty.dsn, name="test"))
@@ -114,7 +116,7 @@ async def test_the_probe_proves_it_there(empty):
 
 
 async def test_a_tick_is_read_in_order_across_partitions(partitioned):
-    """Pages go by the number of the events, whatever month they lie in, and a late commit is routed when it commits."""
+    """Pages follow the numbers of the events in any month, and an event that commits late is routed when it commits."""
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as writer:
         late = writer.transaction()
         await late.start()
@@ -152,9 +154,11 @@ async def replicated(connection: asyncpg.Connection, part: str) -> None:
 @pytest.mark.parametrize("fresh", [False, True], ids=["old", "made ahead"])
 @pytest.mark.parametrize("write", [into_the_log, into_the_partition, copied, replicated])
 async def test_every_way_into_a_partition_is_stamped_and_rings(partitioned, write, fresh):
-    """An INSERT or COPY into the log or into a partition, ordinary triggers silent or not, is stamped, and wakes a sleeper.
+    """An event that is written to the outbox or to a partition is stamped and notifies an idle consumer.
 
-    Fails when: a trigger does not reach the partitions, or does not fire always there.
+    This holds for INSERT and COPY, and if ordinary triggers do not fire.
+
+    Fails when: a trigger does not reach the partitions, or is not an ALWAYS trigger there.
     """
     heard = asyncio.Event()
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as sleeper:
@@ -176,13 +180,14 @@ async def test_every_way_into_a_partition_is_stamped_and_rings(partitioned, writ
         assert await drain(c) == 1
 
 
-# -- months that go whole ----------------------------------------------------------------------------------------
+# -- months that are removed as a whole --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
 @pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
 async def test_a_month_goes_whole(partitioned, drop, default):
-    """A month that is old and read leaves the log in one step: as a table that is tied to nothing, or for good."""
+    """A month that is old and read leaves the outbox in one step: it is detached as an
+    independent table, or dropped."""
     async with connected(partitioned.dsn) as c:
         if default:
             await add_default(c)
@@ -199,7 +204,7 @@ async def test_a_month_goes_whole(partitioned, drop, default):
         else:
             assert {row["id"] for row in await c.fetch(f"select id from {part}")} == set(old)
             assert not await c.fetchval("select count(*) from pg_trigger where tgrelid = $1::text::regclass", part)
-            # Nothing ties it to the package, which can be taken back.
+            # No dependency ties the table to the package, so the package can be rolled back.
             async with session(partitioned.dsn, name="test") as s:
                 await s.execute("set search_path = public")
                 await open_gate(partitioned.dsn, "false")
@@ -207,9 +212,9 @@ async def test_a_month_goes_whole(partitioned, drop, default):
 
 
 async def test_a_month_that_is_not_read_stays(partitioned):
-    """One unread event keeps its month in the log; its rows that were read go one by one.
+    """One unread event keeps its month in the outbox, while rows of that month that were read are removed one by one.
 
-    Fails when: a month goes by its limits alone.
+    Fails when: the bounds of a month alone decide.
     """
     async with connected(partitioned.dsn) as c:
         await event(c, 4)
@@ -229,7 +234,8 @@ async def test_a_month_that_is_not_read_stays(partitioned):
 
 
 async def test_a_month_with_rows_of_others_stays(partitioned):
-    """A month that holds events of a domain that is not ours is never taken off; ours are removed from it.
+    """A month with events of a domain without a worker is never detached; the events of the
+    worker's domain are removed from it.
 
     Fails when: rows of other domains are not looked for.
     """
@@ -248,7 +254,7 @@ async def test_a_month_with_rows_of_others_stays(partitioned):
 
 
 async def test_a_month_that_was_written_just_now_stays(partitioned):
-    """Events that only say that they are of an old month were written lately, and are kept as such."""
+    """A month whose events were written recently is kept, although their created_at is old."""
     async with connected(partitioned.dsn) as c:
         await event(c, 0)
         await event(c, 4)
@@ -258,7 +264,7 @@ async def test_a_month_that_was_written_just_now_stays(partitioned):
 
 
 async def test_nothing_goes_while_a_worker_refuses(partitioned):
-    """While a cursor is not believed no month is taken off."""
+    """While a cursor is refused, no month is detached."""
     async with connected(partitioned.dsn) as c:
         await event(c, 4)
         await drain(c)
@@ -268,10 +274,10 @@ async def test_nothing_goes_while_a_worker_refuses(partitioned):
 
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
 async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned, default):
-    """A writer that has an event in an old month, uncommitted, is waited for, and the event is read where it is.
+    """Retention waits for an uncommitted event in an old month, keeps the month, and the event is read.
 
-    Fails when: the month is not closed before it is asked about: the writer commits while the detaching waits for it,
-    and its event lies in a table where no cursor looks.
+    Fails when: the month is not closed before it is checked. Then the producer commits while the detaching waits for
+    it, and its event lies in a table that no cursor reads.
     """
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as writer:
         if default:
@@ -295,7 +301,7 @@ async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned,
         assert [held["partition"] for held in tender.held] == [part]
         assert await drain(c) == 1
         assert (await attempted(c))[-1] == unread
-        # Open again: what an old transaction writes there is no error.
+        # The month accepts events again: an old transaction that writes there gets no error.
         await event(c, 4)
         await drain(c)
         assert part in {row["partition"] for row in (await tend(partitioned.dsn)).done}
@@ -305,8 +311,11 @@ async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned,
 @pytest.mark.parametrize("prepared", [False, True], ids=["open", "prepared"])
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
 async def test_a_writer_that_stays_is_named(partitioned, default, prepared, monkeypatch):
-    """Whoever keeps a month from being taken off is said, by session or name and age, and nobody is held up for long."""
-    # A minute of patience proves no more than two seconds.
+    """Retention names the session or prepared transaction, with its age, that keeps a month from being detached.
+
+    It waits only for a limited time.
+    """
+    # Two seconds instead of the default of a minute: a longer wait proves no more.
     monkeypatch.setattr(retention, "DETACH_MS", 2_000)
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as writer:
         if prepared and await c.fetchval("show max_prepared_transactions") == "0":
@@ -330,11 +339,11 @@ async def test_a_writer_that_stays_is_named(partitioned, default, prepared, monk
         assert await drain(c) == 1
 
 
-# -- interrupted -------------------------------------------------------------------------------------------------
+# -- interruptions -----------------------------------------------------------------------------------------------
 
 
 async def interrupted(database: Database, part: str, reader: asyncpg.Connection) -> None:
-    """DETACH CONCURRENTLY, ended between its two transactions: while it waits for a reader."""
+    """DETACH CONCURRENTLY, interrupted between its two transactions while it waits for a reader."""
     async with session(database.dsn, name="retention") as c:
         await c.execute("set search_path = public")
         oid = await c.fetchval("select $1::text::regclass::oid", part)
@@ -352,9 +361,9 @@ async def interrupted(database: Database, part: str, reader: asyncpg.Connection)
 
 @pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
 async def test_an_interrupted_detaching_is_finished(partitioned, drop):
-    """A partition whose detaching is pending is finalized by the next run, which ends what was to be done with it.
+    """A partition whose detaching is pending is finalized by the next run, which also opens or drops the table.
 
-    Fails when: pending partitions are not looked for: nothing else can be detached any more.
+    Fails when: pending partitions are not looked for, because then no other partition can be detached.
     """
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as reader:
         await event(c, 4)
@@ -372,7 +381,7 @@ async def test_an_interrupted_detaching_is_finished(partitioned, drop):
 
 
 async def test_a_run_that_died_after_closing_leaves_a_month_that_can_be_opened(partitioned):
-    """A closed month refuses writers with a reason; a run of a policy that keeps it opens it again."""
+    """A closed month rejects producers with a reason, and a run with a policy that keeps the month opens it again."""
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
         part = await month(c, 4)
@@ -386,7 +395,7 @@ async def test_a_run_that_died_after_closing_leaves_a_month_that_can_be_opened(p
 
 
 async def test_a_run_that_died_after_detaching_is_finished(partitioned):
-    """A table that is detached but still closed is opened and untied by the next run."""
+    """A table that is detached but still closed is opened and made independent by the next run."""
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
         part = await month(c, 4)
@@ -399,11 +408,11 @@ async def test_a_run_that_died_after_detaching_is_finished(partitioned):
         assert not await c.fetchval("select count(*) from pg_trigger where tgrelid = $1", oid)
 
 
-# -- months made ahead -------------------------------------------------------------------------------------------
+# -- months created in advance -----------------------------------------------------------------------------------
 
 
 async def test_months_are_made_ahead(partitioned):
-    """The months to come have partitions with indexes and triggers of their own, once; events go into them."""
+    """Partitions for the coming months are created once, with their own indexes and triggers, and accept events."""
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
         expected = [await month(c, -n) for n in (1, 2, 3)]
@@ -417,7 +426,7 @@ async def test_months_are_made_ahead(partitioned):
 
 
 async def test_what_lies_in_the_default_partition_is_in_the_way(partitioned):
-    """A month whose events went to the default partition already is not made, which is said; the others are."""
+    """A month that already has events in the default partition is not created, with a message; the others are."""
     async with connected(partitioned.dsn) as c:
         await add_default(c)
         await event(c, -2)
@@ -428,7 +437,8 @@ async def test_what_lies_in_the_default_partition_is_in_the_way(partitioned):
 
 
 async def test_a_month_that_is_cut_elsewhere_is_filled(partitioned):
-    """Where somebody has made a part of a month, only the rest of it is made, before and after."""
+    """If a part of a month has a partition already, partitions for the rest of the month,
+    before and after it, are created."""
     async with connected(partitioned.dsn) as c:
         await c.execute("""
             do $$
@@ -447,7 +457,7 @@ async def test_a_month_that_is_cut_elsewhere_is_filled(partitioned):
 
 
 async def test_other_kinds_of_partitions_are_left_alone(empty):
-    """A log that is partitioned by something else is said to be so, and not touched."""
+    """An outbox that is partitioned by another key is reported as such and left alone."""
     async with session(empty.dsn, name="test") as c:
         await c.execute("set search_path = public")
         await migrate.apply_base(c)
@@ -469,10 +479,11 @@ async def test_other_kinds_of_partitions_are_left_alone(empty):
 
 @pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Europe/Berlin", "Pacific/Kiritimati"])
 async def test_months_are_counted_in_utc(partitioned, zone):
-    """Months that are made ahead begin and end with the months of UTC, whatever time zone and styles a database has.
+    """Months are created in UTC, whatever time zone and styles the database has, also through a
+    pooler without session settings.
 
-    Also where a pooler stands between, and nothing is set in the session. Fails when: timestamptz + interval is counted
-    in the zone of the session, or the bounds of a partition are read in the style of the session.
+    Fails when: timestamptz + interval is evaluated in the zone of the session, or the bounds of a partition are
+    read in the style of the session.
     """
     async with connected(partitioned.dsn) as connection:
         name = await connection.fetchval("select current_database()")
