@@ -1,4 +1,4 @@
-"""A broken path between consumer and database: packets swallowed, connections reset or refused, a server restarted."""
+"""A broken path between consumer and database: packets dropped, connections reset or refused, a server restarted."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ from support import Recorder, attempted, connected, consuming, insert_event, ope
 
 pytestmark = pytest.mark.asyncio
 
-#: Everything is found out within seconds.
+#: Losses are found within seconds.
 QUICK = {"catch_up": 0.5, "deadline": 1, "batch_deadline": 1, "reconnect_max": 0.3}
-#: Only the bell wakes it, and after a loss it is back at once.
+#: Only a notification wakes the consumer, and it reconnects at once after a loss.
 EAGER = {**QUICK, **ONLY_THE_BELL, "reconnect_max": 0.1}
-#: It is still waiting for an answer when it is asked to stop.
+#: The consumer still waits for an answer when it is asked to stop.
 SLOW_TO_GIVE_UP = {"IU_LISTEN_DEADLINE": "60", "IU_LISTEN_BATCH_DEADLINE": "60", "IU_LISTEN_LEASE": "100"}
-#: The longest that finding a silent path may take: a sleep, a deadline, and a slow machine.
+#: The longest time, in seconds, until a silent path is found: one idle period, one deadline, and 1 s for a slow
+#: machine.
 FOUND = QUICK["catch_up"] + QUICK["deadline"] + 1
 
 
 @pytest.fixture(scope="module")
 def tcp() -> Iterator[TestServer]:
-    """A server that is reached over TCP: the one of IU_LISTEN_TEST_DSN, else one of our own."""
+    """A server that is reached over TCP: that of IU_LISTEN_TEST_DSN, or an embedded one."""
     if dsn := os.environ.get("IU_LISTEN_TEST_DSN"):
         ours = TestServer(dsn, None)
         yield ours
@@ -75,8 +76,9 @@ async def routed(connection, events, within: float = 15) -> None:
 
 
 async def test_both_ends_have_the_kernel_look_for_a_dead_peer(there):
-    """Over TCP a host that is gone is noticed on both ends, even while nobody has anything to say to it.
-    Fails when: keepalive, or the bound for what is never acknowledged, is not asked for on one of the two ends.
+    """Over TCP both ends detect a host that is gone, even while no data is to be sent.
+
+    Fails when: keepalive, or the timeout for unacknowledged data, is not set on one of the two ends.
     """
     sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn}))
     show = """select array[current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval'),
@@ -101,7 +103,8 @@ async def next_of(seen: Recorder, kind: type, before: int, timeout: float = 15) 
 
 
 async def test_a_path_that_swallows_everything_is_found_by_its_deadline(there):
-    """A stalled path raises nothing by itself: the deadline finds it, and when it works again so does the consumer.
+    """A deadline finds a stalled path, which raises no error by itself; when it works again, the consumer goes on.
+
     Fails when: a wait for the database has no deadline of its own.
     """
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **QUICK) as seen:
@@ -125,9 +128,12 @@ async def _failures(seen: Recorder, at_least: int) -> bool:
 
 
 async def test_an_answer_that_was_lost_is_found_before_its_deadline(there):
-    """Behind a router that forgot its connections a batch is given up within seconds, not at its deadline, and the lease
-    is had again at once, although the server still knows the session that held it.
-    Fails when: nobody asks the server what became of a batch that is waited for; or nobody ends the former session.
+    """If a router drops the connections, a batch is given up within seconds, not only at its deadline.
+
+    The consumer gets its lease back at once, although the server still has the session that held it.
+
+    Fails when: the state of a batch that is waited for is not asked from the server, or
+    the former session is not ended.
     """
     patient = {"catch_up": 0.5, "deadline": 5, "batch_deadline": 600, "lease": 1000, "reconnect_max": 0.3}
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **patient) as seen:
@@ -152,8 +158,10 @@ async def _worker_failed(seen: Recorder, before: int) -> SessionFailed | None:
 
 
 async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
-    """When only the bell's path stalls, events are found by the timer until watch() finds out, then by polling.
-    Fails when: watch() does not ask anything, or the worker session depends on the bell.
+    """If only the path of the listener session stalls, events are found by the catch-up poll until
+    watch() fails, then by polling.
+
+    Fails when: watch() sends no query, or the worker session depends on the listener session.
     """
     async with (
         proxied(there.dsn) as proxy,
@@ -176,8 +184,10 @@ async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
 
 
 async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobody(there):
-    """The server ends a session whose statement has no second half: nothing of the queue was freed while it waited.
-    Fails when: the bell session has no transaction_timeout.
+    """The server ends a listener session that is lost in the middle of a statement, because it
+    blocks the notification queue.
+
+    Fails when: the listener session has no transaction_timeout.
     """
     middle = """select count(*) from pg_stat_activity where datname = current_database()
                  and application_name like 'iu-listen bell%' and xact_start is not null"""
@@ -187,7 +197,7 @@ async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobod
         nonlocal pieces
         pieces += 1
         if pieces == 2:
-            # The first half is there, and what is answered to it is not.
+            # The server receives the first half of the statement, and its answer is dropped.
             proxy.swallow()
         return True
 
@@ -208,8 +218,9 @@ async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobod
 
 
 async def test_a_bell_that_does_not_listen_any_more_is_replaced(there):
-    """A bell session that is alive but lost its LISTEN is replaced.
-    Fails when: watch() only proves that the session answers.
+    """A listener session that is alive but has lost its LISTEN is replaced.
+
+    Fails when: watch() only tests that the session answers.
     """
     sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn, **QUICK}))
     async with sessions.bell(lambda: None) as bell:
@@ -219,7 +230,7 @@ async def test_a_bell_that_does_not_listen_any_more_is_replaced(there):
 
 
 async def test_reset_connections_are_replaced_at_once(there):
-    """A path that resets every connection costs no event, however often it does."""
+    """A path that resets every connection loses no event, however often."""
     async with (
         proxied(there.dsn) as proxy,
         connected(there.dsn) as admin,
@@ -237,7 +248,7 @@ async def test_reset_connections_are_replaced_at_once(there):
 
 
 async def test_refused_connections_are_tried_again(there):
-    """While nobody answers it tries again and again, rarely, and works as soon as somebody does."""
+    """While connections are refused, the consumer tries again with pauses, and works as soon as one is accepted."""
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **QUICK) as seen:
         proxy.refusing = True
         proxy.reset()
@@ -253,7 +264,8 @@ async def test_refused_connections_are_tried_again(there):
      "LISTEN", "pg_notify"],
 )  # fmt: skip
 async def test_a_reset_at_any_step_of_the_start_is_survived(there, step):
-    """Wherever in its start the connection breaks, the consumer says so, tries again and works.
+    """If the connection breaks at any step of the start, the consumer reports it, tries again and works.
+
     Fails when: an error of the driver passes unchanged through a step of opening a session.
     """
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
@@ -268,20 +280,21 @@ async def test_a_reset_at_any_step_of_the_start_is_survived(there, step):
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a loss it connects again at once: the pause before that has no message, and tests of its own."""
+    """Reconnect without a pause after a loss: no message is sent in the pause, and other tests cover it."""
     monkeypatch.setattr(backoff, "BASE", 0.002)
 
 
 def every_other(first: int) -> pytest.MarkDecorator:
-    """Every other message from this one on, and in make wide the rest."""
+    """Every other message from this one on; `make wide` tests the others."""
     return pytest.mark.parametrize("first", [first, pytest.param(3 - first, marks=pytest.mark.wide)])
 
 
 async def beside_messages(dsn: str, first: int, *, cut: bool) -> int:
-    """A consumer begins anew, again and again, from its connect to its sleep. In each round an event is written before the
-    n-th message on its path is forwarded, in whichever direction; or the session is cut over that message. n grows by 2.
+    """Restart the sessions of a consumer again and again, from connect to idle, and disturb
+    each round at the n-th message.
 
-    Every event must be routed once, without the timer. How many messages there were.
+    Before the n-th message is forwarded, in either direction, an event is written; with `cut` the sessions are reset as
+    well. n grows by 2. Every event must be routed once, without the catch-up poll. Returns the number of messages.
     """
     async with (
         proxied(dsn) as proxy,
@@ -319,9 +332,9 @@ async def beside_messages(dsn: str, first: int, *, cut: bool) -> int:
 @pytest.mark.usefixtures("at_once")
 @every_other(1)
 async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there, first):
-    """Whichever message between the connect and the sleep a session is cut over, it recovers, and events are routed once.
+    """If a session is cut at any message between connect and idle, the consumer recovers and each event is routed once.
 
-    Fails when: a session that is lost at some step ends the consumer, or the look after LISTEN is taken out.
+    Fails when: the loss of a session at some step ends the consumer, or the batch after LISTEN is taken out.
     """
     assert await beside_messages(there.dsn, first, cut=True) > 40
 
@@ -330,16 +343,16 @@ async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there, fi
 @pytest.mark.usefixtures("at_once")
 @every_other(2)
 async def test_an_event_beside_any_message_is_woken_for(there, first):
-    """Whatever a consumer is about to hear or to say, an event that commits just then is routed without the timer.
+    """An event that commits at any message of the consumer is routed without the catch-up poll.
 
-    Fails when: the look after LISTEN or after arming is taken out, or the ring is cleared after the look.
+    Fails when: the batch after LISTEN or after arming is taken out, or the notification is cleared after the batch.
     """
     assert await beside_messages(there.dsn, first, cut=False) > 40
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "in-a-batch"])
 async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, asleep):
-    """A consumer that is stopped while its database does not answer leaves after its deadlines, and says so."""
+    """A consumer that is stopped while its database does not answer ends after its deadlines, and reports the stop."""
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
         recorder = Recorder()
         settings = {**QUICK, **(ONLY_THE_BELL if asleep else {})}
@@ -360,8 +373,10 @@ async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, aslee
 
 
 async def test_sigterm_while_nothing_answers_any_more(there):
-    """With its sessions silent and new ones never answered, SIGTERM ends the process within its grace, in order.
-    Fails when: a connect is waited for without an end, or a session is closed instead of dropped.
+    """If sessions are silent and new ones get no answer, SIGTERM ends the process within its
+    grace period, with exit code 0.
+
+    Fails when: a connect has no time limit, or a session is closed instead of dropped.
     """
     grace = 1
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
@@ -386,7 +401,8 @@ async def _stuck(admin, recorder: Recorder, looks: int) -> bool:
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_restart_of_the_server_is_survived(there, mode):
-    """After a restart, orderly or by a crash, the consumer is back by itself and every event is attempted once."""
+    """After a restart of the server, orderly or by a crash, the consumer reconnects and
+    every event is attempted once."""
     if there.server is None:
         pytest.skip("this server is not ours to restart")
     async with consuming(there.dsn, **{**QUICK, **ONLY_THE_BELL}) as seen:
