@@ -1,4 +1,7 @@
-"""Delivery: four locks, the guard of the routes, and targets that are SQL functions. 012_delivery."""
+"""Delivery: the four switches, the guard of the routes, and targets that are SQL functions.
+
+The migration is 012_delivery.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ async def is_live(connection: asyncpg.Connection) -> bool:
 
 
 async def delivered(connection: asyncpg.Connection) -> list[UUID]:
-    """What has arrived at the target, in order."""
+    """The events that arrived at the target, in order."""
     return [row["event_ref"] for row in await connection.fetch("select event_ref from arrived order by n")]
 
 
@@ -43,11 +46,14 @@ async def outcomes(connection: asyncpg.Connection) -> list[tuple[str, str, bool]
     return [tuple(row) for row in rows]
 
 
-# -- the way ---------------------------------------------------------------------------------------------------------
+# -- the path of a delivery ------------------------------------------------------------------------------------------
 
 
 async def test_an_event_is_delivered_in_the_transaction_that_decides(live):
-    """With all locks open the function is called once for each event, with its key and the event; the attempt says sent."""
+    """With all switches open the function is called once for each event, with key and event, and the attempt is sent.
+
+    The call happens in the transaction of the batch.
+    """
     async with connected(live.dsn) as connection:
         await go_live(connection)
         events = [await insert_event(connection, note=str(n)) for n in range(3)]
@@ -57,16 +63,17 @@ async def test_an_event_is_delivered_in_the_transaction_that_decides(live):
         assert await outcomes(connection) == [("sent", "delivered", True)] * 3
         rows = await connection.fetch("select key, note from arrived order by n")
         assert [tuple(row) for row in rows] == [(f"outbound:{ROUTE}:{e}", str(n)) for n, e in enumerate(events)]
-        # A second reading delivers nothing twice.
+        # Reading the events again delivers none of them twice.
         await connection.execute("update iu_route_worker_cursor set prev = '3:3:', tick = null")
         await drain(connection)
         assert await delivered(connection) == events
 
 
 async def test_a_target_that_raises_takes_only_its_own_event_along(live):
-    """Whatever a target raises, its writes are undone, its event is a dead letter, and the others are delivered.
+    """An exception of the target undoes its writes and makes its event a dead letter; the other events are delivered.
 
-    Fails when: only bad data is taken for a fault of the event, or a deferred constraint waits for the commit.
+    Fails when: only data errors count as the fault of the event, or a deferred constraint
+    is checked only at the commit.
     """
     faults = ["22012", "42501", "42P01", "23505", "P0001", "0A000", "2F005", "55000", "deferred"]
     async with connected(live.dsn) as connection:
@@ -79,7 +86,7 @@ async def test_a_target_that_raises_takes_only_its_own_event_along(live):
         assert await delivered(connection) == [events[""]]
         letters = await connection.fetch("select event_ref, failure_detail from iu_route_dead_letter")
         assert {row["event_ref"] for row in letters} == {events[fault] for fault in faults}
-        # And replayed when it works.
+        # They are replayed after the target was repaired.
         await connection.execute(
             "create or replace function public.misbehave(note text) returns void language sql as ''"
         )
@@ -89,7 +96,8 @@ async def test_a_target_that_raises_takes_only_its_own_event_along(live):
 
 
 async def test_what_no_event_can_help_fails_the_batch(live):
-    """A deadlock, a full disk or an operator's hand is not the event's fault: the batch is tried again, and delivers.
+    """A deadlock, a full disk or a cancellation is not the fault of an event: the batch
+    fails, and delivers when repeated.
 
     Fails when: every error of a target makes a dead letter.
     """
@@ -106,7 +114,7 @@ async def test_what_no_event_can_help_fails_the_batch(live):
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
 
 
-# -- the locks -------------------------------------------------------------------------------------------------------
+# -- the switches ----------------------------------------------------------------------------------------------------
 
 
 GATES = [None, "missing", "", "True", "true "]
@@ -119,9 +127,9 @@ LISTS = [None, "missing", "", "a,,b", "a;drop", f"{ROUTE},", f"x {ROUTE}"]
     [(lock, value) for lock in KEYS for value in (LISTS if lock == "route_not_listed" else GATES)],
 )
 async def test_a_lock_that_is_closed_missing_or_malformed_lets_nothing_out(live, closed, value):
-    """With any one of the four locks not open nothing leaves, whatever the route says, and it is named.
+    """If any of the four switches is closed, missing or malformed, no event is delivered, and the switch is named.
 
-    Fails when: a lock is not asked, or is open by default.
+    Fails when: a switch is not read, or is open by default.
     """
     async with connected(live.dsn) as connection:
         await go_live(connection)
@@ -131,7 +139,7 @@ async def test_a_lock_that_is_closed_missing_or_malformed_lets_nothing_out(live,
         else:
             await connection.execute("update dot_config set value = $2 where key = $1", KEYS[closed], value)
         assert await lock(connection) == closed
-        # As if the guard had been out of its place.
+        # As if the guard were missing.
         await connection.execute(
             """alter table iu_outbound_route disable trigger zz_iu_outbound_route_guard;
                update iu_outbound_route set enabled = true, dry_run = false"""
@@ -156,9 +164,9 @@ CLOSING = {
 
 @pytest.mark.parametrize("closing", CLOSING)
 async def test_a_lock_that_closes_during_a_batch_stops_the_next_event(live, closing):
-    """Locks are asked event by event: what is closed while an event is being delivered keeps back the one after it.
+    """Switches are read for each event: one that closes during a delivery stops the next event of the batch.
 
-    Fails when: the locks, or the route, are read once a batch.
+    Fails when: the switches, or the route, are read once for a batch.
     """
     async with connected(live.dsn) as connection, connected(live.dsn) as operator:
         await go_live(connection)
@@ -203,7 +211,7 @@ async def test_a_lock_that_closes_during_a_batch_stops_the_next_event(live, clos
     ],
 )
 async def test_only_an_allowed_function_is_called(live, setup, why):
-    """A function is called that is on the list, has the signature, and runs with the rights of its caller; no other."""
+    """Only a function that is on the list, has the signature and runs with the rights of its caller is called."""
     async with connected(live.dsn) as connection:
         await go_live(connection)
         await connection.execute(setup)
@@ -217,7 +225,7 @@ async def test_only_an_allowed_function_is_called(live, setup, why):
 
 
 async def test_a_route_is_live_only_while_it_is_on_the_list(live):
-    """No route becomes live that is not listed; one that is taken off is a dry run in the same transaction.
+    """Only a listed route can become live, and a route that is taken off the list is a dry run in the same transaction.
 
     Fails when: the guard or the trigger of the list is missing.
     """
@@ -250,9 +258,11 @@ async def test_a_route_is_live_only_while_it_is_on_the_list(live):
 
 
 async def test_the_list_and_a_route_change_at_the_same_moment(live):
-    """Whoever takes a route off the list while it is made live waits, and turns it back: it never stays live unlisted.
+    """Taking a route off the list waits for a transaction that makes it live, and then makes it a dry run.
 
-    Fails when: the guard reads the list without holding it.
+    So no route stays live without being listed.
+
+    Fails when: the guard reads the list without locking it.
     """
     async with connected(live.dsn) as connection, connected(live.dsn) as other:
         await go_live(connection)
@@ -273,7 +283,7 @@ async def test_the_list_and_a_route_change_at_the_same_moment(live):
 
 
 async def test_who_and_why_are_kept(live):
-    """Every way to make a route live, or to turn it back, leaves a row with who and why."""
+    """Every way to make a route live, or a dry run, leaves a row with the actor and the reason."""
     async with connected(live.dsn) as connection:
         await go_live(connection)
         await connection.fetchval("select fn_iu_route_live($1, false, 'incident 7', 'ann')", ROUTE)
@@ -288,9 +298,9 @@ async def test_who_and_why_are_kept(live):
 
 
 async def test_a_stop_works_without_the_right_to_write_about_it(live):
-    """Who may change settings only can take a route off the list; who may change routes only can turn it back.
+    """A role that may only change settings can take a route off the list; one that may only change routes can stop it.
 
-    Fails when: what is written about a stop, or the route, keeps it from happening.
+    Fails when: a missing right to record the stop, or to change the route, prevents it.
     """
     async with connected(live.dsn) as connection:
         name = "stop_" + (await connection.fetchval("select current_database()"))[-12:]
