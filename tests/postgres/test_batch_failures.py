@@ -1,4 +1,4 @@
-"""Batches that fail whole: the cursor remembers, the next pages look for the event, and it becomes a dead letter alone."""
+"""Batches that fail as a whole: the next pages isolate the event that causes it, and it alone becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import WORKER, attempted, connected, consuming, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
 
-#: What the SQL function of a route does for one event. Nothing of it may be caught by a savepoint of the batch.
+#: Bodies of the SQL function of a route for one event. A savepoint of the batch must catch none of them.
 EVIL = {
     "a serialization failure": "raise exception 'x' using errcode = '40001'",
     "a deadlock": "raise exception 'x' using errcode = '40P01'",
@@ -31,7 +31,7 @@ EVIL = {
 
 
 async def _evil(connection: asyncpg.Connection, body: str) -> None:
-    """Two routes to SQL functions for events of the type "thing"; the one called evil misbehaves for the note "evil"."""
+    """Two routes to SQL functions for events of the type "thing"; the route "evil" misbehaves for the note "evil"."""
     await register(connection, "thing")
     for code in ("evil", "calm"):
         await route(connection, code, "thing")
@@ -65,10 +65,11 @@ async def _letters(connection: asyncpg.Connection) -> list[tuple]:
 
 @pytest.mark.parametrize("body", EVIL.values(), ids=EVIL)
 async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
-    """An event whose function raises what fails the batch, ends the server process or takes too long is given up alone.
+    """An event whose function fails the batch, ends the server process or takes too long becomes a dead letter alone.
 
-    Events before and after it are routed, and its other routes too, where the error names the route. Fails when: a
-    batch that failed is repeated as it was.
+    Events before and after it are routed, and its other routes too, if the error names the route.
+
+    Fails when: a batch that failed is repeated unchanged.
     """
     async with connected(live.dsn) as connection:
         await _evil(connection, body)
@@ -95,10 +96,11 @@ async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
 
 
 async def test_a_trigger_that_fails_batches_is_found_by_halving(live):
-    """An event that no attempt can be written for, for a reason that fails the batch, is found among hundreds.
+    """Among hundreds of events, halving the page finds the event for which no attempt can be written.
 
-    Its failure cannot be audited either; its dead letter says why. Fails when: the next page is not halved, or giving
-    up writes what fails.
+    Its failure cannot be recorded as an attempt either; its dead letter has the reason.
+
+    Fails when: the next page is not halved, or giving up writes the same attempt.
     """
     async with connected(live.dsn) as connection:
         await connection.execute(
@@ -130,7 +132,9 @@ async def test_a_trigger_that_fails_batches_is_found_by_halving(live):
 
 
 async def test_what_was_learnt_outlives_the_consumer(live):
-    """A consumer that starts after a failure takes half of the page, one that ends after each failure gives up as well.
+    """The database counts the failures, so consumers that each end after one failure isolate the event as well.
+
+    A consumer that starts after a failure takes half of the page.
 
     Fails when: failures are counted in the memory of the consumer.
     """
@@ -159,7 +163,7 @@ async def test_what_was_learnt_outlives_the_consumer(live):
 
 
 async def test_an_error_that_no_event_causes_gives_nothing_up(live):
-    """A missing privilege fails every batch: nothing becomes a dead letter, and all is routed when it is granted.
+    """A missing table fails every batch and causes no dead letter; all events are routed when the table is back.
 
     Fails when: an event is given up although giving it up fails in the same way.
     """
@@ -185,7 +189,7 @@ async def test_an_error_that_no_event_causes_gives_nothing_up(live):
 
 
 async def test_a_page_costs_less_than_the_deadline(live):
-    """Where attempts cost so much that a page takes longer than its deadline, smaller pages go on.
+    """If a page takes longer than its deadline because attempts are slow, smaller pages follow.
 
     Fails when: a page is bounded by the number of events or attempts only.
     """
@@ -210,10 +214,11 @@ async def test_a_page_costs_less_than_the_deadline(live):
 
 
 async def test_a_page_is_bounded_by_its_attempts(live):
-    """Where an event goes to many routes, a page has at most ten attempts for each event that the caller asks for.
+    """If events go to many routes, a page has at most ten attempts for each event of the requested limit.
 
-    A failure halves what the page had. Fails when: a page is bounded by the number of its events only, or a failure
-    takes it for as long as the caller asked for.
+    A failure halves the number of events that the page really had.
+
+    Fails when: a page is bounded by the number of its events only, or a failure halves the requested limit.
     """
     async with connected(live.dsn) as connection:
         await register(connection, "thing")
@@ -236,7 +241,7 @@ async def test_a_page_is_bounded_by_its_attempts(live):
 
 
 async def test_an_event_is_compared_with_few_of_many_routes(live):
-    """Of many routes, those are looked at for each event that events of the page can take; decisions stay the same.
+    """Events of a page are compared only with the routes that events of the page can take; decisions stay the same.
 
     Fails when: each event of a page is compared with every route of the domain.
     """
@@ -277,9 +282,9 @@ async def test_an_event_is_compared_with_few_of_many_routes(live):
 
 
 async def test_the_page_grows_again(live):
-    """After a time-out a full page that is quick doubles the next one, up to what the caller asks for.
+    """After a time-out, each quick full page doubles the next one, up to the requested limit.
 
-    Fails when: the limit stays where the failure left it.
+    Fails when: the limit remains at the value of the failure.
     """
     async with connected(live.dsn) as connection:
         for _ in range(100):
@@ -289,16 +294,16 @@ async def test_the_page_grows_again(live):
         )
         seen = [(await run_batch(connection, 32))["seen"] for _ in range(7)]
 
-        # The cause is looked for in the 32 events of the page that failed: 16 are left, of which the half is taken.
+        # The cause is searched in the 32 events of the page that failed: 16 are left, and half of the rest each time.
         assert seen == [16, 8, 4, 2, 1, 1, 32]
         assert await connection.fetchval("select page_limit from iu_route_worker_cursor") is None
         assert await drain(connection, 32) == 100 - sum(seen)
 
 
 async def test_the_event_is_named_by_the_error(live):
-    """The error of a batch carries the event and the route in its fields, so nothing is halved.
+    """The error of a batch names the event and the route in its fields, so no page needs to be halved.
 
-    Fails when: the batch passes on the error of the function as it is.
+    Fails when: the batch passes on the error of the function unchanged.
     """
     async with connected(live.dsn) as connection:
         await _evil(connection, EVIL["a deadlock"])
@@ -311,10 +316,12 @@ async def test_the_event_is_named_by_the_error(live):
 
 
 async def test_a_failing_consumer_says_so(live):
-    """While every batch fails, the heartbeat and health say failing and why, and "active" is said once, not at every try.
+    """While every batch fails, heartbeat and health show failing with the reason, and the lease is reported once.
 
-    Probes of the host and watchdogs see no progress. Fails when: only a batch that succeeds writes the heartbeat, each
-    session is announced, or a beat of a failure counts as progress.
+    Probes of the host and watchdogs see no progress.
+
+    Fails when: only a batch that succeeds writes the heartbeat, each session is reported, or a heartbeat of a failure
+    counts as progress.
     """
     async with (
         connected(live.dsn) as connection,
@@ -333,7 +340,7 @@ async def test_a_failing_consumer_says_so(live):
         assert health["condition"] == "failing"
         assert 'relation "public.iu_route_attempt" does not exist' in health["condition_why"]
         assert "every batch fails" in health["reasons"]
-        # What probes and watchdogs ask is not answered by a failure.
+        # A failure does not answer the queries of host probes and watchdogs.
         assert await census.value(connection, "host_beats", platform.node(), WORKER) is False
         assert not [beat for beat in seen.of(Beaten) if beat.state is State.FAILING]
         assert len(seen.of(LeaseTaken)) == 1

@@ -1,4 +1,4 @@
-"""What the database says about a worker: health with reasons and warnings, and the backlog."""
+"""The state of a worker as the database reports it: health with reasons and warnings, and the backlog."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.asyncio
 
 
 async def health(connection: asyncpg.Connection, worker: str = WORKER) -> dict[str, Any]:
-    """What the health function answers."""
+    """The answer of the health function."""
     return json.loads(await connection.fetchval("select fn_iu_route_worker_health($1)::text", worker))
 
 
 async def backlog(connection: asyncpg.Connection) -> int:
-    """What the view says."""
+    """The backlog that the view shows."""
     return await connection.fetchval("select backlog from v_iu_event_backlog where worker_name = $1", WORKER)
 
 
@@ -36,7 +36,7 @@ async def gate_opened(connection: asyncpg.Connection, seconds: int) -> None:
 
 
 async def beat(connection: asyncpg.Connection, seconds: int, state: str = "idle", cadence: float = 5) -> None:
-    """Pretend that a consumer beat so many seconds ago."""
+    """Pretend that a consumer sent a heartbeat so many seconds ago."""
     await connection.execute(
         """insert into iu_consumer_heartbeat (consumer_id, worker_name, host, pid, version, state, cadence_seconds, beat_at)
            values (gen_random_uuid(), $1, 'host', 1, '0', $2, $3, now() - make_interval(secs => $4))""",
@@ -58,7 +58,7 @@ async def test_healthy(live):
 
 
 async def test_unregistered_worker_is_not_healthy(live):
-    """A worker that nobody registered is not healthy, and the answer says why."""
+    """A worker that is not registered is not healthy, and the answer gives this reason."""
     async with connected(live.dsn) as worker:
         answer = await health(worker, "nobody")
         assert (answer["healthy"], answer["registered"]) == (False, False)
@@ -74,7 +74,7 @@ async def test_closed_master_gate_is_not_healthy(live):
 
 
 async def test_closed_worker_gate_is_a_warning(applied):
-    """A worker whose gate is closed could work: it is healthy, however long it has been silent, with a warning."""
+    """A worker behind a closed worker gate is healthy with a warning, however long it has been silent."""
     async with connected(applied.dsn) as worker:
         await gate_opened(worker, 3600)
         answer = await health(worker)
@@ -84,9 +84,9 @@ async def test_closed_worker_gate_is_a_warning(applied):
 
 @pytest.mark.parametrize(("seconds", "healthy"), [(10, True), (20, False)])
 async def test_silence_since_the_gate_was_opened(live, seconds, healthy):
-    """A gate that was opened longer ago than three cadences, and no consumer ever: not healthy.
+    """A worker is not healthy if its gate was opened more than three intervals ago and no consumer has ever run.
 
-    Fails when: silence is counted only from a beat or a run.
+    Fails when: silence is counted only from a heartbeat or a batch.
     """
     async with connected(live.dsn) as worker:
         await gate_opened(worker, seconds)
@@ -109,7 +109,10 @@ async def test_silence_since_the_gate_was_opened(live, seconds, healthy):
     ],
 )
 async def test_beat_breaks_the_silence(live, state, seconds, cadence, healthy):
-    """A consumer's beat within three of its cadences is no silence; one that stopped, stands by or refuses does not work.
+    """A worker is healthy if a heartbeat is younger than three of its intervals, and not
+    from a consumer that does no work.
+
+    Consumers that are stopped, standby or refusing do no work.
 
     Fails when: the heartbeat is not read, or that of a consumer which does not serve the worker counts.
     """
@@ -122,7 +125,7 @@ async def test_beat_breaks_the_silence(live, state, seconds, cadence, healthy):
 
 
 async def test_health_without_the_heartbeat(live):
-    """Where 010 is not applied, a recent run breaks the silence."""
+    """If migration 010 is not applied, a recent batch shows that the worker is not silent."""
     async with connected(live.dsn) as worker:
         await worker.execute("drop table iu_consumer_heartbeat")
         await gate_opened(worker, 3600)
@@ -132,7 +135,7 @@ async def test_health_without_the_heartbeat(live):
 
 
 async def test_foreign_history_is_not_healthy(live):
-    """A worker that would refuse is not healthy, and the answer says why it would."""
+    """A worker that would refuse is not healthy, and the answer gives the reason of the refusal."""
     async with connected(live.dsn) as worker:
         await worker.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
         answer = await health(worker)
@@ -154,7 +157,8 @@ async def test_backlog_and_dead_letters_are_warnings(live):
 
 
 async def test_backlog_counts_what_is_unread(live):
-    """The backlog is exactly what the next runs will read: committed, of the domain, not read; also in the middle of a tick.
+    """The backlog is exactly what the next batches will read: committed and unread events of
+    the domain, also inside a tick.
 
     Fails when: the view ignores the position in a tick, the transactions that prev lists, or the domain.
     """
@@ -189,7 +193,7 @@ async def test_backlog_counts_what_is_unread(live):
 async def test_backlog_knows_own_events(live):
     """Events that a transaction emitted and read itself are no backlog, neither before nor after its commit.
 
-    Fails when: the view ignores what was read of own events.
+    Fails when: the view ignores the cursor's record of own events.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as other:
         async with worker.transaction():
@@ -207,9 +211,9 @@ async def test_backlog_knows_own_events(live):
 
 @pytest.mark.parametrize(("seconds", "alive"), [(1, True), (20, False), (-3600, False)], ids=["young", "old", "future"])
 async def test_a_beat_of_a_future_is_no_sign_of_life(live, seconds, alive):
-    """A heartbeat that was written before the clock was set back makes no dead consumer look alive.
+    """A heartbeat in the future, from before the clock was set back, does not make a dead consumer look alive.
 
-    Fails when: a beat in the future counts as a young one.
+    Fails when: a heartbeat in the future counts as a recent one.
     """
     async with connected(live.dsn) as worker:
         await beat(worker, seconds)
@@ -219,7 +223,7 @@ async def test_a_beat_of_a_future_is_no_sign_of_life(live, seconds, alive):
 
 
 async def event_is_old(connection: asyncpg.Connection, seconds: int) -> None:
-    """Pretend that all events were written so many seconds ago, and that the last run is as long ago."""
+    """Pretend that all events were written so many seconds ago, and that the last batch is as long ago."""
     await connection.execute("update event_outbox set created_at = now() - make_interval(secs => $1)", seconds)
     await connection.execute(
         "update iu_route_worker_cursor set last_run_at = last_run_at - make_interval(secs => $1)", seconds
@@ -228,9 +232,10 @@ async def event_is_old(connection: asyncpg.Connection, seconds: int) -> None:
 
 @pytest.mark.parametrize("ever", [False, True], ids=["no-consumer-ever", "a-run-before"])
 async def test_events_that_nobody_routes_are_not_healthy(live, ever):
-    """Events older than the cadence that nobody routes make health red, well before silence does.
+    """Events that wait longer than the interval without being routed make a worker
+    unhealthy before it counts as silent.
 
-    Fails when: only the silence of a consumer counts, not what waits for it.
+    Fails when: only the silence of a consumer counts, not the backlog.
     """
     async with connected(live.dsn) as worker:
         if ever:
@@ -248,7 +253,7 @@ async def test_events_that_nobody_routes_are_not_healthy(live, ever):
 
 
 async def test_an_event_that_commits_late_is_no_alarm(live):
-    """An event that looks old when it commits does not make a worker red that looked a moment ago: it is behind.
+    """An event that looks old when it commits does not make a worker unhealthy that polled a moment ago: it is behind.
 
     Fails when: the age of the event alone decides.
     """
@@ -261,9 +266,9 @@ async def test_an_event_that_commits_late_is_no_alarm(live):
 
 
 async def test_times_in_the_future_tell_nothing(live):
-    """A last run and a beat that were written before the clock was set back hide no silence.
+    """The times of a batch and of a heartbeat in the future, from before the clock was set back, do not hide silence.
 
-    Fails when: a time in the future counts as a young one.
+    Fails when: a time in the future counts as a recent one.
     """
     async with connected(live.dsn) as worker:
         await drain(worker)
@@ -275,9 +280,11 @@ async def test_times_in_the_future_tell_nothing(live):
 
 
 async def test_an_export_that_stands_still_is_red(live):
-    """Where attempts wait and none was exported for ten minutes, health says so, and so does its metric.
+    """If attempts wait and none was exported for ten minutes, the worker is unhealthy, also in the metric.
 
-    An export that moves is no reason, however much waits. Fails when: health looks at routing alone.
+    A trace export that makes progress is no reason, whatever its backlog.
+
+    Fails when: health looks at routing alone.
     """
     async with connected(live.dsn) as worker:
         await worker.execute("select fn_iu_trace_register('traces')")
@@ -299,7 +306,7 @@ async def test_an_export_that_stands_still_is_red(live):
 
 
 async def test_an_audit_that_stands_still_is_red(live):
-    """A pass that has begun, and has looked at nothing for ten minutes, makes health red until a page is looked at.
+    """A pass of the completeness check without progress for ten minutes makes the worker unhealthy until the next page.
 
     Fails when: health looks at routing alone.
     """
@@ -338,7 +345,7 @@ NEVER_RAN = "update iu_route_worker_cursor set last_run_at = null"
     ],
 )  # fmt: skip
 async def test_the_condition_of_a_worker(live, arrange, condition, why):
-    """What a worker is like is one word with its reason, the same in the function and in the view.
+    """The condition of a worker is one word with a reason, the same in the function and in the view.
 
     Fails when: two situations that look different to an operator get the same word.
     """
@@ -354,7 +361,7 @@ async def test_the_condition_of_a_worker(live, arrange, condition, why):
 
 
 async def test_polling_is_a_warning_with_its_reason(live):
-    """A consumer that has no bell works and is healthy; that it polls, and why, is a warning."""
+    """A consumer without a listener session is healthy; that it polls is a warning with the reason."""
     async with connected(live.dsn) as worker:
         await drain(worker)
         await beat(worker, 1)
