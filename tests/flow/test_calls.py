@@ -69,11 +69,11 @@ async def calling() -> AsyncIterator[tuple[Calls, Ring]]:
 
 @pytest.mark.parametrize("when", ["never", "while it waits", "as it is called"])
 async def test_one_task_makes_the_calls_one_after_the_other_and_another_one_when_it_was_cancelled(when):
-    """One task makes one call after another; if a cancellation from a target ends it, a new one takes over and no call
-    is lost.
+    """One task makes one call after another; if a cancellation from a target ends it, a new one
+    takes over and no call is lost.
 
-    Fails when: a waiting task is cancelled and still used, or a task is cancelled as it gets a call and the call is
-    forgotten.
+    Fails when: a waiting task is cancelled and still used, or a task is cancelled as it gets a
+    call and the call is forgotten.
     """
     target = Remembers()
     lane = Lane(concurrency=2, target=target)
@@ -126,8 +126,8 @@ async def late_and_cancelled() -> None:
     [(cancelled_future, "target_cancelled"), (swallowed_and_late, "timeout"), (late_and_cancelled, "timeout")],
 )
 async def test_who_lets_a_cancellation_out_fails_alone(behave, code):
-    """A target that raises a cancellation fails its own call, and the next call in the queue is made without a new
-    request.
+    """A target that raises a cancellation fails its own call, and the next call in the
+    queue is made without a new request.
 
     Fails when: such a cancellation ends the dispatcher or the queue of its route, or the outcome of the call is lost
     because its deadline has passed as well.

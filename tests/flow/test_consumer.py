@@ -105,8 +105,8 @@ async def test_a_ring_wakes_it_at_once():
 
 
 async def test_a_ring_during_a_look_is_not_lost():
-    """An event whose notification arrives while a batch runs, after the snapshot of that batch, is routed right after
-    it.
+    """An event whose notification arrives while a batch runs, after the snapshot of that
+    batch, is routed right after it.
 
     Fails when: the notification is cleared after the batch instead of before it.
     """
@@ -234,8 +234,8 @@ async def test_a_bell_that_is_lost_while_arming_is_no_bell():
 
 
 async def test_where_listening_cannot_work_it_polls_and_says_why_once():
-    """A connection pooler that makes LISTEN impossible is reported once and retried once a minute, while the consumer
-    polls.
+    """A connection pooler that makes LISTEN impossible is reported once and retried once a
+    minute, while the consumer polls.
 
     After the pooler is gone, the consumer listens.
 
@@ -253,8 +253,8 @@ async def test_where_listening_cannot_work_it_polls_and_says_why_once():
 
 
 async def test_a_lost_wake_is_told_from_a_late_ring():
-    """A catch-up poll that finds events without a notification reports a lost wake-up, unless one comes within
-    LATE_RING.
+    """A catch-up poll that finds events without a notification reports a lost wake-up,
+    unless one comes within LATE_RING.
 
     Fails when: the wait for a late notification is taken out, or the report.
     """
@@ -277,8 +277,8 @@ async def test_a_lost_wake_is_told_from_a_late_ring():
 
 
 async def test_a_closed_gate_is_said_once_and_obeyed_when_it_opens():
-    """Behind a closed gate the consumer is idle and reports it once; the notification of the opened gate wakes it at
-    once."""
+    """Behind a closed gate the consumer is idle and reports it once; the notification of
+    the opened gate wakes it at once."""
     world = World(status="worker_gate_closed", events=2)
     async with consuming(world, **LONG) as (_, seen):
         await until(lambda: world.armed and world.calls[-1] == "batch")

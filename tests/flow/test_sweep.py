@@ -24,8 +24,8 @@ def state(route: str, held: str = "", *, kept_back: bool = False) -> RouteState:
 
 
 def test_a_sweep_that_is_asked_for_again_goes_on_and_is_repeated():
-    """A sweep that is requested while another runs does not interrupt it, and follows it, so that no subject is left
-    out.
+    """A sweep that is requested while another runs does not interrupt it, and follows it,
+    so that no subject is left out.
 
     Fails when: each request begins the sweep at the first key, or a request during a sweep is forgotten.
     """
@@ -132,9 +132,9 @@ class Sweeping:
 
 @pytest.mark.anyio
 async def test_a_sweep_takes_a_part_at_a_time_and_rests():
-    """Parts follow one another after a pause; when all is searched, the next sweep begins after half a minute.
+    """The parts of a sweep follow one another after a pause, and the next sweep begins after half a minute.
 
-    Fails when: parts follow without a pause, or a sweep follows the other.
+    Fails when: parts follow without a pause, or a sweep follows the last one at once.
     """
     s = Sweeping(found(key=5), found(key=None), found(key=None))
     assert [await s.turn(now) for now in (0, PAUSE / 2, PAUSE, 3 * PAUSE, RESCAN - 1, RESCAN + 1)] == [1, 0, 1, 0, 0, 1]
@@ -165,8 +165,8 @@ async def test_a_route_is_searched_when_what_is_found_may_begin(held):
 
 @pytest.mark.anyio
 async def test_a_subject_in_flight_is_not_found():
-    """A sweep ignores a subject whose first delivery is in flight, because its settlement frees it; others are
-    requested.
+    """A sweep ignores a subject whose first delivery is in flight, because its settlement
+    frees it; others are requested.
 
     Fails when: that subject is requested as well, which gives the in-flight delivery a second time.
     """

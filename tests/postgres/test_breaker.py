@@ -102,8 +102,8 @@ async def test_the_circuit_breaker_is_this_table(live, name):
 
 @pytest.mark.asyncio
 async def test_a_success_closes_the_breaker_and_tells_whose_fault_it_was(live):
-    """A success of any delivery closes the circuit breaker and decides whether earlier failures were caused by the
-    event.
+    """A success of any delivery closes the circuit breaker and decides whether earlier
+    failures were caused by the event.
 
     A delivery that failed between two successes is at fault; one that failed in an outage is not.
 
@@ -306,8 +306,8 @@ async def test_a_probe_waits_until_it_may_begin(live):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("probes", [0, 1, 2])
 async def test_one_probe_is_in_flight_at_a_time(live, probes):
-    """While a trial delivery is in flight, no other delivery of the route begins, whether the next turn is a new or a
-    failed one.
+    """While a trial delivery is in flight, no other delivery of the route begins, whether the next
+    turn is a new or a failed one.
 
     Fails when: the consumer does not report that it holds the trial delivery.
     """
@@ -450,8 +450,8 @@ def plays(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["none", "subject"])
 def test_good_events_arrive_and_poison_events_end(live, order):
-    """For any set of poison events and outages, each good event arrives once and each poison event becomes one dead
-    letter.
+    """For any set of poison events and outages, each good event arrives once and each poison
+    event becomes one dead letter.
 
     This needs no operator as long as good events keep coming, and holds for any budget of dead letters.
 

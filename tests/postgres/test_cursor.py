@@ -250,8 +250,8 @@ PAUSED = """
 
 @pytest.mark.parametrize("begun", ["before", "after"])
 async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live, begun):
-    """An event that becomes visible between the tick and the page, which are separate statements, is read by the next
-    batch.
+    """An event that becomes visible between the tick and the page, which are separate
+    statements, is read by the next batch.
 
     Fails when: a page reads all visible events after `prev` and is not bounded by its tick.
     """
@@ -285,8 +285,8 @@ async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live,
 
 
 async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):
-    """A batch that reads the rest of an older tick reports that there may be more, because it has not read past that
-    tick.
+    """A batch that reads the rest of an older tick reports that there may be more, because
+    it has not read past that tick.
 
     Fails when: a batch answers "no more" although it took no tick itself.
     """

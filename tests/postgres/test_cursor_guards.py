@@ -289,8 +289,8 @@ async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
 
 
 async def test_a_cursor_beyond_an_open_writer_consumes_nothing(live):
-    """A cursor that was put past a transaction in progress causes an error until that transaction ends, and loses no
-    event.
+    """A cursor that was put past a transaction in progress causes an error until that
+    transaction ends, and loses no event.
 
     Fails when: the tick may lie before the cursor.
     """

@@ -24,8 +24,8 @@ OUTBOX = "^event_outbox$"
 async def test_an_open_writer_makes_no_run_dearer(live):
     """A batch reads no more rows because a producer has been in a transaction while many others committed.
 
-    Fails when: a batch reads from the oldest transaction in progress onwards and skips the events that it has already
-    read.
+    Fails when: a batch reads from the oldest transaction in progress onwards and skips the
+    events that it has already read.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as late, connected(live.dsn) as other:
         transaction = late.transaction()
@@ -45,8 +45,8 @@ async def test_an_open_writer_makes_no_run_dearer(live):
 
 
 async def test_a_plan_does_not_depend_on_the_statistics_of_the_day(live):
-    """A session that planned its queries while the outbox was tiny and analyzed reads no more after the outbox has
-    grown.
+    """A session that planned its queries while the outbox was tiny and analyzed reads no
+    more after the outbox has grown.
 
     Fails when: a batch may choose sequential scans.
     """
@@ -185,11 +185,11 @@ def roomy(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.slow
 async def test_a_thousand_transactions_in_progress(roomy):
-    """With a thousand transactions in progress, other events are read as they commit, and those of the thousand as
-    well.
+    """With a thousand transactions in progress, other events are read as they commit, and
+    those of the thousand as well.
 
-    Fails when: the list of transactions in progress is truncated, or a batch reads the events of others for each of
-    them.
+    Fails when: the list of transactions in progress is truncated, or a batch reads the
+    events of others for each of them.
     """
     async with connected(roomy) as worker, connected(roomy) as writer:
         open_ones = []

@@ -186,8 +186,8 @@ async def test_run_that_waited_for_another(live):
 
 
 async def test_worker_in_an_old_snapshot_fails_safely(live):
-    """A batch under REPEATABLE READ with a snapshot older than the cursor fails, may be tried again, and loses no
-    event."""
+    """A batch under REPEATABLE READ with a snapshot older than the cursor fails, may be
+    tried again, and loses no event."""
     async with connected(live.dsn) as stale, connected(live.dsn) as other:
         transaction = stale.transaction(isolation="repeatable_read")
         await transaction.start()

@@ -69,8 +69,8 @@ class Writer:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 async def test_random_interleavings(live, seed):
-    """Each committed event is read once, no other event is read, and events of a subject are read in the order of its
-    locks.
+    """Each committed event is read once, no other event is read, and events of a subject are
+    read in the order of its locks.
 
     Fails when: any rule of the cursor is broken that the other tests of the cursor check one by one.
     """

@@ -145,8 +145,8 @@ async def test_an_attempt_that_somebody_else_wrote_keeps_its_number(live):
 
 
 async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
-    """The number of calls at one time reaches the `concurrency` of the route and never exceeds it, and all events
-    arrive.
+    """The number of calls at one time reaches the `concurrency` of the route and never
+    exceeds it, and all events arrive.
 
     Fails when: the dispatcher ignores `concurrency`.
     """
@@ -165,8 +165,8 @@ async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
 
 
 async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
-    """A delivery that fails gets the three attempts of its policy, with a backoff, and then becomes a dead letter with
-    a reason.
+    """A delivery that fails gets the three attempts of its policy, with a backoff, and then
+    becomes a dead letter with a reason.
 
     A healthy event of the same route is delivered.
 
@@ -217,8 +217,8 @@ async def test_a_rejected_event_is_a_dead_letter_at_once(live):
 
 
 async def test_an_error_of_somebody_else_keeps_its_text_to_itself(live):
-    """An unexpected exception of a coroutine leads to a retry, and its message is not stored, because it may hold
-    secrets.
+    """An unexpected exception of a coroutine leads to a retry, and its message is not
+    stored, because it may hold secrets.
 
     Fails when: the message of an exception that is not ours becomes the failure detail.
     """
@@ -251,13 +251,13 @@ async def test_a_deadline_ends_an_attempt(live):
 
 @pytest.mark.parametrize("how", ["of what it waited for", "left behind"])
 async def test_a_cancellation_of_a_target_is_its_own(live, how):
-    """If a target raises a cancellation, or leaves a callback that cancels its task later, at most its own delivery
-    fails.
+    """If a target raises a cancellation, or leaves a callback that cancels its task later,
+    at most its own delivery fails.
 
     The delivery is attempted again, and the other deliveries go on.
 
-    Fails when: a cancellation that the consumer did not request ends the dispatcher, during the call or while it waits
-    for the next delivery.
+    Fails when: a cancellation that the consumer did not request ends the dispatcher, during the call or while
+    it waits for the next delivery.
     """
 
     async def behave(delivery):
@@ -428,8 +428,8 @@ OPEN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("lock", CLOSE)
 async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(live, lock):
-    """No delivery begins later than 100 ms after the commit that closed a switch; the others arrive after the switch is
-    open.
+    """No delivery begins later than 100 ms after the commit that closed a switch; the others
+    arrive after the switch is open.
 
     Fails when: switches are read once for a page and not while its events are delivered.
     """
@@ -460,8 +460,8 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
 
 
 async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
-    """While the database does not answer, deliveries that were taken do not begin, because a switch may have been
-    closed.
+    """While the database does not answer, deliveries that were taken do not begin, because
+    a switch may have been closed.
 
     Fails when: one answer of the database allows all deliveries that came with it, however long they wait.
     """
@@ -490,8 +490,8 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True])
 async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
-    """If more subjects become free than the dispatcher has room for, or the route is paused, each subject goes on
-    later.
+    """If more subjects become free than the dispatcher has room for, or the route is
+    paused, each subject goes on later.
 
     Fails when: subjects that find no room, or whose route is paused, are found only by the sweep, once in 30 s.
     """
@@ -529,8 +529,8 @@ async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
 
 
 async def test_what_cannot_be_settled_bounds_what_begins(live):
-    """While outcomes cannot be settled, no more calls begin than the prefetch allows, because a crash would repeat each
-    of them.
+    """While outcomes cannot be settled, no more calls begin than the prefetch allows, because a
+    crash would repeat each of them.
 
     Fails when: only the calls that still run count against the prefetch.
     """
@@ -553,8 +553,8 @@ async def test_what_cannot_be_settled_bounds_what_begins(live):
 
 
 async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live):
-    """An event that is routed while the delivery gate is closed gets an attempt that names the gate, and is delivered
-    later.
+    """An event that is routed while the delivery gate is closed gets an attempt that names
+    the gate, and is delivered later.
 
     Fails when: the event becomes a dead letter, or no attempt names the gate.
     """
@@ -628,8 +628,8 @@ async def test_a_route_without_its_target_waits_and_says_so(live):
 
 
 async def test_a_route_keeps_the_order_of_a_subject(live):
-    """In an ordered route, a subject waits for its failed event while other subjects go on, and a view shows the parked
-    deliveries.
+    """In an ordered route, a subject waits for its failed event while other subjects go on, and a
+    view shows the parked deliveries.
 
     Two deliveries of one subject never run at the same time.
 
@@ -668,8 +668,8 @@ async def test_a_route_keeps_the_order_of_a_subject(live):
 
 
 async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live):
-    """A batch hands over the first delivery of each subject among the untried deliveries, up to the room that the
-    dispatcher has.
+    """A batch hands over the first delivery of each subject among the untried deliveries, up to
+    the room that the dispatcher has.
 
     It hands over only deliveries after the given position, and does so even if the event was deleted.
 
@@ -707,11 +707,11 @@ async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live
 
 
 async def test_a_batch_that_queues_nothing_reads_no_deliveries(live):
-    """A batch that queues nothing does not read the table of deliveries, because a busy consumer polls every few
-    milliseconds.
+    """A batch that queues nothing does not read the table of deliveries, because a busy
+    consumer polls every few milliseconds.
 
-    Fails when: the hand-over reads deliveries although nothing was queued, so that each poll costs time in proportion
-    to the parked deliveries.
+    Fails when: the hand-over reads deliveries although nothing was queued, so that each poll costs time in
+    proportion to the parked deliveries.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -782,8 +782,8 @@ async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(
 
 
 async def test_who_has_lost_the_lease_settles_nothing(live):
-    """A consumer that has lost its lease drops its in-flight deliveries; the next lease holder delivers and settles
-    them once.
+    """A consumer that has lost its lease drops its in-flight deliveries; the next lease holder
+    delivers and settles them once.
 
     Fails when: the settlement does not check the lease.
     """
@@ -815,8 +815,8 @@ async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
 
     Its next session makes the call again.
 
-    Fails when: the call of an ordered route outlives the session, or the consumer notices the loss only at its next
-    query.
+    Fails when: the call of an ordered route outlives the session, or the consumer notices
+    the loss only at its next query.
     """
     monkeypatch.setattr(deliver, "TICK", 60)
     arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
@@ -885,11 +885,11 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
 @pytest.mark.parametrize("order", ["none", "subject"])
 @pytest.mark.parametrize("late", ["the taker", "the batch", "nobody"])
 async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late, order):
-    """If a delivery is both handed over by a batch and taken, and one of the two answers comes late, it is delivered
-    once.
+    """If a delivery is both handed over by a batch and taken, and one of the two answers
+    comes late, it is delivered once.
 
-    Fails when: an answer, of a batch or of a take, is not compared with the deliveries that were settled since it was
-    asked for.
+    Fails when: an answer, of a batch or of a take, is not compared with the deliveries that were
+    settled since it was asked for.
     """
     monkeypatch.setattr(sweep, "RESCAN", -1)
     arrivals, take, run_batch = Arrivals(), DeliverySession.take, WorkerSession.run_batch
@@ -966,8 +966,8 @@ async def test_what_is_handed_over_late_does_not_begin_behind_a_lock(live, monke
 
 
 async def test_taken_or_handed_over_a_delivery_looks_the_same(live):
-    """The functions of the take and of the hand-over return the same columns in the order of `Event`; the take adds the
-    routes.
+    """The functions of the take and of the hand-over return the same columns in the order of
+    `Event`; the take adds the routes.
 
     Fails when: a column is added to one of them, or moved.
     """
@@ -1150,8 +1150,8 @@ async def test_an_event_ends_before_any_of_its_attempts_begins(live):
 
 
 async def test_a_delivery_links_to_the_batch_that_queued_it(live):
-    """A first attempt, settled or cancelled, links to the transaction that queued it; a settled attempt names its
-    target.
+    """A first attempt, settled or cancelled, links to the transaction that queued it; a
+    settled attempt names its target.
 
     Fails when: it links to the transaction that wrote the attempt, or to none.
     """
@@ -1186,8 +1186,8 @@ async def test_a_delivery_links_to_the_batch_that_queued_it(live):
 async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
     """A call during which the process ended becomes a span that names the server, so spans of the target have a parent.
 
-    Fails when: the attempt that the interruption spent does not name its target, or shows parts of the address that may
-    be secret.
+    Fails when: the attempt that the interruption spent does not name its target, or shows parts of
+    the address that may be secret.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, address=address, attempts=1)
@@ -1262,8 +1262,8 @@ async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_let
 
 
 async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
-    """A queued event is not missing for the completeness check, and retention does not remove it before its delivery
-    has ended.
+    """A queued event is not missing for the completeness check, and retention does not remove it
+    before its delivery has ended.
 
     Fails when: the check reads only attempts, or retention reads only cursors.
     """

@@ -109,8 +109,8 @@ async def test_other_subjects_are_delivered_beside_200_000_that_wait(live, monke
 async def test_a_question_for_more_passes_what_waits(live):
     """One take passes 200 000 parked deliveries, the next take reads none of them, and a sweep reads one.
 
-    Fails when: the position passes only the rows that were read, or a sweep reads the deliveries behind the first of a
-    subject.
+    Fails when: the position passes only the rows that were read, or a sweep reads the deliveries
+    behind the first of a subject.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -219,11 +219,11 @@ async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_held_back(live):
 
 
 async def test_what_the_position_has_passed_is_found(live, monkeypatch):
-    """Deliveries of other subjects, and without a subject, that lie between thousands of parked deliveries are
-    delivered.
+    """Deliveries of other subjects, and without a subject, that lie between thousands of
+    parked deliveries are delivered.
 
-    Fails when: no sweep follows after the position has passed deliveries without reading them, or it searches only
-    subjects.
+    Fails when: no sweep follows after the position has passed deliveries without reading
+    them, or it searches only subjects.
     """
     monkeypatch.setattr(sweep, "RESCAN", math.inf)
     arrivals, subject = Arrivals(), uuid4()
@@ -298,8 +298,8 @@ async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypat
 
 
 async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
-    """Deliveries that were given back unstarted when their route was paused are taken again after the pause, without a
-    sweep.
+    """Deliveries that were given back unstarted when their route was paused are taken again
+    after the pause, without a sweep.
 
     Fails when: a delivery is given back and its subject is not requested again.
     """
