@@ -1,4 +1,4 @@
-"""The flow is tested on trio's clock, which jumps to the next timer when everybody waits: an hour takes no time."""
+"""The tests of the flow use trio's clock, which jumps to the next timer when all tasks wait: an hour takes no time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A database made of a few fields: what the consumer asks of it, on the test's own clock. Satisfies flow.ports."""
+"""A simulated database on the clock of the test: the state that a consumer reads, as a few fields.
+
+It implements flow.ports.
+"""
 
 from __future__ import annotations
 
@@ -20,50 +23,50 @@ from iu_listen.model.settings import Settings
 
 @dataclass
 class World:
-    """What is the case. Tests set fields; sessions obey them at every call."""
+    """The state of the simulated database. Tests set fields; sessions use them at every call."""
 
     events: int = 0
-    """Committed and not routed."""
+    """The number of events that are committed and not routed."""
     status: str = "ran"
     reason: str = ""
     holder: str | None = None
-    """Who else holds the lease."""
+    """The other consumer that holds the lease."""
     silent_writers: int = 0
-    """Writers that stayed silent and are not visible yet: arming is refused."""
+    """The number of producers that sent no NOTIFY and are not visible yet: arming is refused."""
     deaf: bool = False
-    """The trigger is disabled: nobody rings."""
+    """The trigger is disabled: no notification is sent."""
     no_bell: str = ""
     lost: Exception | None = None
-    """What every call of the worker session raises."""
+    """The exception that every call of the worker session raises."""
     bell_lost: Exception | None = None
     batch_seconds: float = 0.001
     on_look: Callable[[], Any] = lambda: None
     """Called in the middle of every batch, after its snapshot."""
     on_arm: Callable[[], Any] = lambda: None
-    """Called before every try to arm."""
+    """Called before every attempt to arm."""
 
     on_listen: Callable[[], Any] = lambda: None
-    """Called when a bell session begins."""
+    """Called when a listener session begins."""
 
     audit_due: float = 3600
-    """In how many seconds an audit is due."""
+    """Seconds until a completeness check is due."""
     audit_pages: int = 3
-    """How many pages a pass has."""
+    """The number of pages of a pass."""
     audit_seconds: float = 0.01
-    """How long a page takes."""
+    """The duration of a page, in seconds."""
     audit_event_seconds: float = 0
-    """How long each event of a page takes besides."""
+    """The additional duration of a page for each of its events, in seconds."""
     audit_limits: list[int] = field(default_factory=list)
-    """How many events each page was to have."""
+    """The limit of each page, in events."""
     audit_answer: AuditPage = field(default_factory=lambda: AuditPage(status="passed"))
-    """What the last page of a pass answers."""
+    """The answer of the last page of a pass."""
     audit_lost: Exception | None = None
-    """What opening the audit session raises."""
+    """The exception that opening the session of the completeness check raises."""
     audits: list[tuple[float, str]] = field(default_factory=list)
-    """When the auditor was asked what."""
+    """The calls of that session, with their times."""
 
     failures: list[tuple[int, BatchFailure]] = field(default_factory=list)
-    """What was noted of batches that failed."""
+    """The failures of batches that were recorded."""
     armed: bool = False
     rings: Callable[[], None] = lambda: None
     bell_broke: anyio.Event = field(default_factory=anyio.Event)
@@ -72,20 +75,20 @@ class World:
     beats: list[tuple[float, str, str, bool, str]] = field(default_factory=list)
     culprits: list[Culprit] = field(default_factory=list)
     lookout_lost: Exception | None = None
-    """What opening the patrol's session raises, and every call of it."""
+    """The exception that opening the session of the monitor, and every call of it, raises."""
     swallowed: bool = False
-    """The answers to batches are lost on the way."""
+    """The answers to batches are lost."""
     works: bool = True
-    """Whether the server process of the batch is executing something."""
+    """Whether the server process of the batch is executing a statement."""
 
     def insert(self, events: int = 1) -> None:
-        """Commit events. Writers ring if somebody sleeps."""
+        """Commit events. Producers notify an armed consumer."""
         self.events += events
         if self.armed and not self.deaf:
             self.rings()
 
     def lose_bell(self, why: str = "the connection was closed") -> None:
-        """End the bell session, and let no other one be opened."""
+        """End the listener session, and let no other one be opened."""
         self.bell_lost = SessionLost(why)
         self.armed = False
         self.bell_broke.set()
@@ -238,7 +241,7 @@ class FakeBell:
 
 
 class Recorder:
-    """A Watcher that remembers what it saw and when, and can be waited for."""
+    """An observer that records observations with their times, and can be waited for."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, Observation]] = []
@@ -263,8 +266,10 @@ class Recorder:
 
 
 async def until(condition: Callable[[], Any], within: float = 10_000, step: float | None = None) -> None:
-    """Wait until something is the case, looking every ``step`` seconds of the test's clock; by default every 10 ms, or every
-    0.1 ms where it is ``within`` 100 s.
+    """Wait until a condition is true.
+
+    It is evaluated every ``step`` seconds of the test's clock; the default is 10 ms, or 0.1 ms if ``within`` is less
+    than 100 s. After ``within`` seconds TimeoutError is raised.
     """
     step = step or (0.0001 if within < 100 else 0.01)
     with anyio.fail_after(within):
@@ -276,7 +281,7 @@ async def until(condition: Callable[[], Any], within: float = 10_000, step: floa
 async def consuming(
     world: World, recorder: Recorder | None = None, seed: int = 1, **settings: Any
 ) -> AsyncIterator[Any]:
-    """A consumer at work for the length of a block: yields it and its recorder."""
+    """A consumer that runs for the length of a block: yields it and its recorder."""
     recorder = recorder or Recorder()
     consumer = Consumer(Settings.load({}, settings), world, recorder, jitter=random.Random(seed))
     async with anyio.create_task_group() as tasks:

@@ -1,4 +1,4 @@
-"""Calls that ignore their cancellation, by real tasks: they are abandoned, counted, and waited for by nothing."""
+"""Calls that ignore their cancellation, made by real tasks: they are abandoned, counted, and not waited for."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Odd:
     """A target whose first calls ignore their cancellation until they are told to end.
 
     Args:
-        how: What such a call does; it is given the event that ends it.
-        many: How many calls do so.
+        how: The body of such a call; it receives the event that ends it.
+        many: The number of such calls.
     """
 
     def __init__(self, how: Callable[[asyncio.Event], Awaitable[None]], many: int = 1) -> None:
@@ -51,7 +51,7 @@ class Odd:
         self.called = 0
         self.ended = 0
         self.end = asyncio.Event()
-        # A test that fails does not hang over its calls.
+        # The calls of a failing test end after 5 s, so the test does not hang.
         asyncio.get_running_loop().call_later(5, self.end.set)
 
     async def deliver(self, _: Delivery) -> None:
@@ -90,7 +90,7 @@ def taken(number: int, deadline: float = 0.05) -> Taken:
 
 @asynccontextmanager
 async def calling() -> AsyncIterator[tuple[Calls, list[tuple[str, str, int]]]]:
-    """Calls of a consumer that knows for ever that the locks are open, and what was told of abandoned ones."""
+    """Calls of a consumer that always considers the switches open, and the reports of abandoned calls."""
     told: list[tuple[str, str, int]] = []
     made = Calls(Ring(), time.monotonic, told=lambda d, called, running: told.append((d.route, called, running)))
     made.answered = made.trusted = math.inf
@@ -114,9 +114,9 @@ def lane_of(target: Odd, deliveries: int, concurrency: int = 1, called: str = "w
 
 @pytest.mark.parametrize("how", [swallow, behind_a_shield, clean_up])
 async def test_a_call_that_ignores_its_cancellation_is_abandoned(how):
-    """It is recorded once, as a failure of its own kind; the next delivery takes its place; its end changes nothing.
+    """An abandoned call is recorded once, with its own code, and frees its place; its later end has no effect.
 
-    Fails when: the place of such a call is not free, or what comes of it later is recorded as well.
+    Fails when: the place of such a call is not free, or its later result is recorded as well.
     """
     target = Odd(how)
     lane = lane_of(target, 3)
@@ -136,7 +136,10 @@ async def test_a_call_that_ignores_its_cancellation_is_abandoned(how):
 
 
 async def test_an_abandoned_call_is_not_cancelled_any_more():
-    """Code that swallows its cancellation is left alone once it is abandoned. Fails when: it is cancelled for ever."""
+    """A call that swallows its cancellation is not cancelled again after it was abandoned.
+
+    Fails when: it is cancelled for ever.
+    """
     cancelled = 0
 
     async def count(end: asyncio.Event) -> None:
@@ -160,7 +163,10 @@ async def test_an_abandoned_call_is_not_cancelled_any_more():
 
 
 async def test_a_call_that_was_given_up_is_abandoned_too():
-    """Its place is free, and nothing is recorded of it. Fails when: only calls beyond their deadline are abandoned."""
+    """A call whose delivery was given up is abandoned without a record.
+
+    Fails when: only calls after their deadline are abandoned.
+    """
     target = Odd(swallow)
     lane = lane_of(target, 0)
     lane.queue = deque([taken(0, deadline=60), taken(1)])
@@ -176,7 +182,10 @@ async def test_a_call_that_was_given_up_is_abandoned_too():
 
 
 async def test_the_end_waits_for_no_call():
-    """The task group of the calls ends, and what goes on is told. Fails when: such a call is a task of the group."""
+    """The task group of the calls ends, and calls that go on are reported.
+
+    Fails when: such a call is a task of the group.
+    """
     target = Odd(swallow)
     lane = lane_of(target, 0)
     lane.queue.append(taken(0, deadline=60))
@@ -194,9 +203,9 @@ async def test_the_end_waits_for_no_call():
 
 
 async def test_the_abandoned_calls_of_one_target_are_bounded(monkeypatch):
-    """While two still run, the target is called no more, by no lane; another target is; afterwards it is called again.
+    """While two abandoned calls of a target run, it is not called again; another target is, and later it is as well.
 
-    Fails when: nothing counts them, or what has ended goes on counting.
+    Fails when: abandoned calls are not counted, or still count after they have ended.
     """
     monkeypatch.setattr(module, "MOST_ABANDONED", 2)
     target, other = Odd(swallow, many=2), Odd(swallow, many=0)
@@ -218,9 +227,9 @@ async def test_the_abandoned_calls_of_one_target_are_bounded(monkeypatch):
 
 
 async def test_a_worker_that_is_cancelled_before_it_begins_is_replaced():
-    """What cancels all tasks of the loop may meet one that has not begun: the delivery is made all the same.
+    """If all tasks of the loop are cancelled before a task has begun its call, the call is made by another task.
 
-    Fails when: the lane counts on a worker that has never begun.
+    Fails when: the `Lane` counts on a task that has never begun.
     """
     target = Odd(swallow, many=0)
     lane = lane_of(target, 1)
@@ -233,7 +242,10 @@ async def test_a_worker_that_is_cancelled_before_it_begins_is_replaced():
 
 
 async def test_a_scope_that_a_target_leaves_open_ends_no_other_work():
-    """It returned, so it has the event; its worker ends. Fails when: what our scopes raise then is taken for a fault of ours."""
+    """If a target leaves a cancel scope open, its call has succeeded and only its task ends.
+
+    Fails when: the error that our scopes raise then counts as a fault of the consumer.
+    """
 
     async def leave_open(_: asyncio.Event) -> None:
         anyio.CancelScope().__enter__()
@@ -248,7 +260,10 @@ async def test_a_scope_that_a_target_leaves_open_ends_no_other_work():
 
 
 async def test_a_fault_of_our_own_in_a_worker_is_loud(monkeypatch):
-    """It ends the consumer, as a fault elsewhere does. Fails when: it stays with its task, and the route stands still."""
+    """A defect in the code of the consumer ends the consumer.
+
+    Fails when: the error stays with its task, and the route stops.
+    """
 
     def broken(_: object) -> None:
         raise LookupError("a fault")
@@ -262,7 +277,7 @@ async def test_a_fault_of_our_own_in_a_worker_is_loud(monkeypatch):
 
 @pytest.mark.parametrize("how", [swallow, behind_a_shield])
 async def test_closing_a_target_takes_bounded_time(how):
-    """What a target does when it is closed is cancelled, and left behind. Fails when: its end is waited for."""
+    """Closing a target is cancelled and abandoned after a bounded time. Fails when: its end is waited for."""
     end = asyncio.Event()
     asyncio.get_running_loop().call_later(5, end.set)
     began = anyio.current_time()

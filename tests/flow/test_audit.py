@@ -1,4 +1,5 @@
-"""The audit beside the work: when it is due, how slow it is, and that nothing that happens to it reaches the work."""
+"""The completeness check beside the work: when it is due, how slow it is, and that its
+errors do not affect the work."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ def pages(world: World) -> list[float]:
 
 
 async def test_a_pass_is_run_when_it_is_due_and_told():
-    """A due pass is walked to its end, page by page under its number, and its figures are told.
-    Fails when: the consumer does not audit.
+    """A due pass is run to its end, page by page with its number, and its figures are reported.
+
+    Fails when: the consumer runs no completeness check.
     """
     world = World(audit_due=-1, audit_answer=AuditPage(status="passed", checked=9, missing=2, seconds=1.5))
     async with consuming(world, **LONG) as (_, seen):
@@ -35,7 +37,8 @@ async def test_a_pass_is_run_when_it_is_due_and_told():
 
 
 async def test_it_takes_a_small_part_of_the_time():
-    """Between two pages it pauses so long that the database has its time for the work.
+    """The pause between two pages is so long that the check takes only its share of the time.
+
     Fails when: pages follow each other at once.
     """
     world = World(audit_due=-1, audit_pages=50, audit_seconds=0.2)
@@ -46,7 +49,7 @@ async def test_it_takes_a_small_part_of_the_time():
 
 
 async def test_a_page_is_as_large_as_it_is_quick():
-    """Quick pages double up to the largest one; where events cost much, a page takes a part of its deadline.
+    """The size of quick pages doubles up to the largest; if events are slow, a page takes a part of its deadline.
 
     Fails when: a page has a fixed number of events, whatever they cost.
     """
@@ -54,7 +57,7 @@ async def test_a_page_is_as_large_as_it_is_quick():
     async with consuming(world, **LONG) as (_, seen):
         await seen.wait_for(AuditPassed)
         assert world.audit_limits == [32, 64, 128, 256, 512, PAGE, PAGE, PAGE]
-    # A second for each event: 16 s is more than the fifth part of 60 s, 8 s is neither that nor less than the twentieth.
+    # One second for each event: 16 s is more than a fifth of 60 s; 8 s lies between a twentieth and a fifth.
     world = World(audit_due=-1, audit_pages=8, audit_event_seconds=1)
     async with consuming(world, batch_deadline=60, **LONG) as (_, seen):
         await seen.wait_for(AuditPassed)
@@ -62,7 +65,8 @@ async def test_a_page_is_as_large_as_it_is_quick():
 
 
 async def test_passes_are_an_interval_apart_and_no_session_is_kept_between_them():
-    """After a pass, or before one that is not due, it waits without a session. A start gives the work a head start."""
+    """After a pass, or before one that is due, the consumer waits without a session; the
+    first pass waits after the start."""
     world = World(audit_due=-1, audit_pages=1)
     async with consuming(world, audit_interval=500, **LONG) as (_, seen):
         await anyio.sleep(1600)
@@ -79,7 +83,7 @@ async def test_passes_are_an_interval_apart_and_no_session_is_kept_between_them(
 
 
 async def test_zero_switches_it_off():
-    """With audit_interval = 0 no audit session is ever opened."""
+    """With audit_interval = 0 no session of the completeness check is ever opened."""
     world = World(audit_due=-1)
     async with consuming(world, audit_interval=0, **LONG) as (_, seen):
         await anyio.sleep(9000)
@@ -96,8 +100,9 @@ async def test_zero_switches_it_off():
     ],
 )
 async def test_no_failure_of_the_audit_ends_the_work(error, said):
-    """Whatever happens to the audit is told once an episode and tried again; batches run on in the same session.
-    Fails when: an error of the audit comes up in the consumer's task group, or what a foreign error says is repeated.
+    """An error of the completeness check is reported once until it works again, and retried; batches go on.
+
+    Fails when: an error of the check ends the consumer's task group, or the text of an unexpected exception is logged.
     """
     world = World(audit_due=-1, audit_lost=error)
     async with consuming(world, **LONG) as (_, seen):
@@ -114,7 +119,7 @@ async def test_no_failure_of_the_audit_ends_the_work(error, said):
 
 
 async def test_a_pass_that_tells_nothing():
-    """A cursor that is not believed, or a pass that somebody else began anew, is no result and no failure."""
+    """A refused pass, or one that another session replaced, is neither a result nor a failure."""
     for status in ("refused", "superseded"):
         world = World(audit_due=-1, audit_pages=1, audit_answer=AuditPage(status=status))
         async with consuming(world, **LONG) as (_, seen):

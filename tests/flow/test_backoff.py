@@ -1,4 +1,4 @@
-"""The pauses between tries: exponential, capped, and never the same for two consumers."""
+"""The pauses of the backoff: exponential, bounded, and different for each consumer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Highest(random.Random):
 
 @pytest.mark.parametrize("tries", [1, 2, 5, 8, 100, 10_000])
 def test_a_pause_lies_between_half_the_base_and_the_cap(tries):
-    """Every pause is at least BASE / 2 and at most the cap, after whatever number of failures."""
+    """Every pause is at least BASE / 2 and at most the cap, after any number of failures."""
     jitter = random.Random(tries)
     pauses = [backoff(tries, CAP, jitter) for _ in range(500)]
     assert min(pauses) >= BASE / 2
@@ -30,6 +30,7 @@ def test_a_pause_lies_between_half_the_base_and_the_cap(tries):
 
 def test_the_ceiling_doubles_until_the_cap():
     """Each failure doubles the longest possible pause until it is the cap.
+
     Fails when: the exponent is taken out, so that a database that is down is asked ten times a second for ever.
     """
     ceilings = [backoff(tries, CAP, Highest()) for tries in range(1, 12)]
@@ -39,7 +40,8 @@ def test_the_ceiling_doubles_until_the_cap():
 
 
 def test_pauses_are_spread_over_the_whole_range():
-    """A fleet that lost its database at one moment comes back spread out: over half the range is used.
+    """Consumers that lost their database at the same moment return at different times: over half the range is used.
+
     Fails when: the jitter is taken out.
     """
     pauses = [backoff(8, CAP, random.Random(seed)) for seed in range(200)]

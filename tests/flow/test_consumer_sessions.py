@@ -1,4 +1,4 @@
-"""The consumer through lost sessions, a held lease, outages and stops, against a database made of a few fields."""
+"""The consumer with lost sessions, a lease held elsewhere, outages and stops, against a simulated database."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ async def at_work(world: World) -> None:
 
 
 async def test_a_lost_worker_session_is_replaced_and_both_begin_anew():
-    """After the loss of the lease's session it connects, takes the lease, looks, and listens again.
-    Fails when: the bell outlives the lease, or the first look is not called a reconnect.
+    """After the loss of the worker session the consumer connects, takes the lease, runs a batch, and listens again.
+
+    Fails when: the listener session outlives the lease, or the first batch is not called a reconnect.
     """
     world = World()
     async with consuming(world, **LONG) as (_, seen):
@@ -45,7 +46,8 @@ async def test_a_lost_worker_session_is_replaced_and_both_begin_anew():
 
 
 async def test_pauses_grow_in_an_outage_up_to_the_cap_and_vary():
-    """Tries to connect get rarer, up to the cap, and no two consumers keep the same times.
+    """In an outage the pauses between connects grow up to the cap, and differ between consumers.
+
     Fails when: the backoff does not grow or has no jitter.
     """
     pauses = []
@@ -62,7 +64,8 @@ async def test_pauses_grow_in_an_outage_up_to_the_cap_and_vary():
 
 
 async def test_only_a_successful_batch_resets_the_backoff():
-    """A database that takes connections and refuses batches is asked ever more rarely; one success resets that.
+    """While a database accepts connections and refuses batches, the pauses grow; a successful batch resets them.
+
     Fails when: the backoff is reset by a connection instead of a batch, or never.
     """
     world = World(lost=None)
@@ -88,7 +91,7 @@ async def test_only_a_successful_batch_resets_the_backoff():
 
 
 async def test_an_hour_of_outage_ends_by_itself():
-    """However long the database is away, the consumer is back within the longest pause after it returns."""
+    """After an outage of an hour the consumer works again within the longest pause."""
     began, world = time.monotonic(), World()
     async with consuming(world, **LONG, reconnect_max=10) as (_, seen):
         await at_work(world)
@@ -107,7 +110,8 @@ async def test_an_hour_of_outage_ends_by_itself():
 
 @pytest.mark.parametrize("error", [SessionLost("gone"), Refused("too many notifications in the NOTIFY queue")])
 async def test_no_error_of_the_bell_ends_the_work(error):
-    """Whatever goes wrong in the bell session, the worker session goes on and the bell is tried again.
+    """If the listener session fails, the worker session goes on and the listener session is opened again.
+
     Fails when: _keep_bell() lets Refused through, and the whole consumer ends.
     """
     world = World(bell_lost=error)
@@ -121,8 +125,9 @@ async def test_no_error_of_the_bell_ends_the_work(error):
 
 
 async def test_a_standby_names_the_holder_once_and_takes_over():
-    """While another consumer holds the lease it stands by, says so once an episode, and takes over within a second.
-    Fails when: it works without the lease.
+    """A standby reports each lease holder once, and takes the lease within a second after it is free.
+
+    Fails when: the standby works without the lease.
     """
     world = World(holder="pid 7", events=1)
     async with consuming(world, catch_up=5.0) as (_, seen):
@@ -143,7 +148,7 @@ async def test_a_standby_names_the_holder_once_and_takes_over():
 
 
 async def stopped(world: World, consumer, seen, within: float) -> None:
-    """Stop, and check how it left."""
+    """Stop, and check the time and the reported reason."""
     now = anyio.current_time()
     consumer.stop("SIGTERM")
     await seen.wait_for(Stopped)
@@ -152,8 +157,9 @@ async def stopped(world: World, consumer, seen, within: float) -> None:
 
 
 async def test_stopped_while_asleep_it_leaves_at_once():
-    """A sleeping consumer that is asked to stop leaves at once, and its last heartbeat says so.
-    Fails when: stop() does not ring.
+    """An idle consumer that is asked to stop ends at once, and its last heartbeat shows it.
+
+    Fails when: stop() does not wake the consumer.
     """
     world = World()
     async with consuming(world, **LONG) as (consumer, seen):
@@ -164,7 +170,8 @@ async def test_stopped_while_asleep_it_leaves_at_once():
 
 
 async def test_stopped_in_a_batch_it_ends_the_batch_first():
-    """The running batch ends and counts; no other one begins.
+    """A consumer that is asked to stop finishes the running batch and begins no other.
+
     Fails when: stop() cancels instead of asking.
     """
     world = World(events=10_000, batch_seconds=3)
@@ -178,7 +185,7 @@ async def test_stopped_in_a_batch_it_ends_the_batch_first():
 
 
 async def test_stopped_while_standing_by_it_leaves_at_once():
-    """A standby that is asked to stop leaves at once and never worked."""
+    """A standby that is asked to stop ends at once and has run no batch."""
     world = World(holder="pid 7")
     async with consuming(world, **LONG) as (consumer, seen):
         await seen.wait_for(StandingBy)
@@ -189,7 +196,7 @@ async def test_stopped_while_standing_by_it_leaves_at_once():
 
 
 async def test_stopped_in_backoff_it_leaves_at_once():
-    """A consumer that waits for its next try to connect leaves at once."""
+    """A consumer that is asked to stop during its backoff ends at once."""
     world = World(lost=SessionLost("down"))
     async with consuming(world, **LONG, reconnect_max=300) as (consumer, seen):
         await until(lambda: seen.of(SessionFailed) and seen.of(SessionFailed)[-1].retry_in > 20)
@@ -199,7 +206,7 @@ async def test_stopped_in_backoff_it_leaves_at_once():
 
 
 async def test_stopped_while_polling_it_leaves_at_once():
-    """A consumer without a bell that is asked to stop does not wait for its next poll."""
+    """A consumer without a listener session that is asked to stop does not wait for its next poll."""
     world = World(no_bell="off")
     async with consuming(world, **LONG, poll_interval=60) as (consumer, seen):
         await anyio.sleep(100)
@@ -208,7 +215,7 @@ async def test_stopped_while_polling_it_leaves_at_once():
 
 
 async def test_stopped_while_a_batch_is_lost_it_leaves_without_another_try():
-    """A session that is lost on the way out is not replaced."""
+    """A session that is lost during a stop is not replaced."""
     world = World(events=1, batch_seconds=3)
     async with consuming(world, **LONG) as (consumer, seen):
         await until(lambda: world.looks)
@@ -219,7 +226,8 @@ async def test_stopped_while_a_batch_is_lost_it_leaves_without_another_try():
 
 
 async def test_stopped_while_it_takes_the_lease_it_leaves_at_once():
-    """A stop that arrives between two steps of standing by is not overlooked.
+    """A stop that arrives between two steps of a standby is not overlooked.
+
     Fails when: the ring is cleared between the check for a stop and the wait.
     """
     world = World(holder="pid 7")

@@ -1,4 +1,4 @@
-"""The deliverer of a consumer that stands by."""
+"""The dispatcher of a standby."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def anyio_backend():
 
 
 class Unasked:
-    """Sessions, targets and a watcher of which nothing is wanted but to be closed."""
+    """Sessions, targets and an observer that may only be closed."""
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Close nothing, because nothing is open."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was asked for")
 
 
 async def test_a_deliverer_that_rests_waits():
-    """A deliverer whose consumer stands by waits until something rings: it uses no processor time.
+    """The dispatcher of a standby waits until it is woken, and uses no processor time.
 
-    Fails when: the ring that told it to rest is not cleared. It then never waits, and a standby uses a whole processor.
+    Fails when: the ring that made it rest is not cleared, so that it never waits and a standby uses a whole processor.
     """
     deliverer = Deliverer(Settings(), Unasked(), Unasked(), Unasked())
     waited = 0

@@ -1,4 +1,4 @@
-"""The export beside the work, and the measuring: when they give way, and that nothing of them reaches the work."""
+"""Trace export and measurements beside the work: when they give way, and that their errors do not affect the work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPAN = Span("1" * 32, "2" * 16, "", "process", Kind.CONSUMER, 1, 2, Common({}), 
 
 
 class Source:
-    """A tick of some pages; routing may be behind."""
+    """A source with one tick of some pages; routing may be behind."""
 
     def __init__(self, pages: int, behind: bool) -> None:
         self.left = pages
@@ -51,7 +51,7 @@ class Source:
 
 
 class Hollow(Source):
-    """Ticks without a row, one after the other."""
+    """A source with an endless sequence of ticks without rows."""
 
     def __init__(self) -> None:
         super().__init__(0, False)
@@ -74,10 +74,7 @@ class Hollow(Source):
 
 
 async def test_a_tick_without_a_row_is_followed_by_a_pause():
-    """Whatever the database takes for new, without anything to send nobody is kept busy.
-
-    Fails when: only an idle database is left alone.
-    """
+    """After a tick without rows the trace export pauses. Fails when: it pauses only if there is no new tick."""
     source = Hollow()
     with anyio.move_on_after(100):
         await Export(source, Collector(0), Recorder()).run()  # type: ignore[arg-type]
@@ -85,16 +82,16 @@ async def test_a_tick_without_a_row_is_followed_by_a_pause():
 
 
 class Endless(Hollow):
-    """There is always more."""
+    """A source that always has another page."""
 
     async def page(self, place: Place, limit: int) -> Page:
         return Page([SPAN], place, 0, last=True)
 
 
 async def test_a_command_ends_beside_a_steady_writer():
-    """Exported once is what was begun and what there was then, not what comes meanwhile.
+    """A single export sends the tick that was begun and the spans that exist at its start, and then ends.
 
-    Fails when: it goes on until there is nothing.
+    Fails when: it goes on until there are no new spans.
     """
     source, seen = Endless(), Recorder()
     with anyio.fail_after(100):
@@ -104,7 +101,7 @@ async def test_a_command_ends_beside_a_steady_writer():
 
 
 class Collector:
-    """Takes everything, after so many seconds."""
+    """A collector that accepts everything, after so many seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -119,7 +116,7 @@ class Collector:
     [(False, 0.02, 0.02), (True, 0.02, 0.02 / SHARE), (True, 60.0, 60.0 + LONGEST_REST)],
 )
 async def test_it_gives_way_while_routing_is_behind(behind, seconds, each):
-    """It works all the time, or a tenth of it while routing is behind; a slow collector makes no longer rests.
+    """The trace export works without pauses, or a tenth of the time while routing is behind, with a bounded pause.
 
     Fails when: pages follow each other at once although routing is behind.
     """
@@ -130,7 +127,8 @@ async def test_it_gives_way_while_routing_is_behind(behind, seconds, each):
 
 
 class Surveys:
-    """Sessions that measure; the second and the third fail, and each other one is lost after two measurements."""
+    """Sessions for measurements: the second and third fail to open, and each other one
+    is lost after two measurements."""
 
     def __init__(self) -> None:
         self.opened = 0
@@ -152,9 +150,11 @@ class Surveys:
 
 
 async def test_measuring_goes_on_through_every_loss_and_takes_a_small_part_of_the_time():
-    """A session that is lost is replaced, told once to the log and each time to metrics; what takes long is done rarely.
+    """A lost session is replaced; a slow measurement is followed by a long pause.
 
-    Fails when: a lost session ends the measuring, or a huge backlog is counted all the time.
+    A loss is logged once until the next success, and counted in metrics each time.
+
+    Fails when: a lost session ends the measurements, or a huge backlog is counted all the time.
     """
     seen, sessions = Recorder(), Surveys()
     async with anyio.create_task_group() as tasks:

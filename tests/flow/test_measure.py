@@ -1,4 +1,4 @@
-"""Measuring for metrics: what it may take from the database."""
+"""Measurements for metrics: the share of the database's time that they may take."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Slow:
 @pytest.mark.anyio
 @pytest.mark.parametrize(("seconds", "pause"), [(0.1, PAUSE), (60, 19 * 60)])
 async def test_what_took_long_in_vain_is_not_repeated_at_once(seconds, pause):
-    """A measurement that fails after a minute leaves the database alone for as long as one that succeeds.
+    """The pause after a measurement that failed after a minute is as long as after a successful one.
 
-    Fails when: after a failure the pause is the shortest one.
+    Fails when: the pause after a failure is the shortest one.
     """
     seen, sessions = Recorder(), Slow(seconds)
     async with anyio.create_task_group() as tasks:

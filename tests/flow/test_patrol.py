@@ -1,4 +1,4 @@
-"""The patrol: culprits told once an episode, and a batch whose answer was lost."""
+"""The monitor: blockers that are reported once, and a batch whose answer was lost."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ LATE = Culprit(what="late_event", who="pid 7", effect="it waits", seconds=11.0)
 
 
 async def test_a_culprit_is_told_once_an_episode():
-    """Each culprit is told when it begins and when it ends, and not in between; a second episode is told again.
-    Fails when: every round tells, or the end is forgotten.
+    """Each blocker is reported when it begins and when it ends, and not in between; a second time is reported again.
+
+    Fails when: every round reports it, or its end is not reported.
     """
     world = World()
     async with consuming(world) as (_, seen):
@@ -35,8 +36,9 @@ async def test_a_culprit_is_told_once_an_episode():
 
 
 async def test_suspects_of_one_queue_are_one_episode():
-    """A NOTIFY queue that stays full is told once, although another session is suspected in every round.
-    Fails when: the suspect makes the episode.
+    """A NOTIFY queue that stays full is reported once, although another session is suspected in every round.
+
+    Fails when: a new suspect counts as a new blocker.
     """
     world = World()
     async with consuming(world) as (_, seen):
@@ -47,8 +49,9 @@ async def test_suspects_of_one_queue_are_one_episode():
 
 
 async def test_an_answer_that_was_lost_is_not_waited_for():
-    """A batch whose server process is idle again, without an answer here, is given up within seconds.
-    Fails when: nobody asks the server, and the batch is waited for until its deadline.
+    """A batch whose server process is idle again, although no answer arrived, is given up within seconds.
+
+    Fails when: the server is not asked, and the batch is waited for until its deadline.
     """
     world = World()
     async with consuming(world) as (_, seen):
@@ -66,8 +69,9 @@ async def test_an_answer_that_was_lost_is_not_waited_for():
 
 
 async def test_a_long_batch_is_left_alone():
-    """A batch that the server is still working on is waited for, and so is one that ends between two looks.
-    Fails when: the patrol gives up without asking.
+    """A batch that the server still works on is waited for, and so is one that ends between two checks.
+
+    Fails when: the monitor gives up a batch without asking the server.
     """
     world = World(batch_seconds=40)
     async with consuming(world) as (_, seen):
@@ -81,8 +85,9 @@ async def test_a_long_batch_is_left_alone():
 
 
 async def test_a_server_that_answers_nobody_is_given_up():
-    """When neither the patrol's session nor a new one gets an answer, a batch is not waited for.
-    Fails when: only an answer of the server can end the waiting.
+    """If neither the session of the monitor nor a new one gets an answer, the batch is given up.
+
+    Fails when: only an answer of the server can end the wait.
     """
     world = World()
     async with consuming(world) as (_, seen):
@@ -96,8 +101,9 @@ async def test_a_server_that_answers_nobody_is_given_up():
 
 
 async def test_a_patrol_without_a_session_harms_nobody():
-    """A patrol whose session is refused gives up no batch and says so once.
-    Fails when: any loss of the patrol's session counts as a dead path, or every try is told.
+    """A monitor whose session is refused gives up no batch and reports it once.
+
+    Fails when: any loss of the monitor's session counts as a dead path, or every attempt is reported.
     """
     world = World(lookout_lost=SessionLost("too many connections"), batch_seconds=20)
     async with consuming(world) as (_, seen):

@@ -1,4 +1,5 @@
-"""When to look, pause and sleep: pure decisions, so every state of the diagram in rhythm.py is reached by hand."""
+"""The decisions to poll, pause or become idle: pure functions, so each state of the
+diagram in rhythm.py can be reached."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def rhythm(*, bell: bool = True, armed: bool = False) -> Rhythm:
 
 
 def test_idle_with_a_bell_it_arms_then_sleeps():
-    """After a look that found nothing it arms, and once armed it sleeps."""
+    """After a batch that found no event the consumer arms, and once armed it becomes idle."""
     idle = rhythm()
     assert idle.next(0.0)[0] is Act.ARM
     idle.arm_tried(True)
@@ -32,14 +33,14 @@ def test_idle_with_a_bell_it_arms_then_sleeps():
 
 
 def test_without_a_bell_it_polls():
-    """Where there is no bell it neither arms nor sleeps, and looks once a poll interval."""
+    """Without a listener session the consumer neither arms nor becomes idle, and polls once in each poll interval."""
     deaf = rhythm(bell=False)
     deaf.looked(0, 1.0)
     assert deaf.next(1.0) == (Act.PAUSE, POLL)
 
 
 def test_without_a_bell_a_busy_spell_is_polled_faster():
-    """Where there is no bell, a busy spell shortens the pause to the busy interval, and silence ends that."""
+    """Without a listener session a busy period shortens the pause to the busy interval, until no events come."""
     deaf = rhythm(bell=False)
     deaf.looked(BUSY_BATCH, 1.0)
     assert deaf.next(1.0) == (Act.PAUSE, BUSY)
@@ -47,8 +48,9 @@ def test_without_a_bell_a_busy_spell_is_polled_faster():
 
 
 def test_single_events_far_apart_keep_it_armed():
-    """Events with gaps above BUSY_GAP are answered by the bell, however many there are.
-    Fails when: every event disarms, which costs a slow stream its millisecond.
+    """Events with gaps above BUSY_GAP are answered by notifications, however many there are.
+
+    Fails when: every event disarms, so that each event of a slow stream costs a millisecond more.
     """
     slow = rhythm(armed=True)
     for n in range(100):
@@ -57,8 +59,9 @@ def test_single_events_far_apart_keep_it_armed():
 
 
 def test_two_close_events_in_a_row_disarm():
-    """The second event in a row that follows closely on the one before begins a busy spell.
-    Fails when: a busy spell does not disarm, so that under load every commit notifies.
+    """The second event in a row that follows closely on another begins a busy period.
+
+    Fails when: a busy period does not disarm, so that under load every commit notifies.
     """
     busy = rhythm(armed=True)
     busy.looked(1, 0.0)
@@ -71,7 +74,7 @@ def test_two_close_events_in_a_row_disarm():
 
 
 def test_a_gap_begins_the_count_anew():
-    """Two close pairs with a gap between them are no busy spell."""
+    """Two close pairs of events with a gap between them are no busy period."""
     broken = rhythm(armed=True)
     for at in (0.0, NEAR, NEAR + FAR, 2 * NEAR + FAR):
         broken.looked(1, at)
@@ -87,8 +90,9 @@ def test_a_big_batch_is_a_busy_spell_by_itself(seen, act):
 
 
 def test_slow_looks_that_find_several_events_are_a_busy_spell():
-    """Where a look takes longer than BUSY_GAP, the events that it finds count by their mean distance.
-    Fails when: only the time between looks counts, so that a slow database is notified by every commit.
+    """If a batch takes longer than BUSY_GAP, its events count by their mean distance.
+
+    Fails when: only the time between batches counts, so that a slow database is notified by every commit.
     """
     slow = rhythm(armed=True)
     for n in range(3):
@@ -97,7 +101,8 @@ def test_slow_looks_that_find_several_events_are_a_busy_spell():
 
 
 def test_it_lingers_as_long_as_events_come_and_then_arms():
-    """A busy spell lasts until nothing came for the linger, and then it arms again.
+    """A busy period ends when no event has come for the linger time, and then the consumer arms.
+
     Fails when: the linger is taken out.
     """
     busy = rhythm()
@@ -109,7 +114,7 @@ def test_it_lingers_as_long_as_events_come_and_then_arms():
 
 
 def test_an_empty_look_is_no_event():
-    """Looks that find nothing neither prolong a busy spell nor count towards one."""
+    """Batches that find no event neither prolong a busy period nor count towards one."""
     quiet = rhythm(armed=True)
     for n in range(10):
         quiet.looked(0, n * NEAR)
@@ -117,8 +122,9 @@ def test_an_empty_look_is_no_event():
 
 
 def test_refused_arming_waits_longer_each_time_and_never_longer_than_the_limit():
-    """Each refusal lengthens the pause before the next look, from the busy interval to ARM_WAIT_MAX.
-    Fails when: the pause does not grow (a spinning consumer) or grows for ever (late events).
+    """Each refused arming lengthens the pause before the next poll, from the busy interval to ARM_WAIT_MAX.
+
+    Fails when: the pause does not grow (the consumer uses a whole processor) or grows for ever (events are late).
     """
     refused, pauses = rhythm(), []
     for _ in range(30):
@@ -133,7 +139,7 @@ def test_refused_arming_waits_longer_each_time_and_never_longer_than_the_limit()
 
 
 def test_a_granted_arming_forgets_earlier_refusals():
-    """After one success the next refusal starts with the shortest pause again."""
+    """After one success the next refusal begins with the shortest pause again."""
     again = rhythm()
     for _ in range(30):
         again.arm_tried(False)
@@ -144,8 +150,9 @@ def test_a_granted_arming_forgets_earlier_refusals():
 
 
 def test_a_new_bell_is_not_armed():
-    """A bell session that ends takes its lock along, and the next one begins unarmed.
-    Fails when: bell_changed() keeps ``armed``, and it sleeps by a bell that nobody rings.
+    """A listener session that ends releases its lock, and the next one begins unarmed.
+
+    Fails when: bell_changed() keeps ``armed``, so that the consumer is idle and no notification is sent.
     """
     lost = rhythm(armed=True)
     lost.bell_changed(False)
@@ -165,7 +172,7 @@ def test_a_new_bell_is_not_armed():
     )
 )
 def test_it_sleeps_only_by_an_armed_bell(steps):
-    """Whatever happened before, it sleeps only where writers are told to ring, and arms only where there is a bell."""
+    """After any steps the consumer is idle only while it is armed, and arms only with a listener session."""
     any_history, now = rhythm(bell=False), 0.0
     for step in steps:
         match step:

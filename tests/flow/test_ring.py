@@ -1,4 +1,4 @@
-"""The flag that everybody waits for."""
+"""The flag that the tasks of a consumer wait for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_silence_ends_with_the_timeout():
-    """A wait in silence takes exactly the timeout and says that nothing rang."""
+    """A wait that nothing ends takes exactly the timeout and returns False."""
     began = anyio.current_time()
     assert not await Ring().wait_rung(300)
     assert anyio.current_time() - began == pytest.approx(300)
 
 
 async def test_a_ring_before_the_wait_counts():
-    """A ring that came before the wait ends the wait at once.
+    """A ring that was set before the wait ends the wait at once.
+
     Fails when: the ring is an edge (a condition variable) and not a level.
     """
     ring, began = Ring(), anyio.current_time()
@@ -28,7 +29,7 @@ async def test_a_ring_before_the_wait_counts():
 
 
 async def test_a_ring_during_the_wait_ends_it():
-    """A ring wakes everybody who waits, at once."""
+    """A ring wakes all waiting tasks at once."""
     ring, woken = Ring(), []
 
     async def wait():
@@ -45,7 +46,7 @@ async def test_a_ring_during_the_wait_ends_it():
 
 
 async def test_ringing_twice_is_ringing_once():
-    """Rings do not add up: one clear forgets all of them."""
+    """Setting a ring twice is the same as once: one clear resets it."""
     ring = Ring()
     ring.set()
     ring.set()
@@ -54,7 +55,7 @@ async def test_ringing_twice_is_ringing_once():
 
 
 async def test_a_ring_stays_until_it_is_cleared():
-    """Waiting does not use a ring up; only clear() does."""
+    """Waiting does not reset a ring; only clear() does."""
     ring = Ring()
     ring.set()
     assert await ring.wait_rung(1)
@@ -64,7 +65,8 @@ async def test_a_ring_stays_until_it_is_cleared():
 
 
 async def test_clearing_a_silent_ring_leaves_its_waiters_waiting_for_the_same_flag():
-    """A clear in silence does not cut off who waits already.
+    """Clearing a ring that is not set does not detach a task that already waits.
+
     Fails when: clear() makes a new flag whether or not the old one was set.
     """
     ring = Ring()
