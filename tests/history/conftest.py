@@ -1,4 +1,4 @@
-"""A way for databases from one cluster into another: into lower transaction ids than their own, or into higher ones."""
+"""Moves databases between two clusters: one with lower transaction ids than their own, or one with higher ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from iu_listen.embedded_keeper import Server
 
 @dataclass(frozen=True)
 class Pair:
-    """Where databases travel: from ``source`` to ``target``.
+    """Two clusters: databases move from ``source`` to ``target``.
 
     Attributes:
-        beyond: The stamps of the source lie beyond what the target has reached.
+        beyond: The stamps of the source lie beyond the transaction ids that the target has reached.
     """
 
     source: Server
@@ -36,17 +36,17 @@ class Pair:
         return name
 
     def travel(self, database: str, *options: str) -> str:
-        """Dump a database and restore it in the target under its own name; its connection string there."""
+        """Dump a database and restore it in the target under its own name; return the new connection string."""
         file = self.files / f"{database}.dump"
         dump(self.source, database, file)
         return restore(self.target, database, file, *options)
 
     def back(self) -> Pair:
-        """The way back."""
+        """The pair in the opposite direction."""
         return replace(self, source=self.target, target=self.source, beyond=not self.beyond)
 
     def drop(self) -> None:
-        """Leave nothing behind."""
+        """Drop all databases of the pair in both clusters."""
         for end in (self.source, self.target):
             for name in self.names:
                 psql(end, f"drop database if exists {name} with (force)")
@@ -63,7 +63,7 @@ def far(server: TestServer) -> Iterator[Server]:
 
 @pytest.fixture(params=["lower", "higher"])
 def pair(server: TestServer, far: Server, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A way into a cluster whose transaction ids are lower than those that the events carry, or higher."""
+    """A pair whose target has lower, or higher, transaction ids than the stamps of the events."""
     assert server.embedded is not None
     with place(far.data) as files:
         there = Pair(far, server.embedded, True, files)

@@ -1,4 +1,4 @@
-"""A database that has lived: every kind of event that a dump can carry away, read, half read and unread."""
+"""A database with a past: every kind of event that a dump can contain, read, partly read and unread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOREIGN_DOMAIN = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
     values ('system', 'alert', 'alert', 'immediate') returning id
 """
-#: Registered, and no route takes it.
+#: An event type that is registered and that no route takes.
 UNROUTED = """
     insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
     values ('iu', 'noted', 'update', 'immediate')
@@ -28,14 +28,14 @@ UNROUTED = """
 
 @dataclass(frozen=True)
 class Past:
-    """What the worker had read, and what it had not."""
+    """The events that the worker had read, and those that it had not."""
 
     read: tuple[UUID, ...]
     unread: tuple[UUID, ...]
 
 
 async def lived(dsn: str) -> Past:
-    """Fill an empty database. The worker stands in the middle of a tick, late commits are out, and it has own events."""
+    """Fill an empty database: a partly read tick, late commits, and own events of the worker."""
     async with session(dsn, name="tests") as connection:
         await migrate.apply_base(connection)
     async with connected(dsn) as worker, connected(dsn) as late, connected(dsn) as later:
@@ -43,7 +43,7 @@ async def lived(dsn: str) -> Past:
         await apply_package(dsn)
         await worker.execute(UNROUTED)
 
-        # In progress at prev, and still at the tick.
+        # In progress both at `prev` and at the tick.
         await late.execute("begin")
         unread = [await insert_event(late)]
         async with worker.transaction():
@@ -65,7 +65,7 @@ async def lived(dsn: str) -> Past:
 
 
 async def also_read_by(connection: asyncpg.Connection, worker: str, limit: int) -> list[UUID]:
-    """Register another worker, let it read one page from the beginning; what is left to it."""
+    """Register another worker and let it read one page from the beginning; return the events that it has not read."""
     await connection.execute(
         """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
            select $1, event_domain, lineage from iu_route_worker_cursor where worker_name = $2""",
@@ -85,7 +85,7 @@ async def also_read_by(connection: asyncpg.Connection, worker: str, limit: int) 
 async def reanchor(
     connection: asyncpg.Connection, since: datetime | None = None, *, force: bool = False, plan: bool = False
 ) -> dict[str, Any]:
-    """The answer of fn_iu_outbox_reanchor; like the command, it does not wait for ever."""
+    """The answer of fn_iu_outbox_reanchor; like the command, it waits at most 10 s for a lock."""
     await connection.execute("set lock_timeout = '10s'")
     answer: dict[str, Any] = json.loads(
         await connection.fetchval("select fn_iu_outbox_reanchor($1, $2, $3)::text", since, force, plan)
@@ -96,13 +96,13 @@ async def reanchor(
 async def figures(
     connection: asyncpg.Connection, since: datetime | None = None, worker: str = WORKER
 ) -> dict[str, Any]:
-    """What the plan says of one worker."""
+    """The figures of the plan for one worker."""
     plan = await reanchor(connection, since, plan=True)
     return next(w for w in plan["workers"] if w["worker_name"] == worker)
 
 
 async def state(connection: asyncpg.Connection) -> list[Any]:
-    """Everything that a reanchor may change, but for the sequence."""
+    """All rows that a reanchor may change, except the sequence."""
     return [
         await connection.fetch(f"select x.xmin, x::text from {table} x order by 2")
         for table in ("event_outbox", "iu_outbox_anchor", "iu_route_worker_cursor")
@@ -110,7 +110,7 @@ async def state(connection: asyncpg.Connection) -> list[Any]:
 
 
 async def refusal(connection: asyncpg.Connection, worker: str = WORKER) -> str | None:
-    """Why this worker refuses."""
+    """The reason why this worker refuses; None: it does not refuse."""
     why: str | None = await connection.fetchval(
         "select fn_iu_outbox_refusal(lineage, prev) from iu_route_worker_cursor where worker_name = $1", worker
     )
@@ -118,7 +118,7 @@ async def refusal(connection: asyncpg.Connection, worker: str = WORKER) -> str |
 
 
 async def nothing_missing(connection: asyncpg.Connection) -> None:
-    """Every event of the domain has exactly one attempt per route, and nothing waits."""
+    """Assert that every event of the domain has exactly one attempt, and that there is no backlog."""
     wrong = await connection.fetch(
         """select o.id, count(a.id) from event_outbox o left join iu_route_attempt a on a.event_ref = o.id
             where o.event_domain = 'iu' group by o.id having count(a.id) <> 1"""

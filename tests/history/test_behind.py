@@ -1,4 +1,4 @@
-"""A consumer that lives through a failover to a copy which is behind: an asynchronous standby, a restore."""
+"""A consumer that keeps running through a failover to a copy that is behind: an asynchronous standby, or a restore."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 @pytest.mark.parametrize("order", ["none", "subject"])
 @pytest.mark.parametrize("major", embedded.MAJORS)
 async def test_a_consumer_that_outlives_its_history_delivers(major: int, order: str):
-    """After its server went back to an earlier state, the consumer that was there before delivers what is new.
+    """After its server returned to an earlier state, a consumer that was running before delivers the new events.
 
-    Fails when: a delivery session begins at the ids that an earlier session had reached. The lease row that came back
-    names this consumer, so it is no new owner.
+    Fails when: a delivery session begins at the ids that an earlier session had reached. The restored lease row names
+    this consumer, so the consumer is not a new owner.
     """
     arrivals = Arrivals()
     with cluster(major) as server:

@@ -1,4 +1,4 @@
-"""A dump that was restored into another cluster: refused, planned, made our own, and nothing is missing."""
+"""A dump that was restored into another cluster: it is refused, planned and adopted, and no event is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def written_here(connection: asyncpg.Connection) -> list[UUID]:
-    """Events that are written before anybody notices: plainly, and under a savepoint."""
+    """Events that are written before the foreign history is noticed: plainly, and in a savepoint."""
     events = [await insert_event(connection)]
     async with connection.transaction():
         await connection.fetchval("select pg_current_xact_id()")
@@ -31,11 +31,13 @@ async def written_here(connection: asyncpg.Connection) -> list[UUID]:
 
 
 async def test_every_kind_of_event_after_a_restore(pair: Pair):
-    """After a restore the worker refuses; after a reanchor it reads what was unread, in order, and nothing twice.
+    """After a restore the worker refuses; after a reanchor it reads the unread events in order, and none twice.
 
-    Late, half read, own and legacy events, and such as were written here before, also in a transaction that is open
-    all the time. Fails when: hi_seq, the half-consumed tick, the own position, stamps beyond the snapshot, the anchor
-    or the lineage is left out of the reanchor.
+    This covers late, partly read, own and old events, and events that were written in this cluster, one of them in
+    a transaction that stays open.
+
+    Fails when: hi_seq, the partly read tick, the position of own events, stamps beyond the snapshot, the anchor or the
+    lineage is left out of the reanchor.
     """
     database = pair.new()
     past = await lived(pair.source.dsn(database))
@@ -68,7 +70,7 @@ async def test_every_kind_of_event_after_a_restore(pair: Pair):
         assert set(await worker.fetchrow(position)) == {None}
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="no worker refuses"):
             await reanchor(worker)
-        # Once more, before anything was read: it finds the same and loses nothing.
+        # A second reanchor before any event is read gives the same result and loses nothing.
         answer = await reanchor(worker, force=True)
         assert (answer["again"], answer["past"]) == (len(unread), 0)
         assert (
@@ -95,9 +97,10 @@ async def test_every_kind_of_event_after_a_restore(pair: Pair):
 
 
 async def test_several_workers_read_at_least_once(pair: Pair):
-    """What one worker of a domain has not read is read again by all of them, and keys suppress second decisions.
+    """Events that one worker of a domain has not read are read again by all its workers; idempotency
+    keys prevent second decisions.
 
-    Fails when: only one cursor is asked what is unread, or the others are left where they were.
+    Fails when: only one cursor is checked for unread events, or the other cursors are not moved.
     """
     database = pair.new()
     past = await lived(pair.source.dsn(database))
@@ -121,9 +124,9 @@ async def test_several_workers_read_at_least_once(pair: Pair):
 
 
 async def test_a_copy_of_a_copy(pair: Pair):
-    """Events that were written in a copy are found in a copy of that copy, although it restored all of them.
+    """Events that were written in a copy are found in a copy of that copy, although all its events were restored.
 
-    Fails when: an event above hi_seq is not unread whatever its stamp.
+    Fails when: an event above hi_seq counts as read because of its stamp.
     """
     database = pair.new()
     past = await lived(pair.source.dsn(database))
@@ -144,9 +147,10 @@ async def test_a_copy_of_a_copy(pair: Pair):
 
 
 async def test_numbers_that_start_again(pair: Pair):
-    """Where the sequence was not carried along, what was written here is found by its row; later numbers lie above all.
+    """If the sequence was not restored, new events are found by the xmin of their rows, and
+    later numbers follow all others.
 
-    Fails when: only numbers are asked, or the sequence is not put ahead.
+    Fails when: only numbers are compared, or the sequence is not advanced.
     """
     database = pair.new()
     past = await lived(pair.source.dsn(database))
@@ -158,7 +162,7 @@ async def test_numbers_that_start_again(pair: Pair):
         assert await worker.fetchval("select max(event_seq) from event_outbox") == highest
         found, plan = await figures(worker), await reanchor(worker, plan=True)
         assert plan["numbers_behind"] > 0
-        # In higher ids a stamp of this cluster lies beyond the cursor anyhow; in lower ones it looks consumed.
+        # In a cluster with higher ids these stamps lie beyond the cursor; in one with lower ids they look read.
         assert found["uncertain"] == (len(native) if pair.beyond else 0)
         assert found["again"] == found["unread"] + found["uncertain"] == len(past.unread) + len(native)
         await open_gate(dsn, "false")
@@ -172,7 +176,7 @@ async def test_numbers_that_start_again(pair: Pair):
 
 
 async def test_somebody_who_knows_since_when(pair: Pair):
-    """With a time, events created since are read again, and uncertain ones before it count as read."""
+    """With `--since`, newer events are read again, and older uncertain events count as read."""
     database = pair.new()
     past = await lived(pair.source.dsn(database))
     dsn = pair.travel(database)
@@ -191,9 +195,9 @@ async def test_somebody_who_knows_since_when(pair: Pair):
 
 
 async def test_a_dump_of_a_busy_database(pair: Pair):
-    """A dump that was taken while writers wrote and the worker worked is made our own without a loss.
+    """A dump that was taken beside producers and the worker is adopted without a loss.
 
-    Fails when: the worker's position and the events of a dump do not belong to one snapshot.
+    Fails when: the cursor and the events of a dump do not belong to one snapshot.
     """
     database = pair.new()
     source = pair.source.dsn(database)

@@ -1,4 +1,4 @@
-"""Whether this is the place where the cursors were written: a clone beside its original, another cluster, a refusal kept."""
+"""The site and the system identifier: a clone beside its original, another cluster, and a refusal that is kept."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ async def refusal(connection: asyncpg.Connection) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("major", embedded.MAJORS)
 async def test_a_clone_beside_its_original_delivers_nothing(major: int):
-    """A copy that is started beside its original, with a consumer of its own, delivers nothing until a person says so.
+    """A clone that runs beside its original, with its own consumer, delivers nothing until an operator accepts it.
 
-    Fails when: the delivery session does not ask for its site.
+    Fails when: the delivery session does not check its site.
     """
     first, second = Arrivals(), Arrivals()
     with cluster(major) as original:
@@ -54,7 +54,7 @@ async def test_a_clone_beside_its_original_delivers_nothing(major: int):
                             assert "may be a copy" in refused.why
                             await settled(connection)
                             assert first.arrived.total() == 25
-                            # It routes, which concerns nobody else.
+                            # The clone routes, because routing has no effect outside its database.
                             await clone.execute(MANY, 3)
                             await wait_until(lambda: _waiting(clone, 23), "the clone has routed")
                             assert second.calls == []
@@ -74,7 +74,7 @@ async def _waiting(connection: asyncpg.Connection, count: int) -> bool:
 
 
 async def test_a_second_address_is_known_while_another_consumer_delivers(live):
-    """A standby that comes by another address becomes known beside a consumer that delivers, and takes over later.
+    """A standby with another address becomes an accepted site while another consumer delivers, and can take over later.
 
     Fails when: only the first address is ever accepted.
     """
@@ -102,9 +102,10 @@ async def _accepted(connection: asyncpg.Connection, site: str) -> bool:
 
 
 async def test_a_refusal_is_kept_until_a_reanchor(live):
-    """A cursor that lay ahead of its server is not believed when transaction ids have passed it, until a reanchor.
+    """A cursor that was ahead of its server stays refused after the transaction ids have passed it, until a reanchor.
 
-    Fails when: the run does not keep what it refused for; events that were written meanwhile are passed over then.
+    Fails when: the batch does not store the reason of its refusal, because then events that were
+    written meanwhile are skipped.
     """
     async with connected(live.dsn) as connection:
         ahead = "(x.top + 20) || ':' || (x.top + 20) || ':'"
@@ -125,9 +126,9 @@ async def test_a_refusal_is_kept_until_a_reanchor(live):
 
 
 async def test_another_cluster_is_refused(live):
-    """Where the system identifier is another one, nothing is routed or delivered until a reanchor; pg_upgrade is no alarm.
+    """With another system identifier no event is routed or delivered until a reanchor; pg_upgrade causes no refusal.
 
-    Fails when: the identifier is not compared; or the major version is not looked at.
+    Fails when: the identifier is not compared, or the major version is ignored.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:

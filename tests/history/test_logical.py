@@ -1,4 +1,4 @@
-"""A database that moved by logical replication: every stamp is new, numbers begin again, and nothing is missing."""
+"""A database that moved by logical replication: every stamp is new, numbers begin again, and no event is missing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from support import attempted, connected, drain, insert_event, open_gate, run_ba
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
-#: A table without a primary key must say what identifies its rows.
+#: A table without a primary key needs an index that identifies its rows.
 PUBLISHED = """
     alter table dot_config replica identity using index dot_config_key_unique;
     alter table iu_outbound_route replica identity using index iu_outbound_route_code_unique;
     alter table event_type_registry replica identity using index event_type_registry_type_unique;
     create publication everything for all tables;
 """
-#: Sequences of IU Core are for whoever moves the database; ours is not touched.
+#: The operator who moves the database sets the sequences of IU Core; that of the outbox stays as it is.
 IDENTITIES = "select setval(pg_get_serial_sequence('iu_route_attempt', 'id'), (select max(id) from iu_route_attempt))"
 
 
 async def replicated(pair: Pair, database: str) -> str:
-    """The schema by dump, the data by a subscription; the connection string of the subscriber."""
+    """Copy the schema by dump and the data by a subscription; return the connection string of the subscriber."""
     file = pair.files / f"{database}.schema"
     program(pair.source, "pg_dump", "-Fc", "-s", "--no-publications", "-f", file, "-d", pair.source.dsn(database))
     dsn = restore(pair.target, database, file)
@@ -34,7 +34,7 @@ async def replicated(pair: Pair, database: str) -> str:
 
 
 async def caught_up(source: asyncpg.Connection, target: asyncpg.Connection) -> None:
-    """Wait until the subscriber has whatever was committed before."""
+    """Wait until the subscriber has all data that was committed before."""
     lsn = await source.fetchval("select pg_current_wal_lsn()::text")
 
     async def there() -> bool:
@@ -51,10 +51,11 @@ async def caught_up(source: asyncpg.Connection, target: asyncpg.Connection) -> N
 @pytest.mark.parametrize("pair", ["lower"], indirect=True)
 @pytest.mark.parametrize("gate", ["open", "closed"])
 async def test_a_move_by_logical_replication(pair: Pair, gate: str):
-    """After a move by logical replication the worker refuses; after a reanchor every event has its one attempt.
+    """After a move by logical replication the worker refuses; after a reanchor every event has exactly one attempt.
 
-    Also if nothing was read between the first copy and the end, so that what was unread came with that copy.
-    Fails when: an event that was stamped where it arrived is taken for one that the cursor has read.
+    This also holds if no event was read between the first copy and the end, so that unread events came with that copy.
+
+    Fails when: an event that was stamped by the subscriber is taken for one that the cursor has read.
     """
     database = pair.new()
     source = pair.source.dsn(database)

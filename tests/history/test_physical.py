@@ -1,4 +1,4 @@
-"""What keeps a history: recovery to a point in time, physical copies, pg_upgrade, rewrites. None of them is refused."""
+"""Operations that keep a history: point-in-time recovery, physical copies, pg_upgrade, rewrites. None is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support import attempted, connected, drain, insert_event, open_gate, wait_u
 
 
 async def goes_on(dsn: str, unread: list[UUID]) -> None:
-    """The worker reads what it had not, and what comes, and nothing else."""
+    """Assert that the worker reads the unread events and a new one, and no others."""
     async with connected(dsn) as worker:
         assert await refusal(worker) is None
         before = len(await attempted(worker))
@@ -31,7 +31,7 @@ async def goes_on(dsn: str, unread: list[UUID]) -> None:
 
 @pytest.fixture
 def past(server: TestServer) -> Database:
-    """A database of the shared server that has lived, and a server that can be copied."""
+    """A database with a past on the shared server, which must be one that can be copied."""
     if server.embedded is None:
         pytest.skip("only a server of ours can be copied")
     yield from server.create(None)
@@ -39,7 +39,7 @@ def past(server: TestServer) -> Database:
 
 @pytest.mark.slow
 def test_a_physical_copy(past: Database):
-    """A physical copy has the history of its original: it reads what was unread, without a reanchor."""
+    """A physical copy has the history of its original: it reads the unread events without a reanchor."""
     life = asyncio.run(lived(past.dsn))
     with copy_of(past.server) as copy:
         copy.start()
@@ -48,7 +48,7 @@ def test_a_physical_copy(past: Database):
 
 @pytest.mark.slow
 def test_a_standby_is_refused(past: Database):
-    """On a server in recovery nothing is planned and nothing is done: its snapshots do not list who is writing."""
+    """A reanchor and its plan are refused on a standby, because its snapshots do not list transactions in progress."""
     life = asyncio.run(lived(past.dsn))
 
     async def refused(dsn: str) -> None:
@@ -67,10 +67,10 @@ def test_a_standby_is_refused(past: Database):
 @pytest.mark.slow
 @pytest.mark.parametrize("major", embedded.MAJORS)
 def test_recovery_to_a_point_in_time(major: int):
-    """After a recovery to a point before its last batches the worker reads again what it reads there, and nothing is lost.
+    """After a recovery to an earlier point the worker reads the events after that point's cursor, and loses none.
 
-    The cursor goes back together with the events and the audit, and the transaction ids that are used again were never
-    in it.
+    The cursor returns to its state together with the events and the attempts, and it never contained the
+    transaction ids that are used again.
     """
 
     async def until_the_point(dsn: str) -> Past:
@@ -102,7 +102,7 @@ def test_recovery_to_a_point_in_time(major: int):
             dsn = server.dsn()
             life = asyncio.run(until_the_point(dsn))
             asyncio.run(beyond_it(dsn))
-            # ALTER SYSTEM came along with the copy.
+            # The settings of ALTER SYSTEM are part of the copy.
             copy.start()
             asyncio.run(_promoted(copy))
             asyncio.run(goes_on(copy.dsn(), list(life.unread)))
@@ -119,7 +119,7 @@ async def _promoted(server: Server) -> None:
 
 @pytest.mark.slow
 def test_pg_upgrade():
-    """pg_upgrade from 16 to 18 keeps the history: late, half-read and own events are read, nothing is refused."""
+    """pg_upgrade from 16 to 18 keeps the history: late, partly read and own events are read, and nothing is refused."""
     with place() as old_root, place() as new_root:
         with embedded.running(old_root, 16, durable=False) as old:
             life = asyncio.run(lived(old.dsn()))
@@ -145,7 +145,7 @@ def test_pg_upgrade():
     ],
 )  # fmt: skip
 async def test_what_keeps_xmin_does_not_alarm(live, command: str):
-    """VACUUM and CLUSTER of anchor, events and cursors keep the history, whatever they rewrite."""
+    """VACUUM and CLUSTER of anchor, events and cursors keep xmin, and so the history."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
         assert await drain(worker) == 1
@@ -160,9 +160,10 @@ async def test_what_keeps_xmin_does_not_alarm(live, command: str):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("events_too", [True, False], ids=["everything", "only the anchor"])
 async def test_an_anchor_that_was_rewritten(live, events_too: bool):
-    """A rewrite of the anchor alarms, because nothing tells it from a restore; the repair loses and repeats nothing.
+    """A rewrite of the anchor causes a refusal, because it looks like a restore; the
+    reanchor loses and repeats no event.
 
-    Where the events were rewritten too, as by pg_repack, nothing is uncertain; where not, all that was written here is.
+    If the events were rewritten too, as by pg_repack, none is uncertain; otherwise all events that were read are.
     """
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(3)]

@@ -1,4 +1,5 @@
-"""What a reanchor demands, whom it lets pass meanwhile, and what each reason to refuse leaves certain."""
+"""The reanchor: its preconditions, its behaviour beside other transactions, and the
+events that count as read after it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from support import (
 pytestmark = pytest.mark.asyncio
 
 Damage = Callable[[asyncpg.Connection], Awaitable[object]]
-#: The worker has read whatever another history will ever write.
+#: The cursor has read more than another history will ever write.
 FAR_AHEAD = "update iu_route_worker_cursor set prev = '9000000000:9000000000:', hi_seq = 1000"
 SOON = timedelta(minutes=1)
 #: An event of so many months ago.
@@ -41,7 +42,7 @@ IN_A_MONTH = """
 
 
 async def restored(connection: asyncpg.Connection) -> None:
-    """Anchor and events as a dump restores them: same contents, another transaction."""
+    """Rewrite anchor and events as a restored dump has them: the same contents, written by another transaction."""
     async with connection.transaction():
         await connection.execute(
             """create temp table kept on commit drop as select * from iu_outbox_anchor; delete from iu_outbox_anchor;
@@ -51,18 +52,18 @@ async def restored(connection: asyncpg.Connection) -> None:
 
 
 async def copied_cursor(connection: asyncpg.Connection) -> None:
-    """A cursor row of another database, with all that it says of itself."""
+    """Replace the cursor by one of another database, with its lineage and its position."""
     await connection.execute(FAR_AHEAD)
     await connection.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
 
 
 async def no_anchor(connection: asyncpg.Connection) -> None:
-    """An anchor that somebody deleted."""
+    """Delete the anchor."""
     await connection.execute("delete from iu_outbox_anchor")
 
 
 async def ahead(connection: asyncpg.Connection) -> None:
-    """A cursor that has read what this server has not written."""
+    """Put the cursor ahead of the transactions of this server."""
     await connection.execute(FAR_AHEAD)
 
 
@@ -71,11 +72,11 @@ async def blocked(connection: asyncpg.Connection, pid: int) -> bool:
     return await connection.fetchval("select wait_event_type = 'Lock' from pg_stat_activity where pid = $1", pid)
 
 
-# -- what it demands ----------------------------------------------------------------------------------------------
+# -- preconditions ------------------------------------------------------------------------------------------------
 
 
 async def test_it_demands_a_closed_gate(live):
-    """While the worker gate is open nothing is changed."""
+    """While the worker gate is open, a reanchor raises an error and changes nothing."""
     async with connected(live.dsn) as worker:
         await restored(worker)
         before = await state(worker)
@@ -85,7 +86,7 @@ async def test_it_demands_a_closed_gate(live):
 
 
 async def test_it_demands_a_foreign_history(applied):
-    """Where no worker refuses, nothing is changed unless somebody insists."""
+    """If no worker refuses, a reanchor raises an error and changes nothing, unless it is forced."""
     async with connected(applied.dsn) as worker:
         before = await state(worker)
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="no worker refuses"):
@@ -95,9 +96,11 @@ async def test_it_demands_a_foreign_history(applied):
 
 
 async def test_it_demands_a_transaction_of_its_own(applied):
-    """After a write, or in a savepoint, the anchor would be another transaction's: it says so and changes nothing.
+    """After a write of the same transaction, or in a savepoint, a reanchor raises an error and changes nothing.
 
-    Fails when: the new anchor is not looked at.
+    Otherwise the anchor would belong to another transaction than the cursor.
+
+    Fails when: the xmin of the new anchor is not checked.
     """
     async with connected(applied.dsn) as worker:
         await restored(worker)
@@ -113,7 +116,7 @@ async def test_it_demands_a_transaction_of_its_own(applied):
 
 
 async def test_a_plan_changes_nothing(live):
-    """A plan is made with the gate open too, takes no transaction id, and changes nothing."""
+    """A plan is also possible with the gate open, takes no transaction id, and changes nothing."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
         await restored(worker)
@@ -125,16 +128,16 @@ async def test_a_plan_changes_nothing(live):
         assert await state(worker) == before
 
 
-# -- what is certain ----------------------------------------------------------------------------------------------
+# -- certain and uncertain events ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"), [(copied_cursor, "foreign_cursor"), (no_anchor, "anchor_missing"), (ahead, "cursor_ahead")]
 )
 async def test_a_cursor_that_proves_nothing(live, damage: Damage, reason: str):
-    """Where cursor and history do not belong together, all that it would call read is uncertain, and read again.
+    """If cursor and history do not belong together, the events before the cursor are uncertain and are read again.
 
-    Fails when: a cursor of another lineage, without an anchor or from the future is believed.
+    Fails when: a cursor of another lineage, without an anchor, or ahead of the server is accepted.
     """
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(5)]
@@ -156,7 +159,7 @@ async def test_a_cursor_that_proves_nothing(live, damage: Damage, reason: str):
 
 @pytest.mark.parametrize("damage", [copied_cursor, no_anchor, ahead])
 async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage: Damage):
-    """With a time, what is older counts as read, whatever the cursor."""
+    """With `--since`, older events count as read, whatever the cursor says."""
     async with connected(live.dsn) as worker:
         for _ in range(5):
             await insert_event(worker)
@@ -176,9 +179,9 @@ async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage:
 
 
 async def test_stamps_of_another_history_among_our_own(live):
-    """Rows that were restored with all triggers off look read; with a time and force they are read.
+    """Events that were restored without triggers look read; a forced reanchor with `--since` reads them.
 
-    Fails when: a time is not obeyed where the history is our own.
+    Fails when: `--since` is ignored if the history is our own.
     """
     async with connected(live.dsn) as worker:
         await insert_event(worker)
@@ -200,9 +203,9 @@ async def test_stamps_of_another_history_among_our_own(live):
 
 
 async def test_a_cursor_that_was_put_to_now(live):
-    """What a reset to now leaves out stays left out after a restore.
+    """Events that a reset to the present skipped are still skipped after a restore.
 
-    Fails when: the reset does not note the numbers that it passes.
+    Fails when: the reset does not record the numbers that it skips.
     """
     async with connected(live.dsn) as worker:
         for _ in range(3):
@@ -219,9 +222,9 @@ async def test_a_cursor_that_was_put_to_now(live):
 
 
 async def test_the_very_first_number(live):
-    """A number that the sequence offers but nobody has drawn counts as not drawn.
+    """A number that the sequence offers and that was never drawn counts as not drawn.
 
-    Fails when: hi_seq is the last value of a sequence that was never called.
+    Fails when: hi_seq is the last_value of a sequence that was never called.
     """
     async with connected(live.dsn) as worker:
         await run_batch(worker)
@@ -239,9 +242,9 @@ async def test_the_very_first_number(live):
 
 
 async def test_a_log_in_partitions(partitioned):
-    """In a partitioned log each event is judged by itself, although rows of different partitions have the same place.
+    """In a partitioned outbox each event is judged separately, although rows of different partitions have equal ctids.
 
-    Fails when: rows are found again by their place alone.
+    Fails when: rows are found again by their ctid alone.
     """
     async with connected(partitioned.dsn) as worker:
         await worker.executemany(IN_A_MONTH, [(1,)] * 10)
@@ -260,13 +263,13 @@ async def test_a_log_in_partitions(partitioned):
         await nothing_missing(worker)
 
 
-# -- whom it lets pass --------------------------------------------------------------------------------------------
+# -- beside other transactions ------------------------------------------------------------------------------------
 
 
 async def test_writers_do_not_wait(live):
-    """While a reanchor is under way writers commit; what they write is read, once.
+    """Producers commit during a reanchor, and their events are read once.
 
-    Fails when: the reanchor locks event_outbox against writers.
+    Fails when: the reanchor locks event_outbox against producers.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as late:
         await insert_event(worker)
@@ -288,10 +291,11 @@ async def test_writers_do_not_wait(live):
 
 
 async def test_an_event_that_commits_while_it_judges(live):
-    """An event in flight when the snapshot is taken, and committed when rows are judged, is read.
+    """An event that commits between the snapshot of a reanchor and the judging of rows is read.
 
-    Nothing else would find it: its number is low, its stamp looks read, and somebody said that nothing is missing.
-    Fails when: an event that the new snapshot does not show is taken for one of another history.
+    Only the reanchor can find it: its number is low, its stamp looks read, and `--since` excludes it.
+
+    Fails when: an event that the new snapshot does not contain is taken for one of another history.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as gate:
         await worker.execute(FAR_AHEAD)
@@ -311,9 +315,9 @@ async def test_an_event_that_commits_while_it_judges(live):
 
 
 async def test_an_event_that_is_stamped_meanwhile(live):
-    """An event that is stamped anew while a reanchor wants to move it into the past is left alone.
+    """An event that is stamped again while a reanchor waits to move it into the past is not moved.
 
-    Fails when: the row is found again by anything else than the version that was judged.
+    Fails when: the reanchor updates another version of the row than the one that it judged.
     """
     async with connected(live.dsn) as worker, connected(live.dsn) as writer:
         event = await insert_event(worker)
@@ -335,7 +339,7 @@ async def test_an_event_that_is_stamped_meanwhile(live):
 
 @pytest.mark.slow
 async def test_again_and_again_among_writers(live):
-    """Any number of reanchors among writers and runs: every event is read once, none twice.
+    """After many reanchors among producers and batches every event was read exactly once.
 
     Fails when: the snapshot is taken after the rows are judged, or rows are moved by more than one statement.
     """
@@ -366,7 +370,7 @@ async def test_again_and_again_among_writers(live):
 
 
 async def test_a_consumer_goes_on_by_itself(live):
-    """A consumer says that it refuses while the history is foreign, and works again after the reanchor."""
+    """A consumer reports that it refuses while the history is foreign, and works again after the reanchor."""
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker)]
         await restored(worker)
@@ -390,10 +394,7 @@ async def _read(recorder, count: int) -> bool:
 
 
 async def test_a_reanchor_that_is_ended_in_the_middle(live):
-    """A reanchor whose session is ended changes nothing, and can be done again.
-
-    Fails when: it commits before the end.
-    """
+    """A reanchor whose session is ended changes nothing, and can be repeated. Fails when: it commits before its end."""
     async with connected(live.dsn) as worker, connected(live.dsn) as holder:
         read: list[UUID] = [await insert_event(worker) for _ in range(3)]
         assert await drain(worker) == 3

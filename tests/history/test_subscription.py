@@ -1,4 +1,4 @@
-"""An outbox that is fed by a subscription: replicated events are events like any other, and wake like any other."""
+"""An outbox that receives events from a subscription: they are routed, and wake a consumer, like any other event."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from iu_listen.postgres.session import session
 from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in
 from support import apply_package, attempted, connected, consuming, insert_event, open_gate, wait_until
 
-# Only the far cluster writes logical WAL; its transaction ids lie far beyond those where the events arrive.
+# Only the far cluster writes logical WAL; its transaction ids lie far beyond those of the subscriber.
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.parametrize("pair", ["lower"], indirect=True)]
 
-#: Larger than what a publisher keeps to itself until the commit, with the setting below.
+#: Larger than the memory after which the publisher streams a transaction, which is set to 64 kB below.
 LARGE = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, safe_payload)
     select 'iu', 'version_applied', 'update', 'immediate', jsonb_build_object('n', n, 'text', repeat('x', 100))
@@ -32,12 +32,12 @@ LARGE = """
 
 @asynccontextmanager
 async def fed(pair: Pair, *, stamped: bool = True, **options: str) -> AsyncIterator[tuple[str, str]]:
-    """The outbox of a database fed by that of another one: connection strings of both.
+    """A database whose outbox is fed by that of another one; yields the connection strings of publisher and subscriber.
 
     Args:
-        pair: From where to where.
-        stamped: The publisher has the package too, so that its positions are sent along.
-        options: Those of the subscription.
+        pair: The clusters of publisher and subscriber.
+        stamped: Whether the publisher has the package too, so that it sends positions.
+        options: Options of the subscription.
     """
     database = pair.new()
     source, target = pair.source.dsn(database), pair.target.dsn(database)
@@ -52,7 +52,7 @@ async def fed(pair: Pair, *, stamped: bool = True, **options: str) -> AsyncItera
     psql(pair.source, "create publication events for table event_outbox", database)
     path = f"host={pair.source.socket_dir} port={pair.source.port} user=postgres dbname={database}"
     given = ", ".join(f"{name} = {value}" for name, value in options.items())
-    # Subscriptions of all databases share their names with the slots.
+    # The name must be unique in the cluster, because a subscription names its replication slot.
     psql(
         pair.target,
         f"""create subscription {database} connection '{path} options=''-c logical_decoding_work_mem=64kB'''
@@ -84,9 +84,9 @@ async def routed(connection: asyncpg.Connection, events: list[UUID]) -> None:
     ids=["positions-sent-along", "large-ones-streamed", "large-ones-applied-in-parallel"],
 )
 async def test_replicated_events_are_routed_as_they_commit_here(pair: Pair, stamped: bool, streaming: str):
-    """Events that a subscription brings are woken for by the bell and routed once, a late and a large one as well.
+    """Events of a subscription wake an idle consumer and are routed once, late and large transactions included.
 
-    Fails when: stamp or bell are not ENABLE ALWAYS, or the position that the publisher sends along is believed.
+    Fails when: stamp or bell are not ENABLE ALWAYS, or the position that the publisher sends is kept.
     """
     async with (
         fed(pair, stamped=stamped, streaming=streaming) as (source, target),
@@ -119,10 +119,11 @@ async def test_replicated_events_are_routed_as_they_commit_here(pair: Pair, stam
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "awake"])
 async def test_a_subscription_may_prepare(pair: Pair, asleep: bool):
-    """A subscription with two_phase prepares what its publisher has prepared; the timer finds it after its commit.
+    """A subscription with two_phase can prepare a transaction with events; the catch-up
+    poll finds them after its commit.
 
-    Fails when: the trigger takes a worker that shows no text for one that does not prepare. Its NOTIFY would fail the
-    PREPARE, again and again, and with it all replication, for as long as a consumer sleeps.
+    Fails when: the trigger does not recognize an apply worker that is about to prepare. Its NOTIFY would fail the
+    PREPARE again and again, and so stop the replication while a consumer is idle.
     """
     async with (
         fed(pair, two_phase="on") as (source, target),

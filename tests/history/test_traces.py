@@ -1,4 +1,4 @@
-"""The export of traces after a restore: refused, begun anew, and nothing that was not sent is forgotten."""
+"""The trace export after a restore: it is refused, begun anew, and no span that was not exported is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def exported(source: TraceSession, pages: int | None = None) -> set[str]:
-    """Take what there is to export, or so many pages of two; ids of the attempts."""
+    """Export all pending attempts, or so many pages of two; return the ids of their spans."""
     found: set[str] = set()
     while (place := await source.tick()) is not None and pages != 0:
         page = await source.page(place, 2)
@@ -36,10 +36,11 @@ async def spans(dsn: str) -> set[str]:
 
 
 async def test_what_was_not_sent_before_a_restore_is_known(pair: Pair):
-    """A reader refuses what was restored; a reanchor begins it anew, and says since when spans are missing.
+    """The trace export refuses a restored database; a reanchor begins it anew and gives the time
+    since which spans are missing.
 
-    Fails when: the cursor of the traces is left out of the reanchor, or stamps of the other history, which lie beyond
-    what this cluster has reached, count as something to export.
+    Fails when: the cursor of the trace export is left out of the reanchor, or stamps of the other history, which lie
+    beyond the transaction ids of this cluster, count as new.
     """
     database = pair.new()
     origin = pair.source.dsn(database)
