@@ -1,4 +1,4 @@
-"""Connection strings: what libpq takes is understood or refused by its name, and no error holds a part of a password."""
+"""Connection strings: what libpq accepts is understood or refused by name, and no error holds a part of a password."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.settings import Settings, mask
 
 ANY = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=4, max_size=20)
-#: All that an error about a connection string may say by itself.
+#: The text of all messages that an error about a connection string may contain.
 MESSAGES = getsource(address)
-#: Characters that end a part of a URI, and others that may stand in a password.
+#: Characters that end a part of a URI, and others that may occur in a password.
 ODD = st.text(alphabet="@:/?#[]%&= ,;+'\"\\aZ09", min_size=4, max_size=20)
 
 
@@ -44,7 +44,7 @@ ODD = st.text(alphabet="@:/?#[]%&= ,;+'\"\\aZ09", min_size=4, max_size=20)
     ],
 )  # fmt: skip
 def test_what_is_said(dsn, hosts, driver, settings):
-    """Both forms of libpq say the same, and what is no parameter of libpq is a setting of the server."""
+    """Both forms of libpq give the same result, and a parameter that libpq does not have is a setting of the server."""
     found = parse(dsn, {})
     assert (list(found.hosts), dict(found.driver), dict(found.settings)) == (hosts, driver, settings)
 
@@ -57,7 +57,8 @@ def test_what_is_said(dsn, hosts, driver, settings):
        ("=1", "name of a parameter"), ("x", "no =")],
 )  # fmt: skip
 def test_what_cannot_be_obeyed(parameter, says):
-    """A parameter that cannot be obeyed is refused by its name, from the string and from its variable."""
+    """A parameter that is not supported is refused by its name, both from the string and
+    from its environment variable."""
     with pytest.raises(ConfigurationError, match=says) as refused:
         parse(f"postgresql://db/iu?{parameter}", {})
     assert "nonsense" not in refused.value.message + refused.value.hint
@@ -74,12 +75,13 @@ def test_what_cannot_be_obeyed(parameter, says):
      "target_session_attrs=primary", "sslnegotiation=postgres", "sslcompression=0", "fallback_application_name=x"],
 )  # fmt: skip
 def test_what_is_obeyed(parameter):
-    """What providers put into their strings is taken, and reaches no server as a setting."""
+    """Parameters that providers put into their strings are accepted, and none reaches a server as a setting."""
     assert not parse(f"postgresql://db/iu?{parameter}", {}).settings
 
 
 def test_the_order_of_what_is_said(tmp_path):
-    """The string goes before the service file, and that before the environment; a server is taken whole from one."""
+    """The string precedes the service file, which precedes the environment; the server
+    is taken from one source only."""
     services = tmp_path / "services"
     services.write_text("[shop]\nhost=filehost\nport=7\nuser=file\npassword=100%\ndbname=filedb\n")
     environ = {
@@ -98,7 +100,7 @@ def test_the_order_of_what_is_said(tmp_path):
 
 
 def test_a_service_that_is_not_there(tmp_path):
-    """A service that no file has is an error, never the default database; also where there is no file."""
+    """A service that no file defines is an error and never the default database, also if there is no file."""
     services = tmp_path / "services"
     services.write_text("[shop]\nhost=db\n")
     for environ in (
@@ -122,7 +124,8 @@ def test_a_service_that_is_not_there(tmp_path):
 @example(password="p@ss")
 @example(password="S3[cret")
 def test_no_error_holds_a_part_of_a_password(password):
-    """However a password was typed, an error about the string holds no four characters of it in a row."""
+    """An error about a connection string contains no four consecutive characters of the
+    password, however it was typed."""
     # A word of our own messages may be drawn as a password.
     parts = {part for i in range(len(password) - 3) if (part := password[i : i + 4]) not in MESSAGES}
     for dsn in (f"postgresql://app:{password}@db.example/x", f"host=db.example password={password}"):
@@ -131,7 +134,7 @@ def test_no_error_holds_a_part_of_a_password(password):
 
 
 def _refusal(dsn: str) -> str:
-    """What is said against a string; nothing, where it is understood."""
+    """The error message for a string, or the repr of the result if it is valid."""
     try:
         found = parse(dsn, {})
     except ConfigurationError as error:
@@ -142,7 +145,7 @@ def _refusal(dsn: str) -> str:
 
 @given(password=ANY | ODD, user=ANY | ODD)
 def test_an_encoded_password_is_itself(password, user):
-    """What is percent-encoded means itself, and what we write is read alike."""
+    """A percent-encoded password is decoded to itself, and a URI that we write is read alike."""
     found = parse(f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@db/x", {})
     assert (found.driver["user"], found.driver["password"]) == (user, password)
     again = parse(found.uri(found.hosts[0]), {})
@@ -153,7 +156,7 @@ def test_an_encoded_password_is_itself(password, user):
 
 @given(password=ANY | ODD)
 def test_mask_hides_the_whole_password(password):
-    """mask() leaves nothing of a password, whatever it holds, in a URI, in pairs, and in the repr of settings."""
+    """mask() hides a password with any characters completely, in a URI, in pairs, and in the repr of settings."""
     last = password[-4:]
     texts = [f"cannot connect: postgresql://app:{password}@db/x"]
     if "'" not in password:
@@ -178,5 +181,5 @@ def test_mask_hides_the_whole_password(password):
     ],
 )
 def test_mask(text, hidden):
-    """Passwords with an @, with blanks around the =, in quotes, and cut off by a #."""
+    """mask() hides passwords with an @, with blanks around the =, in quotes, and cut off by a #."""
     assert mask(text) == hidden

@@ -1,4 +1,4 @@
-"""Facts: the answer of the worker function, read."""
+"""Facts: parsing the answer of the worker function."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def test_a_full_answer_is_read_whole():
 
 
 def test_a_refusal_is_read_too():
-    """An answer that only says why not has no figures."""
+    """An answer that only gives the reason of a refusal has no figures."""
     batch = Batch.from_answer({"status": "foreign_history", "reason": "anchor_missing", "seen": 0}, 0.0)
 
     assert (batch.seen, batch.more, batch.reason) == (0, False, "anchor_missing")
 
 
 def test_every_status_has_its_state():
-    """Each status that the function can answer means a state of the consumer."""
+    """Each status that the function can return has a state of the consumer."""
     assert STATE_OF_STATUS == {
         "ran": State.IDLE,
         "master_gate_closed": State.GATE_CLOSED,

@@ -17,7 +17,7 @@ from iu_listen.model.outcome import LONGEST_CODE, LONGEST_DELAY, LONGEST_DETAIL,
 
 
 class Hostile:
-    """A value that raises whenever its text, its number or its hash is asked for."""
+    """A value that raises whenever it is converted to text or a number, or hashed."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -95,7 +95,7 @@ ERRORS = st.one_of(
 
 @given(ERRORS)
 def test_every_error_has_an_outcome_that_can_be_stored(error):
-    """No error makes outcome_of raise, and what it returns is text without NUL and surrogates, and a bounded delay.
+    """outcome_of never raises; it returns text without NUL and surrogates, and a bounded delay.
 
     Fails when: a value that a target gave reaches the database, or code of a target runs, without a guard.
     """
@@ -139,12 +139,12 @@ def test_every_error_has_an_outcome_that_can_be_stored(error):
     ids=repr,
 )
 def test_an_outcome_says_what_the_error_means(error, expected):
-    """The class of an error decides its result; numbers, texts and timedeltas are understood as delays."""
+    """The class of an error decides its result; numbers, texts and timedeltas are accepted as delays."""
     assert outcome_of(error) == expected
 
 
 def test_text_and_delays_are_bounded():
-    """Text is cut before it is looked at, and a delay that is no number is none."""
+    """Text is cut before it is processed, and a delay that is no number becomes None."""
     assert clean("x" * 10**7, 3) == "xxx"
     assert delay("soon") is None
     assert delay(Hostile()) is None

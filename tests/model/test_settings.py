@@ -1,4 +1,4 @@
-"""Settings: one table, every mistake named at once, no secret shown."""
+"""Settings: one table, all mistakes in one error, no secret shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_defaults_are_within_their_own_ranges():
 
 
 def test_what_is_typed_beats_the_environment():
-    """The command line wins over the environment, the environment over the default."""
+    """The command line precedes the environment, and the environment precedes the default."""
     environ = {"IU_LISTEN_CATCH_UP": "7", "IU_LISTEN_LINGER": "0.1"}
     settings = Settings.load(environ, {"catch_up": 9.0})
 
@@ -31,7 +31,7 @@ def test_what_is_typed_beats_the_environment():
 
 
 def test_an_empty_variable_is_not_set():
-    """An empty environment variable counts as absent, as deployment files leave them."""
+    """An empty environment variable counts as absent, because deployment files often contain empty ones."""
     assert Settings.load({"IU_LISTEN_CATCH_UP": "", "IU_LISTEN_DSN": ""}) == Settings()
 
 
@@ -60,7 +60,7 @@ def test_booleans_are_written_as_people_write_them(raw, value):
 
 
 def test_a_boolean_that_is_no_boolean_is_refused():
-    """Anything else is a mistake, not silently false."""
+    """Any other text is an error and does not count as false."""
     with pytest.raises(ConfigurationError, match="IU_LISTEN_LISTEN must be true or false, not 'maybe'"):
         Settings.load({"IU_LISTEN_LISTEN": "maybe"})
 
@@ -90,5 +90,5 @@ def test_no_password_is_ever_shown(dsn):
     )
 )
 def test_mask_hides_whatever_stands_for_a_password(password):
-    """Whatever characters a URL's password has, mask leaves none of it."""
+    """For a password of any characters in a URL, mask() shows none of it."""
     assert f":{password}@" not in mask(f"postgresql://me:{password}@host/db")

@@ -1,4 +1,4 @@
-"""Text that is safe to show: nothing in it is obeyed by a terminal."""
+"""Text that is safe to show: a terminal executes nothing in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", 
 
 
 def test_every_control_character_is_escaped():
-    """Every character that Unicode calls a control, a surrogate, a line separator or a bidirectional control is unsafe."""
+    """Every character that Unicode calls a control, a surrogate, a line separator or a
+    bidirectional control is unsafe."""
     for number in range(sys.maxunicode + 1):
         character = chr(number)
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
@@ -26,14 +27,14 @@ def test_every_control_character_is_escaped():
 
 
 def test_text_of_people_stays():
-    """Letters of all scripts, accents, joiners and emoji are shown as they are."""
+    """Letters of all scripts, accents, joiners and emoji are shown unchanged."""
     for text in ("naïve café", "ключ/鍵", "می‌خواهم", "👩‍👩‍👧", "a\u0301"):
         assert visible(text) == text
 
 
 @given(st.text(alphabet=st.characters(codec=None)))
 def test_visible_is_safe_and_stable(text):
-    """What visible() gives has no unsafe character, and visible() changes it no more."""
+    """The result of visible() has no unsafe character, and a second visible() does not change it."""
     shown = visible(text)
     assert not UNSAFE.search(shown)
     assert visible(shown) == shown
@@ -43,7 +44,7 @@ def test_visible_is_safe_and_stable(text):
 
 @given(st.recursive(st.text(alphabet=st.characters(codec=None)), lambda v: st.lists(v) | st.dictionaries(st.text(), v)))
 def test_json_stays_the_same_document(value):
-    """A JSON document without unsafe characters says the same as before."""
+    """json_visible() removes unsafe characters from a JSON document and keeps its contents."""
     shown = json_visible(json.dumps(value, ensure_ascii=False, indent=2))
     assert not UNSAFE.search(shown.replace("\n", ""))
     assert json.loads(shown) == value
@@ -57,12 +58,12 @@ def test_json_stays_the_same_document(value):
     ],
 )  # fmt: skip
 def test_duration(seconds, words):
-    """A length of time has one form: its two largest units."""
+    """A duration has one form: its two largest units."""
     assert duration(seconds) == words
 
 
 def test_humane():
-    """Numbers and seconds inside a sentence of the database have the same form; ids, times and processes stay."""
+    """Numbers and seconds inside a sentence of the database get the same form; ids, times and process ids stay."""
     assert humane("silent for 342065 s, cadence is 5 s") == "silent for 3 d 23 h, cadence is 5 s"
     assert humane("302400 event(s) wait, the oldest for 90 s") == "302 400 event(s) wait, the oldest for 1 min 30 s"
     for same in (

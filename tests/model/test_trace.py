@@ -1,4 +1,4 @@
-"""Identity in a tracing backend, and OTLP: Python and SQL agree, and our bytes are what the protocol's own library reads."""
+"""Trace ids and OTLP: Python and SQL agree, and the protocol's own library can read the encoded bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support import connected
 
 HEX = "0123456789abcdef"
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-#: Contexts as they come: valid, nearly valid, and anything.
+#: Contexts as they may arrive: valid, nearly valid, and random text.
 CONTEXTS = st.one_of(
     st.none(),
     st.builds(
@@ -31,16 +31,16 @@ CONTEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60),
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
-#: From nothing to more than two bytes can count.
+#: From empty to longer than a length of two bytes can express.
 LONG = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), TEXT.map((500 * "ü").__add__),
                  TEXT.map((20_000 * "x").__add__))  # fmt: skip
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_python_and_sql_agree(applied):
-    """Trace id and span id of random rows are the same from both.
+    """Python and SQL compute the same trace id and span id for random rows.
 
-    Fails when: one of the two takes another context for valid, hashes something else, or stands in differently for zeros.
+    Fails when: one of the two accepts another context as valid, hashes other data, or replaces zeros differently.
     """
 
     async def compare() -> None:
@@ -70,7 +70,7 @@ EVENT = UUID("c3ac036f-eb71-4f36-bf3f-60026b7d5de0")
 
 
 def test_the_starting_context_is_the_same_in_every_hop():
-    """It is the producer's, or that of the event's own span where there is none; never that of an attempt or a call.
+    """The starting context is that of the producer, or of the event's own span; never that of an attempt or a call.
 
     Fails when: the CloudEvents attribute is given the context of the call.
     """
@@ -100,7 +100,7 @@ def test_the_starting_context_is_the_same_in_every_hop():
     ],
 )  # fmt: skip
 def test_what_is_called_is_named_without_secrets(reference, options, text, name, attributes):
-    """The text that the audit keeps has no user, path of a URL or query; the span has what the conventions want.
+    """The stored name of a target has no user, URL path or query; the span has the attributes of the conventions.
 
     Fails when: a part of an address is kept that may hold a secret.
     """
@@ -135,7 +135,7 @@ SPANS = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SPANS, max_size=5))
 def test_what_we_write_is_what_protobuf_reads(spans):
-    """The protocol's own library reads every field as it was meant, and knows no other."""
+    """The protocol's own library reads every field with its value, and finds no unknown field."""
     body = request(encode_spans(spans), {"service.name": "x" * 5000, "service.instance.id": 7, "other": 1.5})
     found = ExportTraceServiceRequest.FromString(body)
 
