@@ -1,4 +1,4 @@
-"""A path to a database that can be broken: a TCP proxy that forwards, stalls, resets, refuses or leads elsewhere."""
+"""A path to a database that can be broken: a TCP proxy that forwards, stalls, resets, refuses or redirects."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class Proxy:
-    """Forwards to a server until told otherwise.
+    """Forwards connections to a server until a field says otherwise.
 
     Attributes:
-        stalled: Accepts everything and forwards nothing, like a network that swallows packets.
+        stalled: Accepts all data and forwards none, like a network that drops packets.
         refusing: Closes every new connection.
-        mute: Accepts new connections and says nothing on them, ever.
-        reset_on: Resets a connection whose client sends these bytes; once.
-        asked: Asked before each piece is forwarded, in either direction; False resets its connection instead.
+        mute: Accepts new connections and never sends data on them.
+        reset_on: Resets the first connection whose client sends these bytes.
+        asked: Called before each piece is forwarded, in either direction; False resets its connection instead.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -31,18 +31,18 @@ class Proxy:
         self.dsn = ""
 
     def lead_to(self, dsn: str) -> None:
-        """Forward new connections to another server; our own address stays. Open ones are left alone: reset()."""
+        """Forward new connections to another server, at the same address of the proxy; reset() ends the open ones."""
         self._to = urlsplit(dsn)
 
     def reset(self) -> None:
-        """Cut every connection without a goodbye."""
+        """Abort every connection without an orderly end."""
         for writer in self._open:
             writer.transport.abort()
 
     def swallow(self) -> None:
         """Stall the connections that are open now, for good; new ones work, as behind a router that has restarted.
 
-        Not even the end of a connection gets through.
+        Not even the end of a connection is forwarded.
         """
         self._swallowed |= self._open
 
@@ -56,7 +56,7 @@ class Proxy:
             if not self.refusing:
                 await self._forward(reader, writer, ends)
         finally:
-            # Whatever ended it, a block that is left in the middle of a connect included.
+            # Abort both ends whatever ended the task, also if the block ends in the middle of a connect.
             for end in ends:
                 end.transport.abort()
             self._open -= ends
@@ -80,7 +80,7 @@ class Proxy:
         self._open |= ends
         self._tasks |= pumps
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        # Where nothing gets through for good, a goodbye does not either: each end has to find out for itself.
+        # The end of a swallowed connection is not forwarded either: each end has to detect the loss itself.
         if writer in self._swallowed:
             await asyncio.wait(pumps)
 
@@ -97,7 +97,7 @@ class Proxy:
                     return
                 if self.asked is not None and not await self.asked():
                     return
-                # What came during a stall is gone for good, as the session is that loses it.
+                # Data that arrives during a stall is dropped, because the session that loses it is lost as well.
                 if not self.stalled and sink not in self._swallowed:
                     sink.write(data)
                     await sink.drain()

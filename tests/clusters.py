@@ -1,7 +1,7 @@
-"""Clusters beside the one that all tests share: new ones, with ids of one's own, copies, and dumps between them.
+"""Clusters beside the shared one: new clusters, clusters with given transaction ids, copies, and dumps between them.
 
-All of them are ``Server``s of the embedded PostgreSQL, so they are stopped and started like any other, as the account
-that owns their data.
+All of them are a ``Server`` of the embedded PostgreSQL, so they are stopped and started like any other, by
+the account that owns their data.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from iu_listen import embedded
 from iu_listen.embedded_keeper import Record, Server, beside, owner, render, write
 from iu_listen.embedded_keeper import run as run_as
 
-#: Where Linux has a file system in memory, and how much must be free there, in bytes: several servers with their log.
+#: The file system in memory of Linux, and the free space that it needs, in bytes: several servers with their WAL.
 MEMORY, ROOM = Path("/dev/shm"), 8 * 2**30
-#: A transaction id that the shared servers never reach; at the beginning of a file of pg_xact, so that none is missing.
+#: A transaction id that the shared servers never reach; it begins a file of pg_xact, so that no file is missing.
 FAR = 5 * 2**20
 
 
 def program(server: Server, name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
-    """Run one of the server's programs as the owner of its data; what it said."""
+    """Run one of the server's programs as the owner of its data; return its output."""
     command: list[str | Path] = [server.bin / name, *arguments]
     if cwd is not None:
         command = ["/bin/sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", cwd, *command]
@@ -39,7 +39,7 @@ def program(server: Server, name: str, *arguments: str | Path, cwd: Path | None 
 
 
 def psql(server: Server, script: str, database: str = "postgres") -> str:
-    """Run statements without an event loop, as whoever cleans up must."""
+    """Run statements without an event loop, for example during cleanup; return the output."""
     done = run_as(
         [server.bin / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn(database)], owner(server.data), script
     )
@@ -49,9 +49,10 @@ def psql(server: Server, script: str, database: str = "postgres") -> str:
 
 @cache
 def memory() -> Path | None:
-    """A file system in memory, where a database is made in a tenth of the time; None: there is none with room for us.
+    """A file system in memory, where creating a database takes a tenth of the time; None:
+    there is none with enough space.
 
-    No server of the tests flushes to disk, so none of them can tell. In a container it is often of 64 MB.
+    The servers of the tests do not flush to disk, so its use changes no result. In a container it often has only 64 MB.
     """
     with suppress(OSError):
         room = min(psutil.disk_usage(str(MEMORY)).free, psutil.virtual_memory().available)
@@ -62,11 +63,11 @@ def memory() -> Path | None:
 
 @contextmanager
 def place(account_of: Path | None = None, under: Path | None = None) -> Iterator[Path]:
-    """A directory that the account of a server can reach; and write to, if it owns ``account_of``.
+    """A directory that the account of a server can read; it can also write to it, if it owns ``account_of``.
 
     Args:
-        account_of: Data of a server.
-        under: Where; None: in memory, where there is room.
+        account_of: The data directory of a server.
+        under: The parent directory; None: in memory, if there is enough space.
     """
     with TemporaryDirectory(prefix="iu-listen-tests-", dir=under or memory()) as name:
         path = Path(name)
@@ -95,15 +96,15 @@ def copy_of(
 
     Args:
         original: A running server.
-        options: More of them for pg_basebackup.
-        signal: ``recovery`` or ``standby``; None leaves it as pg_basebackup made it: a primary of its own.
-        under: Where its data lies, in a new directory.
-        settings: On top of those of the original; port and socket are its own.
+        options: Further options of pg_basebackup.
+        signal: ``recovery`` or ``standby``; None leaves the copy as pg_basebackup made it: an independent primary.
+        under: The parent of the new directory with its data.
+        settings: Settings in addition to those of the original; port and socket are the copy's own.
     """
     record, account = Record.load(original.data), owner(original.data)
     assert record is not None
     with place(original.data, under) as home:
-        # The same name, because postgresql.conf ends with an include of the file that is called like the directory.
+        # The same name, because postgresql.conf ends with an include of the file that has the name of the directory.
         data, sockets = home / original.data.name, home / "socket"
         sockets.mkdir(mode=0o700)
         if account is not None:
@@ -129,12 +130,12 @@ def copy_of(
 
 
 def dump(source: Server, database: str, file: Path, *options: str) -> None:
-    """pg_dump, in the format of pg_restore."""
+    """Run pg_dump in the custom format, which pg_restore reads."""
     program(source, "pg_dump", "-Fc", "-f", file, "-d", source.dsn(database), *options)
 
 
 def restore(target: Server, database: str, file: Path, *options: str) -> str:
-    """pg_restore into a new database; its connection string."""
+    """Run pg_restore into a new database; return its connection string."""
     psql(target, f"create database {database}")
     program(target, "pg_restore", "--exit-on-error", "-d", target.dsn(database), *options, file)
     return target.dsn(database)

@@ -1,7 +1,7 @@
-"""One PostgreSQL a session and major version, template databases, a database of its own for every test.
+"""One PostgreSQL for each session and major version, template databases, and a database for every test.
 
-A test that takes ``substrate``, ``applied`` or ``live`` runs on embedded PostgreSQL 16 and 18, and on the server that
-IU_LISTEN_TEST_DSN names.
+A test that takes ``substrate``, ``applied`` or ``live`` runs on embedded PostgreSQL 16 and 18, and on the server
+that IU_LISTEN_TEST_DSN names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from support import apply_partitioned_base, open_gate
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """asyncio's own loop; for what depends on how a loop counts and orders, uvloop's beside it."""
+    """The loop of asyncio; also that of uvloop for tests that depend on how a loop measures time and orders tasks."""
     both = item.get_closest_marker("both_loops") is not None
     return {"asyncio": asyncio.new_event_loop} | ({"uvloop": uvloop.new_event_loop} if both else {})
 
@@ -36,7 +36,8 @@ SERVERS = ("pg16", "pg18", *(["dsn"] if os.environ.get("IU_LISTEN_TEST_DSN") els
 
 @dataclass
 class Database:
-    """Where a test works. ``dsn`` is the database's own; ``server`` is None for a server that is not ours."""
+    """The database of a test. ``dsn`` is its connection string; ``server`` is None for
+    a server that is not embedded."""
 
     dsn: str
     server: embedded.Server | None
@@ -44,7 +45,7 @@ class Database:
 
 @dataclass
 class TestServer:
-    """A server with template databases, made when first asked for."""
+    """A server with template databases, which are created at their first use."""
 
     __test__ = False
     admin: str
@@ -66,7 +67,7 @@ class TestServer:
     def template(self, kind: str) -> str:
         """Name of the template database with the substrate (``base``) or the whole package (``applied``).
 
-        ``partitioned`` is the whole package on an event_outbox that is cut into months.
+        ``partitioned`` is the whole package on an event_outbox that is partitioned by month.
         """
         if kind not in self.templates:
             name = f"iu_template_{kind}_{secrets.token_hex(4)}"
@@ -95,8 +96,9 @@ class TestServer:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes long runs first, so that no worker is left with it at the end. Where it would run on both servers, it runs
-    on the newer one, and what is marked as wide does not run at all, unless all is asked for: make wide.
+    """Put slow tests first, so that no worker is left with one at the end, and deselect some unless `make wide` runs.
+
+    Deselected are slow tests on the older server, if they also run on the newer one, and tests marked as wide.
     """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if os.environ.get("IU_LISTEN_TEST_WIDE"):
@@ -120,7 +122,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
         yield ours
         ours.execute(*(f"drop database if exists {name} with (force)" for name in ours.templates.values()))
         return
-    # The data is where the server's own account gets in; pytest's tmp_path would be closed to it.
+    # The data lies in a directory that the account of the server can access; pytest's tmp_path is closed to it.
     major = int(request.param[2:])
     with cluster(major, max_prepared_transactions="10", track_commit_timestamp="on") as running:
         yield TestServer(running.dsn("postgres"), running)
@@ -128,7 +130,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
 
 @pytest.fixture
 def empty(server: TestServer) -> Iterator[Database]:
-    """A database without anything in it."""
+    """A database without any objects."""
     yield from server.create(None)
 
 
@@ -146,7 +148,7 @@ def applied(server: TestServer) -> Iterator[Database]:
 
 @pytest.fixture
 def partitioned(server: TestServer) -> Iterator[Database]:
-    """A database whose event_outbox is cut into months, with the package applied and the worker gate open."""
+    """A database whose event_outbox is partitioned by month, with the package applied and the worker gate open."""
     for database in server.create("partitioned"):
         asyncio.run(open_gate(database.dsn))
         yield database

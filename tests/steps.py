@@ -1,4 +1,4 @@
-"""The steps of a batch, and a way to hold it at one of them, by a lock that anybody could have."""
+"""The steps of a batch, and a way to hold a batch at one of them by a lock that any session could take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 
 from support import connected, wait_until
 
-#: A batch waits, at the end of these steps, for whoever holds the lock of that step.
+#: A batch waits at the end of these steps while another session holds the lock of that step.
 DETAINED = """
     create function detain() returns trigger language plpgsql as
     $$ begin perform pg_advisory_xact_lock_shared(4711, tg_argv[0]::int); return null; end $$;
@@ -17,7 +17,7 @@ DETAINED = """
     create constraint trigger detained after update on iu_route_worker_cursor
         deferrable initially deferred for each row execute function detain('2');
 """
-#: The steps, and what somebody does who holds a batch there. They come in this order.
+#: The steps in their order, with the statement that holds a batch there.
 STEPS = {
     "the cursor is locked": "lock table iu_outbound_route in access exclusive mode",
     "the page is read": "lock table iu_route_attempt in exclusive mode",
@@ -33,7 +33,8 @@ WAITS = """
 
 @asynccontextmanager
 async def held(dsn: str, step: str) -> AsyncIterator[asyncpg.Connection]:
-    """Every batch that comes to this step waits there, as long as the session that is yielded. Needs DETAINED."""
+    """Every batch that reaches this step waits there until the block ends; yields the
+    holding session. Needs DETAINED."""
     async with connected(dsn) as holder:
         await holder.execute("begin")
         await holder.execute(STEPS[step])
@@ -41,6 +42,6 @@ async def held(dsn: str, step: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def waiting(connection: asyncpg.Connection) -> int:
-    """Wait until a batch is held; its server process."""
+    """Wait until a batch is held; return its server process."""
     pid: int = await wait_until(lambda: connection.fetchval(WAITS), "a batch is held")
     return pid

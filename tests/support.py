@@ -1,4 +1,4 @@
-"""What tests share: a consumer in the test's own process, events, and waiting for an observation."""
+"""Helpers of the tests: a consumer in the test's own process, events, and waiting for an observation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WORKER = "iu_outbound_default"
 
 
 async def connect(dsn: str) -> asyncpg.Connection:
-    """A plain session, the caller's to close."""
+    """A plain session, which the caller has to close."""
     return await asyncpg.connect(dsn)
 
 
 async def apply_partitioned_base(connection: asyncpg.Connection) -> None:
-    """IU Core whose owner has cut event_outbox into months, four of them past and this one."""
+    """Create IU Core with an event_outbox that is partitioned by month: four past months and the current one."""
     for migration in base_files():
         text = migration.text()
         if migration.number == "002":
@@ -63,7 +63,7 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def apply_package(dsn: str) -> None:
-    """The whole package, and IU Core where it is not there yet; with the worker gate open."""
+    """Apply the whole package, and IU Core if it is missing; open the worker gate."""
     async with session(dsn, name="tests") as connection:
         if await migrate.substrate_missing(connection):
             await migrate.apply_base(connection)
@@ -79,7 +79,7 @@ async def open_gate(dsn: str, value: str = "true") -> None:
         )
 
 
-#: Appends so many events in one statement.
+#: Appends $1 events in one statement.
 MANY = """
     insert into public.event_outbox (event_domain, event_type, event_stream, delivery_lane)
     select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, $1::int)
@@ -87,7 +87,7 @@ MANY = """
 
 
 async def rows_read(connection: asyncpg.Connection, tables: str) -> int:
-    """How many rows of these tables (a regular expression) were read so far, through whichever index or none."""
+    """The number of rows of these tables (a regular expression) that were read so far, by index or sequential scans."""
     await connection.fetchval("select pg_stat_force_next_flush()")
     read: int = await connection.fetchval(
         """select (select coalesce(sum(i.idx_tup_read), 0) from pg_stat_user_indexes i where i.relname ~ $1)::bigint
@@ -98,7 +98,7 @@ async def rows_read(connection: asyncpg.Connection, tables: str) -> int:
 
 
 async def insert_event(connection: asyncpg.Connection, subject: UUID | None = None, note: str = "") -> UUID:
-    """Append one event to the outbox with plain SQL, in whatever transaction the connection is in."""
+    """Append one event to the outbox with plain SQL, in the current transaction of the connection."""
     event: UUID = await connection.fetchval(
         """insert into public.event_outbox
                (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
@@ -111,7 +111,7 @@ async def insert_event(connection: asyncpg.Connection, subject: UUID | None = No
 
 
 async def run_batch(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> dict[str, Any]:
-    """Run the worker once, by hand."""
+    """Run one batch of the worker; return its answer."""
     answer: dict[str, Any] = json.loads(
         await connection.fetchval("select fn_iu_route_worker_run($1, $2)::text", worker, limit)
     )
@@ -119,7 +119,7 @@ async def run_batch(connection: asyncpg.Connection, limit: int = 1000, worker: s
 
 
 async def drain(connection: asyncpg.Connection, limit: int = 1000, worker: str = WORKER) -> int:
-    """Run the worker by hand until there is no more; the number of events seen."""
+    """Run batches of the worker until there is no more; return the number of events seen."""
     seen = 0
     for _ in range(10_000):
         answer = await run_batch(connection, limit, worker)
@@ -136,7 +136,7 @@ async def attempted(connection: asyncpg.Connection) -> list[UUID]:
 
 
 class Recorder:
-    """A Watcher that remembers, and can be waited for."""
+    """An observer that records observations and can be waited for."""
 
     def __init__(self) -> None:
         self.seen: list[Observation] = []
@@ -162,7 +162,8 @@ class Recorder:
 
 
 async def wait_until(condition: Callable[[], Awaitable[Any]], what: str, timeout: float = 15) -> Any:
-    """Ask again and again, 5 ms apart, until the answer is true; the answer."""
+    """Evaluate a condition every 5 ms until it is true, and return its value. After the
+    timeout, raise AssertionError."""
     try:
         with anyio.fail_after(timeout):
             while not (answer := await condition()):
@@ -181,7 +182,7 @@ async def consuming(
     waits_for: type[Observation] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Recorder]:
-    """A consumer in this process, for the length of a block; yields who watches it, once it listens."""
+    """A consumer in this process, for the length of a block; yields its recorder, once it listens."""
     recorder = recorder or Recorder()
     loaded = Settings.load({}, {"dsn": dsn, **settings})
     consumer = Consumer(loaded, PostgresSessions(loaded), recorder)

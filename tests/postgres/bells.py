@@ -1,4 +1,4 @@
-"""What the tests of the bell share: who sleeps, who listens, what was heard."""
+"""Helpers for the tests of the bell: armed sessions, listeners, and the notifications that arrived."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 from iu_listen.model.facts import CHANNEL
 from support import connected, wait_until
 
-#: Settings under which only the bell can wake: the timer is out of reach.
+#: Settings under which only a notification can wake the consumer: the catch-up poll is 300 s away.
 ONLY_THE_BELL = {"catch_up": 300, "lease": 1000}
 
 _HOLDERS = """
@@ -21,16 +21,16 @@ _HOLDERS = """
 
 
 async def sleepers(connection: asyncpg.Connection) -> int:
-    """How many bell locks are held exclusively."""
+    """The number of bell locks that are held exclusively."""
     return await connection.fetchval(_HOLDERS, "ExclusiveLock")
 
 
 async def silent_writers(connection: asyncpg.Connection) -> int:
-    """How many bell locks are held shared, by living or prepared transactions."""
+    """The number of bell locks that are held shared, by running or prepared transactions."""
     return await connection.fetchval(_HOLDERS, "ShareLock")
 
 
-#: Sessions of consumers that work, or did a moment ago: a consumer that holds its bell lock looks once more.
+#: Sessions of consumers that work, or did within 50 ms: a consumer that holds its bell lock runs one more batch.
 _BUSY = """
     select count(*) from pg_stat_activity a
      where a.datname = current_database() and a.application_name like 'iu-listen%'
@@ -38,7 +38,8 @@ _BUSY = """
 
 
 async def sleep_sets_in(connection: asyncpg.Connection, how_many: int = 1) -> None:
-    """Wait until so many consumers hold a bell lock and have looked once more, so that only the bell finds an event."""
+    """Wait until so many consumers hold a bell lock and have run one more batch, so
+    that only the bell finds an event."""
 
     async def asleep() -> bool:
         return await sleepers(connection) == how_many and not await connection.fetchval(_BUSY)
@@ -48,7 +49,7 @@ async def sleep_sets_in(connection: asyncpg.Connection, how_many: int = 1) -> No
 
 @asynccontextmanager
 async def listening(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-    """Yields a function: how many times the bell was heard since it was last asked."""
+    """Yields a function that returns the number of notifications since its last call."""
     async with connected(dsn) as ear, connected(dsn) as mouth:
         heard: list[str] = []
         changed = anyio.Event()
@@ -61,7 +62,7 @@ async def listening(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
 
         async def count() -> int:
             nonlocal changed
-            # Notifications arrive in the order of commits: what is not here before the last one was never sent.
+            # Notifications arrive in the order of commits: one that is not here before the last one was never sent.
             await mouth.fetchval("select pg_notify($1, 'last')", CHANNEL)
             with anyio.fail_after(10):
                 while "last" not in heard:
@@ -76,7 +77,7 @@ async def listening(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
 
 @asynccontextmanager
 async def somebody_asleep(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Connection]:
-    """A session that holds a bell lock as a sleeping consumer does."""
+    """A session that holds a bell lock as an idle consumer does."""
     async with connected(dsn) as sleeper:
         await sleeper.fetchval("select pg_advisory_lock(726001, $1)", slot)
         yield sleeper
@@ -84,7 +85,11 @@ async def somebody_asleep(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Conn
 
 @asynccontextmanager
 async def queue_filled(dsn: str, usage: float) -> AsyncIterator[float]:
-    """A listener that is idle in a transaction, so that the queue keeps everything, and so much in the queue."""
+    """A listener in an open transaction, so that the notification queue keeps its contents;
+    yields the usage of the queue.
+
+    The queue is filled to at least ``usage``, a share from 0 to 1.
+    """
     async with connected(dsn) as idler, connected(dsn) as filler:
         await idler.add_listener("another", lambda *_: None)
         await idler.execute("begin")
@@ -99,7 +104,7 @@ async def queue_filled(dsn: str, usage: float) -> AsyncIterator[float]:
 
 
 async def full(connection: asyncpg.Connection) -> bool:
-    """Whether a NOTIFY fails now, as it does in a queue that is full."""
+    """Whether a NOTIFY fails now because the queue is full."""
     try:
         await connection.execute(f"select pg_notify('{CHANNEL}', repeat('y', 7900))")
     except asyncpg.ProgramLimitExceededError:

@@ -1,4 +1,5 @@
-"""What the tests of deliveries share: a consumer that delivers, in the test's own process, and targets that remember."""
+"""Helpers for the tests of deliveries: a consumer that delivers in the test's process,
+and targets that record calls."""
 
 from __future__ import annotations
 
@@ -23,16 +24,16 @@ ROUTE = "iu.version_applied.workflow"
 
 @dataclass
 class Arrivals:
-    """A coroutine target that remembers every call, and does what ``behave`` does."""
+    """A coroutine target that records every call, and then calls ``behave``."""
 
     behave: Callable[[Delivery], Awaitable[Any]] | None = None
     calls: list[Delivery] = field(default_factory=list)
     arrived: Counter[UUID] = field(default_factory=Counter)
     running: Counter[str | None] = field(default_factory=Counter)
     most: int = 0
-    """Most calls at once, of all subjects."""
+    """The highest number of simultaneous calls, of all subjects."""
     crowded: set[str | None] = field(default_factory=set)
-    """Subjects that were called twice at once."""
+    """Subjects that had two simultaneous calls."""
 
     async def __call__(self, delivery: Delivery) -> None:
         subject = delivery.event.subject
@@ -59,7 +60,7 @@ class Arrivals:
 async def open_route(
     connection: asyncpg.Connection, route: str = ROUTE, *, address: str | None = None, **policy: Any
 ) -> None:
-    """All four locks open, and the route with this policy; to this address, or as it was to its coroutine."""
+    """Open all switches, and set the policy of the route; its target is this address, or else its coroutine."""
     if address is not None:
         await connection.execute(
             "update iu_outbound_route set target_kind = 'external_endpoint', target_ref = $2 where route_code = $1",
@@ -74,7 +75,7 @@ async def open_route(
 
 
 async def add_route(connection: asyncpg.Connection, code: str, **policy: Any) -> str:
-    """A further live route of the same events, to the coroutine of its name; the locks are open."""
+    """Add a live route for the same events, to the coroutine of its name; the switches are open."""
     await connection.execute(
         """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref)
            values ($1, 'iu', 'version_applied', 'update', 'workflow', $1)""",
@@ -86,7 +87,7 @@ async def add_route(connection: asyncpg.Connection, code: str, **policy: Any) ->
 
 @asynccontextmanager
 async def delivering(dsn: str, *targets: PythonTarget, **settings: Any) -> AsyncIterator[Recorder]:
-    """A consumer that delivers, for the length of a block; asked to stop at its end, and waited for."""
+    """A consumer that delivers, for the length of a block; at its end it is asked to stop, and waited for."""
     recorder = Recorder()
     async with Consumer(Settings(dsn=dsn, **settings), targets=targets, watchers=[recorder]):
         yield recorder
@@ -99,7 +100,7 @@ async def pending(connection: asyncpg.Connection) -> int:
 
 
 async def settled(connection: asyncpg.Connection, timeout: float = 20) -> None:
-    """Wait until nothing waits for the cursor, and no delivery is left."""
+    """Wait until there is no backlog and no delivery."""
     with anyio.fail_after(timeout):
         while await connection.fetchval("select sum(backlog) from v_iu_event_backlog") or await pending(connection):
             await anyio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What the tests of routes share: types of events, routes for them, events that cannot be audited."""
+"""Helpers for the tests of routes: event types, routes, and events for which no attempt can be written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import asyncpg
 
 ROUTE = "iu.version_applied.workflow"
 
-#: A trigger that fails for events whose note starts with "poison", with the SQLSTATE that follows there.
-#: It looks at the attempts whose status is like {status}.
+#: A trigger that fails for events whose note is "poison" and an SQLSTATE, with that SQLSTATE. It applies to attempts
+#: whose status is like {status}.
 POISON = """
 create function test_poison() returns trigger language plpgsql as $$
 declare
@@ -25,14 +25,14 @@ create trigger test_poison before insert on iu_route_attempt for each row execut
 
 
 async def poison(connection: asyncpg.Connection, status: str = "dry_run") -> None:
-    """Let attempts with a status fail for events with a poisonous note."""
+    """Let attempts with this status fail for events with a poison note."""
     await connection.execute(POISON.format(status=status))
 
 
 async def route(
     connection: asyncpg.Connection, code: str, event_type: str, *, enabled: bool = True, dry_run: bool = True
 ) -> None:
-    """Register a type of event, if it is new, and a route for it."""
+    """Register an event type, if it is new, and a route for it."""
     await register(connection, event_type)
     await connection.execute(
         """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
@@ -45,7 +45,7 @@ async def route(
 
 
 async def register(connection: asyncpg.Connection, event_type: str) -> None:
-    """Register a type of event."""
+    """Register an event type."""
     await connection.execute(
         "insert into event_type_registry values ('iu', $1, 'update', 'immediate') on conflict do nothing", event_type
     )
@@ -67,14 +67,14 @@ OPEN = """
 
 
 async def open_live_route(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
-    """Make a route live that leads to the seam: nothing delivers to a vector."""
+    """Make a route live whose target kind is not implemented (`vector`), so that each delivery fails."""
     await connection.execute(
         OPEN.format(route)
         + f"update iu_outbound_route set dry_run = false, target_kind = 'vector' where route_code = '{route}'"
     )
 
 
-#: A target in SQL: notes what arrives, and misbehaves as the event asks.
+#: A target in SQL: records the events, and misbehaves as the event asks.
 SQL_TARGET = """
     create table if not exists arrived (n bigint generated always as identity, event_ref uuid, key text, note text);
     create table if not exists late (id integer primary key, of integer references late deferrable initially deferred);
@@ -98,7 +98,7 @@ SQL_TARGET = """
 
 
 async def go_live(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
-    """All locks open, and the route delivers to the SQL target."""
+    """Open all switches, and let the route deliver to the SQL target."""
     await connection.execute(SQL_TARGET)
     await connection.execute(
         """update dot_config set value = 'true' where key = 'iu_core.delivery_enabled';

@@ -1,4 +1,4 @@
-"""Calls that ignore their cancellation, seen from outside: what holds the route, and how a program ends beside them."""
+"""Calls that ignore their cancellation, seen from outside: they pause the route, and a program can end beside them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from support import connected, insert_event, wait_until
 
 @pytest.mark.asyncio
 async def test_too_many_abandoned_calls_hold_their_route(live):
-    """At the bound the route is held, every command that looks says why, other routes go on; when they end, it goes on.
+    """When too many abandoned calls run, the route is paused with a reason, and other routes go on.
 
-    Fails when: a target is called although as many of its abandoned calls still run as may.
+    It goes on when the calls have ended. The observation, the view and health give the reason.
+
+    Fails when: the target is called although its highest number of abandoned calls still run.
     """
     end = asyncio.Event()
     called = 0
@@ -73,7 +75,7 @@ async def test_too_many_abandoned_calls_hold_their_route(live):
                 "select fn_iu_route_worker_health('iu_outbound_default') -> 'warnings'"
             )
             assert held.why in warnings
-            # Those in flight when the bound was reached are abandoned, too.
+            # The calls in flight when the bound was reached are abandoned, too.
             assert MOST_ABANDONED <= called <= MOST_ABANDONED + policy["concurrency"]
             waiting = await connection.fetchval("select count(*) from iu_route_delivery where route_code = 'second'")
             assert waiting == 0
@@ -127,9 +129,9 @@ async def main():
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_program_with_a_consumer_ends_beside_abandoned_calls(live, loop):
-    """Leaving the block takes its grace period and a second, and ``asyncio.run`` does not wait for what still runs.
+    """Leaving the block takes at most its grace period and a second; ``asyncio.run`` does not wait for abandoned calls.
 
-    Fails when: the block waits for such a call, or the call stays one of the tasks that asyncio.run waits for.
+    Fails when: the block waits for such a call, or the call remains a task that asyncio.run waits for.
     """
 
     async def prepare() -> None:
