@@ -1,4 +1,5 @@
-"""The consumer by its bell: with the timer out of reach, everything here is woken by the trigger or not at all."""
+"""A consumer that only the bell wakes: the catch-up poll is out of reach, so each
+wake-up here comes from the trigger."""
 
 from __future__ import annotations
 
@@ -32,9 +33,7 @@ async def routed(connection, events, within: float = 15) -> None:
 
 
 async def test_one_insert_wakes_a_sleeping_consumer(live):
-    """A commit wakes a consumer that sleeps by the bell, and it routes the event.
-    Fails when: the trigger does not notify.
-    """
+    """A commit wakes an idle consumer, which routes the event. Fails when: the trigger does not notify."""
     async with connected(live.dsn) as writer, consuming(live.dsn, **ONLY_THE_BELL) as seen:
         await sleep_sets_in(writer)
         await insert_event(writer)
@@ -44,8 +43,10 @@ async def test_one_insert_wakes_a_sleeping_consumer(live):
 
 @pytest.mark.slow
 async def test_no_burst_waits_for_the_timer(live):
-    """Three hundred bursts at random moments, before, while and after it falls asleep: each is routed in no time.
-    Fails when: the ring is cleared after the look, or the look after arming is taken out, or writers may stay silent
+    """Three hundred bursts at random moments, before, during and after the consumer
+    becomes idle, are all routed at once.
+
+    Fails when: the ring is cleared after the batch, the batch after arming is taken out, or producers may stay silent
     without holding their lock until they are visible.
     """
     rng, events = random.Random(726), []
@@ -53,7 +54,7 @@ async def test_no_burst_waits_for_the_timer(live):
         async with connected(live.dsn) as a, connected(live.dsn) as b, connected(live.dsn) as c:
 
             async def burst(writer, size: int) -> None:
-                # One transaction, or one for each event.
+                # One transaction for the burst, or one for each event.
                 async with writer.transaction() if rng.random() < 0.3 else nullcontext():
                     events.extend([await insert_event(writer) for _ in range(size)])
 
@@ -62,7 +63,7 @@ async def test_no_burst_waits_for_the_timer(live):
                 await asyncio.gather(*(burst(writer, rng.choice([1, 1, 2, 5, 20])) for writer in writers))
                 if rng.random() < 0.5:
                     await routed(a, events, within=5)
-                # The stimulus is when a burst falls, from at once to after the consumer has long been asleep.
+                # The pause places the next burst at a random moment: from at once to long after the consumer is idle.
                 await anyio.sleep(rng.choice([0, rng.uniform(0, 0.004), rng.uniform(0, 0.03)]))
             await routed(a, events, within=5)
         assert not [b for b in seen.of(BatchRan) if b.wake is Wake.CATCH_UP]
@@ -71,8 +72,9 @@ async def test_no_burst_waits_for_the_timer(live):
 
 
 async def test_under_load_nobody_notifies(live):
-    """While a stream of commits keeps the consumer awake, next to none of them notifies.
-    Fails when: a busy spell does not disarm.
+    """While a stream of commits keeps the consumer busy, fewer than a quarter of them notify.
+
+    Fails when: a busy period does not disarm.
     """
     async with (
         connected(live.dsn) as admin,
@@ -94,8 +96,10 @@ async def test_under_load_nobody_notifies(live):
 
 
 async def test_a_silent_writer_keeps_it_awake_until_it_is_visible(live):
-    """A writer that stayed silent and has not committed refuses the arming, and is routed 100 ms after its commit.
-    Fails when: the consumer sleeps although arming was refused, or its pauses grow beyond ARM_WAIT_MAX.
+    """A producer that sent no NOTIFY and has not committed prevents arming; its event is routed within
+    100 ms (median) after its commit.
+
+    Fails when: the consumer becomes idle although arming was refused, or its pauses grow beyond ARM_WAIT_MAX.
     """
     took = []
     async with connected(live.dsn) as writer, connected(live.dsn) as admin:
@@ -119,7 +123,7 @@ async def test_a_silent_writer_keeps_it_awake_until_it_is_visible(live):
     assert statistics.median(took) < 0.1
 
 
-#: After our trigger comes another one, which keeps the commit waiting for whoever holds lock 4713.
+#: A trigger that fires after that of the bell and delays the commit while another session holds advisory lock 4713.
 SLOW = """
     create function slow() returns trigger language plpgsql as
     $$ begin perform pg_advisory_xact_lock_shared(4713); return null; end $$;
@@ -130,10 +134,13 @@ SLOW = """
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "awake"])
 async def test_a_commit_that_takes_long_after_our_trigger(live, asleep):
-    """Between our trigger and the commit others' triggers may take long: the event is woken for when it is visible.
+    """If other triggers take long between the trigger of the bell and the commit, the event wakes
+    the consumer when it is visible.
 
-    Asleep: the ring comes with the commit, not with the trigger. Awake: the silent writer keeps it from falling asleep.
-    Fails when: the lock is let go before the commit is visible.
+    With an idle consumer the notification arrives with the commit, not with the trigger. With a busy one the lock of
+    the silent producer prevents arming.
+
+    Fails when: the lock is released before the commit is visible.
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as admin, connected(live.dsn) as holder:
         await admin.execute(SLOW)
@@ -163,7 +170,8 @@ async def _more(seen, looks: int) -> bool:
 
 
 async def test_a_worker_of_another_domain_is_woken(live):
-    """A consumer of any domain sleeps until the bell, and finds nothing that nobody rang for.
+    """A consumer of any domain is woken by the bell, and finds no event without a notification.
+
     Fails when: the trigger knows domain iu only.
     """
     async with connected(live.dsn) as writer:
@@ -185,8 +193,9 @@ async def test_a_worker_of_another_domain_is_woken(live):
 
 
 async def test_a_disabled_trigger_is_found_out(live):
-    """With the trigger disabled the catch-up finds the event, and says that its wake-up was lost.
-    Fails when: the alarm is taken out.
+    """With the trigger disabled the catch-up poll finds the event, and reports a lost wake-up.
+
+    Fails when: the report is taken out.
     """
     async with connected(live.dsn) as writer, consuming(live.dsn, catch_up=0.3) as seen:
         await writer.execute("alter table event_outbox disable trigger zz_event_outbox_bell")
@@ -200,8 +209,9 @@ async def test_a_disabled_trigger_is_found_out(live):
 
 
 async def test_a_gate_that_opens_is_obeyed_within_a_second(applied):
-    """A consumer that sleeps behind a closed gate works as soon as it opens, and rests as soon as it closes.
-    Fails when: the bell of dot_config is taken out.
+    """An idle consumer behind a closed gate works within a second after the gate opens, and stops when it closes.
+
+    Fails when: the trigger on dot_config is taken out.
     """
     async with connected(applied.dsn) as writer, consuming(applied.dsn, **ONLY_THE_BELL) as seen:
         await seen.wait_for(StateChanged, lambda s: s.state is State.GATE_CLOSED)
@@ -237,8 +247,9 @@ async def _register(connection, *workers: str) -> None:
 
 
 async def test_two_processes_sleep_and_a_third_polls(live):
-    """Two consumers take the slots; a third has none, says so, polls, and loses nothing.
-    Fails when: a consumer without a slot arms, or waits for the timer.
+    """Two consumers take the slots; a third has none, reports it, polls, and loses no event.
+
+    Fails when: a consumer without a slot arms, or waits for the catch-up poll.
     """
     async with connected(live.dsn) as writer:
         await _register(writer, "second", "third")
@@ -259,8 +270,9 @@ async def test_two_processes_sleep_and_a_third_polls(live):
 
 
 async def test_a_slot_that_falls_free_is_taken(live):
-    """A consumer that found every slot taken takes the first one that falls free, and sleeps by it.
-    Fails when: a slot is only tried for at the beginning.
+    """A consumer that found every slot taken takes the first one that becomes free, and arms with it.
+
+    Fails when: a consumer tries to get a slot only at its start.
     """
     async with connected(live.dsn) as admin, connected(live.dsn) as other:
         await other.fetchval("select pg_advisory_lock(726002, 1), pg_advisory_lock(726002, 2)")
@@ -275,8 +287,9 @@ async def test_a_slot_that_falls_free_is_taken(live):
 
 @pytest.mark.parametrize("function", ["pg_advisory_lock", "pg_advisory_lock_shared"])
 async def test_an_application_that_holds_the_same_keys_costs_no_event(live, function):
-    """Where somebody else holds the advisory keys of the bell, the consumer cannot sleep, and polls instead.
-    Fails when: a refused arming is taken for a granted one.
+    """If another application holds the advisory keys of the bell, the consumer cannot arm, and polls instead.
+
+    Fails when: a refused arming counts as a granted one.
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as foreign:
         await foreign.fetchval(f"select {function}(726001, 1), {function}(726001, 2)")
@@ -293,7 +306,7 @@ async def test_an_application_that_holds_the_same_keys_costs_no_event(live, func
 
 
 async def test_a_prepared_event_is_found_by_the_timer(live):
-    """An event of a two-phase transaction, whose writer may not notify, is found by the catch-up after its commit."""
+    """An event of a prepared transaction, which may not notify, is found by the catch-up poll after its commit."""
     async with connected(live.dsn) as writer, connected(live.dsn) as admin:
         if await admin.fetchval("show max_prepared_transactions") == "0":
             pytest.skip("max_prepared_transactions is 0")

@@ -1,4 +1,5 @@
-"""A notification queue that fills up because somebody does not read: writers must not notice. A server of its own."""
+"""A notification queue that fills up because a listener does not read: producers are not
+affected. It needs its own server."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[TestServer]:
-    """A server with the smallest notification queue there is: 64 pages."""
+    """A server with the smallest possible notification queue: 64 pages."""
     with cluster(18, max_notify_queue_pages="64") as server:
         yield TestServer(server.dsn("postgres"), server)
 
@@ -30,7 +31,8 @@ def database(small: TestServer) -> Iterator[Database]:
 
 
 async def test_from_half_full_on_writers_stay_silent(database):
-    """A writer does not notify into a queue that is half full, even while somebody sleeps.
+    """A producer does not notify while the queue is half full or more, even if a consumer is idle.
+
     Fails when: the guard on the queue is taken out of the trigger.
     """
     async with connected(database.dsn) as writer, listening(database.dsn) as heard, somebody_asleep(database.dsn):
@@ -43,7 +45,8 @@ async def test_from_half_full_on_writers_stay_silent(database):
 
 
 async def test_a_full_queue_fails_no_writer(database):
-    """A writer commits into the outbox while the notification queue is full and somebody sleeps.
+    """A producer commits into the outbox while the notification queue is full and a consumer is idle.
+
     Fails when: the guard on the queue is taken out of the trigger.
     """
     async with connected(database.dsn) as writer, somebody_asleep(database.dsn), queue_filled(database.dsn, 1.0):
@@ -53,8 +56,10 @@ async def test_a_full_queue_fails_no_writer(database):
 
 
 async def test_who_holds_the_queue_is_named(database):
-    """Who keeps the queue from being shortened is named, and when that session is ended the queue is empty.
-    Fails when: the view does not look at the queue, or names somebody who came later.
+    """The session that keeps the queue from being shortened is named, and when that
+    session is ended the queue is empty.
+
+    Fails when: the view does not look at the queue, or names a session that came later.
     """
     async with (
         connected(database.dsn) as looker,
@@ -71,8 +76,9 @@ async def test_who_holds_the_queue_is_named(database):
 
 
 async def test_a_consumer_that_starts_with_a_full_queue_polls(database):
-    """A consumer whose token cannot be sent works without a bell, and listens as soon as there is room.
-    Fails when: Refused from the bell session ends the consumer.
+    """A consumer that cannot send its test notification works without the bell, and listens when the queue has room.
+
+    Fails when: Refused from the listener session ends the consumer.
     """
     await open_gate(database.dsn)
     async with connected(database.dsn) as writer:

@@ -1,4 +1,4 @@
-"""The trigger of the bell, by itself: when a writer notifies, when it stays silent, and that it never fails."""
+"""The trigger of the bell: when a producer notifies, when it stays silent, and that it never fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ MANY = """
 @pytest.mark.parametrize("slot", [1, 2])
 async def test_a_writer_notifies_only_while_somebody_sleeps(applied, slot):
     """A commit notifies once while a bell lock is held, in either slot, and not at all while none is.
-    Fails when: the try-lock is taken out (it always notifies), or a slot is not asked for.
+
+    Fails when: the try-lock is taken out (it always notifies), or a slot is not checked.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard:
         for _ in range(20):
@@ -34,8 +35,9 @@ async def test_a_writer_notifies_only_while_somebody_sleeps(applied, slot):
 
 
 async def test_writers_do_not_make_each_other_notify(applied):
-    """Two transactions that stay silent side by side do not take each other for a sleeper.
-    Fails when: the writer's try-lock is exclusive instead of shared.
+    """Two silent transactions at the same time do not take each other for an idle consumer.
+
+    Fails when: the producer's try-lock is exclusive instead of shared.
     """
     async with connected(applied.dsn) as first, connected(applied.dsn) as second, listening(applied.dsn) as heard:
         transaction = first.transaction()
@@ -48,7 +50,8 @@ async def test_writers_do_not_make_each_other_notify(applied):
 
 
 async def test_the_decision_falls_at_commit(applied):
-    """A writer asks whether anybody sleeps when it commits, and holds no lock before that.
+    """A producer checks for an idle consumer when it commits, and holds no lock before that.
+
     Fails when: the trigger is not deferred.
     """
     async with connected(applied.dsn) as writer, connected(applied.dsn) as sleeper, listening(applied.dsn) as heard:
@@ -65,8 +68,10 @@ async def test_the_decision_falls_at_commit(applied):
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_a_writer_with_an_old_snapshot_knows_who_sleeps(applied, isolation):
-    """A writer whose snapshot is older than the sleep notifies all the same, and one that is older than the waking does not.
-    Fails when: who sleeps is kept in a row, which a writer sees as it was when its snapshot was taken.
+    """A producer whose snapshot is older than the arming notifies, and one whose snapshot is
+    older than the disarming does not.
+
+    Fails when: the armed state is a row, which a producer sees as it was at its snapshot.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard:
         look = "select count(*) from event_outbox, iu_consumer_heartbeat"
@@ -92,7 +97,8 @@ async def nobody_asleep(connection) -> bool:
 
 async def test_a_bulk_insert_asks_once(applied):
     """Ten thousand rows in one transaction queue the trigger once and notify once.
-    Fails when: the memory in iu.bell is taken out of WHEN.
+
+    Fails when: the setting iu.bell is taken out of WHEN.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         async with writer.transaction():
@@ -108,7 +114,8 @@ async def test_a_bulk_insert_asks_once(applied):
 
 
 async def test_every_transaction_of_a_session_asks(applied):
-    """The memory of one transaction does not silence the next one of the same session.
+    """The setting iu.bell of one transaction does not silence the next transaction of the same session.
+
     Fails when: iu.bell is set for the session.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
@@ -118,7 +125,7 @@ async def test_every_transaction_of_a_session_asks(applied):
 
 
 async def test_what_is_rolled_back_notifies_nobody(applied):
-    """A transaction that rolls back is not heard, asleep or awake, and leaves no lock."""
+    """A transaction that is rolled back sends no notification and leaves no lock."""
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         transaction = writer.transaction()
         await transaction.start()
@@ -130,8 +137,9 @@ async def test_what_is_rolled_back_notifies_nobody(applied):
 
 
 async def test_an_insert_after_a_rolled_back_one_notifies(applied):
-    """A savepoint that takes the first insert back takes the memory of it back too.
-    Fails when: the memory in iu.bell outlives its savepoint.
+    """Rolling back a savepoint also resets iu.bell, so that a later insert notifies.
+
+    Fails when: iu.bell keeps its value after the rollback of its savepoint.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         async with writer.transaction():
@@ -144,8 +152,10 @@ async def test_an_insert_after_a_rolled_back_one_notifies(applied):
 
 
 async def test_a_trigger_that_fired_in_a_rolled_back_savepoint_fires_again(applied):
-    """SET CONSTRAINTS IMMEDIATE in a savepoint that is rolled back gives the lock back and asks again at commit.
-    Fails when: the lock, the memory or the fired flag is not undone with the savepoint.
+    """After SET CONSTRAINTS IMMEDIATE in a savepoint that is rolled back, the lock is
+    released and the commit checks again.
+
+    Fails when: the lock, iu.bell or the fired state is not undone with the savepoint.
     """
     async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, listening(applied.dsn) as heard:
         transaction = writer.transaction()
@@ -164,7 +174,8 @@ async def test_a_trigger_that_fired_in_a_rolled_back_savepoint_fires_again(appli
 
 
 async def test_a_replica_session_rings_too(applied):
-    """Under session_replication_role = replica, as logical replication works, the bell rings.
+    """The trigger notifies under session_replication_role = replica, which logical replication uses.
+
     Fails when: ENABLE ALWAYS is taken out.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
@@ -185,8 +196,10 @@ REGISTER = """
 
 
 async def test_only_events_that_a_worker_reads_ring(applied):
-    """Events of a domain without a worker, and statements that insert nothing, are silent; one that becomes iu's rings.
-    Fails when: the cursors are not asked for the domain.
+    """Events of a domain without a worker, and statements that insert nothing, do not notify; an
+    event that moves into iu does.
+
+    Fails when: the cursors are not checked for the domain.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         other = await writer.fetchval(OTHER, "system")
@@ -201,8 +214,9 @@ async def test_only_events_that_a_worker_reads_ring(applied):
 
 
 async def test_events_of_every_domain_with_a_worker_ring(applied):
-    """A worker of another domain is woken from its registration on, whatever else the transaction wrote before.
-    Fails when: WHEN knows domain iu only, or remembers the transaction without its domains.
+    """The worker of another domain is notified from its registration on, whatever the transaction wrote before.
+
+    Fails when: WHEN knows domain iu only, or iu.bell records the transaction without its domains.
     """
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         await writer.execute(REGISTER)
@@ -222,8 +236,9 @@ async def test_events_of_every_domain_with_a_worker_ring(applied):
 
 
 async def test_writers_of_a_domain_without_a_worker_hold_no_lock(applied):
-    """A writer whose events no worker reads does not keep the consumers of other domains awake.
-    Fails when: the domain is asked for after the locks were taken.
+    """A producer whose events no worker reads does not keep the consumers of other domains busy.
+
+    Fails when: the domain is checked after the locks were taken.
     """
     async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, writer.transaction():
         await writer.fetchval(OTHER, "system")
@@ -235,7 +250,10 @@ async def test_writers_of_a_domain_without_a_worker_hold_no_lock(applied):
 
 
 async def test_a_writer_needs_no_privilege(applied):
-    """A login that may only insert events writes those of every domain. Fails when: public may not see the domains."""
+    """A role that may only insert events can write those of every domain.
+
+    Fails when: public may not read the domains.
+    """
     name = f"writer_{uuid4().hex[:8]}"
     async with connected(applied.dsn) as admin, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         await admin.execute(REGISTER)
@@ -253,7 +271,7 @@ async def test_a_writer_needs_no_privilege(applied):
 
 
 async def test_only_gates_ring_among_the_settings(applied):
-    """A change of a gate rings, a change of any other key does not."""
+    """A change of a gate notifies, a change of any other key does not."""
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         await writer.execute("insert into dot_config (key, value, description) values ('other', 'true', 'a test')")
         assert await heard() == 0
@@ -264,7 +282,8 @@ async def test_only_gates_ring_among_the_settings(applied):
 @pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
 @pytest.mark.parametrize("spelling", ["prepare transaction '{}'", "PREPARE\n\t TRANSACTION '{}'"])
 async def test_prepare_transaction_never_fails_and_parks_no_lock(live, asleep, spelling):
-    """A two-phase writer can prepare whether or not somebody sleeps, and its lock is not parked with it.
+    """A two-phase transaction can be prepared whether or not a consumer is idle, and does not keep the lock.
+
     Fails when: the PREPARE guard is taken out of the trigger.
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as admin:
