@@ -1,4 +1,4 @@
-"""Deciding a dead letter again."""
+"""The replay of dead letters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUTE = "iu.version_applied.workflow"
 
 
 async def give_up(connection: asyncpg.Connection) -> tuple[UUID, UUID]:
-    """An event that went to the seam and became a dead letter; both ids. The route stays live."""
+    """Create an event that became a dead letter; return both ids. The route stays live."""
     await open_live_route(connection)
     event = await insert_event(connection)
     assert (await run_batch(connection))["dead_lettered"] == 1
@@ -26,7 +26,7 @@ async def give_up(connection: asyncpg.Connection) -> tuple[UUID, UUID]:
 
 
 async def replay(connection: asyncpg.Connection, letter: UUID, actor: str = "ada") -> dict[str, Any]:
-    """Replay a dead letter; the answer."""
+    """Replay a dead letter; return the answer."""
     return json.loads(await connection.fetchval("select fn_iu_route_dead_letter_replay($1, $2)::text", letter, actor))
 
 
@@ -37,7 +37,8 @@ async def attempts(connection: asyncpg.Connection) -> list[tuple]:
 
 
 async def test_replay_as_a_dry_run(live):
-    """A replay decides as the route is now, as the next attempt under the same key, and resolves the dead letter."""
+    """A replay decides by the current state of the route, with the next attempt number and
+    the same key, and resolves it."""
     async with connected(live.dsn) as worker:
         event, letter = await give_up(worker)
         await worker.execute("update iu_outbound_route set dry_run = true")
@@ -53,7 +54,7 @@ async def test_replay_as_a_dry_run(live):
 
 
 async def test_replay_reads_nothing_but_the_snapshot(live):
-    """A replay does not need the event any more."""
+    """A replay does not need the event, because the dead letter has a snapshot."""
     async with connected(live.dsn) as worker:
         event, letter = await give_up(worker)
         await worker.execute("update iu_outbound_route set dry_run = true")
@@ -62,7 +63,7 @@ async def test_replay_reads_nothing_but_the_snapshot(live):
 
 
 async def test_replay_that_fails_again(live):
-    """A replay that fails is audited as the next failed attempt, and the dead letter stays open."""
+    """A replay that fails is recorded as the next failed attempt, and the dead letter stays open."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
         for number in (2, 3):
@@ -78,9 +79,10 @@ async def test_replay_that_fails_again(live):
 
 
 async def test_replay_whose_failure_cannot_be_audited(live):
-    """A replay that fails, and whose failure the audit rejects too, is counted and stays open; it does not raise.
+    """If a replay fails and its attempt cannot be written, the replay is counted, the dead letter
+    stays open, no error is raised.
 
-    Fails when: the audit of a failed replay is not guarded as that of a failed run is.
+    Fails when: writing the attempt of a failed replay is not guarded like that of a failed batch.
     """
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -93,9 +95,9 @@ async def test_replay_whose_failure_cannot_be_audited(live):
 
 
 async def test_replay_in_bad_surroundings(live):
-    """A replay that fails for want of disk, memory or a lock raises and leaves the dead letter as it was.
+    """A replay that fails for lack of disk space, memory or a lock raises an error and does not change the dead letter.
 
-    Fails when: the SQLSTATE of an error is not looked at before a replay is audited as failed.
+    Fails when: the SQLSTATE of an error is not checked before a replay is recorded as failed.
     """
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -123,7 +125,7 @@ async def test_replay_on_a_disabled_route(live):
 
 
 async def test_replay_on_a_route_that_is_gone(live):
-    """A replay on a route that no longer exists says so, and resolves the dead letter."""
+    """A replay on a route that no longer exists returns no_route and resolves the dead letter."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
         await worker.execute("delete from iu_outbound_route")
@@ -134,7 +136,7 @@ async def test_replay_on_a_route_that_is_gone(live):
 async def test_replay_of_a_resolved_dead_letter(live):
     """A dead letter that is resolved is not decided again.
 
-    Fails when: a replay does not look whether somebody was there before.
+    Fails when: a replay does not check for an earlier resolution.
     """
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -158,10 +160,7 @@ async def test_replay_of_an_unknown_dead_letter(live):
 
 @pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
 async def test_replay_behind_a_closed_gate(live, gate):
-    """Behind a closed gate a replay decides nothing.
-
-    Fails when: a replay does not ask the gates.
-    """
+    """Behind a closed gate a replay decides nothing. Fails when: a replay does not read the gates."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
         await worker.execute("update dot_config set value = 'false' where key = 'iu_core.' || $1", gate)

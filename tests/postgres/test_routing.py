@@ -1,4 +1,4 @@
-"""Routing a page in one statement: decisions, keys, events that cannot be routed, failures that are not theirs, gates."""
+"""Routing a page in one statement: decisions, keys, events that cannot be routed, other failures, gates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def dead_letters(connection: asyncpg.Connection) -> list[asyncpg.Record]:
 
 
 async def untouched(connection: asyncpg.Connection) -> bool:
-    """Whether nothing has been consumed and nothing decided."""
+    """Whether no event has been consumed or decided."""
     return await connection.fetchval(
         """select total_seen = 0 and prev::text = '3:3:' and tick is null
                   and not exists (select from iu_route_attempt) and not exists (select from iu_route_dead_letter)
@@ -41,7 +41,7 @@ async def untouched(connection: asyncpg.Connection) -> bool:
 
 
 async def test_enabled_route_is_a_dry_run(live):
-    """An event whose route is enabled is audited as a dry run, and nothing is delivered."""
+    """An event whose route is enabled is recorded as a dry run, and is not delivered."""
     async with connected(live.dsn) as worker:
         event = await insert_event(worker)
         answer = await run_batch(worker)
@@ -55,7 +55,7 @@ async def test_enabled_route_is_a_dry_run(live):
 
 
 async def test_event_without_a_route_is_skipped(live):
-    """An event that no route takes gets one skipped attempt that says so."""
+    """An event that no route selects gets one skipped attempt with the decision no_route."""
     async with connected(live.dsn) as worker:
         await register(worker, "born")
         event = await emit(worker, "born")
@@ -64,7 +64,7 @@ async def test_event_without_a_route_is_skipped(live):
 
 
 async def test_event_with_disabled_routes_is_skipped(live):
-    """An event whose routes are all disabled gets one skipped attempt that says so, however many they are."""
+    """An event whose routes are all disabled gets one skipped attempt with the decision route_disabled."""
     async with connected(live.dsn) as worker:
         await route(worker, "a", "born", enabled=False)
         await route(worker, "b", "born", enabled=False)
@@ -74,7 +74,7 @@ async def test_event_with_disabled_routes_is_skipped(live):
 
 
 async def test_each_matching_route_gets_an_attempt(live):
-    """An event that two enabled routes take gets one attempt for each; a disabled third one is not mentioned."""
+    """An event that two enabled routes select gets one attempt for each; a disabled third route gets none."""
     async with connected(live.dsn) as worker:
         await route(worker, "a", "born")
         await route(worker, "b", "born")
@@ -106,7 +106,8 @@ async def test_reading_again_decides_nothing_again(live):
 
 
 async def test_totals_and_marks(live):
-    """The cursor counts what its runs saw, wrote, skipped and gave up, and names the youngest event routed."""
+    """The cursor counts the events seen, attempts, skipped and dead-lettered events, and
+    names the latest routed event."""
     async with connected(live.dsn) as worker:
         await poison(worker)
         await register(worker, "born")
@@ -128,9 +129,10 @@ async def test_totals_and_marks(live):
 
 @pytest.mark.parametrize("bad", [[0], [999], [500], [0, 1, 499, 500, 501, 999]])
 async def test_poison_among_a_thousand(live, bad):
-    """An event that cannot be audited becomes one dead letter and one failed attempt; all others are routed, in order.
+    """An event for which no attempt can be written becomes one dead letter and one failed attempt;
+    all others are routed in order.
 
-    Fails when: a page that fails is given up as a whole, or stops the stream, instead of being halved.
+    Fails when: a page that fails is given up as a whole, or stops the worker, instead of being halved.
     """
     async with connected(live.dsn) as worker:
         await poison(worker)
@@ -153,9 +155,9 @@ async def test_poison_among_a_thousand(live, bad):
 @pytest.mark.parametrize("status", ["dry_run", "%"], ids=["decision", "and-its-failure"])
 @pytest.mark.parametrize("sqlstate", ["22012", "23514", "44000", "54000", "P0001", "P0002"])
 async def test_fault_of_an_event(live, sqlstate, status):
-    """An error that an event can cause is that event's: it is dead-lettered, even where its failure cannot be audited.
+    """An error that an event can cause makes that event a dead letter, even if the failed attempt cannot be written.
 
-    Fails when: a class of errors is missing where the page is halved, or where the failure is audited.
+    Fails when: a class of errors is missing where the page is halved, or where the failed attempt is written.
     """
     async with connected(live.dsn) as worker:
         await poison(worker, status)
@@ -170,7 +172,7 @@ async def test_fault_of_an_event(live, sqlstate, status):
 
 
 async def test_event_that_breaks_a_check(live):
-    """An event whose attempt breaks a CHECK of the audit is dead-lettered, the ones beside it are not."""
+    """An event whose attempt violates a CHECK becomes a dead letter, and the other events of the page do not."""
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(5)]
         await worker.execute(
@@ -183,7 +185,7 @@ async def test_event_that_breaks_a_check(live):
 
 
 async def test_event_that_is_poison_for_two_routes(live):
-    """A poisonous event that two routes take is one dead letter for each of them."""
+    """A poison event that two routes select is one dead letter for each of them."""
     async with connected(live.dsn) as worker:
         await route(worker, "second", "version_applied")
         await poison(worker)
@@ -193,7 +195,7 @@ async def test_event_that_is_poison_for_two_routes(live):
 
 
 async def test_dead_letter_holds_the_whole_event(live):
-    """A dead letter holds every column of its event, so that a replay needs nothing else."""
+    """A dead letter contains every column of its event, so that a replay needs no other data."""
     async with connected(live.dsn) as worker:
         await poison(worker)
         event = await insert_event(worker, note="poison 22012")
@@ -206,9 +208,10 @@ async def test_dead_letter_holds_the_whole_event(live):
 
 @pytest.mark.parametrize("sqlstate", ["53100", "42501", "40001", "55P03", "57P01", "0A000", "XX000"])
 async def test_fault_of_the_surroundings(live, sqlstate):
-    """A full disk, a missing privilege, a lost lock are no event's fault: the run fails, and nothing is consumed.
+    """A full disk, a missing privilege or a lost lock is not the fault of an event: the
+    batch fails and consumes no event.
 
-    Fails when: the SQLSTATE of an error is not looked at before an event is given up.
+    Fails when: the SQLSTATE of an error is not checked before an event is given up.
     """
     async with connected(live.dsn) as worker:
         await poison(worker)
@@ -222,13 +225,14 @@ async def test_fault_of_the_surroundings(live, sqlstate):
         assert await attempted(worker) == events
 
 
-# The seam -----------------------------------------------------------------------------------------------
+# -- targets that are not implemented --------------------------------------------------------------------
 
 
 async def test_live_route_ends_at_the_seam(live):
-    """A route that is live in spite of the CHECK ends at the seam: a dead letter, a failed attempt, nothing delivered.
+    """A live route to a kind of target that is not implemented makes a dead letter and a failed
+    attempt; nothing is delivered.
 
-    Fails when: the seam returns instead of raising.
+    Fails when: fn_iu_route_deliver returns instead of raising.
     """
     async with connected(live.dsn) as worker:
         await open_live_route(worker)
@@ -243,9 +247,9 @@ async def test_live_route_ends_at_the_seam(live):
 
 
 async def test_fault_of_the_surroundings_at_the_seam(live):
-    """A delivery that fails for want of disk, memory or a lock is no event's fault either: the run fails.
+    """A delivery that fails for lack of disk space, memory or a lock is not the fault of the event: the batch fails.
 
-    Fails when: whatever the seam raises is taken for the event's fault.
+    Fails when: every error of fn_iu_route_deliver counts as the fault of the event.
     """
     async with connected(live.dsn) as worker:
         await open_live_route(worker)
@@ -260,9 +264,11 @@ async def test_fault_of_the_surroundings_at_the_seam(live):
 
 
 async def test_route_that_changes_during_a_run(live):
-    """A run decides all its events by the routes that it found: one that changes meanwhile takes none twice or not at all.
+    """A batch decides all its events by the routes that it found at its start, even if a route changes meanwhile.
 
-    Fails when: each statement of a run reads the routes anew.
+    So no route gets an event twice or misses one.
+
+    Fails when: each statement of a batch reads the routes anew.
     """
     async with connected(live.dsn) as worker:
         await poison(worker)
@@ -286,9 +292,9 @@ async def test_route_that_changes_during_a_run(live):
 @pytest.mark.parametrize("value", ["false", "TRUE", "true ", " true", "t", "1", "", None])
 @pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
 async def test_closed_gate(live, gate, value):
-    """Only the exact word true opens a gate; behind a closed one nothing is read, decided or locked.
+    """Only the exact word true opens a gate; behind a closed gate no event is read or decided, and no lock is taken.
 
-    Fails when: a gate is not asked, or its value is read as a boolean.
+    Fails when: a gate is not read, or its value is read as a boolean.
     """
     async with connected(live.dsn) as worker:
         await insert_event(worker)

@@ -1,4 +1,5 @@
-"""A batch that is ended at each of its steps: it is done whole, or not at all, and then by whoever comes next."""
+"""A batch that is ended at each of its steps takes effect as a whole or not at all; in
+the latter case it is repeated."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_a_session_that_is_ended_at_any_step_of_a_batch(live):
-    """Whatever a batch has done before its session is ended, none of it is left, and its events are routed once.
+    """If the session of a batch is ended at any step, no effect of the batch is left, and its events are routed once.
 
-    Fails when: events, attempts and cursor do not move in one transaction.
+    Fails when: events, attempts and cursor are not changed in one transaction.
     """
     async with connected(live.dsn) as admin:
         await admin.execute(DETAINED)
