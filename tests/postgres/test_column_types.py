@@ -1,4 +1,5 @@
-"""Tables that belong to the application may have columns of other types than ours: what works, and what is refused."""
+"""Tables of the application with other column types than those of IU Core: types that
+work, and types that are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from support import WORKER, attempted, connected, insert_event, open_gate, wait_
 
 pytestmark = pytest.mark.asyncio
 
-#: What an object-relational mapper makes of the columns that IU Core has as text, and of its times.
+#: Types that an object-relational mapper gives to the columns that are text or timestamptz in IU Core.
 OF_A_MAPPER = {
     "event_outbox": {
         "event_domain": "varchar(255)", "event_type": "varchar(255)", "event_stream": "varchar(50)",
@@ -49,7 +50,8 @@ async def retype(connection: asyncpg.Connection, table: str, types: Iterable[tup
 
 @pytest.mark.parametrize("table", OF_A_MAPPER)
 async def test_columns_of_a_mapper_deliver(substrate, table: str):
-    """With varchar(n) and timestamp in a table of IU Core, events are routed and delivered, by the batch and by the taker.
+    """With varchar(n) and timestamp in a table of IU Core, events are routed, and delivered
+    both by hand-over and by take.
 
     Fails when: fn_iu_delivery_take or fn_iu_delivery_hand_over returns a column of the application without a cast.
     """
@@ -100,9 +102,9 @@ ODD = {
 
 @pytest.mark.parametrize("column", ODD)
 async def test_a_type_that_cannot_work_is_named_before_anything_is_applied(substrate, column: str):
-    """apply refuses a column of a type that the package cannot work with, and names it; doctor does, too.
+    """apply and doctor name a column whose type the package cannot work with, and apply changes nothing.
 
-    Fails when: only the existence of columns is looked at.
+    Fails when: only the existence of columns is checked.
     """
     table, name = column.split(".")
     async with connected(substrate.dsn) as connection:
@@ -120,7 +122,7 @@ async def test_a_type_that_cannot_work_is_named_before_anything_is_applied(subst
 
 
 async def test_columns_change_their_types_beside_a_running_consumer(live):
-    """ALTER COLUMN TYPE under a consumer that delivers: it goes on by itself, with the plans of the new types."""
+    """After ALTER COLUMN TYPE a running consumer goes on delivering, with plans for the new types."""
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
         await open_route(connection)

@@ -1,4 +1,5 @@
-"""Databases whose encoding is not UTF-8: the package is applied, routes and delivers, and an odd text is one outcome."""
+"""Databases with an encoding other than UTF-8: the package works, and a text that does not
+fit affects one delivery only."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.asyncio, on_one_server]
 
 @dataclass
 class Odd:
-    """A database and what it can hold: a text that fits, and its encoding."""
+    """A database, its encoding, and a text that fits."""
 
     dsn: str
     encoding: str
@@ -28,7 +29,7 @@ class Odd:
 
 @pytest.fixture(params=[("LATIN1", "é"), ("EUC_JP", "鍵"), ("WIN1252", "€")], ids=lambda p: p[0])
 def odd(server, request) -> Iterator[Odd]:
-    """A database of another encoding, with the package applied by the command, through all gates."""
+    """A database with another encoding, with the package applied by the command and the worker gate open."""
     encoding, fits = request.param
     with _database(server, encoding) as dsn:
         done = run("apply", "--base", "--no-backup", "a test", dsn=dsn)
@@ -39,7 +40,7 @@ def odd(server, request) -> Iterator[Odd]:
 
 @pytest.fixture
 def undecodable(server) -> Iterator[str]:
-    """A database that takes any bytes for a text."""
+    """A database that accepts any bytes as text."""
     with _database(server, "SQL_ASCII") as dsn:
         yield dsn
 
@@ -67,7 +68,8 @@ async def _fail(delivery: Delivery) -> None:
 
 
 async def test_another_encoding(odd):
-    """What the encoding holds is routed and delivered; an error text that it does not hold costs its own event only.
+    """Events that the encoding can hold are routed and delivered; an error text that it
+    cannot hold affects its event only.
 
     Fails when: a file of the package has a character that is not ASCII.
     """
@@ -87,7 +89,7 @@ async def test_another_encoding(odd):
 
 
 async def test_what_it_cannot_hold(odd):
-    """A text that the database cannot hold is refused, and the text that it is about is not called JSON."""
+    """A text that the database cannot hold is refused with an error about the encoding, not about JSON."""
     done = run("emit", "--address", "🔑", dsn=odd.dsn)
     assert done.code == 2
     assert f'no equivalent in encoding "{odd.encoding}"' in done.err
@@ -95,9 +97,9 @@ async def test_what_it_cannot_hold(odd):
 
 
 async def test_an_encoding_of_bytes_is_refused(undecodable):
-    """SQL_ASCII keeps bytes that are no text in any encoding: apply says so at its first gate, and creates nothing.
+    """apply refuses SQL_ASCII, whose text may be bytes of no encoding, at preflight check 1, and creates nothing.
 
-    Fails when: gate 1 does not look at the encoding.
+    Fails when: preflight check 1 does not read the encoding.
     """
     done = run("apply", "--base", "--no-backup", "a test", dsn=undecodable)
     assert done.code == 1, done.out + done.err

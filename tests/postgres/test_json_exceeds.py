@@ -1,4 +1,7 @@
-"""fn_iu_json_exceeds: whether the text of a JSON value is too long, without making that text. 005."""
+"""fn_iu_json_exceeds: whether the text of a JSON value exceeds a limit, without making that text.
+
+The migration is 005.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from support import connected
 pytestmark = pytest.mark.asyncio
 
 LIMIT = 4 << 20
-#: Many numbers, of which few bytes are stored: what one of them is, how many, and how many digits each has as text.
+#: Numbers that take few bytes in storage: the number, its count, and its digits as text.
 NUMBERS = {
     "beyond 1e308": ("1e131071", 2_200, 131_072),
     "below -1e308": ("-1e131071", 2_200, 131_073),
@@ -25,7 +28,7 @@ FILL = "insert into kept select jsonb_agg({}::numeric) from generate_series(1, {
 
 
 async def memory_of(connection: asyncpg.Connection, statement: str, *values: Any) -> tuple[Any, int]:
-    """What a statement answers, and the most memory that the server process of the session has had so far, in kB."""
+    """Execute a statement; return its result and the peak memory of the server process so far, in kB."""
     said: list[str] = []
 
     def listen(_: object, message: asyncpg.PostgresLogMessage) -> None:
@@ -41,7 +44,8 @@ async def memory_of(connection: asyncpg.Connection, statement: str, *values: Any
 
 @pytest.mark.parametrize("what", NUMBERS)
 async def test_a_value_whose_text_would_be_huge_is_not_converted(live, what):
-    """Numbers of few bytes and many digits: the value is too large, and the server process needs no memory for the digits.
+    """A value of numbers with few bytes and many digits exceeds the limit, and the check
+    needs no memory for the digits.
 
     Fails when: the number of digits is not bounded before the value is converted.
     """

@@ -1,4 +1,4 @@
-"""Events that are too large for a dead letter: the letter keeps what identifies them, and nothing else is held up."""
+"""Events that are too large for a dead letter: it keeps their identification, and other events are routed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ async def _insert(connection: asyncpg.Connection, payload: str) -> UUID:
 
 @pytest.mark.parametrize("payload", LARGE.values(), ids=LARGE)
 async def test_a_large_event_is_one_dead_letter(live, payload):
-    """An event that a function refuses becomes a dead letter of bounded size, whatever its payload; others are routed.
+    """An event that a function rejects becomes a dead letter of bounded size, whatever its payload; others are routed.
 
-    Fails when: the batch takes to_jsonb of the row for the snapshot, which raises, or keeps what cannot be read as text.
+    Fails when: the batch converts the row with to_jsonb for the snapshot, which raises an error, or keeps a
+    payload that cannot be read as text.
     """
     async with connected(live.dsn) as connection:
         await register(connection, "large_thing")
@@ -59,9 +60,10 @@ async def test_a_large_event_is_one_dead_letter(live, payload):
 
 
 async def test_the_replay_of_a_large_event_reads_the_log(live):
-    """A dead letter whose snapshot is too large is replayed with the whole event, and says so where the event is gone.
+    """A dead letter whose snapshot is too large is replayed with the whole event, or fails with
+    a reason if the event is gone.
 
-    Fails when: the replay hands the bounded snapshot to the function.
+    Fails when: the replay passes the bounded snapshot to the function.
     """
     async with connected(live.dsn) as connection:
         await register(connection, "large_thing")

@@ -1,4 +1,4 @@
-"""Events and databases as they should not be: nothing is lost over them, and nobody stops."""
+"""Unusual events and databases: no event is lost, and no component stops."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.mark.parametrize("created_at", ["infinity", "-infinity", "20000-01-01"])
 async def test_an_odd_time_stops_nobody(live, created_at):
-    """An event whose created_at is no time of this world is routed, and the consumer and status go on.
+    """An event whose created_at is infinite or far in the future is routed, and the consumer and status go on.
 
-    Fails when: the high-water mark takes whatever the writer says.
+    Fails when: the high-water mark accepts any created_at.
     """
     async with consuming(live.dsn, catch_up=0.2) as watcher, connected(live.dsn) as connection:
         odd = await connection.fetchval(
@@ -40,9 +40,9 @@ async def test_an_odd_time_stops_nobody(live, created_at):
 
 
 async def test_what_was_decided_is_not_delivered_by_a_second_reading(live):
-    """After a reset, an event with an attempt does not come to the seam, although its route is live by now.
+    """After a reset, an event that has an attempt is not delivered, although its route is live by now.
 
-    Fails when: the seam is called before the idempotency key is looked at.
+    Fails when: fn_iu_route_deliver is called before the idempotency key is checked.
     """
     async with connected(live.dsn) as connection:
         event = await insert_event(connection)
@@ -56,9 +56,9 @@ async def test_what_was_decided_is_not_delivered_by_a_second_reading(live):
 
 
 async def test_one_lost_wake_is_one_alarm(live):
-    """A backlog of several pages that nobody rang for is one lost wake.
+    """A backlog of several pages without a notification is one lost wake-up.
 
-    Fails when: every page of it waits for a late ring and raises the alarm.
+    Fails when: every page of it waits for a late notification and reports a lost wake-up.
     """
     async with connected(live.dsn) as connection:
         await connection.execute("alter table event_outbox disable trigger zz_event_outbox_bell")
@@ -76,9 +76,9 @@ async def test_one_lost_wake_is_one_alarm(live):
 
 
 async def test_a_heartbeat_without_a_slot_says_that_it_polls(live):
-    """A consumer that finds every bell slot taken does not say that the bell wakes it.
+    """The heartbeat of a consumer that finds every bell slot taken does not show that it listens.
 
-    Fails when: the heartbeat says listening as soon as LISTEN works.
+    Fails when: the heartbeat shows listening as soon as LISTEN works.
     """
     async with connected(live.dsn) as other, connected(live.dsn) as connection:
         await other.execute("select pg_advisory_lock(726002, 1), pg_advisory_lock(726002, 2)")
@@ -93,7 +93,7 @@ async def test_a_heartbeat_without_a_slot_says_that_it_polls(live):
 
 
 async def test_an_old_snapshot_does_not_fail_the_apply(substrate, monkeypatch):
-    """While somebody holds an old snapshot, the index build waits for it, longer than any other lock is waited for.
+    """While another session holds an old snapshot, the index build waits for it, longer than for any other lock.
 
     Fails when: CREATE INDEX CONCURRENTLY runs under the short lock_timeout.
     """

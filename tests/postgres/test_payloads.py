@@ -1,4 +1,5 @@
-"""Events that cannot be given to a target, and outcomes that cannot be written: one dead letter each, and others go on."""
+"""Events that cannot be passed to a target, and outcomes that cannot be recorded: one dead
+letter each, and others go on."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ INSERT = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, safe_payload)
     values ('iu', 'version_applied', 'update', 'immediate', {}) returning id
 """
-#: Payloads with more than 16 MiB of text, and how little of them is stored.
+#: Payloads with more than 16 MiB of text, most of which take little storage.
 LARGE = {
     "characters": "jsonb_build_object('a', repeat('x', 17000000))",
     "escaped characters": "jsonb_build_object('a', repeat(E'\\x01', 3000000))",
@@ -45,7 +46,7 @@ async def letters(connection: asyncpg.Connection) -> dict[UUID, str]:
 @pytest.mark.parametrize("what", LARGE)
 @pytest.mark.parametrize("how", ["taken", "handed over"])
 async def test_a_payload_that_is_too_large_is_a_dead_letter(live, what, how):
-    """It never reaches the consumer, whatever makes its text large; the events around it do.
+    """An event with a payload that is too large becomes a dead letter and never reaches the consumer; other events do.
 
     Fails when: payloads are converted with the batch, or without a limit.
     """
@@ -71,7 +72,7 @@ async def test_a_payload_that_is_too_large_is_a_dead_letter(live, what, how):
 
 @pytest.mark.slow
 async def test_a_payload_beyond_what_the_server_can_hold_is_a_dead_letter(live):
-    """The text form of this payload has more than 1 GB, which the server refuses to make: it is a dead letter like any other.
+    """A payload whose text has more than 1 GB, which the server cannot make, becomes a dead letter like any other.
 
     Fails when: the conversion is not guarded, or a snapshot is made of it.
     """
@@ -89,9 +90,9 @@ async def test_a_payload_beyond_what_the_server_can_hold_is_a_dead_letter(live):
 
 
 async def test_payloads_are_taken_under_a_budget_of_bytes(live):
-    """However many deliveries there is room for, the payloads that are held have no more bytes than the budget, and one more.
+    """The payloads in memory have no more bytes than the budget and one payload, however many deliveries fit otherwise.
 
-    Fails when: payloads are taken by their number.
+    Fails when: payloads are limited only by their number.
     """
     held: list[int] = []
     most = 0
@@ -118,9 +119,9 @@ async def test_payloads_are_taken_under_a_budget_of_bytes(live):
 
 
 async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
-    """However many deliveries of its route wait, a take reads those that it gives, by id, and no other.
+    """A take reads only the deliveries that it returns, by their ids, however many others wait for the route.
 
-    Fails when: PostgreSQL 16 may plan one scan for all ids when the table is empty. It then reads the route.
+    Fails when: PostgreSQL 16 plans one scan for all ids while the table is empty, and then reads all rows of the route.
     """
     async with connected(live.dsn) as connection, connection.transaction():
         for setting in ("enable_seqscan", "enable_bitmapscan", "enable_sort"):
@@ -136,7 +137,7 @@ async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
             "select array_agg(id order by id desc) filter (where id % 5000 = 0) from iu_route_delivery"
         )
         for _ in range(2):
-            # The first execution reads catalogs.
+            # The first execution also reads catalogs.
             (plan,) = json.loads(
                 await connection.fetchval(f"explain (analyze, buffers, format json) {ROWS}", ROUTE, ids)
             )
@@ -145,9 +146,9 @@ async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
 
 
 async def test_an_event_that_is_gone_is_a_dead_letter(live):
-    """A delivery whose event was deleted is not delivered without its payload.
+    """A delivery whose event was deleted becomes a dead letter and is not delivered without its payload.
 
-    Fails when: a row that is missing counts as one without values.
+    Fails when: a missing row counts as one without values.
     """
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:
@@ -164,9 +165,9 @@ async def test_an_event_that_is_gone_is_a_dead_letter(live):
 @pytest.mark.parametrize("how", ["taken", "handed over"])
 @pytest.mark.parametrize("when", ["infinity", "-infinity", "0044-03-15 12:00:00+00 BC", "12026-11-29 12:00:00+00"])
 async def test_a_time_that_python_cannot_hold_is_a_dead_letter(live, when, how):
-    """One event of the year 12026 does not keep all deliveries of all routes from being read.
+    """An event with a time that Python cannot represent becomes a dead letter, and other deliveries can be read.
 
-    Fails when: the times are sent as they are.
+    Fails when: the times are sent unchanged.
     """
     arrivals = Arrivals()
     odd = """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, occurred_at)
@@ -195,9 +196,10 @@ REFUSE = {
 
 @pytest.mark.parametrize("refused", REFUSE)
 async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, refused):
-    """A CHECK of the application refuses attempts of one route: its events end as dead letters, those of the other are sent.
+    """If a CHECK of the application rejects attempts of one route, its events become dead
+    letters; the other route delivers.
 
-    Fails when: a set is settled only as a whole.
+    Fails when: a set of outcomes is settled only as a whole.
     """
 
     async def behave(delivery):
@@ -219,11 +221,11 @@ async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, re
 
 
 async def test_an_outcome_does_not_overtake_its_subject(live):
-    """After a failover to a copy that is behind, an outcome that is left from before waits for what comes before it.
+    """After a failover to a copy that is behind, the outcome of a delivery waits for earlier deliveries of its subject.
 
-    The copy lacks the settlement of an earlier delivery of the subject, which is attempted again; so must the later one.
+    The copy lacks the settlement of the earlier delivery, which is attempted again; so must be the later one.
 
-    Fails when: what a lost session has left is settled without a look at its subject.
+    Fails when: outcomes of a lost session are settled without a check of their subject.
     """
     async with connected(live.dsn) as taker, connected(live.dsn) as settler:
         await open_route(taker, order="subject")
@@ -246,7 +248,8 @@ async def test_an_outcome_does_not_overtake_its_subject(live):
 
 
 async def test_an_outcome_of_another_event_settles_nothing(live):
-    """A copy of the database that is behind gives the same ids again; an outcome that is left from before is of another event.
+    """A copy that is behind assigns the same delivery ids again; an outcome from before
+    does not settle such a delivery.
 
     Fails when: deliveries are settled by their id alone.
     """
