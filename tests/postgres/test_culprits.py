@@ -1,4 +1,4 @@
-"""Who delays or threatens us, by name: v_iu_culprit, and the patrol that tells it."""
+"""Blockers that delay or threaten a consumer: the view v_iu_culprit, and the monitor that reports them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ pytestmark = pytest.mark.asyncio
 
 
 async def culprits(connection: asyncpg.Connection, what: str = "") -> list[dict[str, Any]]:
-    """The rows of the view, of one kind or of all, in this database."""
+    """The rows of the view in this database, of one kind or of all."""
     rows = await census.rows(connection, "culprits")
     return [r for r in rows if not what or r["what"] == what]
 
 
 async def aged(connection: asyncpg.Connection, seconds: float) -> None:
-    """Let the view take everybody for so many seconds older than they are."""
+    """Change the view so that all ages are this many seconds higher."""
     view = await connection.fetchval("select pg_get_viewdef('v_iu_culprit')")
     older = f"(clock_timestamp() + interval '{seconds} s')"
     await connection.execute("create or replace view v_iu_culprit as " + view.replace("clock_timestamp()", older))
 
 
 async def test_nobody_is_in_the_way(live):
-    """On a sound database with writers, a consumer and its sessions, nobody is a culprit."""
+    """On a healthy database with producers, a consumer and its sessions there is no blocker."""
     async with consuming(live.dsn), connected(live.dsn) as writer, writer.transaction():
         await insert_event(writer)
         async with connected(live.dsn) as looker:
@@ -38,9 +38,11 @@ async def test_nobody_is_in_the_way(live):
 
 
 async def test_an_open_writer_is_named(live):
-    """A transaction that wrote events and stays open is named: pid, application, database, state, age; a reader is not.
+    """A transaction that wrote events and stays open is named with pid, application, database, state and age.
 
-    Fails when: whoever has a transaction is suspected, or only whoever has an xid in some other table.
+    A reader is not named.
+
+    Fails when: every open transaction is named, or only a transaction that wrote to another table.
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as reader, connected(live.dsn) as looker:
         await writer.execute("set application_name = 'billing'")
@@ -59,7 +61,7 @@ async def test_an_open_writer_is_named(live):
 
 
 async def test_a_prepared_writer_is_named(live):
-    """A prepared transaction that wrote events is named by its gid; one that did not write any is no late event."""
+    """A prepared transaction that wrote events is named by its gid; one that wrote none is no late event."""
     async with connected(live.dsn) as writer, connected(live.dsn) as looker:
         if await writer.fetchval("show max_prepared_transactions") == "0":
             pytest.skip("this server allows no prepared transactions")
@@ -80,7 +82,7 @@ async def test_a_prepared_writer_is_named(live):
 
 
 async def test_who_holds_back_vacuum_is_named(live):
-    """A session with an old snapshot is named, with how many transactions it holds back."""
+    """A session with an old snapshot is named, with the number of transactions that it holds back."""
     async with (
         connected(live.dsn) as looker,
         connected(live.dsn) as old,
@@ -97,7 +99,7 @@ async def test_who_holds_back_vacuum_is_named(live):
 
 
 async def test_a_slot_that_nobody_reads_is_named(live):
-    """A replication slot that holds back more than 100 000 transactions is named; a young one is not."""
+    """A replication slot that holds back more than 100 000 transactions is named; a new one is not."""
     async with connected(live.dsn) as looker:
         view = await looker.fetchval("select pg_get_viewdef('v_iu_culprit')")
         assert "> 100000" in view
@@ -115,9 +117,9 @@ async def test_a_slot_that_nobody_reads_is_named(live):
     ids=["bell", "slot", "lease"],
 )
 async def test_a_foreign_holder_of_our_keys_is_named(live, key, what):
-    """A session that is not an iu-listen and holds one of our advisory locks is named; an iu-listen is not.
+    """A session of another program that holds one of our advisory locks is named; a session of iu-listen is not.
 
-    Fails when: the holder is not looked up, or our own sessions are suspected.
+    Fails when: the holder is not looked up, or our own sessions are named.
     """
     async with connected(live.dsn) as stranger, connected(live.dsn) as looker:
         await stranger.execute("set application_name = 'cron'")
@@ -139,7 +141,7 @@ async def test_a_foreign_holder_of_our_keys_is_named(live, key, what):
     ],
 )
 async def test_a_trigger_that_does_not_fire_is_named(live, change, state):
-    """A trigger of ours that is missing, disabled or not always firing is named, with what follows from it."""
+    """A trigger of the package that is missing, disabled or not ENABLE ALWAYS is named with its effect."""
     async with connected(live.dsn) as looker:
         await looker.execute(change)
         (found,) = await culprits(looker)
@@ -148,7 +150,7 @@ async def test_a_trigger_that_does_not_fire_is_named(live, change, state):
 
 
 async def test_the_consumer_tells_culprits_by_name(live):
-    """A running consumer tells a disabled trigger once, by name, and when it is mended."""
+    """A running consumer reports a disabled trigger once, by name, and reports when it is enabled again."""
     async with consuming(live.dsn, catch_up=0.5) as seen, connected(live.dsn) as admin:
         await admin.execute("alter table event_outbox disable trigger zz_event_outbox_bell")
         told = await seen.wait_for(CulpritNamed)
@@ -159,7 +161,7 @@ async def test_the_consumer_tells_culprits_by_name(live):
 
 
 async def test_the_patrol_has_a_session_of_its_own(live):
-    """While the consumer works there is a session for the patrol, and it is idle, outside any transaction."""
+    """While the consumer works, the monitor has a session, which is idle and outside any transaction."""
     async with consuming(live.dsn), connected(live.dsn) as looker:
 
         async def patrols() -> Any:

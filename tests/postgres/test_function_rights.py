@@ -1,4 +1,4 @@
-"""A function of a route runs with the rights of its caller: whose it may be, and who may call it."""
+"""A target function runs with the rights of its caller: its permitted owners, and its permitted callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import connected, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
 
-#: Takes what it can get, once the event has failed before.
+#: A function that tries to gain the rights of its caller, and fails at its first call so that it is replayed.
 TROJAN = """
     create schema crm authorization {owner};
     create function crm.f(k text, e jsonb) returns void language plpgsql as $$
@@ -45,14 +45,14 @@ ALL = """
 
 @dataclass
 class Roles:
-    """Login roles of one test, all with the rights on the tables that a consumer or an operator needs."""
+    """Login roles of one test, with the rights on the tables that a consumer or an operator needs."""
 
     database: Database
     server: TestServer
     made: list[str] = field(default_factory=list)
 
     async def add(self, connection: asyncpg.Connection, *groups: str) -> tuple[str, str]:
-        """A new one: its name, and its connection string."""
+        """Create a role; return its name and its connection string."""
         name = f"iu_test_{secrets.token_hex(6)}"
         for group in groups:
             await connection.execute(
@@ -80,9 +80,11 @@ def roles(live: Database, server: TestServer) -> Iterator[Roles]:
 
 
 async def test_a_function_gets_no_rights_from_whoever_replays(live, roles):
-    """A superuser, an owner, and a role that has assumed another one are refused; the operator's role replays.
+    """A superuser, an owner, and a role that has assumed another one cannot replay; the role of the operator can.
 
-    Fails when: fn_iu_route_dispatch does not ask who calls; or asks for current_user alone.
+    So the function gets no additional rights from its caller.
+
+    Fails when: fn_iu_route_dispatch does not check its caller, or checks current_user alone.
     """
     async with connected(live.dsn) as admin:
         mallory, _ = await roles.add(admin)
@@ -113,7 +115,7 @@ async def test_a_function_gets_no_rights_from_whoever_replays(live, roles):
 
 
 async def test_a_batch_of_a_superuser_calls_no_function_of_others(live, roles):
-    """Where a superuser consumes, a function of another role is refused, and one of its own is called."""
+    """If a superuser runs the batch, a function of another role is refused, and a function of its own is called."""
     async with connected(live.dsn) as admin:
         mallory, _ = await roles.add(admin)
         await admin.execute(TROJAN.format(owner=mallory))

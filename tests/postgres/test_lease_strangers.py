@@ -1,4 +1,4 @@
-"""A role that could do none of our work takes our advisory locks: it is named, and the work goes on without them."""
+"""A role without any rights holds our advisory locks: it is named, and a consumer works without the lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOLD = "select pg_advisory_lock($1, hashtext($2))"
 
 @pytest_asyncio.fixture
 async def stranger(live, server) -> AsyncIterator[asyncpg.Connection]:
-    """A session of a role that may connect and nothing else, under the name of a consumer."""
+    """A session of a role that may only connect, with the application name of a consumer."""
     if live.server is None:
         pytest.skip("roles without a password need a server of ours")
     name = f"iu_test_{secrets.token_hex(6)}"
@@ -39,9 +39,9 @@ async def stranger(live, server) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def test_a_lock_of_a_stranger_is_no_lease(live, stranger):
-    """While a stranger holds the lease's lock one consumer works, another one stands by, and the stranger is named.
+    """While such a session holds the lock of the lease, one consumer works, another is standby, and the role is named.
 
-    Fails when: the lock alone decides; or application_name tells whose it is.
+    Fails when: the lock alone decides, or the application_name decides the owner of the lock.
     """
     await stranger.fetchval(HOLD, LEASE_KEY, WORKER)
     role = await stranger.fetchval("select session_user::text")
@@ -66,7 +66,7 @@ async def test_a_lock_of_a_stranger_is_no_lease(live, stranger):
             assert '"healthy": true' in health
             assert "foreign_lease" in health
             assert len(first.of(LeaseTaken)) == 1
-            # The stranger goes: the consumer that works takes its lock, and stays the one.
+            # The role releases the lock: the consumer that works takes it, and keeps the lease.
             await stranger.execute("select pg_advisory_unlock_all()")
 
             async def held() -> bool:
@@ -80,7 +80,7 @@ async def test_a_lock_of_a_stranger_is_no_lease(live, stranger):
 
 
 async def test_a_consumer_of_ours_is_no_stranger(live):
-    """A session of a role that may move the cursor holds the lease, whatever it is called."""
+    """A session of a role that may move the cursor holds the lease, whatever its application name."""
     async with connected(live.dsn) as holder:
         await holder.fetchval(HOLD, LEASE_KEY, WORKER)
         async with consuming(live.dsn, waits_for=StandingBy) as watcher:

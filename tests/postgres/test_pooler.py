@@ -1,4 +1,4 @@
-"""A pooler in transaction mode in between: a real PgBouncer, where one is installed."""
+"""A connection pooler in transaction mode: a real PgBouncer, if one is installed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def dsns() -> Iterator[tuple[str, str]]:
-    """A database with the package applied, open, directly and through PgBouncer in transaction mode."""
+    """The connection strings of a database with an open worker gate: direct, and through
+    PgBouncer in transaction mode."""
     with TemporaryDirectory(prefix="iu-listen-pooler-") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -43,9 +44,9 @@ def dsns() -> Iterator[tuple[str, str]]:
 
 
 async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
-    """Behind a pooler in transaction mode the consumer says within seconds that it polls, and routes all the same.
+    """Behind a pooler in transaction mode the consumer reports within 5 s that it polls, and routes all events.
 
-    Fails when: nothing proves that LISTEN hears, or a session parameter or named statement is sent through the pooler.
+    Fails when: LISTEN is not tested, or a session parameter or named statement is sent through the pooler.
     """
     direct, pooled = dsns
     async with consuming(pooled, listening=False) as watcher, connected(direct) as connection:
@@ -62,7 +63,8 @@ async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
 
 
 async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
-    """With listen_dsn past the pooler, batches go through it and the bell wakes them."""
+    """With a listen_dsn that bypasses the pooler, notifications wake the consumer, and
+    batches go through the pooler."""
     direct, pooled = dsns
     async with (
         consuming(pooled, listen_dsn=direct, catch_up=300, lease=1000) as watcher,
@@ -76,7 +78,8 @@ async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
 
 
 async def test_nothing_of_ours_stays_in_the_pooled_sessions(dsns):
-    """After a consumer went through the pooler, its server sessions hold no setting, lock or statement of ours."""
+    """After a consumer used the pooler, its server sessions have no setting, lock or
+    prepared statement of the consumer."""
     direct, pooled = dsns
     async with consuming(pooled, listening=False):
         pass
@@ -94,7 +97,7 @@ async def test_nothing_of_ours_stays_in_the_pooled_sessions(dsns):
 
 
 async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
-    """trace-export --end holds its lock no longer than its transaction: a session of the pooler outlives it.
+    """trace-export --end holds its lock only during its transaction, because a session of the pooler stays open.
 
     Fails when: the lease is taken for the life of the session.
     """
@@ -105,7 +108,7 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
         assert await trace.end(operator, "traces") == 0
         assert await trace.end(operator, "traces") is None
         assert await other.fetchval("select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2") == 0
-        # And whoever exports by a session of its own is not ended.
+        # A trace export that has its own session keeps its lease.
         await other.fetchval("select fn_iu_trace_register('traces')")
         assert await other.fetchval("select pg_try_advisory_lock($1, hashtext('traces'))", trace.TRACE_KEY)
         with pytest.raises(Refused, match="the export runs"):
@@ -113,9 +116,9 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
 
 
 async def test_a_pooler_in_statement_mode_is_named(dsns):
-    """A pooler that allows no transaction is an error whose hint says what to set.
+    """A pooler in statement mode causes an error whose hint names the setting to change.
 
-    Fails when: every error before a session is there is taken for a server that cannot be reached.
+    Fails when: every error before a session is open counts as an unreachable server.
     """
     direct, _ = dsns
     with pooling(direct, "statement") as pooler:
@@ -128,7 +131,7 @@ async def test_a_pooler_in_statement_mode_is_named(dsns):
     assert "host and port" not in done.err
 
 
-#: What a session of the pooler has that it did not have when it began.
+#: The settings and locks that a session of the pooler did not have at its start.
 LEFT = """
     select coalesce(string_agg(s.name || ' = ' || s.setting, ', '), '') as settings,
            (select count(*) from pg_locks l where l.locktype = 'advisory') as locks
@@ -138,9 +141,9 @@ LEFT = """
 
 
 async def test_no_command_leaves_a_setting_or_a_lock_in_the_pool(dsns):
-    """Commands through a transaction pooler look names up in no schema, and leave its sessions as they were.
+    """Commands through a transaction pooler set a safe search_path, and leave its sessions unchanged.
 
-    Fails when: a setting is made for the session (lock_timeout of an apply), or the driver's own one is.
+    Fails when: a setting is made for the session (lock_timeout of an apply), or the driver makes one.
     """
     _, pooled = dsns
     commands = (

@@ -1,4 +1,4 @@
-"""What every session of ours is like on the server: its names, its policies, its time-outs, and how many there are."""
+"""Properties of every session of a consumer on the server: search_path, row security, time-outs, and their number."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLANS = "select sum(generic_plans + custom_plans) from pg_catalog.pg_prepared_st
 
 
 async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dict[str, tuple[Connection, float]]:
-    """One of each session of a running consumer, with the longest wait of its client, in seconds."""
+    """Open each session of a running consumer once; return it with the longest wait of its client, in seconds."""
     loaded = Settings(dsn=dsn, **settings)
     sessions = PostgresSessions(loaded)
     opened: dict[str, tuple[Any, float]] = {
@@ -54,12 +54,13 @@ async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dic
 
 
 async def test_every_session_of_a_consumer_is_guarded(live):
-    """Each session looks names up in pg_catalog only, hides no row, and is ended by the server before its client gives up.
+    """Each session looks names up in pg_catalog only and hides no row, and its statements
+    end before its client gives up.
 
     Fails when: session_settings.sql leaves one of the settings out, or a session is opened without its time-out.
     """
     async with connected(live.dsn) as owner:
-        # What a role or a database may say otherwise.
+        # A role or a database may be configured differently.
         name = await owner.fetchval("select current_database()")
         await owner.execute(f"alter database {name} set search_path = public, pg_catalog")
         await owner.execute(f"alter database {name} set row_security = on")
@@ -100,9 +101,10 @@ async def test_repeated_statements_are_parsed_once(live):
 
 
 async def test_a_long_lock_leaves_no_sessions_behind(live):
-    """While event_outbox is locked, a consumer that gives up its waits again and again has a bounded number of sessions.
+    """While event_outbox is locked, a consumer that gives up its waits again and again
+    has a bounded number of sessions.
 
-    Fails when: neither statement_timeout nor the end of former sessions frees what the client has left.
+    Fails when: neither statement_timeout nor the end of former sessions ends the abandoned sessions.
     """
     arrivals = Arrivals()
     counts = []
@@ -134,7 +136,7 @@ async def _written(connection: asyncpg.Connection) -> bool:
 
 
 async def test_temporary_objects_of_a_session_mislead_no_function(live):
-    """Temporary tables and domains with the names of tables and types that our functions use are not taken for them.
+    """Temporary tables and domains with names of tables and types that our functions use are not used by them.
 
     Fails when: the search_path of a function, or of a session of ours, does not name pg_temp last.
     """
@@ -154,7 +156,7 @@ async def test_temporary_objects_of_a_session_mislead_no_function(live):
 
 @pytest.mark.parametrize("guard", ["former sessions are ended", "the server ends them"])
 async def test_a_session_that_was_given_up_ends_on_the_server(live, guard: str):
-    """A statement that waits for a lock ends soon after its client has gone: by the next session, or by itself."""
+    """A statement that waits for a lock ends soon after its client has gone: by the next session, or by the server."""
     sessions = PostgresSessions(Settings(dsn=live.dsn, batch_deadline=60))
     async with connected(live.dsn) as locker, locker.transaction():
         await locker.execute("lock table event_outbox in access exclusive mode")
@@ -180,13 +182,13 @@ async def _open(sessions: PostgresSessions) -> None:
 
 
 async def test_the_number_of_sessions_has_a_hard_limit(live):
-    """Where former sessions do not end on the server, no further one is opened.
+    """If former sessions do not end on the server, no further one is opened.
 
-    Fails when: succeed() does not count what is left.
+    Fails when: succeed() does not count former sessions that still exist.
     """
     sessions = PostgresSessions(Settings(dsn=live.dsn))
     async with AsyncExitStack() as stack:
-        # A session that is just being ended counts as one that is there.
+        # A session that is about to end still counts.
         others = [await stack.enter_async_context(connected(live.dsn)) for _ in range(3)]
         rows = [
             await c.fetchrow("select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()")
@@ -208,7 +210,7 @@ HIDING = {
 
 @pytest.fixture
 def hidden(live, server):
-    """A role of its own that may read and write everything, and no more."""
+    """A role of its own that may read and write all tables, and has no other rights."""
     server.execute(
         "do $$ begin create role iu_test_hidden login; exception when duplicate_object or unique_violation then null; end $$"
     )
@@ -218,9 +220,9 @@ def hidden(live, server):
 @pytest.mark.parametrize("hiding", HIDING)
 @pytest.mark.parametrize("table", ["event_outbox", "iu_route_attempt", "iu_outbound_route", "dot_config"])
 async def test_a_hidden_row_is_an_error(live, hidden, hiding: str, table: str):
-    """A role from which a policy hides rows is refused by an error, in a session of ours and in one of its own.
+    """A role from which a policy hides rows gets an error, both in a session of a consumer and in its own session.
 
-    Fails when: row_security is on in our sessions; or fn_iu_route_worker_run has it on.
+    Fails when: row_security is on in our sessions, or in fn_iu_route_worker_run.
     """
     async with connected(live.dsn) as owner:
         await owner.execute(
