@@ -1,4 +1,4 @@
-"""Deliveries that are cancelled while the consumer works: part by part, without a deadlock, and nothing else waits."""
+"""Deliveries that are cancelled while the consumer works: in parts, without a deadlock or a delay for others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ pytestmark = pytest.mark.asyncio
 
 
 async def test_cancelling_a_held_route_disturbs_nobody(live):
-    """Thousands of deliveries behind an open breaker are cancelled while probes are settled: no deadlock, no session lost.
+    """While the circuit breaker is open, thousands of deliveries are cancelled beside the
+    settlement of trial deliveries.
 
-    An event by another route is delivered meanwhile, within a second.
+    There is no deadlock and no lost session, and each event of another route is delivered within a second.
 
-    Fails when: cancel takes no lease, and settling writes attempts before it locks their deliveries; or it is one transaction.
+    Fails when: cancel takes no lease while settling writes attempts before it locks their
+    deliveries, or cancel is one transaction.
     """
     down, up = Arrivals(), Arrivals()
 
@@ -90,9 +92,9 @@ async def test_cancelled_deliveries_are_replayed_in_their_order(live):
 
 
 async def test_a_cancelled_delivery_is_a_dead_letter_with_its_attempt(live):
-    """Cancelling one event ends that delivery only; its dead letter says who and why, and its attempt is audited.
+    """Cancelling one event ends only its delivery; the dead letter has actor and reason, and an attempt is recorded.
 
-    Fails when: the event is not asked for, or the attempt is not written.
+    Fails when: the event is not compared, or the attempt is not written.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection)

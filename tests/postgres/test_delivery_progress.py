@@ -1,4 +1,7 @@
-"""Health knows whether deliveries are settled, and names what holds a route. 009, 020."""
+"""Health detects deliveries that make no progress, and names the reason of a paused route.
+
+The migrations are 009 and 020.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from support import WORKER, connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
 
-#: The delivery waits for its next attempt, and later ones of its subject wait for it.
+#: The delivery waits for its next attempt, and later deliveries of its subject are parked behind it.
 PARK = """
     with first as (update iu_route_delivery set subject_key = 1, due_at = now() + interval '1 hour', tries = 1 returning *)
     insert into iu_route_delivery (route_code, worker_name, event_ref, subject_key, created_at)
     select f.route_code, f.worker_name, gen_random_uuid(), f.subject_key, f.created_at from first f,"""
-#: What may have happened to deliveries that have waited for an hour, and whether health is to be red for it.
+#: The state of deliveries that have waited for an hour, and whether the worker is unhealthy because of it.
 HAPPENED = {
     "nothing": ("select 1", True),
     "they failed long ago, and are due": (
@@ -67,9 +70,11 @@ async def health(connection: asyncpg.Connection) -> dict[str, Any]:
 
 @pytest.mark.parametrize("happened", HAPPENED)
 async def test_deliveries_that_stand_still_are_red_unless_something_says_why(live, happened):
-    """Deliveries that wait while none is settled, and no lock, breaker or missing target says why, make health red.
+    """Deliveries that are due while none is settled make the worker unhealthy, unless a known reason explains it.
 
-    Fails when: fn_iu_delivery_progress_missing is not asked, or does not look at one of these.
+    A known reason is a closed switch, an open circuit breaker, a long deadline, or a delivery that is not due.
+
+    Fails when: fn_iu_delivery_progress_missing is not called, or ignores one of these cases.
     """
     statement, red = HAPPENED[happened]
     async with connected(live.dsn) as connection:

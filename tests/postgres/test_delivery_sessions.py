@@ -1,4 +1,4 @@
-"""When a consumer has sessions to deliver by, and when it has none."""
+"""When a consumer opens its delivery sessions, and when it closes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SESSIONS = """
 
 
 async def no_session(connection: asyncpg.Connection) -> None:
-    """Wait until nobody has a session to deliver by."""
+    """Wait until no consumer has a delivery session."""
 
     async def none() -> bool:
         return not await connection.fetchval(SESSIONS)
@@ -29,9 +29,9 @@ async def no_session(connection: asyncpg.Connection) -> None:
 
 
 async def test_where_no_route_delivers_there_is_no_session(live):
-    """A consumer without a live route looks once, and has no session for deliveries from then on.
+    """A consumer without a live route checks once, and then has no delivery session.
 
-    Fails when: the end of one is what opens the next. Fifty a second did for long, and made every wake-up later.
+    Fails when: closing a delivery session opens the next one, many times in a second.
     """
     async with connected(live.dsn) as connection, delivering(live.dsn, Arrivals().target()) as seen:
         await seen.wait_for(Listening)
@@ -43,9 +43,9 @@ async def test_where_no_route_delivers_there_is_no_session(live):
 
 
 async def test_what_begins_without_an_event_is_found(live):
-    """A route goes live while nobody has a session to deliver by, and a replay is queued: it is delivered.
+    """A replay is delivered if it is queued while no delivery session is open and its route becomes live.
 
-    Fails when: only a batch that queues something says that there is something to deliver.
+    Fails when: only a batch that queues deliveries opens a delivery session.
     """
 
     async def reject(_: object) -> None:

@@ -1,4 +1,4 @@
-"""The lock order of delivery: two functions that lock the same rows never wait for each other in a circle."""
+"""The lock order of delivery: two functions that lock the same rows never wait for each other in a cycle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support import WORKER, connected, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
 
-#: The order, and how a row of each table is locked by somebody else.
+#: The order of the tables, with a statement by which another session locks a row of each.
 ORDER = {
     "iu_delivery_lease": "select from iu_delivery_lease for update",
     "iu_route_worker_cursor": "select from iu_route_worker_cursor for update",
@@ -44,7 +44,8 @@ Action = Callable[[asyncpg.Connection, Facts], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Call:
-    """A function that locks rows of these tables, where somebody else can hold them, and what has to be so before."""
+    """A function that locks rows of these tables, the tables on which it can wait, and
+    the SQL that prepares the call."""
 
     action: Action
     waits_for: frozenset[str]
@@ -52,7 +53,7 @@ class Call:
 
 
 def sql(statement: str) -> Action:
-    """The statement, with the facts in it."""
+    """An action that executes the statement with the facts filled in."""
 
     async def action(connection: asyncpg.Connection, facts: Facts) -> object:
         return await connection.fetchval(statement.format(**facts))
@@ -66,7 +67,7 @@ def deliveries(connection: asyncpg.Connection, facts: Facts) -> DeliverySession:
 
 
 def settle(result: Result) -> Action:
-    """Settle the delivery in this way."""
+    """An action that settles the delivery with this result."""
 
     async def action(connection: asyncpg.Connection, facts: Facts) -> object:
         event = Event(id=facts["event"], domain="iu", type="version_applied", stream="update")
@@ -82,18 +83,18 @@ def settle(result: Result) -> Action:
 
 
 async def take(connection: asyncpg.Connection, facts: Facts) -> object:
-    """Take what there is room for."""
+    """Take as many deliveries as there is room for."""
     want = Want(route=ROUTE, room=9, after=0, deadline=30)
     return await deliveries(connection, facts).take([want], [], [])
 
 
-#: No decision can be audited as a dry run.
+#: No decision can be recorded as a dry run.
 POISON = """
     create function poison() returns trigger language plpgsql as $$ begin raise exception 'poisoned'; end $$;
     create trigger poison before insert on iu_route_attempt for each row
         when (new.status = 'dry_run') execute function poison()
 """
-#: No delivery: the dead letter is not on its way.
+#: Without a delivery, the dead letter is not queued.
 NOT_QUEUED = "delete from iu_route_delivery"
 HELD = f"update iu_delivery_breaker set opened_at = now(), probe_at = now() where route_code = '{ROUTE}'"
 LETTERS = frozenset({"iu_route_dead_letter"})
@@ -159,7 +160,8 @@ async def transaction(dsn: str):
 
 
 async def waits(connection: asyncpg.Connection, task: asyncio.Task[object], pid: int, holder: int) -> bool:
-    """Whether this task, in that session, comes to wait for that other one; False: it ended before."""
+    """Whether the task, in the session `pid`, begins to wait for the session `holder`;
+    False: it ended without waiting."""
     with anyio.fail_after(15):
         while not task.done():
             if await connection.fetchval("select $2 = any (pg_blocking_pids($1))", pid, holder):
@@ -169,7 +171,7 @@ async def waits(connection: asyncpg.Connection, task: asyncio.Task[object], pid:
 
 
 async def held(dsn: str, table: str) -> bool:
-    """Whether somebody holds the row of this table."""
+    """Whether another session has locked the row of this table."""
     async with transaction(dsn) as other:
         await other.execute("set local lock_timeout = '50ms'")
         try:
@@ -180,7 +182,8 @@ async def held(dsn: str, table: str) -> bool:
 
 
 async def populate(connection: asyncpg.Connection) -> dict[str, object]:
-    """A row in each of the tables, all of one event: delivered once in vain, a dead letter, and on its way again."""
+    """Create a row in each of the tables for one event: a failed attempt, a dead letter, and a
+    delivery that is queued again."""
     await open_route(connection, attempts=5)
     event = await insert_event(connection)
     await run_batch(connection)
@@ -256,7 +259,7 @@ COVERED = {
 
 
 def locked(source: str) -> set[str]:
-    """The tables of which this body of a function writes or locks rows."""
+    """The tables of which this function body writes or locks rows."""
     tables = "|".join(ORDER)
     written = re.findall(rf"(?:update|insert into|delete from) public\.({tables})\b", source)
     held = re.findall(rf"from public\.({tables})\b[^;]*?for (?:update|share)", source)
@@ -264,7 +267,7 @@ def locked(source: str) -> set[str]:
 
 
 async def test_every_function_that_locks_two_tables_is_looked_at(live):
-    """Each function that writes or locks rows of two of these tables is run above, by itself or by what calls it.
+    """Each function that writes or locks rows of two of these tables is called above, directly or by another function.
 
     Fails when: a function is added that is not.
     """

@@ -1,4 +1,7 @@
-"""Quarantine: what was in flight when a lease ended uncleanly is attempted alone. 019, 020, flow/quarantine.py."""
+"""Quarantine: deliveries that were in flight when a lease ended uncleanly are attempted alone.
+
+The migrations are 019 and 020; the code is in flow/quarantine.py.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from support import MANY, connected, drain
 pytestmark = pytest.mark.asyncio
 
 OTHER = "other"
-#: So many that deliveries are in flight when the suspects are due, half a second after the lease was taken.
+#: Enough events that deliveries are in flight when the suspects are due, half a second after the lease was taken.
 EVENTS = 100
 DELIVERIES = "select id, route_code, alone, tries, due_at is not null as due from iu_route_delivery order by id"
 
 
 async def end_uncleanly(connection: asyncpg.Connection, count: int) -> set[int]:
-    """Deliveries of two routes wait, and a lease has ended while these first ones were in flight; their ids."""
+    """Queue deliveries of two routes, with a lease that ended while the first `count`
+    were in flight; return their ids."""
     await open_route(connection, concurrency=10)
     await add_route(connection, OTHER, concurrency=10)
     await connection.execute(MANY, EVENTS)
@@ -37,7 +41,7 @@ async def end_uncleanly(connection: asyncpg.Connection, count: int) -> set[int]:
 
 @pytest.mark.parametrize("count", [1, 5])
 async def test_what_was_in_flight_at_an_unclean_end_is_to_be_attempted_alone(live, count):
-    """The only delivery that was in flight has spent an attempt; of several none has. They are marked, and no others.
+    """A single delivery in flight spends an attempt, several spend none; exactly these deliveries are marked as alone.
 
     Fails when: fn_iu_delivery_interrupted does not set the mark, or fn_iu_delivery_fail does not.
     """
@@ -53,17 +57,17 @@ async def test_what_was_in_flight_at_an_unclean_end_is_to_be_attempted_alone(liv
 
 @pytest.mark.parametrize("spread", [0.0, 0.02])
 async def test_a_suspect_is_attempted_while_no_other_delivery_is_in_flight(live, spread):
-    """Five suspects of two routes are called one after the other; the deliveries before and after them, several at once.
+    """Five deliveries in quarantine, of two routes, are called one after another; other deliveries run in parallel.
 
-    Fails when: the mark does not reach the consumer, a suspect does not wait for what is in flight, or other deliveries are
-    taken and begin beside it.
+    Fails when: the mark does not reach the consumer, a delivery in quarantine does not wait for in-flight deliveries,
+    or other deliveries are taken and begin beside it.
     """
     running: set[int] = set()
     most: dict[int, int] = {}
 
     async def behave(delivery: Delivery) -> None:
         running.add(delivery.id)
-        # Whatever may begin beside it has begun long before this ends. Calls end together, or one after the other.
+        # A call beside it would begin long before this one ends. Calls end together (spread 0) or one after another.
         await anyio.sleep(0.1 + spread * (delivery.id % 7))
         for id in running:
             most[id] = max(most.get(id, 0), len(running))
