@@ -1,4 +1,4 @@
-"""A consumer inside a program: it says what happens through logging, and can be waited for until it works."""
+"""A consumer inside a program: it reports by logging, and the program can wait until it works."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def _said(caplog, level: int) -> str:
 
 
 async def test_a_wrong_database_is_logged(applied, caplog):
-    """Where the database cannot be reached, or is none of ours, a warning of the logger iu_listen says so by itself.
-    Fails when: a consumer without watchers says nothing.
+    """If the database cannot be reached or does not exist, the logger iu_listen logs a warning.
+
+    Fails when: a consumer without observers logs nothing.
     """
     caplog.set_level(logging.INFO, "iu_listen")
     for dsn, words in ((NOWHERE, "cannot connect"), (applied.dsn.replace("/iu_test", "/no_iu_test"), "does not exist")):
@@ -37,7 +38,7 @@ async def _soon(answer: bool) -> bool:
 
 
 async def test_what_happens_is_logged(live, caplog):
-    """Work is INFO, dead letters are ERROR, and the fields are in `extra` for formatters of JSON."""
+    """Work is logged as INFO, dead letters as ERROR, with the fields in `extra` for JSON formatters."""
     caplog.set_level(logging.INFO, "iu_listen")
     async with connected(live.dsn) as admin:
         await admin.execute("alter table iu_route_attempt add constraint poison check (status <> 'dry_run') not valid")
@@ -50,7 +51,7 @@ async def test_what_happens_is_logged(live, caplog):
 
 
 async def test_watchers_take_the_place_of_the_log(live, caplog):
-    """With watchers of one's own, also with none, nothing is logged."""
+    """With observers of the program's own, or with an empty list of them, nothing is logged."""
     caplog.set_level(logging.INFO, "iu_listen")
     async with Consumer(Settings(dsn=live.dsn), watchers=(), wait=20):
         pass
@@ -58,7 +59,7 @@ async def test_watchers_take_the_place_of_the_log(live, caplog):
 
 
 async def test_entering_waits_until_it_works(live):
-    """With wait= the block begins when the consumer has its lease, or stands by for the one that has it."""
+    """With wait= the block begins when the consumer has the lease or is standby."""
     async with Consumer(Settings(dsn=live.dsn), wait=20):
         with anyio.fail_after(20):
             async with Consumer(Settings(dsn=live.dsn), wait=20) as second:
@@ -66,8 +67,9 @@ async def test_entering_waits_until_it_works(live):
 
 
 async def test_entering_raises_where_it_cannot_work(applied, substrate):
-    """What cannot work is raised at once; what may work later, after the wait; and nothing of it is left running.
-    Fails when: entering does not look, or leaves its tasks behind.
+    """A permanent error is raised at once, a temporary one after the wait, and no task is left running.
+
+    Fails when: entering the block does not check, or leaves its tasks running.
     """
     with anyio.fail_after(15):
         with pytest.raises(ConfigurationError, match="package is not applied"):

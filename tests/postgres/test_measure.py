@@ -1,4 +1,4 @@
-"""What is measured for metrics: of one worker, at the price of one, and with everything that waits."""
+"""Measurements for metrics: the figures of one worker, at the cost of one worker, with every kind of lag."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHERS = """insert into iu_route_worker_cursor (worker_name, event_domain, linea
 
 
 async def lag(connection: asyncpg.Connection, part: str, worker: str = WORKER) -> tuple[float, float]:
-    """How much of a part waits, and for how long."""
+    """The number of waiting items of a part, and the time that the oldest has waited, in seconds."""
     rows = await connection.fetch("select * from fn_iu_measure($1) where part = $2", worker, part)
     found = {row["what"]: row["figure"] for row in rows}
     return found["lag_items"], found["lag_seconds"]
@@ -31,9 +31,9 @@ async def lag(connection: asyncpg.Connection, part: str, worker: str = WORKER) -
     [("select * from fn_iu_measure('iu_outbound_default')", 1), ("select * from v_iu_worker_health", 4)],
 )
 async def test_a_backlog_is_counted_once(live, statement, times):
-    """What is measured for one worker asks for the health of that one, and once; status asks once for each.
+    """Measuring one worker computes the health of that worker once; status computes it once for each worker.
 
-    Fails when: every worker is looked at and the others are left out afterwards, or each column asks again.
+    Fails when: all workers are computed and the others dropped afterwards, or each column computes it again.
     """
     async with connected(live.dsn) as connection:
         await connection.execute(OTHERS)
@@ -48,7 +48,7 @@ async def test_a_backlog_is_counted_once(live, statement, times):
 
 
 async def test_a_consumer_measures_its_own_backlog(live):
-    """A figure is of the worker that is asked for, or of all."""
+    """A figure belongs to the requested worker, or to the whole database."""
     async with connected(live.dsn) as connection:
         await connection.execute(OTHERS)
         await insert_event(connection)
@@ -59,9 +59,9 @@ async def test_a_consumer_measures_its_own_backlog(live):
 
 
 async def test_prepared_transactions_are_open(live):
-    """Who has written events and not committed is counted, whether a session is at it or it is prepared.
+    """Open transactions that wrote events are counted, both of sessions and prepared ones.
 
-    Fails when: only sessions are looked for.
+    Fails when: only sessions are counted.
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as second, connected(live.dsn) as looker:
         if await writer.fetchval("show max_prepared_transactions") == "0":
@@ -84,9 +84,9 @@ async def test_prepared_transactions_are_open(live):
 
 
 async def test_a_busy_neighbour_hides_nobodys_latency(live):
-    """How late decisions were is said of a worker's own ones, also where another one has decided more since then.
+    """The latency of decisions covers the worker's own attempts, also if another worker has decided more since.
 
-    Fails when: the youngest attempts are counted out before it is known whose they are.
+    Fails when: the latest attempts are limited before those of the worker are selected.
     """
     async with connected(live.dsn) as connection:
         for _ in range(3):
@@ -102,16 +102,16 @@ async def test_a_busy_neighbour_hides_nobodys_latency(live):
         ask = "select cardinality(seconds), last_id from fn_iu_decision_latency($1, 0, $2)"
         last = await connection.fetchval("select max(id) from iu_route_attempt")
         assert tuple(await connection.fetchrow(ask, WORKER, 5)) == (3, last)
-        # No more than ten times as many are walked through.
+        # At most ten times the requested number of attempts is read.
         assert tuple(await connection.fetchrow(ask, WORKER, 4)) == (0, last)
 
 
 @pytest.mark.parametrize("pooled", [False, True])
 async def test_what_is_abandoned_ends_in_the_server(live, pooled):
-    """A measurement that takes too long is ended by the server before its client gives it up, and leaves nothing behind.
+    """The server ends a slow measurement before its client gives it up, and no query is left running.
 
-    Fails when: the session has no statement_timeout, or one beyond the client's deadline; behind a pooler, in its
-    transaction.
+    Fails when: the session has no statement_timeout, or one longer than the client's deadline;
+    behind a pooler, in its transaction.
     """
     settings = Settings.load({}, {"dsn": live.dsn, "batch_deadline": "3"})
     async with connected(live.dsn) as holder, connected(live.dsn) as looker, holder.transaction():
@@ -131,7 +131,7 @@ async def test_what_is_abandoned_ends_in_the_server(live, pooled):
 
 
 async def test_a_sample_is_what_it_says(live):
-    """The session that measures tells the latencies since it asked before, and what waits."""
+    """The measuring session returns the latencies since its last query, and the figures of everything that waits."""
     async with connected(live.dsn) as connection, surveyor_session(Settings(dsn=live.dsn), Former()) as surveyor:
         await surveyor.measure()
         for _ in range(SAMPLE + 1):

@@ -1,4 +1,4 @@
-"""What a run of retention reads, however large the log and the audit are and whatever is known of them."""
+"""The number of rows that retention reads, for large tables and with missing or outdated statistics."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ TABLES = "^(event_outbox|iu_route_)"
 
 
 async def remove(session: asyncpg.Connection, what: str) -> int:
-    """One run in pages of 300; how many rows it removed."""
+    """Run retention in pages of 300; return the number of removed rows."""
     return sum([answer["gone"] async for answer in retention.batches(session, what, KEEP, 300, 0, 60)])
 
 
 @pytest.mark.parametrize("known", KNOWN)
 async def test_a_row_that_goes_costs_a_few_reads(live, known):
-    """Pages of the log, the attempts and the dead letters are read once, and what is in them by its key.
+    """Retention reads each page of events, attempts and dead letters once, and related rows by their keys.
 
-    Fails when: a run may read a table whole.
+    Fails when: a run may read a whole table.
     """
     await costs(live.dsn, known)
 
 
 @pytest.mark.parametrize("known", KNOWN)
 async def test_a_row_that_goes_from_partitions_costs_a_few_reads(partitioned, known):
-    """The same where the log is cut into months.
+    """Retention reads as few rows if the outbox is partitioned by month.
 
-    Fails when: the row that is locked may be looked up through the index on its domain, which every row of the page has
-    in common: a batch of 300 took a minute.
+    Fails when: the locked row may be looked up by the index on its domain, which all rows of the page share, so that a
+    page reads the rows of the whole domain again and again.
     """
     await costs(partitioned.dsn, known)
 
 
 async def costs(dsn: str, known: str) -> None:
-    """Remove a log of which the planner knows nothing, or what is not so any more."""
+    """Remove all rows while the planner has no statistics, or those of empty tables."""
     async with connected(dsn) as session, connected(dsn) as writer:
         for table in await writer.fetch(
             "select oid::regclass::text as name from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"

@@ -1,4 +1,4 @@
-"""The cursor of the traces, where two readers meet, and where attempts have the stamps of another history."""
+"""The cursor of the trace export: two readers at the same time, and attempts with the stamps of another history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 ATTEMPT = """insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key, xact_id)
              select e.id, 'outbound', 'r', 'dry_run', 'outbound:r:' || e.id, coalesce($1::text::xid8, pg_current_xact_id())
                from gen_random_uuid() e(id)"""
-#: All attempts so far, as a restore into lower transaction ids brings them.
+#: Give all attempts stamps as after a restore into a cluster with lower transaction ids.
 BEYOND = "update iu_route_attempt set xact_id = (9000000000 + id)::text::xid8"
 POSITION = "select tick::text, attempt_xid::text, attempt_id from iu_trace_cursor"
 
@@ -31,7 +31,7 @@ def tracing(dsn: str):
 
 
 async def exported(source: TraceSession) -> int:
-    """Take what there is to export; how many ticks that was."""
+    """Export all pending attempts; return the number of ticks."""
     for ticks in range(10):
         place = await source.tick()
         if place is None:
@@ -44,9 +44,9 @@ async def exported(source: TraceSession) -> int:
 
 
 async def test_a_reader_that_waited_moves_nothing_back(live):
-    """A reader that had to wait for another one's commit compares with where that one got, not with where it was.
+    """A reader that waited for the commit of another one compares with the new position, and does not move it back.
 
-    Fails when: the position is computed from what was there before the row was locked.
+    Fails when: the position is computed from the state before the row was locked.
     """
     async with (
         tracing(live.dsn) as source,
@@ -81,9 +81,9 @@ async def test_a_reader_that_waited_moves_nothing_back(live):
 
 
 async def test_an_open_transaction_with_a_restored_number_is_no_tick(live):
-    """A restored attempt may carry the number of a transaction that is in progress here: that makes no tick after tick.
+    """If a restored attempt has the number of a transaction that is in progress here, it does not cause endless ticks.
 
-    Fails when: transactions that have not ended are looked up, too.
+    Fails when: transactions in progress are looked up, too.
     """
     async with tracing(live.dsn) as source, connected(live.dsn) as connection, connected(live.dsn) as late:
         await source.take_lease()
@@ -99,7 +99,7 @@ async def test_an_open_transaction_with_a_restored_number_is_no_tick(live):
 
 
 async def test_restored_attempts_do_not_hold_retention_back(live):
-    """After a restore into lower transaction ids and a reanchor, an event whose attempts came along may be removed.
+    """After a restore into lower transaction ids and a reanchor, a restored event with its attempts may be removed.
 
     Fails when: attempts with stamps that this cluster has not reached wait for an export.
     """
@@ -116,9 +116,9 @@ async def test_restored_attempts_do_not_hold_retention_back(live):
 
 
 async def test_what_a_reanchor_has_told_is_not_told_again(live):
-    """A second reanchor says only since when this history has unexported attempts, and nothing where it has none.
+    """A second reanchor gives the time of the oldest unexported attempt of the current history only, or none.
 
-    Fails when: what the first one has told counts as left over, whether by its stamps or by the last export of before.
+    Fails when: attempts that the first reanchor covered count again, by their stamps or by the time of the last export.
     """
     async with tracing(live.dsn) as source, connected(live.dsn) as connection:
         await source.take_lease()
@@ -143,9 +143,10 @@ async def test_what_a_reanchor_has_told_is_not_told_again(live):
 
 
 async def test_attempts_of_another_history_link_to_no_batch(live):
-    """A batch is named by its history, and only of its own one does an attempt know the name.
+    """An attempt links to its batch only if it was written in the current history, because
+    the link contains the lineage.
 
-    Fails when: the lineage of today is taken for that of restored attempts.
+    Fails when: the current lineage is used for restored attempts.
     """
     async with tracing(live.dsn) as source, connected(live.dsn) as connection:
         await source.take_lease()
@@ -168,9 +169,12 @@ async def test_attempts_of_another_history_link_to_no_batch(live):
 
 
 async def test_a_foreign_stamp_tells_no_time(live):
-    """An event whose stamp is by now that of another transaction is not committed after it was decided.
+    """If the stamp of an event belongs to another transaction, that transaction's commit
+    time is not used for the event.
 
-    Fails when: the moment at which the transaction with its number was committed is believed whatever it is.
+    Otherwise the event would be committed after it was decided.
+
+    Fails when: the commit time of a transaction is used without a check.
     """
     async with tracing(live.dsn) as source, connected(live.dsn) as connection:
         if await connection.fetchval("show track_commit_timestamp") == "off":
