@@ -1,8 +1,8 @@
--- Takes delivery away: the safety check forbids live routes again, and the seam is all there is.
+-- Drops delivery. The safety check forbids live routes again, and only the seam (009) is left.
 --
--- loses: who let which route deliver, and why; the policies of routes
--- refuses: while a route is live, or deliveries are not over
--- locks: iu_outbound_route and dot_config against everybody, for the moment that a trigger and a check take
+-- loses: the record of the routes that went live or back to dry run, and why; the delivery policies of routes
+-- refuses: while a route is live, or while deliveries are pending
+-- locks: iu_outbound_route and dot_config exclusively, briefly, to create a trigger and a check
 
 do $$
 declare
@@ -20,12 +20,12 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 alter table public.iu_outbound_route drop constraint if exists iu_outbound_route_safe_chk;
 alter table public.iu_outbound_route
     add constraint iu_outbound_route_safe_chk check (enabled = false or dry_run = true);
 comment on constraint iu_outbound_route_safe_chk on public.iu_outbound_route is
-    'No enabled route may deliver: enabled means dry_run.';
+    'An enabled route must be a dry run, so no route can deliver.';
 
 drop function if exists public.fn_iu_route_dispatch(text, uuid, jsonb);
 drop function if exists public.fn_iu_route_live(text, boolean, text, text);

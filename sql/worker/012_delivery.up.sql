@@ -1,15 +1,16 @@
--- Delivery: four locks, the guard that takes the place of the safety check, and targets that are SQL functions.
+-- Delivery: the four switches of a route, the guard that replaces the safety check, and targets that are SQL functions.
 --
 -- needs: 008, 009
--- locks: iu_outbound_route against everybody, dot_config against writers, for the moment that a trigger and a check take
+-- locks: iu_outbound_route exclusively, dot_config against writers, briefly, to create a trigger and a check
 
--- Locks --------------------------------------------------------------------------------------------------
+-- Switches -----------------------------------------------------------------------------------------------
 --
--- In plpgsql, as everything that is asked again and again (009).
+-- The functions are written in plpgsql, like all functions that are called very often (009).
 --
--- Nothing leaves unless all four are open: the master gate, the worker gate, the delivery gate, and the list of the
--- routes that may deliver. Missing, empty or malformed is closed. They are asked event by event, in the transaction that
--- delivers: a lock that somebody closes during a burst stops the event after the one that is being delivered.
+-- Nothing is delivered unless all four switches are open: the master gate, the worker gate, the delivery gate, and the
+-- list of the routes that may deliver. A missing, empty or malformed setting counts as closed. The switches are asked
+-- for each event, in the transaction that delivers: a switch that is closed during a burst stops the event after the
+-- one that is being delivered.
 
 insert into public.dot_config (key, value, description) values
     ('iu_core.delivery_enabled', 'false',
@@ -34,7 +35,7 @@ $$;
 comment on function public.fn_iu_delivery_enabled() is
     'The delivery gate: true only while iu_core.delivery_enabled is exactly ''true''.';
 
--- A list with one odd entry is no list: whoever mistyped it meant something else, and nobody knows what.
+-- A list with one malformed entry counts as empty, because the intended entry is unknown.
 create function public.fn_iu_delivery_list(p_key text)
 returns text[]
 language plpgsql
@@ -48,7 +49,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_list(text) is
-    'A list of names in dot_config. Missing, empty or malformed: no name at all.';
+    'A list of names in dot_config. If it is missing, empty or malformed, it has no names.';
 
 create function public.fn_iu_delivery_lock(p_route_code text)
 returns text
@@ -65,11 +66,12 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_lock(text) is
-    'Which lock keeps a route from delivering, the first one of the four; null: none does.';
+    'The first of the four switches that keeps a route from delivering: master_gate_closed, worker_gate_closed, '
+    'delivery_gate_closed or route_not_listed. Null: all are open.';
 
 -- Guard --------------------------------------------------------------------------------------------------
 
--- Who changed what may deliver, and why. Written by the guards, so that no way leads past it.
+-- The history of which routes may deliver, with the reasons. The guards write it, so no change can bypass it.
 create table public.iu_delivery_change (
     id          bigint       generated always as identity,
     route_code  text         not null,
@@ -81,18 +83,23 @@ create table public.iu_delivery_change (
 
     constraint iu_delivery_change_pkey primary key (id)
 );
-comment on table public.iu_delivery_change is 'Every time that a route went live or back to dry run. Append-only.';
-comment on column public.iu_delivery_change.id is 'Order of writing.';
-comment on column public.iu_delivery_change.route_code is 'The route.';
-comment on column public.iu_delivery_change.live is 'True: it may deliver from then on. False: no longer.';
-comment on column public.iu_delivery_change.actor is 'Who did it: iu.actor of his session, else his role.';
-comment on column public.iu_delivery_change.login is 'The role of that session. No role is granted the right to write it.';
-comment on column public.iu_delivery_change.why is 'Why, in his own words: iu.why of his session.';
-comment on column public.iu_delivery_change.created_at is 'When.';
-comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'Order of writing.';
+comment on table public.iu_delivery_change is 'Each change of a route to live or back to dry run. Append-only.';
+comment on column public.iu_delivery_change.id is 'Number of the change, in order of writing.';
+comment on column public.iu_delivery_change.route_code is 'Code of the route.';
+comment on column public.iu_delivery_change.live is
+    'True: the route may deliver from this change on. False: it may no longer deliver.';
+comment on column public.iu_delivery_change.actor is
+    'The name given in the setting iu.actor of the session; otherwise the role of the session.';
+comment on column public.iu_delivery_change.login is
+    'The role of the session (session_user). No role has the right to write this column.';
+comment on column public.iu_delivery_change.why is
+    'The reason given in the setting iu.why of the session. Null: none was given.';
+comment on column public.iu_delivery_change.created_at is 'Time of the change.';
+comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'Each change has a number.';
 
--- A route may be enabled and no dry run only while it is on the list. The list stays as it was read until the transaction
--- ends: whoever takes the route off it meanwhile waits, and then finds it live, and turns it back.
+-- A route may be enabled and not a dry run only while it is on the list. The list is locked in share mode until the
+-- transaction ends: a transaction that removes the route meanwhile waits, then finds it live and turns it back to dry
+-- run.
 create function public.fn_iu_outbound_route_guard()
 returns trigger
 language plpgsql
@@ -103,7 +110,7 @@ declare
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
     perform public.fn_iu_delivery_policy_check(new.delivery_policy);
-    -- Only where they are written: a route must be able to be stopped, whatever is wrong with it.
+    -- Checked only when these columns are written: it must be possible to stop a route even if its options are wrong.
     if tg_op = 'INSERT' or (old.target_kind, old.target_ref, old.delivery_policy)
                            is distinct from (new.target_kind, new.target_ref, new.delivery_policy) then
         perform public.fn_iu_delivery_options_check(new.target_kind::text, new.target_ref::text,
@@ -122,7 +129,7 @@ begin
             values (new.route_code, v_is, coalesce(nullif(current_setting('iu.actor', true), ''), session_user),
                     nullif(current_setting('iu.why', true), ''));
         exception when insufficient_privilege then
-            -- Whoever may stop a route must not be kept from it by a note.
+            -- A missing right to write the record must not prevent a role from stopping a route.
             if v_is then
                 raise;
             end if;
@@ -134,15 +141,16 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbound_route_guard() is
-    'Lets a route be enabled and no dry run only while it is on the list of live routes; writes who changed that.';
+    'Allows a route to be enabled and not a dry run only while it is on the list of live routes; records each change '
+    'of that state.';
 
--- After others of its kind: what they make of a row is what counts.
+-- The name sorts after other triggers of this kind, because their changes to the row must be checked as well.
 create trigger zz_iu_outbound_route_guard
     before insert or update on public.iu_outbound_route
     for each row
     execute function public.fn_iu_outbound_route_guard();
 comment on trigger zz_iu_outbound_route_guard on public.iu_outbound_route is
-    'No route delivers that is not on the list.';
+    'A route that is not on the list of live routes cannot deliver.';
 alter table public.iu_outbound_route enable always trigger zz_iu_outbound_route_guard;
 alter table public.iu_outbound_route drop constraint iu_outbound_route_safe_chk;
 
@@ -158,7 +166,7 @@ begin
        and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true;
     return null;
 exception when insufficient_privilege then
-    -- Somebody who may change settings and no routes. What is not on the list does not deliver all the same.
+    -- The role may change settings but not routes. A route that is not on the list does not deliver in any case.
     return null;
 end
 $$;
@@ -170,18 +178,20 @@ create trigger zz_dot_config_live_routes
     for each statement
     execute function public.fn_iu_delivery_list_guard();
 comment on trigger zz_dot_config_live_routes on public.dot_config is
-    'A route that is taken off the list is a dry run again, in the same transaction.';
+    'Turns a route that is removed from the list back to dry run, in the same transaction.';
 alter table public.dot_config enable always trigger zz_dot_config_live_routes;
 
 -- Deliveries ---------------------------------------------------------------------------------------------
 --
--- What cannot be done in the transaction of the batch waits here: the batch inserts, whoever holds the lease of the
--- worker (019) delivers, and the row goes with its last attempt. A row is proof of its event as an attempt is: to the audit
--- (014), to retention (016, 017) and to a second reading.
+-- Deliveries that cannot be made in the transaction of the batch wait in this table: the batch inserts them, the holder
+-- of the worker's delivery lease (019) delivers them, and the last attempt deletes the row. For the completeness check
+-- (014), for retention (016, 017) and for reading an event a second time, a row proves the decision about its event, as
+-- an attempt does.
 --
--- Two lists in one table. Rows that were never tried have no due_at and are taken by id, from a position that only goes
--- on: what was deleted before it is not read again, however long vacuum is held back. The others are few, and are taken
--- by due_at. Replays may be many, so one that waits for its subject has no time (infinity): it is not read before that.
+-- The table holds two lists. Rows that were never attempted have no due_at and are read by id, from a position that
+-- only goes forward, so rows deleted before it are not read again, however long vacuum is delayed. The other rows are
+-- few, and are read by due_at. Replays may be many; one that waits for its subject has due_at = infinity, so it is not
+-- read until it may go on.
 create table public.iu_route_delivery (
     route_code      text         not null,
     id              bigint       generated always as identity,
@@ -207,53 +217,64 @@ create table public.iu_route_delivery (
     constraint iu_route_delivery_pkey primary key (route_code, id)
 )
 with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-comment on table public.iu_route_delivery is 'Deliveries that are not over: waiting, under way, or to be tried again.';
-comment on column public.iu_route_delivery.route_code is 'The route.';
+comment on table public.iu_route_delivery is
+    'Deliveries that are pending: waiting, in flight, or due for another attempt.';
+comment on column public.iu_route_delivery.route_code is 'Code of the route.';
 comment on column public.iu_route_delivery.id is 'Order of routing, within a worker.';
-comment on column public.iu_route_delivery.worker_name is 'The worker that routed it; its consumer delivers.';
-comment on column public.iu_route_delivery.event_ref is 'The event. It stays in the log until this is over.';
-comment on column public.iu_route_delivery.route_kind is 'As in iu_route_attempt.';
+comment on column public.iu_route_delivery.worker_name is
+    'The worker that routed the event. The holder of its delivery lease delivers.';
+comment on column public.iu_route_delivery.event_ref is
+    'Id of the event. The event stays in the outbox until the delivery has ended.';
+comment on column public.iu_route_delivery.route_kind is 'Kind of the route, as in iu_route_attempt: outbound.';
 comment on column public.iu_route_delivery.subject_key is
-    'Hash of its subject, where the route keeps the order of a subject. Null: it waits for nobody.';
+    'Hash of the event''s subject, if the route is ordered. Null: it does not wait for other deliveries.';
 comment on column public.iu_route_delivery.attempt_no is 'Number that the next attempt will have.';
 comment on column public.iu_route_delivery.tries is 'Attempts spent, of those that the policy of the route allows.';
-comment on column public.iu_route_delivery.route_count is 'As in iu_route_attempt.';
+comment on column public.iu_route_delivery.route_count is
+    'First attempts of which the decision about the event consists, as in iu_route_attempt. Null: it is a replay.';
 comment on column public.iu_route_delivery.due_at is
-    'Not before. Null: at once, it was never tried. infinity: it is replayed, and waits for an earlier one of its subject.';
+    'Time before which it is not attempted. Null: at once, because it was never attempted. infinity: it is a replay, '
+    'and waits for an earlier delivery of its subject.';
 comment on column public.iu_route_delivery.failed_at is
-    'Since when it waits for its time: the last attempt failed, or a replay was asked for.';
-comment on column public.iu_route_delivery.failure_code is 'Why, for a machine.';
-comment on column public.iu_route_delivery.failure_detail is 'Why, for a person.';
-comment on column public.iu_route_delivery.replayed_by is 'Who replays its dead letter. Null: it is no replay.';
-comment on column public.iu_route_delivery.traceparent is 'Trace context of the producer.';
-comment on column public.iu_route_delivery.batch_xact_id is 'The transaction that queued it.';
-comment on column public.iu_route_delivery.created_at is 'When it was routed.';
+    'Time from which it waits for due_at: the last attempt failed, or a replay was requested. Null: neither.';
+comment on column public.iu_route_delivery.failure_code is 'Code of the last failure. Null: none has failed.';
+comment on column public.iu_route_delivery.failure_detail is 'Description of the last failure. Null: none has failed.';
+comment on column public.iu_route_delivery.replayed_by is
+    'Name of the person or role that replays the dead letter. Null: it is not a replay.';
+comment on column public.iu_route_delivery.traceparent is 'Trace context of the producer. Null: there was none.';
+comment on column public.iu_route_delivery.batch_xact_id is 'Transaction that queued the delivery.';
+comment on column public.iu_route_delivery.created_at is 'Time at which the delivery was queued.';
 comment on column public.iu_route_delivery.credits is
-    'How many of its attempts were given back because the circuit breaker of its route opened.';
+    'Number of its attempts that were given back because the circuit breaker of its route opened.';
 comment on column public.iu_route_delivery.at_fault is
-    'True: it failed while other deliveries of its route succeeded, so its failures say nothing about the target.';
+    'True: it failed while other deliveries of its route succeeded, so its failures do not indicate a problem of the '
+    'target.';
 comment on column public.iu_route_delivery.alone is
-    'True: the consumer ended, or lost its lease, while it was in flight. It is attempted while no other delivery is.';
+    'True: the consumer ended, or lost its lease, while this delivery was in flight. It is attempted while no other '
+    'delivery is in flight.';
 comment on constraint iu_route_delivery_pkey on public.iu_route_delivery is 'Order of routing, by route.';
 
--- The route as an expression: while the table is empty all indexes look alike, and one that could be searched by the route
--- alone would be, whole, for every row that is settled.
+-- The route is an expression here on purpose. While the table is empty, all indexes have the same cost for the planner,
+-- and an index that can be searched by the route alone would be scanned completely for each row that is settled.
 create unique index iu_route_delivery_event_idx on public.iu_route_delivery (event_ref, (route_code || ''));
-comment on index public.iu_route_delivery_event_idx is 'An event is on its way by a route once.';
+comment on index public.iu_route_delivery_event_idx is 'A route has at most one pending delivery of an event.';
 
 create index iu_route_delivery_due_idx on public.iu_route_delivery (route_code, due_at) where due_at is not null;
-comment on index public.iu_route_delivery_due_idx is 'What is to be tried again, by when.';
+comment on index public.iu_route_delivery_due_idx is 'Deliveries that are to be attempted again, by due time.';
 create index iu_route_delivery_failed_idx on public.iu_route_delivery (route_code, failed_at) where failed_at is not null;
-comment on index public.iu_route_delivery_failed_idx is 'Since when it waits: after a clock was set back, since the future.';
+comment on index public.iu_route_delivery_failed_idx is
+    'Deliveries by failed_at: finds times in the future after the clock was set back.';
 create index iu_route_delivery_subject_idx on public.iu_route_delivery (route_code, subject_key, id)
     where subject_key is not null;
-comment on index public.iu_route_delivery_subject_idx is 'Whether somebody of the same subject comes first.';
+comment on index public.iu_route_delivery_subject_idx is
+    'The first delivery of a subject, and the deliveries behind it.';
 
--- How a route delivers, and how often it tries. What is not said is as by default; what is said wrong is refused when it
--- is said.
+-- The delivery settings of a route, with its retry policy. A setting that is not given has its default; a wrong one is
+-- refused when it is written.
 alter table public.iu_outbound_route add column delivery_policy jsonb not null default '{}';
 comment on column public.iu_outbound_route.delivery_policy is
-    'How a live route delivers: attempts, backoff, deadline, concurrency, order, ... (fn_iu_delivery_policy).';
+    'Delivery settings of a live route: attempts, backoff, deadline, concurrency, order, ... (see '
+    'fn_iu_delivery_policy).';
 
 create function public.fn_iu_delivery_policy(p_policy jsonb)
 returns jsonb
@@ -275,7 +296,7 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- least, most
+    -- lowest and highest allowed value
     v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
                                  "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
                                  "probe_max": [0.01, 3600], "dead_letters_in_a_row": [1, 1000000]}';
@@ -315,7 +336,8 @@ begin
     end loop;
 end
 $$;
-comment on function public.fn_iu_delivery_policy_check(jsonb) is 'Raises what is wrong with a delivery policy.';
+comment on function public.fn_iu_delivery_policy_check(jsonb) is
+    'Raises check_violation if a delivery policy is invalid.';
 
 create function public.fn_iu_delivery_scheme(p_address text)
 returns text
@@ -327,9 +349,10 @@ begin
     return lower(substring(p_address from '^([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]'));
 end
 $$;
-comment on function public.fn_iu_delivery_scheme(text) is 'The scheme of an address, in lower case; null: it is none.';
+comment on function public.fn_iu_delivery_scheme(text) is
+    'The scheme of an address, in lower case. Null: the text is not an address.';
 
--- As in targets/ of the consumer; a test compares them.
+-- The options are those of targets/ in the consumer; a test compares them.
 create function public.fn_iu_delivery_options(p_scheme text)
 returns text[]
 language plpgsql
@@ -349,7 +372,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_options(text) is
-    'The options that targets of a scheme have; null: no target of this scheme is built in.';
+    'The options of targets with this scheme. Null: no target with this scheme is built in.';
 
 create function public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb)
 returns void
@@ -374,10 +397,11 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_options_check(text, text, jsonb) is
-    'Raises when the options of a target hold one that targets of its scheme do not have.';
+    'Raises check_violation if the options of a target contain one that targets of its scheme do not have.';
 
--- A live route that is not on the list got there past the guard: it is not queued, its events become dead letters that
--- say so. Who asks has asked for the gates of the whole house already, and fn_iu_delivery_held asks for all of them again.
+-- A live route that is not on the list has bypassed the guard. It is not queued; its events become dead letters with
+-- that reason. The caller has already checked the master gate and the worker gate, and fn_iu_delivery_held checks them
+-- again.
 create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[])
 returns jsonb
 language plpgsql
@@ -393,18 +417,20 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_queues(public.iu_outbound_route[]) is
-    'Those of these routes whose events are queued for delivery, each with delivery_gate_closed where that holds it, or null.';
+    'The given routes whose events are queued for delivery, each with delivery_gate_closed if that gate holds it, '
+    'otherwise null.';
 
 -- Delivery -----------------------------------------------------------------------------------------------
 
--- A target is a function of the database: allowed by name, of one signature, run with the rights of the consumer. It runs
--- in the transaction of the batch, under a savepoint of 009: what it writes and that it was called are one. Its
--- deferred constraints are looked at before the next event, because at the commit they would fail the whole batch.
+-- A target of this kind is a function of the database: allowed by name, with one signature, run with the rights of the
+-- consumer. It runs in the transaction of the batch, under a savepoint of 009: its writes and the attempt that records
+-- the call are committed together. Its deferred constraints are checked before the next event, because at the commit
+-- they would make the whole batch fail.
 create function public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb)
 returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
--- A target is code of others: policies filter for it as they would anywhere.
+-- The target is code of the application: row policies filter for it as they do elsewhere.
 set row_security = on
 as $$
 declare
@@ -413,7 +439,7 @@ declare
     v_target regprocedure;
 begin
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
-    -- A batch knows its routes from its beginning; who turned one back since then wants no more of it.
+    -- The batch read its routes when it began. A route that was disabled or turned back since then must not deliver.
     if r.enabled is not true then
         return 'route_disabled';
     elsif r.dry_run then
@@ -438,8 +464,9 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_dispatch(text, uuid, jsonb) is
-    'Delivers an event by a route whose locks are all open: calls its SQL function; all else goes to the seam, which '
-    'raises. Answers the decision: delivered, or dry_run or route_disabled where the route is not live by now.';
+    'Delivers an event by a route whose switches are all open: calls its SQL function; every other target kind goes '
+    'to fn_iu_route_deliver, which raises. Answers the decision: delivered; or dry_run or route_disabled if the route '
+    'is no longer live.';
 
 create function public.fn_iu_delivery_function(p_target_ref text)
 returns regprocedure
@@ -470,12 +497,13 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_function(text) is
-    'The function that a target_ref names, if routes may call it; else an error that says why not.';
+    'The function that a target_ref names, if routes may call it. Otherwise raises feature_not_supported with the '
+    'reason.';
 
--- A function that a route calls runs with the rights of whoever calls it, and it can take back a SET ROLE. So the roles
--- count with which the session began and that it has assumed. The consumer's and the operator's roles have no rights
--- beyond what roles.sql gives. Any other role may call the function only if its owner has all the rights of that role
--- already: it is the owner itself, or a superuser owns it.
+-- A function that a route calls runs with the rights of its caller, and it can undo a SET ROLE. Therefore both the role
+-- with which the session began and the role that it has assumed are checked. The roles of the consumer and of the
+-- operator have no rights beyond those in roles.sql. Any other role may call the function only if the owner of the
+-- function already has all rights of that role, that is, if the owner is that role or a superuser.
 create function public.fn_iu_delivery_caller(p_target regprocedure)
 returns void
 language plpgsql
@@ -511,11 +539,12 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_caller(regprocedure) is
-    'Raises where a function of a route would run with rights that its owner does not have, unless the session is one of '
-    'the consumer''s or the operator''s role.';
+    'Raises insufficient_privilege if the function of a route would run with rights that its owner does not have, '
+    'unless the session has the consumer''s or the operator''s role.';
 
--- What a route could never deliver, said before it is live. The plan of `route live`, the command, and this function ask
--- the same; what only a process can know (an address that is refused, a value of an option), the command asks besides.
+-- Finds reasons for which a route could never deliver, before it goes live. The plan of `route live`, the command
+-- itself and this function apply the same rules. The command also checks the rules that need a process: a refused
+-- address, or the value of an option.
 create function public.fn_iu_delivery_problems(p_route public.iu_outbound_route)
 returns table (problem text, hint text)
 language plpgsql
@@ -581,9 +610,9 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_problems(public.iu_outbound_route) is
-    'Why a route could never deliver, each with what to do about it; no row: the database knows no reason.';
+    'The reasons for which a route could never deliver, each with a remedy. No row: the database knows no reason.';
 
--- Both halves of going live in one call, and back. Who and why go to iu_delivery_change.
+-- Both steps of going live in one call, and the way back. The actor and the reason are recorded in iu_delivery_change.
 create function public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text default session_user)
 returns jsonb
 language plpgsql
@@ -595,7 +624,7 @@ declare
     v_list    text[];
     v_problem record;
 begin
-    -- The list before the route, as everybody locks them.
+    -- The list is locked before the route, as everywhere.
     perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for update;
     if not found then
         raise exception 'iu_core.delivery_live_routes is missing from dot_config' using errcode = 'undefined_object',
@@ -624,12 +653,13 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_live(text, boolean, text, text) is
-    'Lets a route deliver, or turns it back to dry run: the list and the route in one transaction, with who and why.';
+    'Makes a route live, or turns it back to dry run: changes the list and the route in one transaction, and records '
+    'the actor and the reason.';
 
 -- Routes without a usable target -------------------------------------------------------------------------
 --
--- Only the process that delivers knows whether it has the coroutine, the package and the secrets of a route. It writes
--- what it lacks, and deletes that when it has it; nothing is written while nothing changes.
+-- Only the consumer that delivers knows whether it has the coroutine, the package and the secrets of a route. It
+-- records the missing ones here, and deletes the row when it has them. It writes only when something changes.
 create table public.iu_delivery_unusable (
     worker_name  text         not null,
     route_code   text         not null,
@@ -640,14 +670,16 @@ create table public.iu_delivery_unusable (
 
     constraint iu_delivery_unusable_pkey primary key (worker_name, route_code)
 );
-comment on table public.iu_delivery_unusable is 'Routes for which the consumer that delivers has no usable target.';
-comment on column public.iu_delivery_unusable.worker_name is 'The worker.';
-comment on column public.iu_delivery_unusable.route_code is 'The route.';
-comment on column public.iu_delivery_unusable.consumer_id is 'The consumer that found it so (iu_consumer_heartbeat.consumer_id).';
-comment on column public.iu_delivery_unusable.why is 'What is missing, or wrong.';
-comment on column public.iu_delivery_unusable.hint is 'What to do about it.';
-comment on column public.iu_delivery_unusable.since is 'Since when.';
-comment on constraint iu_delivery_unusable_pkey on public.iu_delivery_unusable is 'One reason a worker and route.';
+comment on table public.iu_delivery_unusable is 'Routes for which the delivering consumer has no usable target.';
+comment on column public.iu_delivery_unusable.worker_name is 'Name of the worker.';
+comment on column public.iu_delivery_unusable.route_code is 'Code of the route.';
+comment on column public.iu_delivery_unusable.consumer_id is
+    'The consumer that reported it (iu_consumer_heartbeat.consumer_id).';
+comment on column public.iu_delivery_unusable.why is 'The missing or wrong part of the target.';
+comment on column public.iu_delivery_unusable.hint is 'The remedy. Empty: none is known.';
+comment on column public.iu_delivery_unusable.since is 'Time since which the target is unusable for this reason.';
+comment on constraint iu_delivery_unusable_pkey on public.iu_delivery_unusable is
+    'A worker has at most one reason for each route.';
 
 create function public.fn_iu_delivery_unusable(
     p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[])
@@ -657,7 +689,7 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
-    -- Where it has lost the lease, another consumer knows better.
+    -- A consumer that has lost the lease must not overwrite the findings of the new lease holder.
     if not exists (select from public.iu_delivery_lease l
                     where l.worker_name = p_worker_name and l.owner = p_owner and not l.released) then
         return;
@@ -674,4 +706,4 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]) is
-    'Writes which routes of a worker have no usable target, if the caller has its lease; all others have one.';
+    'Replaces the list of a worker''s routes without a usable target, if the caller has the delivery lease.';

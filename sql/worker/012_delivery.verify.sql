@@ -1,4 +1,4 @@
--- What 012 must have left behind. Same columns as runtime/070.
+-- The state that 012 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W27', 'no route may deliver that is not on the list', 'guarded',

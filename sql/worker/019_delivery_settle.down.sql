@@ -1,10 +1,10 @@
--- Takes away who delivers, and how attempts are settled. Deliveries wait.
+-- Drops the delivery lease, the circuit breaker and the settlement of attempts. Deliveries wait.
 --
--- loses: which routes were held or stopped, and why
+-- loses: which routes were paused or stopped, and the reasons
 -- refuses: never
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
     double precision[], text[], text[], double precision[], boolean[], text[], text[], uuid[], uuid[]);
@@ -20,7 +20,8 @@ drop function if exists public.fn_iu_route_resume(text);
 drop function if exists public.fn_iu_delivery_release(text, uuid);
 drop function if exists public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid);
 drop function if exists public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz);
--- Functions whose parameters are rows of tables that may be missing; then the functions are missing with them.
+-- The parameters of these functions are row types of tables that may be missing; then the functions are missing as
+-- well.
 do $$
 begin
     if to_regclass('public.iu_delivery_breaker') is not null then

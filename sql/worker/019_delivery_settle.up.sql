@@ -1,22 +1,25 @@
--- Who delivers, and what came of it: the lease of a worker, the breaker of a route, and how attempts are settled.
+-- The lease that lets one consumer deliver for a worker, the circuit breaker of each route, and the settlement of
+-- attempts.
 --
 -- needs: 008, 009, 012
 -- locks: nothing that exists
 
 -- Lease --------------------------------------------------------------------------------------------------
 --
--- One consumer delivers for a worker: the lease holder. A delivery that it takes is not marked: the rows belong to the
--- lease holder as long as it has the lease, so that taking a delivery costs no write. The lease is renewed in the
--- transaction of each turn, so that a consumer that has lost it settles nothing.
+-- At any time one consumer delivers for a worker: the holder of the delivery lease. Taking a delivery does not mark its
+-- row: all rows of the worker belong to the lease holder as long as it has the lease, so taking costs no write. Each
+-- settlement renews the lease in its own transaction, so a consumer that has lost the lease settles nothing.
 --
--- The lease ends when it is given back, when it was not renewed in time, or when its session has ended: after a kill -9 no
--- consumer has to wait for the end of its time. A consumer that lives and has lost its session must be able to notice that
--- first. So a consumer that wants the lease asks twice, and names in the second question the holder that had no session at
--- the first one. A clock that was set back makes no lease longer.
+-- The lease ends when its holder releases it, when it was not renewed in time, or when the session of its holder has
+-- ended; so after a kill -9 no consumer has to wait until the lease expires. A holder that has lost only its session
+-- must be able to notice that before another consumer takes the lease. Therefore a consumer that wants the lease asks
+-- twice, and names in the second request the holder whose session was missing at the first. Setting the clock back does
+-- not prolong a lease.
 --
--- Where the lease ended without being given back, a delivery may have ended the process of its holder (a segmentation
--- fault, memory, a call that blocks the event loop for longer than the lease). The next holder then writes down what it has
--- in flight before it calls anything (in_flight), for a while: docs/why/delivery.md, "A delivery that ends the process".
+-- A lease that ended without being released may mean that a delivery has ended the process of its holder (a
+-- segmentation fault, lack of memory, a call that blocks the event loop for longer than the lease). For some time the
+-- next holder then records the deliveries in flight (in_flight_routes, in_flight_ids) before it calls their targets:
+-- docs/why/delivery.md, "A delivery that ends the process".
 create table public.iu_delivery_lease (
     worker_name       text              not null,
     owner             uuid              not null,
@@ -32,19 +35,23 @@ create table public.iu_delivery_lease (
     constraint iu_delivery_lease_pkey primary key (worker_name)
 )
 with (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
-comment on table public.iu_delivery_lease is 'Which consumer delivers for each worker.';
+comment on table public.iu_delivery_lease is 'The consumer that delivers for each worker.';
 comment on column public.iu_delivery_lease.worker_name is 'Name of the worker.';
-comment on column public.iu_delivery_lease.owner is 'The consumer (iu_consumer_heartbeat.consumer_id).';
-comment on column public.iu_delivery_lease.backend is 'Server process of its session. Null: a pooler hides it.';
-comment on column public.iu_delivery_lease.backend_start is 'When that server process began.';
-comment on column public.iu_delivery_lease.seconds is 'How long the lease lasts when it is not renewed.';
-comment on column public.iu_delivery_lease.renewed_at is 'When it was last renewed.';
-comment on column public.iu_delivery_lease.released is 'True: it was given back.';
-comment on column public.iu_delivery_lease.settled_at is 'When deliveries were last settled.';
+comment on column public.iu_delivery_lease.owner is 'The lease holder (iu_consumer_heartbeat.consumer_id).';
+comment on column public.iu_delivery_lease.backend is
+    'Process id of the lease holder''s server process. Null: a pooler hides it.';
+comment on column public.iu_delivery_lease.backend_start is
+    'Start time of the lease holder''s server process. Null: a pooler hides it.';
+comment on column public.iu_delivery_lease.seconds is 'Seconds after renewed_at at which the lease expires.';
+comment on column public.iu_delivery_lease.renewed_at is 'Time of the last renewal.';
+comment on column public.iu_delivery_lease.released is 'True: the holder has released the lease.';
+comment on column public.iu_delivery_lease.settled_at is
+    'Time of the last settlement of deliveries. Null: there was none.';
 comment on column public.iu_delivery_lease.in_flight_routes is
-    'Routes of the deliveries that are in flight, where the lease holder writes that down. Else empty.';
-comment on column public.iu_delivery_lease.in_flight_ids is 'Ids of these deliveries, in the same order.';
-comment on constraint iu_delivery_lease_pkey on public.iu_delivery_lease is 'One lease a worker.';
+    'Routes of the in-flight deliveries, while the lease holder records them. Otherwise empty.';
+comment on column public.iu_delivery_lease.in_flight_ids is
+    'Ids of the in-flight deliveries, in the order of in_flight_routes.';
+comment on constraint iu_delivery_lease_pkey on public.iu_delivery_lease is 'A worker has one delivery lease.';
 
 create function public.fn_iu_delivery_lease(
     p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid)
@@ -89,9 +96,10 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid) is
-    'Takes the lease of a worker''s deliveries, if it is free. again: the caller had it without a break. gone: its holder has '
-    'no session any more; a caller that asks again and names that holder (p_gone) gets it. unclean: it ended without being '
-    'given back, and the deliveries that were in flight, as far as they are known, were marked.';
+    'Takes or renews the delivery lease of a worker, if it is free. again: the caller has held it without a break. '
+    'gone: the session of the holder has ended; a caller that asks again and names that holder in p_gone gets the '
+    'lease. unclean: the lease ended without being released, and the deliveries that were recorded as in flight were '
+    'marked.';
 
 create function public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[])
 returns boolean
@@ -107,7 +115,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]) is
-    'Writes down the deliveries that the lease holder is about to have in flight. False: the caller has no lease.';
+    'Records the deliveries that the lease holder is about to attempt. False: the caller does not have the lease.';
 
 create function public.fn_iu_delivery_release(p_worker_name text, p_owner uuid)
 returns void
@@ -117,7 +125,8 @@ set row_security = off
 as $$
     update public.iu_delivery_lease x set released = true where x.worker_name = p_worker_name and x.owner = p_owner
 $$;
-comment on function public.fn_iu_delivery_release(text, uuid) is 'Gives the lease back, if it is ours.';
+comment on function public.fn_iu_delivery_release(text, uuid) is
+    'Releases the delivery lease of a worker, if the caller has it.';
 
 -- Circuit breaker ----------------------------------------------------------------------------------------
 --
@@ -126,28 +135,30 @@ comment on function public.fn_iu_delivery_release(text, uuid) is 'Gives the leas
 --              delay of its own (retry_after)
 --     closed ---------------------------------------------------> open ---- probe_at ---> half-open
 --        ^                                                         ^                          |
---        |                                                         +-- the probe fails: the --+
---        |                                                             pause doubles          |
+--        |                                                         +- trial delivery fails: --+
+--        |                                                            the pause doubles       |
 --        +--------------- a success of any delivery of the route -----------------------------+
 --
--- A success is a delivery that arrived, or one that the target refused for good: that target answers.
+-- A success is a delivery that arrived, or one that the target rejected for good: in both cases the target answers.
 --
--- A target that refuses everything answers as well, so dead letters are counted in a row: without a delivery that arrived in
--- between (letters). As many as the policy allows stop the route (stopped_at). Its breaker is open then, and while it is
--- stopped a refusal is a failed probe: the delivery waits, and makes no dead letter. Only a delivery that arrives lets the
--- route go on, or a person. What arrives is all that tells the target from the writers: every column of an event can be
--- forged. Where a delivery arrives after so long a row, the row was the fault of the writers, and for an hour
--- (lifted_at) it takes eight times as many to stop the route.
+-- A target that rejects every delivery also answers, so the breaker alone would stay closed. Therefore consecutive dead
+-- letters are counted: those without a delivery that arrived between them (letters). When they reach the limit of the
+-- policy, the route is stopped (stopped_at) and its breaker opens. While the route is stopped, a rejection counts as a
+-- failed trial delivery: the delivery waits and does not become a dead letter. The route goes on when a delivery
+-- arrives, or when an operator resumes it. Only a delivery that arrives proves that the target is well and the events
+-- were bad, because a producer can forge every column of an event. In that case the limit is multiplied by eight for
+-- one hour (lifted_at).
 --
--- A failure says something about the target only where nothing succeeds beside it. A delivery that failed between two
--- successes, or within a second of one, failed by its own fault (at_fault): it spends its attempts, and its later failures
--- open nothing, unless very many deliveries fail. What the failures that opened the breaker had cost their deliveries is
--- given back, but not more than twice (credits): a delivery that takes part in every opening is at fault, too, and ends as
--- a dead letter.
+-- A failure indicates a problem of the target only if no other delivery of the route succeeds at about the same time. A
+-- delivery that failed between two successes, or within a second of one, is itself at fault (at_fault): it spends its
+-- attempts, and its later failures do not open the breaker, unless very many deliveries fail. When the breaker opens,
+-- the attempts that the failures since the last success have cost are given back to their deliveries, but at most twice
+-- for each delivery (credits): a delivery that takes part in every opening is at fault as well, and becomes a dead
+-- letter.
 --
--- While it is open one delivery at a time is attempted, at growing intervals (half-open): in turns the newest one, the oldest
--- one that was never attempted, and one that has failed. So no set of failing deliveries keeps the breaker open, however
--- many of them wait before one that does not fail.
+-- While the breaker is open, one trial delivery at a time is attempted, at growing intervals (half-open): in turns the
+-- newest delivery, the oldest one that was never attempted, and one that has failed. So failing deliveries cannot keep
+-- the breaker open, however many of them wait before one that would succeed.
 create table public.iu_delivery_breaker (
     route_code    text         not null,
     failures      integer      not null default 0,
@@ -165,23 +176,30 @@ create table public.iu_delivery_breaker (
 )
 with (fillfactor = 50);
 comment on table public.iu_delivery_breaker is
-    'The circuit breaker of each route, and its budget of dead letters. No row: no delivery of it has failed yet.';
-comment on column public.iu_delivery_breaker.route_code is 'The route.';
+    'The circuit breaker of each route, and its budget of dead letters. A route has no row until one of its '
+    'deliveries has failed.';
+comment on column public.iu_delivery_breaker.route_code is 'Code of the route.';
 comment on column public.iu_delivery_breaker.failures is
-    'Failures since the last success that count: of different deliveries that did not fail by their own fault.';
+    'Failures since the last success that count towards opening the breaker: those of different deliveries that are '
+    'not at fault themselves, and each answer "unavailable".';
 comment on column public.iu_delivery_breaker.streak is 'Ids of all deliveries that have failed since the last success.';
-comment on column public.iu_delivery_breaker.opened_at is 'When the breaker opened. Null: it is closed.';
-comment on column public.iu_delivery_breaker.probes is 'How many probes have failed since then.';
-comment on column public.iu_delivery_breaker.probe_at is 'When the next probe is due.';
-comment on column public.iu_delivery_breaker.probing_id is 'Id of the delivery that is the probe in flight.';
-comment on column public.iu_delivery_breaker.why is 'Failure code of the last failure.';
+comment on column public.iu_delivery_breaker.opened_at is 'Time at which the breaker opened. Null: it is closed.';
+comment on column public.iu_delivery_breaker.probes is 'Trial deliveries that have failed since the breaker opened.';
+comment on column public.iu_delivery_breaker.probe_at is
+    'Time at which the next trial delivery is due. Null: the breaker is closed.';
+comment on column public.iu_delivery_breaker.probing_id is
+    'Id of the trial delivery that is in flight. Null: there is none.';
+comment on column public.iu_delivery_breaker.why is
+    'Failure code of the failure that opened the breaker, or of the last failed trial delivery. Null: the breaker is '
+    'closed.';
 comment on column public.iu_delivery_breaker.letters is
-    'Dead letters of deliveries that were attempted, since one last arrived.';
+    'Consecutive dead letters of deliveries that were attempted, without a delivery that arrived between them.';
 comment on column public.iu_delivery_breaker.stopped_at is
-    'When the route was stopped, because it made as many dead letters in a row as its budget allows. Null: it is not stopped.';
+    'Time at which the route was stopped because it had spent its budget of dead letters. Null: it is not stopped.';
 comment on column public.iu_delivery_breaker.lifted_at is
-    'When a delivery last arrived after as many dead letters in a row as its policy allows.';
-comment on constraint iu_delivery_breaker_pkey on public.iu_delivery_breaker is 'One circuit breaker a route.';
+    'Time at which a delivery last arrived after the budget of dead letters was spent. For one hour after it the '
+    'budget is eight times as large.';
+comment on constraint iu_delivery_breaker_pkey on public.iu_delivery_breaker is 'A route has one circuit breaker.';
 
 create function public.fn_iu_delivery_breaker_fail(
     b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision,
@@ -196,7 +214,7 @@ declare
     v_new       constant boolean := p_id <> all (b.streak);
 begin
     if b.opened_at is not null then
-        -- Deliveries that were in flight when it opened change nothing.
+        -- Deliveries that were in flight when the breaker opened change nothing.
         if b.probing_id = p_id then
             b.probes := b.probes + 1;
             b.probing_id := null;
@@ -209,7 +227,8 @@ begin
     if v_new then
         b.streak := b.streak || p_id;
     end if;
-    -- A target that is unavailable counts each time: one delivery that waits alone must not spend what an outage costs.
+    -- An unavailable target counts each time. Otherwise a single waiting delivery would spend its attempts during an
+    -- outage.
     if (v_new or p_unavailable) and not p_at_fault then
         b.failures := b.failures + 1;
     end if;
@@ -227,10 +246,12 @@ end
 $$;
 comment on function public.fn_iu_delivery_breaker_fail(
     public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamptz, double precision) is
-    'The circuit breaker of a route after a delivery has failed. A pure function; p_luck is from 0 to 1.';
+    'Returns the circuit breaker of a route after a failed delivery. A pure function; p_luck is a random number from '
+    '0 to 1.';
 
--- Closes the circuit breakers of routes whose target has answered. Failures between two successes were the deliveries' own.
--- A refusal neither ends a row of dead letters nor closes the breaker of a route that is stopped: a delivery that arrived does.
+-- If a breaker was closed, the deliveries that failed since the last success are marked as at fault, because their
+-- failures lie between two successes. A rejection neither resets the count of consecutive dead letters nor closes the
+-- breaker of a stopped route; a delivery that arrived does both.
 create function public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[])
 returns void
 language plpgsql
@@ -267,8 +288,9 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_breaker_succeed(text[], text[]) is
-    'Closes the circuit breakers of routes whose target has answered, and notes which failures were the deliveries'' own '
-    'fault. p_arrived: those of them of which a delivery arrived; their rows of dead letters end.';
+    'Closes the circuit breakers of routes whose target has answered, and marks the deliveries that failed before it '
+    'by their own fault. p_arrived: the routes with a delivery that arrived; their count of consecutive dead letters '
+    'becomes 0.';
 
 create function public.fn_iu_route_resume(p_route_code text)
 returns boolean
@@ -285,10 +307,12 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_resume(text) is
-    'Closes the circuit breaker of a route and gives it a new budget of dead letters. False: neither held the route.';
+    'Closes the circuit breaker of a route and gives the route a new budget of dead letters. False: the route was not '
+    'paused by either.';
 
--- What holds a route back, the first of all reasons; null: nothing does. An open breaker and a spent budget let probes through.
--- Its parameters are columns of the route and of its breaker; whole rows would cost more than the answer.
+-- Answers the first reason that applies. A route paused by its breaker or its budget still gets trial deliveries. The
+-- parameters are single columns of the route and of its breaker, because passing whole rows would cost more than the
+-- function itself.
 create function public.fn_iu_delivery_held(
     p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamptz, p_opened_at timestamptz)
 returns text
@@ -305,15 +329,17 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz) is
-    'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
+    'The reason why a route is paused: route_disabled, dry_run, one of the reasons of fn_iu_delivery_lock, '
+    'dead_letter_budget, or breaker_open. Null: the route delivers.';
 
--- Settle -------------------------------------------------------------------------------------------------
+-- Settlement ---------------------------------------------------------------------------------------------
 --
--- Deliveries that arrived are settled in one statement; nearly all are. Those that failed are settled one by one. Rows are
--- looked up one by one (limit 1) and never joined: how many there are changes faster than any plan.
+-- Deliveries that arrived, which are nearly all, are settled in one statement. Failed deliveries are settled one by
+-- one. Rows are looked up one by one (limit 1) and never joined, because the number of rows changes faster than a plan
+-- is renewed.
 --
--- Times are given as ages, in seconds, because clocks of consumers are not trusted. The lease is renewed in the same
--- transaction, so that a consumer that has lost it settles nothing. The lock order is that of 024.
+-- Times are given as ages in seconds, because the clocks of consumers are not trusted. The lease is renewed in the same
+-- transaction, so a consumer that has lost it settles nothing. The lock order is described in 024.
 
 create function public.fn_iu_delivery_dead_letter(
     d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamptz, p_called boolean)
@@ -347,23 +373,25 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz, boolean) is
-    'Makes a delivery a dead letter. p_called: it was attempted; then it counts in the budget of its route, and may stop it.';
+    'Makes a delivery a dead letter. p_called: the delivery was attempted, so it counts towards the budget of dead '
+    'letters of its route, and may stop the route.';
 
--- What a failed attempt costs:
+-- The effect of a failed attempt:
 --
---     result        breaker before   breaker after   attempt spent                          due again
---     rejected      any              closed          dead letter at once                    -
---     rejected      stopped          stopped         no                                     at once
---     interrupted   any              unchanged       yes                                    after the backoff
---     failed        closed           closed          yes                                    after the backoff
---     unavailable   closed           closed          where it is at fault                   after the backoff, else at once
---     either        closed           open            where it is at fault                   at once
---     either        open             open            no                                     at once
+--     result        breaker before   breaker after   attempt spent             due again
+--     rejected      any              closed          dead letter at once       -
+--     rejected      stopped          stopped         no                        at once
+--     interrupted   any              unchanged       yes                       after the backoff
+--     failed        closed           closed          yes                       after the backoff
+--     unavailable   closed           closed          if it is at fault         after the backoff if spent, else at once
+--     either        closed           open            if it is at fault         at once
+--     either        open             open            no                        at once
 --
--- A delivery that could not be attempted (no target was called: its payload is too large, its event is gone) is a dead letter
--- at once, and says nothing about the target.
+-- "Either" is failed or unavailable. "At once" means: with the next trial delivery, or when the breaker closes. A delay
+-- that the target has asked for (retry_after) is always observed.
 --
--- "At once" means: with the next probe, or when the breaker closes. A delay that the target asked for is always waited.
+-- A delivery that could not be attempted (no target was called, because its payload is too large or its event is
+-- missing) becomes a dead letter at once and has no effect on the breaker.
 create function public.fn_iu_delivery_fail(
     p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text,
     p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid default null)
@@ -372,7 +400,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- As the dead letters are dated: an attempt does not begin after the one that it made.
+    -- The same clock as the dead letters (now()): otherwise an attempt could begin after the dead letter that it made.
     v_now      constant timestamptz := now();
     d          public.iu_route_delivery;
     b          public.iu_delivery_breaker;
@@ -381,7 +409,7 @@ declare
     v_attempts integer;
     v_called   constant boolean := p_target is not null;
     v_final    boolean;
-    -- How often the costs of an outage are given back to one delivery.
+    -- The number of openings for which one delivery gets its attempt back.
     v_credits  constant integer := 2;
     v_opens    boolean := false;
     v_spent    boolean;
@@ -395,20 +423,20 @@ begin
     insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
     select x.* into b from public.iu_delivery_breaker x where x.route_code = p_route_code for update;
     select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
-    -- A copy that is behind gives the same ids again, to other events.
+    -- A copy of the database that is behind gives the same ids to other events.
     if d.id is null or d.event_ref <> p_event then
         return false;
     end if;
     d.at_fault := d.at_fault or p_at_fault;
     v_before := b;
-    -- While the route is stopped, a refusal is a failed probe.
+    -- While the route is stopped, a rejection is a failed trial delivery.
     v_final := p_result = 'rejected' and (b.stopped_at is null or not v_called);
     if p_result in ('failed', 'unavailable') or p_result = 'rejected' and not v_final then
         b := public.fn_iu_delivery_breaker_fail(
             b, p_id, p_result = 'unavailable', d.at_fault, p_retry_after, p_code, v_policy, v_now, random());
         v_opens := v_before.opened_at is null and b.opened_at is not null;
     elsif not v_called and b.probing_id = p_id then
-        -- It could not be attempted, so it was no probe.
+        -- The delivery could not be attempted, so it was no trial of the target.
         b.probing_id := null;
         b.probe_at := v_now;
     end if;
@@ -444,7 +472,7 @@ begin
                failed_at = v_now, failure_code = p_code, failure_detail = p_detail
          where x.route_code = p_route_code and x.id = p_id;
     end if;
-    -- After the delivery and the dead letter: the lock order of 024.
+    -- This comes after the delivery and the dead letter because of the lock order (024).
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
          route_count, traceparent, batch_xact_id, target, created_at, finished_at)
@@ -458,11 +486,11 @@ end
 $$;
 comment on function public.fn_iu_delivery_fail(
     text, bigint, text, double precision, double precision, text, text, double precision, boolean, text, uuid) is
-    'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. '
-    'Answers whether it is a dead letter.';
+    'Settles one delivery that did not arrive: writes its attempt, updates the circuit breaker, and schedules the '
+    'next attempt or makes a dead letter. True: it is a dead letter now.';
 
--- One delivery that was in flight alone is known to have ended its process: that attempt is spent. Several are suspected,
--- and each is attempted alone next.
+-- If a single delivery was in flight, it is known to have ended its process, so its attempt is spent. If several were
+-- in flight, each of them is suspected and is attempted alone next.
 create function public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[])
 returns void
 language plpgsql
@@ -473,7 +501,8 @@ declare
     v_detail constant text := 'The consumer ended, or lost its lease, while this delivery was in flight.';
 begin
     if cardinality(p_ids) = 1 then
-        -- The target was given the span of this call, so the attempt says what that was, as far as the route tells.
+        -- The target was given the trace span of this call, so the attempt names the target as far as the route
+        -- describes it.
         perform public.fn_iu_delivery_fail(
             p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true,
             (select case when r.target_kind = 'external_endpoint'
@@ -491,11 +520,12 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_interrupted(text[], bigint[]) is
-    'Marks the deliveries that were in flight when the lease ended without being given back: one alone has spent an attempt, '
-    'of several each is to be attempted alone.';
+    'Marks the deliveries that were in flight when a lease ended without being released. A single delivery has spent '
+    'an attempt; of several, each is attempted alone next.';
 
--- The last resort for a delivery of which the database refuses to record any attempt: a CHECK or a trigger of the
--- application on iu_route_attempt. Its attempt is spent all the same, so that it ends.
+-- The last resort for a delivery whose attempt the database refuses to store, for example because of a CHECK or a
+-- trigger of the application on iu_route_attempt. Its attempt is spent nevertheless, so that the delivery comes to an
+-- end.
 create function public.fn_iu_delivery_unrecorded(
     p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text)
 returns integer
@@ -531,8 +561,8 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text) is
-    'Spends an attempt of a delivery whose attempt cannot be written. Answers how many dead letters that made; null: the '
-    'caller has no lease.';
+    'Spends an attempt of a delivery whose attempt row cannot be written. Answers the number of dead letters that '
+    'this made (0 or 1). Null: the caller does not have the lease.';
 
 create function public.fn_iu_delivery_sent(
     p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[],
@@ -547,7 +577,7 @@ begin
     with found as materialized (
         select x.ctid, s.began, s.ended, s.target
           from unnest(p_routes, p_ids, p_began, p_ended, p_targets, p_events) s(route_code, id, began, ended, target, event)
-         -- A copy that is behind gives the same ids again, to other events.
+         -- A copy of the database that is behind gives the same ids to other events.
          cross join lateral (
                select d.ctid
                  from public.iu_route_delivery d
@@ -573,10 +603,10 @@ begin
            g.traceparent, g.batch_xact_id, g.target, v_now - g.began * interval '1 second',
            v_now - g.ended * interval '1 second'
       from gone g
-     -- The count makes the dead letters come before the attempts: the lock order of 024.
+     -- The subquery makes the update of the dead letters come before the attempts: the lock order of 024.
      where (select count(*) from resolved) >= 0;
 exception when unique_violation then
-    -- An attempt of that number was written by hand or by a restore: these attempts take the next numbers.
+    -- An attempt of that number was written by hand or by a restore, so these attempts take the next numbers.
     update public.iu_route_delivery d
        set attempt_no = (select max(a.attempt_no) + 1
                            from public.iu_route_attempt a
@@ -591,7 +621,8 @@ end
 $$;
 comment on function public.fn_iu_delivery_sent(
     text[], bigint[], double precision[], double precision[], text[], uuid[]) is
-    'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
+    'Part of fn_iu_delivery_settle; uses its planner settings. Settles deliveries that arrived: deletes their rows, '
+    'writes one attempt for each, and resolves the dead letters of replays.';
 
 create function public.fn_iu_delivery_settle(
     p_worker_name text, p_owner uuid,
@@ -614,7 +645,7 @@ declare
     v_now     constant timestamptz := now();
     f         record;
     v_letters integer := 0;
-    -- Routes whose target answered, be it with a refusal.
+    -- The routes whose target answered, even if the answer was a rejection.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
@@ -622,7 +653,8 @@ declare
                                         where s.result = 'rejected' and s.target is not null);
     v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
-    -- A turn that settles nothing does not wait for the disk: it renews the lease when a quarter of it is over.
+    -- A call that settles nothing must not wait for the disk: it renews the lease only when a quarter of its time is
+    -- over.
     if v_none and exists (
            select from public.iu_delivery_lease l
             where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
@@ -637,7 +669,8 @@ begin
     elsif v_none then
         return 0;
     end if;
-    -- In the order in which the attempts ended: failures before the last success of their route, the successes, the rest.
+    -- In the order in which the attempts ended: failures before the last success of their route, then successes, then
+    -- the others.
     for v_turn in 1..2 loop
         if v_turn = 2 then
             if cardinality(v_alive) > 0 then
@@ -669,6 +702,7 @@ $$;
 comment on function public.fn_iu_delivery_settle(
     text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[],
     double precision[], text[], text[], double precision[], boolean[], text[], text[], uuid[], uuid[]) is
-    'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. '
-    'p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many '
-    'became dead letters; null: the caller has no lease, and nothing was written.';
+    'Renews the delivery lease and records outcomes: a delivery that arrived is deleted, a failed one waits for its '
+    'next attempt or becomes a dead letter. p_beside: another delivery of the route succeeded during this attempt, or '
+    'within a second before it. Answers the number of new dead letters. Null: the caller does not have the lease, and '
+    'nothing was written.';

@@ -1,10 +1,10 @@
--- Takes away what tells a consumer what to deliver next. Deliveries wait.
+-- Drops the functions that choose the next deliveries, and the views of deliveries. Deliveries wait.
 --
 -- loses: nothing
 -- refuses: never
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_delivery_progress_missing(text);
 drop view if exists public.v_iu_delivery_parked;
 drop view if exists public.v_iu_delivery;

@@ -1,11 +1,12 @@
--- What is to be delivered next, and what it looks like from outside.
+-- Taking the deliveries that are attempted next, and the views and checks of deliveries.
 --
 -- needs: 008, 009, 012, 019
 -- locks: nothing that exists
 
 -- Payload ------------------------------------------------------------------------------------------------
 --
--- A payload is converted by itself, and one that is too large is never converted whole, nor sent to the consumer (005).
+-- Payloads are converted one by one. A payload that is too large is neither converted as a whole nor sent to the
+-- consumer (005).
 create function public.fn_iu_event_payload(p_payload jsonb, p_limit bigint)
 returns text
 language plpgsql
@@ -17,15 +18,16 @@ begin
 end
 $$;
 comment on function public.fn_iu_event_payload(jsonb, bigint) is
-    'A payload as text. Null: it has more than so many bytes, or more than four times as many in its binary form.';
+    'A payload as text. Null: its text has more than p_limit bytes, or its binary form more than four times as many.';
 
 -- Take ---------------------------------------------------------------------------------------------------
 
--- Deliveries of a route that wait for nothing any more: freed by the one before them, or due again.
+-- Deliveries of a route that may go on: freed by the settlement of the delivery before them, or due again.
 --
--- The first delivery of a subject is the first row from its key on, in the order of iu_route_delivery_subject_idx. Here and
--- below it is asked for in this way, because no other index has that order. A session plans when the table is empty and
--- all indexes look alike; "the lowest id with this key" would be searched in the primary key, past all that waits.
+-- The first delivery of a subject is the first row with a key >= the subject's key in the order of
+-- iu_route_delivery_subject_idx. Here and below the query is written in this way, because no other index has that
+-- order. A session may plan while the table is empty and all indexes cost the same; "the lowest id with this key" would
+-- then be searched in the primary key, through all waiting rows.
 create function public.fn_iu_delivery_due(
     p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[])
 returns bigint[]
@@ -33,7 +35,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- A variable, because an index cannot be searched for what a volatile function answers.
+    -- A variable, because an index cannot be searched with the result of a volatile function.
     v_now constant timestamptz := clock_timestamp();
 begin
     return array(
@@ -62,7 +64,8 @@ begin
                   order by d.due_at
                   limit p_room)
                 union all
-                -- It failed in the future: the clock was set back, and its time would come far too late.
+                -- failed_at lies in the future: the clock was set back, and without this branch the delivery would be
+                -- due far too late.
                 (select d.id
                    from public.iu_route_delivery d
                   where d.route_code = p_route_code and d.failed_at > v_now + interval '1 second'
@@ -79,14 +82,16 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]) is
-    'Part of fn_iu_delivery_take, with its plans: ids of deliveries that are due again, or were freed by the one before them.';
+    'Part of fn_iu_delivery_take; uses its planner settings. Ids of deliveries that are due again, or that were freed '
+    'by the settlement of the delivery before them.';
 
--- Deliveries that were never attempted, beyond a position and up to the last one that a batch has queued: batches of a
--- worker commit one after the other, so all up to there are visible.
+-- Deliveries that were never attempted, beyond a position and up to the last one that a batch has queued. The batches
+-- of a worker commit one after the other, so all deliveries up to that one are visible.
 --
--- On a route that keeps order only the first of each subject is given; the position passes the others. Where it meets
--- little but others, it passes all that are queued: a million deliveries of one subject must not come before the next
--- event of another subject. What it has passed without a look is left to the sweep (022).
+-- On an ordered route only the first delivery of each subject is returned; the position passes the others. If nearly
+-- all rows that were looked at wait for an earlier delivery, the position passes all queued deliveries: a million
+-- deliveries of one subject must not delay the next event of another subject. The deliveries that the position passed
+-- unread are left to the sweep (022).
 create function public.fn_iu_delivery_new(
     p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint,
     out ids bigint[], out after bigint, out passed bigint)
@@ -130,11 +135,11 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint) is
-    'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, and the new position. passed: '
-    'the position has passed the deliveries beyond this id without a look at them; null: it has not.';
+    'Part of fn_iu_delivery_take; uses its planner settings. Ids of deliveries that were never attempted, and the new '
+    'position. passed: the position has passed the deliveries beyond this id unread. Null: it has passed none unread.';
 
--- The newest delivery that was never attempted, beyond a position; on a route that keeps order the newest that is the first
--- of its subject. A hundred rows at most are looked at.
+-- The newest delivery that was never attempted, beyond a position; on an ordered route, the newest that is the first of
+-- its subject. At most a hundred rows are read.
 create function public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint)
 returns bigint[]
 language plpgsql
@@ -160,18 +165,19 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_newest(text, text, boolean, bigint) is
-    'Part of fn_iu_delivery_take, with its plans: the id of the newest delivery that was never attempted, or none.';
+    'Part of fn_iu_delivery_take; uses its planner settings. The id of the newest delivery that was never attempted, '
+    'or an empty array.';
 
--- The deliveries with these ids, by id, each with its event, as far as their payloads fit into p_bytes: payloads are
--- converted one by one, and the first one that finds the budget used up ends the answer.
+-- The deliveries with the given ids, in the order of their ids, each with its event, until the payloads have used up
+-- p_bytes. Payloads are converted one by one, and the answer ends at the first one after the budget is used up.
 --
--- A delivery that cannot be given to a target has a problem instead: event_missing, payload_too_large or
--- event_out_of_range (a time that Python cannot hold).
+-- A delivery that cannot be given to a target has a problem instead of a payload or a time: event_missing,
+-- payload_too_large or event_out_of_range (a time that Python cannot represent).
 create function public.fn_iu_delivery_rows(
     p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint)
 returns table (
     delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text,
-    -- the attributes of an event, in the order in which the consumer has them (Event in model/delivery.py)
+    -- the attributes of an event, in the order of the consumer's class Event (model/delivery.py)
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
@@ -179,8 +185,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    -- One scan of the index for all ids. PostgreSQL 16 and older may filter all deliveries of the route by these ids
-    -- instead, where they plan when the table is empty; so ids are looked up one by one there.
+    -- One index scan for all ids. PostgreSQL 16 and older may filter all deliveries of the route by these ids instead,
+    -- if they plan while the table is empty; there the ids are looked up one by one.
     v_one_scan constant boolean := current_setting('server_version_num')::integer >= 170000;
     v_payload  jsonb;
     v_found    boolean;
@@ -206,7 +212,7 @@ begin
           left join lateral (
                select x.* from public.event_outbox x where x.id = d.event_ref
                union all
-               -- A replay has its snapshot, however long its event is gone.
+               -- A replay uses the snapshot of its dead letter, so its event may be missing from the outbox.
                select x.*
                  from public.iu_route_dead_letter l
                 cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
@@ -240,13 +246,16 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint) is
-    'Part of fn_iu_delivery_take, with its plans: deliveries of a route with their events, as far as a budget of bytes goes.';
+    'Part of fn_iu_delivery_take; uses its planner settings. Deliveries of a route with their events, within a budget '
+    'of p_bytes bytes of payload.';
 
--- The caller says for each route how many deliveries it has room for (p_rooms), up to which id it has taken those that were
--- never attempted (p_after), and how many bytes of payload it has room for (p_bytes). p_busy are the ids that it has already
--- of those that were attempted before, and of probes; p_freed the subjects whose first delivery has gone.
+-- For each route the caller names its free capacity in deliveries (p_rooms), the id up to which it has taken deliveries
+-- that were never attempted (p_after), and its free capacity in bytes of payload (p_bytes). p_busy holds the ids of the
+-- deliveries in its memory that were attempted before, and of trial deliveries; p_freed_routes and p_freed_keys name
+-- the subjects whose first delivery was settled.
 --
--- The answer has a row for each delivery, and one for each route with what holds it. Nothing is written, except that a
+-- The answer has a row for each delivery, and one for each route with the reason why it is paused. Nothing is written,
+-- except that a circuit breaker becomes half-open.
 -- circuit breaker becomes half-open.
 create function public.fn_iu_delivery_take(
     p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[],
@@ -264,7 +273,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
--- Rows that are due are read in the order of their index (009): sorting would read all that wait, in every turn.
+-- Due rows are read in the order of their index (012). Sorting would read all waiting rows in every call.
 set enable_sort = off
 set jit = off
 as $$
@@ -312,13 +321,14 @@ begin
         v_ordered := v_policy ->> 'order' = 'subject';
         v_probe := v_held in ('breaker_open', 'dead_letter_budget') and v_room > 0
                    and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second'
-                        -- The caller does not have the probe that is in flight: it was given to a consumer that has ended,
-                        -- or in an answer that came too late.
+                        -- The caller does not have the trial delivery that is in flight: it was given to a consumer
+                        -- that has ended, or in an answer that came too late.
                         or b.probing_id <> all (p_busy));
         v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
-            -- Probes are in turns the newest delivery, the oldest one that was never attempted, and one that has failed.
+            -- Trial deliveries are in turns the newest delivery, the oldest one that was never attempted, and one that
+            -- has failed.
             if v_probe and b.probes % 3 = 0 then
                 v_ids := public.fn_iu_delivery_newest(p_worker_name, r.route_code, v_ordered, v_after);
             elsif (v_probe and b.probes % 3 = 1) is not true then
@@ -328,7 +338,7 @@ begin
             end if;
             v_queued := v_route.queued_id;
             if v_queued is null then
-                -- The cursor was made anew and has queued nothing yet.
+                -- The cursor was created again and has queued nothing yet.
                 select max(d.id) into v_queued
                   from public.iu_route_delivery d
                  where d.route_code = r.route_code and d.replayed_by is null;
@@ -357,7 +367,7 @@ begin
             select null::jsonb, r.route_code::text, d.*
               from public.fn_iu_delivery_rows(r, v_ids, p_bytes[v_asked], p_payload_max) d;
             get diagnostics v_given = row_count;
-            -- The position does not pass a delivery that the budget of bytes kept back.
+            -- The position must not pass a delivery that was kept back by the budget of bytes.
             if v_given < cardinality(v_ids) then
                 v_after := least(v_after, v_ids[v_given + 1] - 1);
             end if;
@@ -392,18 +402,19 @@ end
 $$;
 comment on function public.fn_iu_delivery_take(
     text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint) is
-    'The deliveries that are to be attempted next, and what holds each route. Writes nothing, except that a circuit breaker '
-    'becomes half-open.';
+    'The deliveries that are attempted next, and for each route the reason why it is paused. Writes nothing, except '
+    'that a circuit breaker becomes half-open.';
 
--- What a batch hands over to a consumer that has no delivery in flight: of each route the deliveries that were never
--- attempted, beyond its position, as far as there is room. Deliveries that are due again, and what holds a route, are left to
--- fn_iu_delivery_take. It is part of the statement of the batch, so it must not fail: small payloads only are converted, and
--- a delivery that is not handed over has the problem not_handed_over.
--- Strict: a batch that has queued nothing passes no worker, and nothing is read.
+-- The deliveries that a batch hands over to a consumer that has no delivery in flight: for each route the deliveries
+-- that were never attempted, beyond its position, within the free capacity. Deliveries that are due again, and paused
+-- routes, are left to fn_iu_delivery_take. This function is part of the statement of the batch, so it must not fail: it
+-- converts only small payloads, and a delivery that is not handed over has the problem not_handed_over.
+--
+-- Strict: a batch that has queued nothing passes null as the worker, and nothing is read.
 create function public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[])
 returns table (
     route_code text, delivery_id bigint, attempt_no integer, subject_key bigint, alone boolean, problem text,
-    -- as above
+    -- as in fn_iu_delivery_rows
     event_ref uuid, event_domain text, event_type text, event_stream text, subject text, subject_table text, source_system text,
     actor_ref text, correlation_id text, occurred_at timestamptz, created_at timestamptz, traceparent text, payload text)
 language plpgsql
@@ -474,7 +485,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]) is
-    'What was never tried of these routes, where nothing holds them. Writes nothing.';
+    'Deliveries of the given routes that were never attempted, if the routes are not paused. Writes nothing.';
 
 -- Seen from outside --------------------------------------------------------------------------------------
 
@@ -507,12 +518,14 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
         where x.route_code = r.route_code) d on true
  where r.target_kind in ('workflow', 'external_endpoint') and (r.enabled and not r.dry_run or d.pending > 0);
 comment on view public.v_iu_delivery is
-    'Every route that delivers, or has deliveries: how many are not over, since when, and what holds them back.';
+    'Each live route whose target the consumer calls, and each such route with pending deliveries: their number, '
+    'since when the oldest waits, and why the route is paused.';
 
--- Deliveries that wait while none is settled and nothing says why: no lock, no open circuit breaker, no missing target.
--- A minute, and the deadline of the route: so long may one attempt take.
--- A delivery behind an earlier one of its subject waits for that one. Of a hundred the oldest that does not is judged, so
--- that a subject with a long queue costs a bounded number of rows.
+-- Detects waiting deliveries while none is settled and no reason is known: no closed switch, no open circuit breaker,
+-- no missing target. The limit is the deadline of the route plus one minute, because a single attempt may take as long
+-- as the deadline. A delivery behind an earlier one of its subject waits for that one. Of the first hundred deliveries,
+-- the oldest one that does not wait in this way is judged, so a subject with a long queue costs a bounded number of
+-- rows.
 create function public.fn_iu_delivery_progress_missing(p_worker_name text)
 returns text[]
 language sql
@@ -558,7 +571,7 @@ as $$
                           and l.settled_at > clock_timestamp() - w.seconds * interval '1 second')
 $$;
 comment on function public.fn_iu_delivery_progress_missing(text) is
-    'Routes of which deliveries wait while none is settled and nothing says why. One sentence each.';
+    'One sentence for each route whose deliveries wait while none is settled and no reason is known.';
 
 create view public.v_iu_delivery_parked as
 select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_for, h.created_at as since, h.tries,
@@ -570,4 +583,5 @@ select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_f
         having count(*) > 1) q
   join public.iu_route_delivery h on h.route_code = q.route_code and h.id = q.id;
 comment on view public.v_iu_delivery_parked is
-    'Subjects of which deliveries wait for an earlier one: how many, for which event, since when.';
+    'Subjects with deliveries that wait for an earlier one: their number (depth), the event they wait for, and the '
+    'time at which its delivery was queued.';
