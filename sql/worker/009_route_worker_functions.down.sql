@@ -2,7 +2,7 @@
 --
 -- loses: nothing that is stored
 -- refuses: while the worker gate is open
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 begin
@@ -13,7 +13,7 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_route_worker_health(text);
 drop view if exists public.v_iu_route_dead_letter_open;
 drop view if exists public.v_iu_event_backlog;

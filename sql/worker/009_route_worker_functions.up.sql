@@ -1,12 +1,13 @@
--- The worker itself: five functions and three views.
+-- The worker: its gate, the delivery seam, the batch, the replay of one dead letter, health, and three views.
 --
 -- needs: 005, 006, 007, 008
 -- locks: nothing that exists
 
 -- Gate ---------------------------------------------------------------------------------------------------
 
--- What every batch calls is plpgsql: its plans are kept for the session. A SQL function that cannot be inlined,
--- because it sets its search_path, is planned anew at every call: four of them were a third of a small batch.
+-- Functions that every batch calls are written in plpgsql, whose plans are kept for the session. A SQL function that
+-- sets its search_path cannot be inlined and is planned again at each call, which takes a considerable part of the time
+-- of a small batch.
 create function public.fn_iu_route_worker_enabled()
 returns boolean
 language plpgsql
@@ -36,38 +37,42 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_deliver(text, uuid, jsonb) is
-    'The delivery seam. It fails closed: it always raises, so nothing can leave by mistake.';
+    'The delivery seam, called for targets that the database cannot deliver to. It always raises, so nothing is '
+    'delivered by mistake.';
 
 -- The batch ----------------------------------------------------------------------------------------------
 --
--- One transaction: claim, route, audit, cursor. The cursor is a pair of snapshots; the algebra is PGQ's, proof and
--- measurements are in docs/why/cursor.md. prev: everything visible in it is consumed. tick: the snapshot that is
--- being consumed now. The rows of a tick are those visible in tick and not in prev, which are
+-- One transaction locks the cursor, routes a page, writes the attempts and moves the cursor. The cursor is a pair of
+-- snapshots; the algorithm is that of PGQ, and docs/why/cursor.md has the proof and the measurements. prev: everything
+-- that is visible in it is consumed. tick: the snapshot that is being consumed now. The rows of a tick are visible in
+-- tick and not in prev. They are
 --
 --   a) the rows of transactions that prev lists as in progress and tick does not (they ended in between), and
---   b) the rows of transactions from xmax(prev) on that are visible in tick,
+--   b) the rows of transactions from xmax(prev) on that are visible in tick.
 --
--- a set that never changes once prev and tick are fixed, so it can be paged by (event_seq, id) across batches and
--- crashes. Nothing ever waits for a transaction that stays open: it simply stays listed.
+-- This set never changes once prev and tick are fixed, so it can be paged by (event_seq, id) across batches and
+-- crashes. A transaction that stays open delays nothing: it stays listed as in progress.
 --
---   * The tick is taken in a statement after the one that locked the cursor. One statement doing both would, after
---     a wait, pair the new prev with an older snapshot (EvalPlanQual), and events would be delivered twice.
---   * (a) goes by transaction, each through event_outbox_tick_idx; there are as many as were open, mostly none.
---   * (b) goes by event_seq from the lowest one in the tick (tick_floor) through event_outbox_order_idx. By
---     transaction it would have to sort the whole tick again for each page: after an hour's absence that is most
---     of the work. The floor is read from the rows, not derived from the sequence, so a sequence that was set
---     back costs time, not events. Floor and position are one bound: of two, an index begins its search at whichever
---     comes first to it, which may be the beginning of the log, and skips from there, in silence, to the other.
---   * Generic plans without sequential, bitmap or parallel scans: the shapes above are the only good ones, and a
---     plan that depends on the statistics of the day is a latency that depends on the day.
---   * The run's own transaction counts as in progress in its tick. Only where it had written events before it
---     called us (the probe; somebody in psql) are these read, in a second pass, and remembered as (own_xid,
---     own_seq), because after the commit they are part of a tick like all others.
---   * Sorting is discouraged too, or else (b) would be read through the wrong index, whole, and sorted. And whatever
---     goes by transaction is asked for in the order of transactions, with ranges and not with "=", which would make
---     that order void: so only event_outbox_tick_idx can serve it. Costs alone do not tell. A plan that was made while
---     the table was empty would read all events of the domain in every run, until somebody has analysed it.
---   * UNION ALL, not OR: OR gives a BitmapOr over both, or a sequential scan.
+--   * The tick is taken in a statement after the one that locked the cursor. If one statement did both, it would,
+--     after a wait, pair the new prev with an older snapshot (EvalPlanQual), and events would be delivered twice.
+--   * (a) is read by transaction through event_outbox_tick_idx. There are as many such transactions as were open,
+--     usually none.
+--   * (b) is read by event_seq, from the lowest one of the tick (tick_floor), through event_outbox_order_idx. By
+--     transaction, each page would have to sort the whole tick again, which after a long absence is most of the work.
+--     The floor is read from the rows and not derived from the sequence, so a sequence that was set back costs time
+--     and no events. Floor and position form one bound: with two bounds, an index search begins at either of them,
+--     which may be the beginning of the outbox, and reads on from there to the other without returning rows.
+--   * Generic plans without sequential, bitmap or parallel scans: only the plan shapes above are efficient, and a plan
+--     that depends on the current statistics makes the latency unpredictable.
+--   * The transaction of the batch counts as in progress in its tick. Only if it had written events before the call
+--     (the probe, or a psql session), these are read in a second pass and remembered as (own_xid, own_seq), because
+--     after the commit they belong to a later tick.
+--   * Sorting is discouraged as well. Otherwise (b) would be read completely through the wrong index and sorted. Rows
+--     that are read by transaction are requested in the order of transactions, with ranges and not with "=", which
+--     would make that order irrelevant; so only event_outbox_tick_idx fits. Costs alone do not ensure that: a plan
+--     that was made while the table was empty would read all events of the domain in each batch, until the table is
+--     analyzed.
+--   * UNION ALL instead of OR: OR results in a BitmapOr over both, or in a sequential scan.
 
 create function public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer default 1000)
 returns jsonb
@@ -88,7 +93,7 @@ declare
     v_pass          integer := 0;
     v_fresh         boolean;
     v_page          integer;
-    -- where this pass reads
+    -- the range that this pass reads
     v_resolved      xid8[];
     v_from_xid      xid8;
     v_to_xid        xid8;
@@ -105,14 +110,14 @@ declare
     v_contexts      text[];
     v_created       timestamptz[];
     v_last_created  timestamptz;
-    -- the parts of the page that are still to be routed, as [from, to]; the last one is next
+    -- the parts of the page that are still to be routed, as pairs [from, to]; the last pair is next
     v_parts         integer[];
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
     v_here          public.iu_outbound_route[];
     v_lives         text[];
-    -- kinds (stream and type) of the page, and those that all their routes deliver
+    -- kinds (stream and type) of the events of the page, and the kinds whose enabled routes are all live
     v_kinds         text[];
     v_live_kinds    text[];
     v_queues        jsonb;
@@ -122,11 +127,13 @@ declare
     v_fan_out       bigint;
     v_live          record;
     v_decision      text;
-    -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
-    -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
+    -- Failures. Only errors that an event can cause count as failures of the event: bad data, a violated rule, a limit,
+    -- a RAISE. Errors such as a full disk, a lost lock or a missing privilege concern the whole batch, which is rolled
+    -- back and repeated.
     v_faults        constant text[] := array['22', '23', '44', '54', 'P0'];
-    -- A target is somebody else's code: whatever it raises is about the event, but for what nobody can help (connections,
-    -- deadlocks, resources, an operator's hand, the system, a lock that was not waited for).
+    -- A target is code of the application, so any error of it counts as a failure of the event, except errors that
+    -- concern the system: connections, deadlocks, resources, an operator's intervention, internal errors, and a lock
+    -- that was not waited for.
     v_system        constant text := '^(08|40|53|57|58|XX|55P03)';
     v_bad           record;
     v_event         jsonb;
@@ -135,7 +142,7 @@ declare
     v_failed_why    text[];
     v_state         text;
     v_message       text;
-    -- what failed before (021)
+    -- earlier failures of the batch (021)
     v_cut           integer;
     v_place         integer;
     v_given_up      boolean;
@@ -167,7 +174,7 @@ begin
 
     v_own := pg_current_xact_id_if_assigned();
 
-    -- Look before locking: locking takes an xid and writes WAL, and most looks of a waiting worker find nothing.
+    -- Look without a lock first: a lock takes an xid and writes WAL, and most looks of an idle worker find nothing.
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
     if not found then
         raise exception 'worker % is not registered', p_worker_name
@@ -181,8 +188,8 @@ begin
         return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
                                   'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
     end if;
-    -- A last run in the future was noted before the clock was set back. Were it believed, nothing would be noted, and
-    -- prev would stay as it is, until then.
+    -- A last_run_at in the future was written before the clock was set back. If it were believed, no run would be
+    -- recorded and prev would not move until that time.
     if c.tick is null and v_own is null
        and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
         v_from_xid := pg_snapshot_xmax(c.prev);
@@ -209,9 +216,9 @@ begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
     p_batch_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
 
-    -- Read once: a route that changes meanwhile must not take an event twice, or not at all. And how many attempts a
-    -- decision consists of, by route; 1 where a route has its events for itself, which is mostly all of them, and then
-    -- there is nothing to look up for an event.
+    -- The routes are read once: a route that changes during the batch must not take an event twice, or lose it. The
+    -- number of attempts of a decision is computed by route as well; it is 1 if the route shares no events with others.
+    -- That is the usual case, and needs no look-up for each event.
     select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
            array_agg(x.event_stream || ' ' || x.event_type) filter (where x.live),
            jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1), max(x.n),
@@ -224,7 +231,7 @@ begin
               from public.iu_outbound_route r
              where r.event_domain = c.event_domain
             window kind as (partition by r.event_type, r.event_stream)) x;
-    -- Which of the live ones are queued, each with the lock that holds it (012).
+    -- The live routes whose events are queued, each with the switch that holds it (012).
     if v_lives is not null then
         v_queues := public.fn_iu_delivery_queues(v_routes);
     end if;
@@ -235,11 +242,11 @@ begin
             v_fresh := c.tick is null;
             v_from_xid := pg_snapshot_xmax(c.prev);
             if v_fresh then
-                -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
+                -- A cursor that has never taken a tick does not know which events were read before it was created.
                 c.fresh_seq := nullif(c.hi_seq, 0);
             end if;
-            -- The tick is the snapshot of this statement. So the number is read after it: whatever is visible in it has
-            -- drawn its number by then.
+            -- The tick is the snapshot of this statement. The sequence is read after the snapshot, so each event that
+            -- is visible in the tick has a number not beyond the one that is read.
             select t.tick, pg_snapshot_xmax(t.tick), x.open,
                    array(select p.xid from pg_snapshot_xip(c.prev) p(xid) where pg_visible_in_snapshot(p.xid, t.tick)),
                    case when v_fresh then s.last_value - (not s.is_called)::integer else c.hi_seq end,
@@ -266,9 +273,10 @@ begin
             v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id
                              else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
         else
-            -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
-            -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That
-            -- tick also covers whatever transaction left its own events in our memory, which holds one at a time.
+            -- A tick of an earlier batch does not cover later commits, so there may be more events, and the batch's own
+            -- events would overtake older ones of their subject. They wait for the next batch, which takes a tick
+            -- itself. That tick also covers the transaction that is remembered in own_xid, where only one fits at a
+            -- time.
             v_more := not v_fresh;
             exit when not v_done or v_own is null or v_more or v_seen >= p_batch_limit;
             v_resolved := array[v_own];
@@ -309,9 +317,9 @@ begin
                  order by u.event_seq, u.id
                  limit p_batch_limit - v_seen) q;
 
-        -- What costs are attempts, and an event has one for each of its routes.
+        -- The cost of a batch is its attempts, and an event has one for each of its routes.
         v_cut := case when v_fan_out > 10 then public.fn_iu_route_page(c.event_domain, v_types, v_streams, v_asked) end;
-        -- An event that made a batch fail is taken alone. What comes before it is routed first.
+        -- An event that made a batch fail is taken alone. The events before it are routed first.
         if c.failed_event is not null and v_pass = 1 then
             v_place := array_position(v_ids, c.failed_event);
             v_given_up := v_place = 1 and c.failures >= 5;
@@ -340,12 +348,12 @@ begin
                                 where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
         end if;
 
-        -- Every event of the page is compared with every route: of many, few are kept.
+        -- Each event of the page is compared with each route, so a long list of routes is reduced first.
         v_here := case when cardinality(v_routes) > 64 and v_page > 0
                        then public.fn_iu_route_candidates(v_routes, v_types, v_streams) else v_routes end;
 
-        -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
-        -- Where all of it is delivered there is nothing to write here.
+        -- Route the page in one statement. If that fails because of one event, halve the page until the event is alone.
+        -- If all events of the page are live for all their routes, no attempt is written here.
         v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true
                              and (v_given_up and c.failed_route is null) is not true
                         then array[1, v_page] else '{}' end;
@@ -403,8 +411,8 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
-        -- lock is closed, what is queued waits, and an attempt says so.
+        -- Routes that are live deliver. Those with a target outside the database are queued here, the others are called
+        -- for each event below. While a switch is closed, a queued delivery waits, and an attempt records the reason.
         if v_queues <> '{}' and v_page > 0 and (v_given_up and c.failed_route is null) is not true then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
@@ -424,9 +432,11 @@ begin
                        with ordinality k(id, event_type, event_stream, traceparent, event_seq, n)
                   join routes r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading. What was
-                 -- drawn since the tick before, and nobody else reads, was not. All else is looked up, one by one
-                 -- (offset 0): a join would be planned by what the audit was like when the session began.
+                 -- The idempotency key is checked before an event is queued: an event that was decided once is not
+                 -- delivered again when it is read again. An event with a number drawn after the previous tick, on a
+                 -- domain with one worker, cannot have been decided before. All other events are looked up one by one
+                 -- (offset 0), because a join would be planned with the size of the table at the beginning of the
+                 -- session.
                  where k.event_seq > c.fresh_seq and not v_shared
                     or not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
@@ -439,7 +449,8 @@ begin
               from queued q;
             v_queued := v_queued + v_count;
             if v_last_id < c.queued_id then
-                -- Ids were set back, or the database was moved without their sequence: what waits may have higher ones.
+                -- The sequence of ids was set back, or the database was moved without it: waiting rows may have higher
+                -- ids.
                 select max(d.id) into v_last_id from public.iu_route_delivery d;
             end if;
             c.queued_id := coalesce(v_last_id, c.queued_id);
@@ -488,7 +499,8 @@ begin
                 exception when others or query_canceled or assert_failure then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                     if v_state ~ v_system then
-                        -- It fails the batch; the caller learns by which event and route, and tells 021.
+                        -- This error fails the batch. The caller learns the event and the route from it, and reports
+                        -- them (021).
                         raise exception using errcode = v_state, message = v_message, schema = 'public',
                               table = 'iu_outbound_route', column = v_live.route_code, constraint = v_live.id::text;
                     end if;
@@ -499,7 +511,7 @@ begin
             end loop;
         end if;
 
-        -- What failed is audited as failed, and kept whole.
+        -- A failed event gets a failed attempt and a dead letter with a snapshot of the event.
         if v_failed_id is not null then
             for v_bad in
                 select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no,
@@ -508,10 +520,10 @@ begin
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
                  order by f.n
             loop
-                -- Where it is a dead letter already, that comes before its attempt: the lock order of 024.
+                -- If the dead letter exists already, it is locked before the attempt is written: the lock order of 024.
                 perform from public.iu_route_dead_letter d where d.idempotency_key = v_bad.key for update;
                 begin
-                    -- Where even that ends the server process, 10 more failures are enough.
+                    -- If even writing the attempt ends the server process, it is given up after 10 more failures.
                     if v_given_up and c.failures >= 15 and c.failed_why !~ 'SQLSTATE' then
                         raise exception 'writing it fails the batch' using errcode = 'raise_exception';
                     end if;
@@ -525,7 +537,8 @@ begin
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
                 exception when others or query_canceled or assert_failure then
-                    -- Even its failure cannot be audited. The dead letter below still says all there is to say.
+                    -- Even the failed attempt cannot be written. The dead letter below then holds the complete
+                    -- information.
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                     if left(v_state, 2) <> all (v_faults) and (v_given_up and v_state ~ '^(40|55|57014|XX)') is not true then
                         raise;
@@ -551,7 +564,8 @@ begin
         end if;
 
         if v_page > 0 then
-            -- created_at is what the writer says: infinity or the year 20000 would stay the mark for ever.
+            -- created_at is set by the producer: infinity or a year far in the future would never be replaced as the
+            -- latest time.
             v_last_created := greatest('epoch', least(v_created[v_page], clock_timestamp()));
             if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
@@ -562,7 +576,7 @@ begin
         if v_pass = 1 then
             v_done := v_page < p_batch_limit;
             if v_done then
-                -- The tick is consumed, and with it what was remembered of own events that it covers.
+                -- The tick is consumed, and with it the remembered own events that it covers.
                 c.prev := c.tick;
                 c.tick := null;
                 c.tick_floor := null;
@@ -591,7 +605,7 @@ begin
         c.failed_event := null;
         c.failed_route := null;
     end if;
-    -- A page is bounded by what it costs, too: a batch that comes near its deadline is halved before it fails.
+    -- The page size is also limited by time: when a batch comes near its deadline, the next page is halved.
     if clock_timestamp() > statement_timestamp() + interval '10 seconds' then
         c.page_limit := greatest(1, v_seen / 2);
     elsif c.page_limit <= v_seen and clock_timestamp() < statement_timestamp() + interval '2 seconds' then
@@ -620,8 +634,9 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_worker_run(text, integer) is
-    'Routes the next page of events: claim, route, audit and cursor in one transaction. Answers what it did, or why '
-    'not: master_gate_closed, worker_gate_closed, standby, foreign_history.';
+    'Routes the next page of events: locks and moves the cursor, routes, and writes the attempts in one transaction. '
+    'Answers the counts, or the status that kept it from working: master_gate_closed, worker_gate_closed, standby, '
+    'foreign_history.';
 
 -- Replay -------------------------------------------------------------------------------------------------
 
@@ -663,8 +678,9 @@ begin
                                   'resolution', d.resolution, 'attempt_no', d.attempt_no);
     end if;
 
-    -- While it is on its way it is not decided here. Its settlement needs the dead letter as well, so a row that is being
-    -- deleted is still visible here, and nothing below waits for that transaction: it waits for us.
+    -- A dead letter whose delivery is pending is not decided here. Settling the delivery needs a lock on the dead
+    -- letter, which this transaction holds. So a row that is being deleted is still visible here, and this transaction
+    -- waits for nothing below.
     if exists (select from public.iu_route_delivery x
                 where x.event_ref = d.event_ref and x.route_code || '' = d.route_code) then
         return jsonb_build_object('status', 'already_queued', 'dead_letter_id', d.id, 'event_id', d.event_ref,
@@ -676,7 +692,7 @@ begin
       from public.iu_route_attempt a where a.idempotency_key = d.idempotency_key;
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
-    -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
+    -- A route that the consumer delivers is queued; the delivery that arrives resolves the dead letter.
     if public.fn_iu_delivery_queues(array[r]) <> '{}' then
         v_key := case when r.delivery_policy ->> 'order' = 'subject'
                       then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
@@ -711,7 +727,7 @@ begin
             v_status := 'dry_run';
             v_decision := 'dry_run';
         else
-            -- A snapshot that is too large to keep lacks the payload. The log has it.
+            -- A snapshot that is too large lacks the payload, which is read from the outbox.
             if d.event_snapshot ? 'too_large' then
                 select to_jsonb(o) into d.event_snapshot from public.event_outbox o where o.id = d.event_ref;
                 if not found then
@@ -726,11 +742,11 @@ begin
             (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
         values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, v_status = 'sent',
                 d.idempotency_key, v_no, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
-        -- A disabled route is an open question; an event that never had a route is answered.
+        -- If the route is disabled, the dead letter stays open; if the event never had a route, it is resolved.
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        -- What the caller may not do says nothing of the event.
+        -- A missing privilege of the caller is not a failure of the event.
         if v_state ~ v_system or v_state = '42501' then
             raise;
         end if;
@@ -766,8 +782,9 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_dead_letter_replay(uuid, text) is
-    'Decides one dead letter again, from its snapshot (from the log where that is too large), as attempt n + 1 under the same idempotency key. Resolves it '
-    'unless it fails again or its route is disabled.';
+    'Decides one dead letter again as attempt n + 1 with the same idempotency key, from its snapshot (from the outbox '
+    'if the snapshot is too large). Resolves it unless it fails again, its route is disabled, or it is queued for '
+    'delivery.';
 
 -- Observability ------------------------------------------------------------------------------------------
 
@@ -775,7 +792,8 @@ create view public.v_iu_route_attempt_summary as
 select a.route_kind, a.route_code, a.status, count(*) as attempts, max(a.created_at) as last_at
   from public.iu_route_attempt a
  group by a.route_kind, a.route_code, a.status;
-comment on view public.v_iu_route_attempt_summary is 'How many attempts of each route ended in which status.';
+comment on view public.v_iu_route_attempt_summary is
+    'The number of attempts of each route and status, and the time of the last one.';
 
 create view public.v_iu_event_backlog as
 select c.worker_name, c.event_domain, count(u.id) as backlog, min(u.created_at) as oldest_created_at
@@ -792,34 +810,34 @@ select c.worker_name, c.event_domain, count(u.id) as backlog, min(u.created_at) 
    and (u.xact_id = c.own_xid and u.event_seq <= c.own_seq) is not true
  group by c.worker_name, c.event_domain;
 comment on view public.v_iu_event_backlog is
-    'How many committed events each worker has not read yet, and since when the oldest waits.';
+    'The number of committed events that each worker has not read, and the created_at of the oldest.';
 
 create view public.v_iu_route_dead_letter_open as
 select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
        d.replay_count, d.created_at, now() - d.created_at as age
   from public.iu_route_dead_letter d
  where d.resolved_at is null;
-comment on view public.v_iu_route_dead_letter_open is 'Dead letters that nobody has resolved.';
+comment on view public.v_iu_route_dead_letter_open is 'Dead letters that are not resolved.';
 
 -- Health -------------------------------------------------------------------------------------------------
 
--- healthy answers one question: could this worker do its work, and does it when there is some? Registered, its history
--- believed, the master gate open; and, while the worker gate is open, neither silent beyond three cadences nor leaving
--- events that are older than a cadence to nobody. Everything else that a person would want to know stands beside it
--- as a warning, with its figure.
+-- healthy answers one question: can this worker do its work, and does it work when there are events? It requires that
+-- the worker is registered, that its history is believed, and that the master gate is open. While the worker gate is
+-- open, it also requires that no silence is longer than three cadences, and that no event waits for longer than a
+-- cadence without being routed. Other facts that an operator needs are listed as warnings, with a figure each.
 --
--- condition says in a word what one would see by watching it:
+-- condition describes the state in one word:
 --
---   refusing      it does not believe its cursor, or its server takes no writes (condition_why says which)
---   gate_closed   nobody may work (which gate)
---   failing       its batches fail (why)
---   silent        nobody has been seen for three cadences, or ever (since when)
---   standing_by   consumers are there, but the lease is held by somebody else (whom)
+--   refusing      the worker does not believe its cursor, or its server takes no writes (condition_why: the reason)
+--   gate_closed   a gate is closed (condition_why: the gate)
+--   failing       its batches fail (condition_why: the error)
+--   silent        no consumer was seen for three cadences, or ever (condition_why: since when)
+--   standing_by   consumers run, but a session outside this list holds the lease (condition_why: its holder)
 --   behind        it works, and events wait
---   polling       it works, without a bell (why)
+--   polling       it works without a bell (condition_why: the reason)
 --   idle          it works, and nothing waits
 --
--- Times that lie in the future tell nothing: a clock was set back. They are left out until it has caught up.
+-- Times in the future are ignored until the clock has reached them, because the clock was set back.
 create function public.fn_iu_route_worker_health(p_worker_name text)
 returns jsonb
 language plpgsql
@@ -865,7 +883,7 @@ begin
                                   'reasons', jsonb_build_array('worker is not registered'), 'warnings', v_warnings);
     end if;
 
-    -- 010 may be absent; then the cursor alone tells when somebody last ran.
+    -- 010 may be absent; then only the cursor tells when the worker last ran.
     if to_regclass('public.iu_consumer_heartbeat') is not null then
         select h.beat_at, h.cadence_seconds, h.state, h.state_detail, h.polling_why
           into v_beat, v_cadence, v_state, v_detail, v_polling
@@ -890,12 +908,12 @@ begin
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     select b.backlog, b.oldest_created_at into v_backlog, v_oldest
       from public.v_iu_event_backlog b where b.worker_name = p_worker_name;
-    -- created_at is what the writer says; for "since when does it wait" the future is now.
+    -- created_at is set by the producer; a time in the future counts as now.
     v_waiting := extract(epoch from v_now - least(v_oldest, v_now));
     select count(*) into v_dead
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
-    -- 014 may be absent, too.
+    -- 014 may be absent.
     if to_regclass('public.v_iu_audit') is not null then
         select a.missing into v_missing from public.v_iu_audit a where a.worker_name = p_worker_name;
     end if;
@@ -908,7 +926,7 @@ begin
     if found then
         v_reasons := v_reasons || ('a consumer at ' || v_site || ' may not deliver: is this database a copy?');
     end if;
-    -- 013 may be absent, too.
+    -- 013 may be absent.
     if to_regprocedure('public.fn_iu_lease_holders(integer,text)') is not null then
         select count(*), string_agg(h.words, '; ') into v_strangers, v_stranger
           from public.fn_iu_lease_holders(726003, p_worker_name) h where h.stranger;
@@ -930,19 +948,19 @@ begin
         v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
                                            'silent, and no clock tells since when');
     end if;
-    -- A run, even one that finds nothing, is recorded at least once a cadence. An event that commits late looks old at
-    -- once, but then there was a run a moment ago.
+    -- A run is recorded at least once in a cadence, even if it finds nothing. An event that commits late looks old at
+    -- once, but then a run was recorded a moment ago.
     if v_gate and v_master and v_backlog > 0 and v_waiting > v_cadence and coalesce(v_unrun > 1.5 * v_cadence, true) then
         v_reasons := v_reasons || (v_backlog || ' event(s) wait, the oldest for ' || round(v_waiting::numeric)
                                    || ' s, and nobody routes them');
     end if;
 
-    -- 018 may be absent, too.
+    -- 018 may be absent.
     if v_gate and to_regprocedure('public.fn_iu_progress_missing(text)') is not null then
         v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
     end if;
 
-    -- 020 may be absent, too.
+    -- 020 may be absent.
     if v_gate and v_master and to_regprocedure('public.fn_iu_delivery_progress_missing(text)') is not null then
         v_reasons := v_reasons || public.fn_iu_delivery_progress_missing(p_worker_name);
     end if;
@@ -960,7 +978,7 @@ begin
         v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
                                                        'detail', 'iu-listen audit');
     end if;
-    -- 012 may be absent, too.
+    -- 012 may be absent.
     if to_regclass('public.iu_delivery_unusable') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', 'no_target', 'figure', 1, 'detail', u.route_code || ': ' || u.why)
@@ -970,7 +988,7 @@ begin
           join public.iu_outbound_route r on r.route_code = u.route_code
          where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
     end if;
-    -- 019 may be absent, too.
+    -- 019 may be absent.
     if to_regclass('public.iu_delivery_breaker') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,
@@ -1018,5 +1036,5 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_worker_health(text) is
-    'Could this worker do its work (healthy, with reasons when not), what it is like (condition), and what else should '
-    'be known (warnings).';
+    'The health of a worker: healthy (with reasons if false), condition (its state in one word), and warnings (other '
+    'facts for an operator).';

@@ -1,29 +1,30 @@
--- How large a page may be, and what is known of a batch that failed: whoever ran it notes that here, in a transaction of
--- its own, before the next one.
+-- The size of a page, and the handling of failed batches: the caller of a failed batch records the failure here, in a
+-- transaction of its own, before the next batch.
 --
--- A batch fails whole where an event, or what its routes do, makes a statement raise an error that no savepoint may
--- hold (a serialization failure, a system error, a time-out), end the server process, or take longer than its deadline.
--- Repeated as it was it would fail for ever. So the cursor remembers failures (008), and the batch (009) obeys:
+-- A batch fails as a whole if an event, or the work of its routes, makes a statement raise an error that no savepoint
+-- can contain (a serialization failure, a system error, a time-out), ends the server process, or takes longer than the
+-- deadline. If it were repeated unchanged, it would fail forever. So the cursor stores the failures (008), and the
+-- batch (009) takes them into account:
 --
---   no failure -- one is noted --> a page of n events failed: the next page takes half of them
---        ^                              | a page succeeds: it was one of the others     (failed_events counts down)
+--   no failure -- recorded -> a page of n events failed: the next page takes half of them
+--        ^                              | a page succeeds: the event is one of the others   (failed_events counts down)
 --        |                              v a page of one event fails, or the error names the event
---        |                         the event is known: what comes before it is routed first, then it alone
+--        |                         the event is known: the events before it are routed first, then it alone
 --        |                              | 5 failures alone
 --        |                              v
---        +-- the event succeeds, or becomes a dead letter: by the route that raised, else by all its routes
+--        +-- the event succeeds, or becomes a dead letter: of the route that raised, otherwise of all its routes
 --
--- A batch that ran out of time counts for 3 failures, because each costs a deadline; and it halves page_limit, which
+-- A batch that timed out counts as 3 failures, because each costs a whole deadline. It also halves page_limit, which
 -- grows again with every full page that takes less than two seconds.
 --
--- Nothing is written here while batches succeed. A failure that no event caused (a restart of the server) costs a few
--- smaller pages.
+-- Nothing is written here while batches succeed. A failure that no event has caused (for example a restart of the
+-- server) costs a few smaller pages.
 --
 -- needs: 008, 009
 -- locks: nothing that exists
 
--- A page is bounded by events, and what it costs are attempts, one for each route of an event. Where events go to more
--- than ten routes the page is shorter: it is not left to a deadline to find out how much shorter.
+-- A page is limited in events, but its cost is its attempts, one for each route of an event. If events go to more than
+-- ten routes, the page is shortened in advance, before a deadline is exceeded.
 create function public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer)
 returns integer
 language sql
@@ -40,8 +41,8 @@ select greatest(1, count(*) filter (where p.attempts <= p_batch_limit::bigint * 
             on r.event_type = k.event_type and r.event_stream = k.event_stream) p
 $$;
 comment on function public.fn_iu_route_page(text, text[], text[], integer) is
-    'How many of these events may be on one page: no more than there are ten attempts for each event that the caller '
-    'asks for.';
+    'How many of these events fit on one page: at most ten attempts for each event of p_batch_limit, and at least one '
+    'event.';
 
 create function public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[])
 returns public.iu_outbound_route[]
@@ -58,8 +59,8 @@ select array_agg(x.route) filter (where x.enabled or x.n = 1)
           join kinds k on k.event_type = r.event_type and k.event_stream = r.event_stream) x
 $$;
 comment on function public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[]) is
-    'Of these routes those that events of these types and streams can take, and of the disabled ones at least one for each '
-    'type and stream: it tells route_disabled from no_route.';
+    'Of these routes, those that events of these types and streams can take; of the disabled ones at least one for '
+    'each type and stream, to tell route_disabled from no_route.';
 
 create function public.fn_iu_route_worker_failed(
     p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean default false,
@@ -104,8 +105,8 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text) is
-    'Notes that a batch of at most so many events failed, why, whether it ran out of time, and by which event and route '
-    'where its error named them. The next batches look for the event, and give it up when it fails alone.';
+    'Records that a batch of at most p_batch_limit events failed, with the error, whether it timed out, and the event '
+    'and route that the error named. The following batches isolate the event, and give it up if it fails alone.';
 
 create function public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer)
 returns uuid[]
@@ -133,4 +134,4 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer) is
-    'The events of the next page of a cursor, in order. For what happens seldom: it sorts all that is unread.';
+    'The events of the next page of a cursor, in order. For rare use: it sorts all unread events.';

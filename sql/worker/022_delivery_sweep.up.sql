@@ -1,23 +1,23 @@
--- The sweep: finds deliveries that the position of their route has passed and that may go on by now.
+-- The sweep: finds deliveries that the position of their route has passed and that may go on.
 --
--- Taking (020) reads deliveries that were never attempted by their ids, from a position that only goes forward. Three
--- kinds of deliveries lie before it:
+-- fn_iu_delivery_take (020) reads deliveries that were never attempted by their ids, from a position that only goes
+-- forward. Three kinds of deliveries lie before it:
 --
---   what                                        how it is found
+--   kind of delivery                            how it is found
 --   it waits for an earlier one of its subject  the consumer asks for its subject when it has settled the earlier one
---   the same, but the earlier one was ended by  the sweep: the first delivery of each subject
---   a cancel or by another worker
---   the position passed it without a look,      the sweep: the first delivery of each subject, and deliveries that
---   because nearly all around it waited         have no subject
+--   it waited for an earlier one that a cancel  the sweep: the first delivery of each subject
+--   or another worker has ended
+--   the position passed it unread, because      the sweep: the first delivery of each subject, and deliveries that
+--   nearly all rows around it waited            have no subject
 --
--- The first deliveries of subjects are found by a loose index scan: one search of (route_code, subject_key, id) a subject,
--- however many deliveries wait behind it. Deliveries without a subject are in no such index; they are found by id, once
--- after the position has passed some.
+-- The first deliveries of subjects are found by a loose index scan: one search of (route_code, subject_key, id) for
+-- each subject, however many deliveries wait behind it. Deliveries without a subject are not in that index; they are
+-- found by id, once after the position has passed rows unread.
 --
--- Each question reads a bounded part and answers where the next one goes on: at most 500 subjects, and for some
--- milliseconds. Deleted rows that vacuum may not remove yet are read as well, and a LIMIT does not count them. So one
--- thousandth of all keys (they are hashes) is searched first, then four times as many, and so on; ids are searched in
--- parts of 10 000; and the clock is looked at between two parts.
+-- Each call reads a bounded part and answers where the next call continues: at most 500 subjects, for a few
+-- milliseconds. Deleted rows that vacuum cannot remove yet are read as well, and a LIMIT does not count them. Therefore
+-- one thousandth of all keys (they are hashes) is searched first, then four times as many, and so on; ids are searched
+-- in parts of 10 000; and the elapsed time is checked between two parts.
 --
 -- needs: 008, 012
 -- locks: nothing that exists
@@ -78,8 +78,8 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_sweep(text, text, bigint, bigint) is
-    'Subjects of a route, from a key on, whose first delivery waits for nothing and is not beyond the position; and the key '
-    'from which to go on (null: all were looked at).';
+    'Subjects of a route, from p_key on, whose first delivery may go on and is not beyond the position p_after; and '
+    'the key from which the next call continues (null: all subjects were searched).';
 
 create function public.fn_iu_delivery_seek(
     p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, out first bigint, out behind bigint)
@@ -110,5 +110,5 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_seek(text, text, bigint, bigint) is
-    'The first delivery of a route without a subject that was never attempted, beyond p_behind and up to the position; and '
-    'the id beyond which to go on (null: it was found, or there is none).';
+    'The first delivery of a route that has no subject and was never attempted, beyond p_behind and up to the '
+    'position p_after; and the id beyond which the next call continues (null: one was found, or there is none).';

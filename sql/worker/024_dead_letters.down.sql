@@ -1,10 +1,10 @@
--- Takes away what cancels, replays and resolves in parts. Deliveries and dead letters stay as they are.
+-- Drops the functions that cancel, replay and resolve in parts. Deliveries and dead letters stay unchanged.
 --
 -- loses: nothing
 -- refuses: never
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_dead_letters_resolve(uuid[], text, text);
 drop function if exists public.fn_iu_dead_letters_replay(
     text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer);

@@ -1,24 +1,24 @@
--- Many deliveries and many dead letters at once: cancel, replay, resolve.
+-- Cancelling many deliveries, and replaying and resolving many dead letters.
 --
--- Each function does one bounded part in its own transaction and answers where that ended; the caller asks again from
--- there. So progress can be shown, an interrupt leaves the rest as it is, and no part holds a lock for longer than a
--- second.
+-- Each function handles one bounded part in its own transaction and answers where that part ended; the caller continues
+-- from there. So progress can be shown, an interruption leaves the rest unchanged, and no part holds a lock for longer
+-- than a second.
 --
 -- Lock order, for every function that locks rows of more than one of these tables (docs/why/delivery.md):
 --
---   iu_delivery_lease -> iu_route_worker_cursor -> iu_outbound_route -> iu_delivery_breaker -> iu_route_delivery (by id)
---     -> iu_route_dead_letter -> iu_route_attempt
+--   iu_delivery_lease -> iu_route_worker_cursor -> iu_outbound_route -> iu_delivery_breaker
+--     -> iu_route_delivery (by id) -> iu_route_dead_letter -> iu_route_attempt
 --
--- Whoever settles begins with the lease. A part that takes many deliveries or many dead letters of queued routes locks
--- the lease as well, so it never meets a settlement half way.
+-- A settlement locks the lease first. A part that changes many deliveries, or many dead letters of queued routes, also
+-- locks the lease, so it never runs at the same time as a settlement.
 --
 -- needs: 008, 009, 011, 012, 019
 -- locks: nothing that exists
 
 -- Cancel -------------------------------------------------------------------------------------------------
 
--- Nothing is lost: each delivery becomes a dead letter, which says who cancelled it and why. Only of a route that is held:
--- what is under way cannot be called back.
+-- Nothing is lost: each delivery becomes a dead letter that records the actor and the reason. Only deliveries of a
+-- paused route can be cancelled, because an in-flight call cannot be undone.
 create function public.fn_iu_delivery_cancel(
     p_route_code text, p_event_ref uuid, p_why text, p_actor text default session_user,
     p_after bigint default 0, p_until bigint default null, p_limit integer default 1000)
@@ -51,7 +51,8 @@ begin
         end if;
     end if;
 
-    -- Beyond where the part before ended: what that deleted is not read again, however long vacuum is held back.
+    -- Starts after the end of the previous part, so the rows that it deleted are not read again, however long vacuum is
+    -- delayed.
     v_ids := array(select d.id
                      from public.iu_route_delivery d
                     where d.route_code = p_route_code and d.id > p_after and (p_until is null or d.id <= p_until)
@@ -77,7 +78,7 @@ begin
                failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
         returning attempt_no
     ), written as (
-        -- The count makes every dead letter come before the first attempt.
+        -- The subquery makes every dead letter come before the first attempt.
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
              route_count, traceparent, batch_xact_id)
@@ -93,12 +94,12 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer) is
-    'Ends deliveries of a route that is held, those of one event or the next p_limit after p_after: each becomes a dead '
-    'letter. Answers how many, where it ended, and whether there may be more.';
+    'Ends deliveries of a paused route, those of one event or the next p_limit after p_after: each becomes a dead '
+    'letter. Answers the number, where the part ended, and whether there may be more.';
 
--- Which ones ---------------------------------------------------------------------------------------------
+-- Selection ----------------------------------------------------------------------------------------------
 
--- The plan depends on which filters are given, so it is made for each call.
+-- The best plan depends on the filters that are given, so it is made for each call.
 create function public.fn_iu_dead_letters_open(
     p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text,
     p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer)
@@ -128,12 +129,13 @@ end
 $$;
 comment on function public.fn_iu_dead_letters_open(
     text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer) is
-    'Open dead letters that these filters let through (null: any), the oldest first, after one and until a moment.';
+    'Ids of open dead letters that pass the filters (null: any), oldest first, after (p_after_at, p_after_id) and up '
+    'to p_until.';
 
 -- Replay -------------------------------------------------------------------------------------------------
 
--- Those of a route that queues go on their way in one statement. All others are decided one by one, by the replay of 009,
--- until a second is over.
+-- Dead letters of a route that queues are queued in one statement. All others are decided one by one, by the replay of
+-- 009, until one second has passed.
 create function public.fn_iu_dead_letters_replay(
     p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text, p_actor text,
     p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer default 1000)
@@ -191,8 +193,8 @@ end
 $$;
 comment on function public.fn_iu_dead_letters_replay(
     text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer) is
-    'Replays the next dead letters of a route that these filters let through. Answers how many with which answer, and '
-    'where it ended.';
+    'Replays the next dead letters of a route that pass the filters. Answers the number for each result, and where '
+    'the part ended.';
 
 create function public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text)
 returns integer
@@ -213,7 +215,7 @@ begin
            and not exists (select from public.iu_route_delivery x
                             where x.event_ref = d.event_ref and x.route_code || '' = d.route_code)
     ), turns as (
-        -- Of a subject one is due, where none waits already.
+        -- One dead letter of each subject is due, unless a delivery of that subject waits already.
         select d.*, case when lag(d.subject_key) over (partition by d.route_code, d.subject_key order by d.created_at, d.id)
                               is not null
                            or d.subject_key = (select x.subject_key
@@ -245,7 +247,8 @@ begin
 end
 $$;
 comment on function public.fn_iu_dead_letters_queue(uuid[], boolean, text) is
-    'Queues dead letters, which the caller has locked, for delivery; but those that are on their way already. How many.';
+    'Queues dead letters, which the caller has locked, for delivery, except those whose delivery is pending already. '
+    'Answers the number.';
 
 -- Resolve ------------------------------------------------------------------------------------------------
 
@@ -265,7 +268,7 @@ begin
     end if;
     perform from public.iu_delivery_lease l order by l.worker_name for update;
     perform from public.iu_route_dead_letter d where d.id = any (p_ids) order by d.created_at, d.id for update;
-    -- What is on its way resolves its dead letter by arriving: delivery cancel comes first.
+    -- A pending delivery resolves its dead letter when it arrives, so it has to be cancelled (delivery cancel) first.
     update public.iu_route_dead_letter d
        set resolved_at = clock_timestamp(), resolution = 'resolved by ' || p_actor || ': ' || p_why
      where d.id = any (p_ids) and d.resolved_at is null
@@ -276,4 +279,5 @@ begin
 end
 $$;
 comment on function public.fn_iu_dead_letters_resolve(uuid[], text, text) is
-    'Resolves dead letters without a replay, and says who and why; but those that are on their way again. How many.';
+    'Resolves dead letters without a replay, and records the actor and the reason; skips those whose delivery is '
+    'pending. Answers the number.';
