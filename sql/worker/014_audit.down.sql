@@ -1,10 +1,10 @@
--- Takes the audit of completeness away.
+-- Drops the completeness check.
 --
--- loses: the results of the audits, the list of what is missing, and what was accepted as missing
+-- loses: the results of the checks, the list of incomplete events, and which of them were accepted
 -- refuses: never
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_audit_repair(text, integer);
 drop function if exists public.fn_iu_audit_page(text, integer, bigint);
 drop function if exists public.fn_iu_audit_confirm(text);

@@ -1,4 +1,4 @@
--- Is everything there? The audit of completeness: every event behind a cursor has its attempts.
+-- The completeness check (command: audit): every event before a cursor must have its attempts.
 --
 -- needs: 006, 007, 008, 013
 -- locks: nothing that exists
@@ -28,29 +28,38 @@ create table public.iu_audit (
     constraint iu_audit_pkey primary key (worker_name),
     constraint iu_audit_pos_chk check ((pos_seq is null) = (pos_id is null) and (started_at is not null or pos_seq is null))
 )
--- The row is updated by every page; room on the page keeps those updates HOT.
+-- Every page updates the row; free space in the block keeps those updates HOT.
 with (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
-comment on table public.iu_audit is 'The audit of each worker: the pass that is running, and the last one that ended.';
+comment on table public.iu_audit is
+    'The completeness check of each worker: the running pass, and the last one that ended.';
 comment on column public.iu_audit.worker_name is 'Name of the worker.';
-comment on column public.iu_audit.pass is 'Number of the pass that is running, else of the last one.';
-comment on column public.iu_audit.started_at is 'When the running pass began. Null: none is running.';
-comment on column public.iu_audit.pos_seq is 'event_seq of the last event that the running pass has looked at.';
-comment on column public.iu_audit.pos_id is 'Id of that event.';
-comment on column public.iu_audit.from_seq is 'Lowest event_seq when the running pass began.';
-comment on column public.iu_audit.until_seq is 'Highest event_seq when the running pass began: there it ends.';
-comment on column public.iu_audit.walked is 'True: the running pass has looked at every event, and has only to confirm what seemed to be missing.';
-comment on column public.iu_audit.checked is 'Events behind the cursor that the running pass has looked at.';
-comment on column public.iu_audit.suspects is 'Events that seem to be incomplete since the last confirmation.';
-comment on column public.iu_audit.missing is 'Incomplete events at the last confirmation, those that were accepted left out.';
-comment on column public.iu_audit.near is 'Block of iu_route_attempt near which the attempts of the next page are expected.';
-comment on column public.iu_audit.width is 'Over how many blocks the attempts of 1 000 events reach there.';
-comment on column public.iu_audit.codes is 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
-comment on column public.iu_audit.paged_at is 'When the last page was looked at. Null: none ever was.';
-comment on column public.iu_audit.finished_at is 'When the last pass ended. Null: none ever did.';
-comment on column public.iu_audit.last_checked is 'Events that the last pass looked at.';
-comment on column public.iu_audit.last_seconds is 'How long the last pass took, its pauses included.';
-comment on constraint iu_audit_pkey on public.iu_audit is 'One audit a worker.';
+comment on column public.iu_audit.pass is 'Number of the running pass, otherwise of the last one.';
+comment on column public.iu_audit.started_at is 'Time at which the running pass began. Null: none is running.';
+comment on column public.iu_audit.pos_seq is
+    'event_seq of the last event that the running pass has checked. Null: none yet.';
+comment on column public.iu_audit.pos_id is 'Id of the last event that the running pass has checked. Null: none yet.';
+comment on column public.iu_audit.from_seq is 'Lowest event_seq at the beginning of the running pass.';
+comment on column public.iu_audit.until_seq is
+    'Highest event_seq at the beginning of the running pass; the pass ends there.';
+comment on column public.iu_audit.walked is
+    'True: the running pass has checked every event, and only has to confirm the suspected ones.';
+comment on column public.iu_audit.checked is 'Events before the cursor that the running pass has checked.';
+comment on column public.iu_audit.suspects is 'Events that were found to lack attempts since the last confirmation.';
+comment on column public.iu_audit.missing is
+    'Incomplete events at the last confirmation, without those that were accepted.';
+comment on column public.iu_audit.near is
+    'Block of iu_route_attempt near which the attempts of the next page are expected.';
+comment on column public.iu_audit.width is
+    'Number of blocks over which the attempts of 1 000 events are spread near that block.';
+comment on column public.iu_audit.codes is
+    'Every route code that a pass has met, including deleted routes. Attempts are found by keys made of these codes.';
+comment on column public.iu_audit.paged_at is 'Time at which the last page was checked. Null: none ever was.';
+comment on column public.iu_audit.finished_at is 'Time at which the last pass ended. Null: none ever did.';
+comment on column public.iu_audit.last_checked is 'Events that the last ended pass checked. Null: no pass has ended.';
+comment on column public.iu_audit.last_seconds is
+    'Duration of the last ended pass in seconds, with its pauses. Null: no pass has ended.';
+comment on constraint iu_audit_pkey on public.iu_audit is 'A worker has one completeness check.';
 comment on constraint iu_audit_pos_chk on public.iu_audit is 'A position exists only in a running pass.';
 
 create table public.iu_audit_missing (
@@ -67,33 +76,40 @@ create table public.iu_audit_missing (
 );
 
 comment on table public.iu_audit_missing is
-    'Events behind the cursor of a worker that lack attempts. A row goes when its event is complete, or is gone itself.';
+    'Events before the cursor of a worker that lack attempts. A row is deleted when its event is complete, or is no '
+    'longer in the outbox.';
 comment on column public.iu_audit_missing.worker_name is 'Name of the worker.';
-comment on column public.iu_audit_missing.event_ref is 'The event. No foreign key: the log may be pruned.';
-comment on column public.iu_audit_missing.found is 'First attempts that it has.';
-comment on column public.iu_audit_missing.wanted is 'First attempts that it should have.';
-comment on column public.iu_audit_missing.found_at is 'When an audit first noticed.';
-comment on column public.iu_audit_missing.confirmed_at is 'When that was last confirmed. Null: a suspicion.';
+comment on column public.iu_audit_missing.event_ref is
+    'Id of the event. Without a foreign key, because retention may delete the event.';
+comment on column public.iu_audit_missing.found is 'First attempts that the event has. Null: not confirmed yet.';
+comment on column public.iu_audit_missing.wanted is
+    'First attempts that the event should have. Null: not confirmed yet.';
+comment on column public.iu_audit_missing.found_at is 'Time at which a pass first suspected the event.';
+comment on column public.iu_audit_missing.confirmed_at is
+    'Time of the last confirmation. Null: the event is only suspected.';
 comment on column public.iu_audit_missing.restamped_at is
-    'When it was put before the cursor again, to be decided once more. Null: never, or judged since.';
-comment on column public.iu_audit_missing.accepted_at is 'When somebody took it as it is: it is listed, and alarms no more.';
-comment on constraint iu_audit_missing_pkey on public.iu_audit_missing is 'An event is missing once.';
+    'Time at which the event got a new position after the cursor, to be decided again. Null: never, or it was '
+    'confirmed again since.';
+comment on column public.iu_audit_missing.accepted_at is
+    'Time at which the incomplete event was accepted: it is still listed, and raises no alarm. Null: it is not '
+    'accepted.';
+comment on constraint iu_audit_missing_pkey on public.iu_audit_missing is 'A worker lists an event once.';
 
 -- Confirm ------------------------------------------------------------------------------------------------
 
--- The walk finds attempts by keys that it builds; whoever it suspects is judged here, by the event itself, in one
--- reading of the audit: there is no index on event_ref, and one would cost every batch. Attempts are never taken away
--- by us, so what an event had when it was suspected is visible now.
+-- A pass finds attempts by keys that it builds. This function judges the suspected events by their event_ref, in one
+-- scan of iu_route_attempt: there is no index on event_ref, because it would cost every batch. The package never
+-- deletes the attempts of such an event, so the attempts that existed when the event was suspected are visible now.
 --
--- An event is complete when it has as many first attempts as its decision consisted of; at least one where that was
--- not counted. A dead letter stands for an attempt that could not be written (attempt_no 0), a delivery for one that is
--- still to come.
+-- An event is complete when it has as many first attempts as its decision consisted of (route_count), and at least one
+-- if that was not counted. A dead letter with attempt_no 0 replaces an attempt that could not be written; a pending
+-- delivery with attempt_no 1 replaces an attempt that is still to come.
 create function public.fn_iu_audit_confirm(p_worker_name text)
 returns jsonb
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set row_security = off
--- fn_iu_audit_page, which calls this, wants them otherwise; and one of them changes midway.
+-- fn_iu_audit_page, which calls this function, has other values for these; and one of them is changed below.
 set plan_cache_mode = force_custom_plan
 set enable_seqscan = on
 set enable_bitmapscan = on
@@ -116,7 +132,8 @@ begin
       left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
      where m.worker_name = p_worker_name and m.accepted_at is null;
 
-    -- Few suspects or many: the audit is read once, against a hash of them, and never once for each.
+    -- Whether there are few suspects or many, iu_route_attempt is read once, against a hash of them, and never once for
+    -- each.
     perform set_config('enable_nestloop', 'off', true);
     with suspects as materialized (
         select s.event_ref, s.gone, s.consumed from unnest(v_refs, v_gone, v_consumed) s(event_ref, gone, consumed)
@@ -160,27 +177,28 @@ begin
 end
 $$;
 comment on function public.fn_iu_audit_confirm(text) is
-    'Judges every event that is listed as missing by the audit itself: what is complete, or gone, is struck off. Reads '
-    'the whole audit once.';
+    'Judges each listed event of a worker by its attempts, in one scan of iu_route_attempt: removes events that are '
+    'complete or deleted, and confirms the others. Answers the number of incomplete events, and the route codes that '
+    'it met.';
 
--- Walk ---------------------------------------------------------------------------------------------------
+-- Pass ---------------------------------------------------------------------------------------------------
 --
--- A pass goes through the log in order of event_seq, from the lowest to the highest number that there is when it
--- begins, a page at a time; where it is stands in iu_audit, so a pass survives whoever runs it. Each page is one
--- statement, so cursor and attempts are seen at one moment: a decision commits both, and nothing in flight is missing.
--- An event with a low number that commits behind the position is the next pass's.
+-- A pass reads the outbox in the order of event_seq, one page at a time, from the lowest to the highest number at its
+-- beginning. Its position is stored in iu_audit, so a pass survives the end of its caller. Each page is one statement,
+-- so the cursor and the attempts are seen at one moment: a decision commits both, so no event that is being decided
+-- appears to be incomplete. An event with a low number that commits behind the position is left to the next pass.
 --
---   * Attempts are written in about the order in which events are read. So those of a page are looked for in a few
---     blocks of the audit, near those of the page before it: read in one go, that is ten times as fast as by key.
---     Only a guess: where it fails, events are looked up one by one through iu_route_attempt_key_unique, by every
---     route that any pass has ever met, and the next guess begins there.
---   * Whoever is short then is suspected, and confirmed at the end of the pass: one reading of the audit for all of
---     them. If they are many it comes earlier, because a route that is gone, and that no pass has met, would have
---     all its events suspected; the confirmation learns its name. Groups grow with what is confirmed, so a real
---     disaster is confirmed a few times and not a thousand times.
---   * p_pass says which pass is meant: null goes on with the one that is running, or begins one; 0 begins one in any
---     case; a number goes on with that one only. So two who audit at once share the work, and one who begins anew is
---     not mistaken for the other.
+--   * Attempts are written in about the order in which events are read. So the attempts of a page are expected in a few
+--     blocks of iu_route_attempt near those of the previous page; reading these blocks at once is much faster than
+--     searching by key. This is a guess. If it fails, the events are looked up one by one through
+--     iu_route_attempt_key_unique, by every route code that any pass has met, and the next guess starts there.
+--   * An event with too few attempts is then suspected, and confirmed at the end of the pass, in one scan for all. If
+--     there are many, the confirmation comes earlier: a deleted route that no pass has met would make all its events
+--     suspected, and the confirmation learns its code. The groups grow with the number of confirmed events, so many
+--     incomplete events are confirmed a few times, not a thousand times.
+--   * p_pass names the pass: null continues the running pass, or begins one; 0 always begins one; a number continues
+--     only the pass with that number. So two concurrent callers share the work, and a caller that begins a new pass is
+--     not confused with the other one.
 create function public.fn_iu_audit_page(
     p_worker_name text, p_limit integer default 5000, p_pass bigint default null)
 returns jsonb
@@ -223,13 +241,13 @@ begin
         raise exception 'worker % is not registered', p_worker_name
             using errcode = 'no_data_found', hint = 'Registered workers: iu-listen cursor show';
     end if;
-    -- A cursor that is not believed tells nothing about what is behind it.
+    -- A cursor that is not believed says nothing about the events before it.
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     if v_refusal is not null then
         return jsonb_build_object('status', 'refused', 'reason', v_refusal, 'worker_name', p_worker_name);
     end if;
 
-    -- One at a time: whoever calls next goes on where this page ends.
+    -- One caller at a time; the next one continues where this page ends.
     insert into public.iu_audit (worker_name) values (p_worker_name) on conflict (worker_name) do nothing;
     select x.* into a from public.iu_audit x where x.worker_name = p_worker_name for update;
     if p_pass > 0 and p_pass <> a.pass then
@@ -245,7 +263,7 @@ begin
         a.suspects := 0;
         a.near := 0;
         a.width := 125;
-        -- What older passes found missing is asked about again: it may be complete by now.
+        -- Events that earlier passes found incomplete are confirmed again, because they may be complete now.
         select count(*) into a.missing
           from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
         select o.event_seq into a.from_seq from public.event_outbox o
@@ -258,7 +276,7 @@ begin
                      union select '(none)');
 
     if a.started_at is null then
-        -- Somebody else has ended the pass that is meant.
+        -- Another caller has ended this pass.
         null;
     elsif not a.walked and a.suspects < 10000 + a.missing then
         v_from := format('(%s,0)', greatest(a.near - 4, 0));
@@ -319,8 +337,8 @@ begin
             a.suspects := a.suspects + v_added;
         end if;
 
-        -- Where the attempts of the next page are likely to be, and how far they reach: pages differ in size, because
-        -- whoever calls may want other ones than who called before.
+        -- The blocks in which the attempts of the next page are expected, and their number. Page sizes differ, because
+        -- each caller chooses its own.
         if v_place is not null then
             v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
             a.near := a.near + v_step;
@@ -364,17 +382,17 @@ begin
 end
 $$;
 comment on function public.fn_iu_audit_page(text, integer, bigint) is
-    'Looks whether the next page of events behind a worker''s cursor have their attempts, and remembers where it is. '
-    'Answers walking, confirming, passed (the pass has ended), superseded (another one was begun) or refused (the '
-    'cursor is not believed).';
+    'Checks whether the next page of events before a worker''s cursor have their attempts, and stores the position. '
+    'Answers the status: walking, confirming, passed (the pass has ended), superseded (another pass was begun) or '
+    'refused (the cursor is not believed).';
 
--- What is missing, and what would come of it -------------------------------------------------------------
+-- Incomplete events, and the effect of a new decision ----------------------------------------------------
 
 create view public.v_iu_audit_missing as
 select m.worker_name, m.event_ref, o.event_domain, o.event_type, o.event_stream, o.event_seq, m.found, m.wanted,
        m.found_at, m.restamped_at, m.accepted_at,
        not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id) as waiting,
-       -- Would a decision of today write an attempt that is not there?
+       -- Whether a decision made now would write an attempt that is missing.
        exists (
            select from (select r.route_code
                           from public.iu_outbound_route r
@@ -393,8 +411,8 @@ select m.worker_name, m.event_ref, o.event_domain, o.event_type, o.event_stream,
   join public.event_outbox o on o.id = m.event_ref
  where m.confirmed_at is not null;
 comment on view public.v_iu_audit_missing is
-    'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided once '
-    'more, and whether a decision of today would write what they lack.';
+    'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided again, '
+    'and whether a decision made now would write the missing attempts.';
 
 create view public.v_iu_audit as
 select c.worker_name, a.finished_at, a.last_checked as checked, a.last_seconds as seconds, m.missing, m.accepted,
@@ -407,18 +425,18 @@ select c.worker_name, a.finished_at, a.last_checked as checked, a.last_seconds a
          from public.iu_audit_missing x
         where x.worker_name = c.worker_name and x.confirmed_at is not null) m;
 comment on view public.v_iu_audit is
-    'The last audit of each worker: when it ended, how many events it looked at, how many lack attempts; and the one '
-    'that is running.';
+    'The last completeness check of each worker: when it ended, how many events it checked, and how many lack '
+    'attempts; and the running one.';
 
 -- Repair -------------------------------------------------------------------------------------------------
 
--- An event that lacks an attempt gets a new position, as if it were written now: so it lies before every cursor of its
--- domain, and is decided in the ordinary way. Keys suppress what was decided already. In order of the old positions, so
--- that the events of a subject keep their order among themselves; they come after those of their subject that were
--- not missing (docs/why/audit.md).
+-- An event that lacks an attempt gets a new position, as if it were written now. So it lies after every cursor of its
+-- domain and is decided in the ordinary way; idempotency keys suppress the decisions that were already made. The events
+-- are repaired in the order of their old positions, so the events of a subject keep their order among themselves, but
+-- come after those events of the subject that were not missing (docs/why/audit.md).
 --
--- Where a decision of today would write nothing new, because a route is disabled or gone, a new position would change
--- nothing, now or ever. Such an event is accepted as it is.
+-- If a decision made now would write no new attempt, because a route is disabled or deleted, a new position would have
+-- no effect. Such an event is accepted as it is.
 create function public.fn_iu_audit_repair(p_worker_name text, p_limit integer default 1000)
 returns jsonb
 language plpgsql
@@ -438,7 +456,7 @@ begin
     for v_event in
         select v.event_ref, v.repairable
           from public.v_iu_audit_missing v
-         -- What was moved already may have been decided since: it is for the next confirmation to say.
+         -- An event that was moved already may have been decided since; the next confirmation decides.
          where v.worker_name = p_worker_name and v.accepted_at is null and v.restamped_at is null and not v.waiting
          order by v.event_seq, v.event_ref
          limit p_limit
@@ -457,7 +475,7 @@ begin
             v_accepted := v_accepted + 1;
         end if;
     end loop;
-    -- An update does not ring the bell, and a sleeping consumer would take these for a lost wake-up.
+    -- An update does not ring the bell, and an idle consumer would report these events as a lost notification.
     if v_restamped > 0 and pg_notification_queue_usage() < 0.5 then
         perform pg_notify('iu_event_outbox', '');
     end if;
@@ -465,5 +483,5 @@ begin
 end
 $$;
 comment on function public.fn_iu_audit_repair(text, integer) is
-    'Puts events that lack attempts before the cursor again, the next few of them in order; accepts those that no '
-    'decision of today could complete.';
+    'Gives the next p_limit events that lack attempts a new position after the cursor, in order; accepts those that a '
+    'decision made now could not complete. Answers both numbers, and whether there may be more.';

@@ -1,8 +1,8 @@
--- Takes retention away. What it has removed stays removed.
+-- Drops retention. Deleted rows stay deleted.
 --
--- loses: the policies, and the counts of what was removed
+-- loses: the policies, and the counts of deleted rows
 -- refuses: while a policy is enabled
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 begin
@@ -15,7 +15,7 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_retention_plan(interval, text[]);
 drop function if exists public.fn_iu_retention_run(text, integer, interval, jsonb);
 drop function if exists public.fn_iu_retention_domains(timestamptz);

@@ -1,12 +1,13 @@
--- Retention: what may leave the log and the audit, by policy. Every policy is off until somebody sets it.
+-- Retention: deletes old events, attempts and dead letters by policy. Every policy is disabled until an operator
+-- enables it.
 --
 -- needs: 005, 006, 008, 013, 014
 -- locks: nothing that exists
 
 -- Policies -----------------------------------------------------------------------------------------------
 
--- A table and not keys of dot_config: an interval that PostgreSQL has parsed can hold no nonsense, and whoever may set
--- a policy need not be given every other setting of the house.
+-- A table instead of keys in dot_config: an interval that PostgreSQL has parsed is always valid, and the right to set a
+-- policy does not include the right to change other settings.
 create table public.iu_retention_policy (
     what         text         not null,
     keep         interval     not null,
@@ -20,43 +21,51 @@ create table public.iu_retention_policy (
     constraint iu_retention_policy_what_chk check (what in ('events', 'attempts', 'dead_letters')),
     constraint iu_retention_policy_keep_positive check (keep > '0')
 );
-comment on table public.iu_retention_policy is 'How long what is kept. One row each; nothing goes while it is not enabled.';
-comment on column public.iu_retention_policy.what is 'events, attempts or dead_letters.';
-comment on column public.iu_retention_policy.keep is 'What is younger stays. What is older goes, unless somebody still needs it.';
-comment on column public.iu_retention_policy.enabled is 'False: a run leaves it alone.';
-comment on column public.iu_retention_policy.updated_at is 'When the policy was last set.';
-comment on column public.iu_retention_policy.last_run_at is 'When a run last did something about it, or found nothing to do.';
-comment on column public.iu_retention_policy.last_gone is 'How many rows that run removed.';
-comment on column public.iu_retention_policy.total_gone is 'How many rows all runs removed.';
-comment on constraint iu_retention_policy_pkey on public.iu_retention_policy is 'One policy each.';
-comment on constraint iu_retention_policy_what_chk on public.iu_retention_policy is 'What there are policies for.';
+comment on table public.iu_retention_policy is
+    'The retention policies, one row each. Nothing is deleted by a policy that is not enabled.';
+comment on column public.iu_retention_policy.what is
+    'The rows that the policy deletes: events, attempts or dead_letters.';
+comment on column public.iu_retention_policy.keep is
+    'Minimum age of a row before it is deleted. Older rows are deleted unless a cursor, an audit or an export still '
+    'needs them.';
+comment on column public.iu_retention_policy.enabled is
+    'True: a run deletes rows by this policy. False: it skips them.';
+comment on column public.iu_retention_policy.updated_at is 'Time at which the policy was last set.';
+comment on column public.iu_retention_policy.last_run_at is
+    'Time of the last run by this policy, even if it deleted nothing. Null: there was none.';
+comment on column public.iu_retention_policy.last_gone is 'Rows that the last run deleted. Null: there was no run.';
+comment on column public.iu_retention_policy.total_gone is 'Rows that all runs have deleted.';
+comment on constraint iu_retention_policy_pkey on public.iu_retention_policy is 'Each kind of rows has one policy.';
+comment on constraint iu_retention_policy_what_chk on public.iu_retention_policy is
+    'The kinds of rows that have a policy.';
 comment on constraint iu_retention_policy_keep_positive on public.iu_retention_policy is
-    'What is kept for no time at all was never there.';
+    'Rows must be kept for some time.';
 
 insert into public.iu_retention_policy (what, keep) values
     ('events', '90 days'), ('attempts', '400 days'), ('dead_letters', '400 days');
 
--- Who holds what -----------------------------------------------------------------------------------------
+-- Conditions ---------------------------------------------------------------------------------------------
 --
--- An event may go when every cursor of its domain has read it, and it is older than the policy. Age alone would delete
--- an event that committed late before anybody saw it; having been read alone would leave nothing to look at.
+-- An event may be deleted when every cursor of its domain has read it and it is older than the policy. Age alone would
+-- delete an event that committed late before any worker has read it; reading alone would leave no history.
 --
---   * Only domains that have a cursor are ours. Events of all others are not even looked at.
---   * While a cursor refuses, its position means nothing. Nothing of its domain goes; and nothing of the audit, because
---     after a restore "its event is gone" may only mean that it has not come back yet.
---   * Age is that of the writing, and the writer's word is not enough for it: created_at may say 1970, infinity or the
---     start of a transaction of yesterday. Events are numbered as they are written, so the first event that is younger
---     than the policy is proof that all after it were written later still: there the walk ends. A created_at that lies
---     in the future proves nothing, and such an event stays until that time has come and gone.
---   * Attempts and dead letters tell of an event. Attempts outlive it: the audit would take an event without them for
---     one that was never decided, and the keys of attempts are what suppresses a second decision when a cursor is set
---     back. An open dead letter counts its attempts, so it keeps them; itself it is never removed while it is open.
+--   * Only domains that have a cursor are handled. Events of other domains are not read.
+--   * While a cursor is refused, its position is not valid. Then no event of its domain is deleted, and no attempt
+--     and no dead letter either, because after a restore a missing event may only mean that it is not restored yet.
+--   * The age is that of the insert, and created_at alone does not prove it, because producers set it: it may be
+--     1970, infinity, or the start of a transaction of yesterday. Events are numbered when they are written, so the
+--     first event that is younger than the policy proves that all events after it were written later; the search ends
+--     there. A created_at in the future proves nothing, and such an event stays until that time plus the policy has
+--     passed.
+--   * Attempts and dead letters describe an event. Attempts outlive their event: the completeness check would report
+--     an event without them as undecided, and their keys suppress a second decision when a cursor is set back. An
+--     open dead letter keeps its attempts, because it counts them; it is never deleted while it is open.
 
--- The one place for every other reader of the audit; run, plan and partitions ask it about every row. Whoever reads
--- attempts, dead letters or the events behind them with a position of its own (the export of traces will) adds its
--- condition here, by `create or replace` in a file of its own. Today it is the audit of completeness, which must be able
--- to repair what it misses; asked worker by worker, because that is how its list is indexed. It keeps its plan whatever
--- its caller does with his own: PostgreSQL 18 would make one anew for every row.
+-- The single place for the conditions of all other readers of attempts, dead letters or their events; run, plan and
+-- partitions call it for every row. A component that reads them from a position of its own (as the trace export of 017
+-- does) adds its condition here, with `create or replace` in a file of its own. Here it is the completeness check,
+-- which must be able to repair events; it is asked for each worker, because its list is indexed by worker. The plan
+-- mode is fixed independently of the caller, because PostgreSQL 18 would otherwise plan anew for every row.
 create function public.fn_iu_retention_released(p_event_ref uuid)
 returns boolean
 language sql
@@ -67,10 +76,10 @@ return not exists (select from public.iu_route_worker_cursor w
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
    and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref);
 comment on function public.fn_iu_retention_released(uuid) is
-    'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it, '
-    'and that it is on its way nowhere.';
+    'Whether all other readers have finished with this event: the completeness check does not list it, and no '
+    'delivery of it is pending.';
 
--- Bounds of row comparisons stand in for "none", so that an index can serve them.
+-- The highest values stand for "none", so that an index can serve the row comparisons.
 create function public.fn_iu_retention_domains(p_cutoff timestamptz default null)
 returns table (event_domain text, cursors public.iu_route_worker_cursor[], refusing text,
                young_seq bigint, young_id uuid)
@@ -95,13 +104,14 @@ as $$
             limit 1) y on true
 $$;
 comment on function public.fn_iu_retention_domains(timestamptz) is
-    'The domains that are ours, with all their cursors, which of these refuse (null: none), and the position of the '
-    'first event that is younger than p_cutoff: only what is written before it is old.';
+    'The domains that have cursors, with all their cursors, the refused ones among them with reasons (null: none), '
+    'and the position of the first event that is younger than p_cutoff: only events before it are old.';
 
 -- One batch ----------------------------------------------------------------------------------------------
 --
--- A batch looks at one page, in order, from where the last one ended: it passes what has to stay and what is dead but
--- not vacuumed yet once a run, and not once a batch. What somebody else has locked is left for the next run.
+-- A batch reads one page, in order, from the end of the previous one. So a run reads rows that have to stay, and dead
+-- rows that are not vacuumed yet, once and not once for each batch. Rows that another session has locked are left to
+-- the next run.
 
 create function public.fn_iu_retention_run(
     p_what text, p_limit integer default 5000, p_keep interval default null, p_after jsonb default null)
@@ -109,10 +119,11 @@ returns jsonb
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set row_security = off
--- now() - interval '3 months' is counted in the time zone of the session.
+-- now() - interval '3 months' is computed in the time zone of the session.
 set timezone = 'UTC'
--- As in the worker: a page by its index, each row by its key. No other shape is good. But planned anew for each batch,
--- which costs nothing beside it: a plan that was made when the log was empty goes through it whole for every row.
+-- As in the batch of the worker: a page by its index, each row by its key; other plan shapes are slow. But the plan is
+-- made for each batch, which costs little in comparison: a plan that was made while the outbox was empty scans it
+-- completely for each row.
 set plan_cache_mode = force_custom_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -161,7 +172,7 @@ begin
          order by d.event_domain
          limit 1;
         if v_refusing is null then
-            -- A domain that is gone meanwhile leaves a position behind that means nothing in the next one.
+            -- If the domain of the position no longer exists, the position is not valid in the next domain.
             if v_domain = p_after ->> 'domain' then
                 v_seq := (p_after ->> 'seq')::bigint;
                 v_id := (p_after ->> 'id')::uuid;
@@ -181,8 +192,8 @@ begin
                  order by y.event_seq, y.id
                  limit 1
             ), going as materialized (
-                -- All that counts is asked of the row that is locked: it may have changed since the page was read.
-                -- By its key (lateral): the domain is what all of the log have in common.
+                -- All conditions are checked on the locked row, because it may have changed since the page was read.
+                -- The row is found by its key (lateral); all events of the outbox may have the same domain.
                 select k.id, k.created_at
                   from page g
                  cross join lateral (
@@ -217,7 +228,7 @@ begin
             having count(*) > 0;
         end if;
 
-    -- A restored log without all its events looks as if they were gone.
+    -- A restored outbox that does not have all its events yet looks as if they were deleted.
     elsif exists (select from public.fn_iu_retention_domains() d where d.refusing is not null) then
         v_looked := 0;
 
@@ -236,7 +247,7 @@ begin
               join public.iu_route_attempt a on a.id = g.id
              where a.created_at < v_cutoff
                and a.id < all (select y.id from young y where y.id is not null)
-               -- What the worker wrote, and nobody else: the table is IU Core's.
+               -- Only attempts that the worker wrote: the table belongs to IU Core, which writes others.
                and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
                and not exists (select from public.event_outbox o where o.id = a.event_ref)
                and not exists (select from public.iu_route_dead_letter d
@@ -265,7 +276,7 @@ begin
               from page g
               join public.iu_route_dead_letter d on d.id = g.id
              where d.resolved_at < v_cutoff
-               -- Without a single attempt it is all that tells of a decision.
+               -- A dead letter without any attempt is the only record of a decision.
                and (d.attempt_no > 0 or not exists (select from public.event_outbox o where o.id = d.event_ref))
                and public.fn_iu_retention_released(d.event_ref)
                for update of d skip locked
@@ -288,31 +299,31 @@ begin
 end
 $$;
 comment on function public.fn_iu_retention_run(text, integer, interval, jsonb) is
-    'Removes what may go among the next p_limit rows, in one short transaction. Call it again with what it answers as '
-    'after, until that is null. p_keep overrides the policy, also one that is off.';
+    'Deletes rows that may be deleted among the next p_limit rows, in one short transaction. Call it again with the '
+    'value of "after" in its answer, until that is null. p_keep overrides the policy, even a disabled one.';
 
 -- The plan -----------------------------------------------------------------------------------------------
 
--- By the same conditions as the batch; a test holds the two to each other. Whatever is old enough has one verdict:
+-- The conditions are those of a run; a test compares the two. Each row that is old enough has one verdict:
 --
---   goes                    a run would remove it
---   unread                  who has not read it yet
---   refusing                who does not believe its cursor, and why
---   created_in_the_future   by its own account it is not old, whatever its number says
---   event_still_there       it tells of an event that is still in the log
---   open_dead_letter        it is one, or belongs to one
---   not_released            the audit misses attempts of it, or another reader still wants it
+--   goes                    a run would delete it
+--   unread                  a worker has not read it yet (who: the workers)
+--   refusing                a cursor is refused (who: the workers and the reasons)
+--   created_in_the_future   its created_at is not old, although its number is
+--   event_still_there       it describes an event that is still in the outbox
+--   open_dead_letter        it is an open dead letter, or an attempt of one
+--   not_released            the completeness check lists its event, or another reader still needs it
 create function public.fn_iu_retention_plan(p_keep interval default null, p_what text[] default null)
 returns table (what text, verdict text, who text, count bigint, oldest timestamptz, youngest timestamptz)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
--- now() - interval '3 months' is counted in the time zone of the session.
+-- now() - interval '3 months' is computed in the time zone of the session.
 set timezone = 'UTC'
 set jit = off
 as $$
-    -- Materialized: each is one or a few rows, and must be had once, not once an event.
+    -- Materialized: each has one or a few rows and must be computed once, not once for each event.
     with policy as materialized (
         select p.what, least(now() - coalesce(p_keep, p.keep), now()) as cutoff
           from public.iu_retention_policy p
@@ -378,16 +389,17 @@ as $$
      order by array_position(array['events', 'attempts', 'dead_letters'], j.what), j.verdict <> 'goes', j.verdict, j.who
 $$;
 comment on function public.fn_iu_retention_plan(interval, text[]) is
-    'What a run would remove now, and what holds back the rest that is old enough: one row for each verdict and culprit.';
+    'The rows that a run would delete now, and the reasons why the other rows that are old enough stay: one row for '
+    'each verdict and each worker that causes it.';
 
 -- Partitions ---------------------------------------------------------------------------------------------
 --
--- Where the owner of IU Core has partitioned the log by created_at, old months go whole: detached, they are plain
--- tables. That must not take an event along that nobody has read. A writer that was given an old created_at may insert
--- into an old partition at any time, and once the partition is detached no cursor looks there any more; so it is closed
--- to writers first (the trigger below, whose creation waits for those who are at it), then asked whether every event in
--- it may go, and only then detached. A writer who comes after that fails as it would after the detaching, when there is
--- no partition for its event.
+-- If the owner of IU Core has partitioned the outbox by created_at, old months are removed as whole partitions:
+-- detached, they are plain tables. No event may be removed in this way before it was read. A producer with an old
+-- created_at may insert into an old partition at any time, and no cursor reads a detached partition. So a partition is
+-- first closed to producers (by the trigger below, whose creation waits for open transactions that write to it), then
+-- every event in it is checked, and only then it is detached. An insert after that fails, as it would after the
+-- detachment, when there is no partition for its event.
 
 create function public.fn_iu_outbox_retired()
 returns trigger
@@ -399,7 +411,8 @@ begin
         using errcode = 'check_violation', hint = 'Is created_at of this event right?';
 end
 $$;
-comment on function public.fn_iu_outbox_retired() is 'Closes a partition that is about to be detached.';
+comment on function public.fn_iu_outbox_retired() is
+    'Closes a partition that is about to be detached: raises check_violation for each insert.';
 
 create function public.fn_iu_outbox_partitions()
 returns table (part regclass, "from" timestamptz, "to" timestamptz, is_default boolean, is_table boolean,
@@ -407,7 +420,7 @@ returns table (part regclass, "from" timestamptz, "to" timestamptz, is_default b
 language sql
 stable
 set search_path = pg_catalog, pg_temp
--- The bounds are read as text, and a zone as text may be an abbreviation of several zones.
+-- The bounds are read as text, and a time zone in text form may be an ambiguous abbreviation.
 set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
 as $$
@@ -430,4 +443,4 @@ as $$
      order by 2
 $$;
 comment on function public.fn_iu_outbox_partitions() is
-    'The partitions of event_outbox by created_at, the oldest first; none where it is not partitioned that way.';
+    'The partitions of event_outbox by created_at, oldest first. No row: it is not partitioned by created_at.';

@@ -1,8 +1,8 @@
--- Takes the export of traces away. What was exported stays where it is.
+-- Drops the trace export. Exported spans stay in the tracing backend.
 --
--- loses: how far each export has got
+-- loses: the position of each export
 -- refuses: while the worker gate is open
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 begin
@@ -13,10 +13,10 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 do $$
 begin
-    -- As 016 has it.
+    -- The version of 016.
     if to_regprocedure('public.fn_iu_retention_released(uuid)') is not null then
         create or replace function public.fn_iu_retention_released(p_event_ref uuid)
         returns boolean
@@ -28,10 +28,10 @@ begin
                                on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
            and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref);
         comment on function public.fn_iu_retention_released(uuid) is
-            'Whether every reader of the audit is done with this event: today, that the audit misses nothing of it, '
-            'and that it is on its way nowhere.';
+            'Whether all other readers have finished with this event: the completeness check does not list it, and no '
+            'delivery of it is pending.';
     end if;
-    -- As 009 has it; a view cannot lose columns by "create or replace".
+    -- The version of 009; a view cannot lose columns by "create or replace".
     if to_regclass('public.v_iu_route_dead_letter_open') is not null then
         drop view public.v_iu_route_dead_letter_open;
         create view public.v_iu_route_dead_letter_open as
@@ -39,7 +39,7 @@ begin
                d.replay_count, d.created_at, now() - d.created_at as age
           from public.iu_route_dead_letter d
          where d.resolved_at is null;
-        comment on view public.v_iu_route_dead_letter_open is 'Dead letters that nobody has resolved.';
+        comment on view public.v_iu_route_dead_letter_open is 'Dead letters that are not resolved.';
     end if;
 end
 $$;

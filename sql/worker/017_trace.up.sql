@@ -1,19 +1,19 @@
--- Traces: which trace and span an attempt and a dead letter are, and a reader that gives each of them to an exporter.
+-- Trace export: the trace and span ids of attempts and dead letters, and a durable cursor over both tables.
 --
 -- needs: 005, 007, 008, 009, 011, 014, 016
 -- locks: nothing that exists
 
 -- Identity -----------------------------------------------------------------------------------------------
 --
--- A pure function of the row, here and in Python (iu_listen/model/trace.py; a test compares the two), so trace and row
--- find each other without a column, and an export that is repeated repeats the same spans:
+-- The ids are a pure function of the row, both here and in Python (iu_listen/model/trace.py; a test compares the two).
+-- So trace and row are related without a stored column, and a repeated export repeats the same spans:
 --
---   trace id   the producer's, if it gave a W3C context that is valid; else the event's UUID without dashes
---   span id    the first 8 bytes of SHA-256 of what it is and its key, as in
+--   trace id   that of the producer's W3C trace context if it is valid; otherwise the event's UUID without dashes
+--   span id    the first 8 bytes of SHA-256 of the kind and the key of the row, as in
 --              'attempt outbound:iu.version_applied.workflow:<event> 1', the same with 'call', 'dead_letter <id>',
 --              'event <id>'
 --
--- All zeros is no identity (W3C Trace Context, 3.2.2.3); all ones stand in for it.
+-- An id of only zeros is invalid (W3C Trace Context, 3.2.2.3) and is replaced by an id of only ones.
 
 create function public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text)
 returns text
@@ -23,7 +23,7 @@ parallel safe
 return coalesce(substr(public.fn_iu_trace_context(p_traceparent), 4, 32),
                 nullif(replace(p_event_ref::text, '-', ''), repeat('0', 32)), repeat('f', 32));
 comment on function public.fn_iu_trace_id(uuid, text) is
-    'Trace id of all that happens to an event, in hexadecimal: its producer''s, else its own id without dashes.';
+    'Trace id of an event, in hexadecimal: that of its producer, otherwise its own id without dashes.';
 
 create function public.fn_iu_span_id(p_what text, p_key text)
 returns text
@@ -33,7 +33,8 @@ parallel safe
 return coalesce(nullif(encode(substr(sha256(convert_to(p_what || ' ' || p_key, 'UTF8')), 1, 8), 'hex'), repeat('0', 16)),
                 repeat('f', 16));
 comment on function public.fn_iu_span_id(text, text) is
-    'Span id, in hexadecimal, of an attempt or its call (idempotency key, space, number), a dead letter (id) or an event (id).';
+    'Span id, in hexadecimal, of an attempt or its call (key: idempotency key, space, number), of a dead letter (key: '
+    'id) or of an event (key: id).';
 
 create view public.v_iu_route_attempt as
 select a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.delivered, a.failure_code,
@@ -44,7 +45,8 @@ select a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.de
             then public.fn_iu_span_id('call', a.idempotency_key || ' ' || a.attempt_no) end as call_span_id
   from public.iu_route_attempt a;
 comment on view public.v_iu_route_attempt is
-    'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and, where that is no coroutine, the span of the call.';
+    'Every attempt, with its trace id and span id in a tracing backend, its target, and the span id of its call, '
+    'unless the target is a coroutine.';
 
 create or replace view public.v_iu_route_dead_letter_open as
 select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
@@ -53,14 +55,15 @@ select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure
        public.fn_iu_span_id('dead_letter', d.id::text) as span_id
   from public.iu_route_dead_letter d
  where d.resolved_at is null;
-comment on view public.v_iu_route_dead_letter_open is 'Dead letters that nobody has resolved.';
+comment on view public.v_iu_route_dead_letter_open is 'Dead letters that are not resolved.';
 
 -- Cursor -------------------------------------------------------------------------------------------------
 --
--- Where an export is. The algebra is that of the worker's cursor (009): prev and tick are snapshots, and a tick is a set
--- of rows that never changes. What differs: order does not matter to spans, whose ids and times are fixed; so both
--- tables are read in the order of the index (xact_id, id), which needs no floor and no sort. And the position moves
--- when the collector has accepted a page, not when it was read: at least once.
+-- The position of an export. The algorithm is that of the worker's cursor (009): prev and tick are snapshots, and a
+-- tick is a set of rows that never changes. There are two differences. The order of spans does not matter, because
+-- their ids and times are fixed; so both tables are read in the order of the index (xact_id, id), which needs no floor
+-- and no sort. And the position moves when the collector has accepted a page, not when the page was read: at least
+-- once.
 
 create table public.iu_trace_cursor (
     name             text         not null,
@@ -79,24 +82,31 @@ create table public.iu_trace_cursor (
 
     constraint iu_trace_cursor_pkey primary key (name)
 )
--- The row is updated by every page; room on the page keeps those updates HOT.
+-- Every page updates the row; free space in the block keeps those updates HOT.
 with (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
-comment on table public.iu_trace_cursor is 'How far each export of traces has got. No row: nobody ever exported.';
+comment on table public.iu_trace_cursor is 'The position of each trace export. No row: nothing was ever exported.';
 comment on column public.iu_trace_cursor.name is 'Name of the export.';
-comment on column public.iu_trace_cursor.lineage is 'The history in which this cursor was written (iu_outbox_anchor).';
-comment on column public.iu_trace_cursor.prev is 'All that is visible in this snapshot was accepted, or is older than the export.';
-comment on column public.iu_trace_cursor.tick is 'While a tick is partly exported: its snapshot.';
-comment on column public.iu_trace_cursor.attempt_xid is 'Transaction of the last attempt of the tick that was accepted.';
-comment on column public.iu_trace_cursor.attempt_id is 'Id of that attempt.';
-comment on column public.iu_trace_cursor.letter_xid is 'Transaction of the last dead letter of the tick that was accepted.';
-comment on column public.iu_trace_cursor.letter_id is 'Id of that dead letter.';
-comment on column public.iu_trace_cursor.exported is 'Spans that were accepted.';
-comment on column public.iu_trace_cursor.rejected is 'Spans that the collector refused for good.';
-comment on column public.iu_trace_cursor.ignored is 'Events whose trace context was malformed, and was ignored.';
-comment on column public.iu_trace_cursor.last_export_at is 'When spans were last accepted.';
-comment on column public.iu_trace_cursor.created_at is 'When the export began. What is older is exported with --since.';
-comment on constraint iu_trace_cursor_pkey on public.iu_trace_cursor is 'One cursor an export.';
+comment on column public.iu_trace_cursor.lineage is
+    'The history in which this cursor was written (iu_outbox_anchor.lineage).';
+comment on column public.iu_trace_cursor.prev is
+    'Rows that are visible in this snapshot were accepted, or are older than the export.';
+comment on column public.iu_trace_cursor.tick is 'Snapshot of the tick that is partly exported. Null: none is.';
+comment on column public.iu_trace_cursor.attempt_xid is
+    'Transaction of the last accepted attempt of the tick. 0: none yet.';
+comment on column public.iu_trace_cursor.attempt_id is 'Id of the last accepted attempt of the tick. 0: none yet.';
+comment on column public.iu_trace_cursor.letter_xid is
+    'Transaction of the last accepted dead letter of the tick. 0: none yet.';
+comment on column public.iu_trace_cursor.letter_id is
+    'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
+comment on column public.iu_trace_cursor.exported is 'Spans that the collector accepted.';
+comment on column public.iu_trace_cursor.rejected is 'Spans that the collector rejected for good.';
+comment on column public.iu_trace_cursor.ignored is 'Events whose malformed trace context was ignored.';
+comment on column public.iu_trace_cursor.last_export_at is
+    'Time at which spans were last accepted. Null: none ever were.';
+comment on column public.iu_trace_cursor.created_at is
+    'Time at which the export began. Older rows are exported with --since.';
+comment on constraint iu_trace_cursor_pkey on public.iu_trace_cursor is 'An export has one cursor.';
 
 create function public.fn_iu_trace_register(p_name text)
 returns void
@@ -112,9 +122,11 @@ begin
     end if;
 end
 $$;
-comment on function public.fn_iu_trace_register(text) is 'Begins an export, from now on; nothing if it has begun already.';
+comment on function public.fn_iu_trace_register(text) is
+    'Begins an export from now on; does nothing if it has begun already.';
 
--- What there is to export: the tick that is open, else a new one. An idle look takes no xid and writes nothing.
+-- The rows to export next: the open tick, otherwise a new one. A call that finds nothing takes no xid and writes
+-- nothing.
 create function public.fn_iu_trace_tick(p_name text)
 returns jsonb
 language plpgsql
@@ -142,11 +154,12 @@ begin
         return jsonb_build_object('status', 'refused', 'reason', v_refusal);
     end if;
     if t.tick is null then
-        -- Those that have ended: after a restore an attempt may carry the number of one that has not.
+        -- The transactions that have ended: after a restore an attempt may carry the number of a transaction that has
+        -- not.
         v_open := array(select x.xid from pg_snapshot_xip(t.prev) x(xid)
                          where pg_visible_in_snapshot(x.xid, pg_current_snapshot()));
         v_from := pg_snapshot_xmax(t.prev);
-        -- Up to where transactions have got: after a restore there are stamps of another history beyond that.
+        -- The present end of the transaction numbers: after a restore there may be stamps of another history beyond it.
         v_to := pg_snapshot_xmax(pg_current_snapshot());
         if not exists (select from (select a.id from public.iu_route_attempt a
                                      where a.xact_id >= v_from and a.xact_id < v_to order by a.xact_id limit 1) new)
@@ -163,7 +176,7 @@ begin
             return jsonb_build_object('status', 'idle');
         end if;
         select x.* into t from public.iu_trace_cursor x where x.name = p_name for update;
-        -- After the lock, in a statement of its own (009).
+        -- Taken after the lock, in a statement of its own (009).
         if t.tick is null then
             select public.fn_iu_outbox_tick() into t.tick;
             update public.iu_trace_cursor x set tick = t.tick where x.name = p_name;
@@ -175,21 +188,22 @@ begin
 end
 $$;
 comment on function public.fn_iu_trace_tick(text) is
-    'Answers tick (which, and how far it was accepted), idle, or refused (and why).';
+    'Answers the status: tick (with its snapshots and the accepted position), idle, or refused (with the reason).';
 
--- PostgreSQL calls its function volatile, and a view with a volatile column cannot be read in the order of an index.
+-- PostgreSQL declares its own function as volatile, and a view with a volatile column cannot be read in the order of an
+-- index.
 create function public.fn_iu_trace_commit_at(p_xact_id xid8)
 returns timestamptz
 language sql
 stable
 return case when current_setting('track_commit_timestamp') = 'on' then pg_xact_commit_timestamp(p_xact_id::xid) end;
 comment on function public.fn_iu_trace_commit_at(xid8) is
-    'When a transaction was committed; null where the server does not track that, or not any more.';
+    'The commit time of a transaction. Null: the server does not track commit times, or no longer has this one.';
 
--- What a span is made of: an attempt, its event, if that is still there, and the dead letter that it made or replays. What a
--- writer says of times is believed as far as it can be true: neither infinity nor the future is. An attempt that was
--- restored is older than the anchor of today, or its stamp is: in which history its batch was, nobody knows any more.
--- Of a long text the beginning is enough, one character more than a span may have.
+-- The data of a span: an attempt, its event if it still exists, and the dead letter that the attempt made or replays.
+-- Times set by a producer are limited to possible values: not infinity, not the future. A restored attempt, or its
+-- stamp, is older than the present anchor; the history of its batch is then unknown (own_history is false). Of a long
+-- text the beginning is enough: one character more than a span may have.
 create view public.v_iu_trace_attempt as
 select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.failure_code, a.idempotency_key,
        a.attempt_no, greatest('epoch', least(a.created_at, now())) as created_at,
@@ -206,16 +220,17 @@ select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.dec
                    where p.idempotency_key = a.idempotency_key and p.attempt_no < a.attempt_no) end as former_no,
        coalesce(coalesce(a.batch_xact_id, a.xact_id) >= (select x.xact_id from public.iu_outbox_anchor x)
                 and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history,
-       -- Of several workers of a domain nobody knows any more which one decided.
+       -- If a domain has several workers, the one that decided is unknown.
        (select min(w.worker_name) from public.iu_route_worker_cursor w
          where w.event_domain = o.event_domain having count(*) = 1) as worker_name
   from public.iu_route_attempt a
   left join public.event_outbox o on o.id = a.event_ref
   left join public.iu_route_dead_letter d
     on d.idempotency_key = a.idempotency_key and (a.attempt_no > 1 or a.status = 'failed')
-   -- An attempt that is tried again has none yet; and what was decided after it is none of its own.
+   -- An attempt that will be repeated has no dead letter yet, and a dead letter that was made after an attempt is not
+   -- its own.
    and (a.decision = 'dead_letter' or d.created_at < a.created_at);
-comment on view public.v_iu_trace_attempt is 'What the span of an attempt, and that of its event, is made of.';
+comment on view public.v_iu_trace_attempt is 'The data for the span of an attempt and the span of its event.';
 
 create view public.v_iu_trace_letter as
 select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, d.idempotency_key, d.failure_code,
@@ -228,15 +243,15 @@ select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, 
        case when a.id is not null then greatest('epoch', least(a.finished_at, now())) end as gave_up_at
   from public.iu_route_dead_letter d
   left join lateral (
-       -- The first that gave up: replays that fail come after it.
+       -- The first attempt that gave up; later ones are failed replays.
        select x.id, x.attempt_no, x.finished_at
          from public.iu_route_attempt x
         where x.idempotency_key = d.idempotency_key and x.decision = 'dead_letter'
         order by x.attempt_no
         limit 1) a on true;
-comment on view public.v_iu_trace_letter is 'What the span of a dead letter is made of.';
+comment on view public.v_iu_trace_letter is 'The data for the span of a dead letter.';
 
--- One lower bound, not two: of two, an index may begin its search at the earlier one (009).
+-- One lower bound: with two, an index may begin its search at the earlier one (009).
 create function public.fn_iu_trace_attempts(
     p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer)
 returns setof public.v_iu_trace_attempt
@@ -280,7 +295,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer) is
-    'The next attempts that are visible in p_tick and not in p_prev.';
+    'The next p_limit attempts after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
 create function public.fn_iu_trace_letters(
     p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer)
@@ -325,10 +340,11 @@ begin
 end
 $$;
 comment on function public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer) is
-    'The next dead letters that are visible in p_tick and not in p_prev.';
+    'The next p_limit dead letters after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
--- Once more: all that the transactions wrote which wrote since then, up to now. No cursor is moved: ids are fixed, so a
--- backend takes a span that it has for the same one, and a repetition that was interrupted is begun again.
+-- Export again: all rows of the transactions from the first one that wrote since p_since, up to now. No cursor is
+-- moved. Ids are fixed, so a backend recognizes a span that it has, and an interrupted repetition is started again from
+-- its beginning.
 create function public.fn_iu_trace_again(p_since timestamptz)
 returns jsonb
 language sql
@@ -337,7 +353,8 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     with here (xid) as (
-        -- All that is visible now, whatever its stamp: after a restore some lie beyond what is reached here.
+        -- All rows that are visible now, whatever their stamps: after a restore some stamps lie beyond the present
+        -- transaction number.
         select max(t.xid)
           from (select pg_snapshot_xmax(pg_current_snapshot()) as xid
                 union all
@@ -356,13 +373,14 @@ as $$
                            from public.iu_route_dead_letter r where r.created_at >= p_since) d
 $$;
 comment on function public.fn_iu_trace_again(timestamptz) is
-    'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers.';
+    'The range of a repeated export since p_since, in the form that fn_iu_trace_tick answers.';
 
--- Two exporters may meet for a moment, when a lease changes hands: so a position never goes back, and only the tick
--- that is open is ended. What a crash of the server undoes is exported again, so nobody waits for the disk.
+-- Two exporters may overlap for a moment when a lease changes hands; therefore a position never goes back, and only the
+-- open tick can be ended. Positions that a crash of the server loses are exported again, so the commit does not wait
+-- for the disk.
 --
--- The answer tells an exporter to give way: some worker was in the middle of a tick a moment ago, which it is while it
--- drains a backlog. Its batches are worth more than our spans, and their spans are lost to nobody.
+-- The answer tells an exporter to slow down: a worker was in the middle of a tick within the last 2 seconds, which
+-- means that it drains a backlog. Its batches have priority, and no span is lost by the delay.
 create function public.fn_iu_trace_accepted(
     p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid,
     p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint)
@@ -373,7 +391,8 @@ set row_security = off
 as $$
 begin
     perform set_config('synchronous_commit', 'off', true);
-    -- Of the row alone: whoever waited for its lock computes from what it is by then.
+    -- The new values depend only on this row, so a session that waited for its lock computes them from the current
+    -- values.
     update public.iu_trace_cursor t
        set prev = case when p_done then t.tick else t.prev end,
            tick = case when p_done then null else t.tick end,
@@ -393,12 +412,14 @@ begin
 end
 $$;
 comment on function public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint) is
-    'Moves an export after a page was accepted; p_done ends its tick. True: routing is behind, and an export gives way.';
+    'Moves the position of an export after a page was accepted; p_done ends its tick. True: a worker drains a '
+    'backlog, and the export should slow down.';
 
 -- Retention ----------------------------------------------------------------------------------------------
 
--- What an export still has to read is not released: attempts are found by their keys, as the audit finds them. A stamp
--- that this history has not reached was restored: the reanchor has said what of that was not exported.
+-- An event whose attempts an export has not read is not released; the attempts are found by their keys, as in the
+-- completeness check. An attempt with a stamp that this history has not reached was restored; the reanchor has reported
+-- which of these were not exported.
 create or replace function public.fn_iu_retention_released(p_event_ref uuid)
 returns boolean
 language sql
@@ -408,7 +429,7 @@ return not exists (select from public.iu_route_worker_cursor w
                      join public.iu_audit_missing m
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
    and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref)
-   -- Asked about every row: where nobody exports, that is all that is looked at.
+   -- This is asked for every row; if there is no export, only the first condition is evaluated.
    and (not exists (select from public.iu_trace_cursor)
         or not exists (select from (select r.route_code from public.iu_outbound_route r
                                     union select unnest(u.codes) from public.iu_audit u union select '(none)') k
@@ -417,5 +438,5 @@ return not exists (select from public.iu_route_worker_cursor w
                          join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
                          where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
 comment on function public.fn_iu_retention_released(uuid) is
-    'Whether every reader of the audit is done with this event: the audit misses nothing of it, '
-    'it is on its way nowhere, and its attempts are exported.';
+    'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of '
+    'it is pending, and its attempts are exported.';

@@ -1,8 +1,8 @@
--- Takes the figures for metrics away. A consumer that measures says that it cannot, and works on.
+-- Drops the figures for metrics. A consumer with metrics reports that they are missing, and continues to work.
 --
 -- loses: nothing
 -- refuses: while the worker gate is open
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 begin

@@ -1,4 +1,5 @@
--- What is measured of the database once in a while, for metrics: lags, gates, the queue, and how late decisions were.
+-- Figures of the database for metrics, read at a long interval: lags, gates, the NOTIFY queue, and the latency of
+-- decisions.
 --
 -- needs: 009, 013, 017
 -- locks: nothing that exists
@@ -16,14 +17,14 @@ select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since
         order by a.xact_id, a.id
         limit 1) f on true;
 comment on view public.v_iu_trace_lag is
-    'About how many attempts each export has not exported yet, numbers have gaps; since when the oldest '
-    'waits, and when spans were last accepted.';
+    'For each trace export: about how many attempts are not exported yet (the ids have gaps), the created_at of the '
+    'oldest one, and when spans were last accepted.';
 
 -- Progress -----------------------------------------------------------------------------------------------
 
--- Work that waits while none of it is done, beside routing, which fn_iu_route_worker_health (009) looks at itself. Ten
--- minutes: an export waits that long for a collector that is replaced, and a page of the audit pauses for minutes where
--- the database is slow.
+-- Detects waiting work that makes no progress, except routing, which fn_iu_route_worker_health (009) checks itself. The
+-- limit is ten minutes: a trace export may wait that long while a collector is replaced, and a pass of the completeness
+-- check pauses for minutes when the database is slow.
 create function public.fn_iu_progress_missing(p_worker_name text)
 returns text[]
 language sql
@@ -47,18 +48,20 @@ as $$
                and a.paged_at < clock_timestamp() - interval '10 minutes') s
 $$;
 comment on function public.fn_iu_progress_missing(text) is
-    'Where work waits and none was done for ten minutes: the export of traces, the audit of completeness. One sentence each.';
+    'One sentence for each work that waits and has made no progress for ten minutes: a trace export, or the '
+    'completeness check.';
 
--- One row a figure; seconds where the name says so. A lag has parts, because each has a remedy of its own:
+-- One row for each figure; a figure is in seconds if its name says so. A lag has parts, because each has its own
+-- remedy:
 --
---   open_transaction   somebody has written to the log and has not committed; only he can end it
---   backlog            committed and not looked at yet: the consumer is behind, or the gate is closed
---   dead_letter        looked at and not resolved: somebody has to decide
---   delivery           decided and not delivered yet: under way, waiting for its next attempt, or held
---   trace              decided and not at the collector yet
+--   open_transaction   a transaction has written to the outbox and has not committed; only its session can end it
+--   backlog            events that are committed and not routed: the consumer is behind, or a gate is closed
+--   dead_letter        open dead letters: an operator has to decide
+--   delivery           pending deliveries: in flight, waiting for their next attempt, or paused
+--   trace              attempts that are not exported to the collector
 --
--- Of one worker: every consumer asks for its own, and counting what waits is what costs. Health is materialized, because
--- each column that is taken from it would count again.
+-- The figures are those of one worker: every consumer reads its own, because counting waiting rows is the main cost.
+-- Health is materialized, because otherwise each column that is taken from it would count again.
 create function public.fn_iu_measure(p_worker_name text)
 returns table (worker_name text, what text, part text, figure double precision)
 language sql
@@ -121,7 +124,7 @@ as $$
     union all
     select null, 'notification_queue', null, pg_notification_queue_usage()
     union all
-    -- Where the emitter counts what it refuses.
+    -- Only if the emitter counts its refusals.
     select null, 'refused_emits', null, coalesce(s.last_value, 0)
       from pg_catalog.pg_sequences s
      where s.schemaname = 'public' and s.sequencename = 'iu_emit_refused_seq'
@@ -135,14 +138,14 @@ as $$
                   ('lag_seconds', coalesce(greatest(extract(epoch from clock_timestamp() - l.since), 0), 0))) f(what, figure)
 $$;
 comment on function public.fn_iu_measure(text) is
-    'What metrics say of the database: one row a figure, of this worker or of all.';
+    'The figures for metrics: one row for each figure, of this worker or of the whole database.';
 
--- How late decisions were: from the commit of the event to that of its attempt, where the server notes commits; else
--- from its insert to the moment that the attempt was written.
+-- The latency of decisions: from the commit of the event to the commit of its attempt, if the server tracks commit
+-- times; otherwise from the insert of the event to the time at which the attempt was written.
 --
--- Whose an attempt is, only its event tells. So the youngest are walked through until there are enough of this worker's,
--- in the order of the index, and no more than ten times as many: beside a neighbour that is busier than that, some of a
--- period go uncounted.
+-- The worker of an attempt can be found only through its event. So the youngest attempts are read in the order of the
+-- index until there are enough of this worker, but at most ten times as many. If another worker of the database is
+-- busier than that, some decisions of a period are not counted.
 create function public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer)
 returns table (last_id bigint, seconds double precision[], since_commit boolean)
 language sql
@@ -163,7 +166,7 @@ as $$
                  where a.id > p_after
                  order by a.id desc
                  limit 10 * p_limit) y
-         -- One by one (limit 1): a join may begin with the events, all of them, where only the attempts are analyzed.
+         -- One by one (limit 1): a join might begin with all events if only the attempts were analyzed.
          cross join lateral (
                select e.event_domain, e.xact_id, e.created_at from public.event_outbox e where e.id = y.event_ref limit 1) o
          where y.attempt_no = 1
@@ -182,4 +185,5 @@ as $$
                                           else y.finished_at - y.created_at end)::double precision) t(seconds)
 $$;
 comment on function public.fn_iu_decision_latency(text, bigint, integer) is
-    'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
+    'The latencies, in seconds, of the youngest attempts after p_after, from the commit of the event (or from its '
+    'insert, if since_commit is false).';
