@@ -1,6 +1,6 @@
 -- The configuration table that holds every gate, and the master gate.
 --
--- Belongs to IU Core. In production it is there already; this copy serves the embedded server and the tests.
+-- Belongs to IU Core. A production database has it already; this copy is for the embedded server and the tests.
 -- needs: nothing
 -- locks: nothing that exists
 
@@ -13,13 +13,13 @@ create table public.dot_config (
     constraint dot_config_key_unique unique (key)
 );
 
-comment on table public.dot_config is
-    'Configuration by key. All gates live here; a missing key means closed.';
+comment on table public.dot_config is 'Configuration by key. It holds all gates; a missing key means closed.';
 comment on column public.dot_config.key is 'Dotted name of the setting.';
-comment on column public.dot_config.value is 'The value as text; a gate is open only when it is exactly ''true''.';
-comment on column public.dot_config.description is 'What the setting does, for the person who finds it.';
-comment on column public.dot_config.updated_at is 'When the value was last changed; for a gate: open or closed since.';
-comment on constraint dot_config_key_unique on public.dot_config is 'One value a key.';
+comment on column public.dot_config.value is 'The value as text. A gate is open only if it is exactly ''true''.';
+comment on column public.dot_config.description is 'The effect of the setting, in words.';
+comment on column public.dot_config.updated_at is
+    'Time of the last change of the value; for a gate: since when it is open or closed.';
+comment on constraint dot_config_key_unique on public.dot_config is 'A key has one value.';
 
 insert into public.dot_config (key, value, description) values
     ('iu_core.routes_master_enabled', 'true',

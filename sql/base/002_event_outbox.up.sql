@@ -1,6 +1,6 @@
--- The outbox: an append-only log that many domains share, and the registry of what may be written to it.
+-- The outbox: an append-only log shared by many domains, and the registry of the event types that may be written to it.
 --
--- Belongs to IU Core; this copy serves the embedded server and the tests.
+-- Belongs to IU Core; this copy is for the embedded server and the tests.
 -- needs: 001
 -- locks: nothing that exists
 
@@ -16,12 +16,13 @@ create table public.event_type_registry (
 );
 
 comment on table public.event_type_registry is
-    'What may be written to event_outbox: an unknown or inactive type is rejected there.';
-comment on column public.event_type_registry.event_domain is 'Whose event it is: iu, system, ...';
-comment on column public.event_type_registry.event_type is 'What happened, in the past tense.';
-comment on column public.event_type_registry.event_stream is 'The one stream on which events of this type are written.';
-comment on column public.event_type_registry.delivery_lane is 'The one lane in which events of this type are written.';
-comment on column public.event_type_registry.default_severity is 'Severity of an event whose emitter names none.';
+    'The event types that may be written to event_outbox; an unknown or inactive type is rejected.';
+comment on column public.event_type_registry.event_domain is 'Domain that owns the event type: iu, system, ...';
+comment on column public.event_type_registry.event_type is 'Name of the event type, in the past tense.';
+comment on column public.event_type_registry.event_stream is
+    'The only stream on which events of this type are written.';
+comment on column public.event_type_registry.delivery_lane is 'The only lane in which events of this type are written.';
+comment on column public.event_type_registry.default_severity is 'Severity of an event whose emitter gives none.';
 comment on column public.event_type_registry.active is 'False: events of this type are rejected.';
 comment on constraint event_type_registry_type_unique on public.event_type_registry is
     'A type is registered once in its domain.';
@@ -58,29 +59,35 @@ create table public.event_outbox (
 );
 
 comment on table public.event_outbox is
-    'Append-only log of what happened, written in the transaction that changed the data. A log, not a queue: '
-    'it carries no delivery state.';
-comment on column public.event_outbox.id is 'Identity of the event; also its trace id when the producer gave none.';
-comment on column public.event_outbox.event_domain is 'Whose event it is; a worker reads one domain.';
-comment on column public.event_outbox.event_type is 'What happened; registered in event_type_registry.';
-comment on column public.event_outbox.event_stream is 'Kind of stream, fixed by the registry.';
-comment on column public.event_outbox.delivery_lane is 'How urgent, fixed by the registry.';
-comment on column public.event_outbox.event_severity is 'info, warning, error, ...';
-comment on column public.event_outbox.event_subject_table is 'Table of the row that the event is about.';
-comment on column public.event_outbox.event_subject_ref is 'Id of the row that the event is about; order is kept per subject.';
-comment on column public.event_outbox.canonical_address is 'Human-readable address of the subject.';
-comment on column public.event_outbox.actor_ref is 'Who caused it.';
-comment on column public.event_outbox.source_system is 'Which application wrote it.';
-comment on column public.event_outbox.correlation_id is 'Id of the request or process that it belongs to.';
-comment on column public.event_outbox.payload_classification is 'safe_metadata or restricted.';
-comment on column public.event_outbox.safe_payload is 'Metadata only: content, vectors and secrets are rejected by key.';
-comment on column public.event_outbox.occurred_at is 'When it happened, by the emitter''s account.';
-comment on column public.event_outbox.created_at is 'Start of the transaction that wrote it: not the order of commits.';
+    'Append-only log of events, written in the transaction that changed the data. It is a log and not a queue: it '
+    'carries no delivery state.';
+comment on column public.event_outbox.id is 'Identity of the event; also its trace id if the producer gave none.';
+comment on column public.event_outbox.event_domain is 'Domain of the event. A worker reads one domain.';
+comment on column public.event_outbox.event_type is 'Type of the event, registered in event_type_registry.';
+comment on column public.event_outbox.event_stream is 'Stream of the event, fixed by the registry.';
+comment on column public.event_outbox.delivery_lane is 'Urgency of the event, fixed by the registry.';
+comment on column public.event_outbox.event_severity is 'Severity of the event: info, warning, error, ...';
+comment on column public.event_outbox.event_subject_table is
+    'Table of the row that the event is about. Null: not given.';
+comment on column public.event_outbox.event_subject_ref is
+    'Id of the row that the event is about (its subject). Ordered routes keep the order of a subject. Null: not given.';
+comment on column public.event_outbox.canonical_address is 'Human-readable address of the subject. Null: not given.';
+comment on column public.event_outbox.actor_ref is 'The person or process that caused the event. Null: not given.';
+comment on column public.event_outbox.source_system is 'The application that wrote the event. Null: not given.';
+comment on column public.event_outbox.correlation_id is
+    'Id of the request or process to which the event belongs. Null: not given.';
+comment on column public.event_outbox.payload_classification is
+    'Classification of the payload: safe_metadata or restricted.';
+comment on column public.event_outbox.safe_payload is
+    'Metadata only: keys for content, vectors and secrets are rejected.';
+comment on column public.event_outbox.occurred_at is 'Time of the event as stated by its emitter.';
+comment on column public.event_outbox.created_at is
+    'Start of the transaction that wrote the event. It is not the order of commits.';
 comment on constraint event_outbox_pkey on public.event_outbox is 'Identity of the event.';
 comment on constraint event_outbox_stream_chk on public.event_outbox is 'The streams that exist.';
 comment on constraint event_outbox_classification_chk on public.event_outbox is 'The classifications that exist.';
 comment on constraint event_outbox_safe_payload_chk on public.event_outbox is
-    'Keys that would carry content or secrets never enter the log.';
+    'Keys for content or secrets are rejected.';
 
 create function public.fn_event_type_validate()
 returns trigger
@@ -116,4 +123,4 @@ create trigger trg_event_outbox_type_validate
     before insert on public.event_outbox
     for each row execute function public.fn_event_type_validate();
 comment on trigger trg_event_outbox_type_validate on public.event_outbox is
-    'Nothing enters the log that the registry does not know.';
+    'Only events of registered types enter the outbox.';

@@ -1,6 +1,6 @@
--- Where events go (routes) and what was decided about each (attempts).
+-- Routes, which name the targets of events, and attempts, which record the decisions about events.
 --
--- Belongs to IU Core; this copy serves the embedded server and the tests.
+-- Belongs to IU Core; this copy is for the embedded server and the tests.
 -- needs: 002
 -- locks: nothing that exists
 
@@ -22,21 +22,24 @@ create table public.iu_outbound_route (
     constraint iu_outbound_route_safe_chk check (enabled = false or dry_run = true)
 );
 
-comment on table public.iu_outbound_route is 'Where events of a type go. New routes are disabled and dry.';
+comment on table public.iu_outbound_route is
+    'The target of the events of a type. New routes are disabled and dry runs.';
 comment on column public.iu_outbound_route.route_code is 'Name of the route, part of every idempotency key.';
-comment on column public.iu_outbound_route.event_domain is 'Domain of the events that it takes.';
-comment on column public.iu_outbound_route.event_type is 'Type of the events that it takes.';
-comment on column public.iu_outbound_route.event_stream is 'Stream of the events that it takes.';
-comment on column public.iu_outbound_route.target_kind is 'What kind of thing receives them.';
-comment on column public.iu_outbound_route.target_ref is 'Which one of its kind.';
-comment on column public.iu_outbound_route.enabled is 'False: events are audited as skipped.';
-comment on column public.iu_outbound_route.dry_run is 'True: decisions are audited, nothing is delivered.';
-comment on column public.iu_outbound_route.fail_closed is 'A failure becomes a dead letter, never a silent success.';
-comment on column public.iu_outbound_route.created_at is 'When the route was registered.';
-comment on constraint iu_outbound_route_code_unique on public.iu_outbound_route is 'A route has one name.';
-comment on constraint iu_outbound_route_target_kind_chk on public.iu_outbound_route is 'The kinds that exist.';
+comment on column public.iu_outbound_route.event_domain is 'Domain of the events that the route selects.';
+comment on column public.iu_outbound_route.event_type is 'Type of the events that the route selects.';
+comment on column public.iu_outbound_route.event_stream is 'Stream of the events that the route selects.';
+comment on column public.iu_outbound_route.target_kind is
+    'Kind of the target: sql_function, workflow, external_endpoint, ...';
+comment on column public.iu_outbound_route.target_ref is 'Name or address of the target, depending on its kind.';
+comment on column public.iu_outbound_route.enabled is 'False: events of the route are recorded as skipped.';
+comment on column public.iu_outbound_route.dry_run is 'True: decisions are recorded and nothing is delivered.';
+comment on column public.iu_outbound_route.fail_closed is
+    'True: a failure becomes a dead letter and is never treated as a success.';
+comment on column public.iu_outbound_route.created_at is 'Time at which the route was registered.';
+comment on constraint iu_outbound_route_code_unique on public.iu_outbound_route is 'A route code is unique.';
+comment on constraint iu_outbound_route_target_kind_chk on public.iu_outbound_route is 'The target kinds that exist.';
 comment on constraint iu_outbound_route_safe_chk on public.iu_outbound_route is
-    'No enabled route may deliver: enabled means dry_run.';
+    'An enabled route must be a dry run, so no route can deliver.';
 
 insert into public.iu_outbound_route
     (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
@@ -64,21 +67,27 @@ create table public.iu_route_attempt (
 );
 
 comment on table public.iu_route_attempt is
-    'The audit: one row for every attempt to route an event, whatever came of it. Append-only.';
-comment on column public.iu_route_attempt.id is 'Order of writing.';
-comment on column public.iu_route_attempt.event_ref is 'The event. No foreign key: the log may be pruned, the audit stays.';
-comment on column public.iu_route_attempt.route_kind is 'outbound or inbound.';
-comment on column public.iu_route_attempt.route_code is 'The route, or (none) when no enabled route matched.';
-comment on column public.iu_route_attempt.status is 'dry_run, pending, sent, failed or skipped.';
-comment on column public.iu_route_attempt.decision is 'Why it has that status.';
-comment on column public.iu_route_attempt.delivered is 'True only when something really left.';
-comment on column public.iu_route_attempt.failure_code is 'Machine-readable reason of a failure.';
-comment on column public.iu_route_attempt.idempotency_key is 'Same event and route, same key: a second decision is suppressed.';
-comment on column public.iu_route_attempt.attempt_no is '1, and one more with every replay.';
-comment on column public.iu_route_attempt.created_at is 'Start of the transaction that decided.';
-comment on column public.iu_route_attempt.finished_at is 'When the decision was made, within that transaction.';
-comment on constraint iu_route_attempt_pkey on public.iu_route_attempt is 'Order of writing.';
+    'The audit: one row for every attempt to route or deliver an event, with its result. Append-only.';
+comment on column public.iu_route_attempt.id is 'Number of the attempt, in order of writing.';
+comment on column public.iu_route_attempt.event_ref is
+    'Id of the event. Without a foreign key: events may be deleted while their attempts are kept.';
+comment on column public.iu_route_attempt.route_kind is 'Kind of the route: outbound or inbound.';
+comment on column public.iu_route_attempt.route_code is 'Code of the route; (none) if no enabled route matched.';
+comment on column public.iu_route_attempt.status is 'Result of the attempt: dry_run, pending, sent, failed or skipped.';
+comment on column public.iu_route_attempt.decision is 'Reason for the status.';
+comment on column public.iu_route_attempt.delivered is 'True: the event was delivered.';
+comment on column public.iu_route_attempt.failure_code is
+    'Machine-readable reason of a failure. Null: it did not fail.';
+comment on column public.iu_route_attempt.idempotency_key is
+    'The same for every attempt of an event and route, so a second decision is suppressed.';
+comment on column public.iu_route_attempt.attempt_no is
+    'Number of the attempt: 1, and one more for each repetition or replay.';
+comment on column public.iu_route_attempt.created_at is
+    'Start of the attempt; for a decision, start of the transaction that made it.';
+comment on column public.iu_route_attempt.finished_at is
+    'End of the attempt; for a decision, the time within its transaction.';
+comment on constraint iu_route_attempt_pkey on public.iu_route_attempt is 'Attempts are numbered in order of writing.';
 comment on constraint iu_route_attempt_key_unique on public.iu_route_attempt is
-    'Exactly one decision per event, route and attempt.';
-comment on constraint iu_route_attempt_kind_chk on public.iu_route_attempt is 'The kinds that exist.';
-comment on constraint iu_route_attempt_status_chk on public.iu_route_attempt is 'The states that exist.';
+    'Each event, route and attempt number has exactly one row.';
+comment on constraint iu_route_attempt_kind_chk on public.iu_route_attempt is 'The kinds of routes that exist.';
+comment on constraint iu_route_attempt_status_chk on public.iu_route_attempt is 'The statuses that exist.';

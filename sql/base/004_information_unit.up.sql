@@ -1,6 +1,6 @@
--- The business data: information units, their versions, their place in the tree; and the one governed emitter.
+-- The business data: information units, their versions and their place in the tree; and the governed emitter.
 --
--- Belongs to IU Core; this copy serves the embedded server and the tests.
+-- Belongs to IU Core; this copy is for the embedded server and the tests.
 -- needs: 001, 002
 -- locks: nothing that exists
 
@@ -14,10 +14,10 @@ create table public.information_unit (
     constraint information_unit_address_unique unique (canonical_address)
 );
 comment on table public.information_unit is 'A unit of knowledge. The worker never changes it.';
-comment on column public.information_unit.id is 'Identity of the unit: the subject of its events.';
-comment on column public.information_unit.canonical_address is 'Human-readable address, unique.';
-comment on column public.information_unit.title is 'What it is called.';
-comment on column public.information_unit.created_at is 'When it was born.';
+comment on column public.information_unit.id is 'Identity of the unit, which is the subject of its events.';
+comment on column public.information_unit.canonical_address is 'Human-readable address of the unit, unique.';
+comment on column public.information_unit.title is 'Title of the unit.';
+comment on column public.information_unit.created_at is 'Time at which the unit was created.';
 comment on constraint information_unit_pkey on public.information_unit is 'Identity of the unit.';
 comment on constraint information_unit_address_unique on public.information_unit is 'An address names one unit.';
 
@@ -36,15 +36,16 @@ create table public.unit_version (
 );
 comment on table public.unit_version is 'A version of a unit. The worker never changes it.';
 comment on column public.unit_version.id is 'Identity of the version.';
-comment on column public.unit_version.unit_id is 'The unit.';
-comment on column public.unit_version.version_seq is '1 at birth, then counted up; from 2 on an event is emitted.';
-comment on column public.unit_version.body is 'The text. It never enters an event.';
-comment on column public.unit_version.actor_ref is 'Who wrote it.';
-comment on column public.unit_version.created_at is 'When it was written.';
+comment on column public.unit_version.unit_id is 'Id of the unit.';
+comment on column public.unit_version.version_seq is
+    'Number of the version: 1 for the first one, then counted up. An event is emitted from 2 on.';
+comment on column public.unit_version.body is 'Text of the version. It is never part of an event.';
+comment on column public.unit_version.actor_ref is 'Author of the version.';
+comment on column public.unit_version.created_at is 'Time at which the version was written.';
 comment on constraint unit_version_pkey on public.unit_version is 'Identity of the version.';
-comment on constraint unit_version_unit_fkey on public.unit_version is 'A version has a unit.';
-comment on constraint unit_version_seq_unique on public.unit_version is 'One version a number.';
-comment on constraint unit_version_seq_positive on public.unit_version is 'Counting starts at birth, with 1.';
+comment on constraint unit_version_unit_fkey on public.unit_version is 'A version belongs to a unit.';
+comment on constraint unit_version_seq_unique on public.unit_version is 'A unit has one version for each number.';
+comment on constraint unit_version_seq_positive on public.unit_version is 'Versions are numbered from 1 on.';
 
 create table public.iu_tree_path (
     unit_id  uuid     not null,
@@ -54,15 +55,15 @@ create table public.iu_tree_path (
     constraint iu_tree_path_pkey primary key (unit_id),
     constraint iu_tree_path_unit_fkey foreign key (unit_id) references public.information_unit (id)
 );
-comment on table public.iu_tree_path is 'Where a unit hangs in the tree. The worker never changes it.';
-comment on column public.iu_tree_path.unit_id is 'The unit.';
+comment on table public.iu_tree_path is 'The place of a unit in the tree. The worker never changes it.';
+comment on column public.iu_tree_path.unit_id is 'Id of the unit.';
 comment on column public.iu_tree_path.path is 'Addresses from the root, joined by slashes.';
 comment on column public.iu_tree_path.depth is 'Number of ancestors.';
-comment on constraint iu_tree_path_pkey on public.iu_tree_path is 'A unit has one place.';
-comment on constraint iu_tree_path_unit_fkey on public.iu_tree_path is 'Only units have places.';
+comment on constraint iu_tree_path_pkey on public.iu_tree_path is 'A unit has one place in the tree.';
+comment on constraint iu_tree_path_unit_fkey on public.iu_tree_path is 'Only units have a place in the tree.';
 
--- How many events were refused because their type is not registered. A sequence, because the transaction that asks is
--- rolled back by the error, and a number that was drawn is not given back. The package reads it where there is one.
+-- Counts events that were refused because their type is not registered. A sequence, because the caller's transaction is
+-- rolled back by the error, and a drawn number is not returned. The package reads the sequence if it exists.
 create sequence public.iu_emit_refused_seq as bigint cache 1;
 comment on sequence public.iu_emit_refused_seq is
     'Counts events that fn_iu_emit_event refused because their type is not registered and active.';
@@ -83,7 +84,7 @@ declare
     v_type public.event_type_registry;
     v_id   uuid;
 begin
-    -- The business transaction never fails because the bus is closed: no event, no error.
+    -- The business transaction must not fail because the gate is closed: no event is written and no error is raised.
     if not public.fn_iu_core_routes_enabled() then
         return null;
     end if;
@@ -91,8 +92,8 @@ begin
       from public.event_type_registry r
      where r.event_domain = 'iu' and r.event_type = p_event_type and r.active;
     if not found then
-        -- A closed gate is an operator's decision; an unregistered type is a mistake of the caller, and its
-        -- event would be lost without a trace.
+        -- A closed gate is an operator's decision; an unregistered type is a mistake of the caller, and its event would
+        -- be lost without notice.
         perform nextval('public.iu_emit_refused_seq');
         raise exception 'event type iu.% is not registered and active', p_event_type
             using errcode = 'undefined_object', hint = 'Register it in event_type_registry, or set active there.';
@@ -111,8 +112,8 @@ begin
 end
 $$;
 comment on function public.fn_iu_emit_event(text, text, uuid, text, jsonb) is
-    'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is '
-    'closed. Raises where the type is not registered and active.';
+    'The governed emitter. Returns the id of the event; or null, without writing anything, while the master gate is '
+    'closed. Raises if the type is not registered and active.';
 
 create function public.fn_iu_outbound_on_version()
 returns trigger
@@ -132,9 +133,9 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbound_on_version() is
-    'Emits version_applied for every version after birth, when the master gate is open.';
+    'Emits version_applied for every version after the first one, while the master gate is open.';
 
 create trigger trg_iu_out_version
     after insert on public.unit_version
     for each row execute function public.fn_iu_outbound_on_version();
-comment on trigger trg_iu_out_version on public.unit_version is 'A new version of a unit is an event.';
+comment on trigger trg_iu_out_version on public.unit_version is 'Each new version of a unit emits an event.';

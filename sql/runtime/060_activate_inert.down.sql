@@ -1,8 +1,8 @@
--- Takes the worker's registration and its gate away.
+-- Drops the worker's registration and its gate.
 --
--- loses: the position of the worker iu_outbound_default: activated again, it reads everything from the start
+-- loses: the position of the worker iu_outbound_default: if it is activated again, it reads all events from the start
 -- refuses: while the worker gate is open, a dead letter is open, or other workers are registered
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 declare

@@ -1,4 +1,4 @@
--- Nothing to take back: 070 only reads.
+-- Nothing to roll back: 070 only reads.
 --
 -- kind: command
 -- loses: nothing

@@ -1,14 +1,14 @@
--- W1 to W9: what the durable apply must have left behind, inert and complete.
+-- W1 to W9: the state that the apply must have left, inert and complete.
 --
 -- kind: command (iu-listen verify); reads only, run in BEGIN ... ROLLBACK
 -- locks: nothing
 --
--- Figures are those of the seed. W9 is 0 there because no event of the domain had ever been written. Where some had,
--- or where the package was taken back and applied again, the fresh worker has all of them before it (keys keep what
--- was decided), so that is what W9 expects.
+-- The expected figures are those of the seed. W9 is 0 in the seed, because no event of the domain had been written. In
+-- a database with events, or if the package was rolled back and applied again, a fresh worker has all events before it
+-- (idempotency keys protect decisions that were made), so W9 expects that number.
 
 with seam as (
-    -- The seam raises whatever it is given, so it cannot be called in a query that must go on; its text decides.
+    -- The seam always raises, so it cannot be called in a query that must continue; its source text is checked instead.
     select p.prosrc ~ '\mraise exception\M' and p.prosrc !~* '\m(return\s+jsonb|insert|update|perform)\M' as closed
       from pg_catalog.pg_proc p
      where p.oid = to_regprocedure('public.fn_iu_route_deliver(text,uuid,jsonb)')

@@ -1,4 +1,5 @@
--- Nothing to take back: opening a gate is a decision (iu-listen gate open worker), never a rollback.
+-- Nothing to roll back: opening a gate is an operator's decision (iu-listen gate open worker), never part of a
+-- rollback.
 --
 -- kind: command
 -- loses: nothing

@@ -1,4 +1,4 @@
--- Disables the worker: closes its gate. The running batch ends, the next one does not begin.
+-- Disables the worker: closes its gate. The running batch ends, and no further batch begins.
 --
 -- kind: command (iu-listen gate close worker); not recorded, repeatable
 -- locks: one row of dot_config

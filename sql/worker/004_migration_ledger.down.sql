@@ -1,8 +1,8 @@
 -- Drops the ledger: the last step of a rollback.
 --
--- loses: when and by whom the package was applied
+-- loses: the times and roles of the application of each file
 -- refuses: while any other file is recorded as applied
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 begin

@@ -1,7 +1,7 @@
--- Takes the position of events away.
+-- Drops the position of events.
 --
--- loses: the transaction and order of every event; a cursor cannot be built on the log again without 005
--- refuses: while the package that reads it is installed
+-- loses: the transaction and order of every event; no cursor can be built on the outbox again without 005
+-- refuses: while the package that reads the positions is installed
 -- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only
 
 do $$
@@ -13,7 +13,7 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_event_snapshot(uuid);
 drop function if exists public.fn_iu_json_exceeds(jsonb, bigint);
 drop function if exists public.fn_iu_outbox_refusal(uuid, pg_snapshot);

@@ -1,26 +1,26 @@
--- What a cursor needs to know of every event: which transaction wrote it, and in which order.
+-- The position of each event: the transaction that wrote it, and its number in the order of writing.
 --
--- An event's position is (xact_id, event_seq): the transaction that wrote it and a number drawn while it was
--- written. Neither created_at nor the number alone is an order of commits (docs/why/cursor.md); together with
--- snapshots they give each event to a cursor exactly once, whenever it commits.
+-- An event's position is (xact_id, event_seq): the transaction that wrote it, and a number drawn while it was written.
+-- Neither created_at nor the number alone is an order of commits (docs/why/cursor.md). Together with snapshots, the
+-- positions give each event to a cursor exactly once, whenever it commits.
 --
 -- needs: base (event_outbox)
 -- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only: no table rewrite, no scan
 
 -- Position -----------------------------------------------------------------------------------------------
 
--- CACHE must stay 1: with a larger cache a session could draw a low number late, and the numbers of two writers
--- of one subject would no longer follow the order in which they held its row lock.
+-- CACHE must stay 1. With a larger cache a session could draw a low number late, and the numbers of two writers of one
+-- subject would no longer follow the order in which they held its row lock.
 create sequence public.event_outbox_event_seq as bigint cache 1;
 comment on sequence public.event_outbox_event_seq is
-    'Numbers events as they are written. Gaps and late arrivals are normal; CACHE must stay 1.';
+    'Numbers events in the order of writing. Gaps and late arrivals are normal; CACHE must stay 1.';
 
--- Whoever may insert into event_outbox must not need a new privilege because of us.
+-- A role that may insert into event_outbox must not need a new privilege because of this package.
 grant usage on sequence public.event_outbox_event_seq to public;
 
--- Both defaults are constant for the rows that exist (pg_current_xact_id is STABLE): the table is not rewritten,
--- and to a cursor everything older than this migration looks like one transaction, this one.
--- xact_id comes first: columns are filled in this order, so the number is drawn after the xid is assigned.
+-- Both defaults are constant for existing rows (pg_current_xact_id is STABLE): the table is not rewritten, and to a
+-- cursor all older events appear to be written by one transaction, that of this migration. xact_id comes first: columns
+-- are filled in this order, so the number is drawn after the xid is assigned.
 alter table public.event_outbox
     add column xact_id      xid8    not null default pg_current_xact_id(),
     add column event_seq    bigint  not null default 0,
@@ -32,17 +32,17 @@ alter table public.event_outbox
 alter sequence public.event_outbox_event_seq owned by public.event_outbox.event_seq;
 
 comment on column public.event_outbox.xact_id is
-    'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
+    'Top-level transaction that wrote the event; cursors compare it with snapshots. Set by a trigger.';
 comment on column public.event_outbox.event_seq is
-    'Order of writing, which is commit order for events of one subject. Set by the stamp.';
+    'Order of writing, which is the order of commits for events of one subject. Set by a trigger.';
 comment on column public.event_outbox.traceparent is
-    'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
+    'W3C trace context of the producer, from SET LOCAL iu.traceparent. Null: there was none.';
 
 -- Stamp --------------------------------------------------------------------------------------------------
 
--- Unconditional: nothing that a client sends in these two columns is believed, whether by an explicit value,
--- COPY, a logical replication worker or a data-only restore. An invented xact_id would lie in the past of every
--- cursor and the event would be lost; an invented event_seq would break the order of its subject.
+-- Unconditional: the values that a client sends in these two columns are never used, whether by an explicit value,
+-- COPY, a logical replication worker or a data-only restore. An invented xact_id would lie before every cursor, so the
+-- event would be lost; an invented event_seq would break the order of its subject.
 create function public.fn_iu_outbox_stamp()
 returns trigger
 language plpgsql
@@ -55,14 +55,14 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbox_stamp() is
-    'Sets xact_id and event_seq of an event to what they really are.';
+    'Sets xact_id and event_seq of an event to the current transaction and the next number.';
 
--- "zz": triggers fire in order of their names, and nobody shall change the stamp after us.
+-- "zz": triggers fire in the order of their names, and no other trigger may change the stamp afterwards.
 create trigger zz_event_outbox_stamp
     before insert on public.event_outbox
     for each row execute function public.fn_iu_outbox_stamp();
 comment on trigger zz_event_outbox_stamp on public.event_outbox is
-    'Nothing enters the log unstamped, not even under session_replication_role = replica.';
+    'Stamps every inserted event, even under session_replication_role = replica.';
 
 create trigger zz_event_outbox_restamp
     before update of event_domain on public.event_outbox
@@ -70,17 +70,17 @@ create trigger zz_event_outbox_restamp
     when (new.event_domain is distinct from old.event_domain)
     execute function public.fn_iu_outbox_stamp();
 comment on trigger zz_event_outbox_restamp on public.event_outbox is
-    'An event that moves to another domain is new there: without a new stamp its cursor would have passed it.';
+    'Stamps an event that moves to another domain, because the cursor of that domain may have passed its old position.';
 
 alter table public.event_outbox enable always trigger zz_event_outbox_stamp;
 alter table public.event_outbox enable always trigger zz_event_outbox_restamp;
 
 -- Anchor -------------------------------------------------------------------------------------------------
 
--- Transaction ids mean nothing in another cluster. A dump carries the stored xact_id along, but the row's own
--- xmin is that of the restoring transaction: where the two differ, history is foreign and cursors must not be
--- believed. VACUUM (FULL, FREEZE) and pg_upgrade keep xmin, so they do not alarm. The row is therefore inserted
--- at the top level of a transaction, never inside a savepoint, and never updated.
+-- Transaction ids are valid only in their own cluster. A dump contains the stored xact_id, but the row's own xmin is
+-- that of the restoring transaction: if the two differ, the history is foreign and cursors must not be believed. VACUUM
+-- (FULL, FREEZE) and pg_upgrade keep xmin, so they cause no alarm. The row is therefore inserted at the top level of a
+-- transaction, never inside a savepoint, and never updated.
 create table public.iu_outbox_anchor (
     one         boolean      not null default true,
     lineage     uuid         not null default gen_random_uuid(),
@@ -91,29 +91,30 @@ create table public.iu_outbox_anchor (
     constraint iu_outbox_anchor_one check (one)
 );
 comment on table public.iu_outbox_anchor is
-    'One row that tells whether this is the history in which the cursors were written. Never update it.';
-comment on column public.iu_outbox_anchor.one is 'Always true: there is one row.';
-comment on column public.iu_outbox_anchor.lineage is 'Name of this history; every cursor carries it.';
-comment on column public.iu_outbox_anchor.xact_id is 'The transaction that inserted this row; equals its xmin in its own history.';
-comment on column public.iu_outbox_anchor.created_at is 'Since when this history counts.';
-comment on constraint iu_outbox_anchor_pkey on public.iu_outbox_anchor is 'There is one row.';
-comment on constraint iu_outbox_anchor_one on public.iu_outbox_anchor is 'There is one row.';
+    'One row that shows whether this is the history in which the cursors were written. It must never be updated.';
+comment on column public.iu_outbox_anchor.one is 'Always true: the table has one row.';
+comment on column public.iu_outbox_anchor.lineage is 'Identity of this history; every cursor stores it.';
+comment on column public.iu_outbox_anchor.xact_id is
+    'The transaction that inserted this row. It equals the xmin of the row in its own history.';
+comment on column public.iu_outbox_anchor.created_at is 'Time from which this history is valid.';
+comment on constraint iu_outbox_anchor_pkey on public.iu_outbox_anchor is 'The table has one row.';
+comment on constraint iu_outbox_anchor_one on public.iu_outbox_anchor is 'The table has one row.';
 
 insert into public.iu_outbox_anchor default values;
 
 -- Home ---------------------------------------------------------------------------------------------------
 
--- What the anchor cannot tell, because a physical copy carries it along as it is:
+-- The anchor cannot detect a physical copy, which contains it unchanged. These two tables cover three such cases:
 --
---   * pg_createsubscriber gives a copy another system identifier, and its transaction ids go on. Cursors that are replicated
---     into it look like its own. pg_upgrade makes another identifier, too; it changes the major version with it, and
---     nothing else does that without another xmin of the anchor.
---   * A clone that is started beside its original has the same identifier. Only its clients know that it is another
---     server: by its address, or by the name that they were given for it. So each consumer says where it is (its site). The
---     first one is known; a further one becomes known while another consumer delivers here, which in a clone none does,
---     or when a person says so. A consumer of an unknown site delivers nothing.
---   * A cursor that lies ahead of its cluster is believed again as soon as transaction ids have passed it, and what lies
---     in between is skipped. So such a refusal is kept until a reanchor.
+--   * pg_createsubscriber gives a copy another system identifier, and its transaction ids continue. Cursors that are
+--     replicated into it look like its own. pg_upgrade also makes another identifier, but it changes the major version
+--     as well, and nothing else changes that without another xmin of the anchor.
+--   * A clone that is started beside its original has the same identifier. Only its clients can tell the two servers
+--     apart: by the address, or by a name that they were given. So each consumer names its site. The first site is
+--     accepted. A further one is accepted while another consumer delivers here, which is not the case in a clone, or
+--     when an operator accepts it. A consumer at an unknown site delivers nothing.
+--   * A cursor that lies ahead of its cluster would be believed again as soon as transaction ids have passed it, and
+--     the events in between would be skipped. So such a refusal is stored until a reanchor.
 create table public.iu_outbox_home (
     one                boolean      not null default true,
     system_identifier  bigint       default (pg_control_system()).system_identifier,
@@ -124,14 +125,18 @@ create table public.iu_outbox_home (
     constraint iu_outbox_home_pkey primary key (one),
     constraint iu_outbox_home_one check (one)
 );
-comment on table public.iu_outbox_home is 'One row: the cluster in which the cursors were written, and a refusal that is kept.';
-comment on column public.iu_outbox_home.one is 'Always true: there is one row.';
-comment on column public.iu_outbox_home.system_identifier is 'The system identifier of that cluster.';
-comment on column public.iu_outbox_home.major is 'Its major version: pg_upgrade changes both.';
-comment on column public.iu_outbox_home.refusal is 'Why no cursor is believed until a reanchor: cursor_ahead or foreign_system. Null: nothing.';
-comment on column public.iu_outbox_home.refused_at is 'Since when.';
-comment on constraint iu_outbox_home_pkey on public.iu_outbox_home is 'There is one row.';
-comment on constraint iu_outbox_home_one on public.iu_outbox_home is 'There is one row.';
+comment on table public.iu_outbox_home is
+    'One row: the cluster in which the cursors were written, and a stored refusal.';
+comment on column public.iu_outbox_home.one is 'Always true: the table has one row.';
+comment on column public.iu_outbox_home.system_identifier is
+    'System identifier of the cluster in which the cursors were written.';
+comment on column public.iu_outbox_home.major is
+    'Major version of that cluster. pg_upgrade changes both it and the system identifier.';
+comment on column public.iu_outbox_home.refusal is
+    'Reason why no cursor is believed until a reanchor: cursor_ahead or foreign_system. Null: there is none.';
+comment on column public.iu_outbox_home.refused_at is 'Time at which the refusal was stored. Null: there is none.';
+comment on constraint iu_outbox_home_pkey on public.iu_outbox_home is 'The table has one row.';
+comment on constraint iu_outbox_home_one on public.iu_outbox_home is 'The table has one row.';
 
 insert into public.iu_outbox_home default values;
 
@@ -143,12 +148,16 @@ create table public.iu_outbox_site (
 
     constraint iu_outbox_site_pkey primary key (site)
 );
-comment on table public.iu_outbox_site is 'From where consumers reach this database. One of a site that is not accepted delivers nothing.';
-comment on column public.iu_outbox_site.site is 'The name that the consumer was given (IU_LISTEN_SITE), else the address that it connects to.';
-comment on column public.iu_outbox_site.seen_at is 'When a consumer of this site last began a session.';
-comment on column public.iu_outbox_site.accepted_at is 'Since when its consumers may deliver. Null: they may not.';
-comment on column public.iu_outbox_site.accepted_by is 'By whom: a person, or why that was not necessary.';
-comment on constraint iu_outbox_site_pkey on public.iu_outbox_site is 'A site is known once.';
+comment on table public.iu_outbox_site is
+    'The sites from which consumers reach this database. A consumer at a site that is not accepted delivers nothing.';
+comment on column public.iu_outbox_site.site is
+    'The name that the consumer was given (IU_LISTEN_SITE), otherwise the address that it connects to.';
+comment on column public.iu_outbox_site.seen_at is 'Time at which a consumer at this site last began a session.';
+comment on column public.iu_outbox_site.accepted_at is
+    'Time from which consumers at this site may deliver. Null: they may not.';
+comment on column public.iu_outbox_site.accepted_by is
+    'The person who accepted the site, or the reason why it was accepted automatically.';
+comment on constraint iu_outbox_site_pkey on public.iu_outbox_site is 'A site is listed once.';
 
 create function public.fn_iu_outbox_refuse(p_refusal text)
 returns void
@@ -160,9 +169,10 @@ begin
     update public.iu_outbox_home h set refusal = p_refusal, refused_at = clock_timestamp() where h.refusal is null;
 end
 $$;
-comment on function public.fn_iu_outbox_refuse(text) is 'Keeps a refusal until a reanchor; the first one counts.';
+comment on function public.fn_iu_outbox_refuse(text) is
+    'Stores a refusal until a reanchor. If one is stored already, it stays.';
 
--- Asked once a session: it reads a file of the server. p_vouched: another consumer delivers here now.
+-- Called once in a session, because it reads a file of the server. p_vouched: another consumer delivers here now.
 create function public.fn_iu_outbox_admission(p_site text, p_vouched boolean)
 returns text
 language plpgsql
@@ -215,15 +225,15 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbox_admission(text, boolean) is
-    'Null when a consumer of this site may work here, else why not: standby, row_security or foreign_site. Keeps '
-    'foreign_system as a refusal where the cluster is another one.';
+    'Null if a consumer at this site may work here; otherwise the reason: standby, row_security or foreign_site. '
+    'Stores the refusal foreign_system if the cluster is another one.';
 
 -- Tick ---------------------------------------------------------------------------------------------------
 
--- GetSnapshotData leaves the caller's own xid out of the in-progress list, so that the caller sees its own rows.
--- In a tick that would be a lie: rows which this transaction writes after the tick was taken would count as
--- consumed. So the own xid is put back, as in progress. xmin needs no change: a snapshot's xmin never lies
--- above the xid of the backend that took it.
+-- GetSnapshotData leaves the caller's own xid out of the in-progress list, so that the caller sees its own rows. A tick
+-- must not do that: rows that this transaction writes after the tick was taken would count as consumed. So the own xid
+-- is added as in progress. xmin needs no change, because the xmin of a snapshot is never above the xid of the backend
+-- that took it.
 create function public.fn_iu_outbox_tick()
 returns pg_snapshot
 language plpgsql
@@ -244,8 +254,8 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbox_tick() is
-    'The present snapshot with the own transaction marked as in progress. Take it in a statement after the one '
-    'that locked the cursor.';
+    'The current snapshot, with the caller''s own transaction marked as in progress. It must be taken in a statement '
+    'after the one that locked the cursor.';
 
 create function public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot)
 returns text
@@ -259,7 +269,7 @@ declare
     v_there   text;
     v_kept    text;
 begin
-    -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
+    -- On a standby pg_current_snapshot() lists no transactions in progress, so late commits would be lost.
     if pg_is_in_recovery() then
         return 'standby';
     end if;
@@ -277,15 +287,16 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbox_refusal(uuid, pg_snapshot) is
-    'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, '
-    'foreign_history, foreign_cursor, cursor_ahead or foreign_system. The last two are kept until a reanchor.';
+    'Null if a cursor with this lineage and position may be believed here; otherwise the reason: standby, '
+    'anchor_missing, foreign_history, foreign_cursor, cursor_ahead or foreign_system. The last two are stored until a '
+    'reanchor.';
 
 -- Snapshot -----------------------------------------------------------------------------------------------
 
--- How long the text form of a JSON value is cannot be told from what is stored: compression stores 200 MB of one character
--- in 2.4 MB, a control character becomes six characters, and 1e131071, which is stored in 10 bytes, has 131 072 digits. To
--- convert it in order to find out can take minutes, or fail. So the size is bounded first: by the binary form, and by the
--- number of its long numbers.
+-- The length of the text form of a JSON value cannot be derived from its stored size: compression stores 200 MB of one
+-- character in 2.4 MB, a control character becomes six characters, and 1e131071, which is stored in 10 bytes, has 131
+-- 072 digits. Converting the value to find out can take minutes, or fail. So the size is bounded first: by the binary
+-- form, and by the count of its long numbers.
 create function public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint)
 returns boolean
 language plpgsql
@@ -316,18 +327,19 @@ begin
     end if;
     return 6 * v_bytes + v_long > p_limit and octet_length(p_value::text) > p_limit;
 exception when others then
-    -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+    -- An error for an excessive size has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
     return true;
 end
 $$;
 comment on function public.fn_iu_json_exceeds(jsonb, bigint) is
-    'Whether the text form of a JSON value has more than so many bytes, or its binary form more than four times as many. It '
-    'never converts a value whose text may have more than about 25 times as many.';
+    'Whether the text form of a JSON value has more than p_limit bytes, or its binary form more than four times as '
+    'many. A value whose text may have more than about 25 times p_limit bytes is never converted.';
 
--- A dead letter keeps its event whole. An event can be too large for that: as jsonb a row must stay below 256 MB, as text
--- below 1 GB, and a payload of 200 MB in control characters has a text form of 1.2 GB. A snapshot that cannot be stored
--- fails the transaction that gives the event up, and one that cannot be read as text fails every reader of the letter.
--- Such a snapshot keeps what identifies the event, and too_large; a replay reads the event from the log.
+-- A dead letter keeps its whole event. An event can be too large for that: as jsonb a row must stay below 256 MB, as
+-- text below 1 GB, and a payload of 200 MB of control characters has a text form of 1.2 GB. A snapshot that cannot be
+-- stored fails the transaction that gives the event up, and one that cannot be read as text fails every reader of the
+-- dead letter. Such a snapshot keeps only the identifying columns, and too_large; a replay reads the event from the
+-- outbox.
 create function public.fn_iu_event_snapshot(p_event_id uuid)
 returns jsonb
 language plpgsql
@@ -346,7 +358,7 @@ begin
             return v_event;
         end if;
     exception when others then
-        -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+        -- An error for an excessive size has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
         null;
     end;
     select jsonb_build_object(
@@ -366,5 +378,5 @@ begin
 end
 $$;
 comment on function public.fn_iu_event_snapshot(uuid) is
-    'An event for its dead letter: the whole row, or, where its text form exceeds 64 MiB, what identifies it, with '
+    'An event for its dead letter: the whole row; or, if its text form exceeds 64 MiB, the identifying columns, with '
     'too_large and the stored size of its payload. Null: there is no such event.';

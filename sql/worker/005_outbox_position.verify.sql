@@ -1,4 +1,4 @@
--- What 005 must have left behind. Same columns as runtime/070.
+-- The state that 005 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W10', 'event_outbox knows position and trace context', '3',

@@ -1,7 +1,7 @@
 -- Drops the indexes of the cursor.
 --
 -- loses: nothing; the numbers of old events stay until 005 is rolled back
--- refuses: while the package that reads through them is installed
+-- refuses: while the package that reads through these indexes is installed
 -- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only
 
 do $$
@@ -13,11 +13,11 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop index if exists public.event_outbox_order_idx;
 drop index if exists public.event_outbox_tick_idx;
 
--- On a partitioned log, an interrupted apply leaves indexes behind that belong to no whole yet.
+-- On a partitioned outbox, an interrupted apply leaves indexes of partitions behind that have no parent yet.
 do $$
 declare
     v_index regclass;

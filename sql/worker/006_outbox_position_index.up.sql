@@ -1,13 +1,13 @@
--- The indexes that serve the cursor, and the order of events that are older than it.
+-- The indexes of the cursor, and the numbers of events that are older than the cursor.
 --
 -- needs: 005
--- locks: ROW EXCLUSIVE for the numbering, SHARE UPDATE EXCLUSIVE for the indexes: writers are not held up
+-- locks: ROW EXCLUSIVE for the numbering, SHARE UPDATE EXCLUSIVE for the indexes: writers are not blocked
 -- transaction: none
 
--- Events of the worker's domain that were written before 005 are numbered below zero, in order of created_at: the only
--- order that is known of them. They are sorted once, into a temporary table, and numbered in batches, the oldest first.
--- What is still at 0 after an interruption is younger than what is numbered, so a second run goes on where the first one
--- ended.
+-- Events of the worker's domain that were written before 005 get numbers below zero, in the order of created_at, the
+-- only order that is known of them. They are sorted once, into a temporary table, and numbered in batches, oldest
+-- first. Events that still have 0 after an interruption are younger than the numbered ones, so a second run continues
+-- where the first one ended.
 drop table if exists pg_temp.iu_numbering;
 create temporary table iu_numbering (n bigint primary key, id uuid not null, created_at timestamptz not null);
 insert into pg_temp.iu_numbering (n, id, created_at)
@@ -31,10 +31,10 @@ drop index concurrently if exists public.event_outbox_tick_idx;
 create index concurrently event_outbox_tick_idx
     on public.event_outbox (event_domain, xact_id, event_seq, id);
 comment on index public.event_outbox_tick_idx is
-    'Serves the tick: events of given transactions, and of all that began after a snapshot.';
+    'Reading a tick: events of given transactions, and of all transactions after a snapshot.';
 
 drop index concurrently if exists public.event_outbox_order_idx;
 create index concurrently event_outbox_order_idx
     on public.event_outbox (event_domain, event_seq, id);
 comment on index public.event_outbox_order_idx is
-    'Serves paging through a large tick in order, without sorting it for every page.';
+    'Paging through a large tick in order, without sorting it for every page.';

@@ -1,4 +1,4 @@
--- What 006 must have left behind. Same columns as runtime/070.
+-- The state that 006 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W14', 'indexes of the cursor are valid', '2',

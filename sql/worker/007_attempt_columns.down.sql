@@ -1,6 +1,6 @@
--- Takes off the attempts what they say of their decision.
+-- Drops the columns that describe the decision behind an attempt.
 --
--- loses: how many attempts each decision consists of, its transactions, its trace context, and what was called
+-- loses: the number of attempts of each decision, its transactions, its trace context, and the called target
 -- refuses: while the worker gate is open
 -- locks: ACCESS EXCLUSIVE on iu_route_attempt, for the catalogue change only
 
@@ -13,7 +13,7 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 alter table public.iu_route_attempt
     drop column if exists route_count,
     drop column if exists xact_id,

@@ -1,4 +1,4 @@
--- What 007 must have left behind. Same columns as runtime/070.
+-- The state that 007 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W19', 'attempts say how many they are, whose, in which trace, and what was called', '5',

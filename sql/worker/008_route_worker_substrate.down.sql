@@ -2,7 +2,7 @@
 --
 -- loses: the position of every worker and the resolved dead letters
 -- refuses: while the worker gate is open, a dead letter is open, or 060 is applied
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 do $$
 declare
@@ -28,6 +28,6 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop table if exists public.iu_route_dead_letter;
 drop table if exists public.iu_route_worker_cursor;

@@ -1,4 +1,4 @@
--- The two tables of the route worker: where it is (cursor) and what it could not do (dead letters).
+-- The two tables of the worker: its position (cursor) and the events that it gave up (dead letters).
 --
 -- needs: 005
 -- locks: nothing that exists
@@ -39,56 +39,73 @@ create table public.iu_route_worker_cursor (
         (pos_seq is null) = (pos_id is null) and (tick is not null or (pos_seq is null and tick_floor is null))),
     constraint iu_route_worker_cursor_own_chk check ((own_xid is null) = (own_seq is null))
 )
--- The row is updated by every batch; room on the page keeps those updates HOT.
+-- Every batch updates the row; free space in the block keeps those updates HOT.
 with (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
 comment on table public.iu_route_worker_cursor is
-    'How far each worker has read event_outbox. One row a worker; fresh means that nothing was read yet.';
+    'The position up to which each worker has read event_outbox. One row for each worker; "fresh" means that nothing '
+    'was read yet.';
 comment on column public.iu_route_worker_cursor.worker_name is 'Name of the worker.';
-comment on column public.iu_route_worker_cursor.event_domain is 'Domain of the events that it reads.';
+comment on column public.iu_route_worker_cursor.event_domain is 'Domain of the events that the worker reads.';
 comment on column public.iu_route_worker_cursor.last_created_at is
-    'High-water mark for people: the highest created_at among the last events of all pages. Null: fresh.';
-comment on column public.iu_route_worker_cursor.last_event_id is 'High-water mark for people: that event''s id. Null: fresh.';
-comment on column public.iu_route_worker_cursor.lineage is 'The history in which this cursor was written (iu_outbox_anchor).';
-comment on column public.iu_route_worker_cursor.prev is 'Every event visible in this snapshot has been consumed.';
-comment on column public.iu_route_worker_cursor.tick is 'While a tick is partly consumed: its snapshot.';
+    'For information only: the highest created_at among the last events of all pages. Null: fresh.';
+comment on column public.iu_route_worker_cursor.last_event_id is
+    'For information only: id of the event with last_created_at. Null: fresh.';
+comment on column public.iu_route_worker_cursor.lineage is
+    'The history in which this cursor was written (iu_outbox_anchor.lineage).';
+comment on column public.iu_route_worker_cursor.prev is 'Snapshot: every event that is visible in it is consumed.';
+comment on column public.iu_route_worker_cursor.tick is
+    'Snapshot of the tick that is partly consumed. Null: no tick is.';
 comment on column public.iu_route_worker_cursor.tick_floor is
-    'While a tick is partly consumed: the lowest event_seq among its events of transactions that began after prev.';
-comment on column public.iu_route_worker_cursor.pos_seq is 'While a tick is partly consumed: event_seq of the last event done.';
-comment on column public.iu_route_worker_cursor.pos_id is 'While a tick is partly consumed: id of the last event done.';
+    'Lowest event_seq among those events of the partly consumed tick whose transactions began after prev. Null: there '
+    'is none.';
+comment on column public.iu_route_worker_cursor.pos_seq is
+    'event_seq of the last consumed event of the partly consumed tick. Null: there is none.';
+comment on column public.iu_route_worker_cursor.pos_id is
+    'Id of the last consumed event of the partly consumed tick. Null: there is none.';
 comment on column public.iu_route_worker_cursor.own_xid is
-    'A transaction that ran the worker and had written events itself: they were consumed before it ended.';
-comment on column public.iu_route_worker_cursor.own_seq is 'Its events up to this event_seq are consumed.';
+    'A transaction that wrote events and then ran the worker itself, which consumed these events before the commit. '
+    'Null: there is none.';
+comment on column public.iu_route_worker_cursor.own_seq is
+    'The events of own_xid up to this event_seq are consumed. Null: own_xid is null.';
 comment on column public.iu_route_worker_cursor.hi_seq is
-    'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
+    'Last value of event_outbox_event_seq just after the newest tick was taken. An event above it is unread in any '
+    'history.';
 comment on column public.iu_route_worker_cursor.fresh_seq is
-    'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
+    'hi_seq before the newest tick: no worker had read an event above it when that tick was taken. Null: unknown.';
 comment on column public.iu_route_worker_cursor.queued_id is
-    'The last delivery that it has queued (iu_route_delivery.id): a snapshot that shows it shows all before it. Null: none.';
-comment on column public.iu_route_worker_cursor.total_seen is 'Events read since the row was made.';
-comment on column public.iu_route_worker_cursor.total_attempts is 'Attempts written since the row was made.';
-comment on column public.iu_route_worker_cursor.total_skipped is 'Of these, skipped.';
-comment on column public.iu_route_worker_cursor.total_dead_lettered is 'Dead letters written since the row was made.';
-comment on column public.iu_route_worker_cursor.last_run_at is 'End of the last run that took the row.';
-comment on column public.iu_route_worker_cursor.last_run_summary is 'What that run answered.';
+    'The last delivery that the worker has queued (iu_route_delivery.id): a snapshot that shows it shows all '
+    'deliveries before it. Null: none.';
+comment on column public.iu_route_worker_cursor.total_seen is 'Events read since the row was created.';
+comment on column public.iu_route_worker_cursor.total_attempts is
+    'Attempts written by batches since the row was created.';
+comment on column public.iu_route_worker_cursor.total_skipped is
+    'Attempts with the status skipped, of those in total_attempts.';
+comment on column public.iu_route_worker_cursor.total_dead_lettered is
+    'Dead letters written by batches since the row was created.';
+comment on column public.iu_route_worker_cursor.last_run_at is
+    'End of the last batch that locked the row. Null: there was none.';
+comment on column public.iu_route_worker_cursor.last_run_summary is
+    'Answer of the last batch that locked the row. Null: there was none.';
 comment on column public.iu_route_worker_cursor.page_limit is
-    'Most events of the next page, because a batch took too long. Null: as many as the caller asks for.';
+    'Maximum number of events of the next page, because a batch took too long. Null: as many as the caller asks for.';
 comment on column public.iu_route_worker_cursor.failures is
-    'Weight of the batches that failed at this position, in a row: 1 for an error, 3 for one that ran out of time. 0: none.';
-comment on column public.iu_route_worker_cursor.failed_at is 'When a batch last failed. Null: none did.';
-comment on column public.iu_route_worker_cursor.failed_why is 'Why it failed.';
+    'Weight of the consecutive failed batches at this position: 1 for an error, 3 for a time-out. 0: none.';
+comment on column public.iu_route_worker_cursor.failed_at is 'Time of the last failed batch. Null: none has failed.';
+comment on column public.iu_route_worker_cursor.failed_why is 'Error of the last failed batch. Null: none has failed.';
 comment on column public.iu_route_worker_cursor.failed_events is
-    'One of the next so many events made it fail: the next page takes half of them. Null: that is not known.';
+    'The batch failed because of one of the next failed_events events: the next page takes half of them. Null: '
+    'unknown.';
 comment on column public.iu_route_worker_cursor.failed_event is
-    'The event that made it fail: its batch takes it alone. Null: that is not known.';
+    'The event that made the batch fail: a batch takes it alone. Null: unknown.';
 comment on column public.iu_route_worker_cursor.failed_route is
-    'The route whose SQL function raised. Null: that is not known, or another statement failed.';
-comment on column public.iu_route_worker_cursor.created_at is 'When the worker was registered.';
-comment on constraint iu_route_worker_cursor_pkey on public.iu_route_worker_cursor is 'One cursor a worker.';
+    'The route whose SQL function raised the error. Null: unknown, or another statement failed.';
+comment on column public.iu_route_worker_cursor.created_at is 'Time at which the worker was registered.';
+comment on constraint iu_route_worker_cursor_pkey on public.iu_route_worker_cursor is 'A worker has one cursor.';
 comment on constraint iu_route_worker_cursor_page_chk on public.iu_route_worker_cursor is
     'A position exists only inside a tick.';
 comment on constraint iu_route_worker_cursor_own_chk on public.iu_route_worker_cursor is
-    'Own transaction and own position come together.';
+    'own_xid and own_seq are set together.';
 
 create table public.iu_route_dead_letter (
     id               uuid         not null default gen_random_uuid(),
@@ -114,25 +131,33 @@ create table public.iu_route_dead_letter (
 );
 
 comment on table public.iu_route_dead_letter is
-    'Events that could not be routed, whole, so that a replay reads nothing else. Resolved, never deleted.';
+    'Events that a route gave up, each with a snapshot, so that a replay needs nothing else. Resolved dead letters '
+    'are kept until retention deletes them.';
 comment on column public.iu_route_dead_letter.id is 'Identity of the dead letter.';
-comment on column public.iu_route_dead_letter.worker_name is 'The worker that gave up.';
-comment on column public.iu_route_dead_letter.event_ref is 'The event.';
-comment on column public.iu_route_dead_letter.route_kind is 'outbound or inbound.';
-comment on column public.iu_route_dead_letter.route_code is 'The route, or (none) when no enabled route matched.';
-comment on column public.iu_route_dead_letter.idempotency_key is 'Key of its attempts; one dead letter each.';
+comment on column public.iu_route_dead_letter.worker_name is 'Name of the worker that gave the event up.';
+comment on column public.iu_route_dead_letter.event_ref is
+    'Id of the event. The event may have been deleted from the outbox.';
+comment on column public.iu_route_dead_letter.route_kind is 'Kind of the route: outbound or inbound.';
+comment on column public.iu_route_dead_letter.route_code is 'Code of the route; (none) if no enabled route matched.';
+comment on column public.iu_route_dead_letter.idempotency_key is
+    'Idempotency key of its attempts. A key has one dead letter.';
 comment on column public.iu_route_dead_letter.attempt_no is
-    'Number of the last attempt made for it. 0: not even its failure could be written to the audit.';
-comment on column public.iu_route_dead_letter.event_snapshot is 'The whole event as it was.';
+    'Number of its last attempt. 0: not even the failed attempt could be written.';
+comment on column public.iu_route_dead_letter.event_snapshot is
+    'The whole event at the time of the failure. An event that is too large keeps only its identifying columns, and '
+    'too_large.';
 comment on column public.iu_route_dead_letter.failure_code is 'Machine-readable reason.';
-comment on column public.iu_route_dead_letter.failure_detail is 'SQLSTATE and message of what went wrong.';
-comment on column public.iu_route_dead_letter.created_at is 'When it was given up.';
-comment on column public.iu_route_dead_letter.replay_count is 'How many replays were tried.';
-comment on column public.iu_route_dead_letter.last_replay_at is 'When the last replay was tried.';
-comment on column public.iu_route_dead_letter.resolved_at is 'When it was resolved. Null: open.';
-comment on column public.iu_route_dead_letter.resolution is 'How it was resolved.';
-comment on column public.iu_route_dead_letter.xact_id is 'The top-level transaction that wrote it; what readers compare with snapshots.';
+comment on column public.iu_route_dead_letter.failure_detail is
+    'Description of the failure, for example SQLSTATE and message.';
+comment on column public.iu_route_dead_letter.created_at is 'Time at which the event was given up.';
+comment on column public.iu_route_dead_letter.replay_count is 'Number of replays that were requested.';
+comment on column public.iu_route_dead_letter.last_replay_at is 'Time of the last replay. Null: there was none.';
+comment on column public.iu_route_dead_letter.resolved_at is 'Time at which it was resolved. Null: it is open.';
+comment on column public.iu_route_dead_letter.resolution is 'How it was resolved. Null: it is open.';
+comment on column public.iu_route_dead_letter.xact_id is
+    'Top-level transaction that inserted the dead letter; readers compare it with snapshots.';
 comment on constraint iu_route_dead_letter_pkey on public.iu_route_dead_letter is 'Identity of the dead letter.';
-comment on constraint iu_route_dead_letter_key_unique on public.iu_route_dead_letter is 'One dead letter per event and route.';
+comment on constraint iu_route_dead_letter_key_unique on public.iu_route_dead_letter is
+    'An event has one dead letter for each route.';
 comment on constraint iu_route_dead_letter_resolved_chk on public.iu_route_dead_letter is
-    'Resolved means: when, and how.';
+    'resolved_at and resolution are set together.';

@@ -1,6 +1,6 @@
--- Takes the bell and the heartbeat away. Consumers fall back to polling.
+-- Drops the bell and the heartbeat. Consumers fall back to polling.
 --
--- loses: who is running, until they are started again with 010
+-- loses: the list of running consumers, until they are started again with 010
 -- refuses: while the worker gate is open
 -- locks: ACCESS EXCLUSIVE on event_outbox and dot_config, for the catalogue change only
 
@@ -13,7 +13,7 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop table if exists public.iu_consumer_heartbeat;
 drop trigger if exists zz_dot_config_bell on public.dot_config;
 drop trigger if exists zz_event_outbox_bell on public.event_outbox;

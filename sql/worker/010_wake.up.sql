@@ -1,28 +1,30 @@
--- The bell, which wakes a sleeping consumer and costs nothing under load; and the heartbeat, which makes its
--- silence visible.
+-- The bell, which wakes an idle consumer and costs nothing under load; and the heartbeat, which shows that a consumer
+-- is silent.
 --
 -- needs: 005, 008
 -- locks: SHARE ROW EXCLUSIVE on event_outbox and dot_config, for the catalogue change only
 
 -- Bell ---------------------------------------------------------------------------------------------------
 --
--- NOTIFY takes a lock over the whole cluster until the commit is flushed, so notifying commits go one by one.
--- Hence writers notify only while a consumer sleeps. A consumer that sleeps holds advisory lock (726001, slot)
--- EXCLUSIVE in its bell session; a writer may stay silent only if it gets every slot SHARED for its transaction.
--- Transaction locks are let go after the commit is visible. So "a consumer sleeps" and "a writer stayed silent and
--- is not visible yet" exclude each other: a consumer that gets its lock and then looks once more has missed
--- nothing. The proof with all interleavings is in docs/why/bell.md. Only try-locks: nobody ever waits.
+-- NOTIFY takes a lock on the whole cluster until the commit is flushed, so commits that notify are serialized.
+-- Therefore writers notify only while a consumer is idle. An idle consumer holds advisory lock (726001, slot) EXCLUSIVE
+-- in its listener session (it is armed). A writer may omit the notification only if it gets every slot SHARED for its
+-- transaction. Transaction locks are released after the commit is visible. So "a consumer is armed" and "a writer has
+-- omitted the notification and is not visible yet" exclude each other: a consumer that gets its lock and then looks
+-- once more at the outbox has missed nothing. The proof with all interleavings is in docs/why/bell.md. Only try-locks
+-- are used, so neither side ever waits.
 --
---   * Deferred: the locks are asked for at commit and not held through the writer's whole transaction.
+--   * Deferred: the locks are requested at commit and not held during the writer's whole transaction.
 --   * A row trigger, because a statement trigger does not fire for a direct insert into a partition.
---   * PREPARE TRANSACTION refuses after NOTIFY, and would park the locks in the prepared transaction. Such a
---     writer stays silent; its events are found by the catch-up timer. Only the text of the statement tells, so a
---     role that says SET CONSTRAINTS IMMEDIATE before PREPARE must opt out: ALTER ROLE ... SET iu.no_bell = on.
---     A replication worker shows no text; it stays silent if a subscription has two_phase, and so may prepare.
---   * A NOTIFY queue that is full fails the writer. From half full on we stay silent, and the timer works.
---   * A domain that no worker reads has nobody to wake: its writers take no lock, for a lock that is held keeps the
---     consumers of other domains from sleeping. Domain iu always has its worker, so its writers do not ask.
---   * One sleeper is reason enough to notify, so the first refused slot decides.
+--   * PREPARE TRANSACTION fails after NOTIFY, and would keep the locks in the prepared transaction. Such a writer
+--     sends no notification; its events are found by the catch-up poll. It is recognized only by the text of the
+--     statement, so a role that uses SET CONSTRAINTS IMMEDIATE before PREPARE must opt out: ALTER ROLE ... SET
+--     iu.no_bell = on. A replication worker has no statement text; it sends none if a subscription has two_phase,
+--     because it may prepare.
+--   * A full NOTIFY queue fails the writer. From half full on, no notification is sent, and the catch-up poll works.
+--   * A domain that no worker reads has no consumer to wake: its writers take no lock, because a held lock keeps the
+--     consumers of other domains from being armed. Domain iu always has a worker, so its writers do not check.
+--   * One armed consumer is enough reason to notify, so the first refused slot decides.
 
 create function public.fn_iu_ring_bell()
 returns trigger
@@ -33,7 +35,7 @@ begin
     if current_setting('iu.no_bell', true) = 'on' then
         return null;
     end if;
-    -- Apart from each other, because the other table has no such column.
+    -- Nested, because the other table of this trigger function has no such column.
     if tg_nargs = 1 then
         if new.event_domain <> 'iu' and not exists (
                select from public.iu_route_worker_cursor c where c.event_domain = new.event_domain) then
@@ -55,14 +57,15 @@ begin
 end
 $$;
 comment on function public.fn_iu_ring_bell() is
-    'Notifies channel iu_event_outbox, empty payload, if a consumer sleeps. Never fails and never waits.';
+    'Sends NOTIFY on channel iu_event_outbox, with an empty payload, if a consumer is armed. Never fails and never '
+    'waits.';
 
--- Any writer asks which domains have a worker, with its own rights; that is no secret.
+-- Every writer checks with its own rights whether a domain has a worker; the domains are not confidential.
 grant select (event_domain) on public.iu_route_worker_cursor to public;
 
--- WHEN is evaluated for each row; the setting remembers for which domains this transaction has queued the trigger
--- already, so a bulk insert queues it once. CASE, because its order of evaluation is certain; one domain comes first,
--- because it is what nearly every transaction has.
+-- WHEN is evaluated for each row. The setting iu.bell remembers the domains for which this transaction has queued the
+-- trigger already, so a bulk insert queues it once. CASE is used because its order of evaluation is defined; the case
+-- of a single domain comes first, because it is by far the most common.
 create constraint trigger zz_event_outbox_bell
     after insert or update of event_domain on public.event_outbox
     deferrable initially deferred
@@ -76,7 +79,7 @@ create constraint trigger zz_event_outbox_bell
                else false end)
     execute function public.fn_iu_ring_bell('event');
 comment on trigger zz_event_outbox_bell on public.event_outbox is
-    'Wakes the consumer of a domain at commit, once a transaction, and only if it sleeps.';
+    'Wakes the consumer of a domain at commit, once for each transaction and domain, and only if a consumer is armed.';
 
 create constraint trigger zz_dot_config_bell
     after insert or update of value on public.dot_config
@@ -85,7 +88,7 @@ create constraint trigger zz_dot_config_bell
     when (new.key in ('iu_core.routes_master_enabled', 'iu_core.route_worker_enabled'))
     execute function public.fn_iu_ring_bell();
 comment on trigger zz_dot_config_bell on public.dot_config is
-    'A gate that opens or closes wakes the consumer, so that it obeys at once.';
+    'Wakes the consumer when a gate is opened or closed, so that the change takes effect at once.';
 
 alter table public.event_outbox enable always trigger zz_event_outbox_bell;
 alter table public.dot_config enable always trigger zz_dot_config_bell;
@@ -119,28 +122,33 @@ create table public.iu_consumer_heartbeat (
 with (fillfactor = 50);
 
 comment on table public.iu_consumer_heartbeat is
-    'One row for each worker that a consumer process serves: who it is, what it does, when it last said so.';
-comment on column public.iu_consumer_heartbeat.consumer_id is 'Identity of the process, new at every start.';
-comment on column public.iu_consumer_heartbeat.worker_name is 'The worker that it serves.';
-comment on column public.iu_consumer_heartbeat.host is 'Host that it runs on.';
-comment on column public.iu_consumer_heartbeat.pid is 'Its process id there.';
-comment on column public.iu_consumer_heartbeat.version is 'Version of iu-listen.';
+    'One row for each worker that a consumer process serves: its identity, its state, and the time of its last '
+    'heartbeat.';
+comment on column public.iu_consumer_heartbeat.consumer_id is 'Identity of the consumer process, new at every start.';
+comment on column public.iu_consumer_heartbeat.worker_name is 'Name of the worker that the consumer serves.';
+comment on column public.iu_consumer_heartbeat.host is 'Host on which the consumer runs.';
+comment on column public.iu_consumer_heartbeat.pid is 'Process id of the consumer on its host.';
+comment on column public.iu_consumer_heartbeat.version is 'Version of iu-listen that the consumer runs.';
 comment on column public.iu_consumer_heartbeat.state is
-    'starting, standing_by (another one is active), gate_closed, refusing, failing (its batches), idle, busy or '
-    'stopped.';
-comment on column public.iu_consumer_heartbeat.state_detail is 'Why, when the state needs a reason.';
-comment on column public.iu_consumer_heartbeat.listening is 'True: woken by the bell. False: it polls.';
+    'starting, standing_by (another consumer holds the lease), gate_closed, refusing, failing (its batches fail), '
+    'idle, busy or stopped.';
+comment on column public.iu_consumer_heartbeat.state_detail is 'Reason for the state. Null: the state needs none.';
+comment on column public.iu_consumer_heartbeat.listening is 'True: the bell wakes the consumer. False: it polls.';
 comment on column public.iu_consumer_heartbeat.polling_why is
-    'Why it polls: no LISTEN there, a lost bell session, no free slot. Null: it need not.';
-comment on column public.iu_consumer_heartbeat.cadence_seconds is 'How often it promises to beat.';
-comment on column public.iu_consumer_heartbeat.started_at is 'When the process started.';
-comment on column public.iu_consumer_heartbeat.beat_at is 'When it last beat.';
-comment on column public.iu_consumer_heartbeat.last_wake is 'Why it last woke: notify, catch_up, start_up, reconnect, linger or poll.';
-comment on column public.iu_consumer_heartbeat.last_wake_at is 'When it last woke.';
-comment on column public.iu_consumer_heartbeat.wakes is 'Number of wakes of each kind, and of lost ones, since the start.';
+    'Reason why it polls: no LISTEN, a lost listener session, or no free slot. Null: it does not need to.';
+comment on column public.iu_consumer_heartbeat.cadence_seconds is 'Interval of the heartbeat in seconds.';
+comment on column public.iu_consumer_heartbeat.started_at is 'Time at which the process started.';
+comment on column public.iu_consumer_heartbeat.beat_at is 'Time of the last heartbeat.';
+comment on column public.iu_consumer_heartbeat.last_wake is
+    'Reason of the last wake-up: notify, catch_up, start_up, reconnect, linger or poll. Null: there was none.';
+comment on column public.iu_consumer_heartbeat.last_wake_at is 'Time of the last wake-up. Null: there was none.';
+comment on column public.iu_consumer_heartbeat.wakes is
+    'Number of wake-ups of each kind, and of lost notifications, since the start.';
 comment on column public.iu_consumer_heartbeat.events is 'Events routed since the start.';
-comment on column public.iu_consumer_heartbeat.lag_seconds is 'While busy, age of the last event routed; null: nothing waits.';
-comment on constraint iu_consumer_heartbeat_pkey on public.iu_consumer_heartbeat is 'One row a process and worker.';
-comment on constraint iu_consumer_heartbeat_state_chk on public.iu_consumer_heartbeat is 'The states that exist.';
+comment on column public.iu_consumer_heartbeat.lag_seconds is
+    'Age in seconds of the last routed event, while the consumer is busy. Null: no event waits.';
+comment on constraint iu_consumer_heartbeat_pkey on public.iu_consumer_heartbeat is
+    'A consumer process has one row for each worker.';
+comment on constraint iu_consumer_heartbeat_state_chk on public.iu_consumer_heartbeat is 'The states of a consumer.';
 comment on constraint iu_consumer_heartbeat_cadence_positive on public.iu_consumer_heartbeat is
-    'A promise to beat never is no promise.';
+    'The interval of the heartbeat is longer than 0.';

@@ -1,4 +1,4 @@
--- What 010 must have left behind. Same columns as runtime/070.
+-- The state that 010 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W15', 'bells are deferred and fire always', '2',

@@ -1,4 +1,4 @@
--- Drops the indexes of the audit's readers.
+-- Drops the indexes for readers of attempts and dead letters.
 --
 -- loses: nothing
 -- refuses: while the worker gate is open
@@ -13,7 +13,7 @@ begin
 end
 $$;
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop index if exists public.iu_route_attempt_tick_idx;
 drop index if exists public.iu_route_dead_letter_tick_idx;
 drop index if exists public.iu_route_dead_letter_open_idx;

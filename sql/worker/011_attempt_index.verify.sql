@@ -1,4 +1,4 @@
--- What 011 must have left behind. Same columns as runtime/070.
+-- The state that 011 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W24', 'indexes for readers of the audit are valid', '5',

@@ -1,15 +1,15 @@
--- Takes away what watches need to know.
+-- Drops the functions and views for monitoring.
 --
 -- loses: nothing
 -- refuses: never
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
--- "if exists": a package of which something is missing must be able to be taken back.
+-- "if exists": a package with missing objects must be removable as well.
 drop view if exists public.v_iu_culprit;
 drop view if exists public.v_iu_worker_health;
 
 drop function if exists public.fn_iu_lease_holders(integer, text);
--- Its argument is a row of a table that may be missing too, and then the function is gone with it.
+-- The argument of this function is a row of a table that may be missing; then the function is missing as well.
 do $$
 begin
     if to_regclass('public.iu_route_worker_cursor') is not null then

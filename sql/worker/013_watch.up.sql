@@ -1,14 +1,14 @@
--- What watches need to know: whether an event lies behind a cursor, how every worker is, and who is in the way.
+-- Monitoring: whether an event lies before a cursor, the health of every worker, and the blockers.
 --
 -- needs: 008, 009, 010
 -- locks: nothing that exists
 
 -- Consumed -----------------------------------------------------------------------------------------------
 
--- The algebra of the cursor for one event, in one place: health, audit and retention ask it. The run itself and the
--- backlog view have it unfolded, where an index must serve it; tests hold them to it.
+-- The algorithm of the cursor for one event, in one place, for health, the completeness check and retention. The batch
+-- and the backlog view contain it in expanded form, because an index must serve it there; tests compare them.
 --
--- A SQL-standard body: its names are bound when it is created, and without a SET clause it can be inlined.
+-- A SQL-standard body: its names are resolved at creation, and without a SET clause it can be inlined.
 create function public.fn_iu_outbox_consumed(
     p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid)
 returns boolean
@@ -19,7 +19,7 @@ return coalesce(pg_visible_in_snapshot(p_xact_id, (p_cursor).prev), false)
                 and (p_event_seq, p_id) <= ((p_cursor).pos_seq, (p_cursor).pos_id), false)
     or coalesce(p_xact_id = (p_cursor).own_xid and p_event_seq <= (p_cursor).own_seq, false);
 comment on function public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid) is
-    'Whether the event with this position has been read by the worker of this cursor.';
+    'Whether the worker of this cursor has read the event with this position.';
 
 -- Health -------------------------------------------------------------------------------------------------
 
@@ -32,15 +32,15 @@ select c.worker_name, (h.j ->> 'healthy')::boolean as healthy, h.j ->> 'conditio
        (h.j ->> 'open_dead_letters')::bigint as open_dead_letters,
        h.j -> 'reasons' as reasons, h.j -> 'warnings' as warnings
   from public.iu_route_worker_cursor c
--- "offset 0": once a worker, not once a column.
+-- "offset 0": called once for each worker, not once for each column.
  cross join lateral (select public.fn_iu_route_worker_health(c.worker_name) as j offset 0) h;
 comment on view public.v_iu_worker_health is
-    'How every worker is, in columns: fn_iu_route_worker_health for each.';
+    'The health of every worker: the answer of fn_iu_route_worker_health, in columns.';
 
 -- Leases -------------------------------------------------------------------------------------------------
 
--- Anybody who may connect can take an advisory lock, and call a session whatever it likes. What a session cannot choose is
--- its role: one that could do none of our work is a stranger, and its lock is no lease.
+-- Any role that may connect can take an advisory lock, and a session can choose any application_name. It cannot choose
+-- its role: a role without the rights for the work of this lease is a stranger, and its lock does not count as a lease.
 create function public.fn_iu_lease_holders(p_key integer, p_name text)
 returns table (pid integer, stranger boolean, words text)
 language sql
@@ -62,20 +62,23 @@ as $$
        and l.classid::bigint = p_key and l.objid = (hashtext(p_name)::bigint & 4294967295)::oid
 $$;
 comment on function public.fn_iu_lease_holders(integer, text) is
-    'Who holds the advisory lock (key, hash of the name), and whether it is a stranger: a role that could not do the work.';
+    'The sessions that hold the advisory lock (p_key, hash of p_name), and whether each is a stranger: its role has '
+    'no rights for the work of this lease.';
 
--- Culprits -----------------------------------------------------------------------------------------------
+-- Blockers -----------------------------------------------------------------------------------------------
 --
--- Who delays or threatens us, by name. Thresholds are such that a row deserves a person's attention:
+-- Sessions and objects that delay or threaten a consumer. The thresholds are chosen so that a row deserves an
+-- operator's attention:
 --
 --   late_event       a transaction that may have written events and is open for 10 s: they are routed when it commits
---   vacuum           who holds back vacuum in the whole cluster for five minutes, the worst of each kind
---   notify_queue     from a tenth on: the oldest session in a transaction, or one that does not read what it is sent;
---                    PostgreSQL does not tell who listens, so it is a suspect, not a proof
---   lease, bell_key  an advisory lock of ours that a session holds which is not an iu-listen, or whose role is none of ours
---   trigger          a trigger of ours that is missing, disabled, or not fired always
+--   vacuum           holds back vacuum in the whole cluster for five minutes; the worst one of each kind
+--   notify_queue     from one tenth on: the oldest session in a transaction, or one that does not read the data sent to
+--                    it; PostgreSQL does not tell which sessions listen, so it is suspected and not proved
+--   lease, bell_key  an advisory lock of the package that is held by another program, or by a role without its rights
+--   trigger          a trigger of the package that is missing, disabled, or not fired always
 --
--- A role without pg_read_all_stats sees pid and application of other people's sessions, but neither state nor age.
+-- A role without pg_read_all_stats sees the pid and the application of other roles' sessions, but neither state nor
+-- age.
 
 create view public.v_iu_culprit as
 with here as (
@@ -104,7 +107,7 @@ ours as (
       from pg_catalog.pg_locks l
       join sessions s on s.pid = l.pid
      where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.database = (select h.oid from here h)
-       -- Writers hold 726001 shared while they commit; that is the protocol.
+       -- Writers hold 726001 shared while they commit; that belongs to the protocol of the bell.
        and (l.classid::bigint in (726002, 726003) or l.classid::bigint = 726001 and l.mode = 'ExclusiveLock')),
 horizon as (
     select 'session' as kind, s.pid, null::text as name, s.application_name, s.datname::text as datname, s.state,
@@ -167,4 +170,5 @@ select 'trigger', t.tab || '.' || t.name, null, null, current_database()::text,
   left join pg_catalog.pg_trigger g on g.tgrelid = to_regclass('public.' || t.tab) and g.tgname = t.name
  where g.tgenabled is distinct from 'A';
 comment on view public.v_iu_culprit is
-    'Who delays or threatens us, by name: sessions, prepared transactions, slots, foreign locks, triggers.';
+    'The blockers: sessions, prepared transactions, replication slots, foreign locks and triggers that delay or '
+    'threaten a consumer.';

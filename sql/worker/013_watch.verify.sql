@@ -1,4 +1,4 @@
--- What 013 must have left behind. Same columns as runtime/070.
+-- The state that 013 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W17', 'watches can tell what is consumed', '1',

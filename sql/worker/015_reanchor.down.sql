@@ -1,11 +1,11 @@
--- Takes the repair of a foreign history away.
+-- Drops the reanchor, the repair of a foreign history.
 --
 -- loses: nothing
 -- refuses: never
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
--- "if exists": a package of which something is missing must be able to be taken back. The argument of one is a row of a
--- table that may be missing too, and then the function is gone with it.
+-- "if exists": a package with missing objects must be removable as well. The argument of one function is a row of
+-- a table that may be missing; then the function is missing as well.
 drop function if exists public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean);
 drop function if exists public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint);
 do $$

@@ -1,26 +1,29 @@
--- A history of our own again, after a restore: what somebody has not read is stamped anew, everything else is past.
+-- The reanchor: adopts a foreign history after a restore. Unread events get a new stamp; all others count as read.
 --
 -- needs: 005, 006, 008, 009, 013
 -- locks: nothing that exists
 
--- Judging an event ---------------------------------------------------------------------------------------
+-- Verdict on an event ------------------------------------------------------------------------------------
 --
--- After a logical copy three kinds of events lie in one table: those that the copied cursor had read, those that it
--- had not, and those that were written here before anybody noticed. The stamps of the first two are transactions of
--- the old cluster, those of the third are transactions of this one, and the number alone does not say of which.
+-- After a logical copy, three kinds of events are in one table: events that the copied cursor had read, events that it
+-- had not read, and events that were written here before the foreign history was noticed. The stamps of the first two
+-- are transactions of the old cluster and those of the third are transactions of this one; the number alone does not
+-- tell them apart.
 --
---   * An old stamp is judged by the cursor that came along with it: the algebra needs no cluster, only that cursor
---     and stamp are of the same one.
---   * hi_seq finds the new ones. Whatever the cursor had read had drawn its number by then, and a dump carries the
---     sequence along. So a number above hi_seq is unread in any history, also in a copy of a copy.
---   * Where the sequence was not carried along (logical replication before PostgreSQL 19, an old setval), numbers say
---     nothing, but rows do. A restored row has the xmin of the restore. An event that was written or replicated here has
---     its own stamp as xmin, or, under a savepoint, a higher one. Such an event is uncertain.
---   * A cursor of another lineage, one from the future, or one without an anchor proves nothing: all that it would
---     call read is uncertain.
+--   * An old stamp is judged by the cursor that was copied with it: the algorithm needs no cluster, only a cursor and
+--     a stamp of the same one.
+--   * hi_seq identifies new events. Each event that the cursor had read had drawn its number by then, and a dump
+--     contains the sequence. So an event with a number above hi_seq is unread in any history, even in a copy of a
+--     copy.
+--   * If the sequence was not copied (logical replication before PostgreSQL 19, an old setval), numbers prove
+--     nothing, but rows do. A restored row has the xmin of the restore. An event that was written or replicated here
+--     has its own stamp as xmin, or, under a savepoint, a higher one. Such an event is uncertain.
+--   * A cursor of another lineage, one from the future, or one without an anchor proves nothing: each event that it
+--     would call read is uncertain.
 --
--- What is uncertain is read again, and idempotency keys suppress second decisions; unless somebody knows since when
--- events may be missing (p_since). Then those created since are read again, and uncertain ones before are not.
+-- Uncertain events are read again, and idempotency keys suppress second decisions, unless the operator knows from which
+-- time on events may be missing (p_since). Then events created since that time are read again, and earlier uncertain
+-- ones are not.
 
 create function public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8)
 returns xid8
@@ -29,7 +32,7 @@ immutable
 return greatest(0, p_near::text::bigint
                    + (((p_xid::text::bigint - p_near::text::bigint + 2147483648) & 4294967295) - 2147483648))::text::xid8;
 comment on function public.fn_iu_outbox_full_xid(xid, xid8) is
-    'The transaction with these lower 32 bits that is nearest to p_near.';
+    'The full transaction id with these lower 32 bits that is nearest to p_near.';
 
 create function public.fn_iu_outbox_verdict(
     p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8,
@@ -48,10 +51,11 @@ return case when p_event_seq > (p_cursor).hi_seq
        end;
 comment on function public.fn_iu_outbox_verdict(
     public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid) is
-    'Whether the worker of this cursor has read an event, in whatever history: read, unread or uncertain. p_believed: '
-    'the cursor is of one history with the anchor. p_arrived: what brought the anchor here; null if it was born here.';
+    'Whether the worker of this cursor has read an event, in any history: read, unread or uncertain. p_believed: '
+    'cursor and anchor belong to one history. p_arrived: the transaction that brought the anchor here; null if the '
+    'anchor was created here.';
 
--- What is left out of it is read by everybody, written elsewhere, and visible in p_now.
+-- Events that are left out were read by all workers, were written elsewhere, and are visible in p_now.
 create function public.fn_iu_outbox_judged(
     p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamptz, p_low_xid xid8, p_low_seq bigint)
 returns table (part oid, tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
@@ -61,7 +65,7 @@ begin atomic
     select o.tableoid, o.ctid, o.event_domain, j.unread_by, j.uncertain_by, v.visible,
            j.unread_by is not null
            or coalesce(o.created_at >= p_since, j.uncertain_by is not null)
-           -- committed since p_now was taken, or it could not be seen here
+           -- committed after p_now was taken; otherwise it could not be visible here
            or (not v.visible and o.xact_id < (select pg_snapshot_xmax(pg_current_snapshot())))
       from public.event_outbox o
      cross join lateral (select pg_visible_in_snapshot(o.xact_id, p_now)) v(visible)
@@ -78,26 +82,27 @@ begin atomic
             or (p_arrived is not null and o.xact_id::xid = o.xmin));
 end;
 comment on function public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint) is
-    'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows '
-    'them, and whether they are to be read again.';
+    'The events of the workers'' domains that a reanchor has to check: the workers that have not read them, whether '
+    'p_now shows them, and whether they are to be read again.';
 
 -- Reanchor -----------------------------------------------------------------------------------------------
 --
--- Nobody waits for it. It takes no lock on event_outbox, because a snapshot separates the writers as well as a lock
--- would. v_now is taken first and becomes the new prev: whatever commits later has a stamp that v_now does not show,
--- and is read once. What committed before is seen by the UPDATE, whose snapshot is later:
+-- No session waits for a reanchor. It takes no lock on event_outbox, because a snapshot separates the writers equally
+-- well. v_now is taken first and becomes the new prev: an event that commits later has a stamp that v_now does not
+-- show, and is read once. Events that committed before are visible to the UPDATE, whose snapshot is later:
 --
---   * unread by somebody, or uncertain: stamped with this transaction, which v_now has as in progress;
---   * committed between v_now and the UPDATE: the same;
---   * read by everybody, but with a stamp that v_now would not show, as in a cluster with lower transaction ids: it
---     would be new again when this cluster gets there. Stamped with transaction 3, which everybody has passed.
+--   * unread by a worker, or uncertain: stamped with this transaction, which is in progress in v_now;
+--   * committed between v_now and the UPDATE: stamped with this transaction as well;
+--   * read by all workers, but with a stamp that v_now does not show, as in a cluster with lower transaction ids: the
+--     event would become new when this cluster reaches that id. It is stamped with transaction 3, which every cursor
+--     has passed.
 --
--- One statement does it, under one snapshot: in a second one, an event that commits in between would look like the
--- third kind. By ctid, in its partition if there are any, so that an event that somebody else stamps meanwhile is
--- left alone.
+-- One statement does this, under one snapshot: in a second statement, an event that commits in between would look like
+-- the third kind. Rows are updated by ctid, in their partition if there is one, so that an event that another session
+-- stamps meanwhile is left alone.
 --
--- The sequence goes ahead of every number that exists, or new events would overtake old ones of their subject. It goes
--- a thousand further, so that numbers which are drawn at this very moment are not drawn again.
+-- The sequence is set beyond every existing number, because otherwise new events would overtake old ones of their
+-- subject. It is set another thousand further, so that numbers that are drawn at the same moment are not drawn again.
 
 create function public.fn_iu_outbox_reanchor(
     p_since timestamptz default null, p_force boolean default false, p_plan boolean default false)
@@ -135,7 +140,7 @@ begin
             raise exception 'this transaction has written already' using errcode = 'active_sql_transaction',
                 hint = 'Call fn_iu_outbox_reanchor first in a transaction of its own.';
         end if;
-        -- Runs, resets and another reanchor wait here. The tick comes in a later statement, as in a run.
+        -- Batches, cursor resets and another reanchor wait here. The tick is taken in a later statement, as in a batch.
         perform from public.iu_route_worker_cursor w order by w.worker_name for update;
         if public.fn_iu_route_worker_enabled() then
             raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
@@ -162,7 +167,7 @@ begin
     if v_strangers > 0 then
         v_low_xid := '0';
     end if;
-    -- Each domain by itself: its highest number is the last one in event_outbox_order_idx.
+    -- Computed for each domain: its highest number is the last one in event_outbox_order_idx.
     select greatest(v_highest, max(d.highest)) into v_highest
       from (select (select max(o.event_seq) from public.event_outbox o where o.event_domain = r.event_domain)
               from (select distinct t.event_domain from public.event_type_registry t) r) d(highest);
@@ -206,7 +211,7 @@ begin
      where o.xact_id = v_me
        and o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w);
 
-    -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
+    -- Inserted and not updated: xmin and xact_id of the anchor must be this transaction.
     delete from public.iu_outbox_anchor;
     insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
     delete from public.iu_outbox_home;
@@ -215,8 +220,9 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent. What
-    -- is older than the last anchor and stamped beyond it had been restored then: that reanchor has told of it.
+    -- 017 may be absent. Trace exports also start from here; their old positions show, together with old stamps, the
+    -- rows that were not exported. A row that is older than the last anchor and stamped beyond it was restored before
+    -- that anchor was made; the reanchor of that time has reported it.
     if to_regclass('public.iu_trace_cursor') is not null then
         select min(least(case when v_foreign and t.last_export_at is not null
                               then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
@@ -241,5 +247,6 @@ begin
 end
 $$;
 comment on function public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean) is
-    'Makes the history our own: all or nothing, gate closed, nobody waits. p_since: events created since are read '
-    'again. p_force: although no worker refuses. p_plan: say what would be done, change nothing.';
+    'Adopts the present history in one transaction, while the worker gate is closed; other sessions do not wait. '
+    'p_since: events created since then are read again. p_force: works even if no worker refuses. p_plan: answers the '
+    'effect and changes nothing.';
