@@ -61,7 +61,8 @@ begin
       left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
      where m.worker_name = p_worker_name and m.accepted_at is null;
 
-    -- Few suspects or many: the audit is read once, against a hash of them, and never once for each.
+    -- Whether there are few suspects or many, iu_route_attempt is read once, against a hash of them, and never once for
+    -- each.
     perform set_config('enable_nestloop', 'off', true);
     with suspects as materialized (
         select s.event_ref, s.gone, s.consumed from unnest(v_refs, v_gone, v_consumed) s(event_ref, gone, consumed)
@@ -107,7 +108,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_audit_confirm(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_audit_confirm(p_worker_name text) IS 'Judges every event that is listed as missing by the audit itself: what is complete, or gone, is struck off. Reads the whole audit once.';
+COMMENT ON FUNCTION public.fn_iu_audit_confirm(p_worker_name text) IS 'Judges each listed event of a worker by its attempts, in one scan of iu_route_attempt: removes events that are complete or deleted, and confirms the others. Answers the number of incomplete events, and the route codes that it met.';
 
 -- Name: fn_iu_audit_page(text, integer, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -151,13 +152,13 @@ begin
         raise exception 'worker % is not registered', p_worker_name
             using errcode = 'no_data_found', hint = 'Registered workers: iu-listen cursor show';
     end if;
-    -- A cursor that is not believed tells nothing about what is behind it.
+    -- A cursor that is not believed says nothing about the events before it.
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     if v_refusal is not null then
         return jsonb_build_object('status', 'refused', 'reason', v_refusal, 'worker_name', p_worker_name);
     end if;
 
-    -- One at a time: whoever calls next goes on where this page ends.
+    -- One caller at a time; the next one continues where this page ends.
     insert into public.iu_audit (worker_name) values (p_worker_name) on conflict (worker_name) do nothing;
     select x.* into a from public.iu_audit x where x.worker_name = p_worker_name for update;
     if p_pass > 0 and p_pass <> a.pass then
@@ -173,7 +174,7 @@ begin
         a.suspects := 0;
         a.near := 0;
         a.width := 125;
-        -- What older passes found missing is asked about again: it may be complete by now.
+        -- Events that earlier passes found incomplete are confirmed again, because they may be complete now.
         select count(*) into a.missing
           from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
         select o.event_seq into a.from_seq from public.event_outbox o
@@ -186,7 +187,7 @@ begin
                      union select '(none)');
 
     if a.started_at is null then
-        -- Somebody else has ended the pass that is meant.
+        -- Another caller has ended this pass.
         null;
     elsif not a.walked and a.suspects < 10000 + a.missing then
         v_from := format('(%s,0)', greatest(a.near - 4, 0));
@@ -247,8 +248,8 @@ begin
             a.suspects := a.suspects + v_added;
         end if;
 
-        -- Where the attempts of the next page are likely to be, and how far they reach: pages differ in size, because
-        -- whoever calls may want other ones than who called before.
+        -- The blocks in which the attempts of the next page are expected, and their number. Page sizes differ, because
+        -- each caller chooses its own.
         if v_place is not null then
             v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
             a.near := a.near + v_step;
@@ -294,7 +295,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint) IS 'Looks whether the next page of events behind a worker''s cursor have their attempts, and remembers where it is. Answers walking, confirming, passed (the pass has ended), superseded (another one was begun) or refused (the cursor is not believed).';
+COMMENT ON FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint) IS 'Checks whether the next page of events before a worker''s cursor have their attempts, and stores the position. Answers the status: walking, confirming, passed (the pass has ended), superseded (another pass was begun) or refused (the cursor is not believed).';
 
 -- Name: fn_iu_audit_repair(text, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -316,7 +317,7 @@ begin
     for v_event in
         select v.event_ref, v.repairable
           from public.v_iu_audit_missing v
-         -- What was moved already may have been decided since: it is for the next confirmation to say.
+         -- An event that was moved already may have been decided since; the next confirmation decides.
          where v.worker_name = p_worker_name and v.accepted_at is null and v.restamped_at is null and not v.waiting
          order by v.event_seq, v.event_ref
          limit p_limit
@@ -335,7 +336,7 @@ begin
             v_accepted := v_accepted + 1;
         end if;
     end loop;
-    -- An update does not ring the bell, and a sleeping consumer would take these for a lost wake-up.
+    -- An update does not ring the bell, and an idle consumer would report these events as a lost notification.
     if v_restamped > 0 and pg_notification_queue_usage() < 0.5 then
         perform pg_notify('iu_event_outbox', '');
     end if;
@@ -345,7 +346,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_audit_repair(p_worker_name text, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer) IS 'Puts events that lack attempts before the cursor again, the next few of them in order; accepts those that no decision of today could complete.';
+COMMENT ON FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer) IS 'Gives the next p_limit events that lack attempts a new position after the cursor, in order; accepts those that a decision made now could not complete. Answers both numbers, and whether there may be more.';
 
 -- Name: fn_iu_core_routes_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -392,7 +393,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) IS 'Open dead letters that these filters let through (null: any), the oldest first, after one and until a moment.';
+COMMENT ON FUNCTION public.fn_iu_dead_letters_open(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) IS 'Ids of open dead letters that pass the filters (null: any), oldest first, after (p_after_at, p_after_id) and up to p_until.';
 
 -- Name: fn_iu_dead_letters_queue(uuid[], boolean, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -414,7 +415,7 @@ begin
            and not exists (select from public.iu_route_delivery x
                             where x.event_ref = d.event_ref and x.route_code || '' = d.route_code)
     ), turns as (
-        -- Of a subject one is due, where none waits already.
+        -- One dead letter of each subject is due, unless a delivery of that subject waits already.
         select d.*, case when lag(d.subject_key) over (partition by d.route_code, d.subject_key order by d.created_at, d.id)
                               is not null
                            or d.subject_key = (select x.subject_key
@@ -448,7 +449,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) IS 'Queues dead letters, which the caller has locked, for delivery; but those that are on their way already. How many.';
+COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) IS 'Queues dead letters, which the caller has locked, for delivery, except those whose delivery is pending already. Answers the number.';
 
 -- Name: fn_iu_dead_letters_replay(text, text, timestamp with time zone, uuid, text, text, timestamp with time zone, timestamp with time zone, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -507,7 +508,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) IS 'Replays the next dead letters of a route that these filters let through. Answers how many with which answer, and where it ended.';
+COMMENT ON FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer) IS 'Replays the next dead letters of a route that pass the filters. Answers the number for each result, and where the part ended.';
 
 -- Name: fn_iu_dead_letters_resolve(uuid[], text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -526,7 +527,7 @@ begin
     end if;
     perform from public.iu_delivery_lease l order by l.worker_name for update;
     perform from public.iu_route_dead_letter d where d.id = any (p_ids) order by d.created_at, d.id for update;
-    -- What is on its way resolves its dead letter by arriving: delivery cancel comes first.
+    -- A pending delivery resolves its dead letter when it arrives, so it has to be cancelled (delivery cancel) first.
     update public.iu_route_dead_letter d
        set resolved_at = clock_timestamp(), resolution = 'resolved by ' || p_actor || ': ' || p_why
      where d.id = any (p_ids) and d.resolved_at is null
@@ -539,7 +540,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text) IS 'Resolves dead letters without a replay, and says who and why; but those that are on their way again. How many.';
+COMMENT ON FUNCTION public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text) IS 'Resolves dead letters without a replay, and records the actor and the reason; skips those whose delivery is pending. Answers the number.';
 
 -- Name: fn_iu_decision_latency(text, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -561,7 +562,7 @@ CREATE FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint
                  where a.id > p_after
                  order by a.id desc
                  limit 10 * p_limit) y
-         -- One by one (limit 1): a join may begin with the events, all of them, where only the attempts are analyzed.
+         -- One by one (limit 1): a join might begin with all events if only the attempts were analyzed.
          cross join lateral (
                select e.event_domain, e.xact_id, e.created_at from public.event_outbox e where e.id = y.event_ref limit 1) o
          where y.attempt_no = 1
@@ -582,7 +583,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'How many seconds after their commit (or insert: since_commit) the youngest attempts beyond an id were decided.';
+COMMENT ON FUNCTION public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer) IS 'The latencies, in seconds, of the youngest attempts after p_after, from the commit of the event (or from its insert, if since_commit is false).';
 
 -- Name: iu_delivery_breaker; Type: TABLE; Schema: public; Owner: -
 
@@ -603,15 +604,15 @@ WITH (fillfactor='50');
 
 -- Name: TABLE iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_delivery_breaker IS 'The circuit breaker of each route, and its budget of dead letters. No row: no delivery of it has failed yet.';
+COMMENT ON TABLE public.iu_delivery_breaker IS 'The circuit breaker of each route, and its budget of dead letters. A route has no row until one of its deliveries has failed.';
 
 -- Name: COLUMN iu_delivery_breaker.route_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'The route.';
+COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'Code of the route.';
 
 -- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures since the last success that count: of different deliveries that did not fail by their own fault.';
+COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures since the last success that count towards opening the breaker: those of different deliveries that are not at fault themselves, and each answer "unavailable".';
 
 -- Name: COLUMN iu_delivery_breaker.streak; Type: COMMENT; Schema: public; Owner: -
 
@@ -619,35 +620,35 @@ COMMENT ON COLUMN public.iu_delivery_breaker.streak IS 'Ids of all deliveries th
 
 -- Name: COLUMN iu_delivery_breaker.opened_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'When the breaker opened. Null: it is closed.';
+COMMENT ON COLUMN public.iu_delivery_breaker.opened_at IS 'Time at which the breaker opened. Null: it is closed.';
 
 -- Name: COLUMN iu_delivery_breaker.probes; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'How many probes have failed since then.';
+COMMENT ON COLUMN public.iu_delivery_breaker.probes IS 'Trial deliveries that have failed since the breaker opened.';
 
 -- Name: COLUMN iu_delivery_breaker.probe_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'When the next probe is due.';
+COMMENT ON COLUMN public.iu_delivery_breaker.probe_at IS 'Time at which the next trial delivery is due. Null: the breaker is closed.';
 
 -- Name: COLUMN iu_delivery_breaker.probing_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'Id of the delivery that is the probe in flight.';
+COMMENT ON COLUMN public.iu_delivery_breaker.probing_id IS 'Id of the trial delivery that is in flight. Null: there is none.';
 
 -- Name: COLUMN iu_delivery_breaker.why; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'Failure code of the last failure.';
+COMMENT ON COLUMN public.iu_delivery_breaker.why IS 'Failure code of the failure that opened the breaker, or of the last failed trial delivery. Null: the breaker is closed.';
 
 -- Name: COLUMN iu_delivery_breaker.letters; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Dead letters of deliveries that were attempted, since one last arrived.';
+COMMENT ON COLUMN public.iu_delivery_breaker.letters IS 'Consecutive dead letters of deliveries that were attempted, without a delivery that arrived between them.';
 
 -- Name: COLUMN iu_delivery_breaker.stopped_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'When the route was stopped, because it made as many dead letters in a row as its budget allows. Null: it is not stopped.';
+COMMENT ON COLUMN public.iu_delivery_breaker.stopped_at IS 'Time at which the route was stopped because it had spent its budget of dead letters. Null: it is not stopped.';
 
 -- Name: COLUMN iu_delivery_breaker.lifted_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.lifted_at IS 'When a delivery last arrived after as many dead letters in a row as its policy allows.';
+COMMENT ON COLUMN public.iu_delivery_breaker.lifted_at IS 'Time at which a delivery last arrived after the budget of dead letters was spent. For one hour after it the budget is eight times as large.';
 
 -- Name: fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb, timestamp with time zone, double precision); Type: FUNCTION; Schema: public; Owner: -
 
@@ -660,7 +661,7 @@ declare
     v_new       constant boolean := p_id <> all (b.streak);
 begin
     if b.opened_at is not null then
-        -- Deliveries that were in flight when it opened change nothing.
+        -- Deliveries that were in flight when the breaker opened change nothing.
         if b.probing_id = p_id then
             b.probes := b.probes + 1;
             b.probing_id := null;
@@ -673,7 +674,8 @@ begin
     if v_new then
         b.streak := b.streak || p_id;
     end if;
-    -- A target that is unavailable counts each time: one delivery that waits alone must not spend what an outage costs.
+    -- An unavailable target counts each time. Otherwise a single waiting delivery would spend its attempts during an
+    -- outage.
     if (v_new or p_unavailable) and not p_at_fault then
         b.failures := b.failures + 1;
     end if;
@@ -692,7 +694,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision) IS 'The circuit breaker of a route after a delivery has failed. A pure function; p_luck is from 0 to 1.';
+COMMENT ON FUNCTION public.fn_iu_delivery_breaker_fail(b public.iu_delivery_breaker, p_id bigint, p_unavailable boolean, p_at_fault boolean, p_retry_after double precision, p_code text, p_policy jsonb, p_now timestamp with time zone, p_luck double precision) IS 'Returns the circuit breaker of a route after a failed delivery. A pure function; p_luck is a random number from 0 to 1.';
 
 -- Name: fn_iu_delivery_breaker_succeed(text[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -733,7 +735,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) IS 'Closes the circuit breakers of routes whose target has answered, and notes which failures were the deliveries'' own fault. p_arrived: those of them of which a delivery arrived; their rows of dead letters end.';
+COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) IS 'Closes the circuit breakers of routes whose target has answered, and marks the deliveries that failed before it by their own fault. p_arrived: the routes with a delivery that arrived; their count of consecutive dead letters becomes 0.';
 
 -- Name: fn_iu_delivery_caller(regprocedure); Type: FUNCTION; Schema: public; Owner: -
 
@@ -772,7 +774,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_caller(p_target regprocedure); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_caller(p_target regprocedure) IS 'Raises where a function of a route would run with rights that its owner does not have, unless the session is one of the consumer''s or the operator''s role.';
+COMMENT ON FUNCTION public.fn_iu_delivery_caller(p_target regprocedure) IS 'Raises insufficient_privilege if the function of a route would run with rights that its owner does not have, unless the session has the consumer''s or the operator''s role.';
 
 -- Name: fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -805,7 +807,8 @@ begin
         end if;
     end if;
 
-    -- Beyond where the part before ended: what that deleted is not read again, however long vacuum is held back.
+    -- Starts after the end of the previous part, so the rows that it deleted are not read again, however long vacuum is
+    -- delayed.
     v_ids := array(select d.id
                      from public.iu_route_delivery d
                     where d.route_code = p_route_code and d.id > p_after and (p_until is null or d.id <= p_until)
@@ -831,7 +834,7 @@ begin
                failure_code = excluded.failure_code, failure_detail = excluded.failure_detail
         returning attempt_no
     ), written as (
-        -- The count makes every dead letter come before the first attempt.
+        -- The subquery makes every dead letter come before the first attempt.
         insert into public.iu_route_attempt
             (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
              route_count, traceparent, batch_xact_id)
@@ -849,7 +852,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer) IS 'Ends deliveries of a route that is held, those of one event or the next p_limit after p_after: each becomes a dead letter. Answers how many, where it ended, and whether there may be more.';
+COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer) IS 'Ends deliveries of a paused route, those of one event or the next p_limit after p_after: each becomes a dead letter. Answers the number, where the part ended, and whether there may be more.';
 
 -- Name: iu_route_delivery; Type: TABLE; Schema: public; Owner: -
 
@@ -879,11 +882,11 @@ WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000');
 
 -- Name: TABLE iu_route_delivery; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_route_delivery IS 'Deliveries that are not over: waiting, under way, or to be tried again.';
+COMMENT ON TABLE public.iu_route_delivery IS 'Deliveries that are pending: waiting, in flight, or due for another attempt.';
 
 -- Name: COLUMN iu_route_delivery.route_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.route_code IS 'The route.';
+COMMENT ON COLUMN public.iu_route_delivery.route_code IS 'Code of the route.';
 
 -- Name: COLUMN iu_route_delivery.id; Type: COMMENT; Schema: public; Owner: -
 
@@ -891,19 +894,19 @@ COMMENT ON COLUMN public.iu_route_delivery.id IS 'Order of routing, within a wor
 
 -- Name: COLUMN iu_route_delivery.worker_name; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.worker_name IS 'The worker that routed it; its consumer delivers.';
+COMMENT ON COLUMN public.iu_route_delivery.worker_name IS 'The worker that routed the event. The holder of its delivery lease delivers.';
 
 -- Name: COLUMN iu_route_delivery.event_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.event_ref IS 'The event. It stays in the log until this is over.';
+COMMENT ON COLUMN public.iu_route_delivery.event_ref IS 'Id of the event. The event stays in the outbox until the delivery has ended.';
 
 -- Name: COLUMN iu_route_delivery.route_kind; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.route_kind IS 'As in iu_route_attempt.';
+COMMENT ON COLUMN public.iu_route_delivery.route_kind IS 'Kind of the route, as in iu_route_attempt: outbound.';
 
 -- Name: COLUMN iu_route_delivery.subject_key; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.subject_key IS 'Hash of its subject, where the route keeps the order of a subject. Null: it waits for nobody.';
+COMMENT ON COLUMN public.iu_route_delivery.subject_key IS 'Hash of the event''s subject, if the route is ordered. Null: it does not wait for other deliveries.';
 
 -- Name: COLUMN iu_route_delivery.attempt_no; Type: COMMENT; Schema: public; Owner: -
 
@@ -915,51 +918,51 @@ COMMENT ON COLUMN public.iu_route_delivery.tries IS 'Attempts spent, of those th
 
 -- Name: COLUMN iu_route_delivery.route_count; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.route_count IS 'As in iu_route_attempt.';
+COMMENT ON COLUMN public.iu_route_delivery.route_count IS 'First attempts of which the decision about the event consists, as in iu_route_attempt. Null: it is a replay.';
 
 -- Name: COLUMN iu_route_delivery.due_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Not before. Null: at once, it was never tried. infinity: it is replayed, and waits for an earlier one of its subject.';
+COMMENT ON COLUMN public.iu_route_delivery.due_at IS 'Time before which it is not attempted. Null: at once, because it was never attempted. infinity: it is a replay, and waits for an earlier delivery of its subject.';
 
 -- Name: COLUMN iu_route_delivery.failed_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Since when it waits for its time: the last attempt failed, or a replay was asked for.';
+COMMENT ON COLUMN public.iu_route_delivery.failed_at IS 'Time from which it waits for due_at: the last attempt failed, or a replay was requested. Null: neither.';
 
 -- Name: COLUMN iu_route_delivery.failure_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.failure_code IS 'Why, for a machine.';
+COMMENT ON COLUMN public.iu_route_delivery.failure_code IS 'Code of the last failure. Null: none has failed.';
 
 -- Name: COLUMN iu_route_delivery.failure_detail; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.failure_detail IS 'Why, for a person.';
+COMMENT ON COLUMN public.iu_route_delivery.failure_detail IS 'Description of the last failure. Null: none has failed.';
 
 -- Name: COLUMN iu_route_delivery.replayed_by; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.replayed_by IS 'Who replays its dead letter. Null: it is no replay.';
+COMMENT ON COLUMN public.iu_route_delivery.replayed_by IS 'Name of the person or role that replays the dead letter. Null: it is not a replay.';
 
 -- Name: COLUMN iu_route_delivery.traceparent; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.traceparent IS 'Trace context of the producer.';
+COMMENT ON COLUMN public.iu_route_delivery.traceparent IS 'Trace context of the producer. Null: there was none.';
 
 -- Name: COLUMN iu_route_delivery.batch_xact_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.batch_xact_id IS 'The transaction that queued it.';
+COMMENT ON COLUMN public.iu_route_delivery.batch_xact_id IS 'Transaction that queued the delivery.';
 
 -- Name: COLUMN iu_route_delivery.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.created_at IS 'When it was routed.';
+COMMENT ON COLUMN public.iu_route_delivery.created_at IS 'Time at which the delivery was queued.';
 
 -- Name: COLUMN iu_route_delivery.credits; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.credits IS 'How many of its attempts were given back because the circuit breaker of its route opened.';
+COMMENT ON COLUMN public.iu_route_delivery.credits IS 'Number of its attempts that were given back because the circuit breaker of its route opened.';
 
 -- Name: COLUMN iu_route_delivery.at_fault; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.at_fault IS 'True: it failed while other deliveries of its route succeeded, so its failures say nothing about the target.';
+COMMENT ON COLUMN public.iu_route_delivery.at_fault IS 'True: it failed while other deliveries of its route succeeded, so its failures do not indicate a problem of the target.';
 
 -- Name: COLUMN iu_route_delivery.alone; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_delivery.alone IS 'True: the consumer ended, or lost its lease, while it was in flight. It is attempted while no other delivery is.';
+COMMENT ON COLUMN public.iu_route_delivery.alone IS 'True: the consumer ended, or lost its lease, while this delivery was in flight. It is attempted while no other delivery is in flight.';
 
 -- Name: fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamp with time zone, boolean); Type: FUNCTION; Schema: public; Owner: -
 
@@ -995,7 +998,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean) IS 'Makes a delivery a dead letter. p_called: it was attempted; then it counts in the budget of its route, and may stop it.';
+COMMENT ON FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean) IS 'Makes a delivery a dead letter. p_called: the delivery was attempted, so it counts towards the budget of dead letters of its route, and may stop the route.';
 
 -- Name: fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1004,7 +1007,7 @@ CREATE FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text,
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    -- A variable, because an index cannot be searched for what a volatile function answers.
+    -- A variable, because an index cannot be searched with the result of a volatile function.
     v_now constant timestamptz := clock_timestamp();
 begin
     return array(
@@ -1033,7 +1036,8 @@ begin
                   order by d.due_at
                   limit p_room)
                 union all
-                -- It failed in the future: the clock was set back, and its time would come far too late.
+                -- failed_at lies in the future: the clock was set back, and without this branch the delivery would be
+                -- due far too late.
                 (select d.id
                    from public.iu_route_delivery d
                   where d.route_code = p_route_code and d.failed_at > v_now + interval '1 second'
@@ -1052,7 +1056,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that are due again, or were freed by the one before them.';
+COMMENT ON FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text, p_room integer, p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[]) IS 'Part of fn_iu_delivery_take; uses its planner settings. Ids of deliveries that are due again, or that were freed by the settlement of the delivery before them.';
 
 -- Name: fn_iu_delivery_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1076,7 +1080,7 @@ CREATE FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_res
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    -- As the dead letters are dated: an attempt does not begin after the one that it made.
+    -- The same clock as the dead letters (now()): otherwise an attempt could begin after the dead letter that it made.
     v_now      constant timestamptz := now();
     d          public.iu_route_delivery;
     b          public.iu_delivery_breaker;
@@ -1085,7 +1089,7 @@ declare
     v_attempts integer;
     v_called   constant boolean := p_target is not null;
     v_final    boolean;
-    -- How often the costs of an outage are given back to one delivery.
+    -- The number of openings for which one delivery gets its attempt back.
     v_credits  constant integer := 2;
     v_opens    boolean := false;
     v_spent    boolean;
@@ -1099,20 +1103,20 @@ begin
     insert into public.iu_delivery_breaker (route_code) values (p_route_code) on conflict do nothing;
     select x.* into b from public.iu_delivery_breaker x where x.route_code = p_route_code for update;
     select x.* into d from public.iu_route_delivery x where x.route_code = p_route_code and x.id = p_id limit 1;
-    -- A copy that is behind gives the same ids again, to other events.
+    -- A copy of the database that is behind gives the same ids to other events.
     if d.id is null or d.event_ref <> p_event then
         return false;
     end if;
     d.at_fault := d.at_fault or p_at_fault;
     v_before := b;
-    -- While the route is stopped, a refusal is a failed probe.
+    -- While the route is stopped, a rejection is a failed trial delivery.
     v_final := p_result = 'rejected' and (b.stopped_at is null or not v_called);
     if p_result in ('failed', 'unavailable') or p_result = 'rejected' and not v_final then
         b := public.fn_iu_delivery_breaker_fail(
             b, p_id, p_result = 'unavailable', d.at_fault, p_retry_after, p_code, v_policy, v_now, random());
         v_opens := v_before.opened_at is null and b.opened_at is not null;
     elsif not v_called and b.probing_id = p_id then
-        -- It could not be attempted, so it was no probe.
+        -- The delivery could not be attempted, so it was no trial of the target.
         b.probing_id := null;
         b.probe_at := v_now;
     end if;
@@ -1148,7 +1152,7 @@ begin
                failed_at = v_now, failure_code = p_code, failure_detail = p_detail
          where x.route_code = p_route_code and x.id = p_id;
     end if;
-    -- After the delivery and the dead letter: the lock order of 024.
+    -- This comes after the delivery and the dead letter because of the lock order (024).
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
          route_count, traceparent, batch_xact_id, target, created_at, finished_at)
@@ -1163,7 +1167,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid) IS 'Settles one delivery that did not arrive: its attempt, the circuit breaker, and the next attempt or a dead letter. Answers whether it is a dead letter.';
+COMMENT ON FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_result text, p_began double precision, p_ended double precision, p_code text, p_detail text, p_retry_after double precision, p_at_fault boolean, p_target text, p_event uuid) IS 'Settles one delivery that did not arrive: writes its attempt, updates the circuit breaker, and schedules the next attempt or makes a dead letter. True: it is a dead letter now.';
 
 -- Name: fn_iu_delivery_function(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1196,7 +1200,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_function(p_target_ref text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The function that a target_ref names, if routes may call it; else an error that says why not.';
+COMMENT ON FUNCTION public.fn_iu_delivery_function(p_target_ref text) IS 'The function that a target_ref names, if routes may call it. Otherwise raises feature_not_supported with the reason.';
 
 -- Name: fn_iu_delivery_hand_over(text, text[], integer[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1270,7 +1274,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) IS 'What was never tried of these routes, where nothing holds them. Writes nothing.';
+COMMENT ON FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) IS 'Deliveries of the given routes that were never attempted, if the routes are not paused. Writes nothing.';
 
 -- Name: fn_iu_delivery_held(text, boolean, boolean, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1289,7 +1293,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) IS 'What holds the deliveries of a route back: route_disabled, dry_run, a lock, dead_letter_budget, breaker_open; null: nothing.';
+COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) IS 'The reason why a route is paused: route_disabled, dry_run, one of the reasons of fn_iu_delivery_lock, dead_letter_budget, or breaker_open. Null: the route delivers.';
 
 -- Name: fn_iu_delivery_in_flight(text, uuid, text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1308,7 +1312,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) IS 'Writes down the deliveries that the lease holder is about to have in flight. False: the caller has no lease.';
+COMMENT ON FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) IS 'Records the deliveries that the lease holder is about to attempt. False: the caller does not have the lease.';
 
 -- Name: fn_iu_delivery_interrupted(text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1321,7 +1325,8 @@ declare
     v_detail constant text := 'The consumer ended, or lost its lease, while this delivery was in flight.';
 begin
     if cardinality(p_ids) = 1 then
-        -- The target was given the span of this call, so the attempt says what that was, as far as the route tells.
+        -- The target was given the trace span of this call, so the attempt names the target as far as the route
+        -- describes it.
         perform public.fn_iu_delivery_fail(
             p_routes[1], p_ids[1], v_code, 0, 0, v_code, v_detail, null, true,
             (select case when r.target_kind = 'external_endpoint'
@@ -1341,7 +1346,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]) IS 'Marks the deliveries that were in flight when the lease ended without being given back: one alone has spent an attempt, of several each is to be attempted alone.';
+COMMENT ON FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]) IS 'Marks the deliveries that were in flight when a lease ended without being released. A single delivery has spent an attempt; of several, each is attempted alone next.';
 
 -- Name: fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1388,7 +1393,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) IS 'Takes the lease of a worker''s deliveries, if it is free. again: the caller had it without a break. gone: its holder has no session any more; a caller that asks again and names that holder (p_gone) gets it. unclean: it ended without being given back, and the deliveries that were in flight, as far as they are known, were marked.';
+COMMENT ON FUNCTION public.fn_iu_delivery_lease(p_worker_name text, p_owner uuid, p_seconds double precision, p_pooled boolean, p_gone uuid) IS 'Takes or renews the delivery lease of a worker, if it is free. again: the caller has held it without a break. gone: the session of the holder has ended; a caller that asks again and names that holder in p_gone gets the lease. unclean: the lease ended without being released, and the deliveries that were recorded as in flight were marked.';
 
 -- Name: fn_iu_delivery_list(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1405,7 +1410,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_delivery_list(p_key text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_list(p_key text) IS 'A list of names in dot_config. Missing, empty or malformed: no name at all.';
+COMMENT ON FUNCTION public.fn_iu_delivery_list(p_key text) IS 'A list of names in dot_config. If it is missing, empty or malformed, it has no names.';
 
 -- Name: fn_iu_delivery_list_guard(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1420,7 +1425,7 @@ begin
        and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true;
     return null;
 exception when insufficient_privilege then
-    -- Somebody who may change settings and no routes. What is not on the list does not deliver all the same.
+    -- The role may change settings but not routes. A route that is not on the list does not deliver in any case.
     return null;
 end
 $$;
@@ -1446,7 +1451,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_lock(p_route_code text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'Which lock keeps a route from delivering, the first one of the four; null: none does.';
+COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'The first of the four switches that keeps a route from delivering: master_gate_closed, worker_gate_closed, delivery_gate_closed or route_not_listed. Null: all are open.';
 
 -- Name: fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1493,7 +1498,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint) IS 'Part of fn_iu_delivery_take, with its plans: ids of deliveries that were never attempted, and the new position. passed: the position has passed the deliveries beyond this id without a look at them; null: it has not.';
+COMMENT ON FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint) IS 'Part of fn_iu_delivery_take; uses its planner settings. Ids of deliveries that were never attempted, and the new position. passed: the position has passed the deliveries beyond this id unread. Null: it has passed none unread.';
 
 -- Name: fn_iu_delivery_newest(text, text, boolean, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1523,7 +1528,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint) IS 'Part of fn_iu_delivery_take, with its plans: the id of the newest delivery that was never attempted, or none.';
+COMMENT ON FUNCTION public.fn_iu_delivery_newest(p_worker_name text, p_route_code text, p_ordered boolean, p_after bigint) IS 'Part of fn_iu_delivery_take; uses its planner settings. The id of the newest delivery that was never attempted, or an empty array.';
 
 -- Name: fn_iu_delivery_options(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1546,7 +1551,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_options(p_scheme text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_options(p_scheme text) IS 'The options that targets of a scheme have; null: no target of this scheme is built in.';
+COMMENT ON FUNCTION public.fn_iu_delivery_options(p_scheme text) IS 'The options of targets with this scheme. Null: no target with this scheme is built in.';
 
 -- Name: fn_iu_delivery_options_check(text, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1573,7 +1578,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) IS 'Raises when the options of a target hold one that targets of its scheme do not have.';
+COMMENT ON FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) IS 'Raises check_violation if the options of a target contain one that targets of its scheme do not have.';
 
 -- Name: fn_iu_delivery_policy(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1598,7 +1603,7 @@ CREATE FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    -- least, most
+    -- lowest and highest allowed value
     v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
                                  "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
                                  "probe_max": [0.01, 3600], "dead_letters_in_a_row": [1, 1000000]}';
@@ -1641,7 +1646,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_policy_check(p_policy jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) IS 'Raises what is wrong with a delivery policy.';
+COMMENT ON FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) IS 'Raises check_violation if a delivery policy is invalid.';
 
 -- Name: iu_outbound_route; Type: TABLE; Schema: public; Owner: -
 
@@ -1662,7 +1667,7 @@ CREATE TABLE public.iu_outbound_route (
 
 -- Name: TABLE iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_outbound_route IS 'Where events of a type go. New routes are disabled and dry.';
+COMMENT ON TABLE public.iu_outbound_route IS 'The target of the events of a type. New routes are disabled and dry runs.';
 
 -- Name: COLUMN iu_outbound_route.route_code; Type: COMMENT; Schema: public; Owner: -
 
@@ -1670,47 +1675,47 @@ COMMENT ON COLUMN public.iu_outbound_route.route_code IS 'Name of the route, par
 
 -- Name: COLUMN iu_outbound_route.event_domain; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that it takes.';
+COMMENT ON COLUMN public.iu_outbound_route.event_domain IS 'Domain of the events that the route selects.';
 
 -- Name: COLUMN iu_outbound_route.event_type; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that it takes.';
+COMMENT ON COLUMN public.iu_outbound_route.event_type IS 'Type of the events that the route selects.';
 
 -- Name: COLUMN iu_outbound_route.event_stream; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that it takes.';
+COMMENT ON COLUMN public.iu_outbound_route.event_stream IS 'Stream of the events that the route selects.';
 
 -- Name: COLUMN iu_outbound_route.target_kind; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'What kind of thing receives them.';
+COMMENT ON COLUMN public.iu_outbound_route.target_kind IS 'Kind of the target: sql_function, workflow, external_endpoint, ...';
 
 -- Name: COLUMN iu_outbound_route.target_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Which one of its kind.';
+COMMENT ON COLUMN public.iu_outbound_route.target_ref IS 'Name or address of the target, depending on its kind.';
 
 -- Name: COLUMN iu_outbound_route.enabled; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events are audited as skipped.';
+COMMENT ON COLUMN public.iu_outbound_route.enabled IS 'False: events of the route are recorded as skipped.';
 
 -- Name: COLUMN iu_outbound_route.dry_run; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are audited, nothing is delivered.';
+COMMENT ON COLUMN public.iu_outbound_route.dry_run IS 'True: decisions are recorded and nothing is delivered.';
 
 -- Name: COLUMN iu_outbound_route.fail_closed; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'A failure becomes a dead letter, never a silent success.';
+COMMENT ON COLUMN public.iu_outbound_route.fail_closed IS 'True: a failure becomes a dead letter and is never treated as a success.';
 
 -- Name: COLUMN iu_outbound_route.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'When the route was registered.';
+COMMENT ON COLUMN public.iu_outbound_route.created_at IS 'Time at which the route was registered.';
 
 -- Name: COLUMN iu_outbound_route.delivery_policy; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbound_route.delivery_policy IS 'How a live route delivers: attempts, backoff, deadline, concurrency, order, ... (fn_iu_delivery_policy).';
+COMMENT ON COLUMN public.iu_outbound_route.delivery_policy IS 'Delivery settings of a live route: attempts, backoff, deadline, concurrency, order, ... (see fn_iu_delivery_policy).';
 
 -- Name: CONSTRAINT iu_outbound_route_target_kind_chk ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The kinds that exist.';
+COMMENT ON CONSTRAINT iu_outbound_route_target_kind_chk ON public.iu_outbound_route IS 'The target kinds that exist.';
 
 -- Name: fn_iu_delivery_problems(public.iu_outbound_route); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1779,7 +1784,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_delivery_problems(p_route public.iu_outbound_route); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) IS 'Why a route could never deliver, each with what to do about it; no row: the database knows no reason.';
+COMMENT ON FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) IS 'The reasons for which a route could never deliver, each with a remedy. No row: the database knows no reason.';
 
 -- Name: fn_iu_delivery_progress_missing(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1828,7 +1833,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_progress_missing(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) IS 'Routes of which deliveries wait while none is settled and nothing says why. One sentence each.';
+COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) IS 'One sentence for each route whose deliveries wait while none is settled and no reason is known.';
 
 -- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1847,7 +1852,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_queues(p_routes public.iu_outbound_route[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) IS 'Those of these routes whose events are queued for delivery, each with delivery_gate_closed where that holds it, or null.';
+COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) IS 'The given routes whose events are queued for delivery, each with delivery_gate_closed if that gate holds it, otherwise null.';
 
 -- Name: fn_iu_delivery_release(text, uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1861,7 +1866,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_release(p_worker_name text, p_owner uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) IS 'Gives the lease back, if it is ours.';
+COMMENT ON FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) IS 'Releases the delivery lease of a worker, if the caller has it.';
 
 -- Name: fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1871,8 +1876,8 @@ CREATE FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_i
     AS $$
 #variable_conflict use_column
 declare
-    -- One scan of the index for all ids. PostgreSQL 16 and older may filter all deliveries of the route by these ids
-    -- instead, where they plan when the table is empty; so ids are looked up one by one there.
+    -- One index scan for all ids. PostgreSQL 16 and older may filter all deliveries of the route by these ids instead,
+    -- if they plan while the table is empty; there the ids are looked up one by one.
     v_one_scan constant boolean := current_setting('server_version_num')::integer >= 170000;
     v_payload  jsonb;
     v_found    boolean;
@@ -1898,7 +1903,7 @@ begin
           left join lateral (
                select x.* from public.event_outbox x where x.id = d.event_ref
                union all
-               -- A replay has its snapshot, however long its event is gone.
+               -- A replay uses the snapshot of its dead letter, so its event may be missing from the outbox.
                select x.*
                  from public.iu_route_dead_letter l
                 cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
@@ -1934,7 +1939,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) IS 'Part of fn_iu_delivery_take, with its plans: deliveries of a route with their events, as far as a budget of bytes goes.';
+COMMENT ON FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) IS 'Part of fn_iu_delivery_take; uses its planner settings. Deliveries of a route with their events, within a budget of p_bytes bytes of payload.';
 
 -- Name: fn_iu_delivery_scheme(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1949,7 +1954,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_scheme(p_address text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_scheme(p_address text) IS 'The scheme of an address, in lower case; null: it is none.';
+COMMENT ON FUNCTION public.fn_iu_delivery_scheme(p_address text) IS 'The scheme of an address, in lower case. Null: the text is not an address.';
 
 -- Name: fn_iu_delivery_seek(text, text, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1983,7 +1988,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint) IS 'The first delivery of a route without a subject that was never attempted, beyond p_behind and up to the position; and the id beyond which to go on (null: it was found, or there is none).';
+COMMENT ON FUNCTION public.fn_iu_delivery_seek(p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, OUT first bigint, OUT behind bigint) IS 'The first delivery of a route that has no subject and was never attempted, beyond p_behind and up to the position p_after; and the id beyond which the next call continues (null: one was found, or there is none).';
 
 -- Name: fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[], uuid[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1997,7 +2002,7 @@ begin
     with found as materialized (
         select x.ctid, s.began, s.ended, s.target
           from unnest(p_routes, p_ids, p_began, p_ended, p_targets, p_events) s(route_code, id, began, ended, target, event)
-         -- A copy that is behind gives the same ids again, to other events.
+         -- A copy of the database that is behind gives the same ids to other events.
          cross join lateral (
                select d.ctid
                  from public.iu_route_delivery d
@@ -2023,10 +2028,10 @@ begin
            g.traceparent, g.batch_xact_id, g.target, v_now - g.began * interval '1 second',
            v_now - g.ended * interval '1 second'
       from gone g
-     -- The count makes the dead letters come before the attempts: the lock order of 024.
+     -- The subquery makes the update of the dead letters come before the attempts: the lock order of 024.
      where (select count(*) from resolved) >= 0;
 exception when unique_violation then
-    -- An attempt of that number was written by hand or by a restore: these attempts take the next numbers.
+    -- An attempt of that number was written by hand or by a restore, so these attempts take the next numbers.
     update public.iu_route_delivery d
        set attempt_no = (select max(a.attempt_no) + 1
                            from public.iu_route_attempt a
@@ -2042,7 +2047,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[], p_events uuid[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[], p_events uuid[]) IS 'Part of fn_iu_delivery_settle, with its plans. Settles deliveries that arrived: their rows go, an attempt each is written, and the dead letters of replays are resolved.';
+COMMENT ON FUNCTION public.fn_iu_delivery_sent(p_routes text[], p_ids bigint[], p_began double precision[], p_ended double precision[], p_targets text[], p_events uuid[]) IS 'Part of fn_iu_delivery_settle; uses its planner settings. Settles deliveries that arrived: deletes their rows, writes one attempt for each, and resolves the dead letters of replays.';
 
 -- Name: fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[], text[], double precision[], double precision[], text[], text[], double precision[], boolean[], text[], text[], uuid[], uuid[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2061,7 +2066,7 @@ declare
     v_now     constant timestamptz := now();
     f         record;
     v_letters integer := 0;
-    -- Routes whose target answered, be it with a refusal.
+    -- The routes whose target answered, even if the answer was a rejection.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
@@ -2069,7 +2074,8 @@ declare
                                         where s.result = 'rejected' and s.target is not null);
     v_none    constant boolean := cardinality(p_sent_ids || p_ids) = 0;
 begin
-    -- A turn that settles nothing does not wait for the disk: it renews the lease when a quarter of it is over.
+    -- A call that settles nothing must not wait for the disk: it renews the lease only when a quarter of its time is
+    -- over.
     if v_none and exists (
            select from public.iu_delivery_lease l
             where l.worker_name = p_worker_name and l.owner = p_owner and not l.released
@@ -2084,7 +2090,8 @@ begin
     elsif v_none then
         return 0;
     end if;
-    -- In the order in which the attempts ended: failures before the last success of their route, the successes, the rest.
+    -- In the order in which the attempts ended: failures before the last success of their route, then successes, then
+    -- the others.
     for v_turn in 1..2 loop
         if v_turn = 2 then
             if cardinality(v_alive) > 0 then
@@ -2116,7 +2123,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[]) IS 'Renews the lease and writes the outcome of attempts: what arrived goes, what failed waits, or becomes a dead letter. p_beside: another delivery of the route succeeded within a second before this attempt, or during it. Answers how many became dead letters; null: the caller has no lease, and nothing was written.';
+COMMENT ON FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p_sent_routes text[], p_sent_ids bigint[], p_sent_began double precision[], p_sent_ended double precision[], p_routes text[], p_ids bigint[], p_results text[], p_began double precision[], p_ended double precision[], p_codes text[], p_details text[], p_retry_after double precision[], p_beside boolean[], p_sent_targets text[], p_targets text[], p_sent_events uuid[], p_events uuid[]) IS 'Renews the delivery lease and records outcomes: a delivery that arrived is deleted, a failed one waits for its next attempt or becomes a dead letter. p_beside: another delivery of the route succeeded during this attempt, or within a second before it. Answers the number of new dead letters. Null: the caller does not have the lease, and nothing was written.';
 
 -- Name: fn_iu_delivery_sweep(text, text, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2177,7 +2184,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint) IS 'Subjects of a route, from a key on, whose first delivery waits for nothing and is not beyond the position; and the key from which to go on (null: all were looked at).';
+COMMENT ON FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_after bigint, OUT keys bigint[], OUT key bigint) IS 'Subjects of a route, from p_key on, whose first delivery may go on and is not beyond the position p_after; and the key from which the next call continues (null: all subjects were searched).';
 
 -- Name: fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2237,13 +2244,14 @@ begin
         v_ordered := v_policy ->> 'order' = 'subject';
         v_probe := v_held in ('breaker_open', 'dead_letter_budget') and v_room > 0
                    and (v_now >= b.probe_at or b.opened_at > v_now + interval '1 second'
-                        -- The caller does not have the probe that is in flight: it was given to a consumer that has ended,
-                        -- or in an answer that came too late.
+                        -- The caller does not have the trial delivery that is in flight: it was given to a consumer
+                        -- that has ended, or in an answer that came too late.
                         or b.probing_id <> all (p_busy));
         v_room := case when v_held is null then v_room when v_probe then 1 else 0 end;
 
         if v_room > 0 then
-            -- Probes are in turns the newest delivery, the oldest one that was never attempted, and one that has failed.
+            -- Trial deliveries are in turns the newest delivery, the oldest one that was never attempted, and one that
+            -- has failed.
             if v_probe and b.probes % 3 = 0 then
                 v_ids := public.fn_iu_delivery_newest(p_worker_name, r.route_code, v_ordered, v_after);
             elsif (v_probe and b.probes % 3 = 1) is not true then
@@ -2253,7 +2261,7 @@ begin
             end if;
             v_queued := v_route.queued_id;
             if v_queued is null then
-                -- The cursor was made anew and has queued nothing yet.
+                -- The cursor was created again and has queued nothing yet.
                 select max(d.id) into v_queued
                   from public.iu_route_delivery d
                  where d.route_code = r.route_code and d.replayed_by is null;
@@ -2282,7 +2290,7 @@ begin
             select null::jsonb, r.route_code::text, d.*
               from public.fn_iu_delivery_rows(r, v_ids, p_bytes[v_asked], p_payload_max) d;
             get diagnostics v_given = row_count;
-            -- The position does not pass a delivery that the budget of bytes kept back.
+            -- The position must not pass a delivery that was kept back by the budget of bytes.
             if v_given < cardinality(v_ids) then
                 v_after := least(v_after, v_ids[v_given + 1] - 1);
             end if;
@@ -2318,7 +2326,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) IS 'The deliveries that are to be attempted next, and what holds each route. Writes nothing, except that a circuit breaker becomes half-open.';
+COMMENT ON FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[], p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint) IS 'The deliveries that are attempted next, and for each route the reason why it is paused. Writes nothing, except that a circuit breaker becomes half-open.';
 
 -- Name: fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2357,7 +2365,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) IS 'Spends an attempt of a delivery whose attempt cannot be written. Answers how many dead letters that made; null: the caller has no lease.';
+COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) IS 'Spends an attempt of a delivery whose attempt row cannot be written. Answers the number of dead letters that this made (0 or 1). Null: the caller does not have the lease.';
 
 -- Name: fn_iu_delivery_unusable(text, uuid, text[], text[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2367,7 +2375,7 @@ CREATE FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid,
     SET row_security TO 'off'
     AS $$
 begin
-    -- Where it has lost the lease, another consumer knows better.
+    -- A consumer that has lost the lease must not overwrite the findings of the new lease holder.
     if not exists (select from public.iu_delivery_lease l
                     where l.worker_name = p_worker_name and l.owner = p_owner and not l.released) then
         return;
@@ -2386,7 +2394,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]) IS 'Writes which routes of a worker have no usable target, if the caller has its lease; all others have one.';
+COMMENT ON FUNCTION public.fn_iu_delivery_unusable(p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[]) IS 'Replaces the list of a worker''s routes without a usable target, if the caller has the delivery lease.';
 
 -- Name: fn_iu_emit_event(text, text, uuid, text, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2398,7 +2406,7 @@ declare
     v_type public.event_type_registry;
     v_id   uuid;
 begin
-    -- The business transaction never fails because the bus is closed: no event, no error.
+    -- The business transaction must not fail because the gate is closed: no event is written and no error is raised.
     if not public.fn_iu_core_routes_enabled() then
         return null;
     end if;
@@ -2406,8 +2414,8 @@ begin
       from public.event_type_registry r
      where r.event_domain = 'iu' and r.event_type = p_event_type and r.active;
     if not found then
-        -- A closed gate is an operator's decision; an unregistered type is a mistake of the caller, and its
-        -- event would be lost without a trace.
+        -- A closed gate is an operator's decision; an unregistered type is a mistake of the caller, and its event would
+        -- be lost without notice.
         perform nextval('public.iu_emit_refused_seq');
         raise exception 'event type iu.% is not registered and active', p_event_type
             using errcode = 'undefined_object', hint = 'Register it in event_type_registry, or set active there.';
@@ -2428,7 +2436,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The one governed emitter. Returns the id of the event, or null (and writes nothing) while the master gate is closed. Raises where the type is not registered and active.';
+COMMENT ON FUNCTION public.fn_iu_emit_event(p_event_type text, p_canonical_address text, p_subject_ref uuid, p_actor_ref text, p_safe_payload jsonb) IS 'The governed emitter. Returns the id of the event; or null, without writing anything, while the master gate is closed. Raises if the type is not registered and active.';
 
 -- Name: fn_iu_event_payload(jsonb, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2443,7 +2451,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_event_payload(p_payload jsonb, p_limit bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) IS 'A payload as text. Null: it has more than so many bytes, or more than four times as many in its binary form.';
+COMMENT ON FUNCTION public.fn_iu_event_payload(p_payload jsonb, p_limit bigint) IS 'A payload as text. Null: its text has more than p_limit bytes, or its binary form more than four times as many.';
 
 -- Name: fn_iu_event_snapshot(uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2463,7 +2471,7 @@ begin
             return v_event;
         end if;
     exception when others then
-        -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+        -- An error for an excessive size has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
         null;
     end;
     select jsonb_build_object(
@@ -2485,7 +2493,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_event_snapshot(p_event_id uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event for its dead letter: the whole row, or, where its text form exceeds 64 MiB, what identifies it, with too_large and the stored size of its payload. Null: there is no such event.';
+COMMENT ON FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) IS 'An event for its dead letter: the whole row; or, if its text form exceeds 64 MiB, the identifying columns, with too_large and the stored size of its payload. Null: there is no such event.';
 
 -- Name: fn_iu_json_exceeds(jsonb, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2517,14 +2525,14 @@ begin
     end if;
     return 6 * v_bytes + v_long > p_limit and octet_length(p_value::text) > p_limit;
 exception when others then
-    -- A size that no value may have has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
+    -- An error for an excessive size has no SQLSTATE of its own: 54000, 53200 and XX000 all occur.
     return true;
 end
 $_$;
 
 -- Name: FUNCTION fn_iu_json_exceeds(p_value jsonb, p_limit bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) IS 'Whether the text form of a JSON value has more than so many bytes, or its binary form more than four times as many. It never converts a value whose text may have more than about 25 times as many.';
+COMMENT ON FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) IS 'Whether the text form of a JSON value has more than p_limit bytes, or its binary form more than four times as many. A value whose text may have more than about 25 times p_limit bytes is never converted.';
 
 -- Name: fn_iu_lease_holders(integer, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2549,7 +2557,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_lease_holders(p_key integer, p_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) IS 'Who holds the advisory lock (key, hash of the name), and whether it is a stranger: a role that could not do the work.';
+COMMENT ON FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) IS 'The sessions that hold the advisory lock (p_key, hash of p_name), and whether each is a stranger: its role has no rights for the work of this lease.';
 
 -- Name: fn_iu_measure(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2613,7 +2621,7 @@ CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_na
     union all
     select null, 'notification_queue', null, pg_notification_queue_usage()
     union all
-    -- Where the emitter counts what it refuses.
+    -- Only if the emitter counts its refusals.
     select null, 'refused_emits', null, coalesce(s.last_value, 0)
       from pg_catalog.pg_sequences s
      where s.schemaname = 'public' and s.sequencename = 'iu_emit_refused_seq'
@@ -2629,7 +2637,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_measure(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_measure(p_worker_name text) IS 'What metrics say of the database: one row a figure, of this worker or of all.';
+COMMENT ON FUNCTION public.fn_iu_measure(p_worker_name text) IS 'The figures for metrics: one row for each figure, of this worker or of the whole database.';
 
 -- Name: fn_iu_outbound_on_version(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2652,7 +2660,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbound_on_version(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbound_on_version() IS 'Emits version_applied for every version after birth, when the master gate is open.';
+COMMENT ON FUNCTION public.fn_iu_outbound_on_version() IS 'Emits version_applied for every version after the first one, while the master gate is open.';
 
 -- Name: fn_iu_outbound_route_guard(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2665,7 +2673,7 @@ declare
     v_is  constant boolean := new.enabled and not new.dry_run;
 begin
     perform public.fn_iu_delivery_policy_check(new.delivery_policy);
-    -- Only where they are written: a route must be able to be stopped, whatever is wrong with it.
+    -- Checked only when these columns are written: it must be possible to stop a route even if its options are wrong.
     if tg_op = 'INSERT' or (old.target_kind, old.target_ref, old.delivery_policy)
                            is distinct from (new.target_kind, new.target_ref, new.delivery_policy) then
         perform public.fn_iu_delivery_options_check(new.target_kind::text, new.target_ref::text,
@@ -2684,7 +2692,7 @@ begin
             values (new.route_code, v_is, coalesce(nullif(current_setting('iu.actor', true), ''), session_user),
                     nullif(current_setting('iu.why', true), ''));
         exception when insufficient_privilege then
-            -- Whoever may stop a route must not be kept from it by a note.
+            -- A missing right to write the record must not prevent a role from stopping a route.
             if v_is then
                 raise;
             end if;
@@ -2698,7 +2706,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbound_route_guard(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbound_route_guard() IS 'Lets a route be enabled and no dry run only while it is on the list of live routes; writes who changed that.';
+COMMENT ON FUNCTION public.fn_iu_outbound_route_guard() IS 'Allows a route to be enabled and not a dry run only while it is on the list of live routes; records each change of that state.';
 
 -- Name: fn_iu_outbox_admission(text, boolean); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2755,7 +2763,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_admission(p_site text, p_vouched boolean); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_admission(p_site text, p_vouched boolean) IS 'Null when a consumer of this site may work here, else why not: standby, row_security or foreign_site. Keeps foreign_system as a refusal where the cluster is another one.';
+COMMENT ON FUNCTION public.fn_iu_outbox_admission(p_site text, p_vouched boolean) IS 'Null if a consumer at this site may work here; otherwise the reason: standby, row_security or foreign_site. Stores the refusal foreign_system if the cluster is another one.';
 
 -- Name: iu_route_worker_cursor; Type: TABLE; Schema: public; Owner: -
 
@@ -2796,7 +2804,7 @@ WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_sca
 
 -- Name: TABLE iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_route_worker_cursor IS 'How far each worker has read event_outbox. One row a worker; fresh means that nothing was read yet.';
+COMMENT ON TABLE public.iu_route_worker_cursor IS 'The position up to which each worker has read event_outbox. One row for each worker; "fresh" means that nothing was read yet.';
 
 -- Name: COLUMN iu_route_worker_cursor.worker_name; Type: COMMENT; Schema: public; Owner: -
 
@@ -2804,119 +2812,119 @@ COMMENT ON COLUMN public.iu_route_worker_cursor.worker_name IS 'Name of the work
 
 -- Name: COLUMN iu_route_worker_cursor.event_domain; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.event_domain IS 'Domain of the events that it reads.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.event_domain IS 'Domain of the events that the worker reads.';
 
 -- Name: COLUMN iu_route_worker_cursor.last_created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_created_at IS 'High-water mark for people: the highest created_at among the last events of all pages. Null: fresh.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_created_at IS 'For information only: the highest created_at among the last events of all pages. Null: fresh.';
 
 -- Name: COLUMN iu_route_worker_cursor.last_event_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_event_id IS 'High-water mark for people: that event''s id. Null: fresh.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_event_id IS 'For information only: id of the event with last_created_at. Null: fresh.';
 
 -- Name: COLUMN iu_route_worker_cursor.lineage; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor).';
+COMMENT ON COLUMN public.iu_route_worker_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor.lineage).';
 
 -- Name: COLUMN iu_route_worker_cursor.prev; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.prev IS 'Every event visible in this snapshot has been consumed.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.prev IS 'Snapshot: every event that is visible in it is consumed.';
 
 -- Name: COLUMN iu_route_worker_cursor.tick; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.tick IS 'While a tick is partly consumed: its snapshot.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.tick IS 'Snapshot of the tick that is partly consumed. Null: no tick is.';
 
 -- Name: COLUMN iu_route_worker_cursor.tick_floor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.tick_floor IS 'While a tick is partly consumed: the lowest event_seq among its events of transactions that began after prev.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.tick_floor IS 'Lowest event_seq among those events of the partly consumed tick whose transactions began after prev. Null: there is none.';
 
 -- Name: COLUMN iu_route_worker_cursor.pos_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.pos_seq IS 'While a tick is partly consumed: event_seq of the last event done.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.pos_seq IS 'event_seq of the last consumed event of the partly consumed tick. Null: there is none.';
 
 -- Name: COLUMN iu_route_worker_cursor.pos_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.pos_id IS 'While a tick is partly consumed: id of the last event done.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.pos_id IS 'Id of the last consumed event of the partly consumed tick. Null: there is none.';
 
 -- Name: COLUMN iu_route_worker_cursor.own_xid; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.own_xid IS 'A transaction that ran the worker and had written events itself: they were consumed before it ended.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.own_xid IS 'A transaction that wrote events and then ran the worker itself, which consumed these events before the commit. Null: there is none.';
 
 -- Name: COLUMN iu_route_worker_cursor.own_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'Its events up to this event_seq are consumed.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.own_seq IS 'The events of own_xid up to this event_seq are consumed. Null: own_xid is null.';
 
 -- Name: COLUMN iu_route_worker_cursor.hi_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq just after the newest tick was taken; an event above it is unread in any history.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.hi_seq IS 'Last value of event_outbox_event_seq just after the newest tick was taken. An event above it is unread in any history.';
 
 -- Name: COLUMN iu_route_worker_cursor.fresh_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.fresh_seq IS 'hi_seq before the newest tick: nobody had read an event above it when that was taken. Null: that is not known.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.fresh_seq IS 'hi_seq before the newest tick: no worker had read an event above it when that tick was taken. Null: unknown.';
 
 -- Name: COLUMN iu_route_worker_cursor.queued_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.queued_id IS 'The last delivery that it has queued (iu_route_delivery.id): a snapshot that shows it shows all before it. Null: none.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.queued_id IS 'The last delivery that the worker has queued (iu_route_delivery.id): a snapshot that shows it shows all deliveries before it. Null: none.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_seen; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_seen IS 'Events read since the row was made.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_seen IS 'Events read since the row was created.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_attempts; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_attempts IS 'Attempts written since the row was made.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_attempts IS 'Attempts written by batches since the row was created.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_skipped; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_skipped IS 'Of these, skipped.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_skipped IS 'Attempts with the status skipped, of those in total_attempts.';
 
 -- Name: COLUMN iu_route_worker_cursor.total_dead_lettered; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.total_dead_lettered IS 'Dead letters written since the row was made.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.total_dead_lettered IS 'Dead letters written by batches since the row was created.';
 
 -- Name: COLUMN iu_route_worker_cursor.last_run_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_at IS 'End of the last run that took the row.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_at IS 'End of the last batch that locked the row. Null: there was none.';
 
 -- Name: COLUMN iu_route_worker_cursor.last_run_summary; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_summary IS 'What that run answered.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.last_run_summary IS 'Answer of the last batch that locked the row. Null: there was none.';
 
 -- Name: COLUMN iu_route_worker_cursor.page_limit; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.page_limit IS 'Most events of the next page, because a batch took too long. Null: as many as the caller asks for.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.page_limit IS 'Maximum number of events of the next page, because a batch took too long. Null: as many as the caller asks for.';
 
 -- Name: COLUMN iu_route_worker_cursor.failures; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.failures IS 'Weight of the batches that failed at this position, in a row: 1 for an error, 3 for one that ran out of time. 0: none.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.failures IS 'Weight of the consecutive failed batches at this position: 1 for an error, 3 for a time-out. 0: none.';
 
 -- Name: COLUMN iu_route_worker_cursor.failed_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.failed_at IS 'When a batch last failed. Null: none did.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_at IS 'Time of the last failed batch. Null: none has failed.';
 
 -- Name: COLUMN iu_route_worker_cursor.failed_why; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.failed_why IS 'Why it failed.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_why IS 'Error of the last failed batch. Null: none has failed.';
 
 -- Name: COLUMN iu_route_worker_cursor.failed_events; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.failed_events IS 'One of the next so many events made it fail: the next page takes half of them. Null: that is not known.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_events IS 'The batch failed because of one of the next failed_events events: the next page takes half of them. Null: unknown.';
 
 -- Name: COLUMN iu_route_worker_cursor.failed_event; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.failed_event IS 'The event that made it fail: its batch takes it alone. Null: that is not known.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_event IS 'The event that made the batch fail: a batch takes it alone. Null: unknown.';
 
 -- Name: COLUMN iu_route_worker_cursor.failed_route; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.failed_route IS 'The route whose SQL function raised. Null: that is not known, or another statement failed.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.failed_route IS 'The route whose SQL function raised the error. Null: unknown, or another statement failed.';
 
 -- Name: COLUMN iu_route_worker_cursor.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_worker_cursor.created_at IS 'When the worker was registered.';
+COMMENT ON COLUMN public.iu_route_worker_cursor.created_at IS 'Time at which the worker was registered.';
 
 -- Name: CONSTRAINT iu_route_worker_cursor_own_chk ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_worker_cursor_own_chk ON public.iu_route_worker_cursor IS 'Own transaction and own position come together.';
+COMMENT ON CONSTRAINT iu_route_worker_cursor_own_chk ON public.iu_route_worker_cursor IS 'own_xid and own_seq are set together.';
 
 -- Name: CONSTRAINT iu_route_worker_cursor_page_chk ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
 
@@ -2930,7 +2938,7 @@ CREATE FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cur
 
 -- Name: FUNCTION fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid) IS 'Whether the event with this position has been read by the worker of this cursor.';
+COMMENT ON FUNCTION public.fn_iu_outbox_consumed(p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid) IS 'Whether the worker of this cursor has read the event with this position.';
 
 -- Name: fn_iu_outbox_full_xid(xid, xid8); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2940,7 +2948,7 @@ CREATE FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) RETURNS xid
 
 -- Name: FUNCTION fn_iu_outbox_full_xid(p_xid xid, p_near xid8); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) IS 'The transaction with these lower 32 bits that is nearest to p_near.';
+COMMENT ON FUNCTION public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8) IS 'The full transaction id with these lower 32 bits that is nearest to p_near.';
 
 -- Name: fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2950,7 +2958,7 @@ CREATE FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_curs
 
 -- Name: FUNCTION fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) IS 'Whether the worker of this cursor has read an event, in whatever history: read, unread or uncertain. p_believed: the cursor is of one history with the anchor. p_arrived: what brought the anchor here; null if it was born here.';
+COMMENT ON FUNCTION public.fn_iu_outbox_verdict(p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8, p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid) IS 'Whether the worker of this cursor has read an event, in any history: read, unread or uncertain. p_believed: cursor and anchor belong to one history. p_arrived: the transaction that brought the anchor here; null if the anchor was created here.';
 
 -- Name: event_outbox; Type: TABLE; Schema: public; Owner: -
 
@@ -2981,83 +2989,83 @@ CREATE TABLE public.event_outbox (
 
 -- Name: TABLE event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.event_outbox IS 'Append-only log of what happened, written in the transaction that changed the data. A log, not a queue: it carries no delivery state.';
+COMMENT ON TABLE public.event_outbox IS 'Append-only log of events, written in the transaction that changed the data. It is a log and not a queue: it carries no delivery state.';
 
 -- Name: COLUMN event_outbox.id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.id IS 'Identity of the event; also its trace id when the producer gave none.';
+COMMENT ON COLUMN public.event_outbox.id IS 'Identity of the event; also its trace id if the producer gave none.';
 
 -- Name: COLUMN event_outbox.event_domain; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_domain IS 'Whose event it is; a worker reads one domain.';
+COMMENT ON COLUMN public.event_outbox.event_domain IS 'Domain of the event. A worker reads one domain.';
 
 -- Name: COLUMN event_outbox.event_type; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_type IS 'What happened; registered in event_type_registry.';
+COMMENT ON COLUMN public.event_outbox.event_type IS 'Type of the event, registered in event_type_registry.';
 
 -- Name: COLUMN event_outbox.event_stream; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_stream IS 'Kind of stream, fixed by the registry.';
+COMMENT ON COLUMN public.event_outbox.event_stream IS 'Stream of the event, fixed by the registry.';
 
 -- Name: COLUMN event_outbox.delivery_lane; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.delivery_lane IS 'How urgent, fixed by the registry.';
+COMMENT ON COLUMN public.event_outbox.delivery_lane IS 'Urgency of the event, fixed by the registry.';
 
 -- Name: COLUMN event_outbox.event_severity; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_severity IS 'info, warning, error, ...';
+COMMENT ON COLUMN public.event_outbox.event_severity IS 'Severity of the event: info, warning, error, ...';
 
 -- Name: COLUMN event_outbox.event_subject_table; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_subject_table IS 'Table of the row that the event is about.';
+COMMENT ON COLUMN public.event_outbox.event_subject_table IS 'Table of the row that the event is about. Null: not given.';
 
 -- Name: COLUMN event_outbox.event_subject_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_subject_ref IS 'Id of the row that the event is about; order is kept per subject.';
+COMMENT ON COLUMN public.event_outbox.event_subject_ref IS 'Id of the row that the event is about (its subject). Ordered routes keep the order of a subject. Null: not given.';
 
 -- Name: COLUMN event_outbox.canonical_address; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.canonical_address IS 'Human-readable address of the subject.';
+COMMENT ON COLUMN public.event_outbox.canonical_address IS 'Human-readable address of the subject. Null: not given.';
 
 -- Name: COLUMN event_outbox.actor_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.actor_ref IS 'Who caused it.';
+COMMENT ON COLUMN public.event_outbox.actor_ref IS 'The person or process that caused the event. Null: not given.';
 
 -- Name: COLUMN event_outbox.source_system; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.source_system IS 'Which application wrote it.';
+COMMENT ON COLUMN public.event_outbox.source_system IS 'The application that wrote the event. Null: not given.';
 
 -- Name: COLUMN event_outbox.correlation_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.correlation_id IS 'Id of the request or process that it belongs to.';
+COMMENT ON COLUMN public.event_outbox.correlation_id IS 'Id of the request or process to which the event belongs. Null: not given.';
 
 -- Name: COLUMN event_outbox.payload_classification; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.payload_classification IS 'safe_metadata or restricted.';
+COMMENT ON COLUMN public.event_outbox.payload_classification IS 'Classification of the payload: safe_metadata or restricted.';
 
 -- Name: COLUMN event_outbox.safe_payload; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.safe_payload IS 'Metadata only: content, vectors and secrets are rejected by key.';
+COMMENT ON COLUMN public.event_outbox.safe_payload IS 'Metadata only: keys for content, vectors and secrets are rejected.';
 
 -- Name: COLUMN event_outbox.occurred_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.occurred_at IS 'When it happened, by the emitter''s account.';
+COMMENT ON COLUMN public.event_outbox.occurred_at IS 'Time of the event as stated by its emitter.';
 
 -- Name: COLUMN event_outbox.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.created_at IS 'Start of the transaction that wrote it: not the order of commits.';
+COMMENT ON COLUMN public.event_outbox.created_at IS 'Start of the transaction that wrote the event. It is not the order of commits.';
 
 -- Name: COLUMN event_outbox.xact_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.xact_id IS 'The top-level transaction that wrote the event; what cursors compare with snapshots. Set by the stamp.';
+COMMENT ON COLUMN public.event_outbox.xact_id IS 'Top-level transaction that wrote the event; cursors compare it with snapshots. Set by a trigger.';
 
 -- Name: COLUMN event_outbox.event_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.event_seq IS 'Order of writing, which is commit order for events of one subject. Set by the stamp.';
+COMMENT ON COLUMN public.event_outbox.event_seq IS 'Order of writing, which is the order of commits for events of one subject. Set by a trigger.';
 
 -- Name: COLUMN event_outbox.traceparent; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_outbox.traceparent IS 'W3C trace context of the producer, from SET LOCAL iu.traceparent.';
+COMMENT ON COLUMN public.event_outbox.traceparent IS 'W3C trace context of the producer, from SET LOCAL iu.traceparent. Null: there was none.';
 
 -- Name: CONSTRAINT event_outbox_classification_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
@@ -3065,7 +3073,7 @@ COMMENT ON CONSTRAINT event_outbox_classification_chk ON public.event_outbox IS 
 
 -- Name: CONSTRAINT event_outbox_safe_payload_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT event_outbox_safe_payload_chk ON public.event_outbox IS 'Keys that would carry content or secrets never enter the log.';
+COMMENT ON CONSTRAINT event_outbox_safe_payload_chk ON public.event_outbox IS 'Keys for content or secrets are rejected.';
 
 -- Name: CONSTRAINT event_outbox_stream_chk ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
@@ -3096,7 +3104,7 @@ END;
 
 -- Name: FUNCTION fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) IS 'The events of the workers'' domains that a reanchor has to look at: who has not read them, whether p_now shows them, and whether they are to be read again.';
+COMMENT ON FUNCTION public.fn_iu_outbox_judged(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) IS 'The events of the workers'' domains that a reanchor has to check: the workers that have not read them, whether p_now shows them, and whether they are to be read again.';
 
 -- Name: fn_iu_outbox_next(public.iu_route_worker_cursor, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3126,7 +3134,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer) IS 'The events of the next page of a cursor, in order. For what happens seldom: it sorts all that is unread.';
+COMMENT ON FUNCTION public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer) IS 'The events of the next page of a cursor, in order. For rare use: it sorts all unread events.';
 
 -- Name: fn_iu_outbox_partitions(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3157,7 +3165,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_outbox_partitions(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_partitions() IS 'The partitions of event_outbox by created_at, the oldest first; none where it is not partitioned that way.';
+COMMENT ON FUNCTION public.fn_iu_outbox_partitions() IS 'The partitions of event_outbox by created_at, oldest first. No row: it is not partitioned by created_at.';
 
 -- Name: fn_iu_outbox_reanchor(timestamp with time zone, boolean, boolean); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3195,7 +3203,7 @@ begin
             raise exception 'this transaction has written already' using errcode = 'active_sql_transaction',
                 hint = 'Call fn_iu_outbox_reanchor first in a transaction of its own.';
         end if;
-        -- Runs, resets and another reanchor wait here. The tick comes in a later statement, as in a run.
+        -- Batches, cursor resets and another reanchor wait here. The tick is taken in a later statement, as in a batch.
         perform from public.iu_route_worker_cursor w order by w.worker_name for update;
         if public.fn_iu_route_worker_enabled() then
             raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
@@ -3222,7 +3230,7 @@ begin
     if v_strangers > 0 then
         v_low_xid := '0';
     end if;
-    -- Each domain by itself: its highest number is the last one in event_outbox_order_idx.
+    -- Computed for each domain: its highest number is the last one in event_outbox_order_idx.
     select greatest(v_highest, max(d.highest)) into v_highest
       from (select (select max(o.event_seq) from public.event_outbox o where o.event_domain = r.event_domain)
               from (select distinct t.event_domain from public.event_type_registry t) r) d(highest);
@@ -3266,7 +3274,7 @@ begin
      where o.xact_id = v_me
        and o.event_domain in (select w.event_domain from public.iu_route_worker_cursor w);
 
-    -- New, not changed: xmin and xact_id of the anchor must be this very transaction.
+    -- Inserted and not updated: xmin and xact_id of the anchor must be this transaction.
     delete from public.iu_outbox_anchor;
     insert into public.iu_outbox_anchor default values returning lineage into v_lineage;
     delete from public.iu_outbox_home;
@@ -3275,8 +3283,9 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- 017 may be absent. Exports begin anew, too; their old positions tell, with old stamps, what they had not sent. What
-    -- is older than the last anchor and stamped beyond it had been restored then: that reanchor has told of it.
+    -- 017 may be absent. Trace exports also start from here; their old positions show, together with old stamps, the
+    -- rows that were not exported. A row that is older than the last anchor and stamped beyond it was restored before
+    -- that anchor was made; the reanchor of that time has reported it.
     if to_regclass('public.iu_trace_cursor') is not null then
         select min(least(case when v_foreign and t.last_export_at is not null
                               then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
@@ -3303,7 +3312,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean) IS 'Makes the history our own: all or nothing, gate closed, nobody waits. p_since: events created since are read again. p_force: although no worker refuses. p_plan: say what would be done, change nothing.';
+COMMENT ON FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone, p_force boolean, p_plan boolean) IS 'Adopts the present history in one transaction, while the worker gate is closed; other sessions do not wait. p_since: events created since then are read again. p_force: works even if no worker refuses. p_plan: answers the effect and changes nothing.';
 
 -- Name: fn_iu_outbox_refusal(uuid, pg_snapshot); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3317,7 +3326,7 @@ declare
     v_there   text;
     v_kept    text;
 begin
-    -- On a standby pg_current_snapshot() lists no transactions in progress: late commits would be lost.
+    -- On a standby pg_current_snapshot() lists no transactions in progress, so late commits would be lost.
     if pg_is_in_recovery() then
         return 'standby';
     end if;
@@ -3337,7 +3346,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) IS 'Null when a cursor with this lineage and position may be believed here, else why not: standby, anchor_missing, foreign_history, foreign_cursor, cursor_ahead or foreign_system. The last two are kept until a reanchor.';
+COMMENT ON FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) IS 'Null if a cursor with this lineage and position may be believed here; otherwise the reason: standby, anchor_missing, foreign_history, foreign_cursor, cursor_ahead or foreign_system. The last two are stored until a reanchor.';
 
 -- Name: fn_iu_outbox_refuse(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3353,7 +3362,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_refuse(p_refusal text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_refuse(p_refusal text) IS 'Keeps a refusal until a reanchor; the first one counts.';
+COMMENT ON FUNCTION public.fn_iu_outbox_refuse(p_refusal text) IS 'Stores a refusal until a reanchor. If one is stored already, it stays.';
 
 -- Name: fn_iu_outbox_retired(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3369,7 +3378,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_retired(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_retired() IS 'Closes a partition that is about to be detached.';
+COMMENT ON FUNCTION public.fn_iu_outbox_retired() IS 'Closes a partition that is about to be detached: raises check_violation for each insert.';
 
 -- Name: fn_iu_outbox_stamp(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3386,7 +3395,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_stamp(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_stamp() IS 'Sets xact_id and event_seq of an event to what they really are.';
+COMMENT ON FUNCTION public.fn_iu_outbox_stamp() IS 'Sets xact_id and event_seq of an event to the current transaction and the next number.';
 
 -- Name: fn_iu_outbox_tick(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3409,7 +3418,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_outbox_tick(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_outbox_tick() IS 'The present snapshot with the own transaction marked as in progress. Take it in a statement after the one that locked the cursor.';
+COMMENT ON FUNCTION public.fn_iu_outbox_tick() IS 'The current snapshot, with the caller''s own transaction marked as in progress. It must be taken in a statement after the one that locked the cursor.';
 
 -- Name: fn_iu_progress_missing(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3436,7 +3445,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_progress_missing(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_progress_missing(p_worker_name text) IS 'Where work waits and none was done for ten minutes: the export of traces, the audit of completeness. One sentence each.';
+COMMENT ON FUNCTION public.fn_iu_progress_missing(p_worker_name text) IS 'One sentence for each work that waits and has made no progress for ten minutes: a trace export, or the completeness check.';
 
 -- Name: fn_iu_retention_domains(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3463,7 +3472,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_retention_domains(p_cutoff timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone) IS 'The domains that are ours, with all their cursors, which of these refuse (null: none), and the position of the first event that is younger than p_cutoff: only what is written before it is old.';
+COMMENT ON FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone) IS 'The domains that have cursors, with all their cursors, the refused ones among them with reasons (null: none), and the position of the first event that is younger than p_cutoff: only events before it are old.';
 
 -- Name: fn_iu_retention_plan(interval, text[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3474,7 +3483,7 @@ CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interv
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     AS $$
-    -- Materialized: each is one or a few rows, and must be had once, not once an event.
+    -- Materialized: each has one or a few rows and must be computed once, not once for each event.
     with policy as materialized (
         select p.what, least(now() - coalesce(p_keep, p.keep), now()) as cutoff
           from public.iu_retention_policy p
@@ -3542,7 +3551,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_retention_plan(p_keep interval, p_what text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_plan(p_keep interval, p_what text[]) IS 'What a run would remove now, and what holds back the rest that is old enough: one row for each verdict and culprit.';
+COMMENT ON FUNCTION public.fn_iu_retention_plan(p_keep interval, p_what text[]) IS 'The rows that a run would delete now, and the reasons why the other rows that are old enough stay: one row for each verdict and each worker that causes it.';
 
 -- Name: iu_audit; Type: TABLE; Schema: public; Owner: -
 
@@ -3571,7 +3580,7 @@ WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_sca
 
 -- Name: TABLE iu_audit; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_audit IS 'The audit of each worker: the pass that is running, and the last one that ended.';
+COMMENT ON TABLE public.iu_audit IS 'The completeness check of each worker: the running pass, and the last one that ended.';
 
 -- Name: COLUMN iu_audit.worker_name; Type: COMMENT; Schema: public; Owner: -
 
@@ -3579,43 +3588,43 @@ COMMENT ON COLUMN public.iu_audit.worker_name IS 'Name of the worker.';
 
 -- Name: COLUMN iu_audit.pass; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.pass IS 'Number of the pass that is running, else of the last one.';
+COMMENT ON COLUMN public.iu_audit.pass IS 'Number of the running pass, otherwise of the last one.';
 
 -- Name: COLUMN iu_audit.started_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.started_at IS 'When the running pass began. Null: none is running.';
+COMMENT ON COLUMN public.iu_audit.started_at IS 'Time at which the running pass began. Null: none is running.';
 
 -- Name: COLUMN iu_audit.pos_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.pos_seq IS 'event_seq of the last event that the running pass has looked at.';
+COMMENT ON COLUMN public.iu_audit.pos_seq IS 'event_seq of the last event that the running pass has checked. Null: none yet.';
 
 -- Name: COLUMN iu_audit.pos_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.pos_id IS 'Id of that event.';
+COMMENT ON COLUMN public.iu_audit.pos_id IS 'Id of the last event that the running pass has checked. Null: none yet.';
 
 -- Name: COLUMN iu_audit.from_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.from_seq IS 'Lowest event_seq when the running pass began.';
+COMMENT ON COLUMN public.iu_audit.from_seq IS 'Lowest event_seq at the beginning of the running pass.';
 
 -- Name: COLUMN iu_audit.until_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.until_seq IS 'Highest event_seq when the running pass began: there it ends.';
+COMMENT ON COLUMN public.iu_audit.until_seq IS 'Highest event_seq at the beginning of the running pass; the pass ends there.';
 
 -- Name: COLUMN iu_audit.walked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.walked IS 'True: the running pass has looked at every event, and has only to confirm what seemed to be missing.';
+COMMENT ON COLUMN public.iu_audit.walked IS 'True: the running pass has checked every event, and only has to confirm the suspected ones.';
 
 -- Name: COLUMN iu_audit.checked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.checked IS 'Events behind the cursor that the running pass has looked at.';
+COMMENT ON COLUMN public.iu_audit.checked IS 'Events before the cursor that the running pass has checked.';
 
 -- Name: COLUMN iu_audit.suspects; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.suspects IS 'Events that seem to be incomplete since the last confirmation.';
+COMMENT ON COLUMN public.iu_audit.suspects IS 'Events that were found to lack attempts since the last confirmation.';
 
 -- Name: COLUMN iu_audit.missing; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.missing IS 'Incomplete events at the last confirmation, those that were accepted left out.';
+COMMENT ON COLUMN public.iu_audit.missing IS 'Incomplete events at the last confirmation, without those that were accepted.';
 
 -- Name: COLUMN iu_audit.near; Type: COMMENT; Schema: public; Owner: -
 
@@ -3623,27 +3632,27 @@ COMMENT ON COLUMN public.iu_audit.near IS 'Block of iu_route_attempt near which 
 
 -- Name: COLUMN iu_audit.width; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.width IS 'Over how many blocks the attempts of 1 000 events reach there.';
+COMMENT ON COLUMN public.iu_audit.width IS 'Number of blocks over which the attempts of 1 000 events are spread near that block.';
 
 -- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.codes IS 'Every route that a pass has ever met: attempts are found by their keys, also those of routes that are gone.';
+COMMENT ON COLUMN public.iu_audit.codes IS 'Every route code that a pass has met, including deleted routes. Attempts are found by keys made of these codes.';
 
 -- Name: COLUMN iu_audit.paged_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.paged_at IS 'When the last page was looked at. Null: none ever was.';
+COMMENT ON COLUMN public.iu_audit.paged_at IS 'Time at which the last page was checked. Null: none ever was.';
 
 -- Name: COLUMN iu_audit.finished_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.finished_at IS 'When the last pass ended. Null: none ever did.';
+COMMENT ON COLUMN public.iu_audit.finished_at IS 'Time at which the last pass ended. Null: none ever did.';
 
 -- Name: COLUMN iu_audit.last_checked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.last_checked IS 'Events that the last pass looked at.';
+COMMENT ON COLUMN public.iu_audit.last_checked IS 'Events that the last ended pass checked. Null: no pass has ended.';
 
 -- Name: COLUMN iu_audit.last_seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.last_seconds IS 'How long the last pass took, its pauses included.';
+COMMENT ON COLUMN public.iu_audit.last_seconds IS 'Duration of the last ended pass in seconds, with its pauses. Null: no pass has ended.';
 
 -- Name: CONSTRAINT iu_audit_pos_chk ON iu_audit; Type: COMMENT; Schema: public; Owner: -
 
@@ -3664,7 +3673,7 @@ CREATE TABLE public.iu_audit_missing (
 
 -- Name: TABLE iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_audit_missing IS 'Events behind the cursor of a worker that lack attempts. A row goes when its event is complete, or is gone itself.';
+COMMENT ON TABLE public.iu_audit_missing IS 'Events before the cursor of a worker that lack attempts. A row is deleted when its event is complete, or is no longer in the outbox.';
 
 -- Name: COLUMN iu_audit_missing.worker_name; Type: COMMENT; Schema: public; Owner: -
 
@@ -3672,31 +3681,31 @@ COMMENT ON COLUMN public.iu_audit_missing.worker_name IS 'Name of the worker.';
 
 -- Name: COLUMN iu_audit_missing.event_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.event_ref IS 'The event. No foreign key: the log may be pruned.';
+COMMENT ON COLUMN public.iu_audit_missing.event_ref IS 'Id of the event. Without a foreign key, because retention may delete the event.';
 
 -- Name: COLUMN iu_audit_missing.found; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.found IS 'First attempts that it has.';
+COMMENT ON COLUMN public.iu_audit_missing.found IS 'First attempts that the event has. Null: not confirmed yet.';
 
 -- Name: COLUMN iu_audit_missing.wanted; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.wanted IS 'First attempts that it should have.';
+COMMENT ON COLUMN public.iu_audit_missing.wanted IS 'First attempts that the event should have. Null: not confirmed yet.';
 
 -- Name: COLUMN iu_audit_missing.found_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.found_at IS 'When an audit first noticed.';
+COMMENT ON COLUMN public.iu_audit_missing.found_at IS 'Time at which a pass first suspected the event.';
 
 -- Name: COLUMN iu_audit_missing.confirmed_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'When that was last confirmed. Null: a suspicion.';
+COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'Time of the last confirmation. Null: the event is only suspected.';
 
 -- Name: COLUMN iu_audit_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'When it was put before the cursor again, to be decided once more. Null: never, or judged since.';
+COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'Time at which the event got a new position after the cursor, to be decided again. Null: never, or it was confirmed again since.';
 
 -- Name: COLUMN iu_audit_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'When somebody took it as it is: it is listed, and alarms no more.';
+COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'Time at which the incomplete event was accepted: it is still listed, and raises no alarm. Null: it is not accepted.';
 
 -- Name: iu_route_attempt; Type: TABLE; Schema: public; Owner: -
 
@@ -3724,83 +3733,83 @@ CREATE TABLE public.iu_route_attempt (
 
 -- Name: TABLE iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_route_attempt IS 'The audit: one row for every attempt to route an event, whatever came of it. Append-only.';
+COMMENT ON TABLE public.iu_route_attempt IS 'The audit: one row for every attempt to route or deliver an event, with its result. Append-only.';
 
 -- Name: COLUMN iu_route_attempt.id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.id IS 'Order of writing.';
+COMMENT ON COLUMN public.iu_route_attempt.id IS 'Number of the attempt, in order of writing.';
 
 -- Name: COLUMN iu_route_attempt.event_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.event_ref IS 'The event. No foreign key: the log may be pruned, the audit stays.';
+COMMENT ON COLUMN public.iu_route_attempt.event_ref IS 'Id of the event. Without a foreign key: events may be deleted while their attempts are kept.';
 
 -- Name: COLUMN iu_route_attempt.route_kind; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.route_kind IS 'outbound or inbound.';
+COMMENT ON COLUMN public.iu_route_attempt.route_kind IS 'Kind of the route: outbound or inbound.';
 
 -- Name: COLUMN iu_route_attempt.route_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.route_code IS 'The route, or (none) when no enabled route matched.';
+COMMENT ON COLUMN public.iu_route_attempt.route_code IS 'Code of the route; (none) if no enabled route matched.';
 
 -- Name: COLUMN iu_route_attempt.status; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.status IS 'dry_run, pending, sent, failed or skipped.';
+COMMENT ON COLUMN public.iu_route_attempt.status IS 'Result of the attempt: dry_run, pending, sent, failed or skipped.';
 
 -- Name: COLUMN iu_route_attempt.decision; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.decision IS 'Why it has that status.';
+COMMENT ON COLUMN public.iu_route_attempt.decision IS 'Reason for the status.';
 
 -- Name: COLUMN iu_route_attempt.delivered; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.delivered IS 'True only when something really left.';
+COMMENT ON COLUMN public.iu_route_attempt.delivered IS 'True: the event was delivered.';
 
 -- Name: COLUMN iu_route_attempt.failure_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.failure_code IS 'Machine-readable reason of a failure.';
+COMMENT ON COLUMN public.iu_route_attempt.failure_code IS 'Machine-readable reason of a failure. Null: it did not fail.';
 
 -- Name: COLUMN iu_route_attempt.idempotency_key; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.idempotency_key IS 'Same event and route, same key: a second decision is suppressed.';
+COMMENT ON COLUMN public.iu_route_attempt.idempotency_key IS 'The same for every attempt of an event and route, so a second decision is suppressed.';
 
 -- Name: COLUMN iu_route_attempt.attempt_no; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.attempt_no IS '1, and one more with every replay.';
+COMMENT ON COLUMN public.iu_route_attempt.attempt_no IS 'Number of the attempt: 1, and one more for each repetition or replay.';
 
 -- Name: COLUMN iu_route_attempt.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.created_at IS 'Start of the transaction that decided.';
+COMMENT ON COLUMN public.iu_route_attempt.created_at IS 'Start of the attempt; for a decision, start of the transaction that made it.';
 
 -- Name: COLUMN iu_route_attempt.finished_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.finished_at IS 'When the decision was made, within that transaction.';
+COMMENT ON COLUMN public.iu_route_attempt.finished_at IS 'End of the attempt; for a decision, the time within its transaction.';
 
 -- Name: COLUMN iu_route_attempt.route_count; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.route_count IS 'How many first attempts the decision about this event consists of. Null: written before that was counted, or a replay.';
+COMMENT ON COLUMN public.iu_route_attempt.route_count IS 'Number of first attempts of which the decision about this event consists. Null: the attempt was written before they were counted, or it is a replay.';
 
 -- Name: COLUMN iu_route_attempt.xact_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.xact_id IS 'The top-level transaction that wrote it; what readers of the audit compare with snapshots.';
+COMMENT ON COLUMN public.iu_route_attempt.xact_id IS 'Top-level transaction that wrote the attempt; readers compare it with snapshots.';
 
 -- Name: COLUMN iu_route_attempt.traceparent; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.traceparent IS 'Trace context of the producer, copied from the event, which it outlives. Null: there was none.';
+COMMENT ON COLUMN public.iu_route_attempt.traceparent IS 'Trace context of the producer, copied from the event because the attempt outlives it. Null: there was none.';
 
 -- Name: COLUMN iu_route_attempt.batch_xact_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.batch_xact_id IS 'The batch that queued this delivery, as a transaction. Null: the batch wrote the attempt itself.';
+COMMENT ON COLUMN public.iu_route_attempt.batch_xact_id IS 'Transaction of the batch that queued this delivery. Null: the batch wrote the attempt itself.';
 
 -- Name: COLUMN iu_route_attempt.target; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_attempt.target IS 'What was called, as in "workflow crm" or "POST https://example.com". Null: nothing was.';
+COMMENT ON COLUMN public.iu_route_attempt.target IS 'The called target, as in "workflow crm" or "POST https://example.com". Null: nothing was called.';
 
 -- Name: CONSTRAINT iu_route_attempt_kind_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_attempt_kind_chk ON public.iu_route_attempt IS 'The kinds that exist.';
+COMMENT ON CONSTRAINT iu_route_attempt_kind_chk ON public.iu_route_attempt IS 'The kinds of routes that exist.';
 
 -- Name: CONSTRAINT iu_route_attempt_status_chk ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_attempt_status_chk ON public.iu_route_attempt IS 'The states that exist.';
+COMMENT ON CONSTRAINT iu_route_attempt_status_chk ON public.iu_route_attempt IS 'The statuses that exist.';
 
 -- Name: iu_trace_cursor; Type: TABLE; Schema: public; Owner: -
 
@@ -3823,7 +3832,7 @@ WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_sca
 
 -- Name: TABLE iu_trace_cursor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_trace_cursor IS 'How far each export of traces has got. No row: nobody ever exported.';
+COMMENT ON TABLE public.iu_trace_cursor IS 'The position of each trace export. No row: nothing was ever exported.';
 
 -- Name: COLUMN iu_trace_cursor.name; Type: COMMENT; Schema: public; Owner: -
 
@@ -3831,51 +3840,51 @@ COMMENT ON COLUMN public.iu_trace_cursor.name IS 'Name of the export.';
 
 -- Name: COLUMN iu_trace_cursor.lineage; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor).';
+COMMENT ON COLUMN public.iu_trace_cursor.lineage IS 'The history in which this cursor was written (iu_outbox_anchor.lineage).';
 
 -- Name: COLUMN iu_trace_cursor.prev; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.prev IS 'All that is visible in this snapshot was accepted, or is older than the export.';
+COMMENT ON COLUMN public.iu_trace_cursor.prev IS 'Rows that are visible in this snapshot were accepted, or are older than the export.';
 
 -- Name: COLUMN iu_trace_cursor.tick; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.tick IS 'While a tick is partly exported: its snapshot.';
+COMMENT ON COLUMN public.iu_trace_cursor.tick IS 'Snapshot of the tick that is partly exported. Null: none is.';
 
 -- Name: COLUMN iu_trace_cursor.attempt_xid; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.attempt_xid IS 'Transaction of the last attempt of the tick that was accepted.';
+COMMENT ON COLUMN public.iu_trace_cursor.attempt_xid IS 'Transaction of the last accepted attempt of the tick. 0: none yet.';
 
 -- Name: COLUMN iu_trace_cursor.attempt_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.attempt_id IS 'Id of that attempt.';
+COMMENT ON COLUMN public.iu_trace_cursor.attempt_id IS 'Id of the last accepted attempt of the tick. 0: none yet.';
 
 -- Name: COLUMN iu_trace_cursor.letter_xid; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.letter_xid IS 'Transaction of the last dead letter of the tick that was accepted.';
+COMMENT ON COLUMN public.iu_trace_cursor.letter_xid IS 'Transaction of the last accepted dead letter of the tick. 0: none yet.';
 
 -- Name: COLUMN iu_trace_cursor.letter_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.letter_id IS 'Id of that dead letter.';
+COMMENT ON COLUMN public.iu_trace_cursor.letter_id IS 'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
 
 -- Name: COLUMN iu_trace_cursor.exported; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.exported IS 'Spans that were accepted.';
+COMMENT ON COLUMN public.iu_trace_cursor.exported IS 'Spans that the collector accepted.';
 
 -- Name: COLUMN iu_trace_cursor.rejected; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.rejected IS 'Spans that the collector refused for good.';
+COMMENT ON COLUMN public.iu_trace_cursor.rejected IS 'Spans that the collector rejected for good.';
 
 -- Name: COLUMN iu_trace_cursor.ignored; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.ignored IS 'Events whose trace context was malformed, and was ignored.';
+COMMENT ON COLUMN public.iu_trace_cursor.ignored IS 'Events whose malformed trace context was ignored.';
 
 -- Name: COLUMN iu_trace_cursor.last_export_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.last_export_at IS 'When spans were last accepted.';
+COMMENT ON COLUMN public.iu_trace_cursor.last_export_at IS 'Time at which spans were last accepted. Null: none ever were.';
 
 -- Name: COLUMN iu_trace_cursor.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'When the export began. What is older is exported with --since.';
+COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'Time at which the export began. Older rows are exported with --since.';
 
 -- Name: fn_iu_retention_released(uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3886,7 +3895,7 @@ CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolea
 
 -- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether every reader of the audit is done with this event: the audit misses nothing of it, it is on its way nowhere, and its attempts are exported.';
+COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of it is pending, and its attempts are exported.';
 
 -- Name: fn_iu_retention_run(text, integer, interval, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3943,7 +3952,7 @@ begin
          order by d.event_domain
          limit 1;
         if v_refusing is null then
-            -- A domain that is gone meanwhile leaves a position behind that means nothing in the next one.
+            -- If the domain of the position no longer exists, the position is not valid in the next domain.
             if v_domain = p_after ->> 'domain' then
                 v_seq := (p_after ->> 'seq')::bigint;
                 v_id := (p_after ->> 'id')::uuid;
@@ -3963,8 +3972,8 @@ begin
                  order by y.event_seq, y.id
                  limit 1
             ), going as materialized (
-                -- All that counts is asked of the row that is locked: it may have changed since the page was read.
-                -- By its key (lateral): the domain is what all of the log have in common.
+                -- All conditions are checked on the locked row, because it may have changed since the page was read.
+                -- The row is found by its key (lateral); all events of the outbox may have the same domain.
                 select k.id, k.created_at
                   from page g
                  cross join lateral (
@@ -3999,7 +4008,7 @@ begin
             having count(*) > 0;
         end if;
 
-    -- A restored log without all its events looks as if they were gone.
+    -- A restored outbox that does not have all its events yet looks as if they were deleted.
     elsif exists (select from public.fn_iu_retention_domains() d where d.refusing is not null) then
         v_looked := 0;
 
@@ -4018,7 +4027,7 @@ begin
               join public.iu_route_attempt a on a.id = g.id
              where a.created_at < v_cutoff
                and a.id < all (select y.id from young y where y.id is not null)
-               -- What the worker wrote, and nobody else: the table is IU Core's.
+               -- Only attempts that the worker wrote: the table belongs to IU Core, which writes others.
                and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
                and not exists (select from public.event_outbox o where o.id = a.event_ref)
                and not exists (select from public.iu_route_dead_letter d
@@ -4047,7 +4056,7 @@ begin
               from page g
               join public.iu_route_dead_letter d on d.id = g.id
              where d.resolved_at < v_cutoff
-               -- Without a single attempt it is all that tells of a decision.
+               -- A dead letter without any attempt is the only record of a decision.
                and (d.attempt_no > 0 or not exists (select from public.event_outbox o where o.id = d.event_ref))
                and public.fn_iu_retention_released(d.event_ref)
                for update of d skip locked
@@ -4072,7 +4081,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_retention_run(p_what text, p_limit integer, p_keep interval, p_after jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer, p_keep interval, p_after jsonb) IS 'Removes what may go among the next p_limit rows, in one short transaction. Call it again with what it answers as after, until that is null. p_keep overrides the policy, also one that is off.';
+COMMENT ON FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer, p_keep interval, p_after jsonb) IS 'Deletes rows that may be deleted among the next p_limit rows, in one short transaction. Call it again with the value of "after" in its answer, until that is null. p_keep overrides the policy, even a disabled one.';
 
 -- Name: fn_iu_ring_bell(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4084,7 +4093,7 @@ begin
     if current_setting('iu.no_bell', true) = 'on' then
         return null;
     end if;
-    -- Apart from each other, because the other table has no such column.
+    -- Nested, because the other table of this trigger function has no such column.
     if tg_nargs = 1 then
         if new.event_domain <> 'iu' and not exists (
                select from public.iu_route_worker_cursor c where c.event_domain = new.event_domain) then
@@ -4108,7 +4117,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_ring_bell(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_ring_bell() IS 'Notifies channel iu_event_outbox, empty payload, if a consumer sleeps. Never fails and never waits.';
+COMMENT ON FUNCTION public.fn_iu_ring_bell() IS 'Sends NOTIFY on channel iu_event_outbox, with an empty payload, if a consumer is armed. Never fails and never waits.';
 
 -- Name: fn_iu_route_candidates(public.iu_outbound_route[], text[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4127,7 +4136,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) IS 'Of these routes those that events of these types and streams can take, and of the disabled ones at least one for each type and stream: it tells route_disabled from no_route.';
+COMMENT ON FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) IS 'Of these routes, those that events of these types and streams can take; of the disabled ones at least one for each type and stream, to tell route_disabled from no_route.';
 
 -- Name: fn_iu_route_dead_letter_replay(uuid, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4168,8 +4177,9 @@ begin
                                   'resolution', d.resolution, 'attempt_no', d.attempt_no);
     end if;
 
-    -- While it is on its way it is not decided here. Its settlement needs the dead letter as well, so a row that is being
-    -- deleted is still visible here, and nothing below waits for that transaction: it waits for us.
+    -- A dead letter whose delivery is pending is not decided here. Settling the delivery needs a lock on the dead
+    -- letter, which this transaction holds. So a row that is being deleted is still visible here, and this transaction
+    -- waits for nothing below.
     if exists (select from public.iu_route_delivery x
                 where x.event_ref = d.event_ref and x.route_code || '' = d.route_code) then
         return jsonb_build_object('status', 'already_queued', 'dead_letter_id', d.id, 'event_id', d.event_ref,
@@ -4181,7 +4191,7 @@ begin
       from public.iu_route_attempt a where a.idempotency_key = d.idempotency_key;
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
-    -- What is not done here is queued; its dead letter is resolved by the attempt that arrives.
+    -- A route that the consumer delivers is queued; the delivery that arrives resolves the dead letter.
     if public.fn_iu_delivery_queues(array[r]) <> '{}' then
         v_key := case when r.delivery_policy ->> 'order' = 'subject'
                       then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
@@ -4216,7 +4226,7 @@ begin
             v_status := 'dry_run';
             v_decision := 'dry_run';
         else
-            -- A snapshot that is too large to keep lacks the payload. The log has it.
+            -- A snapshot that is too large lacks the payload, which is read from the outbox.
             if d.event_snapshot ? 'too_large' then
                 select to_jsonb(o) into d.event_snapshot from public.event_outbox o where o.id = d.event_ref;
                 if not found then
@@ -4231,11 +4241,11 @@ begin
             (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
         values (d.event_ref, d.route_kind, d.route_code, v_status, v_decision, v_status = 'sent',
                 d.idempotency_key, v_no, public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
-        -- A disabled route is an open question; an event that never had a route is answered.
+        -- If the route is disabled, the dead letter stays open; if the event never had a route, it is resolved.
         v_resolved := v_decision <> 'route_disabled';
     exception when others then
         get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
-        -- What the caller may not do says nothing of the event.
+        -- A missing privilege of the caller is not a failure of the event.
         if v_state ~ v_system or v_state = '42501' then
             raise;
         end if;
@@ -4273,7 +4283,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text) IS 'Decides one dead letter again, from its snapshot (from the log where that is too large), as attempt n + 1 under the same idempotency key. Resolves it unless it fails again or its route is disabled.';
+COMMENT ON FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_actor text) IS 'Decides one dead letter again as attempt n + 1 with the same idempotency key, from its snapshot (from the outbox if the snapshot is too large). Resolves it unless it fails again, its route is disabled, or it is queued for delivery.';
 
 -- Name: fn_iu_route_deliver(text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4290,7 +4300,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb) IS 'The delivery seam. It fails closed: it always raises, so nothing can leave by mistake.';
+COMMENT ON FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb) IS 'The delivery seam, called for targets that the database cannot deliver to. It always raises, so nothing is delivered by mistake.';
 
 -- Name: fn_iu_route_dispatch(text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4305,7 +4315,7 @@ declare
     v_target regprocedure;
 begin
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
-    -- A batch knows its routes from its beginning; who turned one back since then wants no more of it.
+    -- The batch read its routes when it began. A route that was disabled or turned back since then must not deliver.
     if r.enabled is not true then
         return 'route_disabled';
     elsif r.dry_run then
@@ -4332,7 +4342,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) IS 'Delivers an event by a route whose locks are all open: calls its SQL function; all else goes to the seam, which raises. Answers the decision: delivered, or dry_run or route_disabled where the route is not live by now.';
+COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) IS 'Delivers an event by a route whose switches are all open: calls its SQL function; every other target kind goes to fn_iu_route_deliver, which raises. Answers the decision: delivered; or dry_run or route_disabled if the route is no longer live.';
 
 -- Name: fn_iu_route_live(text, boolean, text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4346,7 +4356,7 @@ declare
     v_list    text[];
     v_problem record;
 begin
-    -- The list before the route, as everybody locks them.
+    -- The list is locked before the route, as everywhere.
     perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for update;
     if not found then
         raise exception 'iu_core.delivery_live_routes is missing from dot_config' using errcode = 'undefined_object',
@@ -4377,7 +4387,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text) IS 'Lets a route deliver, or turns it back to dry run: the list and the route in one transaction, with who and why.';
+COMMENT ON FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text) IS 'Makes a route live, or turns it back to dry run: changes the list and the route in one transaction, and records the actor and the reason.';
 
 -- Name: fn_iu_route_page(text, text[], text[], integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4397,7 +4407,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer) IS 'How many of these events may be on one page: no more than there are ten attempts for each event that the caller asks for.';
+COMMENT ON FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer) IS 'How many of these events fit on one page: at most ten attempts for each event of p_batch_limit, and at least one event.';
 
 -- Name: fn_iu_route_resume(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4417,7 +4427,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_resume(p_route_code text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_resume(p_route_code text) IS 'Closes the circuit breaker of a route and gives it a new budget of dead letters. False: neither held the route.';
+COMMENT ON FUNCTION public.fn_iu_route_resume(p_route_code text) IS 'Closes the circuit breaker of a route and gives the route a new budget of dead letters. False: the route was not paused by either.';
 
 -- Name: fn_iu_route_worker_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4480,7 +4490,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean, p_event_ref uuid, p_route_code text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean, p_event_ref uuid, p_route_code text) IS 'Notes that a batch of at most so many events failed, why, whether it ran out of time, and by which event and route where its error named them. The next batches look for the event, and give it up when it fails alone.';
+COMMENT ON FUNCTION public.fn_iu_route_worker_failed(p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean, p_event_ref uuid, p_route_code text) IS 'Records that a batch of at most p_batch_limit events failed, with the error, whether it timed out, and the event and route that the error named. The following batches isolate the event, and give it up if it fails alone.';
 
 -- Name: fn_iu_route_worker_health(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4527,7 +4537,7 @@ begin
                                   'reasons', jsonb_build_array('worker is not registered'), 'warnings', v_warnings);
     end if;
 
-    -- 010 may be absent; then the cursor alone tells when somebody last ran.
+    -- 010 may be absent; then only the cursor tells when the worker last ran.
     if to_regclass('public.iu_consumer_heartbeat') is not null then
         select h.beat_at, h.cadence_seconds, h.state, h.state_detail, h.polling_why
           into v_beat, v_cadence, v_state, v_detail, v_polling
@@ -4552,12 +4562,12 @@ begin
     v_refusal := public.fn_iu_outbox_refusal(c.lineage, c.prev);
     select b.backlog, b.oldest_created_at into v_backlog, v_oldest
       from public.v_iu_event_backlog b where b.worker_name = p_worker_name;
-    -- created_at is what the writer says; for "since when does it wait" the future is now.
+    -- created_at is set by the producer; a time in the future counts as now.
     v_waiting := extract(epoch from v_now - least(v_oldest, v_now));
     select count(*) into v_dead
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
-    -- 014 may be absent, too.
+    -- 014 may be absent.
     if to_regclass('public.v_iu_audit') is not null then
         select a.missing into v_missing from public.v_iu_audit a where a.worker_name = p_worker_name;
     end if;
@@ -4570,7 +4580,7 @@ begin
     if found then
         v_reasons := v_reasons || ('a consumer at ' || v_site || ' may not deliver: is this database a copy?');
     end if;
-    -- 013 may be absent, too.
+    -- 013 may be absent.
     if to_regprocedure('public.fn_iu_lease_holders(integer,text)') is not null then
         select count(*), string_agg(h.words, '; ') into v_strangers, v_stranger
           from public.fn_iu_lease_holders(726003, p_worker_name) h where h.stranger;
@@ -4592,19 +4602,19 @@ begin
         v_reasons := v_reasons || coalesce('silent for ' || round(v_silent::numeric) || ' s, cadence is ' || v_cadence || ' s',
                                            'silent, and no clock tells since when');
     end if;
-    -- A run, even one that finds nothing, is recorded at least once a cadence. An event that commits late looks old at
-    -- once, but then there was a run a moment ago.
+    -- A run is recorded at least once in a cadence, even if it finds nothing. An event that commits late looks old at
+    -- once, but then a run was recorded a moment ago.
     if v_gate and v_master and v_backlog > 0 and v_waiting > v_cadence and coalesce(v_unrun > 1.5 * v_cadence, true) then
         v_reasons := v_reasons || (v_backlog || ' event(s) wait, the oldest for ' || round(v_waiting::numeric)
                                    || ' s, and nobody routes them');
     end if;
 
-    -- 018 may be absent, too.
+    -- 018 may be absent.
     if v_gate and to_regprocedure('public.fn_iu_progress_missing(text)') is not null then
         v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
     end if;
 
-    -- 020 may be absent, too.
+    -- 020 may be absent.
     if v_gate and v_master and to_regprocedure('public.fn_iu_delivery_progress_missing(text)') is not null then
         v_reasons := v_reasons || public.fn_iu_delivery_progress_missing(p_worker_name);
     end if;
@@ -4622,7 +4632,7 @@ begin
         v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
                                                        'detail', 'iu-listen audit');
     end if;
-    -- 012 may be absent, too.
+    -- 012 may be absent.
     if to_regclass('public.iu_delivery_unusable') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', 'no_target', 'figure', 1, 'detail', u.route_code || ': ' || u.why)
@@ -4632,7 +4642,7 @@ begin
           join public.iu_outbound_route r on r.route_code = u.route_code
          where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
     end if;
-    -- 019 may be absent, too.
+    -- 019 may be absent.
     if to_regclass('public.iu_delivery_breaker') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,
@@ -4682,7 +4692,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_worker_health(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'Could this worker do its work (healthy, with reasons when not), what it is like (condition), and what else should be known (warnings).';
+COMMENT ON FUNCTION public.fn_iu_route_worker_health(p_worker_name text) IS 'The health of a worker: healthy (with reasons if false), condition (its state in one word), and warnings (other facts for an operator).';
 
 -- Name: fn_iu_route_worker_run(text, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4704,7 +4714,7 @@ declare
     v_pass          integer := 0;
     v_fresh         boolean;
     v_page          integer;
-    -- where this pass reads
+    -- the range that this pass reads
     v_resolved      xid8[];
     v_from_xid      xid8;
     v_to_xid        xid8;
@@ -4721,14 +4731,14 @@ declare
     v_contexts      text[];
     v_created       timestamptz[];
     v_last_created  timestamptz;
-    -- the parts of the page that are still to be routed, as [from, to]; the last one is next
+    -- the parts of the page that are still to be routed, as pairs [from, to]; the last pair is next
     v_parts         integer[];
     v_lo            integer;
     v_hi            integer;
     v_routes        public.iu_outbound_route[];
     v_here          public.iu_outbound_route[];
     v_lives         text[];
-    -- kinds (stream and type) of the page, and those that all their routes deliver
+    -- kinds (stream and type) of the events of the page, and the kinds whose enabled routes are all live
     v_kinds         text[];
     v_live_kinds    text[];
     v_queues        jsonb;
@@ -4738,11 +4748,13 @@ declare
     v_fan_out       bigint;
     v_live          record;
     v_decision      text;
-    -- what failed. Only what an event can cause is the event's fault: bad data, a broken rule, a size, a raise.
-    -- Disk full, a lost lock, a missing privilege concern the batch; it is rolled back and tried again.
+    -- Failures. Only errors that an event can cause count as failures of the event: bad data, a violated rule, a limit,
+    -- a RAISE. Errors such as a full disk, a lost lock or a missing privilege concern the whole batch, which is rolled
+    -- back and repeated.
     v_faults        constant text[] := array['22', '23', '44', '54', 'P0'];
-    -- A target is somebody else's code: whatever it raises is about the event, but for what nobody can help (connections,
-    -- deadlocks, resources, an operator's hand, the system, a lock that was not waited for).
+    -- A target is code of the application, so any error of it counts as a failure of the event, except errors that
+    -- concern the system: connections, deadlocks, resources, an operator's intervention, internal errors, and a lock
+    -- that was not waited for.
     v_system        constant text := '^(08|40|53|57|58|XX|55P03)';
     v_bad           record;
     v_event         jsonb;
@@ -4751,7 +4763,7 @@ declare
     v_failed_why    text[];
     v_state         text;
     v_message       text;
-    -- what failed before (021)
+    -- earlier failures of the batch (021)
     v_cut           integer;
     v_place         integer;
     v_given_up      boolean;
@@ -4783,7 +4795,7 @@ begin
 
     v_own := pg_current_xact_id_if_assigned();
 
-    -- Look before locking: locking takes an xid and writes WAL, and most looks of a waiting worker find nothing.
+    -- Look without a lock first: a lock takes an xid and writes WAL, and most looks of an idle worker find nothing.
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name;
     if not found then
         raise exception 'worker % is not registered', p_worker_name
@@ -4797,8 +4809,8 @@ begin
         return jsonb_build_object('status', case when v_refusal = 'standby' then 'standby' else 'foreign_history' end,
                                   'reason', v_refusal, 'worker_name', p_worker_name, 'seen', 0);
     end if;
-    -- A last run in the future was noted before the clock was set back. Were it believed, nothing would be noted, and
-    -- prev would stay as it is, until then.
+    -- A last_run_at in the future was written before the clock was set back. If it were believed, no run would be
+    -- recorded and prev would not move until that time.
     if c.tick is null and v_own is null
        and c.last_run_at between clock_timestamp() - interval '2 seconds' and clock_timestamp() then
         v_from_xid := pg_snapshot_xmax(c.prev);
@@ -4825,9 +4837,9 @@ begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
     p_batch_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
 
-    -- Read once: a route that changes meanwhile must not take an event twice, or not at all. And how many attempts a
-    -- decision consists of, by route; 1 where a route has its events for itself, which is mostly all of them, and then
-    -- there is nothing to look up for an event.
+    -- The routes are read once: a route that changes during the batch must not take an event twice, or lose it. The
+    -- number of attempts of a decision is computed by route as well; it is 1 if the route shares no events with others.
+    -- That is the usual case, and needs no look-up for each event.
     select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
            array_agg(x.event_stream || ' ' || x.event_type) filter (where x.live),
            jsonb_object_agg(x.route_code, x.n) filter (where x.enabled and x.n > 1), max(x.n),
@@ -4840,7 +4852,7 @@ begin
               from public.iu_outbound_route r
              where r.event_domain = c.event_domain
             window kind as (partition by r.event_type, r.event_stream)) x;
-    -- Which of the live ones are queued, each with the lock that holds it (012).
+    -- The live routes whose events are queued, each with the switch that holds it (012).
     if v_lives is not null then
         v_queues := public.fn_iu_delivery_queues(v_routes);
     end if;
@@ -4851,11 +4863,11 @@ begin
             v_fresh := c.tick is null;
             v_from_xid := pg_snapshot_xmax(c.prev);
             if v_fresh then
-                -- A cursor that has never taken a tick knows nothing of what somebody else has read before it.
+                -- A cursor that has never taken a tick does not know which events were read before it was created.
                 c.fresh_seq := nullif(c.hi_seq, 0);
             end if;
-            -- The tick is the snapshot of this statement. So the number is read after it: whatever is visible in it has
-            -- drawn its number by then.
+            -- The tick is the snapshot of this statement. The sequence is read after the snapshot, so each event that
+            -- is visible in the tick has a number not beyond the one that is read.
             select t.tick, pg_snapshot_xmax(t.tick), x.open,
                    array(select p.xid from pg_snapshot_xip(c.prev) p(xid) where pg_visible_in_snapshot(p.xid, t.tick)),
                    case when v_fresh then s.last_value - (not s.is_called)::integer else c.hi_seq end,
@@ -4882,9 +4894,10 @@ begin
             v_low_id := case when c.pos_seq >= c.tick_floor then c.pos_id
                              else 'ffffffff-ffff-ffff-ffff-ffffffffffff' end;
         else
-            -- A tick of an earlier run knows nothing of what was committed since. So there may be more, and own events
-            -- would overtake older ones of their subject: they wait for the next run, which takes a tick itself. That
-            -- tick also covers whatever transaction left its own events in our memory, which holds one at a time.
+            -- A tick of an earlier batch does not cover later commits, so there may be more events, and the batch's own
+            -- events would overtake older ones of their subject. They wait for the next batch, which takes a tick
+            -- itself. That tick also covers the transaction that is remembered in own_xid, where only one fits at a
+            -- time.
             v_more := not v_fresh;
             exit when not v_done or v_own is null or v_more or v_seen >= p_batch_limit;
             v_resolved := array[v_own];
@@ -4925,9 +4938,9 @@ begin
                  order by u.event_seq, u.id
                  limit p_batch_limit - v_seen) q;
 
-        -- What costs are attempts, and an event has one for each of its routes.
+        -- The cost of a batch is its attempts, and an event has one for each of its routes.
         v_cut := case when v_fan_out > 10 then public.fn_iu_route_page(c.event_domain, v_types, v_streams, v_asked) end;
-        -- An event that made a batch fail is taken alone. What comes before it is routed first.
+        -- An event that made a batch fail is taken alone. The events before it are routed first.
         if c.failed_event is not null and v_pass = 1 then
             v_place := array_position(v_ids, c.failed_event);
             v_given_up := v_place = 1 and c.failures >= 5;
@@ -4956,12 +4969,12 @@ begin
                                 where a.idempotency_key = 'outbound:' || f.route_code || ':' || c.failed_event offset 0);
         end if;
 
-        -- Every event of the page is compared with every route: of many, few are kept.
+        -- Each event of the page is compared with each route, so a long list of routes is reduced first.
         v_here := case when cardinality(v_routes) > 64 and v_page > 0
                        then public.fn_iu_route_candidates(v_routes, v_types, v_streams) else v_routes end;
 
-        -- Route the page in one statement. If that fails because of one event, halve until it stands alone.
-        -- Where all of it is delivered there is nothing to write here.
+        -- Route the page in one statement. If that fails because of one event, halve the page until the event is alone.
+        -- If all events of the page are live for all their routes, no attempt is written here.
         v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true
                              and (v_given_up and c.failed_route is null) is not true
                         then array[1, v_page] else '{}' end;
@@ -5019,8 +5032,8 @@ begin
             end;
         end loop;
 
-        -- Enabled routes that are not dry runs deliver: those that are queued here, all others event by event below. While a
-        -- lock is closed, what is queued waits, and an attempt says so.
+        -- Routes that are live deliver. Those with a target outside the database are queued here, the others are called
+        -- for each event below. While a switch is closed, a queued delivery waits, and an attempt records the reason.
         if v_queues <> '{}' and v_page > 0 and (v_given_up and c.failed_route is null) is not true then
             with routes as materialized (
                 select r.route_code, r.event_domain, r.event_type, r.event_stream,
@@ -5040,9 +5053,11 @@ begin
                        with ordinality k(id, event_type, event_stream, traceparent, event_seq, n)
                   join routes r
                     on r.event_domain = c.event_domain and r.event_type = k.event_type and r.event_stream = k.event_stream
-                 -- The key comes before delivery: what was decided once is not delivered by a second reading. What was
-                 -- drawn since the tick before, and nobody else reads, was not. All else is looked up, one by one
-                 -- (offset 0): a join would be planned by what the audit was like when the session began.
+                 -- The idempotency key is checked before an event is queued: an event that was decided once is not
+                 -- delivered again when it is read again. An event with a number drawn after the previous tick, on a
+                 -- domain with one worker, cannot have been decided before. All other events are looked up one by one
+                 -- (offset 0), because a join would be planned with the size of the table at the beginning of the
+                 -- session.
                  where k.event_seq > c.fresh_seq and not v_shared
                     or not exists (select from public.iu_route_attempt a
                                     where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
@@ -5055,7 +5070,8 @@ begin
               from queued q;
             v_queued := v_queued + v_count;
             if v_last_id < c.queued_id then
-                -- Ids were set back, or the database was moved without their sequence: what waits may have higher ones.
+                -- The sequence of ids was set back, or the database was moved without it: waiting rows may have higher
+                -- ids.
                 select max(d.id) into v_last_id from public.iu_route_delivery d;
             end if;
             c.queued_id := coalesce(v_last_id, c.queued_id);
@@ -5104,7 +5120,8 @@ begin
                 exception when others or query_canceled or assert_failure then
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                     if v_state ~ v_system then
-                        -- It fails the batch; the caller learns by which event and route, and tells 021.
+                        -- This error fails the batch. The caller learns the event and the route from it, and reports
+                        -- them (021).
                         raise exception using errcode = v_state, message = v_message, schema = 'public',
                               table = 'iu_outbound_route', column = v_live.route_code, constraint = v_live.id::text;
                     end if;
@@ -5115,7 +5132,7 @@ begin
             end loop;
         end if;
 
-        -- What failed is audited as failed, and kept whole.
+        -- A failed event gets a failed attempt and a dead letter with a snapshot of the event.
         if v_failed_id is not null then
             for v_bad in
                 select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no,
@@ -5124,10 +5141,10 @@ begin
                   from unnest(v_failed_id, v_failed_route, v_failed_why) with ordinality f(id, route_code, why, n)
                  order by f.n
             loop
-                -- Where it is a dead letter already, that comes before its attempt: the lock order of 024.
+                -- If the dead letter exists already, it is locked before the attempt is written: the lock order of 024.
                 perform from public.iu_route_dead_letter d where d.idempotency_key = v_bad.key for update;
                 begin
-                    -- Where even that ends the server process, 10 more failures are enough.
+                    -- If even writing the attempt ends the server process, it is given up after 10 more failures.
                     if v_given_up and c.failures >= 15 and c.failed_why !~ 'SQLSTATE' then
                         raise exception 'writing it fails the batch' using errcode = 'raise_exception';
                     end if;
@@ -5141,7 +5158,8 @@ begin
                     get diagnostics v_count = row_count;
                     v_attempts := v_attempts + v_count;
                 exception when others or query_canceled or assert_failure then
-                    -- Even its failure cannot be audited. The dead letter below still says all there is to say.
+                    -- Even the failed attempt cannot be written. The dead letter below then holds the complete
+                    -- information.
                     get stacked diagnostics v_state = returned_sqlstate, v_message = message_text;
                     if left(v_state, 2) <> all (v_faults) and (v_given_up and v_state ~ '^(40|55|57014|XX)') is not true then
                         raise;
@@ -5167,7 +5185,8 @@ begin
         end if;
 
         if v_page > 0 then
-            -- created_at is what the writer says: infinity or the year 20000 would stay the mark for ever.
+            -- created_at is set by the producer: infinity or a year far in the future would never be replaced as the
+            -- latest time.
             v_last_created := greatest('epoch', least(v_created[v_page], clock_timestamp()));
             if c.last_created_at is null or (v_last_created, v_ids[v_page]) > (c.last_created_at, c.last_event_id) then
                 c.last_created_at := v_last_created;
@@ -5178,7 +5197,7 @@ begin
         if v_pass = 1 then
             v_done := v_page < p_batch_limit;
             if v_done then
-                -- The tick is consumed, and with it what was remembered of own events that it covers.
+                -- The tick is consumed, and with it the remembered own events that it covers.
                 c.prev := c.tick;
                 c.tick := null;
                 c.tick_floor := null;
@@ -5207,7 +5226,7 @@ begin
         c.failed_event := null;
         c.failed_route := null;
     end if;
-    -- A page is bounded by what it costs, too: a batch that comes near its deadline is halved before it fails.
+    -- The page size is also limited by time: when a batch comes near its deadline, the next page is halved.
     if clock_timestamp() > statement_timestamp() + interval '10 seconds' then
         c.page_limit := greatest(1, v_seen / 2);
     elsif c.page_limit <= v_seen and clock_timestamp() < statement_timestamp() + interval '2 seconds' then
@@ -5238,7 +5257,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer) IS 'Routes the next page of events: claim, route, audit and cursor in one transaction. Answers what it did, or why not: master_gate_closed, worker_gate_closed, standby, foreign_history.';
+COMMENT ON FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer) IS 'Routes the next page of events: locks and moves the cursor, routes, and writes the attempts in one transaction. Answers the counts, or the status that kept it from working: master_gate_closed, worker_gate_closed, standby, foreign_history.';
 
 -- Name: fn_iu_span_id(text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5248,7 +5267,7 @@ CREATE FUNCTION public.fn_iu_span_id(p_what text, p_key text) RETURNS text
 
 -- Name: FUNCTION fn_iu_span_id(p_what text, p_key text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, in hexadecimal, of an attempt or its call (idempotency key, space, number), a dead letter (id) or an event (id).';
+COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, in hexadecimal, of an attempt or its call (key: idempotency key, space, number), of a dead letter (key: id) or of an event (key: id).';
 
 -- Name: fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5259,7 +5278,8 @@ CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_a
     AS $$
 begin
     perform set_config('synchronous_commit', 'off', true);
-    -- Of the row alone: whoever waited for its lock computes from what it is by then.
+    -- The new values depend only on this row, so a session that waited for its lock computes them from the current
+    -- values.
     update public.iu_trace_cursor t
        set prev = case when p_done then t.tick else t.prev end,
            tick = case when p_done then null else t.tick end,
@@ -5281,7 +5301,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves an export after a page was accepted; p_done ends its tick. True: routing is behind, and an export gives way.';
+COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves the position of an export after a page was accepted; p_done ends its tick. True: a worker drains a backlog, and the export should slow down.';
 
 -- Name: fn_iu_trace_again(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5291,7 +5311,8 @@ CREATE FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) RETUR
     SET row_security TO 'off'
     AS $_$
     with here (xid) as (
-        -- All that is visible now, whatever its stamp: after a restore some lie beyond what is reached here.
+        -- All rows that are visible now, whatever their stamps: after a restore some stamps lie beyond the present
+        -- transaction number.
         select max(t.xid)
           from (select pg_snapshot_xmax(pg_current_snapshot()) as xid
                 union all
@@ -5312,7 +5333,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_trace_again(p_since timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) IS 'Where an export that is repeated begins and ends, as fn_iu_trace_tick answers.';
+COMMENT ON FUNCTION public.fn_iu_trace_again(p_since timestamp with time zone) IS 'The range of a repeated export since p_since, in the form that fn_iu_trace_tick answers.';
 
 -- Name: fn_iu_trace_commit_at(xid8); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5322,7 +5343,7 @@ CREATE FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) RETURNS timestamp w
 
 -- Name: FUNCTION fn_iu_trace_commit_at(p_xact_id xid8); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) IS 'When a transaction was committed; null where the server does not track that, or not any more.';
+COMMENT ON FUNCTION public.fn_iu_trace_commit_at(p_xact_id xid8) IS 'The commit time of a transaction. Null: the server does not track commit times, or no longer has this one.';
 
 -- Name: iu_outbox_anchor; Type: TABLE; Schema: public; Owner: -
 
@@ -5336,27 +5357,27 @@ CREATE TABLE public.iu_outbox_anchor (
 
 -- Name: TABLE iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_outbox_anchor IS 'One row that tells whether this is the history in which the cursors were written. Never update it.';
+COMMENT ON TABLE public.iu_outbox_anchor IS 'One row that shows whether this is the history in which the cursors were written. It must never be updated.';
 
 -- Name: COLUMN iu_outbox_anchor.one; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_anchor.one IS 'Always true: there is one row.';
+COMMENT ON COLUMN public.iu_outbox_anchor.one IS 'Always true: the table has one row.';
 
 -- Name: COLUMN iu_outbox_anchor.lineage; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_anchor.lineage IS 'Name of this history; every cursor carries it.';
+COMMENT ON COLUMN public.iu_outbox_anchor.lineage IS 'Identity of this history; every cursor stores it.';
 
 -- Name: COLUMN iu_outbox_anchor.xact_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_anchor.xact_id IS 'The transaction that inserted this row; equals its xmin in its own history.';
+COMMENT ON COLUMN public.iu_outbox_anchor.xact_id IS 'The transaction that inserted this row. It equals the xmin of the row in its own history.';
 
 -- Name: COLUMN iu_outbox_anchor.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_anchor.created_at IS 'Since when this history counts.';
+COMMENT ON COLUMN public.iu_outbox_anchor.created_at IS 'Time from which this history is valid.';
 
 -- Name: CONSTRAINT iu_outbox_anchor_one ON iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbox_anchor_one ON public.iu_outbox_anchor IS 'There is one row.';
+COMMENT ON CONSTRAINT iu_outbox_anchor_one ON public.iu_outbox_anchor IS 'The table has one row.';
 
 -- Name: iu_route_dead_letter; Type: TABLE; Schema: public; Owner: -
 
@@ -5382,7 +5403,7 @@ CREATE TABLE public.iu_route_dead_letter (
 
 -- Name: TABLE iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_route_dead_letter IS 'Events that could not be routed, whole, so that a replay reads nothing else. Resolved, never deleted.';
+COMMENT ON TABLE public.iu_route_dead_letter IS 'Events that a route gave up, each with a snapshot, so that a replay needs nothing else. Resolved dead letters are kept until retention deletes them.';
 
 -- Name: COLUMN iu_route_dead_letter.id; Type: COMMENT; Schema: public; Owner: -
 
@@ -5390,31 +5411,31 @@ COMMENT ON COLUMN public.iu_route_dead_letter.id IS 'Identity of the dead letter
 
 -- Name: COLUMN iu_route_dead_letter.worker_name; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.worker_name IS 'The worker that gave up.';
+COMMENT ON COLUMN public.iu_route_dead_letter.worker_name IS 'Name of the worker that gave the event up.';
 
 -- Name: COLUMN iu_route_dead_letter.event_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.event_ref IS 'The event.';
+COMMENT ON COLUMN public.iu_route_dead_letter.event_ref IS 'Id of the event. The event may have been deleted from the outbox.';
 
 -- Name: COLUMN iu_route_dead_letter.route_kind; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.route_kind IS 'outbound or inbound.';
+COMMENT ON COLUMN public.iu_route_dead_letter.route_kind IS 'Kind of the route: outbound or inbound.';
 
 -- Name: COLUMN iu_route_dead_letter.route_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.route_code IS 'The route, or (none) when no enabled route matched.';
+COMMENT ON COLUMN public.iu_route_dead_letter.route_code IS 'Code of the route; (none) if no enabled route matched.';
 
 -- Name: COLUMN iu_route_dead_letter.idempotency_key; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.idempotency_key IS 'Key of its attempts; one dead letter each.';
+COMMENT ON COLUMN public.iu_route_dead_letter.idempotency_key IS 'Idempotency key of its attempts. A key has one dead letter.';
 
 -- Name: COLUMN iu_route_dead_letter.attempt_no; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.attempt_no IS 'Number of the last attempt made for it. 0: not even its failure could be written to the audit.';
+COMMENT ON COLUMN public.iu_route_dead_letter.attempt_no IS 'Number of its last attempt. 0: not even the failed attempt could be written.';
 
 -- Name: COLUMN iu_route_dead_letter.event_snapshot; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.event_snapshot IS 'The whole event as it was.';
+COMMENT ON COLUMN public.iu_route_dead_letter.event_snapshot IS 'The whole event at the time of the failure. An event that is too large keeps only its identifying columns, and too_large.';
 
 -- Name: COLUMN iu_route_dead_letter.failure_code; Type: COMMENT; Schema: public; Owner: -
 
@@ -5422,35 +5443,35 @@ COMMENT ON COLUMN public.iu_route_dead_letter.failure_code IS 'Machine-readable 
 
 -- Name: COLUMN iu_route_dead_letter.failure_detail; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.failure_detail IS 'SQLSTATE and message of what went wrong.';
+COMMENT ON COLUMN public.iu_route_dead_letter.failure_detail IS 'Description of the failure, for example SQLSTATE and message.';
 
 -- Name: COLUMN iu_route_dead_letter.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.created_at IS 'When it was given up.';
+COMMENT ON COLUMN public.iu_route_dead_letter.created_at IS 'Time at which the event was given up.';
 
 -- Name: COLUMN iu_route_dead_letter.replay_count; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.replay_count IS 'How many replays were tried.';
+COMMENT ON COLUMN public.iu_route_dead_letter.replay_count IS 'Number of replays that were requested.';
 
 -- Name: COLUMN iu_route_dead_letter.last_replay_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.last_replay_at IS 'When the last replay was tried.';
+COMMENT ON COLUMN public.iu_route_dead_letter.last_replay_at IS 'Time of the last replay. Null: there was none.';
 
 -- Name: COLUMN iu_route_dead_letter.resolved_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.resolved_at IS 'When it was resolved. Null: open.';
+COMMENT ON COLUMN public.iu_route_dead_letter.resolved_at IS 'Time at which it was resolved. Null: it is open.';
 
 -- Name: COLUMN iu_route_dead_letter.resolution; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How it was resolved.';
+COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How it was resolved. Null: it is open.';
 
 -- Name: COLUMN iu_route_dead_letter.xact_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.xact_id IS 'The top-level transaction that wrote it; what readers compare with snapshots.';
+COMMENT ON COLUMN public.iu_route_dead_letter.xact_id IS 'Top-level transaction that inserted the dead letter; readers compare it with snapshots.';
 
 -- Name: CONSTRAINT iu_route_dead_letter_resolved_chk ON iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_dead_letter_resolved_chk ON public.iu_route_dead_letter IS 'Resolved means: when, and how.';
+COMMENT ON CONSTRAINT iu_route_dead_letter_resolved_chk ON public.iu_route_dead_letter IS 'resolved_at and resolution are set together.';
 
 -- Name: v_iu_trace_attempt; Type: VIEW; Schema: public; Owner: -
 
@@ -5507,7 +5528,7 @@ CREATE VIEW public.v_iu_trace_attempt AS
 
 -- Name: VIEW v_iu_trace_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_trace_attempt IS 'What the span of an attempt, and that of its event, is made of.';
+COMMENT ON VIEW public.v_iu_trace_attempt IS 'The data for the span of an attempt and the span of its event.';
 
 -- Name: fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5553,7 +5574,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer) IS 'The next attempts that are visible in p_tick and not in p_prev.';
+COMMENT ON FUNCTION public.fn_iu_trace_attempts(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer) IS 'The next p_limit attempts after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
 -- Name: fn_iu_trace_context(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5563,7 +5584,7 @@ CREATE FUNCTION public.fn_iu_trace_context(p_traceparent text) RETURNS text
 
 -- Name: FUNCTION fn_iu_trace_context(p_traceparent text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_context(p_traceparent text) IS 'The trace context, if it is a valid one of W3C version 00; else null. Malformed context is no error.';
+COMMENT ON FUNCTION public.fn_iu_trace_context(p_traceparent text) IS 'The trace context, if it is valid in W3C version 00; otherwise null. A malformed context is not an error.';
 
 -- Name: fn_iu_trace_id(uuid, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5573,7 +5594,7 @@ CREATE FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) RETU
 
 -- Name: FUNCTION fn_iu_trace_id(p_event_ref uuid, p_traceparent text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) IS 'Trace id of all that happens to an event, in hexadecimal: its producer''s, else its own id without dashes.';
+COMMENT ON FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) IS 'Trace id of an event, in hexadecimal: that of its producer, otherwise its own id without dashes.';
 
 -- Name: v_iu_trace_letter; Type: VIEW; Schema: public; Owner: -
 
@@ -5609,7 +5630,7 @@ CREATE VIEW public.v_iu_trace_letter AS
 
 -- Name: VIEW v_iu_trace_letter; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_trace_letter IS 'What the span of a dead letter is made of.';
+COMMENT ON VIEW public.v_iu_trace_letter IS 'The data for the span of a dead letter.';
 
 -- Name: fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5655,7 +5676,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) IS 'The next dead letters that are visible in p_tick and not in p_prev.';
+COMMENT ON FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) IS 'The next p_limit dead letters after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
 -- Name: fn_iu_trace_register(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5675,7 +5696,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_trace_register(p_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_register(p_name text) IS 'Begins an export, from now on; nothing if it has begun already.';
+COMMENT ON FUNCTION public.fn_iu_trace_register(p_name text) IS 'Begins an export from now on; does nothing if it has begun already.';
 
 -- Name: fn_iu_trace_tick(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5705,11 +5726,12 @@ begin
         return jsonb_build_object('status', 'refused', 'reason', v_refusal);
     end if;
     if t.tick is null then
-        -- Those that have ended: after a restore an attempt may carry the number of one that has not.
+        -- The transactions that have ended: after a restore an attempt may carry the number of a transaction that has
+        -- not.
         v_open := array(select x.xid from pg_snapshot_xip(t.prev) x(xid)
                          where pg_visible_in_snapshot(x.xid, pg_current_snapshot()));
         v_from := pg_snapshot_xmax(t.prev);
-        -- Up to where transactions have got: after a restore there are stamps of another history beyond that.
+        -- The present end of the transaction numbers: after a restore there may be stamps of another history beyond it.
         v_to := pg_snapshot_xmax(pg_current_snapshot());
         if not exists (select from (select a.id from public.iu_route_attempt a
                                      where a.xact_id >= v_from and a.xact_id < v_to order by a.xact_id limit 1) new)
@@ -5726,7 +5748,7 @@ begin
             return jsonb_build_object('status', 'idle');
         end if;
         select x.* into t from public.iu_trace_cursor x where x.name = p_name for update;
-        -- After the lock, in a statement of its own (009).
+        -- Taken after the lock, in a statement of its own (009).
         if t.tick is null then
             select public.fn_iu_outbox_tick() into t.tick;
             update public.iu_trace_cursor x set tick = t.tick where x.name = p_name;
@@ -5740,7 +5762,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_trace_tick(p_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_tick(p_name text) IS 'Answers tick (which, and how far it was accepted), idle, or refused (and why).';
+COMMENT ON FUNCTION public.fn_iu_trace_tick(p_name text) IS 'Answers the status: tick (with its snapshots and the accepted position), idle, or refused (with the reason).';
 
 -- Name: dot_config; Type: TABLE; Schema: public; Owner: -
 
@@ -5753,7 +5775,7 @@ CREATE TABLE public.dot_config (
 
 -- Name: TABLE dot_config; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.dot_config IS 'Configuration by key. All gates live here; a missing key means closed.';
+COMMENT ON TABLE public.dot_config IS 'Configuration by key. It holds all gates; a missing key means closed.';
 
 -- Name: COLUMN dot_config.key; Type: COMMENT; Schema: public; Owner: -
 
@@ -5761,15 +5783,15 @@ COMMENT ON COLUMN public.dot_config.key IS 'Dotted name of the setting.';
 
 -- Name: COLUMN dot_config.value; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.dot_config.value IS 'The value as text; a gate is open only when it is exactly ''true''.';
+COMMENT ON COLUMN public.dot_config.value IS 'The value as text. A gate is open only if it is exactly ''true''.';
 
 -- Name: COLUMN dot_config.description; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.dot_config.description IS 'What the setting does, for the person who finds it.';
+COMMENT ON COLUMN public.dot_config.description IS 'The effect of the setting, in words.';
 
 -- Name: COLUMN dot_config.updated_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.dot_config.updated_at IS 'When the value was last changed; for a gate: open or closed since.';
+COMMENT ON COLUMN public.dot_config.updated_at IS 'Time of the last change of the value; for a gate: since when it is open or closed.';
 
 -- Name: event_outbox_event_seq; Type: SEQUENCE; Schema: public; Owner: -
 
@@ -5786,7 +5808,7 @@ ALTER SEQUENCE public.event_outbox_event_seq OWNED BY public.event_outbox.event_
 
 -- Name: SEQUENCE event_outbox_event_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON SEQUENCE public.event_outbox_event_seq IS 'Numbers events as they are written. Gaps and late arrivals are normal; CACHE must stay 1.';
+COMMENT ON SEQUENCE public.event_outbox_event_seq IS 'Numbers events in the order of writing. Gaps and late arrivals are normal; CACHE must stay 1.';
 
 -- Name: event_type_registry; Type: TABLE; Schema: public; Owner: -
 
@@ -5801,27 +5823,27 @@ CREATE TABLE public.event_type_registry (
 
 -- Name: TABLE event_type_registry; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.event_type_registry IS 'What may be written to event_outbox: an unknown or inactive type is rejected there.';
+COMMENT ON TABLE public.event_type_registry IS 'The event types that may be written to event_outbox; an unknown or inactive type is rejected.';
 
 -- Name: COLUMN event_type_registry.event_domain; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_type_registry.event_domain IS 'Whose event it is: iu, system, ...';
+COMMENT ON COLUMN public.event_type_registry.event_domain IS 'Domain that owns the event type: iu, system, ...';
 
 -- Name: COLUMN event_type_registry.event_type; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_type_registry.event_type IS 'What happened, in the past tense.';
+COMMENT ON COLUMN public.event_type_registry.event_type IS 'Name of the event type, in the past tense.';
 
 -- Name: COLUMN event_type_registry.event_stream; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_type_registry.event_stream IS 'The one stream on which events of this type are written.';
+COMMENT ON COLUMN public.event_type_registry.event_stream IS 'The only stream on which events of this type are written.';
 
 -- Name: COLUMN event_type_registry.delivery_lane; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_type_registry.delivery_lane IS 'The one lane in which events of this type are written.';
+COMMENT ON COLUMN public.event_type_registry.delivery_lane IS 'The only lane in which events of this type are written.';
 
 -- Name: COLUMN event_type_registry.default_severity; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_type_registry.default_severity IS 'Severity of an event whose emitter names none.';
+COMMENT ON COLUMN public.event_type_registry.default_severity IS 'Severity of an event whose emitter gives none.';
 
 -- Name: COLUMN event_type_registry.active; Type: COMMENT; Schema: public; Owner: -
 
@@ -5842,19 +5864,19 @@ COMMENT ON TABLE public.information_unit IS 'A unit of knowledge. The worker nev
 
 -- Name: COLUMN information_unit.id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.information_unit.id IS 'Identity of the unit: the subject of its events.';
+COMMENT ON COLUMN public.information_unit.id IS 'Identity of the unit, which is the subject of its events.';
 
 -- Name: COLUMN information_unit.canonical_address; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.information_unit.canonical_address IS 'Human-readable address, unique.';
+COMMENT ON COLUMN public.information_unit.canonical_address IS 'Human-readable address of the unit, unique.';
 
 -- Name: COLUMN information_unit.title; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.information_unit.title IS 'What it is called.';
+COMMENT ON COLUMN public.information_unit.title IS 'Title of the unit.';
 
 -- Name: COLUMN information_unit.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.information_unit.created_at IS 'When it was born.';
+COMMENT ON COLUMN public.information_unit.created_at IS 'Time at which the unit was created.';
 
 -- Name: iu_consumer_heartbeat; Type: TABLE; Schema: public; Owner: -
 
@@ -5883,67 +5905,67 @@ WITH (fillfactor='50');
 
 -- Name: TABLE iu_consumer_heartbeat; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_consumer_heartbeat IS 'One row for each worker that a consumer process serves: who it is, what it does, when it last said so.';
+COMMENT ON TABLE public.iu_consumer_heartbeat IS 'One row for each worker that a consumer process serves: its identity, its state, and the time of its last heartbeat.';
 
 -- Name: COLUMN iu_consumer_heartbeat.consumer_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.consumer_id IS 'Identity of the process, new at every start.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.consumer_id IS 'Identity of the consumer process, new at every start.';
 
 -- Name: COLUMN iu_consumer_heartbeat.worker_name; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.worker_name IS 'The worker that it serves.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.worker_name IS 'Name of the worker that the consumer serves.';
 
 -- Name: COLUMN iu_consumer_heartbeat.host; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.host IS 'Host that it runs on.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.host IS 'Host on which the consumer runs.';
 
 -- Name: COLUMN iu_consumer_heartbeat.pid; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.pid IS 'Its process id there.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.pid IS 'Process id of the consumer on its host.';
 
 -- Name: COLUMN iu_consumer_heartbeat.version; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.version IS 'Version of iu-listen.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.version IS 'Version of iu-listen that the consumer runs.';
 
 -- Name: COLUMN iu_consumer_heartbeat.state; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.state IS 'starting, standing_by (another one is active), gate_closed, refusing, failing (its batches), idle, busy or stopped.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.state IS 'starting, standing_by (another consumer holds the lease), gate_closed, refusing, failing (its batches fail), idle, busy or stopped.';
 
 -- Name: COLUMN iu_consumer_heartbeat.state_detail; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.state_detail IS 'Why, when the state needs a reason.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.state_detail IS 'Reason for the state. Null: the state needs none.';
 
 -- Name: COLUMN iu_consumer_heartbeat.listening; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.listening IS 'True: woken by the bell. False: it polls.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.listening IS 'True: the bell wakes the consumer. False: it polls.';
 
 -- Name: COLUMN iu_consumer_heartbeat.polling_why; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.polling_why IS 'Why it polls: no LISTEN there, a lost bell session, no free slot. Null: it need not.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.polling_why IS 'Reason why it polls: no LISTEN, a lost listener session, or no free slot. Null: it does not need to.';
 
 -- Name: COLUMN iu_consumer_heartbeat.cadence_seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.cadence_seconds IS 'How often it promises to beat.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.cadence_seconds IS 'Interval of the heartbeat in seconds.';
 
 -- Name: COLUMN iu_consumer_heartbeat.started_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.started_at IS 'When the process started.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.started_at IS 'Time at which the process started.';
 
 -- Name: COLUMN iu_consumer_heartbeat.beat_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.beat_at IS 'When it last beat.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.beat_at IS 'Time of the last heartbeat.';
 
 -- Name: COLUMN iu_consumer_heartbeat.last_wake; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.last_wake IS 'Why it last woke: notify, catch_up, start_up, reconnect, linger or poll.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.last_wake IS 'Reason of the last wake-up: notify, catch_up, start_up, reconnect, linger or poll. Null: there was none.';
 
 -- Name: COLUMN iu_consumer_heartbeat.last_wake_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.last_wake_at IS 'When it last woke.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.last_wake_at IS 'Time of the last wake-up. Null: there was none.';
 
 -- Name: COLUMN iu_consumer_heartbeat.wakes; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.wakes IS 'Number of wakes of each kind, and of lost ones, since the start.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.wakes IS 'Number of wake-ups of each kind, and of lost notifications, since the start.';
 
 -- Name: COLUMN iu_consumer_heartbeat.events; Type: COMMENT; Schema: public; Owner: -
 
@@ -5951,15 +5973,15 @@ COMMENT ON COLUMN public.iu_consumer_heartbeat.events IS 'Events routed since th
 
 -- Name: COLUMN iu_consumer_heartbeat.lag_seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_consumer_heartbeat.lag_seconds IS 'While busy, age of the last event routed; null: nothing waits.';
+COMMENT ON COLUMN public.iu_consumer_heartbeat.lag_seconds IS 'Age in seconds of the last routed event, while the consumer is busy. Null: no event waits.';
 
 -- Name: CONSTRAINT iu_consumer_heartbeat_cadence_positive ON iu_consumer_heartbeat; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_consumer_heartbeat_cadence_positive ON public.iu_consumer_heartbeat IS 'A promise to beat never is no promise.';
+COMMENT ON CONSTRAINT iu_consumer_heartbeat_cadence_positive ON public.iu_consumer_heartbeat IS 'The interval of the heartbeat is longer than 0.';
 
 -- Name: CONSTRAINT iu_consumer_heartbeat_state_chk ON iu_consumer_heartbeat; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_consumer_heartbeat_state_chk ON public.iu_consumer_heartbeat IS 'The states that exist.';
+COMMENT ON CONSTRAINT iu_consumer_heartbeat_state_chk ON public.iu_consumer_heartbeat IS 'The states of a consumer.';
 
 -- Name: iu_delivery_change; Type: TABLE; Schema: public; Owner: -
 
@@ -5975,35 +5997,35 @@ CREATE TABLE public.iu_delivery_change (
 
 -- Name: TABLE iu_delivery_change; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_delivery_change IS 'Every time that a route went live or back to dry run. Append-only.';
+COMMENT ON TABLE public.iu_delivery_change IS 'Each change of a route to live or back to dry run. Append-only.';
 
 -- Name: COLUMN iu_delivery_change.id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.id IS 'Order of writing.';
+COMMENT ON COLUMN public.iu_delivery_change.id IS 'Number of the change, in order of writing.';
 
 -- Name: COLUMN iu_delivery_change.route_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.route_code IS 'The route.';
+COMMENT ON COLUMN public.iu_delivery_change.route_code IS 'Code of the route.';
 
 -- Name: COLUMN iu_delivery_change.live; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.live IS 'True: it may deliver from then on. False: no longer.';
+COMMENT ON COLUMN public.iu_delivery_change.live IS 'True: the route may deliver from this change on. False: it may no longer deliver.';
 
 -- Name: COLUMN iu_delivery_change.actor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.actor IS 'Who did it: iu.actor of his session, else his role.';
+COMMENT ON COLUMN public.iu_delivery_change.actor IS 'The name given in the setting iu.actor of the session; otherwise the role of the session.';
 
 -- Name: COLUMN iu_delivery_change.login; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.login IS 'The role of that session. No role is granted the right to write it.';
+COMMENT ON COLUMN public.iu_delivery_change.login IS 'The role of the session (session_user). No role has the right to write this column.';
 
 -- Name: COLUMN iu_delivery_change.why; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.why IS 'Why, in his own words: iu.why of his session.';
+COMMENT ON COLUMN public.iu_delivery_change.why IS 'The reason given in the setting iu.why of the session. Null: none was given.';
 
 -- Name: COLUMN iu_delivery_change.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_change.created_at IS 'When.';
+COMMENT ON COLUMN public.iu_delivery_change.created_at IS 'Time of the change.';
 
 -- Name: iu_delivery_change_id_seq; Type: SEQUENCE; Schema: public; Owner: -
 
@@ -6034,7 +6056,7 @@ WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_sca
 
 -- Name: TABLE iu_delivery_lease; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_delivery_lease IS 'Which consumer delivers for each worker.';
+COMMENT ON TABLE public.iu_delivery_lease IS 'The consumer that delivers for each worker.';
 
 -- Name: COLUMN iu_delivery_lease.worker_name; Type: COMMENT; Schema: public; Owner: -
 
@@ -6042,39 +6064,39 @@ COMMENT ON COLUMN public.iu_delivery_lease.worker_name IS 'Name of the worker.';
 
 -- Name: COLUMN iu_delivery_lease.owner; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.owner IS 'The consumer (iu_consumer_heartbeat.consumer_id).';
+COMMENT ON COLUMN public.iu_delivery_lease.owner IS 'The lease holder (iu_consumer_heartbeat.consumer_id).';
 
 -- Name: COLUMN iu_delivery_lease.backend; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.backend IS 'Server process of its session. Null: a pooler hides it.';
+COMMENT ON COLUMN public.iu_delivery_lease.backend IS 'Process id of the lease holder''s server process. Null: a pooler hides it.';
 
 -- Name: COLUMN iu_delivery_lease.backend_start; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.backend_start IS 'When that server process began.';
+COMMENT ON COLUMN public.iu_delivery_lease.backend_start IS 'Start time of the lease holder''s server process. Null: a pooler hides it.';
 
 -- Name: COLUMN iu_delivery_lease.seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.seconds IS 'How long the lease lasts when it is not renewed.';
+COMMENT ON COLUMN public.iu_delivery_lease.seconds IS 'Seconds after renewed_at at which the lease expires.';
 
 -- Name: COLUMN iu_delivery_lease.renewed_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.renewed_at IS 'When it was last renewed.';
+COMMENT ON COLUMN public.iu_delivery_lease.renewed_at IS 'Time of the last renewal.';
 
 -- Name: COLUMN iu_delivery_lease.released; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.released IS 'True: it was given back.';
+COMMENT ON COLUMN public.iu_delivery_lease.released IS 'True: the holder has released the lease.';
 
 -- Name: COLUMN iu_delivery_lease.settled_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.settled_at IS 'When deliveries were last settled.';
+COMMENT ON COLUMN public.iu_delivery_lease.settled_at IS 'Time of the last settlement of deliveries. Null: there was none.';
 
 -- Name: COLUMN iu_delivery_lease.in_flight_routes; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.in_flight_routes IS 'Routes of the deliveries that are in flight, where the lease holder writes that down. Else empty.';
+COMMENT ON COLUMN public.iu_delivery_lease.in_flight_routes IS 'Routes of the in-flight deliveries, while the lease holder records them. Otherwise empty.';
 
 -- Name: COLUMN iu_delivery_lease.in_flight_ids; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_lease.in_flight_ids IS 'Ids of these deliveries, in the same order.';
+COMMENT ON COLUMN public.iu_delivery_lease.in_flight_ids IS 'Ids of the in-flight deliveries, in the order of in_flight_routes.';
 
 -- Name: iu_delivery_unusable; Type: TABLE; Schema: public; Owner: -
 
@@ -6089,31 +6111,31 @@ CREATE TABLE public.iu_delivery_unusable (
 
 -- Name: TABLE iu_delivery_unusable; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_delivery_unusable IS 'Routes for which the consumer that delivers has no usable target.';
+COMMENT ON TABLE public.iu_delivery_unusable IS 'Routes for which the delivering consumer has no usable target.';
 
 -- Name: COLUMN iu_delivery_unusable.worker_name; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_unusable.worker_name IS 'The worker.';
+COMMENT ON COLUMN public.iu_delivery_unusable.worker_name IS 'Name of the worker.';
 
 -- Name: COLUMN iu_delivery_unusable.route_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_unusable.route_code IS 'The route.';
+COMMENT ON COLUMN public.iu_delivery_unusable.route_code IS 'Code of the route.';
 
 -- Name: COLUMN iu_delivery_unusable.consumer_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_unusable.consumer_id IS 'The consumer that found it so (iu_consumer_heartbeat.consumer_id).';
+COMMENT ON COLUMN public.iu_delivery_unusable.consumer_id IS 'The consumer that reported it (iu_consumer_heartbeat.consumer_id).';
 
 -- Name: COLUMN iu_delivery_unusable.why; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_unusable.why IS 'What is missing, or wrong.';
+COMMENT ON COLUMN public.iu_delivery_unusable.why IS 'The missing or wrong part of the target.';
 
 -- Name: COLUMN iu_delivery_unusable.hint; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_unusable.hint IS 'What to do about it.';
+COMMENT ON COLUMN public.iu_delivery_unusable.hint IS 'The remedy. Empty: none is known.';
 
 -- Name: COLUMN iu_delivery_unusable.since; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_unusable.since IS 'Since when.';
+COMMENT ON COLUMN public.iu_delivery_unusable.since IS 'Time since which the target is unusable for this reason.';
 
 -- Name: iu_emit_refused_seq; Type: SEQUENCE; Schema: public; Owner: -
 
@@ -6150,27 +6172,27 @@ COMMENT ON COLUMN public.iu_migration.name IS 'Folder and name of the file, with
 
 -- Name: COLUMN iu_migration.checksum; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_migration.checksum IS 'SHA-256 of the applied .up.sql; an edited applied file is an error.';
+COMMENT ON COLUMN public.iu_migration.checksum IS 'SHA-256 of the applied .up.sql. Editing an applied file is an error.';
 
 -- Name: COLUMN iu_migration.applied_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_migration.applied_at IS 'When it was applied.';
+COMMENT ON COLUMN public.iu_migration.applied_at IS 'Time at which the file was applied.';
 
 -- Name: COLUMN iu_migration.applied_by; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_migration.applied_by IS 'By which role.';
+COMMENT ON COLUMN public.iu_migration.applied_by IS 'Role that applied the file.';
 
 -- Name: COLUMN iu_migration.duration_ms; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_migration.duration_ms IS 'How long it took.';
+COMMENT ON COLUMN public.iu_migration.duration_ms IS 'Duration of the application in milliseconds.';
 
 -- Name: COLUMN iu_migration.evidence; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_migration.evidence IS 'What the gates showed when it was applied, the backup among it.';
+COMMENT ON COLUMN public.iu_migration.evidence IS 'Results of the preflight checks when the file was applied, including the backup.';
 
 -- Name: CONSTRAINT iu_migration_checksum_chk ON iu_migration; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_migration_checksum_chk ON public.iu_migration IS 'SHA-256 in hexadecimal.';
+COMMENT ON CONSTRAINT iu_migration_checksum_chk ON public.iu_migration IS 'A checksum is SHA-256 in hexadecimal.';
 
 -- Name: iu_outbox_home; Type: TABLE; Schema: public; Owner: -
 
@@ -6185,31 +6207,31 @@ CREATE TABLE public.iu_outbox_home (
 
 -- Name: TABLE iu_outbox_home; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_outbox_home IS 'One row: the cluster in which the cursors were written, and a refusal that is kept.';
+COMMENT ON TABLE public.iu_outbox_home IS 'One row: the cluster in which the cursors were written, and a stored refusal.';
 
 -- Name: COLUMN iu_outbox_home.one; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_home.one IS 'Always true: there is one row.';
+COMMENT ON COLUMN public.iu_outbox_home.one IS 'Always true: the table has one row.';
 
 -- Name: COLUMN iu_outbox_home.system_identifier; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_home.system_identifier IS 'The system identifier of that cluster.';
+COMMENT ON COLUMN public.iu_outbox_home.system_identifier IS 'System identifier of the cluster in which the cursors were written.';
 
 -- Name: COLUMN iu_outbox_home.major; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_home.major IS 'Its major version: pg_upgrade changes both.';
+COMMENT ON COLUMN public.iu_outbox_home.major IS 'Major version of that cluster. pg_upgrade changes both it and the system identifier.';
 
 -- Name: COLUMN iu_outbox_home.refusal; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_home.refusal IS 'Why no cursor is believed until a reanchor: cursor_ahead or foreign_system. Null: nothing.';
+COMMENT ON COLUMN public.iu_outbox_home.refusal IS 'Reason why no cursor is believed until a reanchor: cursor_ahead or foreign_system. Null: there is none.';
 
 -- Name: COLUMN iu_outbox_home.refused_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_home.refused_at IS 'Since when.';
+COMMENT ON COLUMN public.iu_outbox_home.refused_at IS 'Time at which the refusal was stored. Null: there is none.';
 
 -- Name: CONSTRAINT iu_outbox_home_one ON iu_outbox_home; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbox_home_one ON public.iu_outbox_home IS 'There is one row.';
+COMMENT ON CONSTRAINT iu_outbox_home_one ON public.iu_outbox_home IS 'The table has one row.';
 
 -- Name: iu_outbox_site; Type: TABLE; Schema: public; Owner: -
 
@@ -6222,23 +6244,23 @@ CREATE TABLE public.iu_outbox_site (
 
 -- Name: TABLE iu_outbox_site; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_outbox_site IS 'From where consumers reach this database. One of a site that is not accepted delivers nothing.';
+COMMENT ON TABLE public.iu_outbox_site IS 'The sites from which consumers reach this database. A consumer at a site that is not accepted delivers nothing.';
 
 -- Name: COLUMN iu_outbox_site.site; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_site.site IS 'The name that the consumer was given (IU_LISTEN_SITE), else the address that it connects to.';
+COMMENT ON COLUMN public.iu_outbox_site.site IS 'The name that the consumer was given (IU_LISTEN_SITE), otherwise the address that it connects to.';
 
 -- Name: COLUMN iu_outbox_site.seen_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_site.seen_at IS 'When a consumer of this site last began a session.';
+COMMENT ON COLUMN public.iu_outbox_site.seen_at IS 'Time at which a consumer at this site last began a session.';
 
 -- Name: COLUMN iu_outbox_site.accepted_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_site.accepted_at IS 'Since when its consumers may deliver. Null: they may not.';
+COMMENT ON COLUMN public.iu_outbox_site.accepted_at IS 'Time from which consumers at this site may deliver. Null: they may not.';
 
 -- Name: COLUMN iu_outbox_site.accepted_by; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_outbox_site.accepted_by IS 'By whom: a person, or why that was not necessary.';
+COMMENT ON COLUMN public.iu_outbox_site.accepted_by IS 'The person who accepted the site, or the reason why it was accepted automatically.';
 
 -- Name: iu_retention_policy; Type: TABLE; Schema: public; Owner: -
 
@@ -6256,43 +6278,43 @@ CREATE TABLE public.iu_retention_policy (
 
 -- Name: TABLE iu_retention_policy; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_retention_policy IS 'How long what is kept. One row each; nothing goes while it is not enabled.';
+COMMENT ON TABLE public.iu_retention_policy IS 'The retention policies, one row each. Nothing is deleted by a policy that is not enabled.';
 
 -- Name: COLUMN iu_retention_policy.what; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.what IS 'events, attempts or dead_letters.';
+COMMENT ON COLUMN public.iu_retention_policy.what IS 'The rows that the policy deletes: events, attempts or dead_letters.';
 
 -- Name: COLUMN iu_retention_policy.keep; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.keep IS 'What is younger stays. What is older goes, unless somebody still needs it.';
+COMMENT ON COLUMN public.iu_retention_policy.keep IS 'Minimum age of a row before it is deleted. Older rows are deleted unless a cursor, an audit or an export still needs them.';
 
 -- Name: COLUMN iu_retention_policy.enabled; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.enabled IS 'False: a run leaves it alone.';
+COMMENT ON COLUMN public.iu_retention_policy.enabled IS 'True: a run deletes rows by this policy. False: it skips them.';
 
 -- Name: COLUMN iu_retention_policy.updated_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.updated_at IS 'When the policy was last set.';
+COMMENT ON COLUMN public.iu_retention_policy.updated_at IS 'Time at which the policy was last set.';
 
 -- Name: COLUMN iu_retention_policy.last_run_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.last_run_at IS 'When a run last did something about it, or found nothing to do.';
+COMMENT ON COLUMN public.iu_retention_policy.last_run_at IS 'Time of the last run by this policy, even if it deleted nothing. Null: there was none.';
 
 -- Name: COLUMN iu_retention_policy.last_gone; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.last_gone IS 'How many rows that run removed.';
+COMMENT ON COLUMN public.iu_retention_policy.last_gone IS 'Rows that the last run deleted. Null: there was no run.';
 
 -- Name: COLUMN iu_retention_policy.total_gone; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_retention_policy.total_gone IS 'How many rows all runs removed.';
+COMMENT ON COLUMN public.iu_retention_policy.total_gone IS 'Rows that all runs have deleted.';
 
 -- Name: CONSTRAINT iu_retention_policy_keep_positive ON iu_retention_policy; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_retention_policy_keep_positive ON public.iu_retention_policy IS 'What is kept for no time at all was never there.';
+COMMENT ON CONSTRAINT iu_retention_policy_keep_positive ON public.iu_retention_policy IS 'Rows must be kept for some time.';
 
 -- Name: CONSTRAINT iu_retention_policy_what_chk ON iu_retention_policy; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_retention_policy_what_chk ON public.iu_retention_policy IS 'What there are policies for.';
+COMMENT ON CONSTRAINT iu_retention_policy_what_chk ON public.iu_retention_policy IS 'The kinds of rows that have a policy.';
 
 -- Name: iu_route_attempt_id_seq; Type: SEQUENCE; Schema: public; Owner: -
 
@@ -6326,11 +6348,11 @@ CREATE TABLE public.iu_tree_path (
 
 -- Name: TABLE iu_tree_path; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_tree_path IS 'Where a unit hangs in the tree. The worker never changes it.';
+COMMENT ON TABLE public.iu_tree_path IS 'The place of a unit in the tree. The worker never changes it.';
 
 -- Name: COLUMN iu_tree_path.unit_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_tree_path.unit_id IS 'The unit.';
+COMMENT ON COLUMN public.iu_tree_path.unit_id IS 'Id of the unit.';
 
 -- Name: COLUMN iu_tree_path.path; Type: COMMENT; Schema: public; Owner: -
 
@@ -6362,27 +6384,27 @@ COMMENT ON COLUMN public.unit_version.id IS 'Identity of the version.';
 
 -- Name: COLUMN unit_version.unit_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.unit_version.unit_id IS 'The unit.';
+COMMENT ON COLUMN public.unit_version.unit_id IS 'Id of the unit.';
 
 -- Name: COLUMN unit_version.version_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.unit_version.version_seq IS '1 at birth, then counted up; from 2 on an event is emitted.';
+COMMENT ON COLUMN public.unit_version.version_seq IS 'Number of the version: 1 for the first one, then counted up. An event is emitted from 2 on.';
 
 -- Name: COLUMN unit_version.body; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.unit_version.body IS 'The text. It never enters an event.';
+COMMENT ON COLUMN public.unit_version.body IS 'Text of the version. It is never part of an event.';
 
 -- Name: COLUMN unit_version.actor_ref; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.unit_version.actor_ref IS 'Who wrote it.';
+COMMENT ON COLUMN public.unit_version.actor_ref IS 'Author of the version.';
 
 -- Name: COLUMN unit_version.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.unit_version.created_at IS 'When it was written.';
+COMMENT ON COLUMN public.unit_version.created_at IS 'Time at which the version was written.';
 
 -- Name: CONSTRAINT unit_version_seq_positive ON unit_version; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT unit_version_seq_positive ON public.unit_version IS 'Counting starts at birth, with 1.';
+COMMENT ON CONSTRAINT unit_version_seq_positive ON public.unit_version IS 'Versions are numbered from 1 on.';
 
 -- Name: v_iu_audit; Type: VIEW; Schema: public; Owner: -
 
@@ -6404,7 +6426,7 @@ CREATE VIEW public.v_iu_audit AS
 
 -- Name: VIEW v_iu_audit; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_audit IS 'The last audit of each worker: when it ended, how many events it looked at, how many lack attempts; and the one that is running.';
+COMMENT ON VIEW public.v_iu_audit IS 'The last completeness check of each worker: when it ended, how many events it checked, and how many lack attempts; and the running one.';
 
 -- Name: v_iu_audit_missing; Type: VIEW; Schema: public; Owner: -
 
@@ -6440,7 +6462,7 @@ CREATE VIEW public.v_iu_audit_missing AS
 
 -- Name: VIEW v_iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_audit_missing IS 'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided once more, and whether a decision of today would write what they lack.';
+COMMENT ON VIEW public.v_iu_audit_missing IS 'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided again, and whether a decision made now would write the missing attempts.';
 
 -- Name: v_iu_culprit; Type: VIEW; Schema: public; Owner: -
 
@@ -6634,7 +6656,7 @@ UNION ALL
 
 -- Name: VIEW v_iu_culprit; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_culprit IS 'Who delays or threatens us, by name: sessions, prepared transactions, slots, foreign locks, triggers.';
+COMMENT ON VIEW public.v_iu_culprit IS 'The blockers: sessions, prepared transactions, replication slots, foreign locks and triggers that delay or threaten a consumer.';
 
 -- Name: v_iu_delivery; Type: VIEW; Schema: public; Owner: -
 
@@ -6681,7 +6703,7 @@ CREATE VIEW public.v_iu_delivery AS
 
 -- Name: VIEW v_iu_delivery; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_delivery IS 'Every route that delivers, or has deliveries: how many are not over, since when, and what holds them back.';
+COMMENT ON VIEW public.v_iu_delivery IS 'Each live route whose target the consumer calls, and each such route with pending deliveries: their number, since when the oldest waits, and why the route is paused.';
 
 -- Name: v_iu_delivery_parked; Type: VIEW; Schema: public; Owner: -
 
@@ -6706,7 +6728,7 @@ CREATE VIEW public.v_iu_delivery_parked AS
 
 -- Name: VIEW v_iu_delivery_parked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_delivery_parked IS 'Subjects of which deliveries wait for an earlier one: how many, for which event, since when.';
+COMMENT ON VIEW public.v_iu_delivery_parked IS 'Subjects with deliveries that wait for an earlier one: their number (depth), the event they wait for, and the time at which its delivery was queued.';
 
 -- Name: v_iu_event_backlog; Type: VIEW; Schema: public; Owner: -
 
@@ -6733,7 +6755,7 @@ CREATE VIEW public.v_iu_event_backlog AS
 
 -- Name: VIEW v_iu_event_backlog; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_event_backlog IS 'How many committed events each worker has not read yet, and since when the oldest waits.';
+COMMENT ON VIEW public.v_iu_event_backlog IS 'The number of committed events that each worker has not read, and the created_at of the oldest.';
 
 -- Name: v_iu_route_attempt; Type: VIEW; Schema: public; Owner: -
 
@@ -6761,7 +6783,7 @@ CREATE VIEW public.v_iu_route_attempt AS
 
 -- Name: VIEW v_iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with the trace and the span that it is in a tracing backend, what it called, and, where that is no coroutine, the span of the call.';
+COMMENT ON VIEW public.v_iu_route_attempt IS 'Every attempt, with its trace id and span id in a tracing backend, its target, and the span id of its call, unless the target is a coroutine.';
 
 -- Name: v_iu_route_attempt_summary; Type: VIEW; Schema: public; Owner: -
 
@@ -6776,7 +6798,7 @@ CREATE VIEW public.v_iu_route_attempt_summary AS
 
 -- Name: VIEW v_iu_route_attempt_summary; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_route_attempt_summary IS 'How many attempts of each route ended in which status.';
+COMMENT ON VIEW public.v_iu_route_attempt_summary IS 'The number of attempts of each route and status, and the time of the last one.';
 
 -- Name: v_iu_route_dead_letter_open; Type: VIEW; Schema: public; Owner: -
 
@@ -6798,7 +6820,7 @@ CREATE VIEW public.v_iu_route_dead_letter_open AS
 
 -- Name: VIEW v_iu_route_dead_letter_open; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that nobody has resolved.';
+COMMENT ON VIEW public.v_iu_route_dead_letter_open IS 'Dead letters that are not resolved.';
 
 -- Name: v_iu_trace_lag; Type: VIEW; Schema: public; Owner: -
 
@@ -6819,7 +6841,7 @@ CREATE VIEW public.v_iu_trace_lag AS
 
 -- Name: VIEW v_iu_trace_lag; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_trace_lag IS 'About how many attempts each export has not exported yet, numbers have gaps; since when the oldest waits, and when spans were last accepted.';
+COMMENT ON VIEW public.v_iu_trace_lag IS 'For each trace export: about how many attempts are not exported yet (the ids have gaps), the created_at of the oldest one, and when spans were last accepted.';
 
 -- Name: v_iu_worker_health; Type: VIEW; Schema: public; Owner: -
 
@@ -6844,7 +6866,7 @@ CREATE VIEW public.v_iu_worker_health AS
 
 -- Name: VIEW v_iu_worker_health; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_worker_health IS 'How every worker is, in columns: fn_iu_route_worker_health for each.';
+COMMENT ON VIEW public.v_iu_worker_health IS 'The health of every worker: the answer of fn_iu_route_worker_health, in columns.';
 
 -- Name: event_outbox event_seq; Type: DEFAULT; Schema: public; Owner: -
 
@@ -6857,7 +6879,7 @@ ALTER TABLE ONLY public.dot_config
 
 -- Name: CONSTRAINT dot_config_key_unique ON dot_config; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT dot_config_key_unique ON public.dot_config IS 'One value a key.';
+COMMENT ON CONSTRAINT dot_config_key_unique ON public.dot_config IS 'A key has one value.';
 
 -- Name: event_outbox event_outbox_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6902,7 +6924,7 @@ ALTER TABLE ONLY public.iu_audit_missing
 
 -- Name: CONSTRAINT iu_audit_missing_pkey ON iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_audit_missing_pkey ON public.iu_audit_missing IS 'An event is missing once.';
+COMMENT ON CONSTRAINT iu_audit_missing_pkey ON public.iu_audit_missing IS 'A worker lists an event once.';
 
 -- Name: iu_audit iu_audit_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6911,7 +6933,7 @@ ALTER TABLE ONLY public.iu_audit
 
 -- Name: CONSTRAINT iu_audit_pkey ON iu_audit; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_audit_pkey ON public.iu_audit IS 'One audit a worker.';
+COMMENT ON CONSTRAINT iu_audit_pkey ON public.iu_audit IS 'A worker has one completeness check.';
 
 -- Name: iu_consumer_heartbeat iu_consumer_heartbeat_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6920,7 +6942,7 @@ ALTER TABLE ONLY public.iu_consumer_heartbeat
 
 -- Name: CONSTRAINT iu_consumer_heartbeat_pkey ON iu_consumer_heartbeat; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_consumer_heartbeat_pkey ON public.iu_consumer_heartbeat IS 'One row a process and worker.';
+COMMENT ON CONSTRAINT iu_consumer_heartbeat_pkey ON public.iu_consumer_heartbeat IS 'A consumer process has one row for each worker.';
 
 -- Name: iu_delivery_breaker iu_delivery_breaker_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6929,7 +6951,7 @@ ALTER TABLE ONLY public.iu_delivery_breaker
 
 -- Name: CONSTRAINT iu_delivery_breaker_pkey ON iu_delivery_breaker; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_delivery_breaker_pkey ON public.iu_delivery_breaker IS 'One circuit breaker a route.';
+COMMENT ON CONSTRAINT iu_delivery_breaker_pkey ON public.iu_delivery_breaker IS 'A route has one circuit breaker.';
 
 -- Name: iu_delivery_change iu_delivery_change_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6938,7 +6960,7 @@ ALTER TABLE ONLY public.iu_delivery_change
 
 -- Name: CONSTRAINT iu_delivery_change_pkey ON iu_delivery_change; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_delivery_change_pkey ON public.iu_delivery_change IS 'Order of writing.';
+COMMENT ON CONSTRAINT iu_delivery_change_pkey ON public.iu_delivery_change IS 'Each change has a number.';
 
 -- Name: iu_delivery_lease iu_delivery_lease_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6947,7 +6969,7 @@ ALTER TABLE ONLY public.iu_delivery_lease
 
 -- Name: CONSTRAINT iu_delivery_lease_pkey ON iu_delivery_lease; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_delivery_lease_pkey ON public.iu_delivery_lease IS 'One lease a worker.';
+COMMENT ON CONSTRAINT iu_delivery_lease_pkey ON public.iu_delivery_lease IS 'A worker has one delivery lease.';
 
 -- Name: iu_delivery_unusable iu_delivery_unusable_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6956,7 +6978,7 @@ ALTER TABLE ONLY public.iu_delivery_unusable
 
 -- Name: CONSTRAINT iu_delivery_unusable_pkey ON iu_delivery_unusable; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_delivery_unusable_pkey ON public.iu_delivery_unusable IS 'One reason a worker and route.';
+COMMENT ON CONSTRAINT iu_delivery_unusable_pkey ON public.iu_delivery_unusable IS 'A worker has at most one reason for each route.';
 
 -- Name: iu_migration iu_migration_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6974,7 +6996,7 @@ ALTER TABLE ONLY public.iu_outbound_route
 
 -- Name: CONSTRAINT iu_outbound_route_code_unique ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbound_route_code_unique ON public.iu_outbound_route IS 'A route has one name.';
+COMMENT ON CONSTRAINT iu_outbound_route_code_unique ON public.iu_outbound_route IS 'A route code is unique.';
 
 -- Name: iu_outbox_anchor iu_outbox_anchor_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6983,7 +7005,7 @@ ALTER TABLE ONLY public.iu_outbox_anchor
 
 -- Name: CONSTRAINT iu_outbox_anchor_pkey ON iu_outbox_anchor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbox_anchor_pkey ON public.iu_outbox_anchor IS 'There is one row.';
+COMMENT ON CONSTRAINT iu_outbox_anchor_pkey ON public.iu_outbox_anchor IS 'The table has one row.';
 
 -- Name: iu_outbox_home iu_outbox_home_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6992,7 +7014,7 @@ ALTER TABLE ONLY public.iu_outbox_home
 
 -- Name: CONSTRAINT iu_outbox_home_pkey ON iu_outbox_home; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbox_home_pkey ON public.iu_outbox_home IS 'There is one row.';
+COMMENT ON CONSTRAINT iu_outbox_home_pkey ON public.iu_outbox_home IS 'The table has one row.';
 
 -- Name: iu_outbox_site iu_outbox_site_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7001,7 +7023,7 @@ ALTER TABLE ONLY public.iu_outbox_site
 
 -- Name: CONSTRAINT iu_outbox_site_pkey ON iu_outbox_site; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_outbox_site_pkey ON public.iu_outbox_site IS 'A site is known once.';
+COMMENT ON CONSTRAINT iu_outbox_site_pkey ON public.iu_outbox_site IS 'A site is listed once.';
 
 -- Name: iu_retention_policy iu_retention_policy_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7010,7 +7032,7 @@ ALTER TABLE ONLY public.iu_retention_policy
 
 -- Name: CONSTRAINT iu_retention_policy_pkey ON iu_retention_policy; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_retention_policy_pkey ON public.iu_retention_policy IS 'One policy each.';
+COMMENT ON CONSTRAINT iu_retention_policy_pkey ON public.iu_retention_policy IS 'Each kind of rows has one policy.';
 
 -- Name: iu_route_attempt iu_route_attempt_key_unique; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7019,7 +7041,7 @@ ALTER TABLE ONLY public.iu_route_attempt
 
 -- Name: CONSTRAINT iu_route_attempt_key_unique ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_attempt_key_unique ON public.iu_route_attempt IS 'Exactly one decision per event, route and attempt.';
+COMMENT ON CONSTRAINT iu_route_attempt_key_unique ON public.iu_route_attempt IS 'Each event, route and attempt number has exactly one row.';
 
 -- Name: iu_route_attempt iu_route_attempt_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7028,7 +7050,7 @@ ALTER TABLE ONLY public.iu_route_attempt
 
 -- Name: CONSTRAINT iu_route_attempt_pkey ON iu_route_attempt; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_attempt_pkey ON public.iu_route_attempt IS 'Order of writing.';
+COMMENT ON CONSTRAINT iu_route_attempt_pkey ON public.iu_route_attempt IS 'Attempts are numbered in order of writing.';
 
 -- Name: iu_route_dead_letter iu_route_dead_letter_key_unique; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7037,7 +7059,7 @@ ALTER TABLE ONLY public.iu_route_dead_letter
 
 -- Name: CONSTRAINT iu_route_dead_letter_key_unique ON iu_route_dead_letter; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_dead_letter_key_unique ON public.iu_route_dead_letter IS 'One dead letter per event and route.';
+COMMENT ON CONSTRAINT iu_route_dead_letter_key_unique ON public.iu_route_dead_letter IS 'An event has one dead letter for each route.';
 
 -- Name: iu_route_dead_letter iu_route_dead_letter_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7064,7 +7086,7 @@ ALTER TABLE ONLY public.iu_route_worker_cursor
 
 -- Name: CONSTRAINT iu_route_worker_cursor_pkey ON iu_route_worker_cursor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_route_worker_cursor_pkey ON public.iu_route_worker_cursor IS 'One cursor a worker.';
+COMMENT ON CONSTRAINT iu_route_worker_cursor_pkey ON public.iu_route_worker_cursor IS 'A worker has one cursor.';
 
 -- Name: iu_trace_cursor iu_trace_cursor_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7073,7 +7095,7 @@ ALTER TABLE ONLY public.iu_trace_cursor
 
 -- Name: CONSTRAINT iu_trace_cursor_pkey ON iu_trace_cursor; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_trace_cursor_pkey ON public.iu_trace_cursor IS 'One cursor an export.';
+COMMENT ON CONSTRAINT iu_trace_cursor_pkey ON public.iu_trace_cursor IS 'An export has one cursor.';
 
 -- Name: iu_tree_path iu_tree_path_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7082,7 +7104,7 @@ ALTER TABLE ONLY public.iu_tree_path
 
 -- Name: CONSTRAINT iu_tree_path_pkey ON iu_tree_path; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_tree_path_pkey ON public.iu_tree_path IS 'A unit has one place.';
+COMMENT ON CONSTRAINT iu_tree_path_pkey ON public.iu_tree_path IS 'A unit has one place in the tree.';
 
 -- Name: unit_version unit_version_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -7100,7 +7122,7 @@ ALTER TABLE ONLY public.unit_version
 
 -- Name: CONSTRAINT unit_version_seq_unique ON unit_version; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT unit_version_seq_unique ON public.unit_version IS 'One version a number.';
+COMMENT ON CONSTRAINT unit_version_seq_unique ON public.unit_version IS 'A unit has one version for each number.';
 
 -- Name: event_outbox_order_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7108,7 +7130,7 @@ CREATE INDEX event_outbox_order_idx ON public.event_outbox USING btree (event_do
 
 -- Name: INDEX event_outbox_order_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.event_outbox_order_idx IS 'Serves paging through a large tick in order, without sorting it for every page.';
+COMMENT ON INDEX public.event_outbox_order_idx IS 'Paging through a large tick in order, without sorting it for every page.';
 
 -- Name: event_outbox_tick_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7116,7 +7138,7 @@ CREATE INDEX event_outbox_tick_idx ON public.event_outbox USING btree (event_dom
 
 -- Name: INDEX event_outbox_tick_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.event_outbox_tick_idx IS 'Serves the tick: events of given transactions, and of all that began after a snapshot.';
+COMMENT ON INDEX public.event_outbox_tick_idx IS 'Reading a tick: events of given transactions, and of all transactions after a snapshot.';
 
 -- Name: iu_route_attempt_tick_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7124,7 +7146,7 @@ CREATE INDEX iu_route_attempt_tick_idx ON public.iu_route_attempt USING btree (x
 
 -- Name: INDEX iu_route_attempt_tick_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_attempt_tick_idx IS 'Serves readers of the audit: attempts of given transactions, and of all that began after a snapshot.';
+COMMENT ON INDEX public.iu_route_attempt_tick_idx IS 'For readers of attempts: attempts of given transactions, and of all transactions after a snapshot.';
 
 -- Name: iu_route_dead_letter_age_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7132,7 +7154,7 @@ CREATE INDEX iu_route_dead_letter_age_idx ON public.iu_route_dead_letter USING b
 
 -- Name: INDEX iu_route_dead_letter_age_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_dead_letter_age_idx IS 'All dead letters by age, the resolved ones included.';
+COMMENT ON INDEX public.iu_route_dead_letter_age_idx IS 'All dead letters by age, including the resolved ones.';
 
 -- Name: iu_route_dead_letter_kind_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7156,7 +7178,7 @@ CREATE INDEX iu_route_dead_letter_tick_idx ON public.iu_route_dead_letter USING 
 
 -- Name: INDEX iu_route_dead_letter_tick_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_dead_letter_tick_idx IS 'Serves readers of the audit: dead letters of given transactions, and of all that began after a snapshot.';
+COMMENT ON INDEX public.iu_route_dead_letter_tick_idx IS 'For readers of dead letters: dead letters of given transactions, and of all transactions after a snapshot.';
 
 -- Name: iu_route_delivery_due_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7164,7 +7186,7 @@ CREATE INDEX iu_route_delivery_due_idx ON public.iu_route_delivery USING btree (
 
 -- Name: INDEX iu_route_delivery_due_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_delivery_due_idx IS 'What is to be tried again, by when.';
+COMMENT ON INDEX public.iu_route_delivery_due_idx IS 'Deliveries that are to be attempted again, by due time.';
 
 -- Name: iu_route_delivery_event_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7172,7 +7194,7 @@ CREATE UNIQUE INDEX iu_route_delivery_event_idx ON public.iu_route_delivery USIN
 
 -- Name: INDEX iu_route_delivery_event_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_delivery_event_idx IS 'An event is on its way by a route once.';
+COMMENT ON INDEX public.iu_route_delivery_event_idx IS 'A route has at most one pending delivery of an event.';
 
 -- Name: iu_route_delivery_failed_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7180,7 +7202,7 @@ CREATE INDEX iu_route_delivery_failed_idx ON public.iu_route_delivery USING btre
 
 -- Name: INDEX iu_route_delivery_failed_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_delivery_failed_idx IS 'Since when it waits: after a clock was set back, since the future.';
+COMMENT ON INDEX public.iu_route_delivery_failed_idx IS 'Deliveries by failed_at: finds times in the future after the clock was set back.';
 
 -- Name: iu_route_delivery_subject_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7188,7 +7210,7 @@ CREATE INDEX iu_route_delivery_subject_idx ON public.iu_route_delivery USING btr
 
 -- Name: INDEX iu_route_delivery_subject_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.iu_route_delivery_subject_idx IS 'Whether somebody of the same subject comes first.';
+COMMENT ON INDEX public.iu_route_delivery_subject_idx IS 'The first delivery of a subject, and the deliveries behind it.';
 
 -- Name: event_outbox trg_event_outbox_type_validate; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7196,7 +7218,7 @@ CREATE TRIGGER trg_event_outbox_type_validate BEFORE INSERT ON public.event_outb
 
 -- Name: TRIGGER trg_event_outbox_type_validate ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER trg_event_outbox_type_validate ON public.event_outbox IS 'Nothing enters the log that the registry does not know.';
+COMMENT ON TRIGGER trg_event_outbox_type_validate ON public.event_outbox IS 'Only events of registered types enter the outbox.';
 
 -- Name: unit_version trg_iu_out_version; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7204,7 +7226,7 @@ CREATE TRIGGER trg_iu_out_version AFTER INSERT ON public.unit_version FOR EACH R
 
 -- Name: TRIGGER trg_iu_out_version ON unit_version; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER trg_iu_out_version ON public.unit_version IS 'A new version of a unit is an event.';
+COMMENT ON TRIGGER trg_iu_out_version ON public.unit_version IS 'Each new version of a unit emits an event.';
 
 -- Name: dot_config zz_dot_config_bell; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7214,7 +7236,7 @@ ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_bell;
 
 -- Name: TRIGGER zz_dot_config_bell ON dot_config; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_dot_config_bell ON public.dot_config IS 'A gate that opens or closes wakes the consumer, so that it obeys at once.';
+COMMENT ON TRIGGER zz_dot_config_bell ON public.dot_config IS 'Wakes the consumer when a gate is opened or closed, so that the change takes effect at once.';
 
 -- Name: dot_config zz_dot_config_live_routes; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7224,7 +7246,7 @@ ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_live_routes;
 
 -- Name: TRIGGER zz_dot_config_live_routes ON dot_config; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_dot_config_live_routes ON public.dot_config IS 'A route that is taken off the list is a dry run again, in the same transaction.';
+COMMENT ON TRIGGER zz_dot_config_live_routes ON public.dot_config IS 'Turns a route that is removed from the list back to dry run, in the same transaction.';
 
 -- Name: event_outbox zz_event_outbox_bell; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7240,7 +7262,7 @@ ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_bell;
 
 -- Name: TRIGGER zz_event_outbox_bell ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_event_outbox_bell ON public.event_outbox IS 'Wakes the consumer of a domain at commit, once a transaction, and only if it sleeps.';
+COMMENT ON TRIGGER zz_event_outbox_bell ON public.event_outbox IS 'Wakes the consumer of a domain at commit, once for each transaction and domain, and only if a consumer is armed.';
 
 -- Name: event_outbox zz_event_outbox_restamp; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7250,7 +7272,7 @@ ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_restamp;
 
 -- Name: TRIGGER zz_event_outbox_restamp ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_event_outbox_restamp ON public.event_outbox IS 'An event that moves to another domain is new there: without a new stamp its cursor would have passed it.';
+COMMENT ON TRIGGER zz_event_outbox_restamp ON public.event_outbox IS 'Stamps an event that moves to another domain, because the cursor of that domain may have passed its old position.';
 
 -- Name: event_outbox zz_event_outbox_stamp; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7260,7 +7282,7 @@ ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_stamp;
 
 -- Name: TRIGGER zz_event_outbox_stamp ON event_outbox; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_event_outbox_stamp ON public.event_outbox IS 'Nothing enters the log unstamped, not even under session_replication_role = replica.';
+COMMENT ON TRIGGER zz_event_outbox_stamp ON public.event_outbox IS 'Stamps every inserted event, even under session_replication_role = replica.';
 
 -- Name: iu_outbound_route zz_iu_outbound_route_guard; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7270,7 +7292,7 @@ ALTER TABLE public.iu_outbound_route ENABLE ALWAYS TRIGGER zz_iu_outbound_route_
 
 -- Name: TRIGGER zz_iu_outbound_route_guard ON iu_outbound_route; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TRIGGER zz_iu_outbound_route_guard ON public.iu_outbound_route IS 'No route delivers that is not on the list.';
+COMMENT ON TRIGGER zz_iu_outbound_route_guard ON public.iu_outbound_route IS 'A route that is not on the list of live routes cannot deliver.';
 
 -- Name: iu_tree_path iu_tree_path_unit_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -7279,7 +7301,7 @@ ALTER TABLE ONLY public.iu_tree_path
 
 -- Name: CONSTRAINT iu_tree_path_unit_fkey ON iu_tree_path; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_tree_path_unit_fkey ON public.iu_tree_path IS 'Only units have places.';
+COMMENT ON CONSTRAINT iu_tree_path_unit_fkey ON public.iu_tree_path IS 'Only units have a place in the tree.';
 
 -- Name: unit_version unit_version_unit_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -7288,7 +7310,7 @@ ALTER TABLE ONLY public.unit_version
 
 -- Name: CONSTRAINT unit_version_unit_fkey ON unit_version; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT unit_version_unit_fkey ON public.unit_version IS 'A version has a unit.';
+COMMENT ON CONSTRAINT unit_version_unit_fkey ON public.unit_version IS 'A version belongs to a unit.';
 
 -- Name: COLUMN iu_route_worker_cursor.event_domain; Type: ACL; Schema: public; Owner: -
 
