@@ -1,14 +1,13 @@
-"""iu-listen: listens to a PostgreSQL outbox, routes what it finds, and can be seen doing it.
+"""iu-listen: reads a PostgreSQL transactional outbox, routes its events and delivers them, with traces and metrics.
 
-The map of the house, in the order of an event's way:
+The packages:
 
-    model/      what things are                        flow/       what happens, in order
-    postgres/   where it is kept                       telemetry/  how it is seen
-    targets/    where it is delivered to
-    app.py      where the rooms meet                   cli/        how people come in
-    embedded.py a real PostgreSQL without installing one
+    model/      data types                             flow/       control flow of the consumer
+    postgres/   sessions and queries                   telemetry/  logs, metrics, traces
+    targets/    targets of routes                      cli/        commands
+    app.py      assembles the parts                    embedded.py a PostgreSQL server without an installation
 
-SQL lives in sql/, not in strings. docs/map.md walks through it in five minutes.
+SQL is in the files of sql/, not in Python strings. docs/map.md is a guide to the code.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Consumer and Settings, which whoever only writes events does not pay for."""
+    """Import Consumer and Settings at their first use, so that a program that only writes events starts faster."""
     if name == "Consumer":
         from iu_listen.app import Consumer  # noqa: PLC0415
 

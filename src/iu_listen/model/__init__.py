@@ -1,4 +1,4 @@
-"""What things are: facts, settings, observations, errors.
+"""The data types: facts, settings, deliveries, observations, errors.
 
-Standard library only; nothing here waits or reads a clock.
+It uses only the standard library, and it neither waits nor reads a clock.
 """

@@ -1,11 +1,11 @@
-"""What can go wrong, by situation. Foreign exceptions become one of these at the border of a room, nowhere else.
+"""The errors of iu-listen. Each package translates foreign exceptions into these at its boundary, and nowhere else.
 
 IuListenError
-├── ConfigurationError      exit 2: what was typed or set cannot work
-├── DatabaseUnreachable     exit 3: there is no session to be had
-├── Refused                 exit 1: the answer is no, and nothing was changed
-└── SessionLost             never leaves the consumer: a session ended, another one is tried
-    └── NoAnswer            nothing came back in time: the path may be dead
+├── ConfigurationError      exit 2: arguments, settings or installation cannot work
+├── DatabaseUnreachable     exit 3: no session can be opened
+├── Refused                 exit 1: the request was refused, and nothing was changed
+└── SessionLost             never leaves the consumer: a session ended, and a new one is opened
+    └── NoAnswer            no answer within the deadline: the network path may be broken
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import ClassVar
 
 
 class IuListenError(Exception):
-    """Base of everything that we raise on purpose: what is wrong, and what to do about it.
+    """Base of all errors that iu-listen raises on purpose.
 
     Args:
-        message: What is wrong, one sentence, without secrets.
-        hint: What to do about it; empty when there is nothing to say.
+        message: The error, in one sentence, without secrets.
+        hint: Advice for the operator; empty: there is none.
     """
 
     exit_code: ClassVar[int] = 1
@@ -32,9 +32,10 @@ class IuListenError(Exception):
 
 
 def words(error: BaseException) -> str:
-    """What is wrong, for a line of the log: our own words, else the kind of somebody else's, and where it was raised.
+    """Description of an error for a line of the log.
 
-    Not its text: that may hold what was being worked on, a token among it.
+    For an IuListenError it is the message, for any other error the name of its class and the place where it was raised.
+    The text of other errors is left out, because it may contain data that was processed, for example a token.
     """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -46,24 +47,24 @@ def words(error: BaseException) -> str:
 
 
 class ConfigurationError(IuListenError):
-    """What was typed, set or installed cannot work; trying again will not help."""
+    """Arguments, settings or installation cannot work; a retry will not help."""
 
     exit_code = 2
 
 
 class DatabaseUnreachable(IuListenError):
-    """No session to the database: host, port, name, password or network."""
+    """No session to the database can be opened, because of host, port, name, password or network."""
 
     exit_code = 3
 
 
 class Refused(IuListenError):
-    """The answer is no: a check failed, a gate is closed, a rule forbids it. Nothing was changed.
+    """The request was refused: a check failed, a gate is closed, or a rule forbids it. Nothing was changed.
 
     Args:
-        message: What is wrong, one sentence, without secrets.
-        hint: What to do about it; empty when there is nothing to say.
-        sqlstate: The error code of PostgreSQL; empty when the answer is not the database's.
+        message: The error, in one sentence, without secrets.
+        hint: Advice for the operator; empty: there is none.
+        sqlstate: Error code of PostgreSQL; empty: the refusal does not come from the database.
     """
 
     def __init__(self, message: str, hint: str = "", sqlstate: str = "") -> None:
@@ -72,8 +73,8 @@ class Refused(IuListenError):
 
 
 class SessionLost(IuListenError):
-    """A session of the running consumer ended or stopped answering. Another one is tried."""
+    """A session of the running consumer ended or stopped answering. The consumer opens a new one."""
 
 
 class NoAnswer(SessionLost):
-    """Nothing came back within the deadline, neither an answer nor a refusal: the path may be dead."""
+    """Neither an answer nor a refusal came within the deadline: the network path may be broken."""

@@ -1,4 +1,4 @@
-"""What the consumer deals in: worker names, wakes, batches, states."""
+"""Data types of the consumer: worker names, wake-ups, batches, states, blockers, measurements."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NewType
 
 WorkerName = NewType("WorkerName", str)
 
-#: The worker that runtime/060 registers.
+#: The worker that sql/runtime/060 registers.
 DEFAULT_WORKER = WorkerName("iu_outbound_default")
 
-#: The channel that the bell trigger notifies, always with an empty payload.
+#: Channel of the NOTIFY that the trigger of the bell sends. The payload is always empty.
 CHANNEL = "iu_event_outbox"
 
-#: Gates by the short name that people type.
+#: Gates, by the short names that commands accept.
 GATES = {
     "master": "iu_core.routes_master_enabled",
     "worker": "iu_core.route_worker_enabled",
@@ -35,7 +35,7 @@ class Wake(StrEnum):
 
 
 class State(StrEnum):
-    """What a consumer says of itself in its heartbeat."""
+    """The state of a consumer, as its heartbeat reports it."""
 
     STARTING = "starting"
     STANDING_BY = "standing_by"
@@ -50,7 +50,7 @@ class State(StrEnum):
 #: The states in which a consumer looks for events, by the bell or by polling.
 WORKING = frozenset({State.GATE_CLOSED, State.REFUSING, State.IDLE, State.BUSY})
 
-#: What a status that fn_iu_route_worker_run answers means for the consumer.
+#: State of the consumer, by the status that fn_iu_route_worker_run returns.
 STATE_OF_STATUS = {
     "ran": State.IDLE,
     "master_gate_closed": State.GATE_CLOSED,
@@ -68,17 +68,17 @@ class Batch:
         status: ``ran``, ``master_gate_closed``, ``worker_gate_closed``, ``foreign_history`` or ``standby``.
         seen: Events read.
         attempts: Attempts written; suppressed duplicates do not count.
-        skipped: Of these, skipped.
-        delivered: Of the attempts, how many really left.
-        queued: Deliveries that were queued.
-        dead_lettered: Dead letters written.
-        more: True when the page was full: run again at once.
-        reason: Why a worker refuses; empty otherwise.
-        lineage: The history that its transaction belongs to; empty where it wrote nothing.
-        xact_id: Its transaction; 0 where it wrote nothing.
-        seconds: How long the call took.
-        began_ns: When it began, in nanoseconds since 1970; 0: nobody looked at the clock.
-        handed: Deliveries that were handed over at once; they may be older.
+        skipped: Attempts with the status ``skipped``.
+        delivered: Attempts whose target was called in the transaction of the batch and succeeded.
+        queued: Deliveries that the batch queued.
+        dead_lettered: Dead letters that the batch wrote.
+        more: True: the page was full, so the next batch has to run at once.
+        reason: Reason why the worker refuses to run; empty otherwise.
+        lineage: Id of the database history to which the transaction of the batch belongs; empty: it wrote nothing.
+        xact_id: Transaction id of the batch; 0: it wrote nothing.
+        seconds: Duration of the call, in seconds.
+        began_ns: Start of the batch, in nanoseconds since 1970; 0: not measured.
+        handed: Deliveries that were handed over to the dispatcher; older batches may have queued some of them.
     """
 
     status: str
@@ -98,7 +98,7 @@ class Batch:
 
     @classmethod
     def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, handed: int = 0) -> Batch:
-        """Read the JSON answer of the function; ``seconds`` is how long it took, ``began_ns`` when it began."""
+        """Build a batch from the JSON answer of the function; the other arguments are as in the attributes."""
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),
@@ -119,13 +119,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFailure:
-    """How a batch failed, for fn_iu_route_worker_failed.
+    """The failure of a batch, as the argument of fn_iu_route_worker_failed.
 
     Attributes:
-        why: The error.
-        timed_out: It took longer than its deadline.
-        event: Id of the event that made it fail; empty where the error does not say.
-        route: The route that did; empty where the error does not say.
+        why: Text of the error.
+        timed_out: True: the batch exceeded its deadline.
+        event: Id of the event that caused the failure; empty: the error does not name one.
+        route: Code of the route that caused the failure; empty: the error does not name one.
     """
 
     why: str
@@ -136,18 +136,18 @@ class BatchFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Culprit:
-    """Somebody or something that delays or threatens us: a row of v_iu_culprit.
+    """A blocker, which delays or threatens the consumer: one row of v_iu_culprit.
 
     Attributes:
-        what: late_event, vacuum, notify_queue, lease, bell_key or trigger.
-        who: The session, prepared transaction, slot or trigger.
-        effect: What follows from it.
-        pid: Its server process, if it is a session.
-        application: Its application_name.
-        database: The database that it is connected to.
-        state: As pg_stat_activity says it; prepared, disabled, ... where that cannot.
-        seconds: Since when, as an age; None where nobody knows.
-        xids: How many transactions vacuum is held back; None elsewhere.
+        what: Kind: late_event, vacuum, notify_queue, lease, bell_key or trigger.
+        who: Name of the session, prepared transaction, replication slot or trigger.
+        effect: Consequence for the consumer.
+        pid: Process id of the session on the server; None: the blocker is not a session.
+        application: application_name of the session; None: the blocker is not a session.
+        database: Database to which the session is connected; None: unknown.
+        state: State as in pg_stat_activity; for other blockers a word such as prepared or disabled.
+        seconds: Age of the condition, in seconds; None: unknown.
+        xids: Number of transactions by which vacuum is held back; None: the kind is not vacuum.
     """
 
     what: str
@@ -162,7 +162,10 @@ class Culprit:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes it the same one in the next round. The NOTIFY queue has suspects, and they change."""
+        """Identity of the blocker in successive searches.
+
+        For notify_queue it has no name, because the sessions that may cause the condition change.
+        """
         return self.what, "" if self.what == "notify_queue" else self.who
 
 
@@ -172,12 +175,12 @@ class AuditPage:
 
     Attributes:
         status: ``walking``, ``confirming``, ``passed`` (the pass has ended), ``superseded`` or ``refused``.
-        number: Which pass.
-        checked: Events that the pass has looked at so far.
-        missing: Of these, how many lack attempts, or seem to.
-        share: Part of the log that it has walked, from 0 to 1.
-        seconds: How long the pass has taken so far.
-        reason: Why the cursor is not believed; empty otherwise.
+        number: Number of the pass.
+        checked: Number of events that the pass has checked so far.
+        missing: Number of these events that lack attempts, or seem to.
+        share: Fraction of the outbox that the pass has checked, from 0 to 1.
+        seconds: Duration of the pass so far, in seconds.
+        reason: Reason why the cursor is not trusted; empty otherwise.
     """
 
     status: str
@@ -190,7 +193,7 @@ class AuditPage:
 
     @classmethod
     def from_answer(cls, answer: dict[str, Any]) -> AuditPage:
-        """Read the JSON answer of the function."""
+        """Build a page from the JSON answer of the function."""
         return cls(
             status=answer["status"],
             number=answer.get("pass", 0),
@@ -203,19 +206,19 @@ class AuditPage:
 
     @property
     def over(self) -> bool:
-        """Whether there is no next page of this pass."""
+        """Whether this is the last page of its pass."""
         return self.status not in ("walking", "confirming")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One figure of the database: a row of fn_iu_measure.
+    """One measured value of the database: a row of fn_iu_measure.
 
     Attributes:
         what: ``gate`` and ``healthy`` (0 or 1), ``notification_queue`` (0 to 1), ``lag_items`` or ``lag_seconds``.
-        part: Which gate, or what is waited for; None where there are no parts.
-        figure: The figure.
-        worker: Whose; None: of all.
+        part: The gate, or the stage of a lag; None: the value has no parts.
+        figure: The value.
+        worker: Name of the worker; None: the value holds for the whole database.
     """
 
     what: str
@@ -226,12 +229,13 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What was measured at one time.
+    """The measurements of one moment.
 
     Attributes:
-        measures: Figures of the database.
-        latencies: How late decisions since the last time were, in seconds; a sample of the youngest.
-        since_commit: They count from commit to commit; False: from insert to decision.
+        measures: Values of the database.
+        latencies: Latencies of decisions since the last measurement, in seconds: a sample of the newest ones.
+        since_commit: True: latencies count from the commit of the event to the commit of the decision. False: from the
+            insert of the event to the decision.
     """
 
     measures: tuple[Measure, ...]
@@ -241,7 +245,14 @@ class Survey:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What one consumer has done since it started; part of its heartbeat."""
+    """Counters of one consumer since its start; part of its heartbeat.
+
+    Attributes:
+        events: Number of events that were read.
+        wakes: Number of batches by the name of their Wake, and of lost wake-ups by the name ``lost``.
+        last_wake: Reason of the last batch; None: there was no batch.
+        last_wake_at: Time of the last batch, in UTC; None: there was no batch.
+    """
 
     events: int = 0
     wakes: dict[str, int] = field(default_factory=dict)
@@ -249,5 +260,5 @@ class Tally:
     last_wake_at: datetime | None = None
 
     def count(self, name: str) -> None:
-        """Add one to the wakes of this name."""
+        """Add one to the counter of this name in ``wakes``."""
         self.wakes[name] = self.wakes.get(name, 0) + 1

@@ -1,4 +1,4 @@
-"""Which version this is; pyproject.toml says the same."""
+"""The version of iu-listen. pyproject.toml has the same value."""
 
 from __future__ import annotations
 
