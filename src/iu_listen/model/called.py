@@ -1,7 +1,7 @@
-"""What a delivery calls: as the audit keeps it, and as the span of the call is named.
+"""The text that identifies a called target in the audit, and the span of a call that is derived from it.
 
-A text such as ``workflow crm``, ``POST https://example.com:8443`` or ``kafka://one:9092/orders``. It is stored and
-exported, so it has neither user nor password nor query, and of a URL not even the path: each may hold a secret.
+Examples: ``workflow crm``, ``POST https://example.com:8443``, ``kafka://one:9092/orders``. The text is stored and
+exported. So it contains no user, password or query, and no path of an HTTP URL, because each may contain a secret.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-#: Schemes of brokers, and what OpenTelemetry calls each system.
+#: URL schemes of brokers, with the name of each system in OpenTelemetry.
 BROKERS: Final[Mapping[str, str]] = {
     "kafka": "kafka", "nats": "nats", "tls": "nats",
     "redis": "redis", "rediss": "redis", "valkey": "redis", "valkeys": "redis",
 }  # fmt: skip
-#: The port where an address names none.
+#: Default ports, by scheme.
 PORTS: Final[Mapping[str, int]] = {
     "http": 80, "https": 443, "kafka": 9092, "nats": 4222, "tls": 4222,
     "redis": 6379, "rediss": 6379, "valkey": 6379, "valkeys": 6379,
 }  # fmt: skip
-#: Longest text, in characters.
+#: Longest text, in characters. Longer texts are cut off.
 LONGEST: Final = 500
 
 
 def called(kind: str, reference: str, options: Mapping[str, Any]) -> str:
-    """What a route calls, as text; empty: its address is none, and nothing can be called.
+    """The text of a route's target; empty: its address is not valid, so nothing can be called.
 
     Args:
         kind: ``target_kind`` of the route.
@@ -58,18 +58,18 @@ def _called(kind: str, reference: str, method: str, stream: str) -> str:
 
 
 def in_process(text: str) -> bool:
-    """Whether what called() has made is a coroutine: the attempt is the span of its work, and no call has one."""
+    """Whether a text of called() names a coroutine. Its span is the attempt, and there is no span of the call."""
     return text.startswith("workflow ")
 
 
 class Callee(NamedTuple):
-    """The same, as OpenTelemetry's conventions want it.
+    """A called target, by the semantic conventions of OpenTelemetry.
 
     Attributes:
         kind: Kind of the span: ``client`` or ``producer``.
-        name: Its name.
-        attributes: What is the same in every call.
-        destination: Of a message, where it goes; it may have placeholders. Empty: it is no message.
+        name: Name of the span.
+        attributes: Attributes that are equal for every call of this target.
+        destination: Destination of a message, which may contain placeholders; empty: the target is not a broker.
     """
 
     kind: str
@@ -80,18 +80,19 @@ class Callee(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def callee(text: str) -> Callee:
-    """What called() has made, of what is not in this process.
+    """The Callee for a text of called(), for a target outside of this process.
 
-    HTTP: https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client-span; messages: a message that
-    carries the context of its own ``send`` span makes that a producer.
+    HTTP: https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-client-span. Messaging: a ``send`` span
+        whose
+    context is carried by its message has the kind producer.
     """
     head, _, address = text.rpartition(" ")
     scheme, _, rest = address.partition("://")
     hosts, _, path = rest.partition("/")
     found: dict[str, str | int] = {"iu.target": text, **_server(scheme, hosts)}
     if scheme in ("http", "https"):
-        # The path is not kept; so the URL says where it was cut.
-        # Of a call that ended the process only the server is known.
+        # The path is not stored, so the URL shows where it was cut off.
+        # For a call that ended the process only the server is known, and not the method.
         found |= {"http.request.method": head or "_OTHER", "url.full": f"{address}/REDACTED"}
         return Callee("client", head or "HTTP", found)
     if scheme not in BROKERS:
@@ -104,20 +105,20 @@ def callee(text: str) -> Callee:
 
 
 def destination_of(template: str, event_domain: str | None, event_type: str | None) -> str | None:
-    """Where an event goes, of a destination that may have placeholders; None: not all of it is known."""
+    """Fill in the placeholders of a destination for one event; None: a value is not known."""
     known = {"domain": event_domain, "type": event_type}
     parts = re.split(r"\{(\w+)\}", template)
     for number in range(1, len(parts), 2):
         value = known.get(parts[number])
         if value is None:
             return None
-        # As the target replaces them: one placeholder is one token.
+        # Like the target does it: a value becomes one token of the destination.
         parts[number] = re.sub(r"[^A-Za-z0-9_-]", "_", value) or "_"
     return "".join(parts)
 
 
 def _server(scheme: str, hosts: str) -> Mapping[str, str | int]:
-    """The server, where there is one; of several nobody knows which took the call."""
+    """Attributes of the server; empty for several servers, because the one that took the call is not known."""
     found = re.fullmatch(r"(\[[^\]]*\]|[^:,]*)(?::(\d+))?", hosts)
     if found is None or not found[1]:
         return {}

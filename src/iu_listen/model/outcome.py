@@ -1,8 +1,8 @@
-"""What is recorded of an attempt, whatever the target raised: a pure function that accepts every exception.
+"""The outcome of an attempt: a pure function of the exception that the target raised, of any class.
 
-The code of a target belongs to its user. Its exceptions may have a reason that is no text, a delay that is no number,
-or an attribute that raises when it is read. Whatever they are, the outcome is one that the database accepts: text
-without NUL and without surrogates, a delay that is finite and bounded.
+A target is user code. Its exceptions may have a reason that is not text, a delay that is not a number, or an attribute
+that raises when it is read. In every case the outcome is valid for the database: text without NUL and without
+surrogates, and a delay that is finite and bounded.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any, Final
 from iu_listen.model.delivery import DeliveryError, Result
 from iu_listen.model.errors import words
 
-#: Longest detail and longest code of a failure that are kept, in characters.
+#: Longest detail and longest code of a failure that are stored, in characters.
 LONGEST_DETAIL: Final = 1000
 LONGEST_CODE: Final = 100
 #: Longest delay that a target may ask for, in seconds.
 LONGEST_DELAY: Final = 86_400.0
 
-#: Operating system errors that mean: the host cannot be reached.
+#: Error numbers of the operating system for a host that cannot be reached.
 _UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 #: Characters that PostgreSQL does not store in text: NUL, and halves of surrogate pairs.
 _NOT_STORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
 def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | None]:
-    """The outcome of an attempt that ended with this error; None: it ended without one.
+    """The outcome of an attempt.
 
-    The text of an error that is not a DeliveryError is not kept, because it may hold data that was being worked on.
+    The text of an error that is not a DeliveryError is not stored, because it may contain data that was processed.
 
     Args:
-        error: What the target raised, of any class and with any attributes.
+        error: Exception that the target raised, of any class and with any attributes; None: it raised none.
 
     Returns:
         Result, code (at most LONGEST_CODE characters), detail (at most LONGEST_DETAIL characters), and the delay that
@@ -61,7 +61,7 @@ def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | N
 
 
 def clean(value: object, longest: int) -> str:
-    """Text that PostgreSQL stores, at most ``longest`` characters, of any value; None becomes empty text."""
+    """Convert any value into text that PostgreSQL can store, of at most ``longest`` characters; None becomes empty."""
     if value is None:
         return ""
     try:
@@ -72,7 +72,7 @@ def clean(value: object, longest: int) -> str:
 
 
 def delay(value: object) -> float | None:
-    """Seconds from 0 to LONGEST_DELAY, of a number, a text with a number, or a timedelta; None: it is none of these."""
+    """Convert a number, a text with a number, or a timedelta into seconds from 0 to LONGEST_DELAY; else None."""
     if value is None:
         return None
     try:
