@@ -1,9 +1,9 @@
-"""Where a database is: the one way in for every connection string, service file and PG* variable.
+"""The address of a database: parses connection strings, service files and PG* variables.
 
-Takes what libpq takes: a URI, or ``name=value`` pairs. What is said in the string wins over the service file, and that
-over the environment. Every parameter of libpq either does what it does there or is refused by its name; a name that
-libpq does not have is a setting for the server. No error holds any value: whatever a string is taken for, a part of it
-may be a password.
+It accepts the forms of libpq: a URI, or ``name=value`` pairs. A value in the connection string takes precedence over
+the service file, and the service file over the environment. Each parameter of libpq either has the meaning that it has
+in libpq, or is refused by its name; a name that libpq does not know is a setting of the server. Error messages contain
+no values, because any part of a connection string may be a password.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from iu_listen.model.errors import ConfigurationError
 
-#: Parameters of libpq that also come from the environment.
+#: Parameters of libpq that have an environment variable, with its name.
 VARIABLES: Final = {
     "host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER",
     "password": "PGPASSWORD", "passfile": "PGPASSFILE", "service": "PGSERVICE", "options": "PGOPTIONS",
@@ -34,7 +34,7 @@ VARIABLES: Final = {
     "min_protocol_version": "PGMINPROTOCOLVERSION", "max_protocol_version": "PGMAXPROTOCOLVERSION",
 }  # fmt: skip
 
-#: Parameters that the driver obeys.
+#: Parameters that the driver supports.
 DRIVER: Final = frozenset({
     "user", "password", "passfile", "dbname", "options", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl",
     "sslpassword", "sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib",
@@ -42,7 +42,7 @@ DRIVER: Final = frozenset({
 
 SECRETS: Final = ("password", "sslpassword")
 
-#: Parameters that change nothing here with these values, and cannot be obeyed with any other.
+#: Parameters that are not supported, with the values that are accepted because they change nothing.
 ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "channel_binding": ("disable", "prefer"), "gssencmode": ("disable", "prefer"), "gssdelegation": ("0",),
     "sslsni": ("1",), "sslcompression": ("0",), "sslcertmode": ("allow",), "requiressl": ("0",), "requirepeer": (),
@@ -52,7 +52,7 @@ ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "scram_server_key": (), "sslcrldir": (), "authtype": (), "tty": (), "sslkeylogfile": (),
 }  # fmt: skip
 
-#: Parameters whose value is one of a few.
+#: Parameters with a fixed list of values.
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
@@ -60,11 +60,11 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "load_balance_hosts": ("disable", "random"),
     "keepalives": ("0", "1"),
 }
-#: Parameters that are numbers.
+#: Parameters with a whole number as value.
 NUMBERS: Final = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
-#: Parameters that name a file which has to be there.
+#: Parameters that name a file, which must exist.
 FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
-#: Our sessions have names of their own, by which we find them.
+#: Parameters that are ignored: each session has a fixed application_name by which iu-listen finds it.
 NAMED_BY_US: Final = ("application_name", "fallback_application_name")
 
 OTHERS: Final = frozenset({"host", "hostaddr", "port", "service", "servicefile"})
@@ -78,13 +78,13 @@ HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A database, and how to reach it. Its ``repr`` shows no secret.
+    """A database and its connection parameters. Its ``repr`` shows no secret.
 
     Attributes:
-        hosts: Host and port of each server, in the order in which they are tried; empty: the driver's defaults.
-        driver: What the driver is told: user, password, database, TLS; without a host the port, too.
-        settings: What the server is told.
-        reach: How the network is treated: connect_timeout, keepalives and so on.
+        hosts: Host and port of each server, in the order of the tries; empty: the defaults of the driver.
+        driver: Parameters for the driver: user, password, database, TLS; without a host also the port.
+        settings: Settings for the server.
+        reach: Parameters of the network connection: connect_timeout, keepalives and so on.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -93,12 +93,16 @@ class Address:
     reach: Mapping[str, str]
 
     def uri(self, host: tuple[str, int] | None) -> str:
-        """A URI for the driver and one server, in a form that has one meaning."""
+        """A URI for the driver and one server, in an unambiguous form.
+
+        Args:
+            host: Host and port of the server; None: the defaults of the driver.
+        """
         place = {"host": host[0], "port": str(host[1])} if host else {}
         return _written({**self.driver, **place, **self.settings})
 
     def without_secrets(self, database: str) -> str:
-        """A URI for the programs of PostgreSQL: all servers, this database, and no secret."""
+        """A URI for the programs of PostgreSQL, with all servers, this database, and no secret."""
         place = {"dbname": database}
         if self.hosts:
             place["host"] = ",".join(host for host, _ in self.hosts)
@@ -107,7 +111,7 @@ class Address:
         return _written({**kept, **self.reach, **place})
 
     def scrub(self, text: str) -> str:
-        """A text without our secrets, in the forms in which they may stand in it."""
+        """The text with each secret of this address masked, in plain, URL-encoded and Python-escaped form."""
         for name in SECRETS:
             secret = self.driver.get(name)
             if secret:
@@ -121,20 +125,20 @@ def _written(parameters: Mapping[str, str]) -> str:
 
 
 def parse(dsn: str | None, environ: Mapping[str, str]) -> Address:
-    """Understand a connection string.
+    """Parse a connection string.
 
     Args:
-        dsn: The string; None or empty: the environment alone.
-        environ: Where the PG* variables are.
+        dsn: The connection string; None or empty: use only the environment.
+        environ: Environment with the PG* variables.
 
     Raises:
-        ConfigurationError: naming the parameter or the part, and never a value.
+        ConfigurationError: the string is not valid. The message names the parameter or the part, and never a value.
     """
     said = _said(dsn) if dsn else {}
     inherited = {name: environ[variable] for name, variable in VARIABLES.items() if environ.get(variable)}
     service = said.get("service") or inherited.get("service")
     served = _service(service, said.get("servicefile"), environ) if service else {}
-    # Each says all about the server: an address that another one names is that of another server.
+    # A source that names a host or an address overrides both of a weaker source, which may mean another server.
     if {"host", "hostaddr"} & said.keys():
         served = {name: v for name, v in served.items() if name not in ("host", "hostaddr")}
     if {"host", "hostaddr"} & (said.keys() | served.keys()):
@@ -154,11 +158,11 @@ def _wrong(what: str) -> ConfigurationError:
     return ConfigurationError(f"the connection string does not parse: {what}", HINT)
 
 
-# -- the two forms of a string -----------------------------------------------------------------------------------
+# -- the two forms of a connection string ------------------------------------------------------------------------
 
 
 def _said(dsn: str) -> dict[str, str]:
-    """Parameters of a string by libpq's names."""
+    """Parameters of a connection string, by the names of libpq."""
     scheme, mark, rest = dsn.partition("://")
     if mark and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
         if scheme not in ("postgresql", "postgres"):
@@ -170,7 +174,7 @@ def _said(dsn: str) -> dict[str, str]:
 def _uri(rest: str) -> dict[str, str]:
     found: dict[str, str] = {}
     authority, path, query = re.fullmatch(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
-    # A character of a password that ends the part which it stands in moves what follows into the next part.
+    # An unescaped / or ? or # in a password ends the authority part, so the rest of it appears in a later part.
     if "#" in query:
         raise _wrong("it has a #, which is %23 in a password")
     if "@" in path or ("@" in query and not path and "@" not in authority):
@@ -198,7 +202,7 @@ def _uri(rest: str) -> dict[str, str]:
 
 
 def _server(text: str) -> tuple[str, str]:
-    """Host and port of one server, which may be an IPv6 address in brackets."""
+    """Host and port of one server. The host may be an IPv6 address in brackets; the port may be empty."""
     found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:\[\]]*)(?::(.*))?", text)
     if not found:
         raise _wrong("a host is neither a name nor an address; a [ or ] in a password is %5B or %5D")
@@ -225,7 +229,7 @@ def _name(name: str) -> str:
     return name
 
 
-# -- what the parameters say -------------------------------------------------------------------------------------
+# -- values of the parameters ------------------------------------------------------------------------------------
 
 
 def _check(options: Mapping[str, str]) -> None:
@@ -265,7 +269,12 @@ def _hosts(options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
 
 
 def _service(service: str, named: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a service file says. A service that is not there is an error: the defaults would be another database."""
+    """Parameters of a service in a service file.
+
+    Raises:
+        ConfigurationError: the service was not found, because the defaults would name another database; or a file does
+            not parse.
+    """
     places: list[str | None] = [named or environ.get("PGSERVICEFILE")]
     if not places[0]:
         home, system = environ.get("HOME"), environ.get("PGSYSCONFDIR")

@@ -1,7 +1,7 @@
-"""What a route may reach of the process that delivers: its secrets, its files, and hosts that are not public.
+"""Access of routes to resources of the consumer: to its secrets, its files, and hosts that are not public.
 
-A route is a row that many may write. So the process says what may be reached (``IU_LISTEN_SECRETS``,
-``IU_LISTEN_ALLOW_PRIVATE``), and the route only names it.
+A route is a database row, and many roles may be able to write it. So the settings of the consumer define the allowed
+resources (``IU_LISTEN_SECRETS``, ``IU_LISTEN_ALLOW_PRIVATE``), and a route only names them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from iu_listen.model.errors import ConfigurationError
 
-#: Largest file of a secret, and of certificates, in bytes.
+#: Largest file with a secret, and largest file with certificates, in bytes.
 MAX_SECRET: Final = 65_536
 MAX_CA: Final = 1 << 20
 
 
 class Secret:
-    """A secret that shows itself to nobody who does not ask for it by name."""
+    """A secret whose value is available only by reveal(). Text forms show its name, and it cannot be pickled."""
 
     __slots__ = ("_value", "name")
 
@@ -30,7 +30,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """The value of the secret."""
         return self._value
 
     def __repr__(self) -> str:
@@ -44,12 +44,12 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Where secrets come from: the environment, or files. Routes name them, and never hold them.
+    """Reads secrets from the environment or from files. A route contains the name of a secret, never its value.
 
     Args:
         environ: The environment.
-        allowed: What a route may name: names of variables, prefixes of names (``CRM_*``), and directories
-            (``/run/secrets``); None: everything, for a program that writes its routes itself.
+        allowed: Names that a route may use: variables, prefixes of variables (``CRM_*``), and directories
+            (``/run/secrets``). None: everything, for a program that writes its routes itself.
         allow_private: Networks (CIDR, or one address) and names of hosts that a route may reach although they are not
             public.
     """
@@ -59,11 +59,14 @@ class Secrets:
     allow_private: tuple[str, ...] = ()
 
     def get(self, name: str) -> Secret:
-        """The secret that ``env:NAME`` or ``file:/path`` names; of a file, without white space at its ends.
+        """Read a secret.
+
+        Args:
+            name: ``env:NAME`` or ``file:/path``. White space at both ends of a file is removed.
 
         Raises:
-            ConfigurationError: there is none, the process does not allow it, or it is no such name. The text says the
-                name, never the value.
+            ConfigurationError: the secret does not exist or is empty, the settings do not allow it, or ``name`` has
+                another form. The message contains the name, never the value.
         """
         scheme, _, rest = name.partition(":")
         if scheme == "env" and rest:
@@ -82,7 +85,7 @@ class Secrets:
             if value:
                 return Secret(name, value)
             raise ConfigurationError(f"the secret in {rest} is empty")
-        # Whoever wrote the secret itself into the route must not read it in the log, too.
+        # The text may be the secret itself, so the message does not contain it.
         raise ConfigurationError(
             "a secret must be given by its place, env:NAME or file:/path", "Never by itself: routes are read by many."
         )
@@ -98,7 +101,7 @@ class Secrets:
         )
 
     def _checked_path(self, path: str) -> Path:
-        """The file, with all links followed: a link inside of a directory must not lead out of it."""
+        """The path with all links resolved, because a link in an allowed directory must not lead out of it."""
         real = Path(os.path.realpath(path))
         directories = [entry for entry in self.allowed or () if entry.startswith("/")]
         if self.allowed is None or any(real.is_relative_to(os.path.realpath(one)) for one in directories):
@@ -110,18 +113,18 @@ class Secrets:
 
 
 def entries(text: str | None) -> tuple[str, ...]:
-    """The entries of a setting that is a list with commas."""
+    """The entries of a setting that is a comma-separated list."""
     return tuple(entry.strip() for entry in (text or "").split(",") if entry.strip())
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """A small regular file. Neither a device nor a pipe is waited for, and no link is followed.
+    """Read a small regular file. The call never waits for a device or a pipe, and follows no link.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, or larger than ``most`` bytes.
+        OSError: the file cannot be read.
+        ValueError: it is not a regular file, or it is larger than ``most`` bytes.
     """
-    # Without O_NONBLOCK a pipe would be waited for until it has a writer.
+    # Without O_NONBLOCK, open() of a pipe waits until the pipe has a writer.
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(opened, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
@@ -135,10 +138,13 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def read_ca(path: str | None) -> str | None:
-    """The certificates (PEM) of a file; None: those of the system are meant. Raises as read_file() does."""
+    """The certificates (PEM) in a file; None: use those of the system. It raises as read_file() does."""
     return read_file(Path(path).resolve(), MAX_CA).decode("ascii") if path else None
 
 
 def _why(error: Exception) -> str:
-    """The kind of an error, or our own words. UnicodeDecodeError is a ValueError, and its text holds the bytes."""
+    """Description of an error: the message of a plain ValueError, else the class name.
+
+    UnicodeDecodeError is a subclass of ValueError, and its message contains the bytes of the secret.
+    """
     return str(error) if type(error) is ValueError else type(error).__name__

@@ -1,7 +1,7 @@
-"""Every setting, in one table: its name, its default, its range and what it means.
+"""All settings in one table, each with its name, default, range and meaning.
 
-A setting comes from the command line, else from its environment variable ``IU_LISTEN_<NAME>``, else from its
-default. The reference in docs/reference/settings.md is checked against this table by a test.
+The value of a setting comes from the command line, else from the environment variable ``IU_LISTEN_<NAME>``, else from
+its default. A test compares docs/reference/settings.md with this table.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from iu_listen.model.facts import DEFAULT_WORKER
 
 PREFIX: Final = "IU_LISTEN_"
 
-#: Any of these means that libpq's own variables name the database.
+#: Variables of libpq that name a database. If one of them is set, the database of libpq is used.
 LIBPQ_VARIABLES: Final = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
 
 
 def mask(text: str) -> str:
-    """Hide the password in every connection string inside ``text``; rather too much of the text than too little.
+    """Mask the password in each connection string inside ``text``. If in doubt, more text is masked.
 
-    A password may hold an @ or a blank, so what stands between the user's colon and the last @ of the line is hidden.
+    A password may contain an @ or a blank, so the text from the colon after the user to the last @ of the line is
+    masked.
     """
     text = re.sub(r"(\w+://[^\s:/@]*:)[^\n]+(@)", r"\1***\2", text)
-    # Where a character of the password ended what is taken for the server, there is no @ behind it.
+    # A password with an unescaped / or ? or # may have no @ after it in this line.
     text = re.sub(r"(\w+://[^\s:/@\[\]]*:)(?!\*\*\*@|\d{1,5}(?:[/,?\s'\"]|$))[^\s'\"]+", r"\1***", text)
     return re.sub(r"(?i)((?:password|passwd|secret)\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&']+)", r"\1***", text)
 
@@ -39,7 +40,7 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
-    """How one process is run. Frozen; its ``repr`` shows no secret. Durations are in seconds."""
+    """The settings of one process. Frozen; its ``repr`` shows no secret. Durations are in seconds."""
 
     dsn: str | None = _setting(None, "Connection string. Without it the PG* variables count, else the embedded server.")
     site: str | None = _setting(
@@ -101,14 +102,14 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Settings:
-        """Build settings from the environment, with what was typed on top.
+        """Build settings from the environment and from overrides, which take precedence.
 
         Args:
             environ: Environment variables; those that do not begin with ``IU_LISTEN_`` are ignored.
             overrides: Values by field name; None counts as not given.
 
         Raises:
-            ConfigurationError: naming every mistake, not only the first.
+            ConfigurationError: a value is not valid. The message names all mistakes, not only the first one.
         """
         typed = {name: value for name, value in (overrides or {}).items() if value is not None}
         mistakes: list[str] = []
@@ -131,7 +132,7 @@ class Settings:
                 mistakes.append(f"{source} must be {mistake}, not {value!r}")
             values[f.name] = value
         settings = cls(**values)
-        # An idle consumer speaks once in catch_up seconds; the server would end its session in between.
+        # An idle consumer uses its session once in catch_up seconds. A shorter session timeout would end it.
         if not settings.lease > settings.catch_up:
             mistakes.append(f"lease ({settings.lease} s) must be longer than catch_up ({settings.catch_up} s)")
         if mistakes:
@@ -143,7 +144,7 @@ def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str:
     if metadata["choices"] and value not in metadata["choices"]:
         return "one of " + ", ".join(map(str, metadata["choices"]))
     low, high = metadata["low"], metadata["high"]
-    # Written so that nan fails too.
+    # This form of the comparison also refuses nan.
     if low is not None and not low <= value <= high:
         return f"from {low:g} to {high:g}"
     return ""

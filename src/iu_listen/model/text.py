@@ -1,8 +1,7 @@
-"""Text that comes from a database, a network or a command line, made safe to show.
+"""Escapes text from a database, a network or a command line, so that it is safe to show.
 
-A terminal obeys control sequences in whatever is written to it: they clear the screen, forge lines, set the title or
-the clipboard. Bidirectional controls show text in another order than it has. None of them may reach a terminal from
-a value.
+A terminal executes control sequences in its input: they clear the screen, forge lines, or set the title or the
+clipboard. Bidirectional controls change the visible order of characters. No value may send them to a terminal.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-#: C0, DEL, C1, lone surrogates, line separators, bidirectional controls, and characters that are not visible at all.
-#: The joiners U+200C and U+200D are left: scripts and emoji need them, and they change no order.
+#: C0, DEL, C1, lone surrogates, line separators, bidirectional controls, and invisible characters. The joiners U+200C
+#: and U+200D are not included, because scripts and emoji need them and they do not change the order.
 UNSAFE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -22,24 +21,24 @@ def visible(text: str, keep: str = "") -> str:
     r"""The text with every unsafe character written as an escape, as in ``\x1b`` or ``\u202e``.
 
     Args:
-        text: What to show.
-        keep: Unsafe characters that stay: the line ends of a text of our own that has several lines.
+        text: The text.
+        keep: Unsafe characters that are not escaped, for example the line ends of a message of iu-listen.
     """
     return UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
 def json_visible(document: str) -> str:
-    """A JSON document with every unsafe character inside its strings as an escape of JSON. Line ends stay."""
+    """A JSON document with every unsafe character in its strings written as a JSON escape. Line ends stay."""
     return UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else _json_escaped(found[0]), document)
 
 
 def number(value: int) -> str:
-    """A whole number as people read it: 300 000."""
+    """A whole number with groups of three digits: 300 000."""
     return f"{value:,}".replace(",", " ")
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units: 3 d 23 h, 5 h 10 min, 2 min 5 s, 12 s, 40 ms."""
+    """A duration, given in seconds, in its two largest units: 3 d 23 h, 5 h 10 min, 2 min 5 s, 12 s, 40 ms."""
     seconds = max(seconds, 0.0)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -52,9 +51,9 @@ def duration(seconds: float) -> str:
 
 
 def humane(text: str) -> str:
-    """A sentence of the database with its numbers and its seconds as number() and duration() write them.
+    """A sentence from the database with its numbers and durations formatted by number() and duration().
 
-    Numbers of processes stay, and so does what is part of a word, a time or an id.
+    Process ids are not changed, and neither are digits that belong to a word, a time or an id.
     """
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
     return re.sub(r"(?<!pid )(?<![\w.:-])\d{5,15}(?![\w.:-])", lambda found: number(int(found[0])), text)
