@@ -1,8 +1,12 @@
-"""What a row of the audit is in a tracing backend. Identity is a pure function of the row, here and in SQL (017_trace).
+"""Spans of the trace export, built from rows of the audit. Ids are pure functions of a row, as in SQL (017_trace).
 
-Conventions: OpenTelemetry's for messaging and HTTP, v1.44 (docs/reference/spans.md). An event is the span ``send`` of
-its producer, each attempt is a ``process`` below it, what an attempt has called outside of this process is a span below
-that, a dead letter is the settlement of its first attempt, and a replay hangs below the dead letter.
+The spans follow the semantic conventions of OpenTelemetry for messaging and HTTP, v1.44 (docs/reference/spans.md):
+
+* An event is the span ``send`` of its producer.
+* An attempt is a span ``process``, child of the event.
+* The call of a target outside of this process is a span, child of its attempt.
+* A dead letter is a settlement span, child of the attempt that gave up.
+* The attempt of a replay is a child of the dead letter.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from uuid import UUID
 
 from iu_listen.model.called import callee, destination_of, in_process
 
-#: The log, as a messaging destination.
+#: Name of the outbox as a messaging destination.
 DESTINATION: Final = "event_outbox"
-#: A W3C trace context of version 00, and no identity that is all zeros.
+#: A W3C trace context of version 00 whose ids are not all zeros.
 _CONTEXT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-#: The failure code of an answer over HTTP.
+#: Failure code of an HTTP response, with its status.
 _STATUS: Final = re.compile(r"http_([1-5][0-9]{2})")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -37,7 +41,7 @@ class Kind(IntEnum):
 
 
 class Link(NamedTuple):
-    """Another span that this one has to do with: both ids in hexadecimal."""
+    """A link to a related span, with both ids in hexadecimal."""
 
     trace_id: str
     span_id: str
@@ -45,24 +49,26 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Common:
-    """Attributes that many spans have with the same values. One object for all of them: it is encoded once."""
+    """Attributes that are equal in many spans. The spans share one object, which is encoded once."""
 
     values: Mapping[str, str | int]
 
 
 class Span(NamedTuple):
-    """One span, complete. A tuple: there are tens of thousands a second.
+    """One complete span. It is a tuple, because the export builds tens of thousands in a second.
 
     Attributes:
         trace_id: 32 hexadecimal digits.
         span_id: 16 hexadecimal digits.
-        parent_id: 16 hexadecimal digits; empty: a root.
-        start: Nanoseconds since 1970.
-        end: Nanoseconds since 1970, not before ``start``.
-        common: Attributes that it shares with others.
-        own: Its own ones; what is None is left out.
-        error: What went wrong. None: nothing.
-        links: Other spans that it has to do with.
+        parent_id: 16 hexadecimal digits; empty: the span is a root.
+        name: Name of the span.
+        kind: Kind of the span.
+        start: Start, in nanoseconds since 1970.
+        end: End, in nanoseconds since 1970, not before ``start``.
+        common: Attributes that are shared with other spans.
+        own: Attributes of this span only; those with the value None are left out.
+        error: Description of the error; None: there was none.
+        links: Links to related spans.
     """
 
     trace_id: str
@@ -79,7 +85,7 @@ class Span(NamedTuple):
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        """All that it has."""
+        """All attributes of the span, without those that are None."""
         return dict(self.common.values) | {key: value for key, value in self.own.items() if value is not None}
 
 
@@ -87,48 +93,52 @@ class Span(NamedTuple):
 
 
 def context(traceparent: str | None) -> str | None:
-    """The trace context, if it is a valid one of W3C version 00; else None. Twin of fn_iu_trace_context."""
+    """The trace context if it is valid by W3C version 00, else None. Equal to fn_iu_trace_context in SQL."""
     return traceparent if traceparent is not None and _CONTEXT.fullmatch(traceparent) else None
 
 
 def trace_id(event: UUID, traceparent: str | None) -> str:
-    """The trace of all that happens to an event. Twin of fn_iu_trace_id."""
+    """The trace id for all spans of an event. Equal to fn_iu_trace_id in SQL."""
     if valid := context(traceparent):
         return valid[3:35]
     return event.hex if event.int else "f" * 32
 
 
 def span_id(what: str, key: str) -> str:
-    """The span of an ``attempt``, its ``call``, a ``dead_letter`` or an ``event``. Twin of fn_iu_span_id."""
+    """The span id of an ``attempt``, a ``call``, a ``dead_letter`` or an ``event``. Equal to fn_iu_span_id in SQL."""
     digits = sha256(f"{what} {key}".encode()).hexdigest()[:16]
     return digits if digits.strip("0") else "f" * 16
 
 
 def attempt_span_id(idempotency_key: str, attempt_no: int) -> str:
-    """The span of an attempt."""
+    """The span id of an attempt."""
     return span_id("attempt", f"{idempotency_key} {attempt_no}")
 
 
 def call_span_id(idempotency_key: str, attempt_no: int) -> str:
-    """The span of the call that an attempt makes: the parent of what the target does."""
+    """The span id of the call of an attempt. It is the parent of the target's own spans."""
     return span_id("call", f"{idempotency_key} {attempt_no}")
 
 
 def target_context(event: UUID, traceparent: str | None, what: str, idempotency_key: str, attempt_no: int) -> str:
-    """W3C trace context for a target: the trace, the span of the ``attempt`` or its ``call``, the producer's flags."""
+    """W3C trace context for a target.
+
+    It has the trace of the event, the span of the ``attempt`` or of the ``call`` (``what``), and the flags of the
+    producer, by default ``01``.
+    """
     valid = context(traceparent)
     trace, flags = (valid[3:35], valid[-2:]) if valid else (trace_id(event, None), "01")
     return f"00-{trace}-{span_id(what, f'{idempotency_key} {attempt_no}')}-{flags}"
 
 
 def starting_context(event: UUID, traceparent: str | None) -> str:
-    """W3C trace context in which an event began: its producer's, else that of its own span. The same in every hop."""
+    """W3C trace context of an event: that of its producer, else one of its own span. It is the same in every hop."""
     return context(traceparent) or f"00-{trace_id(event, None)}-{span_id('event', str(event))}-01"
 
 
 @lru_cache(maxsize=64)
 def batch_link(lineage: UUID | str, xact_id: int) -> Link:
-    """The span of the batch that a transaction was: a trace of its own, which its attempts link to."""
+    """Link to the span of a batch, by its transaction. A batch is a trace of its own, to which its attempts link."""
     digits = sha256(f"batch {lineage} {xact_id}".encode()).hexdigest()
     return Link(digits[:32], digits[32:48])
 
@@ -137,14 +147,14 @@ def batch_link(lineage: UUID | str, xact_id: int) -> Link:
 
 
 def _ns(moment: datetime) -> int:
-    """Nanoseconds since 1970, exact to PostgreSQL's microsecond."""
+    """Nanoseconds since 1970, with the microsecond precision of PostgreSQL."""
     passed = moment - _EPOCH
     return (passed.days * 86_400_000_000 + passed.seconds * 1_000_000 + passed.microseconds) * 1000
 
 
 @lru_cache(maxsize=4096)
 def _common(operation: str, kind: str, *more: tuple[str, str | int | None]) -> Common:
-    """What OpenTelemetry wants to know of every message, and what more is the same for many."""
+    """The common attributes of spans: those of OpenTelemetry for every message, and further ones (``more``)."""
     found = {
         "messaging.system": "postgresql",
         "messaging.operation.name": operation,
@@ -155,7 +165,7 @@ def _common(operation: str, kind: str, *more: tuple[str, str | int | None]) -> C
 
 
 def _message(row: Any) -> dict[str, str | None]:
-    """Which message, and of whom."""
+    """The attributes of a span that identify the message."""
     return {
         "messaging.message.id": str(row["event_ref"]),
         "messaging.message.conversation_id": row["correlation_id"],
@@ -164,19 +174,22 @@ def _message(row: Any) -> dict[str, str | None]:
 
 
 def _committed(row: Any) -> datetime | None:
-    """When an event was committed. None: nobody knows, as where its stamp is of another history: it came too late."""
+    """Commit time of an event; None: unknown.
+
+    A commit time after the end of the attempt belongs to another history of the database, and counts as unknown.
+    """
     moment: datetime | None = row["commit_at"]
     return moment if moment is not None and moment <= row["finished_at"] else None
 
 
 def event_span(row: Any, message: Mapping[str, str | None] | None = None) -> Span:
-    """The span of an event: from its creation to its commit; without length where the commit is not known.
+    """The span of an event, from its creation to its commit. If the commit time is unknown, its duration is 0.
 
-    No attempt says when it ended: another route may have begun earlier.
+    The start of an attempt cannot be its end, because another route may have started an attempt earlier.
 
     Args:
-        row: A row of v_iu_trace_attempt whose event is still there, or of the query trace/event.
-        message: Which message, if somebody has asked already.
+        row: A row of v_iu_trace_attempt whose event still exists, or of the query trace/event.
+        message: Result of _message() for this row; None: it is computed here.
     """
     message = message or _message(row)
     given, sent = context(row["traceparent"]), row["event_at"]
@@ -194,27 +207,27 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
 
     Args:
         row: A row of v_iu_trace_attempt.
-        lineage: The history that its transaction belongs to, if it is one of our own history; empty: link to no batch.
-        message: Which message, if somebody has asked already.
+        lineage: Id of the history of this database, for the link to the batch; empty: make no link to the batch.
+        message: Result of _message() for this row; None: it is computed here.
     """
     message = message or _message(row)
     number, key = row["attempt_no"], row["idempotency_key"]
     trace = trace_id(row["event_ref"], context(row["traceparent"]))
     parent = span_id("event", str(message["messaging.message.id"]))
-    # A run that waited for another one began before the event was there.
+    # A batch that waited for another one may have started before the event existed.
     start, committed, finished = max(row["created_at"], row["event_at"] or _EPOCH), row["commit_at"], row["finished_at"]
     if committed is not None and start < committed <= finished:
         start = committed
     sent = Link(trace, parent)
     links: tuple[Link, ...]
     if number > 1:
-        # A replay is no batch: what it repeats says more.
+        # A later attempt does not run in a batch, so it links to the former attempt.
         former = row["former_no"]
         links = (sent, Link(trace, attempt_span_id(key, former))) if former is not None else (sent,)
         if row["replayed_id"]:
             parent = span_id("dead_letter", str(row["replayed_id"]))
     else:
-        # A delivery is settled in another transaction than the batch that queued it.
+        # The settlement of a delivery is not the transaction of the batch that queued it; this links to the batch.
         links = (sent, batch_link(lineage, row["batch_xact_id"])) if lineage and row["own_history"] else (sent,)
     status, target = row["status"], row["target"]
     failed = row["failure_code"] if status == "failed" else None
@@ -234,19 +247,19 @@ def attempt_span(row: Any, lineage: str, message: Mapping[str, str | None] | Non
 
 @lru_cache(maxsize=4096)
 def _call(target: str, route: str, number: int, failure: str | None) -> tuple[Kind, str, Common]:
-    """What is the same for many calls."""
+    """Kind, name and common attributes of the span of a call, which are equal for many calls."""
     found = callee(target)
     more: dict[str, str | int] = {"iu.route.code": route, "iu.attempt.number": number}
     if failure is not None:
         more["error.type"] = failure
-        # The conventions of HTTP want the status for a type.
+        # The conventions for HTTP require the status as error.type.
         if "http.request.method" in found.attributes and (status := _STATUS.fullmatch(failure)):
             more |= {"error.type": status[1], "http.response.status_code": int(status[1])}
     return Kind[found.kind.upper()], found.name, Common({**found.attributes, **more})
 
 
 def call_span(row: Any, attempt: Span) -> Span | None:
-    """The span of what an attempt has called: the parent of what the target does. None: of a coroutine, and of nothing.
+    """The span of the call of an attempt. None: the target is a coroutine, or no target was called.
 
     Args:
         row: A row of v_iu_trace_attempt.
@@ -270,7 +283,7 @@ def call_span(row: Any, attempt: Span) -> Span | None:
 
 
 def attempt_spans(rows: Iterable[Any], lineage: str) -> Iterator[Span]:
-    """The spans of attempts, each with that of its call; before a first one, once, the span of its event."""
+    """The spans of attempts and of their calls. The first attempt of an event is preceded by the span of the event."""
     former = None
     for row in rows:
         message = _message(row)
@@ -284,7 +297,7 @@ def attempt_spans(rows: Iterable[Any], lineage: str) -> Iterator[Span]:
 
 
 def letter_span(row: Any) -> Span:
-    """The span of a dead letter: a moment, at the end of the attempt that gave up.
+    """The span of a dead letter. Its duration is 0, and its time is the end of the attempt that gave up.
 
     Args:
         row: A row of fn_iu_trace_letters.
@@ -313,14 +326,14 @@ def letter_span(row: Any) -> Span:
 
 
 class Answer(IntEnum):
-    """What a collector made of a request."""
+    """Classes of answers of a collector to a request."""
 
     ACCEPTED = 0
-    #: Not now, or not like this: the same spans are sent again, until somebody mends what is wrong.
+    #: The collector does not accept spans at present, or is misconfigured: send the same spans again.
     AGAIN = 1
-    #: These spans are wrong, whenever they are sent.
+    #: The spans are invalid, so sending them again does not help.
     MALFORMED = 2
-    #: Perhaps too many at once.
+    #: The request may be too large: send fewer spans at once.
     TOO_LARGE = 3
 
 
@@ -329,10 +342,10 @@ class Verdict:
     """A collector's answer.
 
     Attributes:
-        answer: What is to be done with the spans.
-        why: Its words; empty where all are accepted.
-        retry_after: Seconds that it wants to be left alone; None: it did not say.
-        rejected: How many of the accepted ones it has thrown away (OTLP's partial success).
+        answer: Class of the answer.
+        why: Text of the collector; empty: all spans were accepted.
+        retry_after: Delay before the next request that the collector asks for, in seconds; None: it asks for none.
+        rejected: Number of spans of an accepted request that the collector rejected (OTLP's partial success).
     """
 
     answer: Answer
@@ -343,7 +356,15 @@ class Verdict:
 
 @dataclass(slots=True)
 class Place:
-    """How far what is visible in ``tick`` and not in ``prev`` was accepted: transaction and id of the last ones."""
+    """Position of the export in a tick, which contains the rows that are visible in ``tick`` and not in ``prev``.
+
+    Attributes:
+        prev: Snapshot at the beginning of the tick.
+        tick: Snapshot at the end of the tick.
+        lineage: Id of the history of the database.
+        attempt: Transaction id and row id of the last accepted attempt.
+        letter: Transaction id and row id of the last accepted dead letter.
+    """
 
     prev: str
     tick: str
@@ -354,13 +375,13 @@ class Place:
 
 @dataclass(slots=True)
 class Page:
-    """Spans of the next rows, and where they end.
+    """Spans of the next rows, and the position after them.
 
     Attributes:
-        spans: In the order of their rows.
-        place: What to note when they are accepted.
-        ignored: Events among them whose trace context was malformed.
-        last: Nothing of the tick comes after them.
+        spans: Spans in the order of their rows.
+        place: Position to store when the spans are accepted.
+        ignored: Number of events on the page whose trace context was malformed.
+        last: True: this is the last page of the tick.
     """
 
     spans: list[Span]
