@@ -1,4 +1,4 @@
-"""The hall: settings in, a running service out. The only place where the rooms meet."""
+"""Assembles a running consumer from settings. Only this module and the commands import all packages."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from iu_listen.targets.python import PythonTarget
 from iu_listen.telemetry.context import activate
 from iu_listen.telemetry.logs import LogWatcher, StandardLog
 
-#: Name of the export of traces; there is one.
+#: Name of the trace export. There is only one.
 EXPORT: Final = "traces"
 
 
 class PostgresSessions:
-    """Satisfies flow.ports.Sessions with real sessions, all of one consumer.
+    """Implements flow.ports.Sessions with PostgreSQL sessions of one consumer.
 
     Args:
-        settings: How to run.
-        batches: Whether batches are spans, so that attempts that are exported link to them.
+        settings: The settings.
+        batches: True: batches are exported as live spans, so the spans of attempts link to them.
     """
 
     def __init__(self, settings: Settings, *, batches: bool = True) -> None:
@@ -63,19 +63,19 @@ class PostgresSessions:
         return worker_session(self._settings, consumer, VERSION, former)
 
     def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
-        """Open the bell session."""
+        """Open the listener session."""
         return bell_session(self._settings, self._mine[1], ring)
 
     def lookout(self) -> AbstractAsyncContextManager[Lookout]:
-        """Open the patrol's session."""
+        """Open the session of the monitor."""
         return lookout_session(self._settings, self._mine[1])
 
     def auditor(self) -> AbstractAsyncContextManager[Auditor]:
-        """Open the audit session."""
+        """Open the session of the completeness check."""
         return audit_session(self._settings, self._mine[1])
 
     def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
-        """Open the session that measures."""
+        """Open the session that measures for metrics."""
         return surveyor_session(self._settings, self._mine[1])
 
     def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
@@ -84,14 +84,14 @@ class PostgresSessions:
         return delivery_session(self._settings, former, consumer, ring)
 
     def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
-        """Open the session of the trace reader."""
+        """Open the session of the trace export."""
         return trace_session(self._settings, self._mine[1], EXPORT, batches=self.batches)
 
     @property
     def _mine(self) -> tuple[UUID, Former]:
-        """The identity of this process, and its former sessions; new ones after a fork.
+        """The consumer id of this process, and its former sessions. After a fork both are new.
 
-        Two processes of one identity would share the lease of deliveries, and end each other's sessions.
+        Two processes with the same consumer id would share the delivery lease and end each other's sessions.
         """
         if self._process != os.getpid():
             self._process, self._consumer, self._former = os.getpid(), uuid4(), Former()
@@ -99,30 +99,30 @@ class PostgresSessions:
 
 
 class Watchers:
-    """One Watcher that tells many. A broken one is told no more and stops nothing.
+    """A Watcher that passes observations to several observers. An observer that raises is removed.
 
     Args:
-        watchers: Whom to tell, in this order.
+        watchers: The observers, in the order in which they are called.
     """
 
     def __init__(self, watchers: Iterable[Watcher]) -> None:
         self._watchers = list(watchers)
 
     def note(self, observation: Observation, /) -> None:
-        """Tell everybody."""
+        """Pass the observation to each observer."""
         for watcher in list(self._watchers):
             try:
                 watcher.note(observation)
-            except Exception as error:  # noqa: BLE001 watching must never stop the work
+            except Exception as error:  # noqa: BLE001 an observer must not stop the consumer
                 self._watchers.remove(watcher)
-                # It may have broken because stderr is gone.
+                # The error of the observer may be that stderr is closed.
                 with contextlib.suppress(OSError, ValueError):
                     why = visible(words(error))
                     sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {why}\n")
 
 
 class _Begun:
-    """A Watcher that knows whether a consumer has begun to work, or to stand by, and what has failed until then."""
+    """An observer that notes whether a consumer works or is a standby, and the last failure of a session."""
 
     def __init__(self) -> None:
         self.event = anyio.Event()
@@ -137,29 +137,30 @@ class _Begun:
 
 
 class Consumer:
-    """A consumer inside a program of your own.
+    """A consumer inside another program.
 
     ::
 
         async with Consumer(Settings(dsn="postgresql://…"), targets=[to_crm], wait=30):
             await until_the_program_ends()
 
-    It works from the beginning of the block, through every loss of the database, and at its end finishes the running
-    batch and the deliveries under way, at most ``settings.grace`` seconds long.
+    The consumer works from the beginning of the block and reconnects after every loss of the database. At the end of
+    the block it completes the running batch and the in-flight deliveries, within ``settings.grace`` seconds.
 
-    Entering waits for no database, so that a program starts while the database is away. With ``wait`` it returns when
-    the consumer works or stands by for another one, and raises when it cannot: at once where trying again will not help
-    (no package, no such worker, a standby), and after so many seconds where it may. ready() does the same later.
+    By default the block begins without waiting for the database, so that a program starts while the database is
+    unavailable. With ``wait`` it begins when the consumer works or is a standby. It raises at once if a retry will not
+    help (the package is missing, the worker does not exist, the server is read-only), and after ``wait`` seconds
+    otherwise. ready() does the same at a later time.
 
-    What happens is logged to the logger ``iu_listen`` of the standard ``logging`` module: INFO when it works, WARNING
-    when a session fails, ERROR for dead letters. docs/how-to/embed.md has the rest.
+    By default the consumer logs to the logger ``iu_listen`` of the standard ``logging`` module: INFO for progress,
+    WARNING when a session fails, ERROR for dead letters. See docs/how-to/embed.md.
 
     Args:
-        settings: How to run.
-        targets: Where live routes deliver to: coroutines that were made targets, or a Targets.
-        watchers: Who sees what happens, in the place of the log; an empty tuple: nothing does.
-        wait: How many seconds entering waits until it works; None: it does not wait.
-        measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
+        settings: The settings.
+        targets: Targets of live routes: coroutines that were made targets, or a Targets.
+        watchers: Observers instead of the log; None: only the log; an empty tuple: neither log nor observers.
+        wait: Longest time that entering the block waits until the consumer works, in seconds; None: do not wait.
+        measuring: True: measure the database for the observers.
 
     Raises:
         ConfigurationError: two targets have the same name.
@@ -188,25 +189,25 @@ class Consumer:
         self._consumer = Worker(settings, self.sessions, self.told, measuring=measuring, courier=self._deliverer)
 
     def stop(self, why: str) -> None:
-        """Ask it to leave after the running batch and the deliveries under way. Returns at once."""
+        """Ask the consumer to stop after the running batch and the in-flight deliveries. Returns at once."""
         self._deliverer.stop()
         self._consumer.stop(why)
 
     async def run(self, database: str = "") -> None:
-        """Work until stop() is called. ``database`` is what to call it in the log."""
+        """Work until stop() is called. ``database`` is the name of the database in the log."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._deliverer.run)
             await self._consumer.run(database)
 
     async def ready(self, seconds: float = 30.0) -> None:
-        """Return when it works, or stands by while another consumer works.
+        """Wait until the consumer works, or is a standby while another consumer works.
 
         Args:
-            seconds: How long to wait at most.
+            seconds: Longest wait, in seconds.
 
         Raises:
-            ConfigurationError: it cannot work on this database, and trying again will not help.
-            DatabaseUnreachable: it does not work yet.
+            ConfigurationError: the consumer cannot work on this database, and a retry will not help.
+            DatabaseUnreachable: the consumer does not work after ``seconds`` seconds. It goes on trying.
         """
         with anyio.move_on_after(seconds):
             while True:
@@ -241,7 +242,7 @@ class Consumer:
 
     async def __aexit__(self, *error: object) -> bool | None:
         self.stop("the program ends")
-        # The clock runs from here on; whoever is cancelled himself waits for nobody.
+        # The grace period begins here. If this task is cancelled, it does not wait.
         self._tasks.cancel_scope.deadline = anyio.current_time() + self._grace
         return await self._tasks.__aexit__(*error)  # type: ignore[arg-type]
 
@@ -256,18 +257,18 @@ async def serve(
     targets: Targets | None = None,
     batches: bool = True,
 ) -> None:
-    """Run a consumer until SIGTERM, SIGINT or SIGHUP; then end the batch, at most ``settings.grace`` seconds long.
+    """Run a consumer until SIGTERM, SIGINT or SIGHUP. Then shut it down within ``settings.grace`` seconds.
 
-    A second signal leaves at once.
+    A second signal ends it at once.
 
     Args:
-        settings: How to run.
-        watchers: Who sees what happens.
-        database: What to call it in the log.
-        collector: Where the spans of attempts and dead letters go; None: nowhere, and nothing is read for it.
-        measuring: Whether a watcher wants to see what the database is like; False: it is not asked.
-        targets: Where live routes deliver to; None: to what needs no coroutine.
-        batches: Whether a watcher exports a span of each batch, so that attempts link to it.
+        settings: The settings.
+        watchers: Observers that receive observations.
+        database: Name of the database in the log.
+        collector: Receiver of the spans of attempts and dead letters; None: no trace export.
+        measuring: True: measure the database for the observers.
+        targets: Targets of live routes; None: only targets that are not coroutines.
+        batches: True: an observer exports a live span of each batch, so the spans of attempts link to it.
     """
     consumer = Consumer(settings, targets=targets or (), watchers=watchers, measuring=measuring)
     consumer.sessions.batches = batches
@@ -275,20 +276,20 @@ async def serve(
     try:
         async with anyio.create_task_group() as tasks:
             if collector is not None:
-                # The thread that sends must not keep the consumer waiting: by default it may for 5 ms.
+                # By default, the thread that sends spans may delay the consumer by 5 ms at each switch.
                 sys.setswitchinterval(0.0005)
                 tasks.start_soon(Export(consumer.sessions, collector, consumer.told, SMALL_PAGE).run)
             async with stopped_by_signals(tasks, consumer.stop, settings.grace):
                 await consumer.run(database)
             tasks.cancel_scope.cancel()
     finally:
-        # The loop leaves the default actions behind; what comes after us is to be ended in order too.
+        # The event loop resets the handlers to the defaults. Restore them, so that later code can be ended in order.
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _stopping() -> list[signal.Signals]:
-    """The signals that ask for an orderly end. Under nohup, which ignores SIGHUP, a closed terminal ends nothing."""
+    """The signals that start a graceful shutdown. SIGHUP is left out if it is ignored, as under nohup."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
@@ -297,7 +298,13 @@ def _stopping() -> list[signal.Signals]:
 async def stopped_by_signals(
     tasks: anyio.abc.TaskGroup, stop: Callable[[str], None], grace: float
 ) -> AsyncIterator[None]:
-    """While inside: the first of these signals calls ``stop``; the second, or ``grace`` seconds later, cancels."""
+    """Context in which a first signal calls ``stop``, and a second one cancels ``tasks``.
+
+    Args:
+        tasks: The task group. It is also cancelled ``grace`` seconds after the first signal.
+        stop: Called with the name of the signal.
+        grace: Grace period, in seconds.
+    """
 
     async def obey(*, task_status: anyio.abc.TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(*_stopping()) as signals:
