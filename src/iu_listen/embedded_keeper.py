@@ -1,21 +1,23 @@
-"""The keeper of one embedded PostgreSQL: it starts the server, stays while anybody uses it, and stops it.
+"""The keeper of one embedded PostgreSQL server: starts it, waits while commands use it, and stops it.
 
-`iu_listen.embedded` runs this file as a detached script. Nothing is imported but the standard library, so it
-is up in some 20 ms, and in the same way however the package itself was found. What several processes must
-agree on lives beside the data directory `pg18`:
+`iu_listen.embedded` runs this file as a detached script. It imports only the standard library, so it starts in about
+20 ms, and independently of the import path of the package. The state that several processes share is in files beside
+the data directory `pg18`:
 
-    pg18.users    flock: shared by every command that uses the server, exclusive by the keeper which stops it
-    pg18.start    flock: exclusive while one of them makes or starts the server
-    pg18.keeper   flock: exclusive as long as the keeper lives
-    pg18.json     what was started: the server, its settings, the keeper's process
-    pg18.conf     the settings, included by postgresql.conf, rewritten at every start
-    pg18.log      what the server said;  pg18.password  for TCP, readable by the command's account only
+    pg18.users    flock: shared by every command that uses the server; exclusive by the keeper that stops it
+    pg18.start    flock: exclusive while a command or a keeper creates or starts the server
+    pg18.keeper   flock: exclusive while the keeper runs
+    pg18.json     record of the start: the server, its settings, the process id of the keeper
+    pg18.conf     settings, included by postgresql.conf, rewritten at every start
+    pg18.log      log of the server
+    pg18.password password for TCP, readable only by the account of the command
 
-Rules: a lock is the only proof of life, because the kernel takes it back however a process ends. Whatever
-PostgreSQL executes runs as the owner of the data directory, never as root. The keeper writes beside the data
-directory, not into it: it may be root, and the owner of that directory must not be able to lead it astray.
+Rules: a lock is the only proof that a process runs, because the kernel releases it when the process ends in any way.
+All programs of PostgreSQL run as the owner of the data directory, never as root. The keeper writes beside the data
+directory and not into it: the keeper may be root, and the owner of that directory must not be able to redirect its
+writes by a link.
 
-It refuses to know where data and binaries should live, and that there are events.
+This module neither chooses the places of data and binaries nor knows events.
 """
 
 import fcntl
@@ -38,29 +40,29 @@ from typing import Any
 from urllib.parse import quote
 
 START_TIMEOUT = 300  # seconds; recovery of a full max_wal_size takes minutes on a slow disk
-STOP_TIMEOUT = 60  # seconds, as pg_ctl's own
-LOG_LIMIT = 16 * 2**20  # bytes, after which a start begins a new log
+STOP_TIMEOUT = 60  # seconds, the default of pg_ctl
+LOG_LIMIT = 16 * 2**20  # size in bytes from which a start of the server begins a new log
 
 IDENTITY = ("port", "unix_socket_directories", "unix_socket_permissions")
 
-# CREATE DATABASE cannot stand inside a DO block.
+# CREATE DATABASE is not allowed inside a DO block.
 ENSURE = r"SELECT 'CREATE DATABASE iu' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'iu') \gexec"
 
-Account = tuple[int, int]  # uid and gid of whoever runs PostgreSQL when the command itself is root
+Account = tuple[int, int]  # uid and gid of the account that runs PostgreSQL if the command runs as root
 Done = subprocess.CompletedProcess[str]
 
 
 class EmbeddedError(Exception):
-    """The embedded PostgreSQL cannot be made, started or stopped; the message says why and what to do."""
+    """The embedded PostgreSQL cannot be created, started or stopped. The message has the reason and a remedy."""
 
 
 class EmbeddedUnavailable(EmbeddedError):
-    """The wheel with PostgreSQL's binaries is not installed, or not with what was asked for."""
+    """The wheel with the binaries of PostgreSQL is not installed, or lacks the requested major version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A PostgreSQL of one major version on one data directory. All paths are absolute."""
+    """A PostgreSQL server of one major version with one data directory. All paths are absolute."""
 
     major: int
     data: Path
@@ -70,11 +72,11 @@ class Server:
     port: int
 
     def dsn(self, database: str = "iu") -> str:
-        """The URI through the unix socket, as both psql and asyncpg read it."""
+        """URI of a database through the unix socket, in a form for both psql and asyncpg."""
         return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_dir))}&port={self.port}"
 
     def tcp_dsn(self, database: str = "iu") -> str:
-        """The URI through 127.0.0.1, with the password. Raises EmbeddedError when not started with tcp."""
+        """URI of a database through 127.0.0.1, with the password. Raises EmbeddedError if TCP is off."""
         record = Record.load(self.data)
         if record is None or not record.settings["listen_addresses"]:
             raise EmbeddedError("this PostgreSQL listens on its unix socket only: start it with tcp=True")
@@ -82,7 +84,7 @@ class Server:
         return f"postgresql://postgres:{password}@127.0.0.1:{self.port}/{quote(database)}"
 
     def pid(self) -> int | None:
-        """The postmaster's process, or None when it does not run, whatever postmaster.pid says."""
+        """Process id of the postmaster; None if it does not run, even if postmaster.pid exists."""
         try:
             pid = int((self.data / "postmaster.pid").read_text(encoding="utf-8").split("\n")[0])
         except (FileNotFoundError, ValueError):
@@ -90,7 +92,7 @@ class Server:
         return pid if str(self.data) in command_line(pid) else None
 
     def start(self) -> None:
-        """Start, unless it runs, with the settings of last time. Raises EmbeddedError with the log's end."""
+        """Start the server with its last settings, unless it runs. Raises EmbeddedError with the end of the log."""
         if self.pid() is not None:
             return
         self._forget_reused_pid()
@@ -104,7 +106,7 @@ class Server:
             raise EmbeddedError(f"PostgreSQL {self.major} did not start:\n{_end(heard or done.stdout)}")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop and wait; mode is `smart`, `fast` or `immediate`. Raises EmbeddedError when it cannot."""
+        """Stop the server and wait for its end; mode is `smart`, `fast` or `immediate`. Raises EmbeddedError."""
         if self.pid() is not None:
             done = self._ctl("stop", "-t", str(STOP_TIMEOUT), "-m", mode)
             if done.returncode and self.pid() is not None:
@@ -114,9 +116,9 @@ class Server:
         return run([self.bin / "pg_ctl", *arguments, "-s", "-w", "-D", self.data], owner(self.data))
 
     def _forget_reused_pid(self) -> None:
-        # After a crash of the machine the pid in a lock file may be another program's of the same account,
-        # which PostgreSQL takes for a second postmaster. A dead pid is left to PostgreSQL: it also looks
-        # whether a backend of the old server still holds the shared memory.
+        # After a crash of the machine, the pid in a lock file may belong to another program of the same account, and
+        # PostgreSQL would take it for a second postmaster. The file of a dead pid is left to PostgreSQL, which also
+        # checks whether a backend of the old server still holds the shared memory.
         for lock in (self.data / "postmaster.pid", self.socket_dir / f".s.PGSQL.{self.port}.lock"):
             with suppress(OSError, ValueError):
                 os.kill(int(lock.read_text(encoding="utf-8").split("\n")[0]), 0)
@@ -125,7 +127,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a keeper has started."""
+    """The record of a server that a keeper has started, with its settings and the process id of the keeper."""
 
     server: Server
     settings: dict[str, str]
@@ -133,7 +135,7 @@ class Record:
 
     @classmethod
     def load(cls, data: Path) -> "Record | None":
-        """The last record of this data directory, or None."""
+        """The record of this data directory; None: there is none, or it is not valid."""
         try:
             found = json.loads(beside(data, ".json").read_text(encoding="utf-8"))
             places = {name: Path(found["server"][name]) for name in ("data", "socket_dir", "bin", "log")}
@@ -147,20 +149,20 @@ class Record:
 
 
 def plain(error: OSError) -> str:
-    """What the operating system refused, for whoever typed the command."""
+    """Message for the operator about an error of the operating system."""
     where = error.filename or "the embedded PostgreSQL"
     return f"cannot use {where}: {error.strerror}; give another IU_LISTEN_DATA_DIR, or --dsn"
 
 
 def beside(data: Path, suffix: str) -> Path:
-    """The file which belongs to a data directory and stands next to it."""
+    """Path of a file that belongs to a data directory and is next to it."""
     return data.with_name(data.name + suffix)
 
 
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[int]:
-    """Hold a flock; `how` as for fcntl.flock. With LOCK_NB, raises BlockingIOError when it is taken."""
-    # Whoever may read it may lock it, and every command would wait.
+    """Context that holds a flock; `how` as for fcntl.flock. With LOCK_NB, raises BlockingIOError if it is taken."""
+    # Mode 0600: an account that may read the file could lock it and block every command.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, how)
@@ -170,7 +172,7 @@ def locked(path: Path, how: int) -> Iterator[int]:
 
 
 def write(path: Path, text: str, account: Account | None) -> None:
-    """Replace a file by one that only its owner may read, whatever stood there before."""
+    """Write a file that only its owner may read. It replaces an existing file."""
     descriptor, new = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         if account is not None:
@@ -180,7 +182,7 @@ def write(path: Path, text: str, account: Account | None) -> None:
 
 
 def owner(data: Path) -> Account | None:
-    """The account to run PostgreSQL as: None is the present one, which is right unless it is root."""
+    """The account that runs PostgreSQL: the owner of the data if this process is root; None: the present account."""
     if os.geteuid() != 0:
         return None
     found = data.stat()
@@ -188,7 +190,7 @@ def owner(data: Path) -> Account | None:
 
 
 def run(command: Sequence[str | Path], account: Account | None, text: str = "") -> Done:
-    """Run a program as the account, out of reach of the terminal and of PG* variables; it may fail."""
+    """Run a program as the account, without a terminal and without PG* variables. Its failure raises nothing."""
     uid, gid = account or (None, None)
     return subprocess.run(
         command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
@@ -198,7 +200,7 @@ def run(command: Sequence[str | Path], account: Account | None, text: str = "") 
 
 
 def command_line(pid: int) -> str:
-    """The command line of a living process, or an empty string."""
+    """The command line of a running process; empty: there is no such process."""
     if Path("/proc/self/cmdline").exists():
         with suppress(OSError):
             return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "))
@@ -207,7 +209,7 @@ def command_line(pid: int) -> str:
 
 
 def render(settings: Mapping[str, str]) -> str:
-    """The settings as a configuration file of PostgreSQL."""
+    """Format settings as a configuration file of PostgreSQL."""
     escapes = str.maketrans({"\\": "\\\\", "'": "''", "\n": "\\n"})
     return "".join(f"{name} = '{value.translate(escapes)}'\n" for name, value in settings.items())
 
@@ -219,8 +221,8 @@ def _end(text: str) -> str:
 def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -> None:
     if data.exists() and any(data.iterdir()):
         raise EmbeddedError(f"{data} is not empty and not PostgreSQL's: move it away")
-    # Made aside and renamed when complete. The name is new each time: an initdb that outlived its keeper
-    # empties its directory when it fails, and must not find ours under that name.
+    # initdb writes into a temporary directory, which is renamed when it is complete. The name is unique: an initdb that
+    # outlives its keeper empties its directory if it fails, and must not empty a newer one.
     for stale in data.parent.glob(data.name + ".new-*"):
         shutil.rmtree(stale, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=data.name + ".new-", dir=data.parent))
@@ -239,7 +241,7 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
     finally:
         shutil.rmtree(new, ignore_errors=True)
     if durable:
-        # Otherwise a crash could take back the rename after transactions were promised to be kept.
+        # Without fsync, a crash could undo the rename after transactions were committed.
         for path in (data / "postgresql.conf", data.parent):
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
@@ -247,9 +249,10 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
 
 
 def _socket_directory(data: Path, account: Account | None) -> Path:
-    # In /tmp because a socket's path may have 107 bytes and a clone's path has any length. Somebody else may
-    # have taken the name there, so it is used only when it is ours alone.
-    path = Path(f"/tmp/iu-listen-{sha256(os.fsencode(data)).hexdigest()[:12]}")  # noqa: S108 ours alone, see above
+    # In /tmp, because the path of a socket is limited to 107 bytes and the path of a clone may be longer. Another
+    # account may have created the name, so the directory is used only if this account owns it and no other one has
+    # access.
+    path = Path(f"/tmp/iu-listen-{sha256(os.fsencode(data)).hexdigest()[:12]}")  # noqa: S108 owner and mode are checked below
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -277,7 +280,7 @@ def _prepare(server: Server, tcp: bool) -> None:
 def bring_up(
     data: Path, bin: Path, major: int, account: Account | None, durable: bool, settings: dict[str, str]
 ) -> Server:
-    """The running server of this data: adopted, or made and started. Raises EmbeddedError and OSError."""
+    """Adopt the running server of this data, or create and start one. Raises EmbeddedError and OSError."""
     record = Record.load(data)
     if record is not None and record.server.pid() is not None:
         record = replace(record, server=replace(record.server, bin=bin), keeper=os.getpid())
@@ -285,7 +288,7 @@ def bring_up(
             _prepare(record.server, bool(record.settings["listen_addresses"]))
             record.save()
             return record.server
-        record.server.stop()  # it may have been on its way down already
+        record.server.stop()  # it may have been shutting down already
 
     if not (data / "PG_VERSION").exists():
         _initialise(data, bin, account, durable)
@@ -295,7 +298,7 @@ def bring_up(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1] if tcp else 5432
     server = Server(major, data, _socket_directory(data, account), bin, beside(data, ".log"), port)
-    server.stop()  # one that runs without a record has nobody who could find it
+    server.stop()  # a server that runs without a record cannot be found by commands
     settings = settings | dict(zip(IDENTITY, (str(port), str(server.socket_dir), "0700"), strict=True))
     write(beside(data, ".conf"), render(settings), account)
     if tcp:
@@ -315,16 +318,17 @@ def bring_up(
 
 
 def finish(server: Server) -> None:
-    """Stop the server and give its name below /tmp back."""
+    """Stop the server and remove its socket directory below /tmp."""
     server.stop()
     with suppress(OSError):
         server.socket_dir.rmdir()
 
 
 def keep(data: Path, locks: tuple[int, int], bin: str, **how: Any) -> None:
-    """Bring the server up, say so on standard output as a JSON text, wait until nobody uses it, and stop it.
+    """Start the server, write the result to standard output as JSON, wait until no command uses it, and stop it.
 
-    `locks` are the inherited descriptors which hold `pg18.start` and `pg18.keeper`.
+    The result is null or the text of the error. `locks` are the inherited descriptors that hold `pg18.start` and
+    `pg18.keeper`.
     """
     try:
         server, failure = bring_up(data, Path(bin), **how), None
@@ -332,21 +336,21 @@ def keep(data: Path, locks: tuple[int, int], bin: str, **how: Any) -> None:
         failure = plain(error)
     except EmbeddedError as error:
         failure = str(error)
-    with suppress(BrokenPipeError):  # the command may be gone; the server is here and must be stopped
+    with suppress(BrokenPipeError):  # the command may have ended; the server must still be stopped
         os.write(1, json.dumps(failure).encode())
     for stream in (1, 2):
-        os.dup2(0, stream)  # the command waits for the end of its pipes
+        os.dup2(0, stream)  # closes the pipes: the command waits for their end
     os.close(locks[0])
     if failure is None:
         with locked(beside(data, ".users"), fcntl.LOCK_EX):
             finish(server)
-            os.close(locks[1])  # before `users`: whoever gets that one next must find no keeper
-            os._exit(0)  # at once: the last command waits for this, and reports that nothing is left
+            os.close(locks[1])  # before `users`: the next holder of `users` must find no keeper
+            os._exit(0)  # at once, because the last command waits for this end
 
 
 if __name__ == "__main__":
     if os.fork():
-        os._exit(0)  # a child of nobody leaves no zombie to the command, and no warning
+        os._exit(0)  # the orphaned child leaves no zombie in the command, and no warning
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
     keep(Path(sys.argv[1]), **json.loads(sys.argv[2]))
