@@ -1,6 +1,6 @@
-"""How people come in. Parses, calls, prints; no SQL, no decisions.
+"""The command line: it parses arguments, calls functions and prints results. It contains no SQL and no decisions.
 
-Errors become exit codes here:
+It also translates errors to exit codes:
 0 fine · 1 the answer is no · 2 usage or configuration · 3 cannot reach the database ·
 4 the answer could not be written · 70 a fault of the program.
 """
@@ -52,11 +52,11 @@ ANSWER_LOST = 4
 
 
 def _default(value: object) -> str | None:
-    """How help shows a default; None: not at all, because there is none, or a switch is off."""
+    """The text of a default in a help text; None: the default is not shown, because it is empty or False."""
     return None if value in (None, "") or value is False else str(value)
 
 
-# Interrupts are ours to answer, below: cyclopts would make every signal a 130.
+# Interrupts are handled in _run(): cyclopts would return the exit code 130 for every signal.
 app = App(
     name="iu-listen",
     help=HELP,
@@ -84,7 +84,11 @@ for group in (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line, and return the exit code.
+
+    Args:
+        argv: The arguments; None: those of the process.
+    """
     outlet.install()
     code = _run(list(sys.argv[1:] if argv is None else argv))
     lost = outlet.answer_lost()
@@ -103,9 +107,10 @@ def _run(argv: list[str]) -> int:
         assert callable(handler)
         handler(number, frame)
 
-    # As Ctrl-C: whatever was begun is ended in order. `run` and `up` replace it while they serve. While an event loop
-    # runs, its own handler of SIGINT cancels the command; an exception raised here would come up in the middle of the
-    # driver's C code, which loses answers over it or crashes. A shell starts background jobs with SIGINT ignored.
+    # SIGTERM acts like Ctrl-C: the command ends in order. `run` and `up` replace the handler while they serve. While an
+    # event loop runs, its own handler of SIGINT cancels the command. An exception that is raised here could interrupt
+    # the C code of the driver, which then loses answers or crashes. SIGINT is set explicitly, because a shell starts
+    # background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -133,7 +138,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _ours(raised: BaseException) -> IuListenError | None:
-    """The first error of ours, out of the group that it may come in; None: it is none of ours."""
+    """The first IuListenError, also out of an exception group; None: there is none."""
     while isinstance(raised, BaseExceptionGroup):
         raised = next(
             (e for e in raised.exceptions if isinstance(e, (IuListenError, BaseExceptionGroup))), raised.exceptions[0]
@@ -142,7 +147,10 @@ def _ours(raised: BaseException) -> IuListenError | None:
 
 
 def _unexpected(raised: BaseException, argv: list[str]) -> int:
-    """A fault of the program is loud, and is no answer. Its text stays away: it may hold a secret or a payload."""
+    """Report a fault of the program with its traceback on stderr, and return the exit code 70.
+
+    The text of the exception is not shown, because it may contain a secret or a payload.
+    """
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]
     frames = "".join(traceback.format_tb(raised.__traceback__))
@@ -153,7 +161,11 @@ def _unexpected(raised: BaseException, argv: list[str]) -> int:
 
 
 def _answer_error(argv: list[str], message: str, hint: str, code: int) -> bool:
-    """With --json: the error as the answer, or, of the service, as a line of its log. True: that says it all."""
+    """With --json, write the error as the answer, or for ``run`` as a line of its log.
+
+    Returns:
+        Whether the error needs no further output.
+    """
     words = argv[: argv.index("--")] if "--" in argv else argv
     if words[:1] == ["run"]:
         if "--json" not in words and os.environ.get("IU_LISTEN_LOG_FORMAT") != "json":

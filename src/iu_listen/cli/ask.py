@@ -1,4 +1,4 @@
-"""What commands that change many rows share: the question before, the reason, the progress bar."""
+"""The common part of commands that change many rows: confirmation, reason and progress bar."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from rich.prompt import Confirm
 from iu_listen.cli import show
 from iu_listen.model.errors import ConfigurationError, Refused
 
-#: Where there is no terminal, a step of many batches says so often how far it is, in seconds.
+#: Interval of progress lines of a step with many batches, without a terminal, in seconds.
 SAY_EVERY: Final = 10.0
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Go on only after a yes: --yes, or the answer of a person at a terminal.
+    """Continue only after a confirmation: --yes, or the answer of a user at a terminal.
 
     Raises:
-        Refused: there was none.
+        Refused: There was no confirmation.
     """
     if not yes and not (sys.stdin.isatty() and Confirm.ask(question, default=False, console=show.err())):
         raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
 
 
 def reason(why: str) -> None:
-    """Make sure that a reason says something.
+    """Make sure that a reason is not empty.
 
     Raises:
-        ConfigurationError: it is empty.
+        ConfigurationError: The reason is empty.
     """
     if not why.strip():
         raise ConfigurationError("the reason is empty", "It is kept with what is changed: --why 'incident 7'")
@@ -48,7 +48,7 @@ def reason(why: str) -> None:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; call what it yields with how many more are done."""
+    """A progress bar on a terminal; yields a function that is called with the number of further items that are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=show.err(), transient=True, disable=not show.err().is_terminal) as bar:
         task = bar.add_task(what, total=total)
@@ -56,7 +56,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class Steps:
-    """A progress bar with a step for each file: call it with the name of each."""
+    """A progress bar with one step for each file; it is called with the name of the next file."""
 
     def __init__(self, bar: Progress, what: str, total: int) -> None:
         self._bar, self._what = bar, what
@@ -64,11 +64,11 @@ class Steps:
         self._said = time.monotonic()
 
     def __call__(self, name: str) -> None:
-        """The next step begins."""
+        """Begin the next step."""
         self._bar.update(self._task, description=f"{self._what}: {name}", advance=1)
 
     def batch(self, name: str, what: str, rows: int) -> None:
-        """A batch of a step was done; ``rows`` is how many there were so far."""
+        """Show that a batch of the current step is done; ``rows`` is the number of rows so far."""
         text = f"{name}: {what}, {rows:,} done".replace(",", " ").replace("  ", ", ")
         self._bar.update(self._task, description=f"{self._what}: {text}")
         if self._bar.disable and time.monotonic() - self._said > SAY_EVERY:
@@ -78,7 +78,7 @@ class Steps:
 
 @contextmanager
 def steps(what: str, total: int) -> Iterator[Steps]:
-    """A progress bar on a terminal; yields what is called with the name of each step."""
+    """A progress bar on a terminal; yields the Steps that are called with the name of each step."""
     console = show.err()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),

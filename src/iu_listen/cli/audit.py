@@ -1,4 +1,4 @@
-"""audit: is everything there? Walks the log, lists what lacks attempts, and has it decided once more."""
+"""audit: the completeness check. It lists events that lack attempts, and lets the worker route them again."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from iu_listen.model.facts import AuditPage
 from iu_listen.postgres import audit, census
 from iu_listen.postgres.session import Connection
 
-#: Most events a page, which is one statement, and how long one may take, in seconds: nothing ends it before.
+#: Largest number of events of a page, which is one statement, and the intended duration of a page, in seconds.
 PAGE: Final = 5000
 PAGE_SECONDS: Final = 60.0
-#: Events that one transaction of a repair takes.
+#: Largest number of events in one transaction of a repair.
 REPAIR_PAGE: Final = 1000
-#: How many incomplete events are listed.
+#: Largest number of incomplete events that are listed.
 LISTED: Final = 100
-#: How long a repair waits for a consumer that decides nothing, in seconds.
+#: Longest wait of a repair for a consumer that makes no progress, in seconds.
 PATIENCE: Final = 30.0
 
-#: What a state of an incomplete event means.
+#: Descriptions of the states of an incomplete event.
 STATES: Final = {
     "repairable": "can be decided once more",
     "waiting": "waits for the consumer",
@@ -102,7 +102,7 @@ def run(
 
 
 async def _walk(connection: Connection, worker: str, *, resume: bool) -> AuditPage:
-    """A pass to its end, or from where one was left."""
+    """Run a pass to its end; with ``resume`` continue the interrupted pass."""
     number, pace = None if resume else 0, Pace(PAGE, PAGE_SECONDS)
     with _progress("audit") as step:
         try:
@@ -138,7 +138,7 @@ def _progress(what: str) -> Iterator[Any]:
         def step(page: AuditPage) -> None:
             nonlocal began
             began = began or page
-            # A pass that was resumed has seconds of its own behind it, and pauses.
+            # A resumed pass includes seconds of earlier runs, so the rate is computed from this run only.
             rate = (page.checked - began.checked) / max(page.seconds - began.seconds, 0.001)
             words = f"{show.text(page.checked)} events, {show.text(round(rate))}/s, {show.text(page.missing)} missing"
             bar.update(task, completed=page.share, found=words)
@@ -150,7 +150,7 @@ def _progress(what: str) -> Iterator[Any]:
 
 
 async def _findings(connection: Connection, worker: str, page: AuditPage) -> dict[str, Any]:
-    """The answer: figures of the pass, and what is missing now."""
+    """The answer of the command: the figures of the pass, and the events that are incomplete now."""
     counts = await audit.counts(connection, worker)
     return {
         "worker": worker,
@@ -194,7 +194,7 @@ def _print_events(answer: dict[str, Any]) -> None:
 
 
 def _effect(answer: dict[str, Any], *, repair: bool) -> dict[str, Any]:
-    """What would be done."""
+    """The effect that --repair or --accept would have, for the plan."""
     if repair:
         return {"restamped": answer["repairable"], "accepted": answer["not_repairable"], "done": False}
     return {"accepted": answer["missing"], "done": False}
@@ -220,7 +220,7 @@ async def _accept(connection: Connection, worker: str) -> dict[str, Any]:
 
 
 async def _repair(connection: Connection, worker: str) -> dict[str, Any]:
-    """Put everything before the cursor again, in bounded steps, and wait until it is decided."""
+    """Let the worker route all incomplete events again, in bounded steps, and wait until it has done so."""
     done: dict[str, Any] = {"restamped": 0, "accepted": 0, "done": True}
     more = True
     while more:
@@ -234,7 +234,11 @@ async def _repair(connection: Connection, worker: str) -> dict[str, Any]:
 
 
 async def _wait_until_decided(connection: Connection, worker: str) -> str | None:
-    """None: nothing waits any more. Else: why it still does."""
+    """Wait until no repaired event is waiting.
+
+    Returns:
+        None if no event waits any more; otherwise the reason why events still wait.
+    """
     console = show.err()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
@@ -259,7 +263,7 @@ async def _wait_until_decided(connection: Connection, worker: str) -> str | None
 
 
 async def _held_up(connection: Connection, worker: str) -> str | None:
-    """Why nobody decides anything now; None when somebody does."""
+    """The reason why no consumer routes events now; None: a consumer does."""
     if closed := await census.in_the_way(connection):
         return f"the {closed[0]} gate is closed"
     active = [

@@ -1,4 +1,4 @@
-"""Commands with a reading and a changing half: gate and route."""
+"""The command groups gate and route: they show gates and routes, and change them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _print_gates(found: list[dict[str, Any]], where: Where | None) -> None:
 
 # -- route -------------------------------------------------------------------------------------------------------
 
-#: What was done with an event so far, in words; other states stand for themselves.
+#: Descriptions of the past decision for an event; a state that is not listed is shown as it is.
 BACKTESTED = {
     "no_route": "skipped: no route took it",
     "route_disabled": "skipped: its routes were disabled",
@@ -191,6 +191,6 @@ def _set_route(code: str, where: Where | None, *, enabled: bool) -> int:
 
 
 async def no_such_route(connection: Connection, code: str) -> ConfigurationError:
-    """The error for a code that nobody has registered, with those that there are."""
+    """The error for a code that no route has; it lists the codes of all routes."""
     known = ", ".join(r["route_code"] for r in await census.rows(connection, "list_routes", None))
     return ConfigurationError(f"there is no route {code}", f"Routes: {known or 'none'}.")

@@ -1,4 +1,4 @@
-"""Where workers are, and how they are put somewhere else: cursor show, reset, reanchor."""
+"""The command group cursor: show and reset the cursors of workers, accept sites, and reanchor."""
 
 from __future__ import annotations
 

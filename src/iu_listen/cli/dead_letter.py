@@ -1,4 +1,4 @@
-"""dead-letter: list, show, replay and resolve what could not be routed or delivered."""
+"""dead-letter: list, show, replay and resolve events that could not be routed or delivered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from iu_listen.postgres.session import Connection
 dead_letter = App(name="dead-letter", help="List, show, replay and resolve what could not be routed or delivered.")
 
 Actor = Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")]
-#: What a replay answers of a dead letter for which nothing is left to do, now or here.
+#: The results of a replay after which this command has nothing left to do for a dead letter.
 SETTLED = frozenset({"replayed", "queued", "already_queued", "already_resolved"})
 
 
@@ -40,7 +40,7 @@ class Which:
     subject: Annotated[str | None, Parameter(help="Only about this subject: its id, or its canonical address.")] = None
 
     async def filter(self, connection: Connection) -> letters.Filter:
-        """The same for the database."""
+        """The options as a filter for queries, with ids completed and times parsed."""
         since = await census.moment(connection, self.since) if self.since else None
         event = await whole(connection, "event", self.event) if self.event else None
         return letters.Filter(route=self.route, failure=self.failure, since=since, event=event, subject=self.subject)
@@ -97,7 +97,7 @@ def _print_dead_letters(found: list[census.Row]) -> None:
 
 
 def _print_place(found: letters.Listed, *, resolved: bool, before: str | None) -> None:
-    """How many there are besides those that were shown, and how to see the next ones."""
+    """Print the number of dead letters that are not shown, and the command that shows the next page."""
     if not found.letters:
         show.note("No older dead letter." if before else f"No {'' if resolved else 'open '}dead letter matches.")
         return
@@ -108,7 +108,7 @@ def _print_place(found: letters.Listed, *, resolved: bool, before: str | None) -
 
 
 def print_kinds(kinds: list[census.Row]) -> None:
-    """Open dead letters by route and failure code."""
+    """Print the counts of open dead letters by route and failure code."""
     show.table(
         ("dead letters of route", "failure", "open", "oldest", "newest"),
         (
@@ -221,7 +221,7 @@ async def _replay_these(
     answers: list[census.Row] = []
     with progress("replaying", len(ids)) as advance:
         for id in ids:
-            # Before all but the first: so many a second, however long each takes.
+            # The pause between two replays limits the rate, whatever the duration of a replay.
             if rate and answers:
                 await anyio.sleep(1 / rate)
             answers.append(await census.replay(connection, id, actor, why))
@@ -257,13 +257,13 @@ def _print_answers(planned: letters.Plan, counts: Counter[tuple[str, str]], wher
 
 
 async def _closed(connection: Connection) -> str:
-    """What a replay would be while a gate is closed; empty: none is."""
+    """The result of a replay while a gate is closed; empty: no gate is closed."""
     gates = await census.in_the_way(connection)
     return f"nothing: the {gates[0]} gate is closed (iu-listen gate open {gates[0]})" if gates else ""
 
 
 def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
-    """What a replay would decide now, by what the route is."""
+    """The decision that a replay would make now, given the state of the route."""
     if route_enabled is None:
         return "skipped: there is no route"
     if not route_enabled:
@@ -272,7 +272,7 @@ def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
 
 
 def _print_plan(planned: letters.Plan, where: Where | None, *, would: str = "") -> None:
-    """By route and failure code: there may be very many."""
+    """Print the plan for dead letters that filters select, summed by route and failure code."""
     rows = [
         {"route_code": g["route_code"], "failure_code": g["failure_code"], "count": g["count"],
          "oldest_at": g["oldest_at"], "newest_at": g["newest_at"], "example": g["example"],
@@ -294,7 +294,7 @@ def _print_plan(planned: letters.Plan, where: Where | None, *, would: str = "") 
 
 
 def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None, *, would: str = "") -> None:
-    """Of some that were named: each of them, with the newer events of its subject."""
+    """Print the plan for dead letters that were named by id, each with the newer events of its subject."""
     rows = [
         {"id": d["id"], "event": d["event_ref"], "route": d["route_code"], "created_at": d["created_at"],
          "attempt_no": d["attempt_no"] + 1, "newer_of_subject": d["newer_of_subject"],

@@ -1,4 +1,4 @@
-"""delivery list and cancel, route policy and resume: what is on its way, and what holds it."""
+"""The commands delivery list, delivery cancel, route policy and route resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from iu_listen.postgres.ids import whole
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.check import check
 
-#: Columns of a table of routes that deliver.
+#: The columns of the table of routes that deliver.
 DELIVERIES = ("route", "target", "on its way", "retrying", "oldest", "held by", "because of")
 
 delivery = App(name="delivery", help="List what is on its way to a target, and cancel it.")
@@ -34,7 +34,7 @@ def register(app: App) -> None:
 
 
 def print_deliveries(routes: list[census.Row]) -> None:
-    """That table; below it what to do about each route that is held, where there is something to do."""
+    """Print the table of routes that deliver, and below it the hints for paused routes."""
     show.table(DELIVERIES, delivery_rows(routes))
     for row in routes:
         if row["hint"]:
@@ -42,7 +42,7 @@ def print_deliveries(routes: list[census.Row]) -> None:
 
 
 def delivery_rows(routes: list[census.Row]) -> list[tuple[Any, ...]]:
-    """Rows of that table."""
+    """The rows of the table of routes that deliver."""
     return [
         (r["route_code"], f"{r['target_kind']} {mask(r['target_ref'])}", r["pending"], r["retrying"],
          show.ago(r["since"]), show.mark(not r["held_by"], "–", show.text(r["held_by"])), r["why"])
@@ -204,13 +204,13 @@ async def _policy(connection: Any, code: str) -> census.Row:
 
 
 async def _require_options(connection: Connection, code: str, before: census.Row, after: census.Row) -> None:
-    """Make sure that the target of a route can work with the options of a policy, unless it could not before.
+    """Make sure that a changed policy does not break the target of a route.
 
     Raises:
-        Refused: it cannot.
+        Refused: The target is invalid with the changed options, and was valid before.
     """
     if not isinstance(after.get("target", {}), dict):
-        # The database says what a policy is made of.
+        # The database checks the form of a policy.
         return
     (found,) = await census.rows(connection, "route_locks", code)
     then, now = (
@@ -232,7 +232,7 @@ def _changed(before: dict[str, Any], changes: list[str]) -> dict[str, Any]:
         try:
             after[name] = json.loads(value)
         except (ValueError, RecursionError):
-            # A word is a word; whether it is one of those that there are, the database says.
+            # A value that is not JSON is a text. The database checks whether it is allowed.
             after[name] = value
     return after
 

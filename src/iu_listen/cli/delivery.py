@@ -1,4 +1,4 @@
-"""route live and route dry: the last lock before something leaves."""
+"""The commands route live and route dry: they let a route deliver, or turn it back to a dry run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iu_listen.postgres import census
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.check import Verdict, check
 
-#: The locks in the order in which they are asked, and how each is opened.
+#: The switches of a delivery in the order in which they are tested, each with the command that opens it.
 LOCKS = {
     "master": "iu-listen gate open master",
     "worker": "iu-listen gate open worker",
@@ -116,14 +116,14 @@ async def _locks(connection: Connection, code: str) -> dict[str, Any]:
 
 
 def _shown(found: dict[str, Any]) -> dict[str, Any]:
-    """What is shown of a route: no password that should not be in its address."""
+    """The columns of a route that are shown, with a password in its address masked."""
     return {name: value for name, value in found.items() if name != "policy"} | {
         "target_ref": mask(found["target_ref"])
     }
 
 
 async def problem(connection: Connection, found: dict[str, Any]) -> Verdict:
-    """Why nothing could be delivered by this route: what the database knows, then what only a process can know."""
+    """The problem that prevents deliveries of this route: first checked by the database, then by this process."""
     for row in await census.rows(connection, "delivery/problems", found["route_code"]):
         return Verdict(row["problem"], row["hint"] or "")
     return check(found["target_kind"], found["target_ref"], json.loads(found["policy"]).get("target") or {})

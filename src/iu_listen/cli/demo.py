@@ -1,4 +1,4 @@
-"""demo: the main job from an empty database to a measured summary, ending by itself."""
+"""demo: shows the main job, from an empty database to a summary with measurements, and ends by itself."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import query
 
 DATABASE: Final = "iu_demo"
-#: How long a step of the demo may take before it is called a failure, in seconds.
+#: Longest duration of a step of the demo, in seconds; after it the demo fails.
 PATIENCE: Final = 60.0
 WRITERS: Final = 4
-#: The live route, and the units whose events it delivers: one is taken, one at the second try, one is refused.
+#: The live route, and the subjects of its events: the receiver accepts the first one, accepts the second one at the
+#: second attempt, and rejects the third one.
 ROUTE: Final = "demo.crm"
 CUSTOMERS: Final = ("customer", "customer-busy", "customer-unknown")
 
@@ -63,7 +64,7 @@ def demo(
 
 @dataclass
 class _Demo:
-    """The demo's steps, and the figures that they measure."""
+    """The steps of the demo, and the figures that they measure."""
 
     door: Door
     burst: int
@@ -146,7 +147,8 @@ class _Demo:
             way = await self._wait(
                 partial(connection.fetchrow, query("demo/way_of_version"), version), "it is routed", pause=0.005
             )
-            # The database says when, on the same clock: asking again and again would slow down what is measured.
+            # The time of the decision is read from the database, whose host has the same clock. Polling for the
+            # decision would change the measured latency.
             decided = way["decided_at"] - began
             total.append(1000 * decided)
             if number <= 5:
@@ -298,15 +300,15 @@ class _Demo:
 
     async def _wait(self, ask: Callable[[], Awaitable[Any]], until: str, pause: float = 0.0) -> Any:
         with anyio.move_on_after(PATIENCE):
-            while not (answer := await ask()):  # noqa: ASYNC110 the database rings no bell for us here
+            while not (answer := await ask()):  # noqa: ASYNC110 the demo does not listen for notifications
                 await anyio.sleep(pause)
             return answer
         raise Refused(f"waited {PATIENCE:g} s in vain until {until}", "iu-listen doctor")
 
     @contextmanager
     def _consumer(self) -> Iterator[subprocess.Popen[bytes]]:
-        """iu-listen run, in a process of its own that can be killed; stopped at the end of the block at the latest."""
-        # A session of its own: Ctrl-C reaches us alone, and we stop it in order.
+        """Run a consumer in a separate process, which the demo can kill; it is stopped at the end of the block."""
+        # The process gets its own session, so that Ctrl-C reaches only the demo, which then stops it in order.
         process = subprocess.Popen(
             [sys.executable, "-m", "iu_listen", "run", "--log-format", "json", "--app", "iu_listen.cli.demo_target"],
             env=os.environ | {"IU_LISTEN_DSN": self.door.settings.dsn or "", PORT: str(self.receiver.port)},
@@ -327,7 +329,7 @@ class _Demo:
 
 @asynccontextmanager
 async def _bar(what: str, total: int) -> AsyncIterator[Callable[[int], None]]:
-    """A progress bar on a terminal; yields a function that is told how many are done."""
+    """A progress bar on a terminal; yields a function that is called with the number of completed items."""
     console = show.err()
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -1,4 +1,4 @@
-"""The live route of the demo: a coroutine that hands each event to a receiver, and that receiver."""
+"""The target of the demo's live route: a coroutine that sends each event to a receiver, and that receiver."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import anyio.abc
 from iu_listen.model.delivery import Delivery, Failed, Reject, Unavailable
 from iu_listen.targets.python import target
 
-#: The variable that tells the consumer of the demo at which port the receiver is.
+#: The environment variable with the port of the receiver, for the consumer of the demo.
 PORT: Final = "IU_DEMO_RECEIVER"
 
 
 @target("demo-crm")
 async def to_crm(delivery: Delivery) -> None:
-    """Hand over one event."""
+    """Send one event to the receiver."""
     try:
         stream = await anyio.connect_tcp("127.0.0.1", int(os.environ[PORT]))
     except OSError as error:
@@ -33,12 +33,13 @@ async def to_crm(delivery: Delivery) -> None:
 
 
 class Receiver:
-    """What events are delivered to: it takes them, asks for another try, or refuses them, by their subject.
+    """The receiver of events. Their subject decides whether it accepts, postpones or rejects them.
 
     Attributes:
-        busy: Subjects that it wants to be tried once more; each of them once.
-        unknown: Subjects that it refuses.
-        taken: Idempotency keys of what it took.
+        busy: Subjects whose next event it postpones once.
+        unknown: Subjects whose events it rejects.
+        taken: Idempotency keys of the accepted events.
+        port: The TCP port; 0 until serve() has chosen one.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Receiver:
         self._scope: anyio.CancelScope | None = None
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Be there until close(), at the same port each time."""
+        """Accept connections until close(). Each call uses the same port."""
         self._scope = anyio.CancelScope()
         with self._scope:
             async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port) as listener:
@@ -58,7 +59,7 @@ class Receiver:
                 await listener.serve(self._answer)
 
     def close(self) -> None:
-        """Be gone."""
+        """Stop accepting connections."""
         if self._scope is not None:
             self._scope.cancel()
 

@@ -1,4 +1,4 @@
-"""How every command gets to its database: --dsn, else the PG* variables, else the embedded server."""
+"""The database of a command: from --dsn or IU_LISTEN_DSN, else from the PG* variables, else the embedded server."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable
 from iu_listen.model.settings import LIBPQ_VARIABLES, Settings
 from iu_listen.postgres.session import Connection, session
 
-#: Name of the database that the embedded server makes.
+#: Name of the database on the embedded server.
 EMBEDDED_DATABASE = "iu"
 
 
 def between(low: float, high: float) -> Callable[[Any, Any], None]:
-    """A validator of an option that is a number."""
+    """A validator for a numeric option with this range."""
 
     def check(_: Any, value: float | None) -> None:
-        # Written so that nan fails too.
+        # The comparison is written so that it also refuses nan.
         if value is not None and not low <= value <= high:
             raise ValueError(f"must be from {low} to {high}")
 
@@ -45,12 +45,12 @@ class Where:
 
 @dataclass(frozen=True)
 class Door:
-    """An open way to a database.
+    """The database that a command uses.
 
     Attributes:
-        settings: With the connection string in it.
+        settings: The settings, with the connection string.
         programs: Directories with PostgreSQL's client programs, besides PATH.
-        server: The embedded server, where that is what we use.
+        server: The embedded server; None: another server is used.
     """
 
     settings: Settings
@@ -58,34 +58,34 @@ class Door:
     server: embedded.Server | None
 
     def session(self, name: str = "iu-listen cli") -> AbstractAsyncContextManager[Connection]:
-        """A session for the length of a command."""
+        """A session for the duration of a command."""
         return session(self.settings.dsn, name=name, deadline=self.settings.deadline)
 
 
 @contextmanager
 def opened(where: Where | None, **overrides: Any) -> Iterator[Door]:
-    """Settings for a command, and the embedded server while it lasts, if no database is named.
+    """Read the settings of a command. If they name no database, run the embedded server during the block.
 
     Raises:
-        ConfigurationError: a setting is wrong, or there is neither a database nor an embedded server.
-        DatabaseUnreachable: the embedded server does not start.
+        ConfigurationError: A setting is invalid, or no database is named and there is no embedded server.
+        DatabaseUnreachable: The embedded server does not start.
     """
     settings = Settings.load(os.environ, {"dsn": where.dsn if where else None, **overrides})
     if where and where.dsn is not None and not where.dsn.strip():
-        # As with a variable of the shell that is not set: any default would be another database.
+        # For example an unset variable of the shell. Any default would be a database that the user did not name.
         raise ConfigurationError("--dsn is empty", "Leave it out to use IU_LISTEN_DSN or the PG* variables.")
     if settings.dsn or any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         yield Door(settings, tuple(_programs()), None)
         return
     with running_server(settings) as server:
-        # Its socket has another path at every start; the embedded server is one place.
+        # The path of the server's socket changes at each start, but the site must stay the same.
         settings = replace(settings, site=settings.site or "embedded")
         yield Door(with_dsn(settings, server.dsn(EMBEDDED_DATABASE)), tuple(_programs()), server)
 
 
 @contextmanager
 def running_server(settings: Settings) -> Iterator[embedded.Server]:
-    """The embedded server, shared with whoever else uses it, for the length of a block."""
+    """Run the embedded server during the block; other processes may use it at the same time."""
     try:
         with embedded.running(Path(settings.data_dir), settings.embedded_major) as server:
             yield server
@@ -96,7 +96,7 @@ def running_server(settings: Settings) -> Iterator[embedded.Server]:
 
 
 def with_dsn(settings: Settings, dsn: str) -> Settings:
-    """The same settings for another database."""
+    """A copy of the settings with another connection string."""
     return replace(settings, dsn=dsn)
 
 
@@ -110,7 +110,7 @@ def _programs() -> Iterator[Path]:
 
 @asynccontextmanager
 async def looking(where: Where | None, **overrides: Any) -> AsyncIterator[tuple[Door, Connection]]:
-    """A door and one session through it."""
+    """The database of a command, and one session to it."""
     with opened(where, **overrides) as door:
         async with door.session() as connection:
             yield door, connection

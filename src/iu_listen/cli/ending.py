@@ -1,9 +1,9 @@
-"""The end of the service: nothing that code of a user has left behind keeps the process.
+"""Ends the process of the service, even if tasks or threads of a user's code are still running.
 
-When the consumer has stopped, sessions are closed and telemetry is sent, two things may still keep the process for
-ever: a task that ignores its cancellation, because asyncio.run waits for all tasks, and a thread that does not return,
-because the interpreter waits for all threads. They have until the end of the grace period, then the process ends
-without them, with the exit code that it would have had.
+After the consumer has stopped, its sessions are closed and telemetry is sent, two things may still keep the process
+running: a task that ignores its cancellation, because asyncio.run waits for all tasks, and a thread that does not
+return, because the interpreter waits for all threads. They have time until the end of the grace period. Then the
+process ends without them, with its normal exit code.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from iu_listen.telemetry.logs import left_behind_line
 
 #: Exit code of a fault of the program.
 UNEXPECTED: Final = 70
-#: How long what was left behind has at least, also where the grace period is over, in seconds.
+#: Shortest time that remaining tasks and threads get, even if the grace period is over, in seconds.
 AT_LEAST: Final = 1.0
 
 
 class Ending:
-    """Ends the process when something that was left behind keeps it. A Watcher, to know when it was asked to stop.
+    """Ends the process if remaining tasks or threads keep it running.
+
+    It is an observer, because it has to notice the start of the shutdown.
 
     Args:
-        grace: How many seconds the end may take, from the signal that asks for it.
+        grace: The grace period, in seconds from the signal that starts the shutdown.
     """
 
     def __init__(self, grace: float) -> None:
@@ -37,18 +39,22 @@ class Ending:
         self._loop_ended = False
 
     def note(self, observation: Observation, /) -> None:
-        """The grace period begins when the service is asked to stop."""
+        """Begin the grace period when the shutdown starts."""
         if isinstance(observation, Stopping):
             self._until = time.monotonic() + self._grace
 
     def begin(self, code: int) -> None:
-        """The service has done all it had to do. What comes now is the end of the event loop and of the process."""
+        """Start the timer that ends the process. The service has finished; the event loop and the process end next.
+
+        Args:
+            code: The exit code.
+        """
         timer = threading.Timer(max(AT_LEAST, self._until - time.monotonic()), self._leave, (code,))
         timer.daemon = True
         timer.start()
 
     def loop_ended(self) -> None:
-        """The event loop has ended: no task can keep the process any more."""
+        """Note that the event loop has ended, so that only threads can still keep the process running."""
         self._loop_ended = True
 
     def _leave(self, code: int) -> None:

@@ -1,7 +1,7 @@
-"""How rows fit a line: as a table, as a table without what can be spared, or one below the other.
+"""The layout of rows on a terminal: as a table, as a table with fewer columns, or as one block for each row.
 
-Nothing is ever cut: ids, names and reasons are what people act on. Words are folded only where they are longer than
-a column can be.
+Nothing is ever cut, because users need complete ids, names and reasons. A word is folded only if it is longer than the
+widest possible column.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-#: Longest word that is kept whole, in characters: an id has 36. What is longer, as an address, may be folded.
+#: Longest word that is never folded, in characters: an id has 36. A longer word, for example an address, may be folded.
 LONGEST_WORD = 40
-#: What has no more characters than this is kept in one line.
+#: Longest text that is always kept in one line, in characters.
 SHORT = 10
-#: Characters between two columns: where there is room, where there is not, and between a name and its value.
+#: Number of blanks between two columns: with and without enough space, and between a name and its value.
 ROOMY, NARROW, RECORD = 3, 2, 2
 #: Characters to the left and to the right of a table with a header.
 MARGIN = 1
@@ -27,12 +27,12 @@ MARGIN = 1
 
 @dataclass(frozen=True)
 class Branch:
-    """A cell of a tree: what stands before it, and the words, which go on below themselves.
+    """A cell of a tree: a prefix, and a text whose further lines are indented by the length of the prefix.
 
     Attributes:
-        prefix: What stands before the first line.
-        words: One line or several.
-        style: Of the lines after the first.
+        prefix: The text before the first line.
+        words: The text, of one line or several.
+        style: The style of the lines after the first one.
     """
 
     prefix: str
@@ -41,11 +41,11 @@ class Branch:
 
     @property
     def plain(self) -> str:
-        """Its one line, were there room."""
+        """The cell as one line."""
         return "\n".join(self.prefix + line for line in self.words.split("\n"))
 
     def lines(self, console: Console, width: int) -> list[Text]:
-        """Its lines in a column of this width."""
+        """The lines of the cell in a column of this width."""
         room = max(width - len(self.prefix), 1)
         wrapped = Text(self.words).wrap(console, room, overflow="fold")
         below = " " * len(self.prefix)
@@ -60,19 +60,19 @@ Cell = Text | Branch
 
 @dataclass(frozen=True)
 class Form:
-    """Rows under the names of their columns."""
+    """Rows with the names of their columns."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
     def without(self, name: str) -> Form:
-        """The same without a column."""
+        """A copy without one column."""
         kept = [i for i, column in enumerate(self.columns) if column != name]
         return Form([self.columns[i] for i in kept], [[row[i] for i in kept] for row in self.rows])
 
     @cached_property
     def least(self) -> list[int]:
-        """The width of each column in which no word is folded."""
+        """For each column the smallest width in which no word is folded."""
         return [
             max(map(cell_len, [*name.split(), *(word for row in self.rows for word in _words(row[i]))]), default=1)
             for i, name in enumerate(self.columns)
@@ -80,23 +80,23 @@ class Form:
 
     @cached_property
     def most(self) -> list[int]:
-        """The width of each column in which every cell is in one line."""
+        """For each column the smallest width in which every cell has one line."""
         return [max([cell_len(name), 1, *(_width(row[i]) for row in self.rows)]) for i, name in enumerate(self.columns)]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows in columns whose widths are known.
+    """Rows in columns with known widths.
 
-    A table of rich draws each cell as a document of its own, which it measures, pads and crops: most of the time of a
-    long list would go there. Here a cell that fits its column is written as it is.
+    A table of rich renders each cell as a separate document, which it measures, pads and crops. That would take most of
+    the time of a long list. Here a cell that fits its column is written unchanged.
 
     Attributes:
-        rows: The cells.
-        widths: Of the columns.
-        gap: Characters between two columns.
-        title: What stands above.
-        columns: Names above a line; none for rows without a header.
+        rows: The cells of each row.
+        widths: The widths of the columns, in characters.
+        gap: Number of blanks between two columns.
+        title: The title above the table.
+        columns: The names of the columns; empty: there is no header.
     """
 
     rows: Iterable[Sequence[Cell]]
@@ -121,7 +121,7 @@ class Grid:
             yield Segment.line()
 
     def _header(self, console: Console) -> list[list[Text]]:
-        """The lines of the names of columns. The last ones stand side by side."""
+        """The lines of the header. The last lines of all names are in the same row."""
         names = [
             _lines(console, Text(name, "table.header"), width)
             for name, width in zip(self.columns, self.widths, strict=True)
@@ -133,7 +133,7 @@ class Grid:
 def _drawn(
     console: Console, cells: Sequence[Sequence[Text]], widths: Sequence[int], gap: int, margin: int
 ) -> Iterator[Segment]:
-    """The lines of one row. Blanks are written where something follows them."""
+    """The segments of one row, without trailing blanks."""
     for number in range(max(map(len, cells))):
         blank = margin
         for lines, width in zip(cells, widths, strict=True):
@@ -147,7 +147,7 @@ def _drawn(
 
 
 def fitting(console: Console, forms: Sequence[Form], title: str) -> Grid:
-    """The first of the forms that fits the console as a table; else the first one with its rows below each other."""
+    """The first form that fits the console as a table; if none fits, the first form with one block for each row."""
     for form in forms:
         for gap in (ROOMY, NARROW):
             room = console.width - 2 * MARGIN - gap * (len(form.columns) - 1)
@@ -157,12 +157,16 @@ def fitting(console: Console, forms: Sequence[Form], title: str) -> Grid:
 
 
 def _widths(form: Form, room: int, *, whole: bool) -> list[int] | None:
-    """The width of each column; None: there is no room, or, if ``whole``, not for every cell in one line."""
+    """The width of each column, for a table of at most ``room`` characters.
+
+    Returns:
+        None if no word may be folded and the room is not enough; with ``whole`` also if a cell needs two lines.
+    """
     if sum(form.most) <= room:
         return form.most
     if whole or sum(form.least) > room:
         return None
-    # What is left goes first to those that want least.
+    # The remaining width goes first to the columns that need the least.
     widths, left = form.least[:], room - sum(form.least)
     wanted = [most - least for most, least in zip(form.most, form.least, strict=True)]
     for number, i in enumerate(sorted(range(len(wanted)), key=wanted.__getitem__)):
@@ -178,9 +182,9 @@ def _width(cell: Cell) -> int:
 
 def _words(cell: Cell) -> list[str]:
     if isinstance(cell, Branch):
-        # An address or a name that is longer than a column can be is folded in a tree, too.
+        # Words longer than LONGEST_WORD are folded in a tree as well.
         return [cell.prefix + word[:LONGEST_WORD] for word in cell.words.split()]
-    # A bar that is drawn is one word, its blanks included; and so is a figure with its unit.
+    # A bar with its blanks, and a figure with its unit, count as one word.
     return (
         [cell.plain]
         if cell.no_wrap or len(cell.plain) <= SHORT
@@ -198,7 +202,7 @@ def _lines(console: Console, cell: Cell, width: int) -> list[Text]:
 
 
 def _records(console: Console, form: Form, title: str) -> Grid:
-    """Each row below the other, its cells with their names."""
+    """One block for each row: each cell on its own line, after the name of its column."""
     names = max(map(cell_len, form.columns))
     return Grid(_separated(form), [names, console.width - names - RECORD], RECORD, title)
 

@@ -1,4 +1,4 @@
-"""Commands that only look: status, health, attempts, doctor, and the reading halves of gate, route and cursor."""
+"""Commands that change nothing: status, health, attempts and doctor."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def status(
                 async with looking(where) as (_, connection):
                     answer = await _status(connection)
             except DatabaseUnreachable as error:
-                # It may come back; until then this is what there is to see.
+                # With --watch the error is shown until the database can be reached again.
                 if watch is None:
                     raise
                 _begin_anew(watch)
@@ -65,7 +65,7 @@ def status(
                     show.as_json(answer)
                 else:
                     _print_status(answer)
-                # A reader that has left, as head does, ends it as Ctrl-C would.
+                # A closed output, for example of head, ends the command as Ctrl-C does.
                 if watch is None or outlet.reader_left():
                     return int(exit_code and not answer["healthy"])
             await anyio.sleep(watch)
@@ -74,7 +74,7 @@ def status(
 
 
 def _begin_anew(watch: float | None) -> None:
-    """An empty screen, where there is one."""
+    """Clear the screen, if the output is a terminal."""
     if watch is not None and show.out().is_terminal:
         show.out().clear()
 
@@ -102,20 +102,20 @@ async def _status(connection: Connection) -> dict[str, Any]:
 
 
 def _condition(row: dict[str, Any]) -> str:
-    """What a worker is like, in a phrase."""
+    """The condition of a worker, as a phrase."""
     words = row["condition"].replace("_", " ")
     return f"{words}: {humane(row['condition_why'])}" if row["condition_why"] else words
 
 
 def _wakes_by(consumer: dict[str, Any]) -> str:
-    """How a consumer hears of events. One that has ended hears of none, whatever its last session did."""
+    """How a consumer is woken: by notifications or by polling. A consumer that has ended is not woken at all."""
     if consumer["state"] == "stopped":
         return "–"
     return "bell" if consumer["listening"] else "polling"
 
 
 def _print_headline(answer: dict[str, Any]) -> None:
-    """Whether all is well, and why not: what a person has to know before any table."""
+    """Print whether all workers are healthy, with the reasons if not. These lines stand above all tables."""
     for health in answer["health"]:
         _print_health(health)
     if not answer["health"]:
@@ -212,7 +212,8 @@ def health(
             if not here:
                 await census.require_package(connection)
                 return await census.worker_health(connection, name)
-            # Probes ask this every few seconds: one row, and neither a count of the backlog nor the whole package.
+            # Probes run this every few seconds. So it reads one row, and neither counts the backlog nor checks the
+            # whole package.
             if not await census.value(connection, "ledger_exists"):
                 await census.require_package(connection)
             beating = await census.value(connection, "host_beats", platform.node(), name)
@@ -231,7 +232,7 @@ def health(
 
 
 async def _until_healthy(ask: Callable[[], Awaitable[dict[str, Any]]], seconds: float) -> dict[str, Any]:
-    """The first healthy answer, else the last one; a server that cannot be reached may come yet."""
+    """The first healthy answer within ``seconds``, else the last answer. An unreachable server is tried again."""
     give_up = anyio.current_time() + seconds
     while True:
         late = anyio.current_time() >= give_up

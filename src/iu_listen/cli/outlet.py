@@ -1,8 +1,8 @@
-"""The two streams of a command: what they cannot encode is replaced, and what they cannot take never stops the work.
+"""The output streams of a command: they replace characters that they cannot encode, and never raise an error.
 
-A command may have changed something before it answers. So an answer that cannot be written, because the disk is full or
-nothing is there to take it, raises nothing: the command does its work to the end, and its exit code says that the
-answer is missing. A reader that has left, as `head` does, has read enough, and is no failure.
+A command may have changed the database before it writes its answer. So an answer that cannot be written, for example
+because the disk is full, raises no error: the command finishes its work, and its exit code reports that the answer is
+missing. A reader that has closed the pipe, as `head` does, is not a failure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import select
 import sys
 from typing import Final
 
-#: What our own texts use beyond ASCII, for terminals and files that have no more than ASCII.
+#: Replacements for the non-ASCII characters of this program's texts, for terminals and files with ASCII only.
 PLAIN: Final = str.maketrans({
     "–": "-", "—": "-", "→": "->", "…": "...", "└": "`", "├": "|", "│": "|", "─": "-", "━": "=", "·": ".",
     "↻": "o", "•": "*", "×": "x", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "’": "'", "╸": "=", "╺": "=",
@@ -22,7 +22,7 @@ PLAIN: Final = str.maketrans({
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding does not have: our own have a plain form, others are escaped."""
+    """The replacement for characters that an encoding does not have: from PLAIN, else a backslash escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -34,11 +34,11 @@ codecs.register_error("iu_listen_plain", _replace)
 
 
 class _Outlet(io.RawIOBase):
-    """A file descriptor that never refuses.
+    """A stream on a file descriptor whose write() never raises an OSError.
 
     Attributes:
-        failed: Why something could not be written; None: everything was.
-        left: The reader has closed its end.
+        failed: The error of a write; None: all writes succeeded.
+        left: Whether the reader has closed the pipe.
     """
 
     def __init__(self, descriptor: int, *, again: bool) -> None:
@@ -59,7 +59,8 @@ class _Outlet(io.RawIOBase):
 
     def write(self, data: object, /) -> int:
         whole = memoryview(data).cast("B")  # type: ignore[arg-type]
-        # An answer with a hole in it is worse than one that ends early; a log goes on when there is room again.
+        # After an error nothing more is written to stdout: an answer with a gap is worse than a truncated one. A log on
+        # stderr continues when writing is possible again.
         if (self.failed or self.left) and not self._again:
             return len(whole)
         while True:
@@ -76,10 +77,10 @@ class _Outlet(io.RawIOBase):
 
 
 def install() -> None:
-    """Put these streams in the place of sys.stdout and sys.stderr; those that are no files, as in tests, stay."""
+    """Replace sys.stdout and sys.stderr by these streams. Streams that are not files, as in tests, are kept."""
     absent = [number for number in (0, 1, 2) if not _is_open(number)]
     for _ in absent:
-        # Otherwise the next file or session would get the number, and be written to as if it were the output.
+        # Otherwise the next file or socket would get this descriptor, and would receive the output.
         os.open(os.devnull, os.O_RDWR)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -102,14 +103,14 @@ def install() -> None:
 
 
 def answer_lost() -> OSError | None:
-    """Why the answer could not be written whole; None: it was, or its reader had enough."""
+    """The error because of which the answer is incomplete; None: it is complete, or its reader closed the pipe."""
     outlet = _outlet()
     sys.stdout.flush()
     return outlet.failed if outlet else None
 
 
 def reader_left() -> bool:
-    """Whether nothing reads the answers any more: the reader is gone, or they cannot be written."""
+    """Whether further output is useless: the reader has closed the pipe, or a write has failed."""
     outlet = _outlet()
     return outlet is not None and (outlet.left or outlet.failed is not None)
 

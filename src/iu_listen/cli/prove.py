@@ -1,4 +1,4 @@
-"""The proofs: probe, apply, verify, rollback."""
+"""The commands of the package: probe, apply, verify and rollback."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def register(app: App) -> None:
     app.command(rollback)
 
 
-#: How often the probe of a large log is tried: what it finds wrong counts at once.
+#: Number of tries of the probe of a large outbox if it cannot run. A wrong figure is not tried again.
 PROBES: Final = 5
 
 
@@ -76,7 +76,7 @@ def probe(*, lock_timeout: LockTimeout = 2.0, where: Where | None = None) -> int
 
 
 def print_proof(proof: Proof) -> None:
-    """The seed's table, expected beside observed, and the footprint."""
+    """Print the table of scenarios with expected and observed figures, and the footprint."""
 
     def rows(findings: list[Finding]) -> Iterator[tuple[Any, ...]]:
         return ((f.id, f.scenario, f.expected, f.observed, show.mark(f.passed)) for f in findings)
@@ -130,7 +130,7 @@ def apply(
 
 
 async def apply_on(door: Door, connection: Connection, terms: Terms, *, machine: bool) -> int:
-    """The whole of apply, on an open session; the exit code."""
+    """Run the whole command apply on an open session, and return the exit code."""
     answer = await applied(door, connection, terms, quiet=machine)
     if machine:
         show.as_json(answer)
@@ -138,7 +138,7 @@ async def apply_on(door: Door, connection: Connection, terms: Terms, *, machine:
 
 
 async def applied(door: Door, connection: Connection, terms: Terms, *, quiet: bool) -> dict[str, Any]:
-    """The whole of apply, on an open session; the answer. Nothing of it is printed if ``quiet``."""
+    """Run the whole command apply on an open session, and return the answer; with ``quiet`` nothing is printed."""
     machine = quiet
     answer: dict[str, Any] = {"plan": terms.plan, "applied": []}
     async with only_migrator(connection):
@@ -190,7 +190,7 @@ async def _apply_durably(
     connection: Connection, before: Package, gates: Gates, door: Door, terms: Terms, *, machine: bool
 ) -> dict[str, Any]:
     counts_before = (await census.rows(connection, "row_counts"))[0]
-    # A worker that has run is not fresh any more: then verification asks only what a running one can fulfil.
+    # A worker that has run is not fresh any more. Then verify() accepts the state of a running worker.
     first = any(m.number == "060" for m in before.pending)
 
     async def must_verify() -> None:
@@ -208,7 +208,7 @@ async def _apply_durably(
                 step("probe")
                 await _must_prove(connection, door, terms)
         except Refused as error:
-            # Numbering and indexing a large log is not thrown away for a lock, nor because others are busy.
+            # The numbers and indexes of a large outbox are kept if only a lock was missing or the probe could not run.
             keep = gates.probe_last and (isinstance(error, _Unproven) or for_want_of_a_lock(error))
             left = await _what_is_left(connection) if keep else await _take_back(connection, before)
             raise Refused(error.message, f"{left} {error.hint}".strip(), error.sqlstate) from error
@@ -229,7 +229,7 @@ async def _apply_durably(
 
 
 class _Unproven(Refused):
-    """The probe found nothing wrong, because it could not be run to its end."""
+    """The probe could not run to its end, so it has no result."""
 
 
 async def _must_prove(connection: Connection, door: Door, terms: Terms) -> None:
@@ -238,7 +238,7 @@ async def _must_prove(connection: Connection, door: Door, terms: Terms) -> None:
             proof = await run_probe(connection, door.session, lock_timeout=terms.lock_timeout)
             break
         except Refused as error:
-            # It saw nothing wrong: it could not look.
+            # The probe could not run; this is not a wrong figure.
             if not left:
                 raise _Unproven(f"the probe could not run: {error.message}", error.hint) from error
             await anyio.sleep(1)
@@ -248,7 +248,7 @@ async def _must_prove(connection: Connection, door: Door, terms: Terms) -> None:
 
 
 async def _take_back(connection: Connection, before: Package) -> str:
-    """A later group of files failed: take back the groups that were applied in this run. What became of them."""
+    """After a failed group of files, roll back the groups that were applied in this run; returns a description."""
     now = await package_state(connection)
     ours = [m for m in package_files() if m.name in now.recorded and m.name not in before.recorded]
     try:
@@ -319,7 +319,7 @@ def check(
 
 
 def print_checks(checks: list[Check]) -> None:
-    """The checks as a table."""
+    """Print the checks as a table."""
     show.table(
         ("check", "what", "expected", "observed", ""),
         ((c.id, c.label, c.expected, c.observed, show.mark(c.passed)) for c in checks),
@@ -327,7 +327,7 @@ def print_checks(checks: list[Check]) -> None:
 
 
 def checks_as_json(checks: list[Check]) -> list[dict[str, Any]]:
-    """The machine-readable form."""
+    """The machine-readable form of the checks."""
     return [
         {"id": c.id, "check": c.label, "expected": c.expected, "observed": c.observed, "pass": c.passed} for c in checks
     ]

@@ -1,4 +1,4 @@
-"""Retention: show and set policies, plan, run."""
+"""The command group retention: show and set policies, show the plan, and run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Ahead = Annotated[
     Parameter(help="Where event_outbox is partitioned: how many months ahead have one.", validator=between(0, 120)),
 ]
 
-#: What a verdict of the plan means, and what helps.
+#: The description and the hint for each verdict of the plan.
 VERDICTS = {
     "unread": ("not read yet by", "Is its consumer running? iu-listen status"),
     "refusing": ("its worker refuses:", "docs/how-to/repair.md"),
@@ -124,7 +124,7 @@ def retention_plan(*, what: Whats = None, keep: Keep = None, ahead: Ahead = 3, w
         async with looking(where) as (_, connection):
             await census.require_package(connection)
             plan = await _Plan.make(connection, what, keep, ahead)
-            # A plan shows every policy, also one that is off: to see what it would do is why one looks.
+            # The plan also shows policies that are off, so that a user sees their effect before setting them.
             plan.print(where)
         return 0
 
@@ -132,7 +132,7 @@ def retention_plan(*, what: Whats = None, keep: Keep = None, ahead: Ahead = 3, w
 
 
 class _Plan:
-    """What a run would do, and with whom one would have to speak about the rest."""
+    """The rows that a run would remove, and the rows that are old enough but held back, with the reasons."""
 
     def __init__(self, policies: list[Row], keep: str | None, chosen: list[str]) -> None:
         self.policies = policies
@@ -144,7 +144,7 @@ class _Plan:
 
     @classmethod
     async def make(cls, connection: Connection, what: list[What] | None, keep: str | None, ahead: int) -> _Plan:
-        """Look."""
+        """Create a plan from the present state of the database."""
         keep = keep and await keeping.interval(connection, keep)
         policies = await census.rows(connection, "retention/policies")
         plan = cls(policies, keep, [w for w in keeping.WHAT if not what or w in what])
@@ -154,35 +154,35 @@ class _Plan:
         return plan
 
     async def look(self, connection: Connection) -> None:
-        """Look (again) at what goes, what stays, and where the readers are."""
+        """Read the verdicts of the plan and the positions of the readers (again)."""
         self.verdicts = await census.rows(connection, "retention/plan", self.keep, self.chosen)
         self.readers = await census.rows(connection, "retention/readers")
 
     def kept(self, what: str) -> str:
-        """How long something is kept."""
+        """The interval for which the rows of a policy are kept."""
         return self.keep or str(next(p["keep"] for p in self.policies if p["what"] == what))
 
     @property
     def going(self) -> dict[str, int]:
-        """How many rows would go, by policy."""
+        """The number of rows that would be removed, by policy."""
         return {
             w: sum(v["count"] for v in self.verdicts if v["what"] == w and v["verdict"] == "goes") for w in self.chosen
         }
 
     @property
     def held(self) -> list[Row]:
-        """What is old enough, and stays."""
+        """The verdicts about rows that are old enough, but held back."""
         return [v for v in self.verdicts if v["verdict"] != "goes"]
 
     def as_json(self) -> Row:
-        """The machine-readable form."""
+        """The machine-readable form of the plan."""
         return {
             "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self.culprits,
             "partitions": self.partitions,
         }  # fmt: skip
 
     def print(self, where: Where | None) -> None:
-        """For people or machines."""
+        """Print the plan as tables, or as JSON."""
         if where and where.json:
             show.as_json(self.as_json())
             return
@@ -201,7 +201,7 @@ class _Plan:
             _print_partitions(self.partitions)
 
     def print_held(self) -> None:
-        """What stays although it is old enough, and who could change that."""
+        """Print the rows that are old enough but held back, each with a hint."""
         held = self.held
         if held:
             show.table(
@@ -228,7 +228,7 @@ class _Plan:
 
     @property
     def culprits(self) -> list[Row]:
-        """The workers that hold something back, and where they are."""
+        """The workers that hold rows back, with their positions."""
         named = {name for v in self.verdicts if v["verdict"] == "unread" for name in v["who"].split(", ")}
         return [r for r in self.readers if r["worker_name"] in named or r["refusal"]]
 
@@ -290,7 +290,7 @@ def retention_run(
 
     async def run() -> int:
         with opened(where) as door:
-            # A frozen run must not hold its lock for ever: the server ends a session that says nothing.
+            # A frozen run must not hold its lock without end, so the server ends a session that is idle for this time.
             idle = max(60.0, 2 * pause)
             name = "iu-listen retention"
             async with session(
@@ -317,7 +317,7 @@ def retention_run(
 
 
 async def _chosen(connection: Connection, what: list[What] | None, keep: str | None) -> list[What]:
-    """Which policies a run is about."""
+    """The policies that a run applies."""
     on: list[What] = [p["what"] for p in await census.rows(connection, "retention/policies") if p["enabled"] or keep]
     if what and (off := [w for w in what if w not in on]):
         raise Refused(f"the policy of {off[0]} is off", f"iu-listen retention set {off[0]} --keep 90d, or give --keep.")
@@ -378,7 +378,7 @@ def _print_end(answer: dict[str, Any], words: str, *, machine: bool) -> int:
 
 
 class _Rate(ProgressColumn):
-    """Rows a second."""
+    """A column with the number of rows in a second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{show.text(round(task.speed or 0))} rows/s")
@@ -386,7 +386,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Any]:
-    """A progress bar on a terminal; yields a function that is called with the number of rows that went."""
+    """A progress bar on a terminal; yields a function that is called with the number of removed rows."""
     console = show.err()
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _Rate(),

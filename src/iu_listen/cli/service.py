@@ -1,4 +1,4 @@
-"""run and up: the service itself."""
+"""The commands run and up, which run the service."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _run_service(door: Door) -> None:
 
 
 async def _check_then_serve(door: Door, ending: Ending) -> None:
-    """What is wrong at the start is told at once; what goes wrong later is tried again."""
+    """Check the preconditions, then serve. An error of a check ends the process; later errors lead to retries."""
     async with door.session() as connection:
         await census.require_primary(connection)
         await census.require_package(connection)
@@ -89,7 +89,7 @@ async def _check_then_serve(door: Door, ending: Ending) -> None:
     if door.settings.listen and door.settings.listen_dsn:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
-    # Before the SDK, which would repeat what is wrong with it.
+    # Created before the exporters of the SDK, so that an invalid OTLP variable is reported once, by this check.
     traces = collector(os.environ)
     spans = span_watcher(os.environ)
     metrics = metric_watcher(os.environ, target["database"])
@@ -132,7 +132,7 @@ def up(*, log_format: Annotated[str | None, Parameter(help="console, json or aut
 
 
 async def _prepare(door: Door) -> None:
-    """Substrate, package through its gates, worker gate: whatever of it is not there yet."""
+    """Create the base, apply the package after its preflight checks, and open the worker gate, as far as needed."""
     async with door.session() as connection:
         fresh = bool(await substrate_missing(connection)) or not (await package_state(connection)).complete
         if fresh:

@@ -1,4 +1,4 @@
-"""How answers look: tables for people, JSON for machines, colours only on a terminal."""
+"""The output of commands: tables for users, JSON for programs, and colours only on a terminal."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from iu_listen.model.text import UNSAFE, json_visible, number, visible
 
 duration = plain.duration
 
-#: Width of tables that go to a file or a pipe.
+#: Width of tables in a file or a pipe, in characters.
 PIPE_WIDTH = 200
 
 
-#: Narrowest and widest line that is drawn, whatever a terminal or COLUMNS says.
+#: Smallest and largest width of a line, in characters, whatever the terminal or COLUMNS says.
 NARROWEST, WIDEST = 40, 1000
 
 
 class _Console(Console):
-    """The way of all text for people: no control character of any value passes it, whatever it is part of."""
+    """The console for all text output: it makes control characters in values visible, so that none has an effect."""
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As in rich, without what a terminal would obey. Rich's own control codes are marked as such, and pass."""
+        """Render as rich does, with control characters of texts made visible. Rich's own control codes are kept."""
         for segment in super().render(renderable, options):
             if segment.control is None and UNSAFE.search(segment.text):
                 yield Segment(visible(segment.text, keep="\n"), segment.style)
@@ -57,7 +57,7 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
-#: How a thing is called in every answer for machines, whatever the column or the function calls it.
+#: Names of keys in JSON answers, by the name of the column or of the function's result.
 NAMES: Final = {
     "worker_name": "worker",
     "route_code": "route",
@@ -65,7 +65,7 @@ NAMES: Final = {
     "event_id": "event",
     "dead_letter_id": "id",
 }
-#: Keys under which something of others is kept as it is.
+#: Keys whose values come from users; their content is not renamed.
 AS_IT_IS: Final = frozenset({"event_snapshot", "policy", "set", "options"})
 
 _answered = False
@@ -75,11 +75,11 @@ def as_json(answer: Any, *, named: bool = True) -> None:
     """Print one JSON document.
 
     Args:
-        answer: What to print.
-        named: Things get their names of this project; False: the names of another format stay.
+        answer: The value to print.
+        named: Whether keys are renamed as in NAMES; False: the names of another format are kept.
     """
     global _answered  # noqa: PLW0603 a command has one answer, and so has a process
-    # Where the encoding has no more than ASCII, an escape of JSON is the same text; a replacement would be another.
+    # With an encoding other than UTF, JSON escapes keep the text unchanged; replaced characters would change it.
     whole = "utf" in (sys.stdout.encoding or "").lower()
     document = json.dumps(_named(answer) if named else answer, default=_plain, indent=2, ensure_ascii=not whole)
     print(json_visible(document), flush=True)  # noqa: T201 stdout is the interface
@@ -96,12 +96,12 @@ def _named(value: Any) -> Any:
         return {NAMES.get(k, k): v if k in AS_IT_IS else _named(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_named(one) for one in value]
-    # JSON has no word for these.
+    # JSON has no representation of NaN and infinity.
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parsed(document: str) -> Any:
-    """A JSON document of the database as a value; its text where it is nested too deeply or a number is too long."""
+    """The value of a JSON document of the database, or its text if it is nested too deeply or a number is too long."""
     try:
         value = json.loads(document)
         json.dumps(value, indent=2, allow_nan=False)
@@ -125,14 +125,15 @@ def table(
     spare: Sequence[str] = (),
     narrow: tuple[Sequence[str], Iterable[Sequence[Any]]] | None = None,
 ) -> None:
-    """Print a table; where it does not fit, in another form. Nothing is cut.
+    """Print a table, or another form if it does not fit. Nothing is cut.
 
     Args:
         columns: Names of the columns.
         rows: Cells: values, markup made by mark(), or branches of a tree.
-        title: What stands above.
-        spare: Columns that are left out where there is no room, the first one first.
-        narrow: Columns and rows in their place where that is not enough; else each row is shown below the other.
+        title: The title above the table.
+        spare: Columns that are left out if the line is too short, beginning with the first one.
+        narrow: Columns and rows that are used instead if the line is still too short. Without them each row is shown as
+            a block.
     """
     forms = [Form(columns, [[_cell(cell) for cell in row] for row in rows])]
     for name in spare:
@@ -150,7 +151,7 @@ def _cell(value: Any) -> Cell:
 
 
 class Markup(str):
-    """Text in rich's markup, not to be escaped again."""
+    """A text that is already in rich's markup, and must not be escaped."""
 
     __slots__ = ()
 
@@ -161,7 +162,7 @@ def mark(good: bool, yes: str = "ok", no: str = "FAIL") -> Markup:
 
 
 def text(value: Any) -> str:
-    """A value as people read it."""
+    """A value formatted for users."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -176,7 +177,7 @@ def text(value: Any) -> str:
 
 
 def ago(when: datetime | None) -> str:
-    """How long ago something was: 3 s ago, 5 h 10 min ago."""
+    """The time since a moment, for example ``3 s ago`` or ``5 h 10 min ago``."""
     return "never" if when is None else f"{duration((datetime.now(UTC) - when).total_seconds())} ago"
 
 
@@ -186,18 +187,18 @@ def line(words: str, markup: bool = False) -> None:
 
 
 def block(words: str) -> None:
-    """Print several lines of an answer, as a document has them."""
+    """Print several lines of an answer unchanged."""
     out().print(escape(visible(words, keep="\n")))
 
 
 def note(words: str) -> None:
-    """Tell a person something beside the answer."""
+    """Print a remark for the user on stderr, apart from the answer."""
     shown = escape(visible(words, keep="\n"))
     err().print(f"[dim]{shown}[/]")
 
 
 def problem(message: str, hint: str) -> None:
-    """Tell what is wrong, and what to do."""
+    """Print an error and its hint on stderr."""
     err().print(f"[bold red]iu-listen:[/] {escape(visible(message))}")
     if hint:
         err().print(f"  {escape(visible(hint))}")

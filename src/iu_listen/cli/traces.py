@@ -1,4 +1,4 @@
-"""What became of an event, drawn from the rows alone; and the export of all spans by a process of its own."""
+"""The commands trace, which shows the life of one event from its rows, and trace-export, which exports all spans."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def trace_export(
 
 
 def _end(where: Where | None) -> int:
-    """Take the cursor away, if nobody reads by it."""
+    """Remove the cursor of the export, if no process uses it."""
 
     async def run() -> int | None:
         with opened(where) as door:
@@ -151,7 +151,7 @@ def _end(where: Where | None) -> int:
 
 
 def _metrics(database: str) -> MetricWatcher | None:
-    """Metrics, if somebody wants them; without, where a consumer beside us is already scraped at the same port."""
+    """The observer for metrics; None: metrics are off, or another consumer on this host already uses the port."""
     try:
         return metric_watcher(os.environ, database)
     except ConfigurationError as error:
@@ -162,7 +162,7 @@ def _metrics(database: str) -> MetricWatcher | None:
 
 
 class _Teller:
-    """A Watcher that counts, and moves a progress bar."""
+    """An observer that counts exported spans and updates a progress bar."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -192,7 +192,7 @@ class _Teller:
                 self._say(f"Held back, nothing is lost: {why}; again in {pause:.1f} s.", why)
 
     def _say(self, line: str, why: str = "") -> None:
-        """Once for each reason: an outage of an hour is thousands of tries."""
+        """Print a line once for each reason; a long outage would otherwise print a line for each try."""
         if (key := why or line) not in self._said:
             self._said.add(key)
             show.note(line)

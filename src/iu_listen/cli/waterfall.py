@@ -1,4 +1,4 @@
-"""A trace as a picture: in the terminal, and as a page that needs nothing else."""
+"""A trace as a waterfall: in the terminal, and as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from iu_listen.model.trace import Span
 
 #: Width of the timeline in the terminal, in characters.
 WIDTH = 32
-#: The column of the timeline has no name; its title is a blank.
+#: The title of the timeline's column: a blank.
 BAR = " "
 
 
 def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
-    """Spans in the order of a tree, each with its depth; children by their beginning."""
+    """Spans in the order of a tree, each with its depth; the children of a span are ordered by their start."""
     known = {span.span_id for span in spans}
     children: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda s: (s.start, s.end)):
@@ -37,7 +37,7 @@ def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
 
 
 def title(span: Span) -> str:
-    """What a span is, in words."""
+    """The title of a span."""
     attributes = span.attributes
     if _is_call(attributes):
         return f"call {attributes['iu.target']}"
@@ -53,7 +53,7 @@ def title(span: Span) -> str:
 
 
 def result(span: Span) -> str:
-    """What came of it."""
+    """The result of the activity that a span describes."""
     attributes = span.attributes
     if _is_call(attributes):
         return str(attributes.get("error.type", "answered"))
@@ -65,19 +65,19 @@ def result(span: Span) -> str:
 
 
 def _is_call(attributes: Mapping[str, str | int]) -> bool:
-    """Whether that is the call of a target outside of this process; the call of a coroutine is its attempt."""
+    """Whether a span is the call of an external target; the call of a coroutine has no span besides its attempt."""
     return "iu.target" in attributes and "iu.attempt.status" not in attributes
 
 
 def length(nanoseconds: int) -> str:
-    """A length of time, to the microsecond where that matters."""
+    """A duration as text: below one second in milliseconds with one decimal."""
     if nanoseconds < 10**9:
         return f"{nanoseconds / 10**6:.1f} ms"
     return show.duration(nanoseconds / 10**9)
 
 
 def ends(spans: Sequence[Span]) -> tuple[int, int]:
-    """When the first began, and how long until the last ended; nanoseconds."""
+    """The start of the first span, and the time until the end of the last span; both in nanoseconds."""
     began = min(span.start for span in spans)
     return began, max(max(span.end for span in spans) - began, 1)
 
@@ -111,7 +111,7 @@ ROW = """<details$bad>
 
 
 def page(spans: Sequence[Span]) -> str:
-    """The waterfall as a page of HTML without scripts, and without anything from elsewhere."""
+    """The waterfall as an HTML page without scripts and without external resources."""
     began, whole = ends(spans)
     rows = []
     for depth, span in tree(spans):

@@ -39,10 +39,10 @@ MOST_RETRY_AFTER: Final = 3600.0
 #: Longest part of an answer that is recorded, in characters.
 EXCERPT: Final = 200
 
-#: What an answer means that is not among the statuses of the option ``rejects``: by its status, else by its hundred,
-#: else Failed. 401, 403, 404, 502 and their like are an outage first, because a receiver that is being deployed, or
-#: whose key was exchanged, answers so to every event. Where others of the route succeed, the circuit breaker finds that
-#: it is the event (docs/why/delivery.md).
+#: The outcomes of statuses that are not in the option ``rejects``: by status, else by its first digit, else Failed. For
+#: example 401, 403, 404 and 502 count as Unavailable at first, because a receiver that is being deployed, or whose key
+#: was changed, answers so to every event. If other deliveries of the route succeed, the circuit breaker attributes the
+#: failure to the event (docs/why/delivery.md).
 OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
     408: Failed,
     425: Failed,
