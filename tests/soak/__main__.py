@@ -1,4 +1,4 @@
-"""`make soak`: each fault in a burst of its own, and a verdict each."""
+"""`make soak`: runs a burst of events with each fault, and prints a verdict for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import apply_package
 
 
 def main() -> int:
-    """Read the command line, run, tell."""
+    """Read the command line, run the bursts, and print the verdicts."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=100_000, help="of each burst")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long a fault lasts at least")

@@ -1,4 +1,4 @@
-"""The receiver's process, as the soak starts, tells and kills it."""
+"""The receiver's process, as the soak starts, controls and kills it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Final
 
 TESTS: Final = Path(__file__).parents[1]
-#: What an attempt and a dead letter are called; half a name is none.
+#: Span names of attempts and dead letters; a truncated name is not among them.
 NAMES: Final = frozenset({"process event_outbox", "dead_letter event_outbox"})
 
 
 class Backend:
-    """The receiver's process, and what it has taken.
+    """The receiver's process, and the spans that it has accepted.
 
     Attributes:
-        endpoint: Where it listens; the same after a restart.
+        endpoint: Its endpoint; the same after a restart.
     """
 
     def __init__(self, protocol: str, home: Path) -> None:
@@ -29,7 +29,7 @@ class Backend:
         self.start()
 
     def start(self) -> None:
-        """Let it listen."""
+        """Start the receiver, and wait until it listens."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "soak.receiver", self._protocol, str(self._port), str(self._file)],
             cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -42,14 +42,14 @@ class Backend:
         return self._process.stdout.readline().strip()
 
     def behave(self, how: str) -> None:
-        """Answer like this from now on."""
+        """Change its behaviour: keep, 503, 429 or hangs."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{how}\n")
         self._process.stdin.flush()
         assert self._answer() == "yes"
 
     def kill(self) -> None:
-        """End it at once, with whatever is on its way."""
+        """Kill it at once, during any request."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -57,21 +57,21 @@ class Backend:
                 pipe.close()
 
     def size(self) -> int:
-        """How much it has taken so far; grows with every request."""
+        """Size of the file of accepted spans, in bytes; it grows with every accepted request."""
         return self._file.stat().st_size
 
     def taken(self) -> list[tuple[str, str]]:
-        """Span id and name of everything it took, repetitions included; a line that was cut off is not taken."""
+        """Span id and name of every accepted span, repetitions included; a truncated line does not count."""
         return [(line[:16], line[17:]) for line in self._file.read_text().splitlines() if len(line) > 17]
 
     def rows(self) -> set[str]:
-        """Span ids of the attempts and dead letters among them."""
+        """Span ids of the accepted attempts and dead letters."""
         return {span for span, name in self.taken() if name in NAMES}
 
 
 @contextmanager
 def backend(protocol: str) -> Iterator[Backend]:
-    """A receiver for the length of a block."""
+    """Run a receiver for the length of a block."""
     with tempfile.TemporaryDirectory(prefix="iu-soak-") as home:
         found = Backend(protocol, Path(home))
         try:

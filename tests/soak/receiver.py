@@ -1,6 +1,6 @@
-"""A receiver of traces in a process of its own, that can be killed: what it has taken is in a file before it says so.
+"""A trace receiver in a separate process that can be killed: it writes spans to a file before it acknowledges them.
 
-Told on standard input how to behave: keep, 503, 429, hangs.
+Standard input has its behaviour, one in each line: keep, 503, 429, hangs.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ GRPC = {
 
 
 def name(span: Any) -> str:
-    """Its name; that of a batch, which is called as an attempt is, is another one."""
+    """The name of a span; "batch" for a batch span, because it has the same name as an attempt."""
     return "batch" if any(a.key == "messaging.batch.message_count" for a in span.attributes) else span.name
 
 
 def main(protocol: str, port: str, file: str) -> None:
-    """Receive until killed."""
+    """Receive until the process is killed."""
     with Path(file).open("ab", buffering=0) as taken:
 
         def keep(self: Receiver, request: Any) -> None:
             spans = [span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans]
             taken.write(b"".join(f"{span.span_id.hex()} {name(span)}\n".encode() for span in spans))
 
-        # Whoever was killed before us may have left half a line.
+        # A killed predecessor may have left an incomplete line.
         taken.write(b"\n")
         kind, behaviours = (GrpcReceiver, GRPC) if protocol == "grpc" else (Receiver, HTTP)
         receiver = type("Filing", (kind,), {"keep": keep})(int(port))
         print(receiver.endpoint, flush=True)
 
         def hangs(request: Any) -> Any:
-            """Say nothing until it is told otherwise."""
+            """Do not answer until the behaviour is changed."""
             while receiver.behaviour is hangs:
                 time.sleep(0.1)
             return behaviours["503"](request)

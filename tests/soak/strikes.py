@@ -1,7 +1,7 @@
-"""What befalls the receiver, or the consumer, in the middle of a burst, and that it is the middle.
+"""The faults of the receiver, or of the consumer, in the middle of a burst.
 
-Half of the events wait for the fault, and it does not end before they are routed: routing does not wait for a receiver.
-So at its end the receiver lacks them, whatever a machine is fast at.
+Half of the events are written during the fault, which does not end before they are routed: routing does not wait for a
+receiver. So the receiver lacks them when the fault ends, on a machine of any speed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cli.command import Running
 from soak.backend import Backend
 from support import connected, wait_until
 
-#: Most events of one statement of a writer, and how many of them write.
+#: Largest number of events in one statement of a writer, and the number of writers.
 CHUNK: Final = 200
 WRITERS: Final = 4
 FAULTS: Final = ("none", "gone", "503", "429", "hangs", "receiver killed", "consumer killed")
@@ -31,11 +31,11 @@ ROWS: Final = "select (select count(*) from iu_route_attempt) + (select count(*)
 
 
 class Pen:
-    """Several writers, who write as much as they may, at once.
+    """Several concurrent writers that write up to a limit.
 
     Attributes:
-        allowed: How many events they may have written.
-        written: How many of them are committed.
+        allowed: Number of events that may have been written.
+        written: Number of committed events.
     """
 
     def __init__(self) -> None:
@@ -43,13 +43,13 @@ class Pen:
         self._more = asyncio.Condition()
 
     async def allow(self, events: int) -> None:
-        """Let them write so many more."""
+        """Allow so many more events."""
         async with self._more:
             self.allowed += events
             self._more.notify_all()
 
     async def write(self, dsn: str) -> None:
-        """One writer, until cancelled."""
+        """Run one writer until it is cancelled."""
         async with connected(dsn) as writer:
             while True:
                 async with self._more:
@@ -62,18 +62,22 @@ class Pen:
 
 
 async def asked(watching: asyncpg.Connection, question: str, *args: object) -> bool:
-    """Ask, not too often: counting is not what is measured."""
+    """Run a query after a pause of 0.2 s, because frequent counting would disturb the measurement."""
     await asyncio.sleep(0.2)
     return bool(await watching.fetchval(question, *args))
 
 
 @dataclass
 class Scene:
-    """Who is there when it happens.
+    """The participants of a fault.
 
     Attributes:
+        there: The receiver's process.
         begin: Starts another consumer.
-        held: How many rows the receiver lacked when the fault ended; of several faults, the most.
+        consumer: The present consumer.
+        pen: The writers.
+        watching: A session for queries.
+        held: Number of rows that the receiver lacked when the fault ended; with several faults, the largest.
     """
 
     there: Backend
@@ -84,20 +88,22 @@ class Scene:
     held: int = 0
 
     async def routed(self) -> None:
-        """Wait until all that may be written is written and routed."""
+        """Wait until all permitted events are written and routed."""
         await wait_until(
             lambda: asked(self.watching, ROUTED, self.pen.allowed), f"all of {self.pen.allowed} are routed", 1800
         )
 
     async def lacking(self, least: int) -> None:
-        """While the receiver takes nothing: everything is routed, and it lacks at least so many rows of that."""
+        """While the receiver accepts nothing, wait until all is routed, and assert that it lacks at least so many
+        rows.
+        """
         await self.routed()
         held = await self.watching.fetchval(ROWS) - len(self.there.rows())
         assert held >= least > 0, f"the fault ends, and the receiver lacks {held} rows instead of {least}"
         self.held = max(self.held, held)
 
     async def taking(self) -> None:
-        """Wait until the receiver has taken something more: an export is going on."""
+        """Wait until the receiver has accepted another request, which proves that an export is running."""
         before = self.there.size()
 
         async def more() -> bool:
@@ -107,9 +113,9 @@ class Scene:
 
 
 async def strike(fault: str, scene: Scene, events: int, seconds: float, kills: int) -> None:
-    """Let the fault happen, ``events`` be written meanwhile, and end, no sooner than after ``seconds``.
+    """Cause the fault, have ``events`` written during it, and end it after at least ``seconds``.
 
-    Where somebody is killed he is killed ``kills`` times.
+    If the fault is a kill, it happens ``kills`` times.
     """
     if fault == "none":
         await scene.pen.allow(events)
@@ -128,12 +134,12 @@ async def strike(fault: str, scene: Scene, events: int, seconds: float, kills: i
 
 
 def _shares(events: int, kills: int) -> list[int]:
-    """So many events in parts, one for each kill."""
+    """Divide so many events into parts, one for each kill."""
     return [events * (n + 1) // kills - events * n // kills for n in range(kills)]
 
 
 async def _kill_receiver(scene: Scene, events: int, seconds: float) -> None:
-    """While it takes spans; what is written until it is back, it lacks."""
+    """Kill the receiver while it accepts spans; it lacks the events that are written until it is back."""
     await scene.pen.allow(events // 2)
     await scene.taking()
     scene.there.kill()
@@ -144,7 +150,7 @@ async def _kill_receiver(scene: Scene, events: int, seconds: float) -> None:
 
 
 async def _kill_exporting_consumer(scene: Scene, events: int, seconds: float) -> None:
-    """While it exports: the receiver may have what the cursor does not know of."""
+    """Kill the consumer while it exports: the receiver may have spans that the cursor does not know."""
     await scene.pen.allow(events)
     await scene.taking()
     _replace(scene)
@@ -152,7 +158,7 @@ async def _kill_exporting_consumer(scene: Scene, events: int, seconds: float) ->
 
 
 async def _kill_waiting_consumer(scene: Scene, events: int, seconds: float) -> None:
-    """While it has rows that nobody takes."""
+    """Kill the consumer while it has rows that the receiver does not accept."""
     scene.there.behave("hangs")
     await scene.pen.allow(events)
     await scene.lacking(events)

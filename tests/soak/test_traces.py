@@ -1,4 +1,4 @@
-"""Short bursts with every fault in them. `make soak` has the long ones."""
+"""Short bursts with each fault; `make soak` runs the long ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("server", ["pg18"], indi
     [(fault, "http/protobuf") for fault in FAULTS] + [("receiver killed", "grpc"), ("gone", "grpc")],
 )
 def test_every_row_is_a_span_exactly(live, fault, protocol):
-    """After a burst with dead letters and replays, and a fault in its middle, the receiver has each row, and no other.
+    """After a burst with dead letters, replays and a fault in its middle, the receiver has each row, and no other.
 
-    It lacked some of them when the fault ended, else that would be no news.
-    Fails when: the cursor moves before a page was accepted, spans are dropped after some tries, or replays are not read.
+    When the fault ended, the receiver lacked some rows; otherwise the test would prove nothing.
+    Fails when: the cursor moves before a page was accepted, spans are dropped after some tries, or replays are not
+    read.
     """
     found = asyncio.run(soak(live.dsn, fault, events=2000, seconds=3, kills=4, protocol=protocol))
 

@@ -1,6 +1,8 @@
-"""Bursts of events while the receiver of the traces, or the consumer, fails: in the end every row is a span, exactly.
+"""Bursts of events while the trace receiver or the consumer fails: at the end every row is a span, and no other is
+there.
 
-The consumer is the real command, the receiver a process of its own. Writers, dead letters and replays go on meanwhile.
+The consumer is the real command, and the receiver a separate process. Events, dead letters and replays continue during
+the fault.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from soak.backend import backend
 from soak.strikes import WRITERS, Pen, Scene, asked, strike
 from support import connected, wait_until
 
-#: One in fifty cannot be audited as dry run; of these, one in three is past help, the others are replayed with success.
+#: One event in fifty cannot be recorded as dry run; one in three of these always fails, the others are replayed.
 POISON: Final = """
     create function poison() returns trigger language plpgsql as $$
     begin
@@ -43,18 +45,18 @@ IDLE: Final = "select fn_iu_trace_tick('traces') ->> 'status' = 'idle'"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one burst.
+    """The result of one burst.
 
     Attributes:
-        fault: What befell it.
-        rows: Attempts and dead letters.
-        held: How many of them the receiver lacked when the fault ended; of several faults, the most.
-        missing: How many of them the receiver does not have.
-        invented: Spans of attempts and dead letters that there are not.
-        repeated: How many spans came once more.
-        letters: Dead letters.
-        replays: Attempts beyond the first.
-        seconds: How long all of it took.
+        fault: The name of the fault.
+        rows: Number of attempts and dead letters.
+        held: Number of rows that the receiver lacked when the fault ended; with several faults, the largest.
+        missing: Number of rows that the receiver does not have.
+        invented: Number of spans of attempts and dead letters that do not exist.
+        repeated: Number of repeated spans.
+        letters: Number of dead letters.
+        replays: Number of attempts after the first.
+        seconds: Duration of the burst.
     """
 
     fault: str
@@ -78,18 +80,18 @@ async def _replay(dsn: str) -> None:
 async def soak(
     dsn: str, fault: str, *, events: int, seconds: float, kills: int = 10, protocol: str = "http/protobuf"
 ) -> Verdict:
-    """One burst: half of it before the fault, half while it lasts.
+    """Run one burst: half of it before the fault, half during the fault.
 
     Args:
-        dsn: A database with the package applied and the gate open; nothing routes there yet.
+        dsn: A database with the package applied and the gate open; no consumer may run there.
         fault: One of FAULTS.
-        events: How many are written.
-        seconds: How long the fault lasts at least.
-        kills: How often somebody is killed, where that is the fault.
+        events: Number of events.
+        seconds: Shortest duration of the fault.
+        kills: Number of kills, if the fault is a kill.
         protocol: ``http/protobuf`` or ``grpc``.
 
     Raises:
-        AssertionError: it was no fault: when it ended the receiver had everything.
+        AssertionError: the fault had no effect: the receiver lacked nothing when it ended.
     """
     began = time.monotonic()
     with backend(protocol) as there:
