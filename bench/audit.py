@@ -1,6 +1,6 @@
-"""Attempts deleted by hand among a million, found and repaired by `iu-listen audit --repair`, timed as an operator sees it.
+"""Attempts deleted by hand among a million, found and repaired by `iu-listen audit --repair`, timed as for an operator.
 
-The bound is one anti-join over everything, in one statement: nothing bounded, nothing resumable, no count of attempts.
+The bound is one anti-join over all events in one statement, which is neither limited nor resumable, and counts nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ select count(*) from event_outbox o
 
 
 def audit(dsn: str, *options: str) -> tuple[float, dict]:
-    """The command, and how long it took."""
+    """Run the command; return its duration in seconds, and its answer."""
     began = time.perf_counter()
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
     done = subprocess.run(

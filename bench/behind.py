@@ -1,7 +1,8 @@
-"""A consumer that was dead for long: how fast does it catch up, beside a fresh backlog in the same run?
+"""How fast a consumer catches up after a long absence, compared with a fresh backlog in the same run.
 
-The events behind it come from many transactions of many writers, with subjects, some committed late, and it had read
-something before. A fresh backlog is one that one transaction wrote. Order per subject is checked at the end.
+The events of the absence are from many transactions of many writers, with subjects, some committed late, and the
+consumer had read events before. A fresh backlog is written by one transaction. The order by subject is checked at the
+end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import asyncpg
 from common import consumer, database, spread
 from drain import EMIT, SPAN
 
-#: A writer's transactions, each of many events, numbered within their subject; subjects belong to one writer.
+#: One transaction of a writer with many events, numbered within their subject; a subject belongs to one writer.
 WRITE = """
 insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, safe_payload)
 select 'iu', 'version_applied', 'update', 'immediate', md5($1 || ':' || n % 50)::uuid, jsonb_build_object('n', $2::int + n)
@@ -37,12 +38,12 @@ async def clear(connection: asyncpg.Connection) -> None:
 
 
 async def fresh(connection: asyncpg.Connection, events: int) -> None:
-    """One transaction wrote everything."""
+    """Write all events in one transaction."""
     await connection.fetchval(EMIT, events)
 
 
 async def absence(dsn: str, events: int, writers: int = 16, size: int = 100) -> None:
-    """Many transactions of many writers, each a hundred events; every twentieth stays open for a while."""
+    """Many transactions of many writers, each of a hundred events; every twentieth stays open for a while."""
 
     async def write(name: int) -> None:
         mine = await asyncpg.connect(dsn)
@@ -59,7 +60,7 @@ async def absence(dsn: str, events: int, writers: int = 16, size: int = 100) -> 
 
 
 async def drained(dsn: str, connection: asyncpg.Connection) -> float:
-    """Events a second, by the attempts' own times."""
+    """Drain the backlog; return the events a second, by the times of the attempts."""
     events = await connection.fetchval("select count(*) from event_outbox")
     await connection.execute("vacuum analyze event_outbox")
     await connection.execute("checkpoint")

@@ -1,7 +1,7 @@
-"""From an event to the call of its coroutine, by this version and by an earlier one, events in turns.
+"""Time from an event to the call of its coroutine, by this version and by an earlier one, in turns.
 
-What two runs measure one after the other differs by a tenth on a machine that others use, too; what one run measures in
-turns, by a hundredth. Each version has a database and a consumer of its own, on one server.
+On a shared machine, the results of two successive runs differ by a tenth; results in turns within one run differ by a
+hundredth. Each version has its own database and consumer, on one server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from delivery import TARGET, go_live
 from iu_listen import embedded
 
 HERE = Path(__file__).parent.parent
-#: The package and its gates, as that version makes them; only its own code knows its files.
+#: Applies the package of a version and opens its gates, by the code of that version, which alone knows its files.
 PREPARE = """
 import asyncio, sys
 sys.path[:0] = [sys.argv[1] + "/bench"]
@@ -37,14 +37,14 @@ asyncio.run(common._prepare(sys.argv[2]))
 
 @dataclass
 class Version:
-    """One of the two.
+    """One of the two versions.
 
     Attributes:
-        name: What to call it.
-        tree: Where its files are.
-        folder: Where its calls are written down.
+        name: Its name in the output.
+        tree: Directory of its files.
+        folder: Directory of the record of its calls.
         dsn: Its database.
-        committed: When the commits of its events answered, in seconds since 1970.
+        committed: Times at which the commits of its events were answered, in seconds since 1970.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Version:
         return {"PYTHONPATH": f"{self.folder}:{self.tree}/src", "LATE": str(self.folder / "late")}
 
     async def prepare(self) -> asyncpg.Connection:
-        """Its database, and its route live; a connection to it."""
+        """Prepare its database and its live route; return a connection to it."""
         self.folder.mkdir()
         (self.folder / "bench_target.py").write_text(TARGET)
         prepare = [sys.executable, "-c", PREPARE, str(self.tree), self.dsn]
@@ -68,7 +68,7 @@ class Version:
         return connection
 
     def consumer(self) -> AbstractContextManager[object]:
-        """Its `iu-listen run`."""
+        """Run its `iu-listen run`."""
         return consumer(self.dsn, "--app", "bench_target", environ=self.environ)
 
     def waits(self) -> list[float]:
@@ -96,7 +96,7 @@ async def in_turns(versions: tuple[Version, Version], times: int, pause: float) 
 
 @contextmanager
 def checkout(revision: str, folder: Path) -> Iterator[Path]:
-    """The files of a revision."""
+    """Check out the files of a revision."""
     git = ["git", "-C", str(HERE), "worktree"]
     subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
     try:
@@ -115,7 +115,7 @@ def main() -> None:
         root = Path(top)
         root.chmod(0o755)
         with embedded.running(root / "server", tcp=True) as server:
-            # Two databases that are there anyway.
+            # Two databases that exist on every embedded server.
             earlier = Version("earlier", tree, root / "earlier", server.dsn("iu"))
             now = Version("now", HERE, root / "now", server.dsn("postgres"))
             asyncio.run(in_turns((earlier, now), options.times, options.pause))

@@ -1,8 +1,8 @@
-"""Random bursts at a sleeping consumer with the catch-up timer off: how long does any event wait after its commit?
+"""Random bursts at an idle consumer without the catch-up poll: how long does any event wait after its commit?
 
-Each burst comes when the consumer sleeps: one to five transactions at once, of one to five events, some with a pause
-between insert and commit. The longest wait of any event, by the server's own commit timestamps, is the answer; an event
-that nobody rings for would wait until the next burst, or for ever.
+Each burst comes while the consumer is idle: one to five concurrent transactions of one to five events, some with a
+pause between insert and commit. The result is the longest wait of any event, by the server's own commit timestamps; an
+event without a notification would wait until the next burst, or for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ASLEEP = (
 
 
 async def burst(writers: list[asyncpg.Connection], dice: random.Random) -> int:
-    """Some transactions at about one moment; the number of events."""
+    """Write some nearly simultaneous transactions; return the number of events."""
 
     async def write(connection: asyncpg.Connection, events: int, before: float, within: float) -> int:
         await asyncio.sleep(before)
@@ -61,13 +61,13 @@ async def storm(dsn: str, bursts: int, seed: int) -> tuple[list[float], int, dic
     await listening(looker)
     written = asleep = 0
     for _ in range(bursts):
-        # Mostly when it sleeps; sometimes while it is about to.
+        # Mostly while the consumer is idle; sometimes while it is becoming idle.
         if dice.random() < 0.9:
             while not await looker.fetchval(ASLEEP):
                 await asyncio.sleep(0.0005)
             asleep += 1
         written += await burst(writers, dice)
-        # What nobody rang for must not be found by the next burst: wait for it, but not for ever.
+        # The next burst must not wake the consumer for a missed event, so wait for the event, but not for ever.
         for _ in range(400):
             if await looker.fetchval("select count(*) from v_iu_event_backlog where backlog > 0") == 0:
                 break

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a durable embedded server of their own, the package, the consumer's own command."""
+"""Helpers of the benchmarks: a durable embedded server with the package, and the real command of the consumer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def _prepare(dsn: str) -> None:
 def consumer(
     dsn: str, *options: str, environ: Mapping[str, str] = MappingProxyType({})
 ) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    """`iu-listen run`, as an operator starts it."""
+    """Run `iu-listen run`, as an operator starts it."""
     return command("run", dsn, *options, environ=environ)
 
 
@@ -57,7 +57,7 @@ def consumer(
 def command(
     name: str, dsn: str, *options: str, environ: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of iu-listen that goes on until it is asked to stop; ``environ`` is added to its environment."""
+    """Run a command of iu-listen for the length of a block; ``environ`` is added to its environment."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "iu_listen", name, "--dsn", dsn, *options],
@@ -72,13 +72,13 @@ def command(
 
 
 async def listening(connection: asyncpg.Connection) -> None:
-    """Wait until the consumer listens."""
+    """Wait until the consumer is idle and listens."""
     while not await connection.fetchval("select bool_or(listening and state = 'idle') from iu_consumer_heartbeat"):
         await asyncio.sleep(0.02)
 
 
 def percentile(values: list[float], part: float) -> float:
-    """The value below which this part of them lies."""
+    """The value below which this part of the values lies; ``part`` is from 0 to 1."""
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 

@@ -1,8 +1,8 @@
-"""Throughput to a coroutine that does nothing, one durable attempt each; beside it pgqueuer and graphile-worker.
+"""Throughput to a coroutine that does nothing, one durable attempt each, compared with pgqueuer and graphile-worker.
 
-Then single events: from the insert to the call of the coroutine. The peers are not ours and not among our
-dependencies: give the Python of an environment that has pgqueuer (--pgqueuer), and a directory with graphile-worker in
-its node_modules (--graphile). Each gets its own database on the same server, and the settings that were fastest here.
+Then single events: the time from the insert to the call of the coroutine. The two peers are not dependencies of the
+project: give the Python of an environment that has pgqueuer (--pgqueuer), and a directory with graphile-worker in its
+node_modules (--graphile). Each has its own database on the same server, and the settings that were fastest here.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def main(dsn, jobs, concurrency):
 
 asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
 """
-#: When the first job was picked and the last one was done, by its own log.
+#: Jobs a second, from the first pick to the last completed job, by the log of pgqueuer.
 PGQUEUER_RATE = """
 select count(*) filter (where status = 'successful')
        / extract(epoch from max(created) - min(created) filter (where status = 'picked')) from pgqueuer_log
@@ -105,7 +105,7 @@ select total_seen >= $1 and not exists (select from iu_route_delivery)
 
 
 async def prepare(dsn: str, concurrency: int) -> None:
-    """The route is live, with this concurrency; and there are databases for the peers."""
+    """Set the concurrency of the route, and create databases for the peers."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("create database pgq")
     await connection.execute("create database gw")
@@ -119,7 +119,7 @@ async def prepare(dsn: str, concurrency: int) -> None:
 
 
 async def go_live(connection: asyncpg.Connection) -> None:
-    """The route delivers: its locks are open."""
+    """Make the route live, and allow deliveries."""
     await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
     await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
 
@@ -143,7 +143,9 @@ async def ours(dsn: str, events: int) -> float:
 
 
 async def singly(dsn: str, times: int, late: Path) -> tuple[list[float], list[float]]:
-    """Milliseconds to the call from the begin of each insert, and from the answer to its commit; one every 20 ms."""
+    """Milliseconds to the call from the begin of each insert, and from the answer to its commit; one insert every 20
+    ms.
+    """
     began, committed = [], []
     connection = await asyncpg.connect(dsn)
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_route_delivery, iu_consumer_heartbeat")
@@ -212,7 +214,7 @@ def main() -> None:
                 rates.setdefault("graphile-worker", []).append(found)
         waits = asyncio.run(singly(dsn, options.times, Path(folder) / "late"))
     for name, found in rates.items():
-        # Of each round by itself: the machine differs from one to the next.
+        # The ratio is taken in each round, because the speed of the machine differs between rounds.
         ratio = statistics.median(own / peer for own, peer in zip(rates["iu-listen"], found, strict=True))
         print(f"{name:16} {spread(found)} a second; iu-listen is {ratio:.2f} times as fast")
     for since, found in zip(("insert begins", "commit answers"), waits, strict=True):

@@ -1,4 +1,4 @@
-"""A backlog drained by `iu-listen run`, attempt rows counted; beside its bound in the same run.
+"""A backlog drained by `iu-listen run`, with attempts counted, compared with its bound in the same run.
 
 The bound is one INSERT ... SELECT of the same attempts: no cursor, no routing, no idempotency, one commit.
 """
@@ -28,7 +28,7 @@ select count(*) as attempts, count(distinct event_ref) as events,
 
 
 async def once(dsn: str, events: int, chunk: int) -> tuple[float, float, float]:
-    """Events a second: the bound, the drain, and the drain with the start of the process in it."""
+    """Events a second: of the bound, of the drain, and of the drain with the start of the process included."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_consumer_heartbeat")
     for done in range(0, events, chunk):

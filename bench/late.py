@@ -1,6 +1,6 @@
-"""An event committed long after it was inserted, by a transaction older than the cursor: how late is its decision?
+"""An event that commits long after its insert, in a transaction older than the cursor: how late is its attempt?
 
-Meanwhile others commit, one every few milliseconds; theirs must not be held up. Times of commits are PostgreSQL's own.
+Meanwhile other events commit every few milliseconds, and must not be delayed. Commit times are PostgreSQL's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Begin of INSERT to committed attempt, for paced single versions; beside its bound in the same run.
+"""Time from the begin of an INSERT to the committed attempt, for paced single versions, with its bound in the same run.
 
-The bound is the same insert followed at once by the same batch, called by the writer itself: no wake-up at all. Times
-of commits are PostgreSQL's own (track_commit_timestamp), so that nobody polls while we measure.
+The bound is the same insert followed at once by the same batch in the writer's session, without any wake-up. Commit
+times are PostgreSQL's own (track_commit_timestamp), so that no query disturbs the measurement.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def report(dsn: str, count: int, pauses: list[float]) -> None:
-    """A processor that had nothing to do for a while is slow to wake; so the pace belongs to the figure."""
+    """Measure and print each pace separately, because a processor that was idle for a while wakes up slowly."""
     for pause in pauses:
         bound, woken = asyncio.run(measure(dsn, count, pause))
         print(f"{count:,} inserts, {1000 * pause:g} ms apart on average")

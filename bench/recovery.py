@@ -1,8 +1,8 @@
-"""How long until an event is routed again: sessions ended, server restarted, path gone silent, leader frozen, pooler.
+"""Time until an event is routed again after: ended sessions, server restart, silent path, frozen leader, pooler.
 
-With the settings that `iu-listen run` has by default, one active consumer and one standby, faults of the storm
-(tests/storm/faults.py). Each time is from the end of the fault (the session is gone, the server accepts connections)
-or, where the fault lasts, from its beginning, to the commit of the attempt for an event that is written then.
+With the default settings of `iu-listen run`, one active consumer, one standby, and faults of the storm
+(tests/storm/faults.py). Each time is from the end of the fault (the session has ended, the server accepts connections),
+or from the beginning of a fault that lasts, to the commit of the attempt for an event that is written then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import storm.ground
 from iu_listen.model.settings import Settings
 
 DEFAULT = Settings()
-# Before the faults are imported, which make their bounds of these. The storm's own are short, so that it turns quickly.
+# Set before the faults are imported, because their bounds use these values. Those of the storm are shorter.
 storm.ground.LEASE, storm.ground.CATCH_UP = DEFAULT.lease, DEFAULT.catch_up
 storm.ground.DEADLINE, storm.ground.BATCH_DEADLINE = DEFAULT.deadline, DEFAULT.batch_deadline
 storm.ground.RECONNECT_MAX = DEFAULT.reconnect_max
@@ -32,7 +32,7 @@ from storm import faults
 from storm.ground import Ground, prepared
 from support import insert_event
 
-#: What is measured: the fault, and the bound in seconds.
+#: The measured faults, and the bound of each in seconds.
 MEASURED = {
     "worker session terminated": 1.0,
     "PostgreSQL stopped (fast) and started": 2.0,
@@ -44,7 +44,7 @@ POOLER, POOLER_BOUND = "transaction pooler detected and reported", 5.0
 
 
 async def routed(ground: Ground) -> float:
-    """Write an event; seconds until its attempts are committed."""
+    """Write an event; return the seconds until its attempts are committed."""
     began = time.perf_counter()
     connection = await ground.connect("bench")
     event = await insert_event(connection)
@@ -58,7 +58,7 @@ async def routed(ground: Ground) -> float:
 
 
 async def calm(ground: Ground) -> None:
-    """Both consumers are back, one of them asleep by the bell."""
+    """Wait until both consumers are back, one of them idle and listening."""
     await ground.until(
         """select count(*) filter (where state = 'standing_by') >= 1 and bool_or(state = 'idle' and listening)
              from iu_consumer_heartbeat
@@ -76,7 +76,7 @@ async def struck(ground: Ground, name: str) -> float:
 
 
 async def through_pooler(dsn: str) -> float:
-    """Seconds from the start of the process to the line that says that it polls."""
+    """Seconds from the start of the process to the log line that says that it polls."""
     began = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "iu_listen", "run", "--dsn", dsn, "--json", stderr=asyncio.subprocess.PIPE

@@ -1,8 +1,8 @@
-"""How fast consumed events go, and what the routing notices of it.
+"""How fast routed events are removed, and how much that delays the routing.
 
-A backlog of old events is routed by the real consumer; then `iu-listen retention run` removes them while single events
-are written, and the time from the begin of each insert to its committed attempt is taken. Beside it: the same inserts
-while nothing is removed, and one DELETE of as many rows of the same shape.
+The real consumer routes a backlog of old events; then `iu-listen retention run` removes them while single events are
+written, and the time from the begin of each insert to its committed attempt is measured. For comparison: the same
+inserts without a removal, and one DELETE of the same number of rows of the same shape.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LATENCY = """
 
 
 async def fill(connection: asyncpg.Connection, events: int) -> None:
-    """Old events and no others, all of them routed. Behind a young event they would count as young."""
+    """Write old events, and wait until all are routed. No new event is among them, because old ones behind it stay."""
     await connection.execute("truncate event_outbox, iu_route_attempt")
     for done in range(0, events, 100_000):
         await connection.execute(OLD, min(100_000, events - done))
@@ -44,7 +44,9 @@ async def fill(connection: asyncpg.Connection, events: int) -> None:
 
 
 async def latencies(connection: asyncpg.Connection, running: asyncio.Task[None]) -> list[float]:
-    """Milliseconds from the begin of an insert to its attempt, one insert every 20 ms, while something else runs."""
+    """Milliseconds from the begin of an insert to its attempt, one insert every 20 ms, while ``running`` is not
+    done.
+    """
     since = await connection.fetchval("select clock_timestamp()")
     written = 0
     while not running.done():
@@ -57,7 +59,7 @@ async def latencies(connection: asyncpg.Connection, running: asyncio.Task[None])
 
 
 async def retention(dsn: str, pause: float) -> None:
-    """The command, as a timer starts it."""
+    """Run the command, as a timer starts it."""
     arguments = [
         "-m",
         "iu_listen",

@@ -1,7 +1,7 @@
-"""Export of a backlog of attempts to a receiver that only counts; beside it the SDK's own exporter, with as many spans.
+"""Export of a backlog of attempts to a receiver that only counts, compared with the SDK's exporter for as many spans.
 
-Spans a second of wall time, and of processor time of the exporting process; and the most memory that it had.
-Then routing, with the export on and off: drain rate, and the latency of single events.
+Measured are spans a second of wall time and of processor time of the exporting process, and its largest memory. Then
+routing with and without the export: the drain rate, and the latency of single events.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ print(spans / (time.perf_counter() - began), spans / (time.process_time() - used
 
 
 def count(pipe: Connection) -> None:
-    """The receiver: reads requests, keeps nothing."""
+    """The receiver: reads requests, and keeps nothing."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -68,7 +68,7 @@ def count(pipe: Connection) -> None:
 
 
 def timed(command: list[str], environ: dict[str, str]) -> tuple[str, float, float, float]:
-    """Run a command; what it said, wall seconds, processor seconds, and its most memory in MB."""
+    """Run a command; return its output, wall seconds, processor seconds, and its largest memory in MB."""
     began = time.perf_counter()
     done = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
     assert done.stdout is not None
@@ -78,7 +78,7 @@ def timed(command: list[str], environ: dict[str, str]) -> tuple[str, float, floa
 
 
 async def backlog(dsn: str, attempts: int) -> None:
-    """So many attempts that are not exported yet."""
+    """Write so many attempts that are not exported yet."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_trace_cursor")
     await connection.execute("select fn_iu_trace_register('traces')")
@@ -93,7 +93,7 @@ async def backlog(dsn: str, attempts: int) -> None:
 
 
 async def paced(connection: asyncpg.Connection, times: int, burst: int) -> tuple[float, float]:
-    """p50 and p99 in ms, from commit to decision, of so many events every 10 ms."""
+    """p50 and p99 in ms, from commit to attempt, of so many events every 10 ms."""
     for _ in range(times):
         await connection.fetchval(EMIT, burst)
         await asyncio.sleep(0.01)
@@ -165,7 +165,7 @@ def main() -> None:
             sdk.append((wall, cpu))
         found: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
         for n in range(options.rounds):
-            # Now the one first, now the other: a machine that becomes slower is nobody's fault.
+            # The order alternates, so that a machine that becomes slower affects both equally.
             for export in (n % 2 == 1, n % 2 == 0):
                 figures = routing(dsn, options.attempts, options.times, export=export, alone=options.apart)
                 found[export].append(asyncio.run(figures))
@@ -180,7 +180,7 @@ def main() -> None:
     names = ("drain, events/s", "100 a second, p50 in ms", "p99", "2 000 a second, p50 in ms", "p99")
     for column, name in enumerate(names):
         without, beside = (statistics.median(f[column] for f in found[export]) for export in (False, True))
-        # Of each round by itself: the machine differs from one to the next.
+        # The ratio is taken in each round, because the speed of the machine differs between rounds.
         ratio = statistics.median(on[column] / off[column] for off, on in zip(*found.values(), strict=True))
         print(f"{name}: {without:,.2f} without export, {beside:,.2f} with it, ratio {ratio:.2f}")
 

@@ -1,6 +1,6 @@
-"""Sixteen writers at full speed with the consumer running: nothing lost, almost no NOTIFY, and what writers pay.
+"""Sixteen writers at full speed while the consumer runs: nothing lost, almost no NOTIFY, and the cost for writers.
 
-The same writers run without the bell, and with a plain NOTIFY in its place, in the same run: that is the ratio.
+The same writers run without the bell, and with a plain NOTIFY instead of it, in the same run, to get the ratio.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ create trigger bench_plain after insert on event_outbox for each statement execu
 
 
 def pgbench(server: embedded.Server, clients: int, seconds: int) -> float:
-    """Transactions a second of so many writers, each inserting one event a transaction."""
+    """Transactions a second of so many writers; each transaction inserts one event."""
     with NamedTemporaryFile("w", suffix=".sql", delete=False) as script:
         script.write(SCRIPT)
     command = [server.bin / "pgbench", "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds),
@@ -43,7 +43,7 @@ def pgbench(server: embedded.Server, clients: int, seconds: int) -> float:
 
 
 async def run(server: embedded.Server, clients: int, seconds: int, *, bell: str, consuming: bool) -> dict[str, float]:
-    """Writers for so long; events, attempts, notifications and transactions a second."""
+    """Run the writers for so many seconds; return events, attempts, notifications and transactions a second."""
     connection, ear = await asyncpg.connect(server.dsn("iu")), await asyncpg.connect(server.dsn("iu"))
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_consumer_heartbeat")
     await connection.execute(
