@@ -1,4 +1,4 @@
-"""deploy/docker and deploy/otel, without a docker engine: the rules they keep, and the demo's own commands for real."""
+"""deploy/docker and deploy/otel, without a docker engine: the rules for these files, and the demo's own commands."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ COLLECTOR: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "otel" / "collecto
 
 
 def instructions(file: Path = DOCKERFILE) -> list[tuple[str, str]]:
-    """The Dockerfile: every instruction with its arguments, continued lines joined."""
+    """Every instruction of the Dockerfile with its arguments; continued lines are joined."""
     lines = [line for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
 
 
 def stages() -> list[list[tuple[str, str]]]:
-    """The instructions, stage by stage; what stands before the first one is left out."""
+    """The instructions of each stage; those before the first stage are left out."""
     found: list[list[tuple[str, str]]] = []
     for word, rest in instructions():
         if word == "FROM":
@@ -53,7 +53,7 @@ BUILD, FINAL = stages()
 
 
 def final(word: str) -> str:
-    """The one instruction of this kind in the final stage."""
+    """The arguments of the only instruction of this kind in the final stage."""
     (rest,) = [rest for name, rest in FINAL if name == word]
     return rest
 
@@ -62,7 +62,7 @@ def final(word: str) -> str:
 
 
 def test_both_stages_have_the_same_base() -> None:
-    """The environment built in the first stage meets the interpreter in the last one that it was built with.
+    """Both stages have the same base, so that the environment of the first finds its interpreter in the last.
 
     The base is an argument, so that it can be given by digest.
     """
@@ -80,7 +80,7 @@ def test_an_application_is_built_on_the_same_images() -> None:
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:
-    """The user is a number and not root, so that an orchestrator can tell without looking into the image."""
+    """The user is a number and not root, so that an orchestrator can check it without reading the image."""
     user, group = final("USER").split(":")
     assert int(user) >= 10_000
     assert int(group) >= 10_000
@@ -88,7 +88,7 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_signals_reach_the_process() -> None:
-    """Entrypoint, command and health check are in exec form: no shell stands between docker and iu-listen."""
+    """Entrypoint, command and health check are in exec form: no shell is between docker and iu-listen."""
     assert json.loads(final("ENTRYPOINT")) == ["iu-listen"]
     assert json.loads(final("CMD")) == ["run"]
     assert final("STOPSIGNAL") == "SIGTERM"
@@ -99,16 +99,16 @@ def test_signals_reach_the_process() -> None:
 
 
 def test_the_final_image_installs_nothing() -> None:
-    """No RUN in the last stage: what is in it comes from the first stage and from the base, and no compiler does."""
+    """The last stage has no RUN: its files come from the first stage and from the base, so it has no compiler."""
     assert [word for word, _ in FINAL if word in ("RUN", "ADD")] == []
     assert [rest for word, rest in FINAL if word == "COPY"] == ["--from=build /opt/iu-listen /opt/iu-listen"]
     assert "[embedded]" not in DOCKERFILE.read_text()
 
 
 def test_every_installation_is_hashed() -> None:
-    """Each pip command takes files whose hash is known, for the build of the wheel too, and names no package index.
+    """Each pip command installs files with a known hash, also for the build of the wheel, and names no package index.
 
-    No frontend for the build is downloaded, either.
+    No build frontend is downloaded, either.
     """
     commands = [
         part for word, rest in BUILD if word == "RUN" for part in rest.split("&&") if "pip" in shlex.split(part)[0]
@@ -121,7 +121,7 @@ def test_every_installation_is_hashed() -> None:
 
 
 def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
-    """What the ignore file lets through is what the Dockerfile copies: no .git, no tests, no secrets of a checkout."""
+    """The ignore file lets through exactly what the Dockerfile copies: no .git, no tests, no secrets of a checkout."""
     lines = [line for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "*"
     copied = {source for word, rest in BUILD if word == "COPY" for source in rest.split()[:-1]}
@@ -130,7 +130,7 @@ def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
 
 
 def test_the_build_copies_what_exists() -> None:
-    """Every path that the Dockerfile copies is in the repository, and so is what pyproject.toml builds the wheel from."""
+    """Every path that the Dockerfile copies exists, as does every file from which pyproject.toml builds the wheel."""
     copied = {source for word, rest in BUILD if word == "COPY" for source in rest.split()[:-1]}
     assert {"pyproject.toml", "hashes.txt", "src", "sql", "README.md", "LICENSE"} <= copied
     assert [source for source in sorted(copied) if not (ROOT / source).exists()] == []
@@ -140,7 +140,7 @@ def test_the_build_copies_what_exists() -> None:
 
 
 def test_what_is_published_is_published_on_loopback() -> None:
-    """Every published port names 127.0.0.1: docker's own rules go past a host firewall."""
+    """Every published port names 127.0.0.1, because docker's rules bypass a host firewall."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert ports
     for port in ports:
@@ -148,7 +148,7 @@ def test_what_is_published_is_published_on_loopback() -> None:
 
 
 def test_every_image_has_a_version() -> None:
-    """No image is `latest` or without a tag, and ours is the version that this repository builds."""
+    """No image is `latest` or without a tag, and the project's own has the version of this repository."""
     for name, service in SERVICES.items():
         image, _, tag = service["image"].partition(":")
         assert tag, name
@@ -159,7 +159,7 @@ def test_every_image_has_a_version() -> None:
 
 
 def test_no_secret_is_written_down() -> None:
-    """Whatever is called a password, a secret, a token or a key comes from outside, and must be given."""
+    """The value of each password, secret, token or key comes from a required variable."""
     for name, service in SERVICES.items():
         for key, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|TOKEN|KEY", key):
@@ -169,7 +169,9 @@ def test_no_secret_is_written_down() -> None:
 
 
 def test_services_start_in_order() -> None:
-    """Database healthy, package applied, role made, then the consumer; each wait has the condition that means it."""
+    """Services start in order: database healthy, package applied, role created, then the consumer; waits check the
+    right condition.
+    """
     for service in SERVICES.values():
         for needed, how in service.get("depends_on", {}).items():
             one_shot = SERVICES[needed].get("restart") == "no"
@@ -183,7 +185,7 @@ def test_services_start_in_order() -> None:
 
 
 def test_the_consumer_speaks_to_the_collector_as_it_listens() -> None:
-    """The exporter that the image has speaks OTLP over HTTP, and the consumer is pointed at the collector's port for it."""
+    """The image has the exporter for OTLP over HTTP, and the consumer uses the collector's port for it."""
     environment = SERVICES["consumer"]["environment"]
     assert environment["OTEL_TRACES_EXPORTER"] == "otlp"
     assert "[http,kafka,nats,otlp,prometheus,redis]" in DOCKERFILE.read_text()
@@ -192,7 +194,9 @@ def test_the_consumer_speaks_to_the_collector_as_it_listens() -> None:
 
 
 def test_prometheus_and_grafana_find_what_they_show() -> None:
-    """The consumer serves metrics where Prometheus asks, with its rules; Grafana has the dashboard and that Prometheus."""
+    """The consumer serves metrics where Prometheus scrapes, with its rules; Grafana has the dashboard and that
+    Prometheus.
+    """
     prometheus, grafana = ({target.split(":")[1]: target.split(":")[0] for target in SERVICES[name]["volumes"]}
                            for name in ("prometheus", "grafana"))  # fmt: skip
     for source in (*prometheus.values(), *grafana.values()):
@@ -209,7 +213,7 @@ def test_prometheus_and_grafana_find_what_they_show() -> None:
 
 
 def test_nothing_in_the_demo_may_more_than_it_must() -> None:
-    """Everything but the database runs read-only, without capabilities and without a way to new privileges."""
+    """All services except the database run read-only, without capabilities and without new privileges."""
     for name, service in SERVICES.items():
         if name == "postgres":
             continue
@@ -220,14 +224,14 @@ def test_nothing_in_the_demo_may_more_than_it_must() -> None:
 
 
 def test_the_consumer_is_given_the_time_to_stop() -> None:
-    """stop_grace_period is longer than the grace and than the deadline of the batch that is to end first."""
+    """stop_grace_period is longer than the grace period and than the deadline of the batch that ends first."""
     consumer = SERVICES["consumer"]
     settings = Settings.load(consumer["environment"])
     assert int(consumer["stop_grace_period"].removesuffix("s")) > max(settings.grace, settings.batch_deadline)
 
 
 def test_what_is_mounted_exists() -> None:
-    """Every file that a service mounts is in the repository, read-only; volumes are declared."""
+    """Every mounted file is in the repository and read-only; volumes are declared."""
     for service in SERVICES.values():
         for mount in service.get("volumes", ()):
             source, _, rest = mount.partition(":")
@@ -236,12 +240,12 @@ def test_what_is_mounted_exists() -> None:
                 assert rest.endswith(":ro")
             else:
                 assert source in COMPOSE["volumes"]
-    # Since 18 the image refuses to start on a volume at the old place.
+    # Since version 18 the image refuses to start with a volume at the former path.
     assert SERVICES["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]
 
 
 def test_the_collector_passes_on_what_it_takes() -> None:
-    """Every part of a pipeline is configured, every configured part is used, and the exporter goes to a service."""
+    """Every part of a pipeline is configured, every configured part is used, and the exporter sends to a service."""
     for kind in ("receivers", "processors", "exporters"):
         used = {part for pipeline in COLLECTOR["service"]["pipelines"].values() for part in pipeline[kind]}
         assert used == COLLECTOR[kind].keys()
@@ -261,7 +265,7 @@ async def roles(dsn: str) -> set[str]:
 
 
 async def drop_roles(dsn: str, names: Iterable[str]) -> None:
-    """Drop these roles, and what they may do in this database."""
+    """Drop these roles, and their privileges in this database."""
     async with connected(dsn) as connection:
         for name in names:
             await connection.execute(f"drop owned by {name}; drop role {name}")
@@ -269,7 +273,7 @@ async def drop_roles(dsn: str, names: Iterable[str]) -> None:
 
 @pytest.fixture
 def fresh(empty: Database) -> Iterator[dict[str, str]]:
-    """An empty database, as environment variables name it; the roles that a test makes are dropped with it."""
+    """An empty database as environment variables; roles that the test creates are dropped afterwards."""
     if empty.server is None:
         pytest.skip("makes roles with fixed names")
     before = asyncio.run(roles(empty.dsn))
@@ -288,7 +292,9 @@ def fresh(empty: Database) -> Iterator[dict[str, str]]:
 
 
 def test_the_demo_sets_itself_up(fresh: dict[str, str], tmp_path: Path) -> None:
-    """The commands of `apply` and `roles`, run as compose would, leave a database that the consumer's own role may read."""
+    """The commands of `apply` and `roles`, run as compose does, prepare a database that the consumer's role may
+    read.
+    """
 
     def run(service: str, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         given = {**fresh, "PGUSER": SERVICES[service]["environment"]["PGUSER"], **environment}
@@ -300,7 +306,7 @@ def test_the_demo_sets_itself_up(fresh: dict[str, str], tmp_path: Path) -> None:
     mounts = {m.split(":")[1]: str((FOLDER / m.split(":")[0]).resolve()) for m in SERVICES["roles"]["volumes"]}
     psql = [re.sub(r"(?<==).*", lambda m: mounts.get(m[0], m[0]), word) for word in SERVICES["roles"]["entrypoint"]]
     for service, command in (("apply", [*iu_listen, *SERVICES["apply"]["command"]]), ("roles", psql)):
-        # The second time everything is there already, as after `compose up` once more.
+        # The second run finds everything in place, as a second `compose up` does.
         for _ in range(2):
             done = run(service, command, CONSUMER_PASSWORD="it's; one")
             assert done.returncode == 0, f"{service}: {done.stdout}{done.stderr}"

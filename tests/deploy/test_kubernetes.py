@@ -1,4 +1,4 @@
-"""deploy/kubernetes: the schemas of Kubernetes itself, and the rules that a schema does not know."""
+"""deploy/kubernetes: checks against the schemas of Kubernetes, and rules that a schema cannot express."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ POD = DEPLOYMENT["spec"]["template"]["spec"]
 LABELS = DEPLOYMENT["spec"]["selector"]["matchLabels"]
 ENVIRONMENT: dict[str, str] = {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
 JOB = MANIFESTS["retention.yaml"]["spec"]["jobTemplate"]["spec"]
-#: The oldest version that is still maintained when this is written, and the newest that the schemas know.
+#: The oldest version that was maintained when this was written, and the newest one of the schemas.
 VERSIONS = ("1.32", "1.37")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_kubernetes_knows_every_field(name: str, version: str) -> None:
-    """Each manifest fits the strict schema of its kind: no field is misspelt, none is missing, no type is wrong."""
+    """Each manifest fits the strict schema of its kind: no misspelt field, no missing field, no wrong type."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     kubernetes_validate.validate(MANIFESTS[name], version, strict=True)
 
@@ -52,7 +52,7 @@ LIVE = {path.name: yaml.safe_load(path.read_text()) for path in sorted((FOLDER /
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["consumer.yaml", "networkpolicy.yaml"])
 def test_kubernetes_knows_the_component_of_live_routes(name: str, version: str) -> None:
-    """The policy fits its schema; the patch fits too when it is put into the deployment."""
+    """The policy fits its schema, and so does the deployment with the patch."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     manifest = LIVE[name]
     if name == "consumer.yaml":
@@ -66,9 +66,10 @@ def test_kubernetes_knows_the_component_of_live_routes(name: str, version: str) 
 
 
 def test_the_component_of_live_routes_fits_the_deployment() -> None:
-    """It patches the container that there is, its policy takes the consumers, and deliveries leave for public addresses.
+    """It patches the existing container, its policy selects the consumers, and deliveries may go to public addresses
+    only.
 
-    Fails when: the container is renamed, or every address is let out.
+    Fails when: the container is renamed, or every address is permitted.
     """
     (container,) = LIVE["consumer.yaml"]["spec"]["template"]["spec"]["containers"]
     assert container["name"] == CONTAINER["name"]
@@ -85,19 +86,21 @@ def test_the_component_of_live_routes_fits_the_deployment() -> None:
 
 
 def test_no_manifest_names_a_namespace() -> None:
-    """Where it runs is decided by who applies it."""
+    """No manifest names a namespace: the user who applies it decides."""
     assert not any("namespace" in manifest["metadata"] for manifest in MANIFESTS.values())
     assert "namespace" not in KUSTOMIZATION
 
 
 def test_manifests_need_no_features_of_yaml() -> None:
-    """No anchors, aliases or merge keys: not every tool that reads manifests knows them."""
+    """No anchors, aliases or merge keys, because not every tool for manifests supports them."""
     for name in MANIFESTS:
         assert not re.search(r"(: |- )[&*]\w|<<:", (FOLDER / name).read_text()), name
 
 
 def test_everything_selects_the_same_pods() -> None:
-    """Deployment, disruption budget and spread agree on the labels that the pods carry; the network policy takes them all."""
+    """Deployment, disruption budget and spread select by the labels of the pods; the network policy selects all
+    pods.
+    """
     assert DEPLOYMENT["spec"]["template"]["metadata"]["labels"] == LABELS
     assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["selector"]["matchLabels"] == LABELS
     ours = MANIFESTS["networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"].items()
@@ -109,14 +112,16 @@ def test_everything_selects_the_same_pods() -> None:
 
 
 def test_one_always_stands_by() -> None:
-    """Two consumers; a rollout adds one before it takes one, and a drain takes one at a time."""
+    """There are two consumers; a rollout adds one before it removes one, and a drain removes one at a time."""
     assert DEPLOYMENT["spec"]["replicas"] == 2
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["maxUnavailable"] == 1
 
 
 def test_the_container_may_do_next_to_nothing() -> None:
-    """Not root, nothing writable, no capability, no escalation, the runtime's seccomp profile, no token, no service links."""
+    """Not root, no writable path, no capability, no escalation, the runtime's seccomp profile, no token, no service
+    links.
+    """
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert POD["securityContext"]["runAsUser"] >= 10_000
     assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -134,23 +139,23 @@ def test_the_container_may_do_next_to_nothing() -> None:
 
 
 def test_memory_is_bounded_and_cpu_is_not_throttled() -> None:
-    """Requests for both, a limit for memory only: a throttled consumer is a late one."""
+    """Requests for both resources, a limit for memory only, because a throttled consumer is late."""
     resources = CONTAINER["resources"]
     assert resources["requests"].keys() == {"cpu", "memory"}
     assert resources["limits"].keys() == {"memory"}
 
 
 def test_a_stop_is_given_the_time_that_it_may_take() -> None:
-    """The grace period of the pod is longer than the consumer's and than the deadline of the batch that is to end first."""
+    """The grace period of the pod is longer than the consumer's and than the deadline of the batch that ends first."""
     settings = Settings.load(ENVIRONMENT)
     assert POD["terminationGracePeriodSeconds"] > max(settings.grace, settings.batch_deadline)
     assert CONTAINER["args"] == ["run"]
-    # The entrypoint of the image stays: it is iu-listen itself, so it gets the signal.
+    # The entrypoint of the image is kept: it is iu-listen itself, so it gets the signal.
     assert "command" not in CONTAINER
 
 
 def test_probes_ask_for_progress_here() -> None:
-    """All three ask the consumer's own heartbeat and give it time to answer; readiness is the strict one."""
+    """All three probes check the consumer's own heartbeat with a sufficient timeout; readiness is the strictest."""
     settings = Settings.load(ENVIRONMENT)
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe = CONTAINER[name]
@@ -166,7 +171,7 @@ def test_probes_ask_for_progress_here() -> None:
 @pytest.mark.parametrize(("code", "alive"), [(0, True), (1, False), (2, True), (3, True)])
 @pytest.mark.parametrize("name", ["startupProbe", "livenessProbe"])
 def test_only_a_consumer_without_progress_is_restarted(name: str, code: int, alive: bool, tmp_path: Path) -> None:
-    """A database that cannot be reached (3) restarts nobody; a consumer that does not beat while it can be reached (1) does."""
+    """An unreachable database (3) causes no restart; a missing heartbeat while the database is reachable (1) does."""
     fake = tmp_path / "iu-listen"
     fake.write_text(f"#!/bin/sh\nexit {code}\n")
     fake.chmod(0o755)
@@ -177,7 +182,7 @@ def test_only_a_consumer_without_progress_is_restarted(name: str, code: int, ali
 
 
 def test_an_unreachable_database_is_exit_code_3(tmp_path: Path) -> None:
-    """What the liveness probe relies on: health tells "nobody to ask" from "no"."""
+    """health exits with 3 if the database is unreachable, and not with 1; the liveness probe relies on that."""
     found = subprocess.run(
         [sys.executable, "-m", "iu_listen", "health", "--here", "--dsn", f"postgresql://nobody@/x?host={tmp_path}"],
         capture_output=True, timeout=60, check=False,
@@ -186,12 +191,12 @@ def test_an_unreachable_database_is_exit_code_3(tmp_path: Path) -> None:
 
 
 def test_the_image_is_ours_and_has_a_version() -> None:
-    """The tag is the version that this repository builds, and never latest."""
+    """The tag is the version of this repository, and never latest."""
     assert CONTAINER["image"] == f"iu-listen:{__version__}"
 
 
 def test_the_secret_is_an_example() -> None:
-    """The example holds no password and no certificate, and exactly the keys and the service that the pod looks for."""
+    """The example has no password and no certificate, and exactly the keys and the service that the pod uses."""
     secret = MANIFESTS["secret.example.yaml"]
     (volume,) = POD["volumes"]
     assert volume["secret"] == {"secretName": secret["metadata"]["name"], "defaultMode": 0o440}
@@ -208,7 +213,7 @@ def test_the_secret_is_an_example() -> None:
 
 
 def test_nothing_comes_in_and_little_goes_out() -> None:
-    """The network policy covers both directions; out go DNS, PostgreSQL and OTLP, and nothing to every port."""
+    """The network policy covers both directions; permitted are DNS, PostgreSQL and OTLP, each with its ports."""
     policy = MANIFESTS["networkpolicy.yaml"]["spec"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     assert policy["ingress"] == []
@@ -218,7 +223,7 @@ def test_nothing_comes_in_and_little_goes_out() -> None:
 
 
 def test_the_retention_may_do_no_more_than_the_consumer() -> None:
-    """The retention's pod is as confined as the consumer's, has the same image and service file, and a secret of its own."""
+    """The retention's pod has the restrictions, image and service file of the consumer's, and its own secret."""
     pod = JOB["template"]["spec"]
     (container,) = pod["containers"]
     for key in ("securityContext", "serviceAccountName", "automountServiceAccountToken", "enableServiceLinks"):
@@ -231,7 +236,7 @@ def test_the_retention_may_do_no_more_than_the_consumer() -> None:
 
 
 def test_the_retention_is_off_until_somebody_wants_it() -> None:
-    """The job is suspended, one at a time, never tried again at once, and does what the command line can do."""
+    """The job is suspended, runs one at a time, is not retried, and its arguments are a valid command line."""
     spec = MANIFESTS["retention.yaml"]["spec"]
     assert (spec["suspend"], spec["concurrencyPolicy"], JOB["backoffLimit"]) == (True, "Forbid", 0)
     (container,) = JOB["template"]["spec"]["containers"]

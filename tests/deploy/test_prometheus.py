@@ -1,4 +1,4 @@
-"""deploy/prometheus and deploy/grafana: promtool's own judgement, and that alerts and panels know only what there is."""
+"""deploy/prometheus and deploy/grafana: checks by promtool, and that alerts and panels use only existing metrics."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CASES: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "rules_test.yaml").re
 CONFIG: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "iu-listen.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-#: Labels that Prometheus gives to every series that it scrapes.
+#: Labels that Prometheus adds to every scraped series.
 TARGET = {"job", "instance"}
 
 needs_promtool = pytest.mark.skipif(
@@ -61,25 +61,25 @@ needs_promtool = pytest.mark.skipif(
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """The metrics that the reference has: name, unit, attributes."""
+    """The metrics of the reference: name, unit, attributes."""
     table = r"^\| `((?:iu|messaging)\.[^`]+)` \| \w+ \| `([^`]+)` \| ([^|]+) \| [^|]+ \|$"
     yield from re.findall(table, PAGE, flags=re.MULTILINE)
 
 
 def family(name: str, unit: str) -> str:
-    """What Prometheus calls a metric, without the `_total` of a counter."""
+    """The name of a metric in Prometheus, without the `_total` of a counter."""
     return name.replace(".", "_") + ("_seconds" if unit == "s" else "")
 
 
 def values(attribute: str) -> list[str]:
-    """The values of an attribute that the reference lists behind it."""
+    """The values of an attribute that the reference lists."""
     found = {value for _, _, cell in rows() for value in re.findall(rf"`{attribute}`: ((?:`\w+`(?:, )?)+)", cell)}
     (listed,) = found
     return re.findall(r"`(\w+)`", listed)
 
 
 def observations() -> Iterator[Observation]:
-    """Something for every instrument to record, with every value of every attribute that the reference lists."""
+    """Observations for every instrument, with every value of every attribute that the reference lists."""
     worker = WorkerName("w")
     for wake in Wake:
         yield BatchRan(worker, wake, Batch(status="ran", seen=6, attempts=6, skipped=2, dead_lettered=2, seconds=0.1))
@@ -110,7 +110,7 @@ def observations() -> Iterator[Observation]:
 
 @dataclass(frozen=True)
 class Exposed:
-    """What a scrape brings: series names by family, and the values of the labels of each series name."""
+    """The result of a scrape: series names by family, and the label values of each series."""
 
     families: dict[str, set[str]]
     labels: dict[str, dict[str, set[str]]]
@@ -118,7 +118,7 @@ class Exposed:
 
 @pytest.fixture(scope="module")
 def exposed() -> Exposed:
-    """What MetricWatcher exposes to Prometheus once each of its instruments has recorded something."""
+    """The series that MetricWatcher exposes after each of its instruments has recorded a value."""
     prometheus = pytest.importorskip("opentelemetry.exporter.prometheus")
     from prometheus_client import generate_latest
     from prometheus_client.parser import text_string_to_metric_families
@@ -133,7 +133,7 @@ def exposed() -> Exposed:
     found = Exposed({}, {})
     for metric in text_string_to_metric_families(text):
         for sample in metric.samples:
-            # The client's own metrics, of the process and of Python, stand beside ours.
+            # The Prometheus client also exposes metrics of the process and of Python.
             if sample.labels.get("otel_scope_name") == "iu_listen":
                 found.families.setdefault(metric.name, set()).add(sample.name)
                 for label, value in sample.labels.items():
@@ -142,7 +142,7 @@ def exposed() -> Exposed:
 
 
 def test_every_metric_of_the_reference_is_exposed(exposed: Exposed) -> None:
-    """What the observations of this file make Prometheus see are the metrics of the reference, all and no other."""
+    """The exposed metrics are exactly those of the reference."""
     assert {family(name, unit) for name, unit, _ in rows()} == exposed.families.keys()
 
 
@@ -161,11 +161,11 @@ GROUPINGS = {"by", "without", "on", "ignoring", "group_left", "group_right"}
 
 
 class Query:
-    """An expression of PromQL, read as far as names and labels go; whether it is one is for promtool to say.
+    """A PromQL expression, parsed only for names and labels; promtool checks its validity.
 
     Attributes:
-        selectors: Every selector: its name and its matchers, as label, operator and value.
-        groupings: Every `by` and `on`: the word, its labels, and the names of those selectors that must have them.
+        selectors: Every selector: its name, and its matchers as label, operator and value.
+        groupings: Every `by` and `on`: the word, its labels, and the names of the selectors that must have them.
     """
 
     def __init__(self, text: str) -> None:
@@ -186,11 +186,11 @@ class Query:
             at = match.end()
 
     def _sign(self, at: int) -> str:
-        """The sign that stands there; empty where there is none."""
+        """The sign at this token; empty if there is none."""
         return self._read[at][1] if at < len(self._read) and self._read[at][0] == "sign" else ""
 
     def _end(self, at: int) -> int:
-        """Where the bracket that opens there closes."""
+        """The index of the bracket that closes the one at this token."""
         depth = 0
         for end in range(at, len(self._read)):
             depth += (self._sign(end) in ("(", "{")) - (self._sign(end) in (")", "}"))
@@ -223,7 +223,7 @@ class Query:
                 self.groupings.append((word, labels, [name for name, _ in self._found.values()]))
 
     def _carriers(self, at: int, end: int) -> list[str]:
-        """Names of the selectors whose labels come out: not those on the right of `and` and `unless`."""
+        """Names of the selectors whose labels are in the result: not those on the right of `and` and `unless`."""
         found, aside = [], False
         while at < end:
             word = self._read[at][1]
@@ -237,14 +237,14 @@ class Query:
         return found
 
     def labels(self, exposed: Exposed) -> set[str]:
-        """The labels that its answer has: those that it aggregates by, else those of what it selects."""
+        """The labels of the result: those of its aggregation, otherwise those of its selectors."""
         if "(" in self.text.partition("{")[0]:
             return {label for word, labels, _ in self.groupings if word == "by" for label in labels}
         return {label for name, _ in self.selectors for label in exposed.labels.get(name, ())} | TARGET
 
 
 def filled(expression: str) -> str:
-    """An expression of the dashboard as Grafana sends it."""
+    """An expression of the dashboard as Grafana sends it, with its variables replaced."""
     return expression.replace("$__rate_interval", "1m").replace("$worker", ".*").replace("$database", ".*")
 
 
@@ -256,7 +256,7 @@ def panel_queries() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Where it stands, and the expression: all of rules, their cases, panels and the dashboard's variables."""
+    """Place and text of every expression: in rules, in their cases, in panels and in the dashboard's variables."""
     for name, rule in RULES.items():
         yield name, rule["expr"]
     for case in CASES:
@@ -270,12 +270,12 @@ def expressions() -> Iterator[tuple[str, str]]:
             yield f"variable: {variable['name']}", f"count by ({label}) ({selector})"
 
 
-#: Labels whose values are not ours to know: a worker has any name.
+#: Labels with arbitrary values: for example, a worker can have any name.
 OPEN = TARGET | {"db_namespace", "iu_worker", "messaging_consumer_group_name", "error_type", "iu_route_code"}
 
 
 def strangers(expression: str, exposed: Exposed) -> Iterator[str]:
-    """What an expression asks for and is not there."""
+    """The names, labels and values in an expression that do not exist."""
     known = {**exposed.labels, "up": {}}
     query = Query(expression)
     for name, matchers in query.selectors:
@@ -295,9 +295,9 @@ def strangers(expression: str, exposed: Exposed) -> Iterator[str]:
 
 
 def test_nothing_asks_for_what_is_not_exposed(exposed: Exposed) -> None:
-    """Every metric that a rule, a case of one or a panel names is exposed, and has the labels that are asked of it.
+    """Every metric in a rule, a case of a rule or a panel is exposed, and has the labels that are used.
 
-    Fails when: a metric, a label or the value of one is renamed in the program and not here, or misspelt here.
+    Fails when: a metric, a label or a value is renamed in the program only, or misspelt in an expression.
     """
     assert [f"{where}: {what}" for where, text in expressions() for what in strangers(text, exposed)] == []
 
@@ -317,12 +317,12 @@ def test_nothing_asks_for_what_is_not_exposed(exposed: Exposed) -> None:
     ],
 )
 def test_a_stranger_is_found(exposed: Exposed, expression: str, what: list[str]) -> None:
-    """The test above sees a name, a label and a value that do not exist, wherever they stand in an expression."""
+    """strangers() finds a name, a label and a value that do not exist, at any place in an expression."""
     assert list(strangers(expression, exposed)) == what
 
 
 def test_nothing_is_shown_that_a_query_does_not_answer(exposed: Exposed) -> None:
-    """Every label that an alert or a legend shows is one that its expression answers."""
+    """Every label in the text of an alert or in a legend is in the result of its expression."""
     texts = [(name, rule["expr"], " ".join(rule["annotations"].values())) for name, rule in RULES.items()]
     shown = [(name, text, re.findall(r"\$labels\.(\w+)", said)) for name, text, said in texts]
     shown += [(t, filled(q["expr"]), re.findall(r"\{\{ *(\w+) *\}\}", q["legendFormat"])) for t, q in panel_queries()]
@@ -332,20 +332,20 @@ def test_nothing_is_shown_that_a_query_does_not_answer(exposed: Exposed) -> None
 
 
 def test_every_metric_is_used(exposed: Exposed) -> None:
-    """Every metric of the reference is in a panel or in a rule."""
+    """Every metric of the reference is used in a panel or in a rule."""
     used = {name for where, text in expressions() if "case:" not in where for name, _ in Query(text).selectors}
 
     assert [name for name, unit, _ in rows() if not exposed.families[family(name, unit)] & used] == []
 
 
 def test_no_database_hides_another(exposed: Exposed) -> None:
-    """Every series has the name of its database, and rules and panels put together only what is of the same one."""
+    """Every series has the name of its database, and rules and panels never aggregate over several databases."""
     assert [name for name, labels in exposed.labels.items() if "db_namespace" not in labels] == []
     put_together = [
         (where, labels)
         for where, text in expressions() if "variable:" not in where
         for word, labels, _ in Query(text).groupings
-        # A process, too, is of one database.
+        # A process belongs to one database.
         if word == "by" and not {"job", "instance"} <= {*labels}
     ]  # fmt: skip
 
@@ -357,29 +357,29 @@ def test_no_database_hides_another(exposed: Exposed) -> None:
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Run promtool, which says on which line it disagrees."""
+    """Run promtool; its error message has the line."""
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool
 def test_promtool_reads_the_rules() -> None:
-    """Every rule is one: its expression, its durations, its templates."""
+    """promtool accepts every rule: its expression, its durations, its templates."""
     promtool("check", "rules", PROMETHEUS / "rules.yaml")
 
 
 @needs_promtool
 def test_every_alert_fires_when_it_should() -> None:
-    """Each case of rules_test.yaml has the alerts that it should have at that time, in those words, and no others.
+    """Each case of rules_test.yaml has exactly the expected alerts at the given time, with the expected texts.
 
-    Fails when: a threshold, a duration or the exception for a process that has lost its lease is taken out.
+    Fails when: a threshold, a duration or the exception for a process that has lost its lease is removed.
     """
     promtool("test", "rules", PROMETHEUS / "rules_test.yaml")
 
 
 @needs_promtool
 def test_promtool_reads_the_configuration(tmp_path: Path) -> None:
-    """Prometheus starts with prometheus.yaml, the rules beside it."""
+    """Prometheus accepts prometheus.yaml with the rules beside it."""
     assert CONFIG["rule_files"] == ["/etc/prometheus/rules.yaml"]
     shutil.copy(PROMETHEUS / "rules.yaml", tmp_path)
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(CONFIG | {"rule_files": ["rules.yaml"]}))
@@ -388,14 +388,14 @@ def test_promtool_reads_the_configuration(tmp_path: Path) -> None:
 
 @needs_promtool
 def test_every_panel_asks_in_promql(tmp_path: Path) -> None:
-    """Every expression of the dashboard is PromQL once Grafana has put its variables in."""
+    """Every expression of the dashboard is PromQL when Grafana's variables are replaced."""
     found = [{"record": f"panel:{n}", "expr": filled(query["expr"])} for n, (_, query) in enumerate(panel_queries())]
     (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": found}]}))
     promtool("check", "rules", tmp_path / "panels.yaml")
 
 
 def test_every_alert_has_a_case_that_fires_it_and_one_that_does_not() -> None:
-    """rules_test.yaml sees each alert fire, sees it not fire, and knows no alert that does not exist."""
+    """rules_test.yaml has a case in which each alert fires, one in which it does not, and no unknown alert."""
     checks = [check for case in CASES for check in case["alert_rule_test"]]
 
     assert {check["alertname"] for check in checks if check["exp_alerts"]} == RULES.keys()
@@ -403,7 +403,7 @@ def test_every_alert_has_a_case_that_fires_it_and_one_that_does_not() -> None:
 
 
 def test_the_alerts_look_for_the_job_that_is_scraped() -> None:
-    """The rules know the job by the name that prometheus.yaml gives it, and its target is the port of the reference."""
+    """The rules select the job by its name in prometheus.yaml, and its target is the port of the reference."""
     (job,) = CONFIG["scrape_configs"]
     named = {
         value for rule in RULES.values() for _, matchers in Query(rule["expr"]).selectors
@@ -416,14 +416,14 @@ def test_the_alerts_look_for_the_job_that_is_scraped() -> None:
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors that the headings of a page make."""
+    """The anchors of the headings of a page."""
     heads = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_alert_says_what_is_wrong_and_where_help_is(name: str) -> None:
-    """Each alert has a severity, a summary, and a description that names a page and only commands that exist."""
+    """Each alert has a severity, a summary, and a description that names a page and only existing commands."""
     rule = RULES[name]
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert rule["annotations"].keys() == {"summary", "description"}
@@ -445,7 +445,7 @@ def test_an_alert_says_what_is_wrong_and_where_help_is(name: str) -> None:
 
 
 def test_no_two_panels_overlap() -> None:
-    """Each panel has a place of its own in the grid of 24 columns, and a number of its own."""
+    """Each panel has its own place in the grid of 24 columns, and its own id."""
     places = {panel["id"]: panel["gridPos"] for panel in DASHBOARD["panels"]}
     assert len(places) == len(DASHBOARD["panels"])
     assert all(place["x"] + place["w"] <= 24 for place in places.values())
@@ -458,7 +458,7 @@ def test_no_two_panels_overlap() -> None:
 
 
 def sources(node: Any) -> Iterator[Any]:
-    """Every data source that something in the dashboard names."""
+    """Every data source that the dashboard names."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "datasource":
@@ -471,7 +471,7 @@ def sources(node: Any) -> Iterator[Any]:
 
 
 def test_the_dashboard_works_with_any_prometheus() -> None:
-    """Every panel, query and variable takes the data source that the dashboard's variable says, and it is a Prometheus."""
+    """Every panel, query and variable uses the data source of the dashboard's variable, which is a Prometheus."""
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
     assert {"datasource", "database", "worker"} == variables.keys()
@@ -491,7 +491,7 @@ def test_every_panel_teaches() -> None:
 
 
 def test_grafana_provisions_what_is_here() -> None:
-    """The provisioning names a Prometheus for the dashboard to find, and the directory that dashboards are mounted into."""
+    """The provisioning names a Prometheus for the dashboard, and the directory into which dashboards are mounted."""
     folder = GRAFANA / "provisioning"
     (source,) = yaml.safe_load((folder / "datasources.yaml").read_text())["datasources"]
     (provider,) = yaml.safe_load((folder / "dashboards.yaml").read_text())["providers"]

@@ -1,7 +1,7 @@
-"""deploy/postgres/roles.sql on real servers: what each role can do, and what it cannot.
+"""deploy/postgres/roles.sql on real servers: the permitted and the forbidden actions of each role.
 
-Roles belong to the cluster: login roles get names of their own and are dropped; the four group roles are dropped
-when they were not there before.
+Roles belong to the cluster: login roles have random names and are dropped; group roles are dropped if they did not
+exist before.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ CONSUMER, READER, OPERATOR, JANITOR, EXPORTER = GROUPS = (
     "iu_listen_consumer", "iu_listen_reader", "iu_listen_operator", "iu_listen_janitor", "iu_listen_exporter",
 )  # fmt: skip
 
-#: Nobody has anything by default, as in a database whose administrator is strict.
+#: Removes all default privileges, as in a database with strict administration.
 HARDEN = """
     revoke all on schema public from public;
     revoke execute on all functions in schema public from public;
 """
-#: An event whose id begins like this cannot be audited as dry run: its dead letter is the worker's answer.
+#: An event whose id has this prefix cannot be recorded as dry run: the worker makes a dead letter of it.
 POISON = """
     create function poison() returns trigger language plpgsql as $$
     begin raise exception 'poisoned'; end $$;
     create trigger poison before insert on iu_route_attempt for each row
         when (new.status = 'dry_run' and new.event_ref::text like '{prefix}%') execute function poison();
 """
-#: Registered, and no route takes it.
+#: A registered event type without a route.
 UNROUTED = """
     insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
     values ('iu', 'noted', 'update', 'immediate')
@@ -89,19 +89,19 @@ PREFIX = "dead0000"
 
 
 def poisonous() -> UUID:
-    """An id that the poison knows."""
+    """An event id with the prefix of POISON."""
     return UUID(PREFIX + uuid4().hex[8:])
 
 
 class Logins:
-    """Login roles of one test."""
+    """The login roles of one test."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.names: list[str] = []
 
     def add(self, *groups: str) -> str:
-        """Make a login role with these groups; the DSN with which it comes in."""
+        """Create a login role in these groups; return its DSN."""
         name, password = f"iu_test_{secrets.token_hex(6)}", secrets.token_hex(12)
         within = f" in role {', '.join(groups)}" if groups else ""
         execute(self._database.dsn, f"create role {name} login password '{password}'{within}")
@@ -130,28 +130,28 @@ def fetchval(dsn: str, statement: str, *args: Any) -> Any:
 
 @pytest.fixture
 def roles(applied: Database) -> Iterator[Logins]:
-    """A strict database with the package and the roles, and a maker of login roles."""
+    """A strict database with the package and the roles; yields a factory of login roles."""
     before = fetchval(applied.dsn, "select array_agg(rolname::text) from pg_roles") or []
     execute(applied.dsn, HARDEN, ROLES)
     logins = Logins(applied)
     yield logins
     for name in [*logins.names, *(group for group in GROUPS if group not in before)]:
         execute(applied.dsn, f"drop owned by {name}")
-        # Another run on the same server may have come to need a group role meanwhile.
+        # Another run on the same server may depend on the group role by now.
         with contextlib.suppress(asyncpg.DependentObjectsStillExistError):
             execute(applied.dsn, f"drop role {name}")
 
 
 @asynccontextmanager
 async def acting_as(connection: asyncpg.Connection, role: str) -> AsyncIterator[None]:
-    """Within a transaction: be a role for the length of a block."""
+    """Use a role for the length of a block; call this within a transaction."""
     await connection.execute(f"set local role {role}")
     yield
     await connection.execute("reset role")
 
 
 async def refused(connection: asyncpg.Connection, statement: str) -> bool:
-    """Whether a statement fails for want of a privilege, and for no other reason."""
+    """Whether a statement fails because of a missing privilege, and for no other reason."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -167,7 +167,7 @@ async def refused(connection: asyncpg.Connection, statement: str) -> bool:
 
 
 def test_a_whole_consumer_runs_with_nothing_but_the_consumer_role(applied: Database, roles: Logins) -> None:
-    """A login role with only iu_listen_consumer listens, routes, skips, dead-letters, beats and answers the probe."""
+    """A login role with only iu_listen_consumer listens, routes, skips, makes dead letters and passes the probe."""
     dsn = roles.add(CONSUMER)
 
     async def run() -> None:
@@ -203,7 +203,7 @@ def test_a_whole_consumer_runs_with_nothing_but_the_consumer_role(applied: Datab
 
 
 def test_a_second_consumer_stands_by_with_the_consumer_role(applied: Database, roles: Logins) -> None:
-    """A standby with only iu_listen_consumer beats, and takes the lease over when the first one leaves."""
+    """A standby with only iu_listen_consumer has a heartbeat, and takes over the lease when the first consumer ends."""
     dsn = roles.add(CONSUMER)
 
     async def run() -> None:
@@ -227,7 +227,7 @@ async def _stand_by(dsn: str) -> bool:
 
 
 async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
-    """Everything that `iu-listen run` and the probe ask of the database, in the transaction of the caller."""
+    """Run every statement of `iu-listen run` and the probe, in the transaction of the caller."""
     settings = Settings.load({}, {"dsn": "postgresql://unused"})
     await census.require_primary(connection)
     await census.require_package(connection)
@@ -243,10 +243,11 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     for kind in (State.IDLE, State.BUSY):
         await session.beat(kind, "", True, "", Tally())
     answer = await run_batch(connection)
-    # The poison, and the route that leads to the seam; without a right that delivery needs, the called one, too.
+    # Dead letters are the poison event and the one that the seam refuses; without a privilege for delivery, more of
+    # them.
     assert (answer["seen"], answer["skipped"], answer["queued"]) == (7, 1, 4), answer
     assert answer["dead_lettered"] >= 2, answer
-    # Nothing to do, in the short way: a look without any lock.
+    # A run without events takes no lock.
     await run_batch(connection)
     await session.note_failure(1000, BatchFailure(why="refused"))
     await what_a_courier_does(connection, settings)
@@ -261,18 +262,18 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     page = await auditor.page(1000, None)
     while not page.over:
         page = await auditor.page(1000, page.number)
-    # One event more is behind the cursor, and has lost its attempt.
+    # One more event is before the cursor and has lost its attempt.
     assert (page.status, page.missing) == ("passed", 1)
     await census.rows(connection, "audits")
     surveyor = SurveyorSession(connection, settings)
     for _ in range(2):
         await surveyor.measure()
-    # What a batch does where the cursor lies ahead of its server; the transaction is rolled back.
+    # A batch with a cursor ahead of its server calls this function; the transaction is rolled back.
     await connection.execute("select fn_iu_outbox_refuse('cursor_ahead')")
 
 
 async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings) -> None:
-    """Take what was queued, and settle it in every way."""
+    """Take the queued deliveries, and settle them in every possible way."""
     brief = dataclasses.replace(settings, lease=0.02)
     deliveries = DeliverySession(connection, connection, brief, uuid4())
     successor = DeliverySession(connection, connection, brief, uuid4())
@@ -288,7 +289,8 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
         Outcome(taken=t, result=r, began=0, ended=0, code="x", called="it")
         for t, r in zip(supply.taken, results, strict=True)
     ]
-    # The refusal spends the budget of dead letters, so the route is probed; what arrives ends that.
+    # The rejection uses up the budget of dead letters, so the route has a trial delivery, whose success ends that
+    # state.
     assert await deliveries.settle(done[:3]) == 1
     assert (await deliveries.take([want], [], [])).taken
     assert await deliveries.settle(done[3:]) == 0
@@ -301,7 +303,7 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
         "outcome_refused",
         "refused by a trigger",
     )
-    # A lease that ends without being given back, with one delivery in flight, and with several.
+    # Leases that are lost without being given back, with one in-flight delivery, and with several.
     for flight in (waiting[:1], waiting):
         assert await deliveries.in_flight(flight)
         with anyio.fail_after(5):
@@ -340,7 +342,7 @@ GRANTED = """
 
 @pytest.mark.slow
 def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
-    """Take any one privilege from iu_listen_consumer, down to the column, and a consumer cannot do its work."""
+    """Without any single privilege of iu_listen_consumer, down to the column, a consumer cannot work."""
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:
@@ -351,7 +353,7 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
             await owner.execute(INSERT, uuid4(), "version_applied")
             await run_batch(owner)
             await owner.execute("delete from iu_route_attempt")
-            # As pg_upgrade leaves it.
+            # The state after pg_upgrade.
             await owner.execute("update iu_outbox_home set system_identifier = 7, major = 14")
             granted = [row["what"] for row in await owner.fetch(GRANTED, CONSUMER)]
             assert len(granted) > 50
@@ -369,7 +371,7 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
                         await owner.execute(INSERT_LARGE, uuid4(), "sent")
                     async with acting_as(owner, CONSUMER):
                         await what_a_consumer_does(owner)
-                    # The worker takes a failed delivery for the event's fault, and keeps the reason.
+                    # The worker makes a dead letter of an event whose routing failed, and records the reason.
                     reasons = await owner.fetchval("select string_agg(failure_detail, ' ') from iu_route_dead_letter")
                     if taken and "permission denied" not in reasons:
                         spare.append(taken)
@@ -385,7 +387,7 @@ def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins
 
 
 def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
-    """A consumer opens no gate, writes no event, rewrites no audit, resolves nothing, creates nothing, reads no unit."""
+    """A consumer cannot open a gate, write events, change the audit, resolve, create objects, or read units."""
     dsn = roles.add(CONSUMER)
     statements = (
         "update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'",
@@ -443,7 +445,7 @@ def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
 
 
 def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: Logins) -> None:
-    """A login role with only iu_listen_reader runs every look, in a session that is read-only besides."""
+    """A login role with only iu_listen_reader runs every query of the state, in a read-only session."""
     dsn = roles.add(READER)
 
     async def run() -> None:
@@ -491,7 +493,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
 
 @pytest.mark.parametrize("group", [READER, OPERATOR])
 def test_a_reader_sees_no_statement_of_others(applied: Database, roles: Logins, group: str) -> None:
-    """What others execute, with the values in it, is hidden from readers and operators, and doctor says so.
+    """Readers and operators cannot see statements of other sessions and the values in them, and doctor says so.
 
     Fails when: the group has pg_read_all_stats.
     """
@@ -510,9 +512,9 @@ def test_a_reader_sees_no_statement_of_others(applied: Database, roles: Logins, 
 
 
 def test_a_producer_writes_events_and_reads_none(applied: Database, roles: Logins) -> None:
-    """A login in iu_listen_producer emits and inserts, is told the id, and can neither read nor change an event.
+    """A login in iu_listen_producer can emit and insert, gets the id, and can neither read nor change an event.
 
-    Fails when: the emitter reads what the role may not, or the role may read payloads.
+    Fails when: the emitter reads rows that the role may not read, or the role may read payloads.
     """
     execute(applied.dsn, PRODUCERS, PRODUCERS)
     dsn = roles.add("iu_listen_producer")
@@ -543,7 +545,7 @@ def test_a_producer_writes_events_and_reads_none(applied: Database, roles: Login
 
 
 def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
-    """A reader sees no payload, runs no batch, replays nothing and moves nothing."""
+    """A reader cannot read payloads, run a batch, replay, or move a cursor."""
     dsn = roles.add(READER)
     statements = (
         "select safe_payload from event_outbox",
@@ -572,7 +574,7 @@ def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
 
 
 def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Database, roles: Logins) -> None:
-    """A login role with only iu_listen_operator does by the CLI's own statements what an operator is for."""
+    """A login role with only iu_listen_operator can run the CLI's statements for an operator."""
     dsn = roles.add(OPERATOR)
 
     async def run() -> None:
@@ -606,9 +608,9 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
 
 
 def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles: Logins) -> None:
-    """A login role with only iu_listen_operator cancels deliveries, and replays and resolves their dead letters, in parts.
+    """A login role with only iu_listen_operator cancels deliveries, and replays and resolves dead letters, in parts.
 
-    Fails when: deploy/postgres/roles.sql lets the operator lock no lease, or execute one of these functions not.
+    Fails when: deploy/postgres/roles.sql does not let the operator lock a lease, or execute one of these functions.
     """
     dsn = roles.add(OPERATOR)
 
@@ -641,9 +643,11 @@ def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles:
 
 
 def test_an_operator_audits_and_repairs(applied: Database, roles: Logins) -> None:
-    """A login role with only iu_listen_operator finds a deleted attempt, has its event decided again, and accepts another.
+    """A login role with only iu_listen_operator finds a deleted attempt, has its event routed again, and accepts
+    another.
 
-    Fails when: deploy/postgres/roles.sql gives the operator no new positions, or no books to keep.
+    Fails when: deploy/postgres/roles.sql does not let the operator draw new positions, or write the tables of the
+    audit.
     """
     dsn = roles.add(OPERATOR)
 
@@ -673,7 +677,7 @@ def test_an_operator_audits_and_repairs(applied: Database, roles: Logins) -> Non
 
 
 def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
-    """An operator adds no gate, retargets no route, rewrites no audit, and cannot make a route deliver."""
+    """An operator cannot add a gate, change a target, change the audit, or make a route live by SQL."""
     dsn = roles.add(OPERATOR)
     statements = (
         "insert into dot_config (key, value) values ('x', 'true')",
@@ -710,7 +714,7 @@ def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
 
 
 async def nothing_to_spare(owner: asyncpg.Connection, role: str, work: Callable[[], Awaitable[None]]) -> None:
-    """A role can do its work, and without any one of its privileges it cannot."""
+    """Assert that a role can do its work, and that it cannot without any single one of its privileges."""
     granted = [row["what"] for row in await owner.fetch(GRANTED, role)]
     assert len(granted) > 25
     spare = []
@@ -736,7 +740,7 @@ async def nothing_to_spare(owner: asyncpg.Connection, role: str, work: Callable[
 
 
 async def what_a_janitor_does(connection: asyncpg.Connection) -> None:
-    """Everything that `iu-listen retention run` asks of the database, in the transaction of the caller."""
+    """Run every statement of `iu-listen retention run`, in the transaction of the caller."""
     await census.require_primary(connection)
     await census.require_package(connection)
     await census.rows(connection, "retention/policies")
@@ -745,7 +749,7 @@ async def what_a_janitor_does(connection: asyncpg.Connection) -> None:
     async with retention.only_run(connection) as other:
         assert other is None
     assert await retention.partitions(connection, "1 hour", 3) is None
-    # What it asks where the log is partitioned, to say that partitions are not its business.
+    # The query with which a run on a partitioned outbox finds that partitions belong to the owner.
     assert await census.rows(connection, "retention/partitions", "1 hour", None) == []
     for what in retention.WHAT:
         gone = [a["gone"] async for a in retention.batches(connection, what, None, 100, 0, 60)]
@@ -753,7 +757,7 @@ async def what_a_janitor_does(connection: asyncpg.Connection) -> None:
 
 
 def test_the_janitor_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
-    """A janitor removes events, attempts and dead letters; take any one privilege from it, and it cannot."""
+    """A janitor removes events, attempts and dead letters; without any single one of its privileges it cannot."""
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:
@@ -776,7 +780,7 @@ def test_the_janitor_role_has_nothing_to_spare(applied: Database, roles: Logins)
 
 
 def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
-    """A janitor sets no policy, opens no gate, moves no cursor, routes nothing, and reads no payload."""
+    """A janitor cannot set a policy, open a gate, move a cursor, route, or read a payload."""
     dsn = roles.add(JANITOR)
     statements = (
         "update iu_retention_policy set keep = '1 second'",
@@ -807,7 +811,7 @@ def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
 
 
 async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settings) -> None:
-    """Everything that the export of traces asks of the database, in the transaction of the caller."""
+    """Run every statement of the trace export, in the transaction of the caller."""
     await census.require_primary(connection)
     await census.require_package(connection)
     assert await TraceSession(connection, settings, "new").take_lease() is None
@@ -825,7 +829,9 @@ async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settin
 
 
 def test_the_exporter_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
-    """An exporter reads what spans are made of and keeps its position; take any one privilege from it, and it cannot."""
+    """An exporter reads the data of spans and stores its position; without any single one of its privileges it
+    cannot.
+    """
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:
@@ -842,7 +848,7 @@ def test_the_exporter_role_has_nothing_to_spare(applied: Database, roles: Logins
 
 
 def test_what_an_exporter_cannot_do(applied: Database, roles: Logins) -> None:
-    """An exporter reads no payload, changes no audit, and has no other power."""
+    """An exporter cannot read a payload or change the audit, and has no other privilege."""
     dsn = roles.add(EXPORTER)
     statements = (
         "select safe_payload from event_outbox",
@@ -866,7 +872,7 @@ def test_what_an_exporter_cannot_do(applied: Database, roles: Logins) -> None:
 
 
 def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:
-    """Who could insert events before the package can after it: stamp and bell fire without EXECUTE on them."""
+    """A role that could insert events before the package still can: stamp and bell need no EXECUTE privilege."""
     dsn = roles.add()
     execute(
         applied.dsn,
@@ -877,7 +883,7 @@ def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:
     async def run() -> None:
         event, heard = uuid4(), asyncio.Event()
         async with connected(applied.dsn) as sleeper, connected(dsn) as writer:
-            # What a consumer that sleeps does: it listens, and holds the lock that says so.
+            # An idle consumer listens, and holds the lock of the bell.
             await sleeper.add_listener(CHANNEL, lambda *_: heard.set())
             await sleeper.execute("select pg_advisory_lock($1, 1)", BELL_KEY)
             await writer.execute(INSERT, event, "version_applied")
@@ -891,13 +897,13 @@ def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:
 
 
 def test_public_cannot_call_the_worker(applied: Database, roles: Logins) -> None:
-    """Nobody runs, replays or delivers who was not given it, not even with every right on the tables."""
+    """A role without EXECUTE cannot run, replay or deliver, even with all privileges on the tables."""
     dsn = roles.add()
     execute(
         applied.dsn,
         f"grant usage on schema public to {roles.names[0]}",
         f"grant all on all tables in schema public to {roles.names[0]}",
-        # As PostgreSQL has it by default; it is the file that takes it away.
+        # The default of PostgreSQL, which roles.sql revokes.
         "grant execute on all functions in schema public to public",
         ROLES,
     )
@@ -920,7 +926,7 @@ def test_public_cannot_call_the_worker(applied: Database, roles: Logins) -> None
 
 
 def test_the_file_may_be_run_again_and_takes_back_what_it_does_not_give(applied: Database, roles: Logins) -> None:
-    """A second run changes nothing, except that what somebody granted by hand is gone."""
+    """A second run changes nothing, except that it revokes a privilege that was granted by hand."""
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:
@@ -940,7 +946,7 @@ def test_the_file_may_be_run_again_and_takes_back_what_it_does_not_give(applied:
 
 
 def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles: Logins) -> None:
-    """The four roles are groups: no login, no attribute, no object, and every package object is under the file's control."""
+    """The group roles have no login, no attribute and no object, and roles.sql covers every object of the package."""
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:
@@ -954,7 +960,7 @@ def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles:
                     "select count(*) from pg_shdepend where refobjid = $1::regrole and deptype = 'o'", role
                 )
             package = await migrate.package_state(owner)
-            # A new table, view or function of the package must be thought of in roles.sql.
+            # A new table, view or function of the package must be considered in roles.sql.
             unknown = [
                 o.name for o in package.objects
                 if o.kind in ("table", "view", "sequence", "function") and o.name.partition("(")[0] not in ROLES
@@ -967,7 +973,7 @@ def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles:
 
 
 def test_a_reader_may_verify(applied: Database, roles: Logins) -> None:
-    """W1 and all that follow can be checked by a reader, except the one that calls the delivery seam."""
+    """A reader can run all checks from W1 on, except the one that calls the delivery seam."""
     dsn = roles.add(READER, OPERATOR)
 
     async def run() -> None:
@@ -979,9 +985,9 @@ def test_a_reader_may_verify(applied: Database, roles: Logins) -> None:
 
 
 def test_the_application_may_do_what_it_may_in_its_own_tables(applied: Database, roles: Logins) -> None:
-    """IU Core's application changes its routes and its settings after roles.sql as before.
+    """After roles.sql, IU Core's application can still change its routes and settings.
 
-    Fails when: a function that a guard calls with the rights of the application is taken from public.
+    Fails when: a function that a guard calls with the privileges of the application is revoked from public.
     """
     app = roles.add()
     execute(

@@ -1,4 +1,4 @@
-"""deploy/systemd: systemd's own judgement of the unit, and that its figures agree with the settings."""
+"""deploy/systemd: systemd's own checks of the units, and that their values agree with the settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="
 
 
 def entries(section: str, unit: Path = UNIT) -> dict[str, list[str]]:
-    """What a unit says in a section: every value of every key, as systemd collects them."""
+    """The keys of a section of a unit, each with all its values, as systemd collects them."""
     found: dict[str, list[str]] = {}
     current = ""
     for line in unit.read_text().splitlines():
@@ -46,7 +46,7 @@ def one(key: str) -> str:
 
 
 def settings() -> Settings:
-    """The settings that the service starts with, without a file of one's own."""
+    """The settings with which the service starts, without an environment file."""
     return Settings.load(dict(line.split("=", 1) for line in SERVICE["Environment"]))
 
 
@@ -63,7 +63,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @needs_systemd
 def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
-    """systemd-analyze verify accepts the unit without a word."""
+    """systemd-analyze verify accepts the unit without a message."""
     found = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -72,7 +72,7 @@ def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
 
 @needs_systemd
 def test_the_exposure_is_low(unit: Path) -> None:
-    """systemd-analyze security rates the unit below 1.5 of 10; what is left is the network and the host's file tree."""
+    """systemd-analyze security rates the unit below 1.5 of 10; the rest is the network and the host's file tree."""
     found = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -81,19 +81,19 @@ def test_the_exposure_is_low(unit: Path) -> None:
 
 
 def test_the_watchdog_waits_longer_than_a_healthy_consumer_is_silent() -> None:
-    """The longest time between two signs of progress, a sleep and a batch up to its deadline, is below WatchdogSec."""
+    """The longest time between two signs of progress, a wait and a batch with its deadline, is below WatchdogSec."""
     assert settings().catch_up + settings().batch_deadline < int(one("WatchdogSec"))
     assert (one("Type"), one("NotifyAccess")) == ("notify", "main")
 
 
 def test_a_stop_is_given_the_time_that_it_may_take() -> None:
-    """TimeoutStopSec is longer than the grace and than the deadline of the batch that is to end first."""
+    """TimeoutStopSec is longer than the grace period and than the deadline of the batch that ends first."""
     assert max(settings().grace, settings().batch_deadline) < int(one("TimeoutStopSec"))
     assert one("KillSignal") == one("WatchdogSignal") == "SIGTERM"
 
 
 def test_systemd_never_gives_up() -> None:
-    """The service is restarted after every end, without a limit, and no exit code is excepted."""
+    """The service is restarted after every end, without a limit, for every exit code."""
     assert one("Restart") == "always"
     assert entries("Unit")["StartLimitIntervalSec"] == ["0"]
     assert "RestartPreventExitStatus" not in SERVICE
@@ -101,7 +101,7 @@ def test_systemd_never_gives_up() -> None:
 
 
 def test_a_missing_configuration_never_means_the_embedded_server() -> None:
-    """The unit names the database itself, through the service file that it loads as a credential."""
+    """The unit names the database, by the service file that it loads as a credential."""
     name, _, path = one("LoadCredential").partition(":")
     assert path == f"/etc/iu-listen/{name}"
     environment = dict(line.split("=", 1) for line in SERVICE["Environment"])
@@ -120,7 +120,7 @@ def test_no_password_is_in_the_unit_or_the_environment() -> None:
 
 
 def test_the_example_of_live_routes_is_a_drop_in() -> None:
-    """It names settings that exist, and the directory of the credentials that it loads."""
+    """The example of live routes names existing settings, and the directory of the credentials that it loads."""
     text = (FOLDER / "live-routes.conf.example").read_text()
     settings = dict(re.findall(r"^#?Environment=(IU_LISTEN_\w+)=(\S+)$", text, flags=re.MULTILINE))
     assert settings.keys() == {"IU_LISTEN_APP", "IU_LISTEN_SECRETS", "IU_LISTEN_ALLOW_PRIVATE"}
@@ -130,7 +130,7 @@ def test_the_example_of_live_routes_is_a_drop_in() -> None:
 
 
 def test_the_example_of_the_environment_names_settings_that_exist() -> None:
-    """Every line of the example, its comment sign taken off, is a setting with a value that is accepted."""
+    """Every line of the example, without its comment sign, is a setting with a valid value."""
     text = (FOLDER / "environment.example").read_text()
     example = dict(re.findall(r"^# (IU_LISTEN_\w+)=(\S+)$", text, flags=re.MULTILINE))
     assert example
@@ -140,7 +140,7 @@ def test_the_example_of_the_environment_names_settings_that_exist() -> None:
 
 
 def test_a_service_file_that_its_group_may_read_is_believed(applied: Database, tmp_path: Path) -> None:
-    """The driver takes host, user and password from a service file of mode 0440, which is how a credential looks."""
+    """The driver takes host, user and password from a service file of mode 0440, which is the mode of a credential."""
     parts = urlsplit(applied.dsn)
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     lines = {
@@ -159,7 +159,7 @@ def test_a_service_file_that_its_group_may_read_is_believed(applied: Database, t
     assert json.loads(found.stdout)["workers"]
 
 
-#: Forbid memory that is writable and executable, or becomes executable, and go on as iu-listen. PR_SET_MDWE is Linux 6.3.
+#: Forbids memory that is writable and executable, and then runs iu-listen. PR_SET_MDWE exists since Linux 6.3.
 FORBID = """
 import ctypes, sys
 if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0):
@@ -171,7 +171,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MemoryDenyWriteExecute is Linux")
 def test_nothing_in_it_writes_code(applied: Database) -> None:
-    """Under MemoryDenyWriteExecute the commands, the driver and everything that they import work."""
+    """Under MemoryDenyWriteExecute the commands, the driver and all their imports work."""
     found = subprocess.run(
         [sys.executable, "-c", FORBID, "status", "--json", "--dsn", applied.dsn],
         capture_output=True, text=True, timeout=60, check=False,
@@ -183,7 +183,7 @@ def test_nothing_in_it_writes_code(applied: Database) -> None:
 
 
 def test_the_retention_is_confined_like_the_consumer() -> None:
-    """Whatever the consumer may not do, the retention may not do either; it has a login of its own."""
+    """The retention has all restrictions of the consumer, and its own login."""
     confined = entries("Service", RETENTION)
     life = ("Type", "NotifyAccess", "ExecStart", "Environment", "EnvironmentFile", "LoadCredential", "WatchdogSec",
             "WatchdogSignal", "Restart", "RestartSec", "TimeoutStartSec")  # fmt: skip
@@ -196,7 +196,7 @@ def test_the_retention_is_confined_like_the_consumer() -> None:
 
 @needs_systemd
 def test_the_timer_is_one() -> None:
-    """systemd reads the timer, which starts the service of its name."""
+    """systemd accepts the timer, which starts the service of the same name."""
     timer = FOLDER / "iu-listen-retention.timer"
     (when,) = entries("Timer", timer)["OnCalendar"]
     found = subprocess.run(["systemd-analyze", "calendar", when], capture_output=True, timeout=60, check=False)

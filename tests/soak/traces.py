@@ -1,5 +1,4 @@
-"""Bursts of events while the trace receiver or the consumer fails: at the end every row is a span, and no other is
-there.
+"""Bursts of events while the trace receiver or the consumer fails: at the end, the spans are exactly those of the rows.
 
 The consumer is the real command, and the receiver a separate process. Events, dead letters and replays continue during
 the fault.

@@ -1,5 +1,6 @@
-"""Runs a storm (writers, faults, naive cursors) and gives the verdict. `make storm SEED=… MINUTES=… PG=18`;
-docs/how-to/storm.md.
+"""Runs a storm (writers, faults, naive cursors) and gives the verdict.
+
+Usage: `make storm SEED=… MINUTES=… PG=18`; see docs/how-to/storm.md.
 
 The seed and the tables determine the actions; their exact times depend on the machine. So a seed repeats the plan of a
 storm, and not the storm itself.

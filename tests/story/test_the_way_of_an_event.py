@@ -1,4 +1,4 @@
-"""Start here: the way of an event, one idea a test, in the order in which it happens."""
+"""Start here: the steps of an event in their order, with one idea in each test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def new_version(connection, unit=None):
-    """What an application does: it changes its data, and knows nothing of events."""
+    """The transaction of an application: it changes its data without any knowledge of events."""
     unit = unit or await connection.fetchval(
         "insert into information_unit (canonical_address, title) values ($1, 'a unit') returning id", f"story/{uuid4()}"
     )
@@ -37,7 +37,7 @@ async def test_a_new_version_is_an_event(live):
 
 
 async def test_an_event_wakes_the_sleeping_consumer(live):
-    """A committed event rings, and the consumer that slept has decided it a moment later."""
+    """A committed event sends NOTIFY, and the idle consumer routes it a moment later."""
     async with consuming(live.dsn) as watcher, connected(live.dsn) as connection:
         await sleep_sets_in(connection)
         event = await insert_event(connection)
@@ -48,7 +48,7 @@ async def test_an_event_wakes_the_sleeping_consumer(live):
 
 
 async def test_every_decision_is_audited(live):
-    """The attempt says which route, what was decided, and that nothing was delivered."""
+    """The attempt records the route, the decision, and that nothing was delivered."""
     async with connected(live.dsn) as connection:
         event = await insert_event(connection)
         await drain(connection)
@@ -70,7 +70,7 @@ async def test_a_closed_gate_stops_everything(applied):
 
 
 async def test_an_event_that_commits_late_is_not_lost(live):
-    """An event of an older transaction is routed when it commits, and nothing waited for it."""
+    """An event of an older transaction is routed when it commits, and no other event waited for it."""
     async with connected(live.dsn) as slow, connected(live.dsn) as quick:
         transaction = slow.transaction()
         await transaction.start()
@@ -86,7 +86,7 @@ async def test_an_event_that_commits_late_is_not_lost(live):
 
 
 async def test_nothing_is_missing_after_an_absence(live):
-    """What was written while no consumer ran is decided when one starts."""
+    """Events that were written while no consumer ran are routed when one starts."""
     async with connected(live.dsn) as connection:
         events = [await insert_event(connection) for _ in range(20)]
         async with consuming(live.dsn):
@@ -98,7 +98,7 @@ async def test_nothing_is_missing_after_an_absence(live):
 
 
 async def test_one_poison_event_becomes_a_dead_letter(live):
-    """An event that cannot be routed is kept whole, the others go on, and a replay decides it later."""
+    """An event that cannot be routed is kept completely, the others are routed, and a replay routes it later."""
     async with connected(live.dsn) as connection:
         good = [await insert_event(connection) for _ in range(3)]
         poison = await insert_event(connection)
