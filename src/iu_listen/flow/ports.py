@@ -39,7 +39,7 @@ class Outbox(Protocol):
         """Close the session at once without telling the server; a method that waits for it raises SessionLost."""
 
     async def take_lease(self) -> str | None:
-        """Try to take the worker's lease. Returns None on success, else the name of the lease holder."""
+        """Try to take the worker's lease. Returns None on success, else a description of the lease holder."""
 
     async def run_batch(
         self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
@@ -131,7 +131,7 @@ class TraceSource(Protocol):
     """The session of the trace export. Every method raises SessionLost or Refused, as those of Outbox do."""
 
     async def take_lease(self) -> str | None:
-        """Try to become the only reader of the export. Returns None on success, else the name of the present reader."""
+        """Try to become the only reader of the export. Returns None on success, else a description of the reader."""
 
     async def tick(self) -> Place | None:
         """The place up to which the collector accepted the open tick; None: there is nothing to export."""

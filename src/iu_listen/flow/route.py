@@ -79,7 +79,7 @@ class Route(Lane):
         no_target: Reason why the route has no usable target; empty: it has one, or it was not looked up yet.
         hint: Advice for the operator that belongs to ``no_target``.
         looked_at: Time of the last lookup of the target, by the clock of the consumer, in seconds.
-        after: Position of the route: the highest delivery id that was taken and never attempted before.
+        after: Position of the route: deliveries that were never attempted have been read up to this id.
         busy: Number of deliveries that are taken and not settled.
         bytes: Size of these deliveries, in bytes.
         sweep: Progress of the search for deliveries before the position.

@@ -177,7 +177,7 @@ class RouteState:
         reference: ``target_ref``.
         policy: Delivery policy of the route, with defaults filled in (fn_iu_delivery_policy).
         held: Reason why the route is paused; empty: it is not paused.
-        after: Position of the route: the highest id up to which deliveries that were never attempted have been read.
+        after: Position of the route: deliveries that were never attempted have been read up to this id.
         passed: The position moved past the deliveries after this id without reading them; None: it skipped none.
         kept_back: True: some deliveries that may go on were left out, because their payloads exceed the byte limit.
         due_in: Seconds until the next waiting delivery is due; None: no delivery waits for its time.

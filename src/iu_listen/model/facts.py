@@ -215,8 +215,9 @@ class Measure:
     """One measured value of the database: a row of fn_iu_measure.
 
     Attributes:
-        what: ``gate`` and ``healthy`` (0 or 1), ``notification_queue`` (0 to 1), ``lag_items`` or ``lag_seconds``.
-        part: The gate, or the stage of a lag; None: the value has no parts.
+        what: ``gate`` and ``healthy`` (0 or 1), ``notification_queue`` (0 to 1), ``refused_emits``, ``lag_items`` or
+            ``lag_seconds``.
+        part: The gate, or the kind of waiting items, for example ``backlog``; None: the value has no parts.
         figure: The value.
         worker: Name of the worker; None: the value holds for the whole database.
     """
