@@ -1,7 +1,7 @@
--- Let the consumers of a site deliver; answers the site, or nothing where there is none of that name.
+-- Accepts a site, so that its consumers may deliver. Answers the site; no row: there is no such site.
 --
 -- $1 text  site; null: the one that was refused last
--- $2 text  who says so; null: the role
+-- $2 text  person who accepts it; null: the database role
 
 update public.iu_outbox_site s
    set accepted_at = clock_timestamp(), accepted_by = coalesce($2, session_user)

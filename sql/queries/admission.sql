@@ -1,4 +1,5 @@
--- Whether a consumer of this site may work here; if not, why not. It becomes known while another consumer delivers.
+-- Whether a consumer at this site may work here; otherwise the reason. A new site is accepted while another consumer
+-- delivers.
 --
 -- $1 text  site
 -- $2 text  worker

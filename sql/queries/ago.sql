@@ -1,4 +1,4 @@
--- When an interval ago was; never outside what Python can count.
+-- The time that lies an interval in the past, limited to the range of Python's datetime.
 --
 -- $1 text  interval
 

@@ -1,4 +1,4 @@
--- Attempts by route and status.
+-- The number of attempts by route and status.
 
 select v.route_kind, v.route_code, v.status, v.attempts, v.last_at
   from public.v_iu_route_attempt_summary v

@@ -1,4 +1,4 @@
--- Take all incomplete events as they are: they stay listed, and alarm no more.
+-- Accepts all incomplete events of a worker: they stay listed, and no longer raise an alarm.
 --
 -- $1 text  worker
 

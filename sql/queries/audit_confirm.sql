@@ -1,4 +1,4 @@
--- Judge again what is listed as missing; what is complete is struck off.
+-- Confirms the events that are listed as incomplete; removes those that are complete now.
 --
 -- $1 text  worker
 

@@ -1,4 +1,4 @@
--- How many events lack attempts, and what would come of a repair.
+-- The number of events that lack attempts, and the effect of a repair.
 --
 -- $1 text  worker
 

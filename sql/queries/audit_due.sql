@@ -1,4 +1,5 @@
--- In how many seconds an audit of a worker is due. Below zero: it was; zero: a pass is running, or none ever ended.
+-- The seconds until a completeness check of a worker is due. Negative: it is overdue; zero: a pass is running, or none
+-- has ended.
 --
 -- $1 text    worker
 -- $2 float8  seconds between the end of a pass and the next one

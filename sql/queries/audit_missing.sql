@@ -1,7 +1,7 @@
--- Events that lack attempts, those that were accepted last.
+-- Events that lack attempts; accepted ones come last.
 --
 -- $1 text  worker
--- $2 int   how many at most
+-- $2 int   maximum number
 
 select v.event_ref, v.event_type, v.found, v.wanted, v.found_at, v.restamped_at, v.accepted_at,
        case when v.accepted_at is not null then 'accepted'

@@ -1,6 +1,7 @@
--- Put the next few incomplete events before the cursor again; accept those that no decision of today could complete.
+-- Gives the next incomplete events a new position after the cursor; accepts those that a decision made now could not
+-- complete.
 --
 -- $1 text  worker
--- $2 int   how many at most
+-- $2 int   maximum number
 
 select public.fn_iu_audit_repair($1, $2)::text

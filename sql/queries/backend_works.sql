@@ -1,4 +1,4 @@
--- Whether a server process of our own role is executing something. Gone is no.
+-- Whether a server process of the same role is executing a statement. False if it has ended.
 --
 -- $1 int  pid
 

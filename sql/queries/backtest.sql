@@ -1,9 +1,10 @@
--- What a route would have done with the events of a period, as it stands now and were it enabled, beside what was done.
+-- What-if analysis of a route for the events of a period: the decision that the enabled route would make now, beside
+-- the decision that was made.
 --
--- Attempts are found by their keys, and those that it would not take any more by its code.
+-- Attempts are found by their keys; attempts on events that the route no longer selects are found by its code.
 --
 -- $1 text         route
--- $2 timestamptz  since when
+-- $2 timestamptz  beginning of the period
 
 with route as (
     select r.* from public.iu_outbound_route r where r.route_code = $1
@@ -29,7 +30,7 @@ with route as (
      where (o.event_domain, o.event_type, o.event_stream) is distinct from (r.event_domain, r.event_type, r.event_stream)
      order by a.event_ref, a.attempt_no desc
 )
--- Python counts no further than the year 9999; what a writer says of times may lie beyond.
+-- Python's datetime ends with the year 9999; times that producers set may lie beyond.
 select c.would, c.was, count(*) as events, least(min(c.created_at), '9999-12-30') as oldest,
        least(max(c.created_at), '9999-12-30') as youngest,
        (array_agg(c.id order by c.created_at desc))[1:3] as examples

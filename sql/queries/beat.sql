@@ -1,10 +1,11 @@
--- The heartbeat of one consumer and worker. Rows of processes that were killed go after a day.
+-- Writes the heartbeat of a consumer for a worker. Rows of killed processes are deleted after a day.
 --
 -- $1 uuid   consumer           $2 text   worker             $3 text   host        $4 int   pid
 -- $5 text   version            $6 text   state              $7 text   why
--- $8 bool   listening          $9 float8 cadence, seconds   $10 text  last wake   $11 timestamptz  when
--- $12 jsonb wakes by kind      $13 int8  events since the start
--- $14 text  why it polls, or null
+-- $5 text   version            $6 text   state              $7 text   reason for the state, or null
+-- $8 bool   listening          $9 float8 interval of the heartbeat, seconds
+-- $10 text  last wake-up       $11 timestamptz  its time    $12 jsonb number of wake-ups by kind
+-- $13 int8  events since the start                          $14 text  reason for polling, or null
 
 with stale as (
     delete from public.iu_consumer_heartbeat h

@@ -1,6 +1,6 @@
--- Consumers that were alive within the last day, and of every worker the last one, however long ago that was; the
--- youngest beat first. A beat in the future is silence, too: the
--- clock was set back since, and whoever lives beats again.
+-- Consumers that were alive within the last day, and the last consumer of every worker, however old; the youngest
+-- heartbeat first. A heartbeat in the future counts as silent: the clock was set back, and a living consumer writes a
+-- new heartbeat.
 
 select h.worker_name, h.host, h.pid, h.version, h.state, h.state_detail, h.listening, h.polling_why, h.started_at, h.beat_at,
        h.cadence_seconds, h.last_wake, h.last_wake_at, h.wakes::text as wakes, h.events, h.lag_seconds,

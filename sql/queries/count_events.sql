@@ -1,4 +1,4 @@
--- How many events a domain has.
+-- The number of events of a domain.
 --
 -- $1 text  domain
 

@@ -1,4 +1,4 @@
--- Who delays or threatens us, the longest first.
+-- The blockers, the longest first.
 
 select v.what, v.who, v.pid, v.application, v.database, v.state, v.seconds, v.xids, v.effect
   from public.v_iu_culprit v

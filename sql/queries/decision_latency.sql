@@ -1,7 +1,7 @@
--- How late the youngest decisions were, in seconds; of those beyond an attempt, and no more than so many.
+-- The latencies of the youngest decisions after a given attempt, in seconds.
 --
 -- $1 text     worker
--- $2 bigint   the attempt that was the last one when this was asked before; null: it was not
--- $3 integer  how many at most
+-- $2 bigint   last attempt at the previous call; null: this is the first call
+-- $3 integer  maximum number
 
 select l.last_id, l.seconds, l.since_commit from public.fn_iu_decision_latency($1, $2, $3) l

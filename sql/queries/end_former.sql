@@ -1,9 +1,9 @@
--- This session, and what is left of former ones of ours: pid and beginning together are never another one's. What is left
--- is ended. A path that went silent never told the server, which would keep a lock or a lease for it, and a statement
--- that waits for a lock does not notice that nobody waits for it.
+-- Finds this session, and the former sessions of this consumer that still exist, and ends the latter. A pid and a start
+-- time together identify a session. If a network path failed silently, the server does not know it: it would keep a
+-- lock or a lease for the lost client, and a statement that waits for a lock does not notice that its client is gone.
 --
 -- $1 int[]          pids of former sessions
--- $2 timestamptz[]  when they began
+-- $2 timestamptz[]  their start times
 
 select a.pid, a.backend_start, a.pid = pg_catalog.pg_backend_pid() as mine,
        case when a.pid <> pg_catalog.pg_backend_pid() then pg_catalog.pg_terminate_backend(a.pid) end as ended

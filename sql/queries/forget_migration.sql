@@ -1,4 +1,4 @@
--- Record a file as rolled back.
+-- Records that a file was rolled back, by deleting it from the ledger.
 --
 -- $1 text  name
 

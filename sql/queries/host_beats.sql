@@ -1,6 +1,6 @@
--- Whether a consumer on this host has beaten within three cadences, active or standing by; whose batches fail makes no
--- progress. A beat in the future is as
--- little a sign of life as one long past: the clock was set back since, and whoever lives beats again.
+-- Whether a consumer on this host, active or standing by, has written a heartbeat within three intervals. A consumer
+-- whose batches fail does not count, because it makes no progress. A heartbeat in the future counts as little as an old
+-- one: the clock was set back, and a living consumer writes a new heartbeat.
 --
 -- $1 text  host     $2 text  worker
 

@@ -1,4 +1,4 @@
--- Who holds a worker's lease, and whether all of them are strangers (take_lease.sql): for people.
+-- The holders of a worker's lease in words, and whether all of them are strangers (take_lease.sql).
 --
 -- $1 int   first key of the lease
 -- $2 text  worker

@@ -1,3 +1,3 @@
--- Whether there is a ledger here.
+-- Whether this database has a ledger.
 
 select to_regclass('public.iu_migration') is not null

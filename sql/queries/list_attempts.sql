@@ -1,6 +1,6 @@
--- Attempts, those that were written last first. In the order of the primary key, so that the newest are read and no more.
+-- Attempts, newest first. They are read in the order of the primary key, so only the newest are read.
 --
--- $1 uuid  event, or null      $2 text  route, or null      $3 text  status, or null      $4 int  how many at most
+-- $1 uuid  event, or null      $2 text  route, or null      $3 text  status, or null      $4 int  maximum number
 
 select a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.delivered, a.failure_code,
        a.attempt_no, a.idempotency_key, a.created_at

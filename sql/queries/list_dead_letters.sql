@@ -1,15 +1,16 @@
--- Dead letters, the newest first.
+-- Dead letters, newest first.
 --
--- Those of an event are found by their keys, as in trace/letters_of: by every route that there is, or that the audit has met.
+-- The dead letters of an event are found by their keys, as in trace/letters_of: by every route that exists, or that a
+-- completeness check has met.
 --
--- $1 bool         resolved ones too
+-- $1 bool         include resolved ones
 -- $2 text         route, or null
 -- $3 text         failure code, or null
 -- $4 timestamptz  created since then, or null
 -- $5 uuid         event, or null
--- $6 uuid[]       these only, or null
--- $7 uuid         older than this one, or null
--- $8 int          how many at most
+-- $6 uuid[]       ids: only these, or null
+-- $7 uuid         dead letter: only older ones, or null
+-- $8 int          maximum number
 
 select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
        d.replay_count, d.created_at, d.resolved_at, d.resolution

@@ -1,4 +1,4 @@
--- Routes.
+-- One route, or all routes, with their settings.
 --
 -- $1 text  route, or null for all
 

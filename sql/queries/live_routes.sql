@@ -1,4 +1,4 @@
--- Routes that are live, which lock keeps each from delivering all the same (null: none does), and whether its events are
+-- Live routes, the closed switch that keeps each from delivering (null: all are open), and whether its events are
 -- queued meanwhile.
 
 select r.route_code, public.fn_iu_delivery_lock(r.route_code) as lock,

@@ -1,4 +1,4 @@
--- How long the statements of this session may wait for a lock.
+-- Sets the longest time for which statements of this session wait for a lock.
 --
 -- $1 text  lock_timeout, e.g. 2000ms
 

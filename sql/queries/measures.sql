@@ -1,4 +1,4 @@
--- What metrics say of the database: the figures of a worker, and of all.
+-- The figures for metrics: of a worker, and of the whole database.
 --
 -- $1 text  worker
 

@@ -1,4 +1,4 @@
--- The tables that a partitioned log consists of; none when it is one table.
+-- The partitions of a partitioned outbox that hold rows; no row: it is a plain table.
 
 select p.relid::oid as oid, p.relid::regclass::text as name, k.relnamespace::regnamespace::text as schema
   from pg_partition_tree('public.event_outbox') p

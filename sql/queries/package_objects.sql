@@ -1,5 +1,5 @@
--- Every object of the package: which file makes it, and whether it is here. A test compares this list with what
--- the files really make.
+-- Every object of the package: the file that creates it, and whether it exists. A test compares this list with the
+-- objects that the files create.
 
 with objects (file, kind, name) as (
     values
@@ -161,7 +161,7 @@ select o.file, o.kind, o.name,
            when 'view' then (to_regclass('public.' || o.name) is not null)
            when 'sequence' then (to_regclass('public.' || o.name) is not null)
            when 'index' then (to_regclass('public.' || o.name) is not null)
-           -- Not to_regprocedure: until 16 it raises when the type of an argument is missing.
+           -- Not to_regprocedure: up to PostgreSQL 16 it raises if the type of an argument is missing.
            when 'function' then exists (
                select from pg_proc p
                 where p.pronamespace = 'public'::regnamespace
@@ -176,7 +176,7 @@ select o.file, o.kind, o.name,
                 where t.tgrelid = to_regclass('public.' || split_part(o.name, '.', 1))
                   and t.tgname = split_part(o.name, '.', 2))
            when 'key' then exists (select from public.dot_config d where d.key = o.name)
-           -- Rows cannot be looked for in a table that may be missing; cursor_exists.sql does it.
+           -- Rows cannot be queried in a table that may be missing; cursor_exists.sql does that.
            when 'row' then false
        end as present
   from objects o

@@ -1,4 +1,4 @@
--- Record a file as applied.
+-- Records a file as applied.
 --
 -- $1 text  name     $2 text  checksum     $3 int  duration, ms     $4 text  evidence, JSON
 

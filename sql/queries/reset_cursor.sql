@@ -1,10 +1,10 @@
--- Put a cursor somewhere: its position is forgotten, its totals are not.
+-- Sets a cursor to a snapshot; its totals are kept.
 --
 -- $1 text  worker     $2 text  snapshot that counts as consumed; 3:3: is the beginning, null is now
 
 update public.iu_route_worker_cursor w
    set prev = coalesce($2::text::pg_snapshot, public.fn_iu_outbox_tick()),
-       -- Or what it leaves out now would be unread again after a restore.
+       -- Without this, events that are skipped now would be unread again after a restore.
        hi_seq = case when $2 is null
                      then greatest(w.hi_seq, (select s.last_value - (not s.is_called)::integer
                                                  from public.event_outbox_event_seq s))

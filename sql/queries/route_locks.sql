@@ -1,4 +1,4 @@
--- A route, and which of the four locks are open for it; no row: there is no such route.
+-- A route, and which of the four switches are open for it; no row: there is no such route.
 --
 -- $1 text  route
 

@@ -1,4 +1,4 @@
--- Tables that the package reads and that have row level security, and whether it hides rows from this role.
+-- Tables that the package reads and that have row level security, and whether rows are hidden from this role.
 
 select c.relname::text as name, row_security_active(c.oid) as active
   from pg_class c

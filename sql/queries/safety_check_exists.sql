@@ -1,4 +1,5 @@
--- Whether something forbids a route to be enabled and not dry: the CHECK of the substrate, or the guard after it.
+-- Whether a route is kept from being enabled and not a dry run: by the CHECK of the base, or by the guard that replaces
+-- it.
 
 select exists (select from pg_constraint c
                 where c.conrelid = 'public.iu_outbound_route'::regclass and c.conname = 'iu_outbound_route_safe_chk'

@@ -1,25 +1,25 @@
--- What holds for a session that is ours alone. No name is looked up in a schema that others may write to: what is called
--- here is qualified, because the role's own search_path holds until this has run. From then on it is pg_catalog, and
--- pg_temp comes last: an empty path would search temporary tables and types before pg_catalog.
--- Rows that a policy hides are an error (42501) instead of missing. A statement ends before its client gives it up, and
--- soon after a client that has gone, where the platform of the server can tell. The rest says how long a dead host can
--- hold anything, and how long a frozen one.
+-- Settings of a session that no other client shares. Names in this statement are qualified, because the role's own
+-- search_path is in force until it has run, and that may contain a schema to which other roles may write. Afterwards
+-- the search_path is pg_catalog, with pg_temp last: an empty path would search temporary tables and types before
+-- pg_catalog. Rows that a policy hides are an error (42501), so that they are not missed silently. A statement ends
+-- before its client gives it up, and soon after its client has gone, if the platform of the server can detect that. The
+-- other settings limit how long a dead host, or a frozen one, can hold locks.
 --
 -- $1 text     idle_session_timeout, e.g. 15000ms; 0 means never
--- $2 boolean  true: it may only look, listen and hold advisory locks
--- $3 text     statement_timeout, e.g. 15000ms; null leaves it as it is
--- $4 text     transaction_timeout, where there is one (17 and newer), e.g. 15000ms; null leaves it as it is
+-- $2 boolean  true: the session only reads, listens and holds advisory locks
+-- $3 text     statement_timeout, e.g. 15000ms; null leaves it unchanged
+-- $4 text     transaction_timeout, if the server has it (17 and newer), e.g. 15000ms; null leaves it unchanged
 
 select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
        pg_catalog.set_config('row_security', 'off', false),
        pg_catalog.set_config('client_min_messages', 'warning', false),
-       -- Times, intervals and numbers as text, whatever the role or the database prefers.
+       -- Fixed text forms of times, intervals and numbers, independent of the role and the database.
        pg_catalog.set_config('TimeZone', 'UTC', false),
        pg_catalog.set_config('DateStyle', 'ISO, MDY', false),
        pg_catalog.set_config('IntervalStyle', 'postgres', false),
        pg_catalog.set_config('bytea_output', 'hex', false),
        pg_catalog.set_config('extra_float_digits', '1', false),
-       -- How names and literals are written and read.
+       -- Fixed rules for quoting names and literals.
        pg_catalog.set_config('quote_all_identifiers', 'off', false),
        pg_catalog.set_config('standard_conforming_strings', 'on', false),
        pg_catalog.set_config('transform_null_equals', 'off', false),

@@ -1,4 +1,4 @@
--- Open or close a gate that exists. The update rings the bell.
+-- Opens or closes an existing gate. The update rings the bell.
 --
 -- $1 text  key     $2 text  true or false
 

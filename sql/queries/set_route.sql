@@ -1,4 +1,4 @@
--- Enable or disable a route. The safety check decides whether it may be.
+-- Enables or disables a route. The safety check decides whether this is allowed.
 --
 -- $1 text  route     $2 bool  enabled
 

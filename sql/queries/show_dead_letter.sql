@@ -1,7 +1,7 @@
--- One dead letter, whole; and how many of the next events of its domain are about the same subject.
+-- One dead letter with all columns; and the number of later events of its domain about the same subject.
 --
--- There is no index by subject, which every writer would have to maintain. So the next events are looked at, through
--- event_outbox_order_idx, up to a bound; newer_looked_at says how many.
+-- There is no index by subject, because every writer would have to maintain it. So the next events are searched through
+-- event_outbox_order_idx, up to a bound; newer_looked_at is the number of events that were searched.
 --
 -- $1 uuid  dead letter
 

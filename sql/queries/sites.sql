@@ -1,4 +1,4 @@
--- From where consumers reach this database, and since when they may deliver.
+-- The sites from which consumers reach this database, and the times since which they may deliver.
 
 select s.site, s.seen_at, s.accepted_at, s.accepted_by,
        s.seen_at > clock_timestamp() - interval '1 minute' as recent

@@ -1,4 +1,4 @@
--- What of the substrate (IU Core) is missing here: tables, columns, functions, triggers that the package builds on.
+-- Missing objects of the base (IU Core): the tables, columns, functions and triggers that the package builds on.
 
 with wanted (kind, name) as (
     values

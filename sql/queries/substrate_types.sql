@@ -1,5 +1,5 @@
--- Columns of the substrate (IU Core) whose type the package cannot work with: what it is, and what it may be. A domain counts
--- as what it is a domain of. char(n) is left out, because its blanks make two equal values differ.
+-- Columns of the base (IU Core) with a type that the package cannot work with: the actual type, and the allowed types.
+-- A domain counts as its base type. char(n) is not allowed, because its blanks make two equal values differ.
 
 with wanted (names, types) as (
     values

@@ -1,10 +1,11 @@
--- Become the one active consumer of a worker, for the life of this session; else who is it, and whether all who hold it
--- are strangers: roles that could not work if they wanted to. Anybody who may connect can take an advisory lock.
+-- Tries to take the lease of a worker for the life of this session. If another session holds it, answers the
+-- holders, and whether all of them are strangers, that is, roles without the rights for the work; any role that may
+-- connect can take an advisory lock.
 --
 -- $1 int   first key of the lease
 -- $2 text  worker
 --
--- Only tried, never waited for: a statement that waits holds a snapshot, and vacuum behind it.
+-- The lock is only tried and never waited for: a waiting statement holds a snapshot, which holds back vacuum.
 
 with taken as materialized (select pg_try_advisory_lock($1, hashtext($2)) as mine)
 select t.mine, coalesce(h.words, 'nobody any more') as words, coalesce(h.strangers, false) as strangers

@@ -1,4 +1,4 @@
--- Why this session takes no writes, and what to do about it; no row where it takes them.
+-- The reason why this session takes no writes, with a remedy; no row: it takes them.
 
 select 'the server takes no writes: it is a standby' as problem, 'Connect to the primary.' as hint
  where pg_is_in_recovery()

@@ -1,4 +1,4 @@
--- What we are connected to.
+-- The server, database and role of this connection.
 
 select current_database() as database, current_setting('server_version') as server_version,
        current_setting('server_version_num')::int as version_num, session_user as "user",

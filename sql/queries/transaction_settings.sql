@@ -1,8 +1,8 @@
--- What holds for a transaction in a session that is not ours alone, because a pooler is in between: the same as in
--- session_settings.sql, as far as it concerns a statement. Nothing of it is left for whoever gets the session next.
+-- Settings of a transaction in a session that a pooler shares: those of session_settings.sql that concern a statement.
+-- They end with the transaction, so the next client of the session is not affected.
 --
--- $1 text  statement_timeout, e.g. 15000ms; null leaves it as it is
--- $2 text  lock_timeout, the same way
+-- $1 text  statement_timeout, e.g. 15000ms; null leaves it unchanged
+-- $2 text  lock_timeout, e.g. 2000ms; null leaves it unchanged
 
 select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
        pg_catalog.set_config('row_security', 'off', true),

@@ -1,4 +1,4 @@
--- Could this worker do its work?
+-- The health of a worker.
 --
 -- $1 text  worker
 

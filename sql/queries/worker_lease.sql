@@ -1,5 +1,6 @@
--- As take_lease.sql, for a worker: while a stranger holds the lock, a row stands for the lease. The lock is not tried while
--- another consumer holds that row and works: it is that one's when the stranger has gone.
+-- Tries to take the lease of a worker as in take_lease.sql. While a stranger holds the lock, a row of iu_delivery_lease
+-- replaces it. The lock is not tried while another consumer holds that row and works, because that consumer takes the
+-- lock when the stranger has gone.
 --
 -- $1 int   first key of the lease
 -- $2 text  worker

@@ -1,4 +1,4 @@
--- Every worker: where it is, what it did, what waits.
+-- Every worker: its position, its totals, and its waiting events.
 
 select c.worker_name, c.event_domain, c.last_created_at, c.last_event_id, c.last_run_at,
        c.total_seen, c.total_attempts, c.total_skipped, c.total_dead_lettered,

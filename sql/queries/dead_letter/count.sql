@@ -1,12 +1,12 @@
--- How many dead letters these filters let through, counted up to a bound.
+-- The number of dead letters that pass the filters, counted up to a bound.
 --
--- $1 bool         resolved ones too
+-- $1 bool         include resolved ones
 -- $2 text         route, or null
 -- $3 text         failure code, or null
 -- $4 timestamptz  created since then, or null
 -- $5 uuid         event, or null
--- $6 uuid[]       these only, or null
--- $7 int          the bound
+-- $6 uuid[]       ids: only these, or null
+-- $7 int          bound
 
 select count(*)
   from (select

@@ -1,9 +1,9 @@
--- Open dead letters by route and failure code: how many (counted up to a bound), the oldest, the newest.
+-- Open dead letters by route and failure code: their number (counted up to a bound), the oldest and the newest.
 --
--- The kinds are found one after the other in iu_route_dead_letter_kind_idx, so that the cost is that of the kinds and the
--- bound, and not of all dead letters.
+-- The kinds are found one after the other in iu_route_dead_letter_kind_idx, so the cost depends on the number of kinds
+-- and on the bound, and not on the number of dead letters.
 --
--- $1 int  the bound
+-- $1 int  bound
 
 with recursive kind as (
     (select d.route_code, d.failure_code

@@ -1,4 +1,4 @@
--- Which of these are no dead letters.
+-- The given ids that are not ids of dead letters.
 --
 -- $1 uuid[]  ids
 

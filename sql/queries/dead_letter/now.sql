@@ -1,3 +1,3 @@
--- This moment, by the clock that dates dead letters.
+-- The current time, by the clock that dates dead letters.
 
 select clock_timestamp()

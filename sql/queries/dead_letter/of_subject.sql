@@ -1,6 +1,6 @@
--- The dead letters about a subject. It stands in the snapshot, which not every role may read.
+-- The dead letters about a subject. The subject is read from the snapshot, which not every role may read.
 --
--- $1 text  event_subject_ref or canonical_address      $2 bool  resolved ones too
+-- $1 text  event_subject_ref or canonical_address      $2 bool  include resolved ones
 
 select d.id
   from public.iu_route_dead_letter d

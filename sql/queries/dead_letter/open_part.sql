@@ -1,4 +1,4 @@
--- The next open dead letters that these filters let through, the oldest first.
+-- The next open dead letters that pass the filters, oldest first.
 --
 -- $1 text         route, or null
 -- $2 text         failure code, or null
@@ -6,9 +6,9 @@
 -- $4 uuid         event, or null
 -- $5 text         subject, or null
 -- $6 timestamptz  created until then
--- $7 timestamptz  after this one: when it was created, or null
--- $8 uuid         and its id
--- $9 int          how many at most
+-- $7 timestamptz  created_at of the last dead letter of the previous part, or null
+-- $8 uuid         id of the last dead letter of the previous part, or null
+-- $9 int          maximum number
 
 select d.id, d.created_at
   from public.fn_iu_dead_letters_open($1, $2, $3, $4, $5, $6, $7, $8, $9) o(id)

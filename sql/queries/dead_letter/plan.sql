@@ -1,10 +1,11 @@
--- What replaying or resolving would concern: open dead letters by route and failure code, and what their routes are now.
+-- The dead letters that a replay or a resolve would affect: open ones by route and failure code, with the present state
+-- of their routes.
 --
 -- $1 text         route, or null
 -- $2 text         failure code, or null
 -- $3 timestamptz  created since then, or null
 -- $4 uuid         event, or null
--- $5 uuid[]       these only, or null
+-- $5 uuid[]       ids: only these, or null
 -- $6 timestamptz  created until then
 
 select d.route_code, d.failure_code, d.count, d.oldest_at, d.newest_at, d.example,

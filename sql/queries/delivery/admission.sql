@@ -1,4 +1,5 @@
--- Whether a consumer of this site may deliver here; if not, why not. Its cursor must be believed as well.
+-- Whether a consumer at this site may deliver here; otherwise the reason. The cursor of the worker must be believed as
+-- well.
 --
 -- $1 text  site
 -- $2 text  worker

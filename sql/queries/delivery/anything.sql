@@ -1,4 +1,5 @@
--- Whether a route delivers, or has deliveries that wait: fn_iu_delivery_take, without room for any, names each such route.
+-- Whether there is a route that delivers or has pending deliveries: fn_iu_delivery_take without capacity names each
+-- such route.
 --
 -- $1 text  worker
 

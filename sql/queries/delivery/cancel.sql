@@ -1,11 +1,11 @@
--- End the next deliveries of a route that is held.
+-- Ends the next deliveries of a paused route.
 --
 -- $1 text    route
 -- $2 uuid    event, or null for all
--- $3 text    why
--- $4 text    who asks; null: the database user
--- $5 bigint  after this delivery
--- $6 bigint  up to this one
--- $7 int     how many at most
+-- $3 text    reason
+-- $4 text    actor; null: the database role
+-- $5 bigint  only deliveries after this id
+-- $6 bigint  only deliveries up to this id
+-- $7 int     maximum number
 
 select public.fn_iu_delivery_cancel($1, $2, $3, coalesce($4, session_user), $5, $6, $7)::text

@@ -1,4 +1,4 @@
--- What cancelling would end, and what holds the route; null: it delivers, or there is no such route.
+-- The deliveries that a cancel would end, and why the route is paused; null: it delivers, or there is no such route.
 --
 -- $1 text  route      $2 uuid  event, or null for all
 

@@ -1,4 +1,4 @@
--- Write down which deliveries are about to be in flight. False: the consumer has no lease.
+-- Records the deliveries that are about to be in flight. False: the consumer does not have the lease.
 --
 -- $1 text      worker
 -- $2 uuid      consumer

@@ -1,9 +1,10 @@
--- Take the lease of a worker's deliveries: held, again, or the holder, and whether his session is gone.
+-- Takes or renews the delivery lease of a worker. Answers whether it is held and was held before; otherwise the holder,
+-- and whether the holder's session has ended.
 --
 -- $1 text              worker
 -- $2 uuid              consumer
--- $3 double precision  how long it lasts when it is not renewed, s
+-- $3 double precision  seconds after which the lease expires if it is not renewed
 -- $4 boolean           whether the session goes through a pooler
--- $5 uuid              the holder whose session was gone when we asked before, or null
+-- $5 uuid              holder whose session had ended at the previous call, or null
 
 select public.fn_iu_delivery_lease($1, $2, $3, $4, $5)::text

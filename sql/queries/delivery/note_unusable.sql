@@ -1,9 +1,9 @@
--- Write which routes of a worker have no usable target; all others have one.
+-- Replaces the list of a worker's routes that have no usable target.
 --
 -- $1 text    worker
 -- $2 uuid    consumer
 -- $3 text[]  routes
--- $4 text[]  why
--- $5 text[]  what to do about it
+-- $4 text[]  reasons
+-- $5 text[]  remedies
 
 select public.fn_iu_delivery_unusable($1, $2, $3, $4, $5)

@@ -1,8 +1,9 @@
--- Which of these deliveries are not the first of their subject. They were in flight in a history that this server lacks.
+-- The given deliveries that are not the first of their subject. They were in flight in a history that this server
+-- lacks.
 --
 -- $1 text[]    routes
 -- $2 bigint[]  ids
--- $3 bigint[]  keys of their subjects
+-- $3 bigint[]  subject keys
 
 select s.id
   from unnest($1::text[], $2::bigint[], $3::bigint[]) s(route_code, id, subject_key)

@@ -1,6 +1,6 @@
--- Subjects of which deliveries wait for an earlier one, the oldest first.
+-- Subjects with deliveries that wait for an earlier one, oldest first.
 --
--- $1 integer  how many at most
+-- $1 integer  maximum number
 
 select p.route_code, coalesce(o.event_subject_ref::text, o.canonical_address) as subject, p.depth, p.waits_for, p.since,
        p.tries, p.due_at, p.failure_code

@@ -1,4 +1,4 @@
--- Why a route could never deliver, as far as the database knows.
+-- The reasons, as far as the database knows them, for which a route could never deliver.
 --
 -- $1 text  route
 

@@ -1,4 +1,4 @@
--- Give the lease of a worker's deliveries back.
+-- Releases the delivery lease of a worker.
 --
 -- $1 text  worker
 -- $2 uuid  consumer

@@ -1,4 +1,4 @@
--- Let a route go on that its breaker or its budget holds.
+-- Resumes a route that is paused by its circuit breaker or its budget of dead letters.
 --
 -- $1 text  route
 

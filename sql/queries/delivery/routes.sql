@@ -1,4 +1,4 @@
--- Routes that deliver, or have deliveries, and what holds them.
+-- Routes that deliver or have pending deliveries, and why each is paused.
 
 select v.route_code, v.target_kind, v.target_ref, v.pending, v.retrying, v.since, v.held_by, v.why, v.hint,
        v.opened_at, v.stopped_at

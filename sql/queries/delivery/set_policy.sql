@@ -1,4 +1,4 @@
--- Set the delivery policy of a route.
+-- Sets the delivery policy of a route.
 --
 -- $1 text  route      $2 text  the policy, as JSON
 

@@ -1,24 +1,25 @@
--- Settle what came of deliveries, and renew the lease. Null: it is not ours any more, and nothing was written.
+-- Records outcomes of deliveries, and renews the lease. Null: the caller does not have the lease, and nothing was
+-- written.
 --
 -- $1 text                worker
 -- $2 uuid                consumer
--- $3 text[]              arrived: routes
--- $4 bigint[]            ids
--- $5 double precision[]  began so many seconds ago
--- $6 double precision[]  ended so many seconds ago
--- $7 text[]              did not arrive: routes
--- $8 bigint[]            ids
--- $9 text[]              results
--- $10 double precision[] began so many seconds ago
--- $11 double precision[] ended so many seconds ago
--- $12 text[]             failure codes
--- $13 text[]             failures in words
--- $14 double precision[] not again before so many seconds
--- $15 boolean[]          whether another delivery of the route succeeded beside it
--- $16 text[]             arrived: what was called
--- $17 text[]             did not arrive: what was called
--- $18 uuid[]             arrived: events
--- $19 uuid[]             did not arrive: events
+-- $3 text[]              sent: routes
+-- $4 bigint[]            sent: ids
+-- $5 double precision[]  sent: age of the beginning of the call, seconds
+-- $6 double precision[]  sent: age of the end of the call, seconds
+-- $7 text[]              not sent: routes
+-- $8 bigint[]            not sent: ids
+-- $9 text[]              not sent: results
+-- $10 double precision[] not sent: age of the beginning of the call, seconds
+-- $11 double precision[] not sent: age of the end of the call, seconds
+-- $12 text[]             not sent: failure codes
+-- $13 text[]             not sent: descriptions of the failures
+-- $14 double precision[] not sent: delay before the next attempt that the target asked for, seconds
+-- $15 boolean[]          not sent: whether another delivery of the route succeeded at about the same time
+-- $16 text[]             sent: called targets
+-- $17 text[]             not sent: called targets
+-- $18 uuid[]             sent: events
+-- $19 uuid[]             not sent: events
 
 select public.fn_iu_delivery_settle(
            $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)

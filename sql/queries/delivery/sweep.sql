@@ -1,10 +1,11 @@
--- Which subjects of some routes may go on, and where a delivery without a subject waits that the position has passed.
+-- Subjects of some routes whose first delivery may go on, and the first waiting delivery without a subject that the
+-- position has passed.
 --
 -- $1 text      worker
 -- $2 text[]    routes
--- $3 bigint[]  subjects from this key on; null: none
--- $4 bigint[]  deliveries without a subject beyond this id; null: none
--- $5 bigint[]  up to the position
+-- $3 bigint[]  for each route: subjects from this key on; null: none
+-- $4 bigint[]  for each route: deliveries without a subject beyond this id; null: none
+-- $5 bigint[]  for each route: deliveries up to this position
 
 select w.route, s.keys, s.key, f.first, f.behind
   from unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) w(route, key, behind, after)

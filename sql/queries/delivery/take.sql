@@ -1,13 +1,13 @@
--- The next deliveries, a row each, and a row for each route.
+-- The next deliveries, one row each, and one row for each route.
 --
 -- $1 text      worker
--- $2 text[]    wanted: routes
--- $3 integer[] room for so many deliveries
--- $4 bigint[]  never attempted: beyond this id
--- $5 bigint[]  room for so many bytes of payload
--- $6 bigint[]  ids that are in flight, of deliveries that were attempted before
--- $7 text[]    freed subjects: routes
--- $8 bigint[]  freed subjects: keys
+-- $2 text[]    routes to take deliveries for
+-- $3 integer[] free capacity of each route, in deliveries
+-- $4 bigint[]  for each route, only deliveries beyond this id that were never attempted
+-- $5 bigint[]  free capacity of each route, in bytes of payload
+-- $6 bigint[]  ids of in-flight deliveries that were attempted before
+-- $7 text[]    subjects whose first delivery was settled: routes
+-- $8 bigint[]  subjects whose first delivery was settled: keys
 -- $9 bigint    largest payload that is delivered, in bytes
 
 select t.*

@@ -1,4 +1,4 @@
--- What became of the events of some units, by the live route, in order.
+-- The attempts of the live route for the events of some units, in order.
 --
 -- $1 uuid[]  units
 

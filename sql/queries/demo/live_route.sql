@@ -1,4 +1,5 @@
--- A route to a coroutine, not live yet, that gives up, tries again and probes sooner than one of every day would.
+-- A route to a coroutine that is not live yet, with a retry policy and a circuit breaker that are faster than the
+-- defaults.
 
 insert into public.iu_outbound_route
     (route_code, event_domain, event_type, event_stream, target_kind, target_ref, delivery_policy)

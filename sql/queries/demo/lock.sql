@@ -1,3 +1,3 @@
--- Be the only demo of this server, for the length of a session; false: another one is at it.
+-- Ensures that only one demo runs on this server, for the length of a session; false: another one is running.
 
 select pg_catalog.pg_try_advisory_lock(726004, 2)

@@ -1,4 +1,4 @@
--- A unit is born, with its first version: no event yet.
+-- Creates a unit with its first version, which emits no event.
 --
 -- $1 text  address
 

@@ -1,4 +1,4 @@
--- A unit gets its next version: trg_iu_out_version writes the event, in this same transaction.
+-- Creates the next version of a unit; trg_iu_out_version writes its event in the same transaction.
 --
 -- $1 uuid  unit
 

@@ -1,4 +1,4 @@
--- One transaction of a burst: every unit given gets so many further versions.
+-- One transaction of a burst: creates a number of further versions of every given unit.
 --
 -- $1 uuid[]  units     $2 int  versions each
 

@@ -1,4 +1,4 @@
--- What became of the event of a version.
+-- The event of a version, and the result of its attempts.
 --
 -- $1 uuid  version
 

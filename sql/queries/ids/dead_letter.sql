@@ -1,4 +1,5 @@
--- Dead letters whose id begins in a way, as a range of the primary key; six are enough to say that it is not one.
+-- Dead letters whose id has a given prefix, as a range of the primary key; six are enough to show that the prefix is
+-- ambiguous.
 --
 -- $1 uuid  lowest id      $2 uuid  highest id
 

@@ -1,4 +1,4 @@
--- The probe's attempts: how many, and how many of them are what they should be.
+-- The number of the probe's attempts, and the number of those with the expected values.
 --
 -- $1 uuid[]  events      $2 text  status       $3 text  failure code, or null
 

@@ -1,4 +1,4 @@
--- What the probe's cursor has not read yet, from the view.
+-- The backlog of the probe's cursor, from the view.
 --
 -- $1 text  worker
 

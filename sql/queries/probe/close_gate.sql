@@ -1,4 +1,4 @@
--- Close a gate, for this transaction only.
+-- Closes a gate, for this transaction only.
 --
 -- $1 text  key
 

@@ -1,4 +1,4 @@
--- Where the probe's cursor stands.
+-- The position of the probe's cursor.
 --
 -- $1 text  worker
 

@@ -1,3 +1,3 @@
--- Knock at the delivery seam. It must raise.
+-- Calls the delivery seam, which must raise.
 
 select public.fn_iu_route_deliver('iu.version_applied.workflow', gen_random_uuid(), '{}')

@@ -1,3 +1,3 @@
--- The same for what takes the place of the safety check.
+-- Drops the guard that replaces the safety check, inside this transaction.
 
 drop trigger if exists zz_iu_outbound_route_guard on public.iu_outbound_route

@@ -1,4 +1,4 @@
--- Emit one synthetic event through the governed emitter.
+-- Emits one synthetic event through the governed emitter.
 --
 -- $1 int  its number
 

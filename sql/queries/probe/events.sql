@@ -1,4 +1,4 @@
--- How many of the probe's events are in the outbox.
+-- The number of the probe's events in the outbox.
 --
 -- $1 uuid[]  their ids
 

@@ -1,4 +1,4 @@
--- What a probe must leave behind: nothing. Counts of its own rows, and fingerprints of everything that it touched.
+-- The traces of a probe, which must leave none: counts of its own rows, and fingerprints of everything that it touched.
 --
 -- $1 uuid[]  its events
 

@@ -1,4 +1,4 @@
--- A probe may neither wait for nor hold up anybody for long, not even when it is frozen.
+-- Limits how long the probe may wait, and how long it may block other sessions, even if its process is frozen.
 --
 -- $1 text  lock_timeout, e.g. 2000ms
 

@@ -1,4 +1,4 @@
--- The probe's open dead letters, as the view shows them.
+-- The probe's open dead letters, from the view.
 --
 -- $1 uuid[]  events
 

@@ -1,4 +1,4 @@
--- How many of the probe's dead letters are resolved.
+-- The number of the probe's resolved dead letters.
 --
 -- $1 uuid[]  events
 

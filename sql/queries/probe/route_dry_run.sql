@@ -1,4 +1,4 @@
--- Set the seed's route dry or not.
+-- Makes the seed's route a dry run, or not.
 --
 -- $1 bool  dry_run
 

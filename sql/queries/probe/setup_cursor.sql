@@ -1,9 +1,9 @@
--- A cursor of the probe's own, starting now: it sees what this transaction writes, and nothing else.
+-- Creates a cursor for the probe that starts now: it reads only events that this transaction writes.
 --
 -- $1 text  worker
 --
--- Where 005 was created in this very transaction, the events that were there before carry its xid too. 006 numbered
--- them below zero, so they count as own events that are consumed. Run again, it puts the cursor back there.
+-- If 005 was applied in this same transaction, the older events have its xid as well. 006 numbered them below zero, so
+-- they count as consumed own events. A repeated call sets the cursor back to this position.
 
 insert into public.iu_route_worker_cursor as w (worker_name, event_domain, lineage, prev, own_xid, own_seq)
 select $1, 'iu', a.lineage, public.fn_iu_outbox_tick(), pg_current_xact_id(), 0

@@ -1,4 +1,4 @@
--- Open both gates, for this transaction only.
+-- Opens both gates, for this transaction only.
 
 insert into public.dot_config (key, value) values
     ('iu_core.routes_master_enabled', 'true'), ('iu_core.route_worker_enabled', 'true')

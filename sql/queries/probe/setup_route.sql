@@ -1,4 +1,4 @@
--- The seed's route, enabled and dry, and no other one for its events: for this transaction only.
+-- Makes the seed's route an enabled dry run, and the only route for its events, for this transaction only.
 
 with others as (
     update public.iu_outbound_route r set enabled = false

@@ -1,4 +1,4 @@
--- Attempts of the seed's route by status, from the view.
+-- The number of attempts of the seed's route with a status, from the view.
 --
 -- $1 text  status
 

@@ -1,5 +1,5 @@
--- An interval as PostgreSQL reads it: its normal form, whether it is longer than nothing, and since when something is
--- older than that. Raises when it is no interval, or when that time lies beyond the calendar.
+-- An interval as PostgreSQL reads it: its normal form, whether it is positive, and the time that lies this interval in
+-- the past. Raises if the text is not an interval, or if that time is out of range.
 --
 -- $1 text  interval
 

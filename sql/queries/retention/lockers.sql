@@ -1,4 +1,5 @@
--- Who holds locks on a partition or on the log, the oldest transaction first; prepared ones have no session.
+-- Up to three holders of locks on a partition or on the outbox, the oldest transaction first; prepared transactions
+-- have no session.
 --
 -- $1 oid  partition
 

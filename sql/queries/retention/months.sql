@@ -1,12 +1,14 @@
--- Months that have no partition yet, this one and those ahead, with the statements that make it; and what is in the
--- way. A month that is covered in part, because somebody cuts his months elsewhere, gets what is left of it.
+-- Months without a partition, from the present one on, with the statements that create it, and the number of rows in
+-- the way. A month that is covered in part, because existing partitions have other bounds, gets a partition for the
+-- rest.
 --
--- Made beside the log and attached then: CREATE TABLE ... PARTITION OF would lock out every reader and writer.
+-- A partition is created as a plain table and then attached: CREATE TABLE ... PARTITION OF would block all readers and
+-- writers.
 --
--- Months are counted in UTC. timestamptz + interval '1 month' is counted in the time zone of the session, where the month
--- has another end.
+-- Months are computed in UTC. timestamptz + interval '1 month' would be computed in the time zone of the session, where
+-- the month ends at another time.
 --
--- $1 integer  months ahead
+-- $1 integer  number of months after the present one
 
 with month as (
     select tstzrange((t.this + m.n * interval '1 month') at time zone 'UTC',

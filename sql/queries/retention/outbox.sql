@@ -1,4 +1,5 @@
--- What kind of table the log is: partitioned at all, by created_at alone, and whether we may change its partitions.
+-- The kind of table that the outbox is: whether it is partitioned, by created_at alone, and whether this role may
+-- change its partitions.
 
 select c.relkind = 'p' as partitioned,
        exists (select from pg_partitioned_table t

@@ -1,6 +1,6 @@
--- The partitions of the log, and what may be done with each. One goes whole when it ends before the policy begins and
--- every event in it may go: ours, read by everybody, written long enough ago. Only partitions that end early enough are
--- read, each through the log by the limits of its partition.
+-- The partitions of the outbox, and whether each may be removed as a whole. That is allowed if it ends before the
+-- retention begins and every event in it may be deleted: its domain has a cursor, all workers have read it, and it is
+-- old enough. Only partitions that end early enough are read, through the outbox with the bounds of the partition.
 --
 -- $1 text  interval     $2 oid  one partition; null: all
 

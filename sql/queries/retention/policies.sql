@@ -1,4 +1,4 @@
--- Every retention policy, in the order in which a run goes through them; idle: on, and no run for two days.
+-- Every retention policy, in the order of a run; idle: enabled, and no run for two days.
 
 select p.what, p.keep::text as keep, p.enabled, p.updated_at, p.last_run_at, p.last_gone, p.total_gone,
        p.enabled and greatest(p.updated_at, p.last_run_at) < now() - interval '2 days' as idle

@@ -1,4 +1,4 @@
--- Where every cursor stands: whom to ask when something cannot go.
+-- The position of every cursor, to find the reader that holds rows back.
 
 select c.worker_name, c.event_domain, c.last_created_at, c.last_run_at, c.prev::text as prev,
        public.fn_iu_outbox_refusal(c.lineage, c.prev) as refusal

@@ -1,6 +1,6 @@
--- The statements that take a partition off the log, by name; identifiers cannot be parameters. What is detached keeps
--- no ties to the log: neither our trigger nor a default that draws from its sequence, which would stand in the way of a
--- rollback.
+-- The statements that detach a partition from the outbox, by name; identifiers cannot be parameters. A detached table
+-- keeps no dependency on the outbox: neither the package's trigger nor a default that uses its sequence, because both
+-- would prevent a rollback.
 --
 -- $1 oid  partition
 

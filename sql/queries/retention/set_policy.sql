@@ -1,6 +1,6 @@
--- Set a policy.
+-- Sets a retention policy.
 --
--- $1 text  what     $2 text  interval; null switches it off and leaves it as it is
+-- $1 text  kind of rows     $2 text  interval; null disables the policy and keeps its interval
 
 update public.iu_retention_policy p
    set keep = coalesce($2::text::interval, p.keep), enabled = $2 is not null, updated_at = now()

@@ -1,5 +1,4 @@
--- What an interrupted run has left behind: partitions whose detaching is still pending, and tables that are detached but
--- still closed.
+-- The remains of an interrupted run: partitions whose detachment is pending, and detached tables that are still closed.
 
 select p.part::oid as oid, regexp_replace(p.part::text, '^public\.', '') as name, true as pending
   from public.fn_iu_outbox_partitions() p

@@ -1,5 +1,5 @@
--- Where an export that is repeated begins and ends, as JSON.
+-- The range of a repeated export, as JSON.
 --
--- $1 timestamptz  since when
+-- $1 timestamptz  beginning
 
 select public.fn_iu_trace_again($1)::text

@@ -1,8 +1,9 @@
 -- The attempts of an event.
 --
--- Found by their keys: there is no index on event_ref. So by every route that there is, or that an audit has ever met.
+-- They are found by their keys, because there is no index on event_ref: by every route that exists, or that a
+-- completeness check has met.
 --
--- $1 uuid  the event
+-- $1 uuid  event
 
 with code as (
     select r.route_code from public.iu_outbound_route r

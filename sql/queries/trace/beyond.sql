@@ -1,8 +1,8 @@
--- The youngest attempts that follow a place.
+-- The youngest attempts after a position, at most ten.
 --
--- $1 text    the snapshot before
+-- $1 text    snapshot whose rows are excluded
 -- $2 text    transaction of the last attempt
--- $3 bigint  id of that one
+-- $3 bigint  id of the last attempt
 
 select s.*
   from public.v_iu_trace_attempt s

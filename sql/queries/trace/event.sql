@@ -1,6 +1,6 @@
--- What the span of an event is made of that has no attempts; no row: it is not there any more, or never was.
+-- The data for the span of an event without attempts; no row: the event was deleted, or never existed.
 --
--- $1 uuid  the event
+-- $1 uuid  event
 
 select o.id as event_ref, public.fn_iu_trace_context(o.traceparent) as traceparent,
        greatest('epoch', least(o.created_at, now())) as event_at, public.fn_iu_trace_commit_at(o.xact_id) as commit_at,

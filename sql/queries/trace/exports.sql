@@ -1,4 +1,4 @@
--- Every export of traces: what it has done, what waits for it, and why its cursor is not believed, if it is not.
+-- Every trace export: its totals, its waiting rows, and the reason why its cursor is not believed (null: it is).
 
 select t.name, t.exported, t.rejected, t.ignored, t.last_export_at, t.created_at,
        public.fn_iu_outbox_refusal(t.lineage, t.prev) as refusal, coalesce(l.items, 0) as waiting,

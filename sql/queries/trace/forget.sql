@@ -1,4 +1,5 @@
--- End an export for good. Its reader must be gone. The number of spans that it had sent; no row: there is none.
+-- Ends an export for good. Its reader must have ended. Answers the number of exported spans; no row: there is no such
+-- export.
 --
 -- $1 text  name of the export
 

@@ -1,9 +1,9 @@
--- A page of dead letters: those that are visible in one snapshot and not in another.
+-- A page of dead letters: those that are visible in the second snapshot and not in the first one.
 --
--- $1 text     the snapshot before
--- $2 text     the snapshot
--- $3 text     transaction of the last one of the page before
--- $4 uuid     id of that one
--- $5 integer  how many at most
+-- $1 text     first snapshot
+-- $2 text     second snapshot
+-- $3 text     transaction of the last dead letter of the previous page
+-- $4 uuid     id of the last dead letter of the previous page
+-- $5 integer  maximum number
 
 select * from public.fn_iu_trace_letters($1::text::pg_snapshot, $2::text::pg_snapshot, $3::text::xid8, $4, $5)

@@ -1,4 +1,4 @@
--- Be the one reader of an export until the end of this transaction. False: somebody is.
+-- Makes this transaction the only reader of an export until it ends. False: another reader holds the lock.
 --
 -- $1 int   first key of the lease
 -- $2 text  name of the export

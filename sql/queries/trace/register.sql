@@ -1,4 +1,4 @@
--- Begin an export, from now on; nothing if it has begun already.
+-- Begins an export from now on; does nothing if it has begun already.
 --
 -- $1 text  name of the export
 

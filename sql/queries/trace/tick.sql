@@ -1,4 +1,4 @@
--- What there is to export: the tick that is open, else a new one, as JSON.
+-- The rows to export next: the open tick, otherwise a new one, as JSON.
 --
 -- $1 text  name of the export
 
