@@ -1,7 +1,7 @@
--- The login role of the demo's consumer, with the password in CONSUMER_PASSWORD. Run by psql, after roles.sql.
+-- Creates the login role of the demo's consumer, with the password in CONSUMER_PASSWORD. psql runs it after roles.sql.
 --
 -- needs: deploy/postgres/roles.sql
--- locks: nothing that anybody else uses
+-- locks: nothing that other sessions use
 
 \getenv password CONSUMER_PASSWORD
 

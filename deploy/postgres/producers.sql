@@ -1,13 +1,13 @@
--- The group role of applications that write events: what fn_iu_emit_event needs with the rights of its caller, and what a
--- plain INSERT into event_outbox needs. None can log in.
+-- The group role of producers. It has the privileges that fn_iu_emit_event needs, because that function runs with the
+-- rights of its caller, and the privileges for a plain INSERT into event_outbox. The role cannot log in.
 --
--- Run it as roles.sql: after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE. Where an
--- application owns these tables, as IU Core's own does, it needs none of this.
+-- Run it like roles.sql: after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE. An
+-- application that owns these tables, such as IU Core itself, does not need the role.
 --
 --     create role shop_web login in role iu_listen_producer;        -- then \password shop_web
 --
 -- needs: base, worker/005
--- locks: none that readers or writers wait for
+-- locks: none for which readers or producers wait
 
 begin;
 
@@ -27,11 +27,11 @@ grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_emit_event(text, text, uuid, text, jsonb)
     to iu_listen_producer;
 
--- The master gate, and the registry: the emitter looks at both, and a trigger of the log at the registry.
+-- The emitter reads the master gate and the registry; a trigger of the outbox reads the registry.
 grant select (key, value) on public.dot_config to iu_listen_producer;
 grant select on public.event_type_registry to iu_listen_producer;
 
--- Append, and be told the id. No payload can be read back; positions are set by the stamp.
+-- A producer may append events and read their ids. It cannot read payloads; a trigger sets the positions.
 grant insert, select (id) on public.event_outbox to iu_listen_producer;
 
 commit;

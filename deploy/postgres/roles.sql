@@ -1,27 +1,28 @@
--- Five group roles: who consumes, who looks, who operates, who cleans up, who exports traces. None can log in, none owns anything.
+-- Five group roles: consumer, reader, operator, janitor and exporter. None of them can log in or owns an object.
 --
 -- Run it after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE; and again after every
--- upgrade. It may be run any number of times: it takes everything from the five roles in the objects named here and
--- gives what is written below, so this file is what they may do. People and services log in as roles of their own:
+-- upgrade. It may be run any number of times: it revokes all privileges of the five roles on the objects named here, and
+-- grants those listed below, so this file describes their privileges completely. People and services log in with roles
+-- of their own:
 --
 --     create role consumer_a login in role iu_listen_consumer;      -- then \password consumer_a
 --     create role alice      login in role iu_listen_operator;
 --
--- Functions of the package run with the rights of whoever calls them, so these grants are the whole truth: there is no
--- SECURITY DEFINER to reason about. The views run with the rights of their owner.
+-- The functions of the package run with the rights of their caller, so these grants are complete: no function is SECURITY
+-- DEFINER. The views run with the rights of their owner.
 --
--- Writers of event_outbox need nothing: the triggers of the package fire without EXECUTE, and 005 grants the one
--- sequence to public. Nothing that public may do in tables of other applications is touched. On a database that was
--- created before PostgreSQL 15, public may create objects in schema public: close that yourself, it concerns everybody.
+-- Producers need no grants from this file: the triggers of the package fire without EXECUTE, and 005 grants the sequence
+-- to public. Privileges of public on tables of other applications are not changed. In a database that was created before
+-- PostgreSQL 15, public may create objects in schema public. Revoke that separately, because it concerns all roles.
 --
 -- needs: worker/004 to 024, runtime/060
--- locks: none that readers or writers wait for
+-- locks: none for which readers or producers wait
 
 begin;
 
 -- Roles --------------------------------------------------------------------------------------------------
 
--- Roles belong to the whole cluster: another database may have made them, even this very moment.
+-- Roles belong to the whole cluster: they may exist already, or be created for another database at the same time.
 do $$
 declare
     v_role text;
@@ -48,7 +49,7 @@ comment on role iu_listen_janitor is 'Removes what the retention policies let go
 
 -- Start from nothing -------------------------------------------------------------------------------------
 
--- Taking a privilege from a table takes it from its columns too.
+-- Revoking a privilege on a table also revokes it on the columns of the table.
 revoke all on
     public.dot_config, public.event_type_registry, public.event_outbox, public.event_outbox_event_seq,
     public.iu_outbound_route, public.iu_route_attempt,
@@ -62,7 +63,8 @@ revoke all on
     public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- The worker is nobody's business but the worker's. Trigger functions stay as they are: they cannot be called.
+-- Only roles that are listed below may call the functions of the worker. Trigger functions keep their privileges, because
+-- they cannot be called directly.
 revoke execute on function
     public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_refuse(text),
     public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
@@ -126,8 +128,8 @@ revoke execute on function
     public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- What triggers call on tables of IU Core runs with the rights of the application that changes a route or a setting. It
--- tells nothing that the caller may not read.
+-- Triggers on tables of IU Core call these functions with the rights of the application that changes a route or a
+-- setting. The functions reveal nothing that the caller may not read.
 grant execute on function
     public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_delivery_list(text),
     public.fn_iu_delivery_options_check(text, text, jsonb), public.fn_iu_delivery_options(text),
@@ -137,10 +139,10 @@ grant execute on function
 grant usage on schema public
     to iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- Sessions that delay the consumer have a state and an age only for roles that see the sessions of others, and with them
--- the text of their statements: payloads that writers insert, passwords that are set. The consumer needs it to name those
--- sessions. A reader does not get it: to a reader they are named by pid and application alone. Where the role that runs
--- this file may not grant it, the same holds for the consumer.
+-- Only roles with pg_read_all_stats see the state and the age of other sessions, and with them the text of statements,
+-- which may contain payloads and passwords. The consumer needs this role to name the sessions that delay it. The reader
+-- does not get it, so it sees only pid and application of these sessions. The same holds for the consumer if the role
+-- that runs this file may not grant pg_read_all_stats.
 do $$
 begin
     grant pg_read_all_stats to iu_listen_consumer;
@@ -154,7 +156,7 @@ $$;
 
 -- Consumer -----------------------------------------------------------------------------------------------
 --
--- LISTEN, NOTIFY and advisory locks need no privilege. Whoever can be given less is given less: columns, not tables.
+-- LISTEN, NOTIFY and advisory locks need no privilege. Privileges are granted on columns instead of tables where possible.
 
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
@@ -168,7 +170,7 @@ grant execute on function
     public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[])
     to iu_listen_consumer;
 
--- Delivery. What a target needs (its function, its tables) is granted by whoever lets a route call it.
+-- Delivery. The privileges that a SQL function as a target needs are granted separately, when a route is set up.
 grant execute on function
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_lock(text), public.fn_iu_delivery_enabled(),
     public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
@@ -212,33 +214,33 @@ grant select, insert (route_code),
               lifted_at)
     on public.iu_delivery_breaker to iu_listen_consumer;
 
--- Gates are read, never set: what opens them is a person.
+-- The consumer reads gates, and never changes them: only an operator does.
 grant select (key, value, updated_at) on public.dot_config to iu_listen_consumer;
 
--- Whole events: a dead letter keeps the row as it is, whatever columns it has by then.
+-- All columns of events, because a dead letter stores the whole row, also columns that are added later.
 grant select on public.event_outbox, public.event_outbox_event_seq, public.iu_outbox_anchor to iu_listen_consumer;
 
--- Which cluster this is, what is refused until a reanchor, and from where consumers come.
+-- The identity of the cluster, the refusal until a reanchor, and the sites of consumers.
 grant select, update (system_identifier, major, refusal, refused_at) on public.iu_outbox_home to iu_listen_consumer;
 grant select, insert (site), update (seen_at, accepted_at, accepted_by) on public.iu_outbox_site to iu_listen_consumer;
 
--- Whole routes: a batch reads them once, as rows.
+-- All columns of routes, because a batch reads routes as whole rows.
 grant select on public.iu_outbound_route to iu_listen_consumer;
 
--- The position of a cursor, not its name, domain or history.
+-- UPDATE on the position and the statistics of a cursor, but not on its name, domain or history.
 grant select, update (last_created_at, last_event_id, prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
                       fresh_seq, queued_id, total_seen, total_attempts, total_skipped, total_dead_lettered, last_run_at, last_run_summary,
                       page_limit, failures, failed_at, failed_why, failed_events, failed_event, failed_route)
     on public.iu_route_worker_cursor to iu_listen_consumer;
 
--- The audit grows. It is neither changed nor pruned by the one who is audited.
--- What may be read of it is what ON CONFLICT and RETURNING need.
+-- The consumer may only add attempts to the audit, and neither change nor remove them. It may read the columns that
+-- ON CONFLICT and RETURNING need.
 grant select (status, idempotency_key, attempt_no),
       insert (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
               route_count, traceparent, batch_xact_id, target, created_at, finished_at)
     on public.iu_route_attempt to iu_listen_consumer;
 
--- The audit of completeness reads which attempts an event has, and keeps its own books. It repairs nothing.
+-- The completeness check reads the attempts of events, and records its progress and its findings. It repairs nothing.
 grant execute on function
     public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
@@ -253,20 +255,20 @@ grant select, delete, insert (worker_name, event_ref), update (found, wanted, co
     on public.iu_audit_missing to iu_listen_consumer;
 grant select on public.v_iu_audit to iu_listen_consumer;
 
--- A dead letter is written, reopened when its event fails once more, and resolved when a replay arrives. To replay is
--- for operators.
+-- The consumer creates dead letters, reopens one when its event fails again, and resolves one when its replay is
+-- delivered. Only operators replay dead letters.
 grant select (idempotency_key, failure_code, failure_detail, event_snapshot),
       insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
               failure_detail),
       update (resolved_at, resolution, attempt_no, failure_code, failure_detail, event_snapshot)
     on public.iu_route_dead_letter to iu_listen_consumer;
 
--- Before it starts it looks whether the package is whole and the worker is there; and where it runs, `iu-listen health`
--- answers with the same credentials. Counts of dead letters, not what is in them.
+-- At its start the consumer checks that the package is complete and the worker exists, and `iu-listen health` uses the
+-- same credentials. Of dead letters they need only the counts, not the content.
 grant select on public.iu_migration, public.v_iu_event_backlog, public.v_iu_culprit to iu_listen_consumer;
 grant select (worker_name, resolved_at) on public.iu_route_dead_letter to iu_listen_consumer;
 
--- Figures for metrics, where somebody wants them.
+-- Figures for metrics, if they are exported.
 grant execute on function
     public.fn_iu_measure(text), public.fn_iu_decision_latency(text, bigint, integer), public.fn_iu_trace_commit_at(xid8)
     to iu_listen_consumer;
@@ -274,7 +276,7 @@ grant select (id, xact_id, finished_at) on public.iu_route_attempt to iu_listen_
 grant select (created_at) on public.iu_route_dead_letter to iu_listen_consumer;
 grant select on public.v_iu_trace_lag to iu_listen_consumer;
 
--- Its own heartbeat, and the rows of processes that are gone.
+-- The consumer writes its own heartbeat, and deletes the rows of consumers that have gone.
 grant select, delete,
       insert (consumer_id, worker_name, host, pid, version, state, state_detail, listening, cadence_seconds,
               polling_why, last_wake, last_wake_at, wakes, events, lag_seconds),
@@ -283,7 +285,7 @@ grant select, delete,
 
 -- Reader -------------------------------------------------------------------------------------------------
 --
--- status, health, doctor, attempts, and the lists of everything. No payload: neither safe_payload nor event_snapshot.
+-- For status, health, doctor, attempts, and all lists. It cannot read payloads: neither safe_payload nor event_snapshot.
 
 grant execute on function
     public.fn_iu_lease_holders(integer, text),
@@ -325,22 +327,22 @@ grant select (id, worker_name, event_ref, route_kind, route_code, idempotency_ke
 
 grant iu_listen_reader to iu_listen_operator;
 
--- cursor site.
+-- For cursor site.
 grant insert (site), update (seen_at, accepted_at, accepted_by) on public.iu_outbox_site to iu_listen_operator;
 
--- A gate is a value in dot_config. Privileges know columns, not rows: an operator could change any other setting in
--- there. So it is for people, not for services; and no key can be added or removed.
+-- A gate is a value in dot_config. A privilege applies to all rows of a column, so an operator could also change other
+-- settings there. Therefore this role is for people, not for services. It cannot add or remove keys.
 grant update (value, updated_at) on public.dot_config to iu_listen_operator;
 
 grant update (enabled, dry_run, delivery_policy) on public.iu_outbound_route to iu_listen_operator;
 
--- route live, route dry.
+-- For route live and route dry.
 grant execute on function
     public.fn_iu_route_live(text, boolean, text, text), public.fn_iu_delivery_problems(public.iu_outbound_route)
     to iu_listen_operator;
 grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_listen_operator;
 
--- route policy, route resume, delivery cancel, and replays that are queued.
+-- For route policy, route resume, delivery cancel, and replays that are queued.
 grant execute on function
     public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
@@ -348,10 +350,10 @@ grant execute on function
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text)
     to iu_listen_operator;
--- Locking a row for the length of a transaction asks for UPDATE on one column, whichever. A lease that is given back early
--- is taken again by its holder.
+-- Locking a row requires UPDATE on any one of its columns. This column is harmless: a lease holder takes a lease that was
+-- given back early again.
 grant update (released) on public.iu_delivery_lease to iu_listen_operator;
--- A delivery that is cancelled becomes a dead letter with its whole event, payload included.
+-- A cancelled delivery becomes a dead letter with the whole event, including its payload.
 grant select on public.event_outbox to iu_listen_operator;
 grant update (failure_detail) on public.iu_route_delivery to iu_listen_operator;
 grant update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, stopped_at,
@@ -365,7 +367,7 @@ grant insert (worker_name, event_ref, route_kind, route_code, idempotency_key, a
     on public.iu_route_dead_letter to iu_listen_operator;
 grant insert (route_count, batch_xact_id) on public.iu_route_attempt to iu_listen_operator;
 
--- A replay decides from the snapshot, so it reads whole dead letters, and it writes its attempt.
+-- A replay uses the snapshot of the event, so it reads all columns of dead letters, and writes an attempt.
 grant execute on function
     public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_dispatch(text, uuid, jsonb)
@@ -376,12 +378,12 @@ grant insert (event_ref, route_kind, route_code, status, decision, delivered, fa
               traceparent)
     on public.iu_route_attempt to iu_listen_operator;
 
--- cursor reset. What it sets back are positions; totals and the lineage stay. reanchor is for the owner.
+-- For cursor reset, which changes positions; totals and the lineage stay. Only the owner can reanchor.
 grant execute on function public.fn_iu_outbox_tick() to iu_listen_operator;
 grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq, last_created_at, last_event_id)
     on public.iu_route_worker_cursor to iu_listen_operator;
 
--- audit, audit --repair. A repair gives an event a new position, and touches nothing else of it.
+-- For audit and audit --repair. A repair gives an event a new position, and changes nothing else of the event.
 grant execute on function
     public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
     public.fn_iu_audit_repair(text, integer)
@@ -394,17 +396,17 @@ grant delete, insert (worker_name, event_ref), update (found, wanted, confirmed_
     on public.iu_audit_missing to iu_listen_operator;
 grant update (xact_id, event_seq) on public.event_outbox to iu_listen_operator;
 
--- What is kept how long. Setting it removes nothing; the janitor does.
+-- For retention policies. Changing a policy removes nothing; only the janitor removes rows.
 grant update (keep, enabled, updated_at) on public.iu_retention_policy to iu_listen_operator;
 
--- An export is ended for good by a person: retention waits for it until then.
+-- An operator may remove a trace export. Until then the retention keeps the rows that the export has not read.
 grant select (name, exported), delete on public.iu_trace_cursor to iu_listen_operator;
 
 -- Janitor ------------------------------------------------------------------------------------------------
 --
--- `iu-listen retention run`, from a timer. It can delete any event and all of the audit: give it to the login of that
--- one job, never to a consumer and never to a person. What it removes is decided by policies that it cannot set.
--- Partitions are the owner's: whoever may not own event_outbox removes rows.
+-- For `iu-listen retention run`, from a timer. The role can delete any event and the whole audit: grant it only to the
+-- login of that job, never to a consumer or a person. Policies, which this role cannot change, decide which rows are
+-- removed. Only the owner of event_outbox can remove partitions; this role removes rows.
 
 grant execute on function
     public.fn_iu_lease_holders(integer, text),
@@ -415,7 +417,7 @@ grant execute on function
     public.fn_iu_outbox_partitions()
     to iu_listen_janitor;
 
--- Whether the package is whole, and what the cursors have read.
+-- To check that the package is complete, and how far the cursors have read.
 grant select (key) on public.dot_config to iu_listen_janitor;
 grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_route_worker_cursor
     to iu_listen_janitor;
@@ -425,7 +427,7 @@ grant select (codes) on public.iu_audit to iu_listen_janitor;
 grant select (event_ref) on public.iu_route_delivery to iu_listen_janitor;
 grant select (route_code) on public.iu_outbound_route to iu_listen_janitor;
 
--- FOR UPDATE SKIP LOCKED asks for UPDATE on one column, whichever. These are the ones that decide nothing.
+-- FOR UPDATE SKIP LOCKED requires UPDATE on any one column. These columns influence no decision.
 grant select (id, event_domain, created_at, xact_id, event_seq), update (traceparent), delete
     on public.event_outbox to iu_listen_janitor;
 grant select (id, event_ref, route_code, idempotency_key, created_at, xact_id), update (finished_at), delete
@@ -437,8 +439,8 @@ grant select, update (last_run_at, last_gone, total_gone) on public.iu_retention
 
 -- Exporter -----------------------------------------------------------------------------------------------
 --
--- The export of traces, in `run` with OTEL_TRACES_EXPORTER=otlp or in `trace-export`. It reads what spans are made of,
--- no payload, and keeps its own position.
+-- For the trace export, in `run` with OTEL_TRACES_EXPORTER=otlp or in `trace-export`. The role reads the columns from
+-- which spans are built, without payloads, and updates the position of the export.
 
 grant execute on function
     public.fn_iu_lease_holders(integer, text),
