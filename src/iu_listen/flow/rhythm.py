@@ -3,14 +3,14 @@
 While the consumer is idle, a notification is cheap and polling would add latency. Under load the reverse holds: each
 notification takes a lock of the whole cluster during a commit, and each poll finds events. So:
 
-    DISARMED ── nothing to route, not busy ──► arm ──► ARMED ── notification or catch-up poll ──► batch
-       ▲                                                 │
-       └─── two gaps in a row below BUSY_GAP: disarm ────┘
+    AWAKE ── nothing to route, not busy ──► arm ──► ARMED ── notification or catch-up poll ──► batch
+      ▲                                               │
+      └── two gaps in a row below BUSY_GAP: disarm ───┘
 
-A busy consumer stays DISARMED and runs a batch every ``busy_interval``, until no event has come for ``linger``. Arming
-fails while the events of a producer that sent no NOTIFY are not visible yet. Then the consumer runs a batch after a
-growing pause of at most ARM_WAIT_MAX. sql/worker/010_wake.up.sql defines the lock protocol of arming. This module only
-decides: it neither waits nor reads a clock.
+AWAKE means not armed. A busy consumer stays AWAKE and runs a batch every ``busy_interval``, until no event has come for
+``linger``. Arming fails while the events of a producer that sent no NOTIFY are not visible yet. Then the consumer runs
+a batch after a growing pause of at most ARM_WAIT_MAX. sql/worker/010_wake.up.sql defines the lock protocol of arming.
+This module only decides; it neither waits nor reads a clock.
 """
 
 from __future__ import annotations
