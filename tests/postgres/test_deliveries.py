@@ -347,7 +347,7 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
 
 
 async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
-    """A due time in the future, of a delivery or of a paused route, does not delay it after the clock was set back.
+    """A due time in the future, of a delivery or of a paused route, causes no wait after the clock was set back.
 
     Fails when: the dispatcher compares the clock only with the due time.
     """
@@ -490,10 +490,9 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True])
 async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
-    """If more subjects become free than the dispatcher has room for, or the route is
-    paused, each subject goes on later.
+    """If more subjects become free than fit into the prefetch, or the route is paused, each subject goes on later.
 
-    Fails when: subjects that find no room, or whose route is paused, are found only by the sweep, once in 30 s.
+    Fails when: subjects that do not fit, or that belong to a paused route, are found only by the sweep, once in 30 s.
     """
     ready = anyio.Event()
 
@@ -668,12 +667,12 @@ async def test_a_route_keeps_the_order_of_a_subject(live):
 
 
 async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live):
-    """A batch hands over the first delivery of each subject among the untried deliveries, up to
-    the room that the dispatcher has.
+    """A batch hands over the first delivery of each subject among the untried deliveries, up to the given number.
 
     It hands over only deliveries after the given position, and does so even if the event was deleted.
 
-    Fails when: the hand-over ignores subjects or the circuit breaker, or omits a delivery whose event was deleted.
+    Fails when: the hand-over ignores subjects or the circuit breaker, or omits a delivery
+    because its event was deleted.
     """
     hand_over = "select array_agg(event_ref) from fn_iu_delivery_hand_over('iu_outbound_default', $1, $2, $3)"
     async with connected(live.dsn) as connection:
@@ -798,7 +797,7 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
             await connection.execute(
                 "update iu_delivery_lease set owner = $1, backend = null, renewed_at = clock_timestamp()", thief
             )
-            # The 10 s of the wait are much shorter than the interval at which the lease is renewed.
+            # The next renewal, after at most 1 s, finds the loss: long before the lease of 60 s would have expired.
             await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up", timeout=10)
             gate.set()
             await asyncio.sleep(0.3)
@@ -1205,7 +1204,7 @@ async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
 
 
 async def test_an_attempt_links_to_the_one_before_it_that_was_written(live):
-    """An attempt whose number does not follow that of an attempt links to the last attempt before it, or to none.
+    """If there is no attempt with the preceding number, an attempt links to the last one before it, or to none.
 
     Fails when: the link assumes that an attempt exists for each number.
     """
