@@ -56,7 +56,7 @@ class Proxy:
             if not self.refusing:
                 await self._forward(reader, writer, ends)
         finally:
-            # Abort both ends whatever ended the task, also if the block ends in the middle of a connect.
+            # Abort both ends for any reason of the end, also if the block ends in the middle of a connect.
             for end in ends:
                 end.transport.abort()
             self._open -= ends

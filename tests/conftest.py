@@ -148,7 +148,7 @@ def applied(server: TestServer) -> Iterator[Database]:
 
 @pytest.fixture
 def partitioned(server: TestServer) -> Iterator[Database]:
-    """A database whose event_outbox is partitioned by month, with the package applied and the worker gate open."""
+    """A database with an event_outbox that is partitioned by month, the package applied and the worker gate open."""
     for database in server.create("partitioned"):
         asyncio.run(open_gate(database.dsn))
         yield database

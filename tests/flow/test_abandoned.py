@@ -163,7 +163,7 @@ async def test_an_abandoned_call_is_not_cancelled_any_more():
 
 
 async def test_a_call_that_was_given_up_is_abandoned_too():
-    """A call whose delivery was given up is abandoned without a record.
+    """A call is also abandoned, without a record, if its delivery was given up.
 
     Fails when: only calls after their deadline are abandoned.
     """

@@ -51,7 +51,7 @@ async def test_it_takes_a_small_part_of_the_time():
 async def test_a_page_is_as_large_as_it_is_quick():
     """The size of quick pages doubles up to the largest; if events are slow, a page takes a part of its deadline.
 
-    Fails when: a page has a fixed number of events, whatever they cost.
+    Fails when: every page has the same number of events, at any cost.
     """
     world = World(audit_due=-1, audit_pages=8)
     async with consuming(world, **LONG) as (_, seen):

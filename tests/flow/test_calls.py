@@ -1,4 +1,4 @@
-"""Calls of targets by real tasks: which task makes a call, and what a cancellation from inside a target ends."""
+"""Calls of targets by real tasks: the task that makes a call, and the effect of a cancellation from inside a target."""
 
 from __future__ import annotations
 

@@ -105,8 +105,7 @@ async def test_a_ring_wakes_it_at_once():
 
 
 async def test_a_ring_during_a_look_is_not_lost():
-    """An event whose notification arrives while a batch runs, after the snapshot of that
-    batch, is routed right after it.
+    """If a notification arrives while a batch runs, after its snapshot, the event is routed right after that batch.
 
     Fails when: the notification is cleared after the batch instead of before it.
     """

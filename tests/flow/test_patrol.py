@@ -1,4 +1,4 @@
-"""The monitor: blockers that are reported once, and a batch whose answer was lost."""
+"""The monitor: blockers that are reported once, and a batch that never gets its answer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_suspects_of_one_queue_are_one_episode():
 
 
 async def test_an_answer_that_was_lost_is_not_waited_for():
-    """A batch whose server process is idle again, although no answer arrived, is given up within seconds.
+    """If the server process of a batch is idle again, although no answer arrived, the batch is given up within seconds.
 
     Fails when: the server is not asked, and the batch is waited for until its deadline.
     """
@@ -101,7 +101,7 @@ async def test_a_server_that_answers_nobody_is_given_up():
 
 
 async def test_a_patrol_without_a_session_harms_nobody():
-    """A monitor whose session is refused gives up no batch and reports it once.
+    """If the session of the monitor is refused, the monitor gives up no batch and reports the error once.
 
     Fails when: any loss of the monitor's session counts as a dead path, or every attempt is reported.
     """

@@ -50,7 +50,7 @@ def test_without_a_bell_a_busy_spell_is_polled_faster():
 def test_single_events_far_apart_keep_it_armed():
     """Events with gaps above BUSY_GAP are answered by notifications, however many there are.
 
-    Fails when: every event disarms, so that each event of a slow stream costs a millisecond more.
+    Fails when: every event disarms, so that the events of a slow stream are no longer routed within a millisecond.
     """
     slow = rhythm(armed=True)
     for n in range(100):

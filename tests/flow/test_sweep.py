@@ -165,8 +165,7 @@ async def test_a_route_is_searched_when_what_is_found_may_begin(held):
 
 @pytest.mark.anyio
 async def test_a_subject_in_flight_is_not_found():
-    """A sweep ignores a subject whose first delivery is in flight, because its settlement
-    frees it; others are requested.
+    """A sweep ignores a subject with a delivery in flight, because its settlement frees it; others are requested.
 
     Fails when: that subject is requested as well, which gives the in-flight delivery a second time.
     """

@@ -63,7 +63,7 @@ def far(server: TestServer) -> Iterator[Server]:
 
 @pytest.fixture(params=["lower", "higher"])
 def pair(server: TestServer, far: Server, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A pair whose target has lower, or higher, transaction ids than the stamps of the events."""
+    """A pair with a target that has lower, or higher, transaction ids than the stamps of the events."""
     assert server.embedded is not None
     with place(far.data) as files:
         there = Pair(far, server.embedded, True, files)

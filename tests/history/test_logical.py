@@ -19,7 +19,7 @@ PUBLISHED = """
     alter table event_type_registry replica identity using index event_type_registry_type_unique;
     create publication everything for all tables;
 """
-#: The operator who moves the database sets the sequences of IU Core; that of the outbox stays as it is.
+#: The sequences of IU Core are set by the operator of the move; that of the outbox stays as it is.
 IDENTITIES = "select setval(pg_get_serial_sequence('iu_route_attempt', 'id'), (select max(id) from iu_route_attempt))"
 
 

@@ -67,7 +67,8 @@ def test_a_standby_is_refused(past: Database):
 @pytest.mark.slow
 @pytest.mark.parametrize("major", embedded.MAJORS)
 def test_recovery_to_a_point_in_time(major: int):
-    """After a recovery to an earlier point the worker reads the events after that point's cursor, and loses none.
+    """After a recovery to an earlier point the worker reads the events that the recovered
+    cursor has not read, and loses none.
 
     The cursor returns to its state together with the events and the attempts, and it never contained the
     transaction ids that are used again.

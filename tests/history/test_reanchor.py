@@ -159,7 +159,7 @@ async def test_a_cursor_that_proves_nothing(live, damage: Damage, reason: str):
 
 @pytest.mark.parametrize("damage", [copied_cursor, no_anchor, ahead])
 async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage: Damage):
-    """With `--since`, older events count as read, whatever the cursor says."""
+    """With `--since`, older events count as read, regardless of the cursor."""
     async with connected(live.dsn) as worker:
         for _ in range(5):
             await insert_event(worker)
@@ -169,7 +169,7 @@ async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage:
         await damage(worker)
         await open_gate(live.dsn, "false")
         since = datetime.now(UTC) - timedelta(days=1)
-        # An event whose number or stamp the cursor does not know is read, however old.
+        # An event is read at any age if the cursor does not know its number or its stamp.
         assert (await figures(worker, since))["again"] == 3
         assert (await reanchor(worker, since))["again"] == 3
         await open_gate(live.dsn)
@@ -394,7 +394,10 @@ async def _read(recorder, count: int) -> bool:
 
 
 async def test_a_reanchor_that_is_ended_in_the_middle(live):
-    """A reanchor whose session is ended changes nothing, and can be repeated. Fails when: it commits before its end."""
+    """A reanchor changes nothing if its session is ended, and can be repeated.
+
+    Fails when: it commits before its end.
+    """
     async with connected(live.dsn) as worker, connected(live.dsn) as holder:
         read: list[UUID] = [await insert_event(worker) for _ in range(3)]
         assert await drain(worker) == 3

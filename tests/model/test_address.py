@@ -1,4 +1,4 @@
-"""Connection strings: what libpq accepts is understood or refused by name, and no error holds a part of a password."""
+"""Connection strings: a string of libpq is understood or refused by name, and no error holds a part of a password."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import asyncpg
 
 ROUTE = "iu.version_applied.workflow"
 
-#: A trigger that fails for events whose note is "poison" and an SQLSTATE, with that SQLSTATE. It applies to attempts
-#: whose status is like {status}.
+#: A trigger for events with a note of "poison" and an SQLSTATE: it raises an error with that SQLSTATE. It applies to
+#: attempts with a status like {status}.
 POISON = """
 create function test_poison() returns trigger language plpgsql as $$
 declare
@@ -67,7 +67,7 @@ OPEN = """
 
 
 async def open_live_route(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
-    """Make a route live whose target kind is not implemented (`vector`), so that each delivery fails."""
+    """Make a route live with a target kind that is not implemented (`vector`), so that each delivery fails."""
     await connection.execute(
         OPEN.format(route)
         + f"update iu_outbound_route set dry_run = false, target_kind = 'vector' where route_code = '{route}'"

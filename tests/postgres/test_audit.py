@@ -221,7 +221,7 @@ async def test_no_attempts_at_all(live):
 
 
 async def test_dead_letters(live):
-    """A dead letter whose attempt could not be written counts as an attempt; one whose attempt was deleted does not.
+    """A dead letter counts as an attempt if its attempt could not be written, and not if the attempt was deleted.
 
     Fails when: the batch does not mark the dead letter without attempt (attempt_no 0), or
     the check does not look there.
@@ -264,9 +264,10 @@ async def test_dead_letters(live):
     ids=["added", "disabled", "moved", "deleted"],
 )
 async def test_a_route_that_changes_is_no_false_alarm(live, change):
-    """Events that were decided by earlier routes are complete, whatever routes exist today.
+    """Events that were decided by earlier routes are complete, regardless of the present routes.
 
-    Fails when: the wanted attempts are derived from today's routes, or suspects are not confirmed for each event.
+    Fails when: the wanted attempts are derived from the present routes, or suspected
+    events are not confirmed one by one.
     """
     async with connected(live.dsn) as worker:
         # Far from the place that the check reads first: every event has to be looked up by its keys.
@@ -281,10 +282,11 @@ async def test_a_route_that_changes_is_no_false_alarm(live, change):
 
 
 async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspected(live):
-    """From 10 000 suspects on they are confirmed in the middle of a pass, and the other events
-    of that route are not suspected.
+    """When 10 000 events are suspected to lack an attempt, the pass confirms or clears them before it goes on.
 
-    Fails when: suspects are confirmed only at the end, or the confirmation does not record deleted routes.
+    The other events of a deleted route are not suspected after that.
+
+    Fails when: suspected events are confirmed only at the end, or the confirmation does not record deleted routes.
     """
     async with connected(live.dsn) as worker:
         await ballast(worker, 50_000)
@@ -527,7 +529,7 @@ async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
 async def test_pages_of_different_sizes_share_what_they_learn(live):
     """A large page after a small one also reads its attempts in sequence; the consumer and a command can share a pass.
 
-    Fails when: the distance to read is that of the page before, whatever its size.
+    Fails when: the distance to read is that of the page before, although the sizes differ.
     """
     async with connected(live.dsn) as worker:
         await write(worker, 3000)
@@ -565,7 +567,7 @@ async def test_a_closed_gate_stops_the_decision_and_not_the_audit(live):
 
 
 async def test_repaired_events_keep_their_order(live):
-    """Repaired events are decided in the order in which they were written, whatever the order of the loss.
+    """Repaired events are decided in the order in which they were written, and not in the order of the loss.
 
     Fails when: the repair does not sort by the old positions.
     """

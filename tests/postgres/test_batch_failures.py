@@ -65,7 +65,7 @@ async def _letters(connection: asyncpg.Connection) -> list[tuple]:
 
 @pytest.mark.parametrize("body", EVIL.values(), ids=EVIL)
 async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
-    """An event whose function fails the batch, ends the server process or takes too long becomes a dead letter alone.
+    """An event becomes a dead letter alone if its function fails the batch, ends the server process or takes too long.
 
     Events before and after it are routed, and its other routes too, if the error names the route.
 

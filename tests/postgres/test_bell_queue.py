@@ -76,7 +76,8 @@ async def test_who_holds_the_queue_is_named(database):
 
 
 async def test_a_consumer_that_starts_with_a_full_queue_polls(database):
-    """A consumer that cannot send its test notification works without the bell, and listens when the queue has room.
+    """A consumer that cannot send its test notification works without the bell, and listens
+    when the queue is no longer full.
 
     Fails when: Refused from the listener session ends the consumer.
     """

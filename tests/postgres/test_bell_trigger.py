@@ -68,8 +68,9 @@ async def test_the_decision_falls_at_commit(applied):
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_a_writer_with_an_old_snapshot_knows_who_sleeps(applied, isolation):
-    """A producer whose snapshot is older than the arming notifies, and one whose snapshot is
-    older than the disarming does not.
+    """A producer notifies if a consumer is armed at its commit, even if its snapshot is older than the arming.
+
+    It does not notify after the disarming, even if its snapshot is older than that.
 
     Fails when: the armed state is a row, which a producer sees as it was at its snapshot.
     """
@@ -214,7 +215,8 @@ async def test_only_events_that_a_worker_reads_ring(applied):
 
 
 async def test_events_of_every_domain_with_a_worker_ring(applied):
-    """The worker of another domain is notified from its registration on, whatever the transaction wrote before.
+    """A worker of another domain is notified from its registration on, also if the
+    transaction wrote other events before.
 
     Fails when: WHEN knows domain iu only, or iu.bell records the transaction without its domains.
     """
@@ -236,7 +238,7 @@ async def test_events_of_every_domain_with_a_worker_ring(applied):
 
 
 async def test_writers_of_a_domain_without_a_worker_hold_no_lock(applied):
-    """A producer whose events no worker reads does not keep the consumers of other domains busy.
+    """A producer of events that no worker reads does not keep the consumers of other domains busy.
 
     Fails when: the domain is checked after the locks were taken.
     """

@@ -1,4 +1,4 @@
-"""The budget of dead letters: what stops a route, what does not, and what ends the stop.
+"""The budget of dead letters: the cases that stop a route, and those that end the stop.
 
 The migrations are 019 and 020; the reasons are in docs/why/delivery.md.
 """
@@ -159,7 +159,7 @@ async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed
 
 
 async def test_a_probe_that_cannot_be_attempted_is_followed_by_another_at_once(live):
-    """A trial delivery whose payload is too large becomes a dead letter, and the next trial delivery follows at once.
+    """A trial delivery with a payload that is too large becomes a dead letter, and the next one follows at once.
 
     It was not sent, so it is no answer of the target.
 

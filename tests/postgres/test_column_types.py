@@ -102,7 +102,7 @@ ODD = {
 
 @pytest.mark.parametrize("column", ODD)
 async def test_a_type_that_cannot_work_is_named_before_anything_is_applied(substrate, column: str):
-    """apply and doctor name a column whose type the package cannot work with, and apply changes nothing.
+    """apply and doctor name a column if the package cannot work with its type, and apply changes nothing.
 
     Fails when: only the existence of columns is checked.
     """

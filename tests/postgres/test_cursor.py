@@ -1,4 +1,4 @@
-"""Ticks: every committed event is read once, whatever the order of commits and the size of the pages."""
+"""Ticks: every committed event is read once, in any order of commits and with any size of pages."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ async def overwritten(connection: asyncpg.Connection) -> None:
 
 @pytest.mark.parametrize("write", [invented, copied, replicated, overwritten])
 async def test_position_is_never_believed(live, write):
-    """An event is read once, after the older events, whatever position its producer claims and however it was written.
+    """An event is read once, after the older events, for any position that its producer claims and any way of writing.
 
     Fails when: the stamp is missing or conditional, does not fire for replicas, or an UPDATE of the domain skips it.
     """

@@ -97,7 +97,7 @@ async def test_what_it_cannot_hold(odd):
 
 
 async def test_an_encoding_of_bytes_is_refused(undecodable):
-    """apply refuses SQL_ASCII, whose text may be bytes of no encoding, at preflight check 1, and creates nothing.
+    """apply refuses SQL_ASCII, which accepts bytes of no encoding, at preflight check 1, and creates nothing.
 
     Fails when: preflight check 1 does not read the encoding.
     """

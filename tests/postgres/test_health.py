@@ -157,8 +157,9 @@ async def test_backlog_and_dead_letters_are_warnings(live):
 
 
 async def test_backlog_counts_what_is_unread(live):
-    """The backlog is exactly what the next batches will read: committed and unread events of
-    the domain, also inside a tick.
+    """The backlog is exactly the number of events that later batches read, also inside a tick.
+
+    These are the committed events of the domain that the worker has not read.
 
     Fails when: the view ignores the position in a tick, the transactions that prev lists, or the domain.
     """
@@ -282,7 +283,7 @@ async def test_times_in_the_future_tell_nothing(live):
 async def test_an_export_that_stands_still_is_red(live):
     """If attempts wait and none was exported for ten minutes, the worker is unhealthy, also in the metric.
 
-    A trace export that makes progress is no reason, whatever its backlog.
+    A trace export that makes progress is no reason, even with a large backlog.
 
     Fails when: health looks at routing alone.
     """

@@ -13,7 +13,8 @@ from support import connected, drain, insert_event
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
-#: Payloads by what they exceed: a row as jsonb (256 MB), a text form of 1 GB, and what a reader of the letter can hold.
+#: Payloads by the limit that they exceed: a row as jsonb (256 MB), a text form of 1 GB, and the memory
+#: of a reader of the dead letter.
 LARGE = {
     "no jsonb of the row": "jsonb_build_object('a', repeat('x', 268435400))",
     "no text": r"jsonb_build_object('a', repeat(E'\x01', 180000000))",
@@ -30,7 +31,7 @@ async def _insert(connection: asyncpg.Connection, payload: str) -> UUID:
 
 @pytest.mark.parametrize("payload", LARGE.values(), ids=LARGE)
 async def test_a_large_event_is_one_dead_letter(live, payload):
-    """An event that a function rejects becomes a dead letter of bounded size, whatever its payload; others are routed.
+    """An event that a function rejects becomes a dead letter of bounded size, for any payload; others are routed.
 
     Fails when: the batch converts the row with to_jsonb for the snapshot, which raises an error, or keeps a
     payload that cannot be read as text.
@@ -60,8 +61,9 @@ async def test_a_large_event_is_one_dead_letter(live, payload):
 
 
 async def test_the_replay_of_a_large_event_reads_the_log(live):
-    """A dead letter whose snapshot is too large is replayed with the whole event, or fails with
-    a reason if the event is gone.
+    """A dead letter with a snapshot that is too large is replayed with the whole event from the outbox.
+
+    If the event is gone, the replay fails with this reason.
 
     Fails when: the replay passes the bounded snapshot to the function.
     """

@@ -80,7 +80,7 @@ async def test_a_lock_of_a_stranger_is_no_lease(live, stranger):
 
 
 async def test_a_consumer_of_ours_is_no_stranger(live):
-    """A session of a role that may move the cursor holds the lease, whatever its application name."""
+    """A session of a role that may move the cursor holds the lease with any application name."""
     async with connected(live.dsn) as holder:
         await holder.fetchval(HOLD, LEASE_KEY, WORKER)
         async with consuming(live.dsn, waits_for=StandingBy) as watcher:

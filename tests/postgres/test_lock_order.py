@@ -83,7 +83,7 @@ def settle(result: Result) -> Action:
 
 
 async def take(connection: asyncpg.Connection, facts: Facts) -> object:
-    """Take as many deliveries as there is room for."""
+    """Take deliveries, at most nine."""
     want = Want(route=ROUTE, room=9, after=0, deadline=30)
     return await deliveries(connection, facts).take([want], [], [])
 
@@ -241,7 +241,8 @@ async def test_who_waits_for_a_lock_holds_none_that_comes_later(live, name):
 
 
 #: Functions of the package that write or lock rows of two or more of these tables, and the calls above that run them.
-#: Others lock rows that nobody else can wait for: they skip what is locked, or hold the lease or cursor of the caller.
+#: The empty name stands for a function on whose locks no other session can wait: it skips locked rows, or holds the
+#: lease or the cursor of its caller.
 COVERED = {
     "fn_iu_delivery_breaker_succeed": "settle a probe that arrived",
     "fn_iu_delivery_cancel": "cancel",

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.mark.parametrize("created_at", ["infinity", "-infinity", "20000-01-01"])
 async def test_an_odd_time_stops_nobody(live, created_at):
-    """An event whose created_at is infinite or far in the future is routed, and the consumer and status go on.
+    """An event with a created_at that is infinite or far in the future is routed, and the consumer and status go on.
 
     Fails when: the high-water mark accepts any created_at.
     """

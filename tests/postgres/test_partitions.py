@@ -254,7 +254,7 @@ async def test_a_month_with_rows_of_others_stays(partitioned):
 
 
 async def test_a_month_that_was_written_just_now_stays(partitioned):
-    """A month whose events were written recently is kept, although their created_at is old."""
+    """A month is kept if its events were written recently, although their created_at is old."""
     async with connected(partitioned.dsn) as c:
         await event(c, 0)
         await event(c, 4)
@@ -361,7 +361,7 @@ async def interrupted(database: Database, part: str, reader: asyncpg.Connection)
 
 @pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
 async def test_an_interrupted_detaching_is_finished(partitioned, drop):
-    """A partition whose detaching is pending is finalized by the next run, which also opens or drops the table.
+    """The next run finalizes a partition that is still being detached, and then opens or drops the table.
 
     Fails when: pending partitions are not looked for, because then no other partition can be detached.
     """
@@ -479,8 +479,9 @@ async def test_other_kinds_of_partitions_are_left_alone(empty):
 
 @pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Europe/Berlin", "Pacific/Kiritimati"])
 async def test_months_are_counted_in_utc(partitioned, zone):
-    """Months are created in UTC, whatever time zone and styles the database has, also through a
-    pooler without session settings.
+    """Months are created in UTC for any time zone and styles of the database, also through a pooler.
+
+    Behind a pooler the session has no settings of its own.
 
     Fails when: timestamptz + interval is evaluated in the zone of the session, or the bounds of a partition are
     read in the style of the session.

@@ -19,7 +19,7 @@ from support import connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
 
-#: An event whose payload is this SQL expression.
+#: An event with this SQL expression as its payload.
 INSERT = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, safe_payload)
     values ('iu', 'version_applied', 'update', 'immediate', {}) returning id
@@ -72,7 +72,7 @@ async def test_a_payload_that_is_too_large_is_a_dead_letter(live, what, how):
 
 @pytest.mark.slow
 async def test_a_payload_beyond_what_the_server_can_hold_is_a_dead_letter(live):
-    """A payload whose text has more than 1 GB, which the server cannot make, becomes a dead letter like any other.
+    """A payload with a text of more than 1 GB, which the server cannot make, becomes a dead letter like any other.
 
     Fails when: the conversion is not guarded, or a snapshot is made of it.
     """
@@ -146,7 +146,7 @@ async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
 
 
 async def test_an_event_that_is_gone_is_a_dead_letter(live):
-    """A delivery whose event was deleted becomes a dead letter and is not delivered without its payload.
+    """A delivery becomes a dead letter if its event was deleted, and is not delivered without a payload.
 
     Fails when: a missing row counts as one without values.
     """

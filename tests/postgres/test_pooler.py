@@ -116,7 +116,7 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
 
 
 async def test_a_pooler_in_statement_mode_is_named(dsns):
-    """A pooler in statement mode causes an error whose hint names the setting to change.
+    """A pooler in statement mode causes an error with a hint that names the setting to change.
 
     Fails when: every error before a session is open counts as an unreachable server.
     """

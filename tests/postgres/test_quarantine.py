@@ -16,7 +16,8 @@ from support import MANY, connected, drain
 pytestmark = pytest.mark.asyncio
 
 OTHER = "other"
-#: Enough events that deliveries are in flight when the suspects are due, half a second after the lease was taken.
+#: Enough events that deliveries are in flight when those in quarantine are due, half a
+#: second after the lease was taken.
 EVENTS = 100
 DELIVERIES = "select id, route_code, alone, tries, due_at is not null as due from iu_route_delivery order by id"
 

@@ -267,7 +267,7 @@ async def test_a_date_in_the_future_is_kept_and_proves_nothing(live, created):
 
 @pytest.mark.parametrize("created", ["'-infinity'", "'epoch'", "now() - interval '100 days'"])
 async def test_age_is_that_of_the_writing(live, created):
-    """An event that was written after a young one is young, whatever its created_at says.
+    """An event that was written after a young one is young, even if its created_at is old.
 
     Such a created_at is a faked past, or comes from a very old transaction.
 
@@ -490,8 +490,8 @@ async def test_an_open_dead_letter_keeps_its_attempts_and_itself(live):
 
 
 async def test_a_dead_letter_that_is_the_only_proof_stays_with_its_event(live):
-    """A dead letter whose attempt could not be written (attempt 0) is kept as proof of the
-    decision while its event exists.
+    """While its event exists, a dead letter is kept as proof of the decision if its attempt
+    could not be written (attempt 0).
 
     Fails when: a resolved dead letter is removed by its age alone.
     """
@@ -556,7 +556,7 @@ async def test_another_reader_of_the_audit_has_one_place_to_object(live):
 
 
 async def test_what_the_audit_misses_stays(live):
-    """An event whose attempts are missing is kept until it is repaired or accepted, because a
+    """An event that lacks attempts is kept until it is repaired or accepted, because a
     removed event cannot be repaired.
 
     Fails when: fn_iu_retention_released does not read the completeness check.

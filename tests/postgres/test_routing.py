@@ -41,7 +41,7 @@ async def untouched(connection: asyncpg.Connection) -> bool:
 
 
 async def test_enabled_route_is_a_dry_run(live):
-    """An event whose route is enabled is recorded as a dry run, and is not delivered."""
+    """An event with an enabled route is recorded as a dry run, and is not delivered."""
     async with connected(live.dsn) as worker:
         event = await insert_event(worker)
         answer = await run_batch(worker)
@@ -64,7 +64,7 @@ async def test_event_without_a_route_is_skipped(live):
 
 
 async def test_event_with_disabled_routes_is_skipped(live):
-    """An event whose routes are all disabled gets one skipped attempt with the decision route_disabled."""
+    """An event with only disabled routes gets one skipped attempt with the decision route_disabled."""
     async with connected(live.dsn) as worker:
         await route(worker, "a", "born", enabled=False)
         await route(worker, "b", "born", enabled=False)
@@ -172,7 +172,7 @@ async def test_fault_of_an_event(live, sqlstate, status):
 
 
 async def test_event_that_breaks_a_check(live):
-    """An event whose attempt violates a CHECK becomes a dead letter, and the other events of the page do not."""
+    """An event becomes a dead letter if its attempt violates a CHECK, and the other events of the page do not."""
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(5)]
         await worker.execute(

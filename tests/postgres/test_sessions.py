@@ -225,7 +225,7 @@ async def test_sessions_say_who_they_are(live):
 
 
 async def test_a_session_reads_and_writes_in_one_style(live):
-    """A session sets time zone, styles and digits itself, whatever the database is configured with.
+    """A session sets time zone, styles and digits itself, regardless of the settings of the database.
 
     Fails when: a session takes them from the role or the database.
     """

@@ -128,7 +128,7 @@ async def test_a_question_for_more_passes_what_waits(live):
 
 @pytest.mark.parametrize("order", ["subject", "none"])
 async def test_retries_that_wait_for_their_time_are_not_read(live, order):
-    """A take does not read thousands of deliveries whose retry is not yet due, also on a route without order.
+    """A take does not read thousands of deliveries that are not yet due again, also on a route without order.
 
     Fails when: their due time is compared with a volatile function, which rules out an index search.
     """
@@ -144,7 +144,7 @@ async def test_retries_that_wait_for_their_time_are_not_read(live, order):
 
 @pytest.mark.parametrize("planned", ["while it is empty", "when it was analyzed"])
 async def test_who_is_first_is_found_without_those_who_wait(live, planned):
-    """To find out whether a delivery is the first of its subject reads one row, whatever statistics the planner had.
+    """The check whether a delivery is the first of its subject reads one row, with any statistics of the planner.
 
     Fails when: another index can answer the query for the first delivery, or the query is a join.
     """
@@ -270,9 +270,9 @@ async def test_a_subject_that_the_consumer_did_not_free_goes_on(live, monkeypatc
 
 
 async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypatch):
-    """If the next delivery of a subject exceeds `prefetch_bytes`, it is taken when there is room again.
+    """If the next delivery of a subject exceeds `prefetch_bytes`, it is taken when other deliveries have ended.
 
-    Fails when: a freed subject is requested only once, whatever the answer.
+    Fails when: a freed subject is requested only once, regardless of the answer.
     """
     monkeypatch.setattr(sweep, "RESCAN", math.inf)
     ended = anyio.Event()
