@@ -143,9 +143,7 @@ async def ours(dsn: str, events: int) -> float:
 
 
 async def singly(dsn: str, times: int, late: Path) -> tuple[list[float], list[float]]:
-    """Milliseconds to the call from the begin of each insert, and from the answer to its commit; one insert every 20
-    ms.
-    """
+    """Milliseconds to the call, from the begin of each insert and from its committed answer; one insert every 20 ms."""
     began, committed = [], []
     connection = await asyncpg.connect(dsn)
     await connection.execute("truncate event_outbox, iu_route_attempt, iu_route_delivery, iu_consumer_heartbeat")

@@ -44,9 +44,7 @@ async def fill(connection: asyncpg.Connection, events: int) -> None:
 
 
 async def latencies(connection: asyncpg.Connection, running: asyncio.Task[None]) -> list[float]:
-    """Milliseconds from the begin of an insert to its attempt, one insert every 20 ms, while ``running`` is not
-    done.
-    """
+    """Milliseconds from the begin of an insert to its attempt, one insert every 20 ms, until ``running`` is done."""
     since = await connection.fetchval("select clock_timestamp()")
     written = 0
     while not running.done():

@@ -72,9 +72,7 @@ def environment(home: str, dsn: str | None = None, env: Mapping[str, str] | None
 
 
 def run(*args: str, dsn: str | None = None, env: Mapping[str, str] | None = None, timeout: float = 60) -> Done:
-    """Run one command to its end, in an empty directory and a clean environment. A traceback in the output is an
-    error.
-    """
+    """Run one command to its end, in an empty directory and a clean environment. A traceback is an error."""
     with tempfile.TemporaryDirectory(prefix="iu-cli-") as home:
         began = time.monotonic()
         whole = environment(home, dsn, env)
@@ -92,9 +90,7 @@ def run(*args: str, dsn: str | None = None, env: Mapping[str, str] | None = None
 
 
 def refused(code: int, *says: str, **named: Any) -> Callable[..., Done]:
-    """Return a function that runs a command and asserts its exit code and that its output contains all of these
-    texts.
-    """
+    """Return a function that runs a command and asserts its exit code and these texts in its output."""
 
     def must(*args: str, **more: Any) -> Done:
         done = run(*args, **named, **more)
@@ -141,9 +137,7 @@ class Running:
         return "".join(self._said)
 
     def until_it_says(self, words: str, times: int = 1, timeout: float = 30) -> float:
-        """Wait until the output contains these words; return the time at which they were found, by the monotonic
-        clock.
-        """
+        """Wait until the output contains these words; return the time of that, by the monotonic clock."""
         with self._changed:
             found = self._changed.wait_for(
                 lambda: self.said.count(words) >= times or (self._said and not self._said[-1]), timeout

@@ -16,9 +16,7 @@ from iu_listen.embedded_keeper import run as run_as
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[embedded.Server]:
-    """A server that a test may stop, with TCP and a password; iu-listen is applied to its database iu, and the gate is
-    open.
-    """
+    """A server that a test may stop, with TCP and a password; its database iu has the package, and an open gate."""
     with place() as root, embedded.running(root, 18, durable=False, tcp=True) as server:
         yield server
 

@@ -1,6 +1,4 @@
-"""A prepared incident: the consumer was absent for 95 hours, events wait, and dead letters of the time before are
-open.
-"""
+"""A prepared incident: the consumer was absent for 95 hours, events wait, and earlier dead letters are open."""
 
 from __future__ import annotations
 

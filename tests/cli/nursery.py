@@ -114,9 +114,7 @@ def born(args: Sequence[str], env: Mapping[str, str], cwd: str, timeout: float) 
 
 
 def _order(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Return the next command, in the process that becomes it; None in the nursery, when the tests have closed the
-    socket.
-    """
+    """Return the next command, in the process that becomes it; None in the nursery, when the socket is closed."""
     # The nursery does not wait for keepers that have ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:

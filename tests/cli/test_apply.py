@@ -166,9 +166,7 @@ def test_plan_with_a_backup(substrate, tmp_path):
 
 
 def test_backup(substrate, tmp_path):
-    """--backup-dir first takes a dump that only its owner can read, that pg_restore can read and that has every
-    table.
-    """
+    """--backup-dir first takes a dump with every table, which only its owner and pg_restore can read."""
     done = apply(substrate.dsn, "--backup-dir", str(tmp_path / "dumps"))
     assert done.code == 0, done.out
     (dump,) = (tmp_path / "dumps").iterdir()
@@ -301,9 +299,7 @@ def apply_some(dsn: str, count: int) -> None:
 
 @on_one_server
 def test_it_goes_on_after_005(substrate, applied):
-    """An apply that was interrupted after 005 continues there, and ends with the same objects as an uninterrupted
-    one.
-    """
+    """An apply that was interrupted after 005 continues there, and has the same result as an uninterrupted one."""
     apply_some(substrate.dsn, 2)
     done = apply(substrate.dsn)
     assert done.code == 0, done.out + done.err
@@ -410,9 +406,7 @@ def test_event_triggers(substrate, size):
 
 @on_one_server
 def test_a_busy_table_is_not_queued_on(substrate):
-    """While an open transaction has read event_outbox, apply does not wait for its lock: gate 8 closes, nothing
-    changes.
-    """
+    """While an open transaction has read event_outbox, apply does not wait: gate 8 closes, nothing changes."""
     before = portrait(substrate.dsn)
     with holding(substrate.dsn, "select count(*) from event_outbox"):
         done = apply(substrate.dsn, *WAIVED, "--lock-timeout", "0.3")

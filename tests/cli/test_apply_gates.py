@@ -286,9 +286,7 @@ def test_6_the_worker_gate_is_open(live):
 
 
 def test_6_open_before_the_package(substrate):
-    """A worker gate that is open before there is a worker closes gate 6, and gate 4 because no file has created the
-    key.
-    """
+    """A worker gate that is open without a worker closes gate 6, and gate 4, because no file has created its key."""
     execute(substrate.dsn, "insert into dot_config (key, value) values ('iu_core.route_worker_enabled', 'true')")
     with unchanged(substrate.dsn):
         done = apply(substrate.dsn)
@@ -340,9 +338,7 @@ def test_7_the_check_alone(substrate):
 
 
 def test_8_a_probe_that_fails(substrate, tmp_path):
-    """Gate 8 is closed when the probe does not get the expected figures, and names the scenario with the observed
-    ones.
-    """
+    """Gate 8 is closed when the probe gets unexpected figures, and names the scenario and the figures."""
     tree = Tree(tmp_path)
     tree.edit(
         "sql/worker/009_route_worker_functions.up.sql",

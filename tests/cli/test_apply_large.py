@@ -88,8 +88,7 @@ def test_the_probe_takes_a_large_apply_back(substrate):
 
 
 def test_what_cannot_be_taken_back_goes_on(substrate):
-    """An apply that fails and cannot be reverted states the reason and its progress, and the next apply continues
-    there.
+    """An apply that fails and cannot be reverted states the reason and its progress; the next one continues there.
 
     Fails when: the error of the reversal replaces the original error.
     """

@@ -59,9 +59,7 @@ def test_a_complete_log(live):
 
 
 def test_what_is_missing_is_listed(lossy):
-    """audit lists each event that lacks attempts and exits with 1; status, doctor and the view show the same
-    afterwards.
-    """
+    """audit lists each event that lacks attempts and exits with 1; status, doctor and the view then show the same."""
     done = run("audit", "--json", dsn=lossy.dsn)
     assert (done.code, done.err) == (1, "")
     assert (done.json["checked"], done.json["missing"], done.json["complete"]) == (300, 25, False)
@@ -83,9 +81,7 @@ def test_what_is_missing_is_listed(lossy):
 
 
 def test_a_repair_is_planned_confirmed_and_done(lossy):
-    """--repair --plan changes nothing, --repair without --yes is refused, and with --yes a running consumer routes
-    again.
-    """
+    """--repair --plan changes nothing, --repair needs --yes, and then a running consumer routes the events again."""
     missing = lost(lossy.dsn)
     positions = "select md5(string_agg(id || ' ' || event_seq || ' ' || xact_id, ',' order by id)) from event_outbox"
     before = value(lossy.dsn, positions)
@@ -195,8 +191,7 @@ def test_ctrl_c_leaves_the_position_for_the_next_call(lossy):
         assert "iu-listen audit --resume" in command.said
         # No progress bar without a terminal.
         assert "━" not in command.said
-    # The server may still complete the page for which the command has waited: it does not notice that the client has
-    # ended.
+    # The server may still complete the page of the command, because it does not notice that the client has ended.
     assert 5000 <= value(lossy.dsn, "select checked from iu_audit where started_at is not null") < 10_000
     done = run("audit", "--resume", "--json", dsn=lossy.dsn)
     assert (done.json["checked"], done.json["missing"]) == (12_300, 25)

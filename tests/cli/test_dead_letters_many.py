@@ -193,8 +193,7 @@ def test_an_interrupt_leaves_the_rest_as_it_is(letters):
 
 
 def test_cancelling_is_planned_asked_for_and_answers_for_a_dry_route(live):
-    """delivery cancel has a plan, needs a confirmation and a reason, and exits with 0 for a dry route without
-    deliveries.
+    """delivery cancel has a plan, needs a confirmation and a reason, and exits with 0 if there are no deliveries.
 
     Fails when: a route without deliveries is treated as one that delivers.
     """

@@ -72,9 +72,7 @@ def test_emit_many(live):
 
 
 def test_attempts(live):
-    """attempts shows the audit, the newest first, by event, route and status; for an event without attempts it exits
-    with 1.
-    """
+    """attempts shows the audit, the newest first, by event, route and status; without attempts it exits with 1."""
     event = run("emit", "--json", dsn=live.dsn).json["events"][0]
     refused(1)("attempts", "--event", event, dsn=live.dsn)
     execute(live.dsn, ROUTE_ONCE)
@@ -123,9 +121,7 @@ def test_status(live):
 
 
 def test_status_of_a_consumer(live):
-    """status and doctor show the state, bell and wake-ups of a running consumer; health --here finds it on this
-    host.
-    """
+    """status and doctor show state, bell and wake-ups of a running consumer; health --here finds it on this host."""
     refused(1, platform.node())("health", "--here", dsn=live.dsn)
     with running("run", "--log-format", "json", dsn=live.dsn) as consumer:
         consumer.until_it_says('"listening"')
@@ -153,9 +149,7 @@ def test_status_of_a_consumer(live):
 
 
 def test_health(live):
-    """health exits with 0 while the worker could work, and with 1 and the reason when it is silent or the master gate
-    closed.
-    """
+    """health exits with 0 while the worker could work, with 1 and the reason if it is silent or a gate is closed."""
     done = run("health", dsn=live.dsn)
     assert done.code == 0
     assert done.out.startswith("healthy  iu_outbound_default")
@@ -178,8 +172,7 @@ def test_health(live):
 
 
 def test_health_waits(live):
-    """health --wait exits with 0 as soon as the worker is healthy, and with 1 or 3 and the last answer after the
-    timeout.
+    """health --wait exits with 0 as soon as the worker is healthy, or with 1 or 3 after the timeout.
 
     Fails when: it answers at once, or never.
     """

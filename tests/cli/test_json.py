@@ -69,9 +69,7 @@ def _keys(value: object) -> set[str]:
 
 
 def test_one_name_for_one_thing(busy):
-    """No answer uses a second name for a thing, and every key of every answer is on the page: as_json() gives the
-    names.
-    """
+    """No answer uses a second name for a thing, and every key of every answer is on the page: see as_json()."""
     page = PAGE.read_text()
     known = set(re.findall(r"`([a-z_]+)`", page)) | set(re.findall(r'"([a-z_]+)":', page))
     for command in _commands(busy.dsn):

@@ -113,8 +113,7 @@ def test_what_waits_for_a_missing_target_may_be_cancelled(ready):
 
 
 def test_an_address_that_is_refused_at_the_connection_is_seen(ready):
-    """A name that resolves to a private address pauses its route by the circuit breaker; doctor fails and names the
-    remedy.
+    """A name that resolves to a private address pauses its route by the circuit breaker; doctor names the remedy.
 
     Fails when: it is shown as an outage that ends by itself.
     """

@@ -19,8 +19,7 @@ from iu_listen.model.text import UNSAFE
 pytestmark = on_one_server
 
 ROUTE_ONCE = "select fn_iu_route_worker_run('iu_outbound_default', 1000)"
-#: Title, clear screen, colour, one-byte CSI, right-to-left override, isolate, a forged line, markup of rich, a
-#: backslash.
+#: Title, clear screen, colour, one-byte CSI, right-to-left override, isolate, forged line, markup of rich, backslash.
 HOSTILE = (
     "\x1b]0;owned\x07\x1b[2J\x1b[31mFORGED\x1b]52;c;aGk=\x07\x9b2J\u202eevil\u2066\u200f\r\nok   forged [red]m[/] \\"
 )
@@ -64,9 +63,7 @@ def _unsafe(text: str) -> list[str]:
 
 
 def test_no_control_sequence_of_a_value_reaches_a_pipe(hostile):
-    """No control sequence of a database text is in any answer, table or JSON: every console renders through
-    visible().
-    """
+    """No control sequence of a database text is in any table or JSON: every console renders through visible()."""
     seen = 0
     for command in _commands(hostile.dsn):
         done = run(*command, dsn=hostile.dsn)
@@ -164,8 +161,7 @@ def _exit(command: list[str], dsn: str, redirection: str) -> tuple[int, str]:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
 def test_an_answer_that_cannot_be_written(live):
-    """If standard output is full or closed, the exit code is 4 with a one-line message, without `healthy` or a
-    traceback.
+    """If standard output is full or closed, the exit code is 4 with a one-line message and no traceback or `healthy`.
 
     The mechanism: the stream keeps the failure, and main() checks it at the end. The command has still done its work.
     """

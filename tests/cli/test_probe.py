@@ -72,9 +72,7 @@ def probe(dsn: str, *args: str, **more: Any) -> Done:
 
 
 def test_the_seeds_table(substrate):
-    """On a database without the package, every row of the seed's table has the expected figures, and nothing
-    remains.
-    """
+    """Without the package, every row of the seed's table has the expected figures, and nothing remains."""
     before = portrait(substrate.dsn)
     done = probe(substrate.dsn)
 
@@ -193,9 +191,7 @@ def test_closed_gates(applied):
 @pytest.mark.asyncio
 @on_one_server
 async def test_beside_a_working_consumer(live):
-    """A probe passes beside a consumer under load; the consumer waits no longer than the lock timeout, and misses
-    nothing.
-    """
+    """A probe passes beside a consumer under load, which waits no longer than the lock timeout, and misses nothing."""
     limit = 1.0
     stop = anyio.Event()
     written = 0

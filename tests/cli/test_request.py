@@ -107,8 +107,7 @@ def until(backend: Agent, count: int, trace: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_request_and_all_that_follows_is_one_trace(live, backend, protocol):
-    """Request, event, failed attempt, dead letter and replay are one trace, with the right parents, links, kinds and
-    times.
+    """Request, event, failed attempt, dead letter and replay are one trace with right parents, links, kinds and times.
 
     Fails when: the context of the request does not reach the row, or a span is made from another row.
     """

@@ -124,9 +124,7 @@ def test_a_policy_that_nobody_runs_is_noticed(live):
 
 
 def test_a_run_needs_yes_and_a_policy(live):
-    """Without --yes the command shows the plan and exits with 1; without a policy it removes nothing and exits with
-    0.
-    """
+    """Without --yes the command shows the plan and exits with 1; without a policy it removes nothing, with 0."""
     read_log(live.dsn, 5)
     assert run("retention", "run", "--yes", "--json", dsn=live.dsn).json == {"status": "nothing_enabled"}
     assert "No policy is enabled" in run("retention", "run", "--yes", dsn=live.dsn).out
@@ -232,9 +230,7 @@ def test_a_standby_is_refused(standby):
 
 
 def test_partitions_are_planned_and_done(partitioned):
-    """The plan names the months that are dropped as a whole and those that are created; a run does both, and removes
-    the rest row by row.
-    """
+    """The plan names the months to drop and to create; a run does both, and removes the rest row by row."""
     execute(
         partitioned.dsn,
         """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, created_at)

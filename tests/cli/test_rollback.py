@@ -23,9 +23,7 @@ WAIVED = ("--no-backup", "a test database")
 
 
 def test_up_down_up(substrate):
-    """Up, down, up: after the rollback nothing differs from before, and the second apply has the same result as the
-    first.
-    """
+    """After a rollback nothing differs from before, and a second apply has the same result as the first."""
     dsn = substrate.dsn
     execute(dsn, "select fn_iu_emit_event('version_applied', 'before', null, 'a', '{}') where false")
     before = portrait(dsn)

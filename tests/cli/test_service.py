@@ -145,9 +145,7 @@ class TestStopping:
 
 
 def test_a_batch_that_does_not_end(live):
-    """After a signal the consumer waits for the running batch only for the grace period; the batch counts as a whole or
-    not at all.
-    """
+    """A stop waits for the running batch only for the grace period; the batch counts completely or not at all."""
     with holding(live.dsn, "lock table iu_outbound_route"):
         run("emit", dsn=live.dsn)
         with running(*JSON, "--grace", "1", dsn=live.dsn) as consumer:
@@ -291,8 +289,7 @@ def routed_by_the_next(dsn: str) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_step_of_a_batch(live, step):
-    """If the consumer is killed at any step of its batch, the event is routed once, by the server or by the next
-    consumer.
+    """If the consumer is killed at any step of its batch, the event is routed once, by the server or the next consumer.
 
     Fails when: events, attempts and cursor do not change in one transaction.
     """

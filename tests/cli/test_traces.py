@@ -62,9 +62,7 @@ LIFE = ["event version_applied", "└ attempt, route", "└ dead letter", "└ a
 
 
 def test_a_life_is_drawn_from_its_rows(eventful):
-    """By the event, its trace id, the dead letter or the attempt, trace shows the same waterfall in the order of the
-    tree.
-    """
+    """For the event, its trace id, the dead letter or the attempt, trace shows the same tree."""
     event, letter = rows(eventful.dsn, "select event_ref, id from iu_route_dead_letter")[0]
     attempt = value(eventful.dsn, "select max(id) from iu_route_attempt")
     for what in (str(event), event.hex, str(letter), str(attempt)):
@@ -220,9 +218,7 @@ def test_without_the_package_it_says_so(substrate, receiver):
 
 
 def test_beside_a_consumer_that_is_scraped_it_goes_without_metrics(live, receiver):
-    """If the port of the metrics is in use, for example by a consumer, the export says so and continues without
-    metrics.
-    """
+    """If the port of the metrics is in use, for example by a consumer, the export continues without metrics."""
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

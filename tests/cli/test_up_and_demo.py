@@ -26,9 +26,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_while_the_database_is_gone(own_server, number):
-    """While its database is unavailable the consumer keeps trying and logs it; a signal ends it at once, and it
-    reconnects.
-    """
+    """While its database is down the consumer tries again and logs it; a signal ends it at once, and it reconnects."""
     dsn = own_server.dsn("iu")
     run("apply", "--base", "--no-backup", "a test", dsn=dsn)
     run("gate", "open", "worker", dsn=dsn)
@@ -163,9 +161,7 @@ def test_demo_that_is_interrupted(place, phase, number):
 
 @pytest.mark.parametrize("burst", [1, 7, 5003])
 def test_a_burst_is_as_large_as_asked(place, burst):
-    """--burst 5003 writes and reports 5 003. Fails when: the remainder of the division among writers and units is
-    lost.
-    """
+    """--burst 5003 writes and reports 5 003. Fails when: the remainder of the division among writers is lost."""
     done = run("demo", "--burst", str(burst), env=there(place), timeout=120)
     assert f"{burst:,} events written and routed in".replace(",", " ") in done.out
     nothing_runs(place)

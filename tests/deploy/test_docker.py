@@ -169,9 +169,7 @@ def test_no_secret_is_written_down() -> None:
 
 
 def test_services_start_in_order() -> None:
-    """Services start in order: database healthy, package applied, role created, then the consumer; waits check the
-    right condition.
-    """
+    """Services start in order: healthy database, package, role, consumer; each wait has the right condition."""
     for service in SERVICES.values():
         for needed, how in service.get("depends_on", {}).items():
             one_shot = SERVICES[needed].get("restart") == "no"
@@ -194,9 +192,7 @@ def test_the_consumer_speaks_to_the_collector_as_it_listens() -> None:
 
 
 def test_prometheus_and_grafana_find_what_they_show() -> None:
-    """The consumer serves metrics where Prometheus scrapes, with its rules; Grafana has the dashboard and that
-    Prometheus.
-    """
+    """The consumer serves metrics where Prometheus scrapes; Grafana has the dashboard and that Prometheus."""
     prometheus, grafana = ({target.split(":")[1]: target.split(":")[0] for target in SERVICES[name]["volumes"]}
                            for name in ("prometheus", "grafana"))  # fmt: skip
     for source in (*prometheus.values(), *grafana.values()):
@@ -292,9 +288,7 @@ def fresh(empty: Database) -> Iterator[dict[str, str]]:
 
 
 def test_the_demo_sets_itself_up(fresh: dict[str, str], tmp_path: Path) -> None:
-    """The commands of `apply` and `roles`, run as compose does, prepare a database that the consumer's role may
-    read.
-    """
+    """The commands of `apply` and `roles`, run as by compose, prepare a database that the consumer's role may read."""
 
     def run(service: str, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         given = {**fresh, "PGUSER": SERVICES[service]["environment"]["PGUSER"], **environment}

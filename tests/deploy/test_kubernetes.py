@@ -66,8 +66,7 @@ def test_kubernetes_knows_the_component_of_live_routes(name: str, version: str) 
 
 
 def test_the_component_of_live_routes_fits_the_deployment() -> None:
-    """It patches the existing container, its policy selects the consumers, and deliveries may go to public addresses
-    only.
+    """It patches the existing container, its policy selects the consumers, and deliveries go to public addresses only.
 
     Fails when: the container is renamed, or every address is permitted.
     """
@@ -98,9 +97,7 @@ def test_manifests_need_no_features_of_yaml() -> None:
 
 
 def test_everything_selects_the_same_pods() -> None:
-    """Deployment, disruption budget and spread select by the labels of the pods; the network policy selects all
-    pods.
-    """
+    """Deployment, disruption budget and spread select by the labels of the pods; the network policy selects all."""
     assert DEPLOYMENT["spec"]["template"]["metadata"]["labels"] == LABELS
     assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["selector"]["matchLabels"] == LABELS
     ours = MANIFESTS["networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"].items()
@@ -119,9 +116,7 @@ def test_one_always_stands_by() -> None:
 
 
 def test_the_container_may_do_next_to_nothing() -> None:
-    """Not root, no writable path, no capability, no escalation, the runtime's seccomp profile, no token, no service
-    links.
-    """
+    """No root, writable path, capability, escalation, token or service links; the runtime's seccomp profile."""
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert POD["securityContext"]["runAsUser"] >= 10_000
     assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

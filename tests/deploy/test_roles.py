@@ -243,8 +243,7 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     for kind in (State.IDLE, State.BUSY):
         await session.beat(kind, "", True, "", Tally())
     answer = await run_batch(connection)
-    # Dead letters are the poison event and the one that the seam refuses; without a privilege for delivery, more of
-    # them.
+    # Dead letters are the poison event and the one that the seam refuses; more if a privilege for delivery is missing.
     assert (answer["seen"], answer["skipped"], answer["queued"]) == (7, 1, 4), answer
     assert answer["dead_lettered"] >= 2, answer
     # A run without events takes no lock.
@@ -289,8 +288,7 @@ async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings
         Outcome(taken=t, result=r, began=0, ended=0, code="x", called="it")
         for t, r in zip(supply.taken, results, strict=True)
     ]
-    # The rejection uses up the budget of dead letters, so the route has a trial delivery, whose success ends that
-    # state.
+    # The rejection uses up the budget of dead letters; then a trial delivery succeeds, and the route continues.
     assert await deliveries.settle(done[:3]) == 1
     assert (await deliveries.take([want], [], [])).taken
     assert await deliveries.settle(done[3:]) == 0
@@ -643,8 +641,7 @@ def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles:
 
 
 def test_an_operator_audits_and_repairs(applied: Database, roles: Logins) -> None:
-    """A login role with only iu_listen_operator finds a deleted attempt, has its event routed again, and accepts
-    another.
+    """A login role with only iu_listen_operator finds a deleted attempt, has it routed again, and accepts another.
 
     Fails when: deploy/postgres/roles.sql does not let the operator draw new positions, or write the tables of the
     audit.
@@ -829,9 +826,7 @@ async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settin
 
 
 def test_the_exporter_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
-    """An exporter reads the data of spans and stores its position; without any single one of its privileges it
-    cannot.
-    """
+    """An exporter reads the data of spans and stores its position; without any one of its privileges it cannot."""
 
     async def run() -> None:
         async with connected(applied.dsn) as owner:

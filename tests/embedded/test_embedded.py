@@ -469,9 +469,7 @@ def copy_of_the_wheel(site: Path) -> None:
 
 @as_root
 def test_closed_clone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If only root can enter the directory of data and binaries, they are put elsewhere, and its mode is not
-    changed.
-    """
+    """Data and binaries in a directory that only root can enter are put elsewhere; its mode is not changed."""
     closed = place / "closed"
     closed.mkdir(mode=0o700)
     copy_of_the_wheel(closed / "site-packages")

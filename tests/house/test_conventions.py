@@ -99,8 +99,7 @@ def test_every_attribute_is_documented(made):
 
 
 def test_names_are_those_of_the_conventions(made):
-    """Every name that does not begin with iu. is in OpenTelemetry's conventions, of the schema version that spans
-    state.
+    """Every name that does not begin with iu. is in OpenTelemetry's conventions, of the stated schema version.
 
     Fails when: the conventions rename an attribute, or a name is used that they do not have.
     """

@@ -25,8 +25,7 @@ PINS = _versions((ROOT / "constraints.txt").read_text().split())
 
 
 def test_every_pin_has_its_hashes() -> None:
-    """hashes.txt has the versions of constraints.txt, at least one hash for each, and nothing else: no URL and no
-    index.
+    """hashes.txt has the versions of constraints.txt, each with at least one hash, and nothing else: no URL, no index.
 
     Fails when: a pinned version was changed without `make hashes`.
     """

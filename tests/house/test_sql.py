@@ -122,9 +122,7 @@ def test_every_file_is_ascii():
 
 
 def test_every_table_has_a_primary_key(applied):
-    """Each table of the package has a primary key, so a publication for all tables permits updates; IU Core's are
-    exempt.
-    """
+    """Each table of the package has a primary key, so a publication for all tables permits updates; not IU Core's."""
 
     async def without() -> set[str]:
         async with connected(applied.dsn) as connection:

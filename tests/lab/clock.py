@@ -39,8 +39,7 @@ class Clock:
         self.env = {
             "LD_PRELOAD": str(LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            # The file is read at each query of the time, which costs about 10 µs, so that no program uses an old
-            # offset.
+            # The file is read at each query of the time, which costs about 10 µs; so no program uses an old offset.
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",

@@ -56,9 +56,7 @@ def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> 
 
 
 def _sweep() -> None:
-    """Remove filesystems of killed processes. A lock shows that an owner lives, because the kernel releases it at the
-    end.
-    """
+    """Remove filesystems of killed processes; the kernel has released the lock of a process that has ended."""
     for image in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/image"):
         with suppress(OSError), image.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,9 +67,7 @@ def _sweep() -> None:
 
 @contextmanager
 def own_disk(megabytes: int) -> Iterator[Path]:
-    """A directory with a separate filesystem of at most half of the free space; a plain directory if that is not
-    possible.
-    """
+    """A directory with a separate filesystem of at most half of the free space; if not possible, a plain directory."""
     with ExitStack() as stack:
         if missing():
             place = Path(stack.enter_context(TemporaryDirectory(prefix=PREFIX)))

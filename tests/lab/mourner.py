@@ -11,8 +11,7 @@ from contextlib import contextmanager
 def mourned_by(script: str, *args: object, account: tuple[int, int] | None = None) -> Iterator[None]:
     """If this process ends within the block in any way, a shell runs ``script`` with these arguments."""
     uid, gid = account or (None, None)
-    # The shell waits for a line that never comes. When this process ends, the kernel closes the pipe, and the wait
-    # ends.
+    # The shell waits for a line that never comes, until this process ends and the kernel closes the pipe.
     with subprocess.Popen(
         ["/bin/sh", "-c", f"read -r line; {script}", "sh", *map(str, args)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",

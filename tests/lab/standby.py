@@ -1,6 +1,4 @@
-"""A streaming standby of an embedded server: created, made synchronous, frozen, promoted, and removed without a
-trace.
-"""
+"""A streaming standby of an embedded server: created, made synchronous, frozen, promoted, and removed."""
 
 from __future__ import annotations
 

@@ -47,8 +47,7 @@ async def down_again(server: Server) -> bool:
 
 
 async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary):
-    """Without space for attempts the batch fails as a whole with the reason; with space, everything is routed by
-    itself.
+    """Without space for attempts the batch fails as a whole; with space, everything is routed without an operator.
 
     Fails when: the SQLSTATE filter is removed from the run, so that events become dead letters; or Refused ends it.
     """
@@ -124,8 +123,7 @@ async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing
                         for _ in range(100):
                             await bulk.execute(MANY)
                 assert "PANIC" in primary.log.read_text()
-                # After a start, the server panics again soon or cannot even recover, so the start by a supervisor has
-                # no effect.
+                # After a start, the server panics again soon or cannot even recover, so the start has no effect.
                 await wait_until(lambda: down_again(primary), "it panics again, or is down", 30)
                 with suppress(EmbeddedError):
                     await asyncio.to_thread(primary.start)

@@ -213,8 +213,7 @@ STALLED = "select count(*) = 5 from pg_stat_activity where state = 'active' and 
 
 
 async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
-    """While a synchronous standby stands still, commits wait and nothing is visible; then the bell announces each at
-    once.
+    """While a synchronous standby stands still, commits wait and are invisible; then the bell announces each at once.
 
     Fails when: a producer releases the bell lock before its event is visible, or the consumer is idle without that
     lock.
@@ -259,8 +258,7 @@ async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
 
 @pytest.mark.slow
 async def test_a_silent_writer_that_waits_for_a_standby_keeps_the_consumer_awake(primary):
-    """While the commit of a producer that sent no NOTIFY stalls, the consumer cannot become armed; then it finds the
-    event.
+    """A stalled commit of a producer that sent no NOTIFY keeps the consumer unarmed; then its event is found at once.
 
     Fails when: the producer's lock is released before the commit is visible, so that the consumer becomes idle.
     """

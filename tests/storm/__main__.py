@@ -23,9 +23,7 @@ async def unless_told_to_end(plan: Plan) -> Report:
 
 
 def main() -> int:
-    """Read the command line, run a storm and print the report. The exit code is 1 if the storm failed or was
-    interrupted.
-    """
+    """Read the command line, run a storm and print the report. The exit code is 1 after a failure or an interrupt."""
     parser = argparse.ArgumentParser(prog="make storm", description=run.__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=None, help="default: random, and printed")
     parser.add_argument("--minutes", type=float, default=2.0)

@@ -1,6 +1,4 @@
-"""Reads the files in which the storm's target (target.py) notes its calls: first arrivals, repeats, overlapping
-calls.
-"""
+"""Reads the files in which the storm's target (target.py) notes its calls: first, repeated and overlapping calls."""
 
 from __future__ import annotations
 

@@ -98,9 +98,7 @@ async def asked_to_stop(ground: Ground) -> AsyncIterator[None]:
 
 @fault("frozen leader, thawed later", bound=LEASE + 1)
 async def frozen(ground: Ground) -> AsyncIterator[None]:
-    """The server ends the session of the frozen consumer, the standby takes over, and the thawed consumer becomes
-    standby.
-    """
+    """The server ends the frozen consumer's session, the standby takes over, the thawed consumer becomes standby."""
     leader, holder = await ground.leader(), await ground.lease_holder()
     leader.signal(signal.SIGSTOP)
     try:
@@ -228,9 +226,7 @@ async def path_refuses(ground: Ground) -> AsyncIterator[None]:
 
 @fault("path swallows everything for a while", bound=DEADLINE + RECONNECT_MAX + 1)
 async def path_stalls(ground: Ground) -> AsyncIterator[None]:
-    """Open connections lose the data that was sent meanwhile and cannot be used afterwards; neither side is
-    notified.
-    """
+    """Open connections lose the data that was sent and cannot be used afterwards; neither side is notified."""
     ground.path.stalled = True
     await asyncio.sleep(ground.dice.uniform(0.2, 3))
     ground.path.stalled = False

@@ -60,9 +60,7 @@ async def kept_up(ground: Ground) -> None:
 
 @fault("promotion of a streaming standby", bound=RECONNECT_MAX + 2, cuts_writers=True)
 async def promoted(ground: Ground) -> AsyncIterator[None]:
-    """The primary fails, and its synchronous standby is promoted; at random, consumers reach the standby before
-    that.
-    """
+    """The primary fails, and its synchronous standby is promoted; at random, consumers reach it before that."""
     old = ground.server
     standby = await asyncio.to_thread(ground.leftovers.enter_context, standby_of(old, ground.home, **EAGER))
     async with synchronous(old):
@@ -83,9 +81,7 @@ async def promoted(ground: Ground) -> AsyncIterator[None]:
 
 @fault("promotion of an asynchronous standby that is behind", bound=RECONNECT_MAX + 2, cuts_writers=True)
 async def promoted_behind(ground: Ground) -> AsyncIterator[None]:
-    """The standby stops following, the primary goes on and fails: the latest transactions are lost, the consumers live
-    on.
-    """
+    """The standby stops following, and the primary goes on and fails: the latest transactions are lost."""
     assert ground.writers is not None
     old = ground.server
     standby = await asyncio.to_thread(ground.leftovers.enter_context, standby_of(old, ground.home, **EAGER))
@@ -119,9 +115,7 @@ async def standby_stalls(ground: Ground) -> AsyncIterator[None]:
 
 @fault("disk full", bound=RECONNECT_MAX + 2, cuts_writers=True, writers_may_fail=True, missing=lambda _: disk.missing())
 async def disk_full(ground: Ground) -> AsyncIterator[None]:
-    """The disk has no free block for tables and WAL: statements fail, and PostgreSQL panics and stays down until it
-    has.
-    """
+    """No block is free for tables and WAL: statements fail; PostgreSQL panics and stays down until there is space."""
     with disk.full(ground.home):
         await _run_out_of_room(ground)
         await asyncio.sleep(ground.dice.uniform(0.5, 4))
@@ -160,8 +154,7 @@ async def through_a_pooler(ground: Ground) -> AsyncIterator[Pooler]:
         try:
             await ground.restart_consumers()
             yield between
-            # A consumer detects the pooler within 2 s; its start takes about 1 s. bench/recovery.py measures this
-            # bound.
+            # A consumer detects the pooler within 2 s; its start takes about 1 s. bench/recovery.py measures it.
             await ground.until_said(POOLED, before)
         finally:
             between.kill()
@@ -206,9 +199,7 @@ async def _set_again_and_again(ground: Ground, time: clock.Clock) -> None:
 
 @fault("clock of the consumers set by an hour", bound=CATCH_UP + 0.5, missing=lambda _: clock.missing())
 async def consumers_clock(ground: Ground) -> AsyncIterator[None]:
-    """The clock is set forward and back while they run; the monotonic clock is not changed, as with the kernel's
-    clock.
-    """
+    """The clock is set forward and back while they run; the monotonic clock is not changed, as by the kernel."""
     with clock.wall_clock() as time:
         for consumer in ground.consumers:
             consumer.environ = time.env
@@ -232,8 +223,7 @@ async def servers_clock(ground: Ground) -> AsyncIterator[None]:
             await ground.leader()
             await _set_again_and_again(ground, time)
             yield
-            # Times that were recorded while the clock was ahead are corrected, and do not change the health of the
-            # worker.
+            # Times recorded while the clock was ahead are corrected, and do not change the health of the worker.
             await ground.until(
                 """select last_run_at <= clock_timestamp() and (fn_iu_route_worker_health($1) ->> 'healthy')::boolean
                      from iu_route_worker_cursor where worker_name = $1""",

@@ -147,9 +147,7 @@ async def strange_session(ground: Ground) -> AsyncIterator[asyncpg.Connection]:
 
 @fault("a stranger holds the lock of the lease", bound=2 * LEASE + RECONNECT_MAX)
 async def strangers_lock(ground: Ground) -> AsyncIterator[None]:
-    """Another role waits for the lock of the lease and gets it when the session of the lease holder ends. Meanwhile, a
-    row represents the lease.
-    """
+    """Another role gets the lock of the lease when the lease holder's session ends; then a row represents the lease."""
     mine = "select exists (select from fn_iu_lease_holders($1, $2) where stranger = $3)"
     async with strange_session(ground) as stranger:
         ground.notes["no lock"] = True

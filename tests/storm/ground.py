@@ -307,9 +307,7 @@ class Ground:
         await self.leader()
 
     async def leader(self) -> Consumer:
-        """Return the active consumer, by a heartbeat that is written from now on: an older one may be of a killed
-        process.
-        """
+        """Return the active consumer, by a heartbeat from now on: an older one may be of a killed process."""
         now = await self.value("select clock_timestamp()")
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
@@ -342,9 +340,7 @@ class Ground:
         return time.monotonic() - began
 
     def said(self, words: str) -> int:
-        """How often the logs contain these words so far. Each consumer has a log, so there is no common position to
-        start at.
-        """
+        """How often the logs of all consumers contain these words so far."""
         return self.logs().count(words)
 
     def logs(self) -> str:

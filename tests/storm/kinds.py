@@ -342,9 +342,7 @@ async def emits_and_runs(pen: Pen) -> None:
 
 @kind("quick", 1)
 async def poisoned(pen: Pen) -> None:
-    """The delivery of the second event fails at every attempt; the events of its subject before and after it
-    succeed.
-    """
+    """The delivery of the second event fails at every attempt; its subject's events before and after it succeed."""
     await pen.begin()
     turn = await pen.turn()
     await pen.write(turn)

@@ -98,9 +98,7 @@ class Transaction:
         return self.rows - len(self.undone)
 
     def ends_on(self, row: int, route: str) -> bool:
-        """Whether this row must have an ending on this route. On the route ARRIVED it has none if its doom never
-        arrives.
-        """
+        """Whether this row must have an ending on this route; on ARRIVED it has none if its doom never arrives."""
         return route != ARRIVED or row not in self.dooms or self.dooms[row].arrives
 
     def may_end(self, row: int, route: str, decision: str, code: str) -> bool:
@@ -224,9 +222,7 @@ class Judge:
         self._verdict = Verdict()
 
     def hear(self, event: bytes, route: str, decision: str, code: str = "") -> None:
-        """Take the last attempt of an event on a route: the id in 16 bytes, the decision, the failure code of a dead
-        letter.
-        """
+        """Take the last attempt of an event on a route: id in 16 bytes, decision, failure code of a dead letter."""
         key, row = int.from_bytes(event[:8]), int.from_bytes(event[8:])
         transaction, number = self._model.transactions.get(key), self._routes.get(route)
         if transaction is None or row >= transaction.rows:

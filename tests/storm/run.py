@@ -131,9 +131,7 @@ class Storm:
     # -- faults --------------------------------------------------------------------------------------------------
 
     async def _strike(self) -> None:
-        """Run faults one after the other until the time is over; each fault of the table once before any is
-        repeated.
-        """
+        """Run faults one after the other until the time is over; each of the table once before any is repeated."""
         dice = self.ground.dice
         table = [f for f in faults.FAULTS.values() if not self.plan.only or f.name in self.plan.only]
         self.report.skipped_faults = {f.name: why for f in table if (why := f.missing(self.plan.major))}
@@ -269,9 +267,7 @@ class Storm:
         return len(before) == 1 and min(moments) >= self.troubled[before.pop()][1]
 
     async def _compare_turns(self, session: ground.Session) -> None:
-        """Compare the turns in the model with the counters of the subjects, to verify the model's committed
-        transactions.
-        """
+        """Compare the model's turns with the counters of the subjects, to verify its committed transactions."""
         drawn = dict(await session.fetch("select id, turn from storm.subject where turn > 0"))
         known: dict[int, int] = {}
         for tx in self.model.of(Fate.COMMITTED):

@@ -50,9 +50,7 @@ class Surviving:
         return [*self._undecided, *islice(self._model.transactions.values(), self._known, None)]
 
     async def _finish_prepared(self, ground: Ground) -> None:
-        """End prepared transactions again that ended after the standby stopped following, and are therefore still
-        prepared.
-        """
+        """End transactions again that ended after the standby stopped following, and so are still prepared there."""
         assert ground.writers is not None
         waiting = {p.tx.gid for p in ground.writers.prepared}
         ended = {tx.gid: tx for tx in self._in_question() if tx.gid and tx.gid not in waiting}

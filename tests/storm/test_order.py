@@ -1,5 +1,4 @@
-"""An ordered route while the consumer is killed: each subject in the order of its commits, one call of a subject at a
-time.
+"""An ordered route while the consumer is killed: each subject in the order of its commits, one call at a time.
 
 ORDER_EVENTS and ORDER_SUBJECTS make the test longer: `make kills`.
 """

@@ -26,9 +26,7 @@ CREATED = ("now()", "now()", "now()", "now() - interval '1 year'", "'-infinity'"
 
 
 class Writers:
-    """Writers with short and long transactions, batches and rollbacks; they keep the committed events and the
-    errors.
-    """
+    """Writers with short and long transactions, batches and rollbacks; they keep committed events and errors."""
 
     def __init__(self, dsn: str, seed: int) -> None:
         self.dsn = dsn

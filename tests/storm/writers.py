@@ -24,8 +24,7 @@ from storm.model import Fate, Model, Transaction
 
 #: Number of writers of each pace.
 CREW = {"quick": 14, "slow": 16, "bulk": 1}
-#: Each weather: relative frequency, shortest and longest duration, and pause of a quick writer between transactions, in
-#: s.
+#: Each weather: relative frequency, range of its duration in s, range of a quick writer's pause in s.
 WEATHER = {
     "calm": (1, (0.3, 1.0), (10.0, 10.0)),
     "breeze": (2, (0.5, 3.0), (0.05, 0.6)),

@@ -140,9 +140,7 @@ class Callers:
 async def storm(
     callers: Callers, deliveries: Sequence[Delivery], kill: Callable[[], Any], start: Callable[[], Any]
 ) -> None:
-    """Deliver all, while the server is killed after one third and after two thirds, and stays down until many calls
-    failed.
-    """
+    """Deliver all; after one third and two thirds the server is killed, and is down until many calls failed."""
 
     async def strikes() -> None:
         for share in (1, 2):

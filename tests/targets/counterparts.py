@@ -133,8 +133,7 @@ def granian(certificates: Certificates) -> Iterator[Receiver]:
             server.wait(10)
 
 
-#: The action of a raw receiver on a connection when a request has arrived. The connection stays open if it returns
-#: true.
+#: The action of a raw receiver when a request has arrived. The connection stays open if it returns true.
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
 
 

@@ -78,8 +78,7 @@ async def test_one_connects_for_all():
 
 @pytest.mark.asyncio
 async def test_one_failure_is_the_failure_of_all():
-    """50 simultaneous users cause one attempt, whose failure is the failure of all; a moment later a new attempt is
-    made.
+    """50 simultaneous users cause one attempt, whose failure is that of all; a moment later there is a new attempt.
 
     Fails when: a failure is not remembered, or is remembered for ever.
     """

@@ -84,8 +84,7 @@ async def endings(connection: asyncpg.Connection) -> dict[UUID, str]:
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("what", KILLS)
 def test_a_delivery_that_ends_the_process_becomes_a_dead_letter(live, tmp_path, what):
-    """The delivery is attempted alone, its attempts are counted, and it becomes a dead letter; good events before and
-    after it arrive once.
+    """The delivery is attempted alone and becomes a dead letter after its attempts; good events around it arrive once.
 
     Fails when: in-flight deliveries are not recorded after an unclean end, or are not attempted alone.
     """
@@ -126,8 +125,7 @@ async def _ended(connection: asyncpg.Connection, event: UUID) -> bool:
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_path):
-    """Every exception of FAILS and REJECTS uses attempts of its own event only; the process and other deliveries
-    continue.
+    """Every exception of FAILS and REJECTS uses attempts of its own event only; process and other deliveries continue.
 
     Fails when: an exception of a target is not contained in its call, or its values reach the database unchanged.
     """
@@ -140,8 +138,7 @@ def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_p
                 good = [await emit(connection, route, "return") for route in ROUTES]
 
                 async def over() -> bool:
-                    # Good events keep coming: with bad ones alone, the circuit breaker cannot distinguish them from an
-                    # outage.
+                    # Good events keep coming: with bad ones alone, the circuit breaker would see an outage.
                     good.extend([await emit(connection, route, "return") for route in ROUTES])
                     await asyncio.sleep(0.25)
                     return (await endings(connection)).keys() >= set(bad)
@@ -241,9 +238,7 @@ SCRIPTS = st.one_of(
 
 @st.composite
 def sets(draw: st.DrawFn) -> dict[str, Any]:
-    """Events of two routes with the behaviour of their targets, at most two of which end the process; and external
-    kills.
-    """
+    """Events of two routes with the behaviour of their targets, at most two of which end the process; and kills."""
     number = draw(st.integers(5, 20))
     scripts = [draw(SCRIPTS) for _ in range(number)]
     for place in draw(st.sets(st.integers(0, number - 1), max_size=2)):
@@ -270,8 +265,7 @@ async def play(dsn: str, folder: Path, drawn: dict[str, Any]) -> None:
                 await running.killed()
 
             async def over() -> bool:
-                # Good events keep coming: otherwise a target that is unavailable only for the last event counts as an
-                # outage.
+                # Good events keep coming: otherwise an unavailable target of the last event counts as an outage.
                 for route in ROUTES:
                     scripts[await emit(connection, route, "return")] = ("return",)
                 await asyncio.sleep(0.25)

@@ -57,8 +57,7 @@ async def test_an_event_arrives_as_a_cloudevent(receiver, mode, http2):
     event = from_http_event(HTTPMessage(headers=got["headers"], body=got["body"].encode()))
     assert (got["method"], got["path"], got["version"]) == ("PUT", "/hook", "2" if http2 else "1.1")
     assert got["headers"]["idempotency-key"] == sent.idempotency_key
-    # traceparent names the trace of the producer and the span of this call; the CloudEvents extension has the
-    # producer's value.
+    # The header has the producer's trace and the span of this call; the extension has the producer's value.
     assert got["headers"]["traceparent"] == sent.traceparent
     assert sent.traceparent[:36] == TRACEPARENT[:36]
     assert sent.traceparent != TRACEPARENT

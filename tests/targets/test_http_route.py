@@ -46,8 +46,7 @@ async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
 
 @pytest.mark.parametrize("status", [401, 403, 404, 502])
 async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, status):
-    """While a receiver answers 401, 403, 404 or 502 to everything, no attempt is counted; afterwards every event
-    arrives once.
+    """While a receiver answers 401, 403, 404 or 502 to all, no attempt is counted; afterwards each event arrives once.
 
     Fails when: one of these statuses rejects the event, or uses up attempts while no delivery of the route succeeds.
     """

@@ -1,6 +1,4 @@
-"""Deliveries to Kafka, tested with the mock cluster of librdkafka: real ports, the real protocol, unavailable
-brokers.
-"""
+"""Deliveries to Kafka, with the mock cluster of librdkafka: real ports, the real protocol, unavailable brokers."""
 
 from __future__ import annotations
 
@@ -116,8 +114,7 @@ async def test_a_record_is_the_payload_with_the_event_in_its_headers(running):
 
 @pytest.mark.asyncio
 async def test_a_subject_is_one_partition(running):
-    """Records of a subject are in one partition, in their order; a record without a subject has the event id as its
-    key.
+    """Records of a subject are in one partition, in order; a record without a subject has the event id as key.
 
     Fails when: records have no key, or another one.
     """
@@ -480,8 +477,7 @@ async def test_user_and_password_reach_the_server_and_are_not_shown(caplog):
     ],
 )
 def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
-    """An invalid address or option is refused before connecting, with its name and the permitted values, without
-    secrets.
+    """An invalid address or option is refused before connecting, with its name, permitted values and no secret.
 
     Fails when: a row of the table of options, or the check of the address, is removed.
     """

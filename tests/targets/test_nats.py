@@ -482,8 +482,7 @@ async def test_a_tls_address_says_nothing_in_the_clear():
     ],
 )
 def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
-    """An invalid address or option is refused before connecting, with its name and the permitted values, without
-    secrets.
+    """An invalid address or option is refused before connecting, with its name, permitted values and no secret.
 
     Fails when: a row of the table of options, or the check of the address, is removed.
     """

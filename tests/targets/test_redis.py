@@ -437,8 +437,7 @@ async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path, running, scheme)
     ],
 )
 def test_a_route_that_cannot_work_says_what_may_be(address, options, says):
-    """An invalid address or option is refused before connecting, with its name and the permitted values, without
-    secrets.
+    """An invalid address or option is refused before connecting, with its name, permitted values and no secret.
 
     Fails when: a row of the table of options, or the check of the address, is removed.
     """

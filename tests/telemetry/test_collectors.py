@@ -80,8 +80,7 @@ async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, 
 
 
 async def test_a_collector_with_a_small_limit_and_changing_faults_gets_each_span_once(live, receiver):
-    """Answers 413 for requests above 20 KB, 429 with Retry-After, 404, then 200: each span arrives once, none is
-    dropped.
+    """Answers 413 above 20 KB, 429 with Retry-After, 404, then 200: each span arrives once, none is dropped.
 
     Fails when: a page that is too large is dropped instead of halved, or an accepted part is sent again.
     """
@@ -228,8 +227,7 @@ async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("answer", [400, 413, 422, "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"])
 async def test_who_calls_everything_malformed_has_left_out_nothing(live, receiver, over_grpc, answer):
-    """A collector that refuses every request, such as a port that needs TLS, gets every span after the problem is
-    solved.
+    """A collector that refuses every request, as a port that needs TLS, gets every span after it is repaired.
 
     Fails when: a span is dropped although the collector accepts no other span either.
     """
@@ -479,8 +477,7 @@ async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, monkeypatch):
-    """A page of long texts is sent in requests below the limit that every collector accepts, and long texts are
-    truncated.
+    """A page of long texts is sent in requests that every collector accepts, and long texts are truncated.
 
     Fails when: the size of a request is not checked.
     """
@@ -509,8 +506,7 @@ async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, mo
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypatch):
-    """While the collector is busy for longer than the session timeout, the session is kept in use, and nothing is
-    repeated.
+    """While the collector is busy for longer than the session timeout, the session is kept, and nothing is repeated.
 
     Fails when: the session is not used meanwhile.
     """

@@ -118,8 +118,7 @@ async def test_a_tick_is_ended_before_the_next_one_begins(live):
 
 
 async def test_the_database_says_when_to_give_way(live):
-    """When a reader stores its position, it is told to pause while a worker is within a tick, unless that worker is
-    silent.
+    """When a reader stores its position, it is told to pause if a worker that is not silent is within a tick.
 
     Fails when: the worker's cursor is not checked.
     """
@@ -265,9 +264,7 @@ async def test_what_is_not_exported_yet_is_not_removed(live, receiver):
 
 
 async def test_strange_times_are_exported_too(live, receiver):
-    """A creation time in the far past, the far future, or at infinity makes ordinary spans without a negative
-    duration.
-    """
+    """A creation time in the far past, the far future or at infinity makes ordinary spans; no duration is negative."""
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         strange: list[UUID] = [

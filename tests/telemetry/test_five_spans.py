@@ -239,8 +239,7 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
 
 
 async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, receiver):
-    """The span of the attempt is the parent of the coroutine's spans, lasts at least as long as the call, and has its
-    error.
+    """The span of the attempt is the parent of the coroutine's spans, lasts as long as the call, and has its error.
 
     Fails when: the attempt has the time of the batch or of the settlement, or does not have the error.
     """
@@ -268,8 +267,7 @@ async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, rece
 
 
 async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(live, receiver):
-    """Two routes of one event, one of which fails, is retried, becomes a dead letter and is replayed: no link is
-    dangling.
+    """Two routes of one event; one fails, is retried, becomes a dead letter and is replayed: no link dangles.
 
     Fails when: a delivery links to its own transaction, or the event's span ends with the attempt that was exported
     first.

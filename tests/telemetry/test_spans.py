@@ -51,9 +51,7 @@ def test_a_batch_is_a_consumer_span_with_its_own_length(kept):
 
 
 def test_a_wake_begins_when_it_rang(kept):
-    """The wake-up span begins with the notification, the batch after the given delay, both end together; it has the
-    reason.
-    """
+    """The wake-up span begins with the notification, the batch after the delay; both end together, with the reason."""
     watcher, exporter = kept
     batch = Batch(status="ran", seen=1, seconds=0.25)
     watcher.note(BatchRan(DEFAULT_WORKER, Wake.NOTIFY, batch, 0.125))
@@ -116,8 +114,7 @@ def test_a_take_over_is_a_span(kept):
 
 
 def test_a_take_over_survives_whatever_fails_beside_it(kept):
-    """A failure of the collector or the audit between lease and batch does not end the take-over; losing the lease
-    does.
+    """A failed collector or audit between lease and batch does not end the take-over; losing the lease does.
 
     Fails when: any failed session ends a take-over.
     """
