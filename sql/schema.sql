@@ -612,7 +612,7 @@ COMMENT ON COLUMN public.iu_delivery_breaker.route_code IS 'Code of the route.';
 
 -- Name: COLUMN iu_delivery_breaker.failures; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures since the last success that count towards opening the breaker: those of different deliveries that are not at fault themselves, and each answer "unavailable".';
+COMMENT ON COLUMN public.iu_delivery_breaker.failures IS 'Failures since the last success that count towards opening the breaker: those of different deliveries, and every result "unavailable"; without deliveries that are at fault themselves.';
 
 -- Name: COLUMN iu_delivery_breaker.streak; Type: COMMENT; Schema: public; Owner: -
 
@@ -4178,8 +4178,8 @@ begin
     end if;
 
     -- A dead letter whose delivery is pending is not decided here. Settling the delivery needs a lock on the dead
-    -- letter, which this transaction holds. So a row that is being deleted is still visible here, and this transaction
-    -- waits for nothing below.
+    -- letter, which this transaction holds. So a row that is being deleted is still visible here, and no statement
+    -- below waits for the settlement: the settlement waits for this transaction.
     if exists (select from public.iu_route_delivery x
                 where x.event_ref = d.event_ref and x.route_code || '' = d.route_code) then
         return jsonb_build_object('status', 'already_queued', 'dead_letter_id', d.id, 'event_id', d.event_ref,
@@ -4837,7 +4837,7 @@ begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
     p_batch_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
 
-    -- The routes are read once: a route that changes during the batch must not take an event twice, or lose it. The
+    -- The routes are read once: a route that changes during the batch must not take an event twice, or miss it. The
     -- number of attempts of a decision is computed by route as well; it is 1 if the route shares no events with others.
     -- That is the usual case, and needs no look-up for each event.
     select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
@@ -4974,7 +4974,7 @@ begin
                        then public.fn_iu_route_candidates(v_routes, v_types, v_streams) else v_routes end;
 
         -- Route the page in one statement. If that fails because of one event, halve the page until the event is alone.
-        -- If all events of the page are live for all their routes, no attempt is written here.
+        -- If every route of every event of the page is live, no attempt is written here.
         v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true
                              and (v_given_up and c.failed_route is null) is not true
                         then array[1, v_page] else '{}' end;
@@ -5439,7 +5439,7 @@ COMMENT ON COLUMN public.iu_route_dead_letter.event_snapshot IS 'The whole event
 
 -- Name: COLUMN iu_route_dead_letter.failure_code; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.failure_code IS 'Machine-readable reason.';
+COMMENT ON COLUMN public.iu_route_dead_letter.failure_code IS 'Machine-readable reason of the failure.';
 
 -- Name: COLUMN iu_route_dead_letter.failure_detail; Type: COMMENT; Schema: public; Owner: -
 
@@ -5463,7 +5463,7 @@ COMMENT ON COLUMN public.iu_route_dead_letter.resolved_at IS 'Time at which it w
 
 -- Name: COLUMN iu_route_dead_letter.resolution; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How it was resolved. Null: it is open.';
+COMMENT ON COLUMN public.iu_route_dead_letter.resolution IS 'How the dead letter was resolved, with the actor. Null: it is open.';
 
 -- Name: COLUMN iu_route_dead_letter.xact_id; Type: COMMENT; Schema: public; Owner: -
 

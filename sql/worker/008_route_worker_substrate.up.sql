@@ -146,14 +146,15 @@ comment on column public.iu_route_dead_letter.attempt_no is
 comment on column public.iu_route_dead_letter.event_snapshot is
     'The whole event at the time of the failure. An event that is too large keeps only its identifying columns, and '
     'too_large.';
-comment on column public.iu_route_dead_letter.failure_code is 'Machine-readable reason.';
+comment on column public.iu_route_dead_letter.failure_code is 'Machine-readable reason of the failure.';
 comment on column public.iu_route_dead_letter.failure_detail is
     'Description of the failure, for example SQLSTATE and message.';
 comment on column public.iu_route_dead_letter.created_at is 'Time at which the event was given up.';
 comment on column public.iu_route_dead_letter.replay_count is 'Number of replays that were requested.';
 comment on column public.iu_route_dead_letter.last_replay_at is 'Time of the last replay. Null: there was none.';
 comment on column public.iu_route_dead_letter.resolved_at is 'Time at which it was resolved. Null: it is open.';
-comment on column public.iu_route_dead_letter.resolution is 'How it was resolved. Null: it is open.';
+comment on column public.iu_route_dead_letter.resolution is
+    'How the dead letter was resolved, with the actor. Null: it is open.';
 comment on column public.iu_route_dead_letter.xact_id is
     'Top-level transaction that inserted the dead letter; readers compare it with snapshots.';
 comment on constraint iu_route_dead_letter_pkey on public.iu_route_dead_letter is 'Identity of the dead letter.';

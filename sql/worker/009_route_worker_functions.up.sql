@@ -60,8 +60,8 @@ comment on function public.fn_iu_route_deliver(text, uuid, jsonb) is
 --   * (b) is read by event_seq, from the lowest one of the tick (tick_floor), through event_outbox_order_idx. By
 --     transaction, each page would have to sort the whole tick again, which after a long absence is most of the work.
 --     The floor is read from the rows and not derived from the sequence, so a sequence that was set back costs time
---     and no events. Floor and position form one bound: with two bounds, an index search begins at either of them,
---     which may be the beginning of the outbox, and reads on from there to the other without returning rows.
+--     but loses no events. Floor and position form one bound: with two bounds, an index search begins at either of
+--     them, which may be the beginning of the outbox, and reads on from there to the other without returning rows.
 --   * Generic plans without sequential, bitmap or parallel scans: only the plan shapes above are efficient, and a plan
 --     that depends on the current statistics makes the latency unpredictable.
 --   * The transaction of the batch counts as in progress in its tick. Only if it had written events before the call
@@ -216,7 +216,7 @@ begin
     select w.* into c from public.iu_route_worker_cursor w where w.worker_name = p_worker_name for update;
     p_batch_limit := least(p_batch_limit, c.page_limit, (c.failed_events + 1) / 2);
 
-    -- The routes are read once: a route that changes during the batch must not take an event twice, or lose it. The
+    -- The routes are read once: a route that changes during the batch must not take an event twice, or miss it. The
     -- number of attempts of a decision is computed by route as well; it is 1 if the route shares no events with others.
     -- That is the usual case, and needs no look-up for each event.
     select array_agg(x.route), array_agg(x.route_code) filter (where x.enabled and not x.dry_run),
@@ -353,7 +353,7 @@ begin
                        then public.fn_iu_route_candidates(v_routes, v_types, v_streams) else v_routes end;
 
         -- Route the page in one statement. If that fails because of one event, halve the page until the event is alone.
-        -- If all events of the page are live for all their routes, no attempt is written here.
+        -- If every route of every event of the page is live, no attempt is written here.
         v_parts := case when v_page > 0 and (v_live_kinds @> v_kinds) is not true
                              and (v_given_up and c.failed_route is null) is not true
                         then array[1, v_page] else '{}' end;
@@ -679,8 +679,8 @@ begin
     end if;
 
     -- A dead letter whose delivery is pending is not decided here. Settling the delivery needs a lock on the dead
-    -- letter, which this transaction holds. So a row that is being deleted is still visible here, and this transaction
-    -- waits for nothing below.
+    -- letter, which this transaction holds. So a row that is being deleted is still visible here, and no statement
+    -- below waits for the settlement: the settlement waits for this transaction.
     if exists (select from public.iu_route_delivery x
                 where x.event_ref = d.event_ref and x.route_code || '' = d.route_code) then
         return jsonb_build_object('status', 'already_queued', 'dead_letter_id', d.id, 'event_id', d.event_ref,

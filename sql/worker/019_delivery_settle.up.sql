@@ -180,8 +180,8 @@ comment on table public.iu_delivery_breaker is
     'deliveries has failed.';
 comment on column public.iu_delivery_breaker.route_code is 'Code of the route.';
 comment on column public.iu_delivery_breaker.failures is
-    'Failures since the last success that count towards opening the breaker: those of different deliveries that are '
-    'not at fault themselves, and each answer "unavailable".';
+    'Failures since the last success that count towards opening the breaker: those of different deliveries, and every '
+    'result "unavailable"; without deliveries that are at fault themselves.';
 comment on column public.iu_delivery_breaker.streak is 'Ids of all deliveries that have failed since the last success.';
 comment on column public.iu_delivery_breaker.opened_at is 'Time at which the breaker opened. Null: it is closed.';
 comment on column public.iu_delivery_breaker.probes is 'Trial deliveries that have failed since the breaker opened.';
