@@ -182,7 +182,7 @@ def running(*args: str, **how: Any) -> Iterator[Running]:
         command.close()
 
 
-# -- an iu-listen of one's own -----------------------------------------------------------------------------------
+# -- a changed copy of iu-listen ---------------------------------------------------------------------------------
 
 
 class Tree:

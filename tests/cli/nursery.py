@@ -47,7 +47,7 @@ def may_be_born(env: Mapping[str, str]) -> bool:
     return all(name.startswith(READ_LATE) and name not in READ_BY_IMPORTS for name in env)
 
 
-# -- the side of the tests ---------------------------------------------------------------------------------------
+# -- in the tests ------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -110,7 +110,7 @@ def born(args: Sequence[str], env: Mapping[str, str], cwd: str, timeout: float) 
     return subprocess.CompletedProcess(list(args), int(read[told].split()[1]), *said)
 
 
-# -- the side of the nursery -------------------------------------------------------------------------------------
+# -- in the nursery ----------------------------------------------------------------------------------------------
 
 
 def _order(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:

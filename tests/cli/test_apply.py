@@ -71,7 +71,7 @@ def history(dsn: str) -> None:
     )
 
 
-# -- what it adds ------------------------------------------------------------------------------------------------
+# -- added objects -----------------------------------------------------------------------------------------------
 
 
 def test_it_adds_the_seeds_figures(substrate):
@@ -215,7 +215,7 @@ def test_the_reason_for_no_backup_is_kept(substrate):
     assert len(json.loads(value(substrate.dsn, "select evidence from iu_migration limit 1"))) == 8
 
 
-# -- the substrate -----------------------------------------------------------------------------------------------
+# -- the base ----------------------------------------------------------------------------------------------------
 
 
 def test_base(empty, substrate):

@@ -296,7 +296,7 @@ def test_cursor(live):
     assert value(dsn, "select count(*) from iu_route_attempt") == 3
 
 
-# -- how it looks ------------------------------------------------------------------------------------------------
+# -- appearance --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["status", "health", "doctor", "gate show", "verify --live", "probe", "--help"])

@@ -68,7 +68,7 @@ def probe(dsn: str, *args: str, **more: Any) -> Done:
     return run("probe", "--json", *args, dsn=dsn, **more)
 
 
-# -- what it shows -----------------------------------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------------------------------
 
 
 def test_the_seeds_table(substrate):
@@ -272,7 +272,7 @@ def test_it_holds_nobody_up(substrate, tmp_path, at):
     assert portrait(substrate.dsn) == before
 
 
-# -- where it cannot work ----------------------------------------------------------------------------------------
+# -- databases without a probe -----------------------------------------------------------------------------------
 
 
 @on_one_server

@@ -246,7 +246,7 @@ def test_the_standby_takes_over(live):
         assert second.end() == 0
 
 
-# -- killed and frozen -------------------------------------------------------------------------------------------
+# -- killed and frozen consumers ---------------------------------------------------------------------------------
 
 ATTEMPTED = "select count(*) = {} from iu_route_attempt"
 #: No session holds the lease or a bell lock.

@@ -57,7 +57,7 @@ needs_promtool = pytest.mark.skipif(
 )
 
 
-# -- what there is -------------------------------------------------------------------------------------------------
+# -- existing metrics ----------------------------------------------------------------------------------------------
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
@@ -146,7 +146,7 @@ def test_every_metric_of_the_reference_is_exposed(exposed: Exposed) -> None:
     assert {family(name, unit) for name, unit, _ in rows()} == exposed.families.keys()
 
 
-# -- what alerts and panels ask for --------------------------------------------------------------------------------
+# -- queries of alerts and panels ----------------------------------------------------------------------------------
 
 TOKEN = re.compile(
     r"""\s*(?: (?P<string>"(?:\\.|[^"\\])*")

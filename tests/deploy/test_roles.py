@@ -863,7 +863,7 @@ def test_what_an_exporter_cannot_do(applied: Database, roles: Logins) -> None:
     asyncio.run(run())
 
 
-# -- everybody else ------------------------------------------------------------------------------------------------
+# -- other roles ---------------------------------------------------------------------------------------------------
 
 
 def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:

@@ -43,7 +43,7 @@ def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> 
         # Locked before the file gets the name for which _sweep() searches.
         fcntl.flock(file, fcntl.LOCK_EX)
         os.rename(file.name, image)
-        # No blocks are reserved for root, who fills it: so it is also full for PostgreSQL's account.
+        # No blocks are reserved for root, which fills it: so it is also full for PostgreSQL's account.
         _run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image)
         _run("mount", "-o", "loop", image, place)
         try:

@@ -91,7 +91,7 @@ async def all_killed(ground: Ground) -> AsyncIterator[None]:
 
 @fault("active consumer asked to stop", bound=2)
 async def asked_to_stop(ground: Ground) -> AsyncIterator[None]:
-    """SIGTERM, as at a deployment: the consumer completes its batch and ends, and the standby takes over."""
+    """SIGTERM is sent, as at a deployment: the consumer completes its batch and ends, the standby takes over."""
     (await ground.leader()).signal(signal.SIGTERM)
     yield
 
@@ -133,21 +133,21 @@ WORKER_SESSION, BELL_SESSION = f"iu-listen worker {WORKER}", f"iu-listen bell {W
 
 @fault("worker session terminated", bound=1)
 async def worker_terminated(ground: Ground) -> AsyncIterator[None]:
-    """pg_terminate_backend of the session that holds the lease."""
+    """pg_terminate_backend ends the session that holds the lease."""
     await ground.rows("select pg_terminate_backend($1)", await ground.lease_holder())
     yield
 
 
 @fault("bell session terminated", bound=1)
 async def bell_terminated(ground: Ground) -> AsyncIterator[None]:
-    """pg_terminate_backend of every bell session."""
+    """pg_terminate_backend ends every listener session."""
     await ground.rows(TERMINATE, [BELL_SESSION])
     yield
 
 
 @fault("all sessions of the consumers terminated", bound=2)
 async def all_terminated(ground: Ground) -> AsyncIterator[None]:
-    """pg_terminate_backend of the worker, bell and token sessions of all consumers."""
+    """pg_terminate_backend ends the worker, listener and token sessions of all consumers."""
     await ground.rows(TERMINATE, [WORKER_SESSION, BELL_SESSION, "iu-listen token"])
     yield
 
@@ -172,21 +172,21 @@ async def _restarted(ground: Ground, mode: str) -> None:
 
 @fault("PostgreSQL stopped at once (immediate) and started", bound=2, cuts_writers=True)
 async def crashed(ground: Ground) -> AsyncIterator[None]:
-    """As after a crash: clients get no message, and recovery replays the write-ahead log."""
+    """The server crashes: clients get no message, and recovery replays the write-ahead log."""
     await _restarted(ground, "immediate")
     yield
 
 
 @fault("PostgreSQL stopped (fast) and started", bound=2, cuts_writers=True)
 async def restarted(ground: Ground) -> AsyncIterator[None]:
-    """As at an update of the PostgreSQL package."""
+    """The server is stopped and started, as by an update of the PostgreSQL package."""
     await _restarted(ground, "fast")
     yield
 
 
 @fault("backend killed -9", bound=2, cuts_writers=True)
 async def backend_killed(ground: Ground) -> AsyncIterator[None]:
-    """As the OOM killer of the kernel does: the server ends all its sessions, and recovers by itself."""
+    """A backend is killed, as by the OOM killer: the server ends all its sessions, and recovers by itself."""
     pids = await ground.rows("select pid from pg_stat_activity where application_name ~ '^storm writer'")
     os.kill(ground.dice.choice(pids)["pid"], signal.SIGKILL)
     # First wait until the server has noticed the killed backend, then until it accepts connections again.

@@ -139,7 +139,7 @@ async def _run_out_of_room(ground: Ground) -> None:
                 session.terminate()
 
 
-# -- a pooler in between -----------------------------------------------------------------------------------------
+# -- pooler ------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -217,7 +217,7 @@ async def consumers_clock(ground: Ground) -> AsyncIterator[None]:
     "clock of PostgreSQL set by an hour", bound=RECONNECT_MAX + 1, cuts_writers=True, missing=lambda _: clock.missing()
 )
 async def servers_clock(ground: Ground) -> AsyncIterator[None]:
-    """Forward and back: created_at follows the clock, the cursor must not. A step forward may end idle sessions."""
+    """The clock is set forward and back: created_at follows it, the cursor must not. Idle sessions may be ended."""
     with clock.wall_clock() as time:
         async with beside(clock.going_by(time, ground.server)):
             await ground.leader()

@@ -317,7 +317,7 @@ class Storm:
             ]
         return failures
 
-    # -- meanwhile -----------------------------------------------------------------------------------------------
+    # -- progress ------------------------------------------------------------------------------------------------
 
     async def _say_how_it_goes(self) -> None:
         live, known = sys.stderr.isatty(), 0
@@ -335,7 +335,7 @@ class Storm:
             print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
 
-# -- the whole ---------------------------------------------------------------------------------------------------
+# -- entry point -------------------------------------------------------------------------------------------------
 
 
 async def storm(plan: Plan) -> Report:

@@ -16,7 +16,7 @@ EVENTS_EACH = 400
 async def test_under_load_everything_is_routed_and_hardly_anybody_notifies(live):
     """Every event of concurrent writers gets its attempt, and fewer than one commit in twenty notifies.
 
-    Fails when: the bell notifies whether or not anybody sleeps, or the consumer does not stay awake under load.
+    Fails when: producers send NOTIFY also while the consumer is busy, or the consumer becomes idle under load.
     """
     heard = []
     async with consuming(live.dsn, catch_up=300, lease=1000), connected(live.dsn) as connection:

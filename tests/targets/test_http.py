@@ -293,7 +293,7 @@ async def test_of_a_long_answer_the_status_counts(receiver, http2):
     ids=["1.1", "2"],
 )
 async def test_many_deliveries_use_few_connections(receiver, http2, count):
-    """50 concurrent deliveries arrive once each, over at most 50 connections, or over one with HTTP/2.
+    """Many deliveries, 50 at a time, arrive once each, over at most 50 connections, or over one with HTTP/2.
     Fails when: a connection is not used again.
     """
     await receiver.ask("/count")

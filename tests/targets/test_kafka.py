@@ -81,7 +81,7 @@ def key_of(record: ConsumerRecord[Any, Any]) -> str:
     return str(dict(record.headers)["idempotency_key"].decode())
 
 
-# -- what arrives ----------------------------------------------------------------------------------------------------
+# -- delivered messages ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -257,7 +257,7 @@ async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
     assert {one.idempotency_key for one in others} <= {key_of(r) for r in await stored(running)}
 
 
-# -- what does not ---------------------------------------------------------------------------------------------------
+# -- refused deliveries ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -331,7 +331,7 @@ async def test_a_topic_that_is_not_there_fails(running, answer, code):
     assert raised.value.code == code
 
 
-# -- the way there ---------------------------------------------------------------------------------------------------
+# -- connections -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -451,7 +451,7 @@ async def test_user_and_password_reach_the_server_and_are_not_shown(caplog):
     assert CANARY not in words_of(raised.value) + repr(made) + repr(vars(made)) + caplog.text
 
 
-# -- routes that cannot work -----------------------------------------------------------------------------------------
+# -- invalid routes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ async def stored(port: int) -> list[Any]:
         await client.close()
 
 
-# -- what arrives ----------------------------------------------------------------------------------------------------
+# -- delivered messages ----------------------------------------------------------------------------------------------
 
 
 @needs_server
@@ -210,7 +210,7 @@ async def test_whoever_connects_may_be_cancelled(running):
         assert len(await stored(running.port)) == 1
 
 
-# -- what does not ---------------------------------------------------------------------------------------------------
+# -- refused deliveries ----------------------------------------------------------------------------------------------
 
 
 @needs_server
@@ -298,7 +298,7 @@ async def test_a_wrong_password_is_an_outage_and_not_shown(tmp_path, caplog):
             assert CANARY not in words_of(raised.value) + repr(made) + repr(vars(made)) + caplog.text
 
 
-# -- the way there ---------------------------------------------------------------------------------------------------
+# -- connections -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -451,7 +451,7 @@ async def test_a_tls_address_says_nothing_in_the_clear():
     assert b"".join(heard) == b""
 
 
-# -- routes that cannot work -----------------------------------------------------------------------------------------
+# -- invalid routes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ async def stored(port: int) -> list[dict[str, str]]:
         return [fields for _, fields in await redis.xrange("events")]
 
 
-# -- what arrives ----------------------------------------------------------------------------------------------------
+# -- delivered messages ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -183,7 +183,7 @@ async def test_cancelled_deliveries_are_nobody_elses_trouble(running):
     assert {one.idempotency_key for one in others} <= {f["idempotency_key"] for f in await stored(running.port)}
 
 
-# -- what does not ---------------------------------------------------------------------------------------------------
+# -- refused deliveries ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -270,7 +270,7 @@ async def test_a_password_lets_us_in(tmp_path, caplog):
             assert CANARY not in repr(made._link._connection) + repr(vars(made)) + caplog.text
 
 
-# -- the way there ---------------------------------------------------------------------------------------------------
+# -- connections -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -408,7 +408,7 @@ async def test_tls_is_verified_by_the_ca_of_the_route(tmp_path, running, scheme)
     assert len(await stored(running.port)) == 1
 
 
-# -- routes that cannot work -----------------------------------------------------------------------------------------
+# -- invalid routes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

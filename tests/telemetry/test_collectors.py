@@ -221,7 +221,7 @@ async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 2
 
 
-# -- who says no to everything ---------------------------------------------------------------------------------------
+# -- collectors that refuse everything -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
@@ -285,7 +285,7 @@ async def test_a_malformed_end_waits_for_something_else(live, receiver):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver, monkeypatch):
-    """A whole page of refused spans is dropped if a later span is accepted, and nothing else is dropped.
+    """More than a page of refused spans is dropped if a later span is accepted, and nothing else is dropped.
 
     Fails when: a page of refused spans always counts as an outage.
     """
@@ -391,7 +391,7 @@ async def test_the_words_of_a_port_that_wants_tls(receiver):
         assert (verdict.answer, verdict.why) == (Answer.MALFORMED, f"the collector answered 400 Bad Request{said}")
 
 
-# -- who never comes to an end ---------------------------------------------------------------------------------------
+# -- answers without an end ------------------------------------------------------------------------------------------
 
 
 async def hanging(there: Dripping, many: int) -> bool:
@@ -454,7 +454,7 @@ async def test_one_connection_serves_all(live, receiver):
         assert len({headers[":port"] for _, headers in receiver.requests}) == 1
 
 
-# -- what is too large -----------------------------------------------------------------------------------------------
+# -- limits of size --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
@@ -501,7 +501,7 @@ async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, mo
     assert subject == 4096
 
 
-# -- what takes longer than the session ------------------------------------------------------------------------------
+# -- long pages ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
