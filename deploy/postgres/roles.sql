@@ -1,19 +1,20 @@
 -- Five group roles: consumer, reader, operator, janitor and exporter. None of them can log in or owns an object.
 --
--- Run it after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE; and again after every
--- upgrade. It may be run any number of times: it revokes all privileges of the five roles on the objects named here, and
--- grants those listed below, so this file describes their privileges completely. People and services log in with roles
--- of their own:
+-- Run it after `iu-listen apply`, as a superuser, or as the owner of these tables with CREATEROLE; and again after
+-- every upgrade. It may be run any number of times: it revokes all privileges of the five roles on the objects named
+-- here, and grants those listed below, so this file describes their privileges completely. People and services log in
+-- with roles of their own:
 --
 --     create role consumer_a login in role iu_listen_consumer;      -- then \password consumer_a
 --     create role alice      login in role iu_listen_operator;
 --
--- The functions of the package run with the rights of their caller, so these grants are complete: no function is SECURITY
--- DEFINER. The views run with the rights of their owner.
+-- The functions of the package run with the rights of their caller, so these grants are complete: no function is
+-- SECURITY DEFINER. The views run with the rights of their owner.
 --
--- Producers need no grants from this file: the triggers of the package fire without EXECUTE, and 005 grants the sequence
--- to public. Privileges of public on tables of other applications are not changed. In a database that was created before
--- PostgreSQL 15, public may create objects in schema public. Revoke that separately, because it concerns all roles.
+-- Producers need no grants from this file: the triggers of the package fire without EXECUTE, and 005 grants the
+-- sequence to public. Privileges of public on tables of other applications are not changed. In a database that was
+-- created before PostgreSQL 15, public may create objects in schema public. Revoke that separately, because it concerns
+-- all roles.
 --
 -- needs: worker/004 to 024, runtime/060
 -- locks: none for which readers or producers wait
@@ -63,8 +64,8 @@ revoke all on
     public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- Only roles that are listed below may call the functions of the worker. Trigger functions keep their privileges, because
--- they cannot be called directly.
+-- Only roles that are listed below may call the functions of the worker. Trigger functions keep their privileges,
+-- because they cannot be called directly.
 revoke execute on function
     public.fn_iu_outbox_tick(), public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_outbox_refuse(text),
     public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
@@ -156,7 +157,8 @@ $$;
 
 -- Consumer -----------------------------------------------------------------------------------------------
 --
--- LISTEN, NOTIFY and advisory locks need no privilege. Privileges are granted on columns instead of tables where possible.
+-- LISTEN, NOTIFY and advisory locks need no privilege. Privileges are granted on columns instead of tables where
+-- possible.
 
 grant execute on function
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
@@ -285,7 +287,8 @@ grant select, delete,
 
 -- Reader -------------------------------------------------------------------------------------------------
 --
--- For status, health, doctor, attempts, and all lists. It cannot read payloads: neither safe_payload nor event_snapshot.
+-- For status, health, doctor, attempts, and all lists. It cannot read payloads: neither safe_payload nor
+-- event_snapshot.
 
 grant execute on function
     public.fn_iu_lease_holders(integer, text),
@@ -350,8 +353,8 @@ grant execute on function
     public.fn_iu_dead_letters_replay(text, text, timestamptz, uuid, text, text, timestamptz, timestamptz, uuid, integer),
     public.fn_iu_dead_letters_queue(uuid[], boolean, text), public.fn_iu_dead_letters_resolve(uuid[], text, text)
     to iu_listen_operator;
--- Locking a row requires UPDATE on any one of its columns. This column is harmless: a lease holder takes a lease that was
--- given back early again.
+-- Locking a row requires UPDATE on any one of its columns. This column is harmless: a lease holder takes a lease that
+-- was given back early again.
 grant update (released) on public.iu_delivery_lease to iu_listen_operator;
 -- A cancelled delivery becomes a dead letter with the whole event, including its payload.
 grant select on public.event_outbox to iu_listen_operator;

@@ -19,7 +19,8 @@ from iu_listen.model.facts import AuditPage
 from iu_listen.postgres import audit, census
 from iu_listen.postgres.session import Connection
 
-#: Largest number of events of a page, which is one statement, and the intended duration of a page, in seconds.
+#: Largest number of events of a page, which is one statement, and longest intended duration of a page, in seconds. No
+#: timeout ends a page earlier.
 PAGE: Final = 5000
 PAGE_SECONDS: Final = 60.0
 #: Largest number of events in one transaction of a repair.
@@ -98,7 +99,7 @@ def run(
     return anyio.run(inside)
 
 
-# -- walk --------------------------------------------------------------------------------------------------------
+# -- check -------------------------------------------------------------------------------------------------------
 
 
 async def _walk(connection: Connection, worker: str, *, resume: bool) -> AuditPage:

@@ -257,7 +257,7 @@ def _print_answers(planned: letters.Plan, counts: Counter[tuple[str, str]], wher
 
 
 async def _closed(connection: Connection) -> str:
-    """The result of a replay while a gate is closed; empty: no gate is closed."""
+    """The text that says that a replay would do nothing, because a gate is closed; empty: no gate is closed."""
     gates = await census.in_the_way(connection)
     return f"nothing: the {gates[0]} gate is closed (iu-listen gate open {gates[0]})" if gates else ""
 

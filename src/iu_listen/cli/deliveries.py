@@ -210,7 +210,7 @@ async def _require_options(connection: Connection, code: str, before: census.Row
         Refused: The target is invalid with the changed options, and was valid before.
     """
     if not isinstance(after.get("target", {}), dict):
-        # The database checks the form of a policy.
+        # The policy is invalid; the database refuses it with its own message.
         return
     (found,) = await census.rows(connection, "route_locks", code)
     then, now = (

@@ -256,7 +256,7 @@ class _Demo:
             "Next: make up; in another terminal . .venv/bin/activate, iu-listen emit, iu-listen status. docs/tutorial/"
         )
 
-    # -- what they have in common --------------------------------------------------------------------------------
+    # -- common steps --------------------------------------------------------------------------------------------
 
     def _title(self, words: str) -> None:
         self._step += 1

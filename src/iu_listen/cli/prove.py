@@ -208,7 +208,8 @@ async def _apply_durably(
                 step("probe")
                 await _must_prove(connection, door, terms)
         except Refused as error:
-            # The numbers and indexes of a large outbox are kept if only a lock was missing or the probe could not run.
+            # If only a lock was missing, or the probe could not run, the applied files stay: numbering and indexing a
+            # large outbox again would take long.
             keep = gates.probe_last and (isinstance(error, _Unproven) or for_want_of_a_lock(error))
             left = await _what_is_left(connection) if keep else await _take_back(connection, before)
             raise Refused(error.message, f"{left} {error.hint}".strip(), error.sqlstate) from error

@@ -1,1 +1,1 @@
-"""Where it is kept. The only room that speaks to the database driver; its errors become ours at this border."""
+"""The access to PostgreSQL: the only package that uses the database driver. It translates the errors of the driver."""

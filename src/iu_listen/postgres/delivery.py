@@ -43,7 +43,7 @@ _ABOUT_A_ROW: Final = frozenset({"22", "23", "54", "P0", "09", "38", "39", "44"}
 
 
 class DeliverySession:
-    """Satisfies flow.ports.Deliveries. Made by delivery_session()."""
+    """Implements flow.ports.Deliveries. Created by delivery_session()."""
 
     def __init__(self, settler: Connection, taker: Connection, settings: Settings, consumer: UUID) -> None:
         self._settler = settler

@@ -33,7 +33,7 @@ class Terms:
     Attributes:
         dsn: Connection string, for pg_dump.
         expect_database: Required name of the database; None: any name.
-        backup_dir: Directory for the backup; None: none is taken.
+        backup_dir: Directory for the backup; None: no backup is taken.
         no_backup: Reason for going without a backup, which is recorded; empty: a backup is required.
         plan: Change nothing, and take no backup.
         base: Create the base if it is absent and the checks before have passed.

@@ -288,7 +288,7 @@ class _Walk:
             seen.append(f"{gate} gate off → {(await self._run())['status']}")
         return SCENARIOS[8].expected, "; ".join(seen)
 
-    # -- what they have in common --------------------------------------------------------------------------------
+    # -- common steps --------------------------------------------------------------------------------------------
 
     async def _value(self, name: str, *args: Any) -> Any:
         return await self._connection.fetchval(query(name), *args)

@@ -197,7 +197,7 @@ def guard_of(where: Address, secrets: Secrets) -> Guard:
     return guard
 
 
-# -- what errors mean ------------------------------------------------------------------------------------------------
+# -- outcomes of errors ----------------------------------------------------------------------------------------------
 
 
 class Meaning(NamedTuple):

@@ -42,7 +42,7 @@ from iu_listen.model.text import visible
 from iu_listen.model.trace import batch_link
 from iu_listen.telemetry.foreign import tame
 
-#: Smallest number of events of a batch that is logged. Single events are not logged; the audit has them.
+#: Smallest number of events of a batch that gets a log line. Smaller batches are only in the audit.
 BIG_BATCH = 1000
 #: Shortest time between two lines for the same failure of the same session, in seconds.
 SAME_FAILURE = 60.0
