@@ -503,7 +503,7 @@ comment on function public.fn_iu_delivery_function(text) is
 -- A function that a route calls runs with the rights of its caller, and it can undo a SET ROLE. Therefore both the role
 -- with which the session began and the role that it has assumed are checked. The roles of the consumer and of the
 -- operator have no rights beyond those in roles.sql. Any other role may call the function only if the owner of the
--- function already has all rights of that role, that is, if the owner is that role or a superuser.
+-- function already has all rights of that role, for example as that role itself or as a superuser.
 create function public.fn_iu_delivery_caller(p_target regprocedure)
 returns void
 language plpgsql

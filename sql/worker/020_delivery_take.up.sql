@@ -171,8 +171,8 @@ comment on function public.fn_iu_delivery_newest(text, text, boolean, bigint) is
 -- The deliveries with the given ids, in the order of their ids, each with its event, until the payloads have used up
 -- p_bytes. Payloads are converted one by one, and the answer ends at the first one after the budget is used up.
 --
--- A delivery that cannot be given to a target has a problem instead of a payload or a time: event_missing,
--- payload_too_large or event_out_of_range (a time that Python cannot represent).
+-- A delivery that cannot be given to a target has a problem: event_missing, payload_too_large or event_out_of_range (a
+-- time that Python cannot represent).
 create function public.fn_iu_delivery_rows(
     p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint)
 returns table (
@@ -256,7 +256,6 @@ comment on function public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[
 --
 -- The answer has a row for each delivery, and one for each route with the reason why it is paused. Nothing is written,
 -- except that a circuit breaker becomes half-open.
--- circuit breaker becomes half-open.
 create function public.fn_iu_delivery_take(
     p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[], p_bytes bigint[], p_busy bigint[],
     p_freed_routes text[], p_freed_keys bigint[], p_payload_max bigint)
@@ -487,7 +486,7 @@ $$;
 comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]) is
     'Deliveries of the given routes that were never attempted, if the routes are not paused. Writes nothing.';
 
--- Seen from outside --------------------------------------------------------------------------------------
+-- Views and checks ---------------------------------------------------------------------------------------
 
 create view public.v_iu_delivery as
 select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
