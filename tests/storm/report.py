@@ -18,7 +18,19 @@ WRONGS = ("lost", "duplicated", "reread", "invented", "disordered", "misended")
 
 @dataclass(frozen=True)
 class Plan:
-    """The parameters of a storm; ``lull`` is the shortest and the longest pause between two faults, in seconds."""
+    """The parameters of a storm.
+
+    Attributes:
+        seed: Seed of all random numbers.
+        minutes: Duration of the part with faults.
+        major: Major version of PostgreSQL.
+        bulk_rows: Events in a bulk transaction.
+        consumers: Number of consumers.
+        lull: Shortest and longest pause between two faults, in seconds.
+        only: Names of the faults to use; empty: all.
+        strict: Whether a recovery beyond its bound is a failure.
+        keep: Whether the logs of a storm that passed are kept.
+    """
 
     seed: int
     minutes: float = 2.0
@@ -33,7 +45,14 @@ class Plan:
 
 @dataclass
 class Recovery:
-    """The recovery from one fault: its duration and its bound in seconds, and the backlog at its start in events."""
+    """The recovery from one fault.
+
+    Attributes:
+        fault: Name of the fault.
+        seconds: Duration of the recovery.
+        bound: Its bound in seconds, on an idle machine and without a backlog.
+        backlog: Number of waiting events at its start.
+    """
 
     fault: str
     seconds: float
@@ -48,7 +67,40 @@ class Recovery:
 
 @dataclass
 class Report:
-    """The figures and the result of a storm. ``failures`` is empty if it passed."""
+    """The figures and the result of a storm.
+
+    Attributes:
+        seed: Seed of all random numbers.
+        postgresql: Version of the server.
+        minutes: Duration of the storm.
+        events: Number of committed events.
+        attempts: Number of last attempts, of all routes.
+        calls: Number of calls of the target.
+        again: Number of successful calls for an event that had already arrived.
+        removed: Number of events that retention removed during the storm.
+        transactions: Number of transactions by kind and fate.
+        retried: Number of serialization failures and deadlocks, by SQLSTATE.
+        cut: Number of writers' sessions that faults ended.
+        writer_errors: Number of other errors of writers; must be 0.
+        faults: Figures of the recoveries, by fault.
+        skipped_faults: Reason why a fault was not possible, by fault.
+        lost: Events without an attempt; this and the next five must be 0, and are explained in model.py (Verdict).
+        duplicated: Events with two attempts on a route.
+        reread: Events that the cursor read twice.
+        invented: Attempts for events that were not committed, or on a wrong route.
+        disordered: Events in the wrong order of their subject.
+        misended: Events with a wrong ending.
+        dead_letters: Number of dead letters.
+        gone: Number of committed transactions that a promoted standby lacks.
+        sessions: Largest number of sessions of the consumers.
+        naive_lost: Share of events that each naive cursor lost, bulk excluded.
+        decided_after: p50, p99 and maximum of the time from commit to attempt, in seconds, without a fault nearby.
+        wakes: Number of wake-ups by reason.
+        consumer_starts: Number of starts of consumer processes.
+        failures: Reasons why the storm failed; empty if it passed.
+        culprits: Details of wrong events.
+        logs: Directory of the logs, if they are kept.
+    """
 
     seed: int
     postgresql: str = ""
