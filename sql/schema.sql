@@ -1080,7 +1080,7 @@ CREATE FUNCTION public.fn_iu_delivery_fail(p_route_code text, p_id bigint, p_res
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    -- The same clock as the dead letters (now()): otherwise an attempt could begin after the dead letter that it made.
+    -- The start of the transaction, because an attempt must not begin after the dead letter that it makes.
     v_now      constant timestamptz := now();
     d          public.iu_route_delivery;
     b          public.iu_delivery_breaker;
@@ -5447,7 +5447,7 @@ COMMENT ON COLUMN public.iu_route_dead_letter.failure_detail IS 'Description of 
 
 -- Name: COLUMN iu_route_dead_letter.created_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_route_dead_letter.created_at IS 'Time at which the event was given up.';
+COMMENT ON COLUMN public.iu_route_dead_letter.created_at IS 'Time at which the event was given up. It orders the dead letters of one transaction as well.';
 
 -- Name: COLUMN iu_route_dead_letter.replay_count; Type: COMMENT; Schema: public; Owner: -
 

@@ -149,7 +149,8 @@ comment on column public.iu_route_dead_letter.event_snapshot is
 comment on column public.iu_route_dead_letter.failure_code is 'Machine-readable reason of the failure.';
 comment on column public.iu_route_dead_letter.failure_detail is
     'Description of the failure, for example SQLSTATE and message.';
-comment on column public.iu_route_dead_letter.created_at is 'Time at which the event was given up.';
+comment on column public.iu_route_dead_letter.created_at is
+    'Time at which the event was given up. It orders the dead letters of one transaction as well.';
 comment on column public.iu_route_dead_letter.replay_count is 'Number of replays that were requested.';
 comment on column public.iu_route_dead_letter.last_replay_at is 'Time of the last replay. Null: there was none.';
 comment on column public.iu_route_dead_letter.resolved_at is 'Time at which it was resolved. Null: it is open.';

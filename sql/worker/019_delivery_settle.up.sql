@@ -400,7 +400,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- The same clock as the dead letters (now()): otherwise an attempt could begin after the dead letter that it made.
+    -- The start of the transaction, because an attempt must not begin after the dead letter that it makes.
     v_now      constant timestamptz := now();
     d          public.iu_route_delivery;
     b          public.iu_delivery_breaker;
