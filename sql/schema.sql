@@ -449,7 +449,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) IS 'Queues dead letters, which the caller has locked, for delivery, except those whose delivery is pending already. Answers the number.';
+COMMENT ON FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text) IS 'Queues dead letters, which the caller has locked, for delivery, except those with a pending delivery. Answers the number.';
 
 -- Name: fn_iu_dead_letters_replay(text, text, timestamp with time zone, uuid, text, text, timestamp with time zone, timestamp with time zone, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -735,7 +735,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) IS 'Closes the circuit breakers of routes whose target has answered, and marks the deliveries that failed before it by their own fault. p_arrived: the routes with a delivery that arrived; their count of consecutive dead letters becomes 0.';
+COMMENT ON FUNCTION public.fn_iu_delivery_breaker_succeed(p_routes text[], p_arrived text[]) IS 'Closes the circuit breakers of routes with a target that answered, and marks the deliveries that failed before it by their own fault. p_arrived: the routes with a delivery that arrived; their count of consecutive dead letters becomes 0.';
 
 -- Name: fn_iu_delivery_caller(regprocedure); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1833,7 +1833,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_progress_missing(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) IS 'One sentence for each route whose deliveries wait while none is settled and no reason is known.';
+COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) IS 'One sentence for each route with deliveries that wait while none is settled and no reason is known.';
 
 -- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2066,7 +2066,7 @@ declare
     v_now     constant timestamptz := now();
     f         record;
     v_letters integer := 0;
-    -- The routes whose target answered, even if the answer was a rejection.
+    -- The routes with a target that answered, even if the answer was a rejection.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code
@@ -2365,7 +2365,7 @@ $$;
 
 -- Name: FUNCTION fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) IS 'Spends an attempt of a delivery whose attempt row cannot be written. Answers the number of dead letters that this made (0 or 1). Null: the caller does not have the lease.';
+COMMENT ON FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) IS 'Spends an attempt of a delivery if its attempt row cannot be written. Answers the number of dead letters that this made (0 or 1). Null: the caller does not have the lease.';
 
 -- Name: fn_iu_delivery_unusable(text, uuid, text[], text[], text[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3876,7 +3876,7 @@ COMMENT ON COLUMN public.iu_trace_cursor.rejected IS 'Spans that the collector r
 
 -- Name: COLUMN iu_trace_cursor.ignored; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.ignored IS 'Events whose malformed trace context was ignored.';
+COMMENT ON COLUMN public.iu_trace_cursor.ignored IS 'Events with a malformed trace context, which was ignored.';
 
 -- Name: COLUMN iu_trace_cursor.last_export_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -4177,7 +4177,7 @@ begin
                                   'resolution', d.resolution, 'attempt_no', d.attempt_no);
     end if;
 
-    -- A dead letter whose delivery is pending is not decided here. Settling the delivery needs a lock on the dead
+    -- A dead letter with a pending delivery is not decided here. Settling the delivery needs a lock on the dead
     -- letter, which this transaction holds. So a row that is being deleted is still visible here, and no statement
     -- below waits for the settlement: the settlement waits for this transaction.
     if exists (select from public.iu_route_delivery x
@@ -4342,7 +4342,7 @@ $_$;
 
 -- Name: FUNCTION fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) IS 'Delivers an event by a route whose switches are all open: calls its SQL function; every other target kind goes to fn_iu_route_deliver, which raises. Answers the decision: delivered; or dry_run or route_disabled if the route is no longer live.';
+COMMENT ON FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) IS 'Delivers an event by a route with all switches open: calls its SQL function; every other target kind goes to fn_iu_route_deliver, which raises. Answers the decision: delivered; or dry_run or route_disabled if the route is no longer live.';
 
 -- Name: fn_iu_route_live(text, boolean, text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4852,7 +4852,7 @@ begin
               from public.iu_outbound_route r
              where r.event_domain = c.event_domain
             window kind as (partition by r.event_type, r.event_stream)) x;
-    -- The live routes whose events are queued, each with the switch that holds it (012).
+    -- The live routes that queue events, each with the switch that holds it (012).
     if v_lives is not null then
         v_queues := public.fn_iu_delivery_queues(v_routes);
     end if;
@@ -5843,7 +5843,7 @@ COMMENT ON COLUMN public.event_type_registry.delivery_lane IS 'The only lane in 
 
 -- Name: COLUMN event_type_registry.default_severity; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.event_type_registry.default_severity IS 'Severity of an event whose emitter gives none.';
+COMMENT ON COLUMN public.event_type_registry.default_severity IS 'Severity of an event if its emitter gives none.';
 
 -- Name: COLUMN event_type_registry.active; Type: COMMENT; Schema: public; Owner: -
 
@@ -6703,7 +6703,7 @@ CREATE VIEW public.v_iu_delivery AS
 
 -- Name: VIEW v_iu_delivery; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_delivery IS 'Each live route whose target the consumer calls, and each such route with pending deliveries: their number, since when the oldest waits, and why the route is paused.';
+COMMENT ON VIEW public.v_iu_delivery IS 'Each live route with a target that the consumer calls, and each such route with pending deliveries: their number, since when the oldest waits, and why the route is paused.';
 
 -- Name: v_iu_delivery_parked; Type: VIEW; Schema: public; Owner: -
 

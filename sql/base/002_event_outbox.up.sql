@@ -22,7 +22,7 @@ comment on column public.event_type_registry.event_type is 'Name of the event ty
 comment on column public.event_type_registry.event_stream is
     'The only stream on which events of this type are written.';
 comment on column public.event_type_registry.delivery_lane is 'The only lane in which events of this type are written.';
-comment on column public.event_type_registry.default_severity is 'Severity of an event whose emitter gives none.';
+comment on column public.event_type_registry.default_severity is 'Severity of an event if its emitter gives none.';
 comment on column public.event_type_registry.active is 'False: events of this type are rejected.';
 comment on constraint event_type_registry_type_unique on public.event_type_registry is
     'A type is registered once in its domain.';

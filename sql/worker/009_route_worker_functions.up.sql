@@ -5,7 +5,7 @@
 
 -- Gate ---------------------------------------------------------------------------------------------------
 
--- Functions that every batch calls are written in plpgsql, whose plans are kept for the session. A SQL function that
+-- Functions that every batch calls are written in plpgsql: their plans are kept for the session. A SQL function that
 -- sets its search_path cannot be inlined and is planned again at each call, which takes a considerable part of the time
 -- of a small batch.
 create function public.fn_iu_route_worker_enabled()
@@ -231,7 +231,7 @@ begin
               from public.iu_outbound_route r
              where r.event_domain = c.event_domain
             window kind as (partition by r.event_type, r.event_stream)) x;
-    -- The live routes whose events are queued, each with the switch that holds it (012).
+    -- The live routes that queue events, each with the switch that holds it (012).
     if v_lives is not null then
         v_queues := public.fn_iu_delivery_queues(v_routes);
     end if;
@@ -678,7 +678,7 @@ begin
                                   'resolution', d.resolution, 'attempt_no', d.attempt_no);
     end if;
 
-    -- A dead letter whose delivery is pending is not decided here. Settling the delivery needs a lock on the dead
+    -- A dead letter with a pending delivery is not decided here. Settling the delivery needs a lock on the dead
     -- letter, which this transaction holds. So a row that is being deleted is still visible here, and no statement
     -- below waits for the settlement: the settlement waits for this transaction.
     if exists (select from public.iu_route_delivery x

@@ -464,7 +464,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_route_dispatch(text, uuid, jsonb) is
-    'Delivers an event by a route whose switches are all open: calls its SQL function; every other target kind goes '
+    'Delivers an event by a route with all switches open: calls its SQL function; every other target kind goes '
     'to fn_iu_route_deliver, which raises. Answers the decision: delivered; or dry_run or route_disabled if the route '
     'is no longer live.';
 

@@ -101,7 +101,7 @@ comment on column public.iu_trace_cursor.letter_id is
     'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
 comment on column public.iu_trace_cursor.exported is 'Spans that the collector accepted.';
 comment on column public.iu_trace_cursor.rejected is 'Spans that the collector rejected for good.';
-comment on column public.iu_trace_cursor.ignored is 'Events whose malformed trace context was ignored.';
+comment on column public.iu_trace_cursor.ignored is 'Events with a malformed trace context, which was ignored.';
 comment on column public.iu_trace_cursor.last_export_at is
     'Time at which spans were last accepted. Null: none ever were.';
 comment on column public.iu_trace_cursor.created_at is
@@ -417,7 +417,7 @@ comment on function public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint,
 
 -- Retention ----------------------------------------------------------------------------------------------
 
--- An event whose attempts an export has not read is not released; the attempts are found by their keys, as in the
+-- An event with attempts that an export has not read is not released; the attempts are found by their keys, as in the
 -- completeness check. An attempt with a stamp that this history has not reached was restored; the reanchor has reported
 -- which of these were not exported.
 create or replace function public.fn_iu_retention_released(p_event_ref uuid)

@@ -13,7 +13,7 @@
 -- The lease ends when its holder releases it, when it was not renewed in time, or when the session of its holder has
 -- ended; so after a kill -9 no consumer has to wait until the lease expires. A holder that has lost only its session
 -- must be able to notice that before another consumer takes the lease. Therefore a consumer that wants the lease asks
--- twice, and names in the second request the holder whose session was missing at the first. Setting the clock back does
+-- twice, and names in the second request the holder without a session at the first. Setting the clock back does
 -- not prolong a lease.
 --
 -- A lease that ended without being released may mean that a delivery has ended the process of its holder (a
@@ -288,7 +288,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_breaker_succeed(text[], text[]) is
-    'Closes the circuit breakers of routes whose target has answered, and marks the deliveries that failed before it '
+    'Closes the circuit breakers of routes with a target that answered, and marks the deliveries that failed before it '
     'by their own fault. p_arrived: the routes with a delivery that arrived; their count of consecutive dead letters '
     'becomes 0.';
 
@@ -523,9 +523,8 @@ comment on function public.fn_iu_delivery_interrupted(text[], bigint[]) is
     'Marks the deliveries that were in flight when a lease ended without being released. A single delivery has spent '
     'an attempt; of several, each is attempted alone next.';
 
--- The last resort for a delivery whose attempt the database refuses to store, for example because of a CHECK or a
--- trigger of the application on iu_route_attempt. Its attempt is spent nevertheless, so that the delivery comes to an
--- end.
+-- The last resort for a delivery with an attempt that the database refuses to store, for example because the application
+-- has a CHECK or a trigger on iu_route_attempt. The attempt is spent nevertheless, so that the delivery comes to an end.
 create function public.fn_iu_delivery_unrecorded(
     p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text)
 returns integer
@@ -561,7 +560,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text) is
-    'Spends an attempt of a delivery whose attempt row cannot be written. Answers the number of dead letters that '
+    'Spends an attempt of a delivery if its attempt row cannot be written. Answers the number of dead letters that '
     'this made (0 or 1). Null: the caller does not have the lease.';
 
 create function public.fn_iu_delivery_sent(
@@ -645,7 +644,7 @@ declare
     v_now     constant timestamptz := now();
     f         record;
     v_letters integer := 0;
-    -- The routes whose target answered, even if the answer was a rejection.
+    -- The routes with a target that answered, even if the answer was a rejection.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
                                        select s.route_code

@@ -252,7 +252,7 @@ comment on function public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[
 -- For each route the caller names its free capacity in deliveries (p_rooms), the id up to which it has taken deliveries
 -- that were never attempted (p_after), and its free capacity in bytes of payload (p_bytes). p_busy holds the ids of the
 -- deliveries in its memory that were attempted before, and of trial deliveries; p_freed_routes and p_freed_keys name
--- the subjects whose first delivery was settled.
+-- the subjects with a settled first delivery.
 --
 -- The answer has a row for each delivery, and one for each route with the reason why it is paused. Nothing is written,
 -- except that a circuit breaker becomes half-open.
@@ -517,7 +517,7 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
         where x.route_code = r.route_code) d on true
  where r.target_kind in ('workflow', 'external_endpoint') and (r.enabled and not r.dry_run or d.pending > 0);
 comment on view public.v_iu_delivery is
-    'Each live route whose target the consumer calls, and each such route with pending deliveries: their number, '
+    'Each live route with a target that the consumer calls, and each such route with pending deliveries: their number, '
     'since when the oldest waits, and why the route is paused.';
 
 -- Detects waiting deliveries while none is settled and no reason is known: no closed switch, no open circuit breaker,
@@ -570,7 +570,7 @@ as $$
                           and l.settled_at > clock_timestamp() - w.seconds * interval '1 second')
 $$;
 comment on function public.fn_iu_delivery_progress_missing(text) is
-    'One sentence for each route whose deliveries wait while none is settled and no reason is known.';
+    'One sentence for each route with deliveries that wait while none is settled and no reason is known.';
 
 create view public.v_iu_delivery_parked as
 select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_for, h.created_at as since, h.tries,

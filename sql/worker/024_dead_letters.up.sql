@@ -247,7 +247,7 @@ begin
 end
 $$;
 comment on function public.fn_iu_dead_letters_queue(uuid[], boolean, text) is
-    'Queues dead letters, which the caller has locked, for delivery, except those whose delivery is pending already. '
+    'Queues dead letters, which the caller has locked, for delivery, except those with a pending delivery. '
     'Answers the number.';
 
 -- Resolve ------------------------------------------------------------------------------------------------

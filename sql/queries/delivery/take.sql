@@ -6,8 +6,8 @@
 -- $4 bigint[]  for each route, only deliveries beyond this id that were never attempted
 -- $5 bigint[]  free capacity of each route, in bytes of payload
 -- $6 bigint[]  ids of in-flight deliveries that were attempted before
--- $7 text[]    subjects whose first delivery was settled: routes
--- $8 bigint[]  subjects whose first delivery was settled: keys
+-- $7 text[]    subjects with a settled first delivery: routes
+-- $8 bigint[]  subjects with a settled first delivery: keys
 -- $9 bigint    largest payload that is delivered, in bytes
 
 select t.*

@@ -1,5 +1,5 @@
--- Spends an attempt of a delivery whose attempt the database refuses to store, without storing it. Answers the number
--- of dead letters that this made; null: the consumer does not have the lease.
+-- Spends an attempt that the database refuses to store, without storing it. Answers the number of dead letters that this
+-- made; null: the consumer does not have the lease.
 --
 -- $1 text    worker            $2 uuid    consumer
 -- $3 text    route             $4 bigint  id

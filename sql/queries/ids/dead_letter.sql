@@ -1,4 +1,4 @@
--- Dead letters whose id has a given prefix, as a range of the primary key; six are enough to show that the prefix is
+-- Dead letters by a prefix of their id, as a range of the primary key; six are enough to show that the prefix is
 -- ambiguous.
 --
 -- $1 uuid  lowest id      $2 uuid  highest id

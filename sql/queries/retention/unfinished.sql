@@ -1,4 +1,4 @@
--- The remains of an interrupted run: partitions whose detachment is pending, and detached tables that are still closed.
+-- The remains of an interrupted run: partitions with a pending detachment, and detached tables that are still closed.
 
 select p.part::oid as oid, regexp_replace(p.part::text, '^public\.', '') as name, true as pending
   from public.fn_iu_outbox_partitions() p

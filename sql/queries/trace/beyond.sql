@@ -1,6 +1,6 @@
 -- The youngest attempts after a position, at most ten.
 --
--- $1 text    snapshot whose rows are excluded
+-- $1 text    snapshot of the excluded rows
 -- $2 text    transaction of the last attempt
 -- $3 bigint  id of the last attempt
 
