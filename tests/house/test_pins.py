@@ -1,4 +1,4 @@
-"""constraints.txt and hashes.txt: the pinned versions, and the hashes of their files."""
+"""constraints.txt, hashes.txt and the hooks of pre-commit: the pinned versions, and the hashes of their files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def test_every_pin_has_its_hashes() -> None:
     assert "://" not in rest
     assert len(entries) == len(PINS)
     assert _versions([entry["pin"] for entry in entries]) == PINS
+
+
+def test_the_hooks_use_the_pinned_ruff() -> None:
+    """The hooks of pre-commit have the version of ruff that constraints.txt has.
+
+    Fails when: one of the two versions was changed without the other, so that a hook formats code otherwise than CI.
+    """
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"ruff-pre-commit\n +rev: v(\S+)", hooks) == [PINS["ruff"]]
 
 
 def _needed(requirement: Requirement, environment: dict[str, str], found: set[str]) -> None:
