@@ -28,7 +28,7 @@ KEEP = "20 s"
 MOST_SESSIONS = 8 * (1 + MOST)
 
 #: Number of waiting deliveries from which quick and bulk writers pause.
-FLOOD = 20_000
+FLOOD = 5_000
 
 ACTIONS: list[tuple[float, Action]] = []
 
