@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
+
+
+#: Errors of an exception group that are described.
+MOST_OF_GROUP: Final = 3
 
 
 class IuListenError(Exception):
@@ -35,10 +39,11 @@ def words(error: BaseException) -> str:
     """Description of an error for a line of the log.
 
     For an IuListenError it is the message, for any other error the name of its class and the place where it was raised.
-    The text of other errors is left out, because it may contain data that was processed, for example a token.
+    The text of other errors is left out, because it may contain data that was processed, for example a token. For a group
+    it is the descriptions of its errors, each one once, at most ``MOST_OF_GROUP`` of them.
     """
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(list(dict.fromkeys(words(one) for one in error.exceptions))[:MOST_OF_GROUP])
     if isinstance(error, IuListenError):
         return error.message
     frames = traceback.extract_tb(error.__traceback__)
