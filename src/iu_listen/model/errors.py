@@ -14,7 +14,6 @@ import traceback
 from pathlib import Path
 from typing import ClassVar, Final
 
-
 #: Errors of an exception group that are described.
 MOST_OF_GROUP: Final = 3
 
@@ -39,8 +38,8 @@ def words(error: BaseException) -> str:
     """Description of an error for a line of the log.
 
     For an IuListenError it is the message, for any other error the name of its class and the place where it was raised.
-    The text of other errors is left out, because it may contain data that was processed, for example a token. For a group
-    it is the descriptions of its errors, each one once, at most ``MOST_OF_GROUP`` of them.
+    The text of other errors is left out, because it may contain data that was processed, for example a token.
+    For a group it is the descriptions of its errors, each one once, at most ``MOST_OF_GROUP`` of them.
     """
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(list(dict.fromkeys(words(one) for one in error.exceptions))[:MOST_OF_GROUP])
