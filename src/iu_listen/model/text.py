@@ -53,10 +53,10 @@ def duration(seconds: float) -> str:
 def humane(text: str) -> str:
     """A sentence from the database with its numbers and durations formatted by number() and duration().
 
-    Process ids are not changed, and neither are digits that belong to a word, a time or an id.
+    Process ids and SQLSTATE codes are not changed, and neither are digits that belong to a word, a time or an id.
     """
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
-    return re.sub(r"(?<!pid )(?<![\w.:-])\d{5,15}(?![\w.:-])", lambda found: number(int(found[0])), text)
+    return re.sub(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])", lambda found: number(int(found[0])), text)
 
 
 def _escaped(character: str) -> str:
