@@ -16,6 +16,9 @@ UNSAFE: Final = re.compile(
     "\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
+#: A number of five digits or more inside a sentence that is a count, and no id, port, code, time or part of a word.
+COUNT: Final = re.compile(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])")
+
 
 def visible(text: str, keep: str = "") -> str:
     r"""The text with every unsafe character written as an escape, as in ``\x1b`` or ``\u202e``.
@@ -53,10 +56,10 @@ def duration(seconds: float) -> str:
 def humane(text: str) -> str:
     """A sentence from the database with its numbers and durations formatted by number() and duration().
 
-    Process ids and SQLSTATE codes are not changed, and neither are digits that belong to a word, a time or an id.
+    Process ids, ports and SQLSTATE codes are not changed, and neither are digits that belong to a word, a time or an id.
     """
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
-    return re.sub(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])", lambda found: number(int(found[0])), text)
+    return COUNT.sub(lambda found: number(int(found[0])), text)
 
 
 def _escaped(character: str) -> str:
