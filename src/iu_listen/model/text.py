@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 def humane(text: str) -> str:
     """A sentence from the database with its numbers and durations formatted by number() and duration().
 
-    Process ids, ports and SQLSTATE codes are not changed, and neither are digits that belong to a word, a time or an id.
+    Process ids, ports and SQLSTATE codes are not changed, and neither are digits of a word, a time or an id.
     """
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
     return COUNT.sub(lambda found: number(int(found[0])), text)
