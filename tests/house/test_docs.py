@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from cyclopts import App
 
+import iu_listen
 from iu_listen.cli import app
 from iu_listen.model import observation
 from iu_listen.model.facts import State, Wake
@@ -200,6 +202,25 @@ def test_every_metric_is_documented():
 
     assert len(made) >= 4
     assert sorted(rows) == sorted((name, kind, unit, meaning) for kind, name, unit, meaning in made)
+
+
+def test_the_public_names_are_those_of_the_package():
+    """public-api.md has every name of ``iu_listen.__all__``, and no other; the other names on the page exist.
+
+    Fails when: a name is added to or removed from ``iu_listen.__all__`` and not in the table, or the table of another
+    module or of SQL names an object that does not exist.
+    """
+    text = page("docs/reference/public-api.md")
+    names, elsewhere, objects = (
+        re.findall(r"^\| `([\w.]+)` \|", section(text, heading), re.MULTILINE)
+        for heading in ("### Names of `iu_listen`", "### Names of other modules", "## SQL")
+    )
+
+    assert sorted(names) == sorted(iu_listen.__all__)
+    for name in (*(f"iu_listen.{name}" for name in names), *elsewhere):
+        resolve_name(name)
+    assert len(objects) >= 16
+    assert set(objects) <= {name for _, name in created()}
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
