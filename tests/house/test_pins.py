@@ -1,4 +1,4 @@
-"""constraints.txt, hashes.txt and the hooks of pre-commit: the pinned versions, and the hashes of their files."""
+"""The version of iu-listen; the pinned versions in constraints.txt, hashes.txt and the hooks of pre-commit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from iu_listen.model.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 #: An entry of hashes.txt: a pinned version, then one hash in each line.
@@ -36,6 +38,16 @@ def test_every_pin_has_its_hashes() -> None:
     assert "://" not in rest
     assert len(entries) == len(PINS)
     assert _versions([entry["pin"] for entry in entries]) == PINS
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """pyproject.toml, iu_listen and the newest section of CHANGELOG.md with a number have the same version.
+
+    Fails when: one of the three is left out of a release.
+    """
+    newest = re.search(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert PROJECT["project"]["version"] == VERSION == newest[1]
 
 
 def test_the_hooks_use_the_pinned_ruff() -> None:
