@@ -7,10 +7,13 @@ import asyncio
 import asyncpg
 import pytest
 
-from iu_listen.model.delivery import Reject
+from iu_listen.app import PostgresSessions
+from iu_listen.model.delivery import Reject, Want
+from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import Listening
-from postgres.couriers import Arrivals, delivering, open_route, settled
-from support import connected, insert_event, wait_until
+from iu_listen.model.settings import Settings
+from postgres.couriers import ROUTE, Arrivals, delivering, open_route, settled
+from support import connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -65,3 +68,29 @@ async def test_what_begins_without_an_event_is_found(live):
             await connection.execute("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
             await settled(connection)
         assert arrivals.arrived == {event: 1}
+
+
+async def test_the_first_take_of_a_session_may_last_as_long_as_a_batch(live):
+    """The first take, which reads past all settled deliveries that vacuum kept, may last longer than `deadline`; a later
+    take may not.
+
+    Fails when: the first take has the deadline of the others, so that each session ends before it has a position.
+    """
+    async with connected(live.dsn) as locker, connected(live.dsn) as connection:
+        await open_route(connection)
+        await insert_event(connection)
+        await drain(connection)
+        sessions = PostgresSessions(Settings(dsn=live.dsn, deadline=0.5, batch_deadline=30))
+        async with sessions.deliveries(lambda: None) as deliveries:
+            assert (await deliveries.take_lease()).held
+            want = Want(route=ROUTE, room=10, after=0, deadline=1)
+            await locker.execute("begin; lock table event_outbox in access exclusive mode")
+            first = asyncio.create_task(deliveries.take([want], [], []))
+            await asyncio.sleep(1.2)
+            assert not first.done()
+            await locker.execute("rollback")
+            assert len((await first).taken) == 1
+            await locker.execute("begin; lock table event_outbox in access exclusive mode")
+            with pytest.raises((SessionLost, Refused)):
+                await deliveries.take([want], [], [])
+            await locker.execute("rollback")

@@ -62,7 +62,7 @@ class Settings:
         15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600
     )
     deadline: float = _setting(8.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
-    batch_deadline: float = _setting(60.0, "Longest wait for a batch.", 1, 3600)
+    batch_deadline: float = _setting(60.0, "Longest wait for a batch, or for the first take of a session.", 1, 3600)
     audit_interval: float = _setting(
         3600.0, "Pause between two audits of completeness by the running consumer; 0: none.", 0, 2_592_000
     )

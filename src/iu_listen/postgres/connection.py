@@ -89,6 +89,12 @@ class Connection(_Driver):
         if not self.pooled:
             await super().fetchrow(query("lock_timeout"), self.lock_timeout)
 
+    async def limit_statements(self, milliseconds: int) -> None:
+        """Limit the duration of each later statement, in milliseconds."""
+        self.statement_timeout = f"{milliseconds}ms"
+        if not self.pooled:
+            await super().fetchrow(query("statement_timeout"), self.statement_timeout)
+
     def transaction(self, **options: Any) -> _DriverTransaction:
         """As the driver's method; behind a pooler an outermost transaction begins with its settings."""
         outermost = self.pooled and not self.is_in_transaction()

@@ -32,6 +32,7 @@ from iu_listen.model.delivery import (
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import WORDS, site_of
+from iu_listen.postgres.connection import PATIENCE
 from iu_listen.postgres.former import Former, succeeding
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
 from iu_listen.postgres.sqlfiles import query
@@ -53,6 +54,7 @@ class DeliverySession:
         self._settle: str | Prepared = query("delivery/settle")
         self._take: str | Prepared = query("delivery/take")
         self._began = False
+        self._positioned = False
 
     async def prepare(self) -> None:
         """Prepare the statements that are executed repeatedly."""
@@ -152,18 +154,31 @@ class DeliverySession:
     async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
         """Take the next deliveries for which there is capacity, and read the state of each route.
 
+        The first take of a session begins at the first id. It reads past all settled deliveries that vacuum has not
+        removed, so it may last as long as a batch (``batch_deadline``); the answer holds a position for the next take.
+
         Args:
             wants: For each route, how many deliveries and bytes the dispatcher has capacity for.
             again: Ids of deliveries that were attempted before and that the dispatcher already holds. They are not
                 taken a second time.
             freed: Route and key of the subjects whose next parked delivery may go on.
         """
+        longest = self._settings.deadline if self._positioned else self._settings.batch_deadline
+        if not self._positioned:
+            await self._limit_takes(longest)
         rows = await ask_rows(
-            self._taker, self._settings.deadline, self._take, self._settings.worker, *columns(wants),
+            self._taker, longest, self._take, self._settings.worker, *columns(wants),
             [w.bytes for w in wants], again, [route for route, _ in freed], [key for _, key in freed],
             self._settings.payload_max,
         )  # fmt: skip
+        if not self._positioned:
+            await self._limit_takes(self._settings.deadline)
+            self._positioned = True
         return _supply(rows)
+
+    async def _limit_takes(self, longest: float) -> None:
+        with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+            await self._taker.limit_statements(round(1000 * PATIENCE * longest))
 
     async def sweep(self, searches: Sequence[Search]) -> list[Found]:
         """Search a bounded part of the deliveries that the positions of routes have passed."""
