@@ -823,10 +823,12 @@ begin
     ), letters as (
         insert into public.iu_route_dead_letter
             (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
-             failure_detail)
+             failure_detail, created_at)
         select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
                coalesce(public.fn_iu_event_snapshot(g.event_ref), jsonb_build_object('id', g.event_ref)),
-               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
+               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why,
+               -- Replays go by time: the dead letters of one cancellation keep the order of their deliveries.
+               now() + (row_number() over (order by g.id) - 1) * interval '1 microsecond'
           from gone g
          order by g.id
         on conflict (idempotency_key) do update
@@ -5169,9 +5171,11 @@ begin
                 end;
                 insert into public.iu_route_dead_letter
                     (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
-                     failure_code, failure_detail)
+                     failure_code, failure_detail, created_at)
                 select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no,
-                       public.fn_iu_event_snapshot(o.id), v_bad.code, left(v_bad.why, 10000)
+                       public.fn_iu_event_snapshot(o.id), v_bad.code, left(v_bad.why, 10000),
+                       -- Replays go by time: the dead letters of one batch keep the order of their events.
+                       now() + v_dead * interval '1 microsecond'
                   from public.event_outbox o
                  where o.id = v_bad.id
                 on conflict (idempotency_key) do update
@@ -5392,7 +5396,7 @@ CREATE TABLE public.iu_route_dead_letter (
     event_snapshot jsonb NOT NULL,
     failure_code text NOT NULL,
     failure_detail text,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
     replay_count integer DEFAULT 0 NOT NULL,
     last_replay_at timestamp with time zone,
     resolved_at timestamp with time zone,

@@ -118,7 +118,7 @@ create table public.iu_route_dead_letter (
     event_snapshot   jsonb        not null,
     failure_code     text         not null,
     failure_detail   text,
-    created_at       timestamptz  not null default clock_timestamp(),
+    created_at       timestamptz  not null default now(),
     replay_count     integer      not null default 0,
     last_replay_at   timestamptz,
     resolved_at      timestamptz,

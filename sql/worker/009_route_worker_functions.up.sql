@@ -548,9 +548,11 @@ begin
                 end;
                 insert into public.iu_route_dead_letter
                     (worker_name, event_ref, route_code, idempotency_key, attempt_no, event_snapshot,
-                     failure_code, failure_detail)
+                     failure_code, failure_detail, created_at)
                 select p_worker_name, o.id, v_bad.route_code, v_bad.key, v_bad.attempt_no,
-                       public.fn_iu_event_snapshot(o.id), v_bad.code, left(v_bad.why, 10000)
+                       public.fn_iu_event_snapshot(o.id), v_bad.code, left(v_bad.why, 10000),
+                       -- Replays go by time: the dead letters of one batch keep the order of their events.
+                       now() + v_dead * interval '1 microsecond'
                   from public.event_outbox o
                  where o.id = v_bad.id
                 on conflict (idempotency_key) do update

@@ -67,10 +67,12 @@ begin
     ), letters as (
         insert into public.iu_route_dead_letter
             (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
-             failure_detail)
+             failure_detail, created_at)
         select g.worker_name, g.event_ref, g.route_kind, g.route_code, g.key, g.attempt_no,
                coalesce(public.fn_iu_event_snapshot(g.event_ref), jsonb_build_object('id', g.event_ref)),
-               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why
+               'cancelled', 'cancelled by ' || p_actor || ': ' || p_why,
+               -- Replays go by time: the dead letters of one cancellation keep the order of their deliveries.
+               now() + (row_number() over (order by g.id) - 1) * interval '1 microsecond'
           from gone g
          order by g.id
         on conflict (idempotency_key) do update
