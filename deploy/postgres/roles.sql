@@ -261,7 +261,7 @@ grant select on public.v_iu_audit to iu_listen_consumer;
 -- delivered. Only operators replay dead letters.
 grant select (idempotency_key, failure_code, failure_detail, event_snapshot),
       insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
-              failure_detail),
+              failure_detail, created_at),
       update (resolved_at, resolution, attempt_no, failure_code, failure_detail, event_snapshot)
     on public.iu_route_dead_letter to iu_listen_consumer;
 
@@ -366,7 +366,7 @@ grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_n
                       traceparent)
     on public.iu_route_delivery to iu_listen_operator;
 grant insert (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,
-              failure_detail)
+              failure_detail, created_at)
     on public.iu_route_dead_letter to iu_listen_operator;
 grant insert (route_count, batch_xact_id) on public.iu_route_attempt to iu_listen_operator;
 
