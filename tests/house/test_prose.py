@@ -9,14 +9,14 @@ from __future__ import annotations
 import ast
 import io
 import re
-import subprocess
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from house.files import ROOT, tracked
+
 #: Files of each part of the repository. CHANGELOG.md is a record and is not measured.
 PARTS = {
     "docs": r"(README|CONTRIBUTING|SECURITY)\.md|(docs|sql|bench)/.*\.md",
@@ -67,8 +67,7 @@ READ = {".md": _markdown, ".py": _python, ".sql": _sql}
 
 
 def _files(part: str) -> Iterator[Path]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return (ROOT / name for name in listed.splitlines() if re.fullmatch(PARTS[part], name))
+    return (file for file in tracked() if re.fullmatch(PARTS[part], file.relative_to(ROOT).as_posix()))
 
 
 @pytest.mark.parametrize("part", PARTS)

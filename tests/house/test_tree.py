@@ -12,17 +12,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from house.files import ROOT, tracked
+
 MODULES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-
-
-def tracked(*patterns: str) -> list[Path]:
-    """Files that git tracks, or all files if there is no git."""
-    done = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        return [f for f in ROOT.rglob("*") if f.is_file() and ".venv" not in f.parts]
-    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 def test_no_module_has_more_than_400_lines():
