@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from postgres.routes import go_live, open_live_route, register, route
+from postgres.routes import open_live_route
 from support import connected, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -196,18 +196,8 @@ async def test_the_dead_letters_of_one_batch_keep_the_order_of_their_events(live
     Fails when: all dead letters of a batch have the same time, so that their random ids decide.
     """
     async with connected(live.dsn) as connection:
-        await register(connection, "odd_thing")
-        await route(connection, "odd", "odd_thing")
-        await go_live(connection, "odd")
-        await connection.execute(
-            """create or replace function public.arrive(idempotency_key text, event jsonb) returns void language plpgsql as $$
-               begin
-                   raise exception 'refused';
-               end $$"""
-        )
-        insert = """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
-                    values ('iu', 'odd_thing', 'update', 'immediate') returning id"""
-        events = [await connection.fetchval(insert) for _ in range(30)]
+        await open_live_route(connection)
+        events = [await insert_event(connection) for _ in range(30)]
         await run_batch(connection)
         letters = await connection.fetch("select event_ref from iu_route_dead_letter order by created_at, id")
     assert [row["event_ref"] for row in letters] == events
