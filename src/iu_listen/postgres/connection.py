@@ -87,13 +87,13 @@ class Connection(_Driver):
         """Limit the time that each later statement waits for a lock, in milliseconds."""
         self.lock_timeout = f"{milliseconds}ms"
         if not self.pooled:
-            await super().fetchrow(query("lock_timeout"), self.lock_timeout)
+            await super().fetchrow(query("session_limit"), "lock_timeout", self.lock_timeout)
 
     async def limit_statements(self, milliseconds: int) -> None:
         """Limit the duration of each later statement, in milliseconds."""
         self.statement_timeout = f"{milliseconds}ms"
         if not self.pooled:
-            await super().fetchrow(query("statement_timeout"), self.statement_timeout)
+            await super().fetchrow(query("session_limit"), "statement_timeout", self.statement_timeout)
 
     def transaction(self, **options: Any) -> _DriverTransaction:
         """As the driver's method; behind a pooler an outermost transaction begins with its settings."""
