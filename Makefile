@@ -71,7 +71,7 @@ soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: E
 	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(EVENTS),--events $(EVENTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
 schema: $(READY) ## Write sql/schema.sql anew
-	@$(BIN)/python tests/house/schema.py
+	@$(BIN)/python tests/conventions/schema.py
 
 # uv, in an environment of its own, asks the index for the hashes of all files of a version.
 hashes: ## Write hashes.txt anew, after a change of constraints.txt

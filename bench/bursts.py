@@ -85,7 +85,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--major", type=int, default=18)
     options = parser.parse_args()
-    with database(options.major) as server, consumer(server.dsn("iu"), "--catch-up", "300", "--lease", "1000"):
+    with (
+        database(options.major) as server,
+        consumer(server.dsn("iu"), "--catch-up", "300", "--session-timeout", "1000"),
+    ):
         waits, missing, counts = asyncio.run(storm(server.dsn("iu"), options.bursts, options.seed))
     print(f"PostgreSQL {options.major}, seed {options.seed}: {counts}")
     print(

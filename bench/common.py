@@ -17,7 +17,7 @@ from types import MappingProxyType
 import asyncpg
 
 from iu_listen import embedded
-from iu_listen.postgres import migrate
+from iu_listen.install import migrate
 from iu_listen.postgres.session import session
 
 #: Emits so many events in one statement.

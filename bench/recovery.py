@@ -23,11 +23,11 @@ from iu_listen.model.settings import Settings
 
 DEFAULT = Settings()
 # Set before the faults are imported, because their bounds use these values. Those of the storm are shorter.
-storm.ground.LEASE, storm.ground.CATCH_UP = DEFAULT.lease, DEFAULT.catch_up
+storm.ground.LEASE, storm.ground.CATCH_UP = DEFAULT.session_timeout, DEFAULT.catch_up
 storm.ground.DEADLINE, storm.ground.BATCH_DEADLINE = DEFAULT.deadline, DEFAULT.batch_deadline
 storm.ground.RECONNECT_MAX = DEFAULT.reconnect_max
 
-from lab import pooler
+from faults import pooler
 from storm import faults
 from storm.ground import Ground, prepared
 from support import insert_event
@@ -38,7 +38,7 @@ MEASURED = {
     "PostgreSQL stopped (fast) and started": 2.0,
     "PostgreSQL stopped at once (immediate) and started": 2.0,
     "open connections go silent for good": 15.0,
-    "frozen leader, thawed later": DEFAULT.lease + 1,
+    "frozen leader, thawed later": DEFAULT.session_timeout + 1,
 }
 POOLER, POOLER_BOUND = "transaction pooler detected and reported", 5.0
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only what has this in its name")
     options = parser.parse_args()
     print(
-        f"PostgreSQL {options.major}; lease {DEFAULT.lease:g} s, catch_up {DEFAULT.catch_up:g} s, deadline {DEFAULT.deadline:g} s"
+        f"PostgreSQL {options.major}; session timeout {DEFAULT.session_timeout:g} s, catch_up {DEFAULT.catch_up:g} s, deadline {DEFAULT.deadline:g} s"
     )
     raise SystemExit(not asyncio.run(measure(options.major, options.repetitions, options.seed, options.only)))
 

@@ -33,9 +33,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_event_type_validate() IS 'Rejects an event whose type is unknown or inactive, or whose stream or lane differs from the registry.';
 
--- Name: fn_iu_audit_confirm(text); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_completeness_confirm(text); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_audit_confirm(p_worker_name text) RETURNS jsonb
+CREATE FUNCTION public.fn_iu_completeness_confirm(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
@@ -56,7 +56,7 @@ begin
     select array_agg(m.event_ref), array_agg(o.id is null),
            array_agg(public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
       into v_refs, v_gone, v_consumed
-      from public.iu_audit_missing m
+      from public.iu_completeness_missing m
       join public.iu_route_worker_cursor c on c.worker_name = m.worker_name
       left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
      where m.worker_name = p_worker_name and m.accepted_at is null;
@@ -88,12 +88,12 @@ begin
           left join proof p on p.event_ref = s.event_ref
          group by s.event_ref, s.gone, s.consumed
     ), cleared as (
-        delete from public.iu_audit_missing m
+        delete from public.iu_completeness_missing m
          using verdict v
          where m.worker_name = p_worker_name and m.event_ref = v.event_ref
            and (v.gone or (v.consumed and v.found >= v.wanted))
     ), confirmed as (
-        update public.iu_audit_missing m
+        update public.iu_completeness_missing m
            set found = v.found, wanted = v.wanted, confirmed_at = clock_timestamp(), restamped_at = null
           from verdict v
          where m.worker_name = p_worker_name and m.event_ref = v.event_ref
@@ -106,13 +106,13 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_audit_confirm(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_completeness_confirm(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_audit_confirm(p_worker_name text) IS 'Judges each listed event of a worker by its attempts, in one scan of iu_route_attempt: removes events that are complete or deleted, and confirms the others. Answers the number of incomplete events, and the route codes that it met.';
+COMMENT ON FUNCTION public.fn_iu_completeness_confirm(p_worker_name text) IS 'Judges each listed event of a worker by its attempts, in one scan of iu_route_attempt: removes events that are complete or deleted, and confirms the others. Answers the number of incomplete events, and the route codes that it met.';
 
--- Name: fn_iu_audit_page(text, integer, bigint); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_completeness_page(text, integer, bigint); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer DEFAULT 5000, p_pass bigint DEFAULT NULL::bigint) RETURNS jsonb
+CREATE FUNCTION public.fn_iu_completeness_page(p_worker_name text, p_limit integer DEFAULT 5000, p_pass bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
@@ -127,7 +127,7 @@ CREATE FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer DEFA
     AS $$
 declare
     c           public.iu_route_worker_cursor;
-    a           public.iu_audit;
+    a           public.iu_completeness_pass;
     v_refusal   text;
     v_first_id  constant uuid := '00000000-0000-0000-0000-000000000000';
     v_page      bigint;
@@ -159,8 +159,8 @@ begin
     end if;
 
     -- One caller at a time; the next one continues where this page ends.
-    insert into public.iu_audit (worker_name) values (p_worker_name) on conflict (worker_name) do nothing;
-    select x.* into a from public.iu_audit x where x.worker_name = p_worker_name for update;
+    insert into public.iu_completeness_pass (worker_name) values (p_worker_name) on conflict (worker_name) do nothing;
+    select x.* into a from public.iu_completeness_pass x where x.worker_name = p_worker_name for update;
     if p_pass > 0 and p_pass <> a.pass then
         return jsonb_build_object('status', 'superseded', 'worker_name', p_worker_name, 'pass', p_pass);
     end if;
@@ -176,7 +176,7 @@ begin
         a.width := 125;
         -- Events that earlier passes found incomplete are confirmed again, because they may be complete now.
         select count(*) into a.missing
-          from public.iu_audit_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
+          from public.iu_completeness_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
         select o.event_seq into a.from_seq from public.event_outbox o
          where o.event_domain = c.event_domain order by o.event_seq, o.id limit 1;
         select o.event_seq into a.until_seq from public.event_outbox o
@@ -239,7 +239,7 @@ begin
                          left join public.iu_route_delivery v
                            on v.event_ref = e.id and v.route_code = k.route_code and v.attempt_no = 1) t
             ), added as (
-                insert into public.iu_audit_missing (worker_name, event_ref)
+                insert into public.iu_completeness_missing (worker_name, event_ref)
                 select p_worker_name, p.id from probed p where p.found < p.wanted
                 on conflict (worker_name, event_ref) do nothing
                 returning 1)
@@ -260,7 +260,7 @@ begin
         a.pos_id := coalesce(v_last_id, a.pos_id);
         a.walked := v_page < p_limit;
     else
-        v_confirm := public.fn_iu_audit_confirm(p_worker_name);
+        v_confirm := public.fn_iu_completeness_confirm(p_worker_name);
         a.suspects := 0;
         a.missing := (v_confirm ->> 'missing')::bigint;
         a.codes := array(select unnest(a.codes) union select jsonb_array_elements_text(v_confirm -> 'codes'));
@@ -275,7 +275,7 @@ begin
         a.pos_seq := null;
         a.pos_id := null;
     end if;
-    update public.iu_audit x
+    update public.iu_completeness_pass x
        set pass = a.pass, started_at = a.started_at, pos_seq = a.pos_seq, pos_id = a.pos_id, from_seq = a.from_seq,
            until_seq = a.until_seq, walked = a.walked, checked = a.checked, suspects = a.suspects,
            missing = a.missing, near = a.near, width = a.width, codes = a.codes,
@@ -293,13 +293,13 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_completeness_page(p_worker_name text, p_limit integer, p_pass bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_audit_page(p_worker_name text, p_limit integer, p_pass bigint) IS 'Checks whether the next page of events before a worker''s cursor have their attempts, and stores the position. Answers the status: walking, confirming, passed (the pass has ended), superseded (another pass was begun) or refused (the cursor is not believed).';
+COMMENT ON FUNCTION public.fn_iu_completeness_page(p_worker_name text, p_limit integer, p_pass bigint) IS 'Checks whether the next page of events before a worker''s cursor have their attempts, and stores the position. Answers the status: walking, confirming, passed (the pass has ended), superseded (another pass was begun) or refused (the cursor is not believed).';
 
--- Name: fn_iu_audit_repair(text, integer); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_completeness_repair(text, integer); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
+CREATE FUNCTION public.fn_iu_completeness_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
@@ -316,7 +316,7 @@ begin
     end if;
     for v_event in
         select v.event_ref, v.repairable
-          from public.v_iu_audit_missing v
+          from public.v_iu_completeness_missing v
          -- An event that was moved already may have been decided since; the next confirmation decides.
          where v.worker_name = p_worker_name and v.accepted_at is null and v.restamped_at is null and not v.waiting
          order by v.event_seq, v.event_ref
@@ -327,11 +327,11 @@ begin
             update public.event_outbox o
                set xact_id = pg_current_xact_id(), event_seq = nextval('public.event_outbox_event_seq')
              where o.id = v_event.event_ref;
-            update public.iu_audit_missing m set restamped_at = now()
+            update public.iu_completeness_missing m set restamped_at = now()
              where m.worker_name = p_worker_name and m.event_ref = v_event.event_ref;
             v_restamped := v_restamped + 1;
         else
-            update public.iu_audit_missing m set accepted_at = now()
+            update public.iu_completeness_missing m set accepted_at = now()
              where m.worker_name = p_worker_name and m.event_ref = v_event.event_ref;
             v_accepted := v_accepted + 1;
         end if;
@@ -344,9 +344,9 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_audit_repair(p_worker_name text, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_completeness_repair(p_worker_name text, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_audit_repair(p_worker_name text, p_limit integer) IS 'Gives the next p_limit events that lack attempts a new position after the cursor, in order; accepts those that a decision made now could not complete. Answers both numbers, and whether there may be more.';
+COMMENT ON FUNCTION public.fn_iu_completeness_repair(p_worker_name text, p_limit integer) IS 'Gives the next p_limit events that lack attempts a new position after the cursor, in order; accepts those that a decision made now could not complete. Answers both numbers, and whether there may be more.';
 
 -- Name: fn_iu_core_routes_enabled(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -473,7 +473,7 @@ begin
                                                  else 'master_gate_closed' end);
     end if;
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
-    if r.route_code is not null and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+    if r.route_code is not null and public.fn_iu_delivery_queued_routes(array[r]) <> '{}' then
         perform from public.iu_delivery_lease l order by l.worker_name for update;
         v_ids := array(select d.id
                          from public.iu_route_dead_letter d
@@ -797,7 +797,7 @@ begin
     perform from public.iu_delivery_lease l order by l.worker_name for update;
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code for share;
     if found then
-        select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
+        select public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
           from (select) one
           left join public.iu_delivery_breaker b on b.route_code = r.route_code;
         if v_held is null
@@ -855,6 +855,25 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid, p_why text, p_actor text, p_after bigint, p_until bigint, p_limit integer) IS 'Ends deliveries of a paused route, those of one event or the next p_limit after p_after: each becomes a dead letter. Answers the number, where the part ended, and whether there may be more.';
+
+-- Name: fn_iu_delivery_closed_switch(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_closed_switch(p_route_code text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
+                when not public.fn_iu_route_worker_enabled() then 'worker_gate_closed'
+                when not public.fn_iu_delivery_enabled() then 'delivery_gate_closed'
+                when p_route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true
+                then 'route_not_listed' end;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_closed_switch(p_route_code text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_closed_switch(p_route_code text) IS 'The first of the four switches that keeps a route from delivering: master_gate_closed, worker_gate_closed, delivery_gate_closed or route_not_listed. Null: all are open.';
 
 -- Name: iu_route_delivery; Type: TABLE; Schema: public; Owner: -
 
@@ -1234,7 +1253,7 @@ begin
          cross join lateral (
                select x.route_code, x.event_domain, x.event_type, x.event_stream,
                       x.delivery_policy ->> 'order' = 'subject' as ordered,
-                      public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+                      public.fn_iu_delivery_paused_by(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
                  from public.iu_outbound_route x
                  left join public.iu_delivery_breaker b on b.route_code = x.route_code
                 where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
@@ -1277,25 +1296,6 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_rooms integer[], p_after bigint[]) IS 'Deliveries of the given routes that were never attempted, if the routes are not paused. Writes nothing.';
-
--- Name: fn_iu_delivery_held(text, boolean, boolean, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) RETURNS text
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return case when p_enabled is not true then 'route_disabled'
-                when p_dry_run then 'dry_run'
-                else coalesce(public.fn_iu_delivery_lock(p_route_code),
-                              case when p_stopped_at is not null then 'dead_letter_budget'
-                                   when p_opened_at is not null then 'breaker_open' end) end;
-end
-$$;
-
--- Name: FUNCTION fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.fn_iu_delivery_held(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) IS 'The reason why a route is paused: route_disabled, dry_run, one of the reasons of fn_iu_delivery_lock, dead_letter_budget, or breaker_open. Null: the route delivers.';
 
 -- Name: fn_iu_delivery_in_flight(text, uuid, text[], bigint[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1436,25 +1436,6 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_list_guard() IS 'Turns routes that are not on the list of live routes back to dry run.';
 
--- Name: fn_iu_delivery_lock(text); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.fn_iu_delivery_lock(p_route_code text) RETURNS text
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return case when not public.fn_iu_core_routes_enabled() then 'master_gate_closed'
-                when not public.fn_iu_route_worker_enabled() then 'worker_gate_closed'
-                when not public.fn_iu_delivery_enabled() then 'delivery_gate_closed'
-                when p_route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true
-                then 'route_not_listed' end;
-end
-$$;
-
--- Name: FUNCTION fn_iu_delivery_lock(p_route_code text); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.fn_iu_delivery_lock(p_route_code text) IS 'The first of the four switches that keeps a route from delivering: master_gate_closed, worker_gate_closed, delivery_gate_closed or route_not_listed. Null: all are open.';
-
 -- Name: fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fn_iu_delivery_new(p_worker_name text, p_route_code text, p_ordered boolean, p_room integer, p_after bigint, p_queued bigint, OUT ids bigint[], OUT after bigint, OUT passed bigint) RETURNS record
@@ -1581,6 +1562,25 @@ $$;
 -- Name: FUNCTION fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) IS 'Raises check_violation if the options of a target contain one that targets of its scheme do not have.';
+
+-- Name: fn_iu_delivery_paused_by(text, boolean, boolean, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_delivery_paused_by(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return case when p_enabled is not true then 'route_disabled'
+                when p_dry_run then 'dry_run'
+                else coalesce(public.fn_iu_delivery_closed_switch(p_route_code),
+                              case when p_stopped_at is not null then 'dead_letter_budget'
+                                   when p_opened_at is not null then 'breaker_open' end) end;
+end
+$$;
+
+-- Name: FUNCTION fn_iu_delivery_paused_by(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_delivery_paused_by(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) IS 'The reason why a route is paused: route_disabled, dry_run, one of the reasons of fn_iu_delivery_closed_switch, dead_letter_budget, or breaker_open. Null: the route delivers.';
 
 -- Name: fn_iu_delivery_policy(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1823,7 +1823,7 @@ CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETUR
              where r.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
                                       where c.worker_name = p_worker_name)
                and r.target_kind in ('workflow', 'external_endpoint') and r.enabled and not r.dry_run
-               and public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
+               and public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
                and not exists (select from public.iu_delivery_unusable u
                                 where u.route_code = r.route_code and u.worker_name = p_worker_name)) q
      cross join lateral (select q.route_code, least(q.new_since, q.due_since) as since, q.seconds) w
@@ -1837,9 +1837,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) IS 'One sentence for each route with deliveries that wait while none is settled and no reason is known.';
 
--- Name: fn_iu_delivery_queues(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_delivery_queued_routes(public.iu_outbound_route[]); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) RETURNS jsonb
+CREATE FUNCTION public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -1852,9 +1852,9 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_delivery_queues(p_routes public.iu_outbound_route[]); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[]); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[]) IS 'The given routes whose events are queued for delivery, each with delivery_gate_closed if that gate holds it, otherwise null.';
+COMMENT ON FUNCTION public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[]) IS 'The given routes whose events are queued for delivery, each with delivery_gate_closed if that gate holds it, otherwise null.';
 
 -- Name: fn_iu_delivery_release(text, uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2067,7 +2067,7 @@ CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p
 declare
     v_now     constant timestamptz := now();
     f         record;
-    v_letters integer := 0;
+    v_dead_letters integer := 0;
     -- The routes with a target that answered, even if the answer was a rejection.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
@@ -2114,12 +2114,12 @@ begin
                                            where x.route_code = s.route_code and x.ended < s.ended)
              order by s.route_code, s.n
         loop
-            v_letters := v_letters + public.fn_iu_delivery_fail(
+            v_dead_letters := v_dead_letters + public.fn_iu_delivery_fail(
                 f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
                 f.beside and f.result = 'failed', f.target, f.event)::integer;
         end loop;
     end loop;
-    return v_letters;
+    return v_dead_letters;
 end
 $$;
 
@@ -2236,7 +2236,7 @@ begin
         b := v_route.breaker;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
-        v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
+        v_held := public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
         v_ids := '{}';
         v_passed := null;
         v_given := 0;
@@ -2561,9 +2561,9 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) IS 'The sessions that hold the advisory lock (p_key, hash of p_name), and whether each is a stranger: its role has no rights for the work of this lease.';
 
--- Name: fn_iu_measure(text); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_metrics(text); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
+CREATE FUNCTION public.fn_iu_metrics(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
@@ -2637,9 +2637,9 @@ CREATE FUNCTION public.fn_iu_measure(p_worker_name text) RETURNS TABLE(worker_na
                   ('lag_seconds', coalesce(greatest(extract(epoch from clock_timestamp() - l.since), 0), 0))) f(what, figure)
 $$;
 
--- Name: FUNCTION fn_iu_measure(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_metrics(p_worker_name text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_measure(p_worker_name text) IS 'The figures for metrics: one row for each figure, of this worker or of the whole database.';
+COMMENT ON FUNCTION public.fn_iu_metrics(p_worker_name text) IS 'The figures for metrics: one row for each figure, of this worker or of the whole database.';
 
 -- Name: fn_iu_outbound_on_version(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3300,8 +3300,8 @@ begin
                 where not pg_visible_in_snapshot(x.xact_id, t.prev)
                   and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
         update public.iu_trace_cursor t
-           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
-               letter_id = '00000000-0000-0000-0000-000000000000';
+           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
+               dead_letter_id = '00000000-0000-0000-0000-000000000000';
     end if;
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
@@ -3440,7 +3440,7 @@ CREATE FUNCTION public.fn_iu_progress_missing(p_worker_name text) RETURNS text[]
             select 2,
                    format('the audit of completeness has begun, and has looked at nothing for %s s',
                           round(extract(epoch from clock_timestamp() - a.paged_at)))
-              from public.iu_audit a
+              from public.iu_completeness_pass a
              where a.worker_name = p_worker_name and a.started_at is not null
                and a.paged_at < clock_timestamp() - interval '10 minutes') s
 $$;
@@ -3507,7 +3507,7 @@ CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interv
                case when d.refusing is not null then 'refusing'
                     when o.created_at >= d.cutoff then 'created_in_the_future'
                     when u.who is not null then 'unread'
-                    when not public.fn_iu_retention_released(o.id) then 'not_released'
+                    when not public.fn_iu_retention_releasable(o.id) then 'not_released'
                     else 'goes' end,
                coalesce(d.refusing, u.who), o.created_at
           from domain d
@@ -3524,7 +3524,7 @@ CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interv
                     when exists (select from public.iu_route_dead_letter l
                                   where l.idempotency_key = a.idempotency_key and l.resolved_at is null)
                         then 'open_dead_letter'
-                    when not public.fn_iu_retention_released(a.event_ref) then 'not_released'
+                    when not public.fn_iu_retention_releasable(a.event_ref) then 'not_released'
                     else 'goes' end,
                p.refusing, a.created_at
           from audit p
@@ -3538,7 +3538,7 @@ CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interv
                     when l.resolved_at is null then 'open_dead_letter'
                     when l.attempt_no = 0 and exists (select from public.event_outbox o where o.id = l.event_ref)
                         then 'event_still_there'
-                    when not public.fn_iu_retention_released(l.event_ref) then 'not_released'
+                    when not public.fn_iu_retention_releasable(l.event_ref) then 'not_released'
                     else 'goes' end,
                p.refusing, coalesce(l.resolved_at, l.created_at)
           from audit p
@@ -3555,9 +3555,58 @@ $$;
 
 COMMENT ON FUNCTION public.fn_iu_retention_plan(p_keep interval, p_what text[]) IS 'The rows that a run would delete now, and the reasons why the other rows that are old enough stay: one row for each verdict and each worker that causes it.';
 
--- Name: iu_audit; Type: TABLE; Schema: public; Owner: -
+-- Name: iu_completeness_missing; Type: TABLE; Schema: public; Owner: -
 
-CREATE TABLE public.iu_audit (
+CREATE TABLE public.iu_completeness_missing (
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    found bigint,
+    wanted bigint,
+    found_at timestamp with time zone DEFAULT now() NOT NULL,
+    confirmed_at timestamp with time zone,
+    restamped_at timestamp with time zone,
+    accepted_at timestamp with time zone
+);
+
+-- Name: TABLE iu_completeness_missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.iu_completeness_missing IS 'Events before the cursor of a worker that lack attempts. A row is deleted when its event is complete, or is no longer in the outbox.';
+
+-- Name: COLUMN iu_completeness_missing.worker_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.worker_name IS 'Name of the worker.';
+
+-- Name: COLUMN iu_completeness_missing.event_ref; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.event_ref IS 'Id of the event. Without a foreign key, because retention may delete the event.';
+
+-- Name: COLUMN iu_completeness_missing.found; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.found IS 'First attempts that the event has. Null: not confirmed yet.';
+
+-- Name: COLUMN iu_completeness_missing.wanted; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.wanted IS 'First attempts that the event should have. Null: not confirmed yet.';
+
+-- Name: COLUMN iu_completeness_missing.found_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.found_at IS 'Time at which a pass first suspected the event.';
+
+-- Name: COLUMN iu_completeness_missing.confirmed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.confirmed_at IS 'Time of the last confirmation. Null: the event is only suspected.';
+
+-- Name: COLUMN iu_completeness_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.restamped_at IS 'Time at which the event got a new position after the cursor, to be decided again. Null: never, or it was confirmed again since.';
+
+-- Name: COLUMN iu_completeness_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.iu_completeness_missing.accepted_at IS 'Time at which the incomplete event was accepted: it is still listed, and raises no alarm. Null: it is not accepted.';
+
+-- Name: iu_completeness_pass; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.iu_completeness_pass (
     worker_name text NOT NULL,
     pass bigint DEFAULT 0 NOT NULL,
     started_at timestamp with time zone,
@@ -3576,138 +3625,89 @@ CREATE TABLE public.iu_audit (
     finished_at timestamp with time zone,
     last_checked bigint,
     last_seconds double precision,
-    CONSTRAINT iu_audit_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
+    CONSTRAINT iu_completeness_pass_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
 )
 WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
 
--- Name: TABLE iu_audit; Type: COMMENT; Schema: public; Owner: -
+-- Name: TABLE iu_completeness_pass; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.iu_audit IS 'The completeness check of each worker: the running pass, and the last one that ended.';
+COMMENT ON TABLE public.iu_completeness_pass IS 'The completeness check of each worker: the running pass, and the last one that ended.';
 
--- Name: COLUMN iu_audit.worker_name; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.worker_name; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.worker_name IS 'Name of the worker.';
+COMMENT ON COLUMN public.iu_completeness_pass.worker_name IS 'Name of the worker.';
 
--- Name: COLUMN iu_audit.pass; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.pass; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.pass IS 'Number of the running pass, otherwise of the last one.';
+COMMENT ON COLUMN public.iu_completeness_pass.pass IS 'Number of the running pass, otherwise of the last one.';
 
--- Name: COLUMN iu_audit.started_at; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.started_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.started_at IS 'Time at which the running pass began. Null: none is running.';
+COMMENT ON COLUMN public.iu_completeness_pass.started_at IS 'Time at which the running pass began. Null: none is running.';
 
--- Name: COLUMN iu_audit.pos_seq; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.pos_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.pos_seq IS 'event_seq of the last event that the running pass has checked. Null: none yet.';
+COMMENT ON COLUMN public.iu_completeness_pass.pos_seq IS 'event_seq of the last event that the running pass has checked. Null: none yet.';
 
--- Name: COLUMN iu_audit.pos_id; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.pos_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.pos_id IS 'Id of the last event that the running pass has checked. Null: none yet.';
+COMMENT ON COLUMN public.iu_completeness_pass.pos_id IS 'Id of the last event that the running pass has checked. Null: none yet.';
 
--- Name: COLUMN iu_audit.from_seq; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.from_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.from_seq IS 'Lowest event_seq at the beginning of the running pass.';
+COMMENT ON COLUMN public.iu_completeness_pass.from_seq IS 'Lowest event_seq at the beginning of the running pass.';
 
--- Name: COLUMN iu_audit.until_seq; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.until_seq; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.until_seq IS 'Highest event_seq at the beginning of the running pass; the pass ends there.';
+COMMENT ON COLUMN public.iu_completeness_pass.until_seq IS 'Highest event_seq at the beginning of the running pass; the pass ends there.';
 
--- Name: COLUMN iu_audit.walked; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.walked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.walked IS 'True: the running pass has checked every event, and only has to confirm the suspected ones.';
+COMMENT ON COLUMN public.iu_completeness_pass.walked IS 'True: the running pass has checked every event, and only has to confirm the suspected ones.';
 
--- Name: COLUMN iu_audit.checked; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.checked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.checked IS 'Events before the cursor that the running pass has checked.';
+COMMENT ON COLUMN public.iu_completeness_pass.checked IS 'Events before the cursor that the running pass has checked.';
 
--- Name: COLUMN iu_audit.suspects; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.suspects; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.suspects IS 'Events that were found to lack attempts since the last confirmation.';
+COMMENT ON COLUMN public.iu_completeness_pass.suspects IS 'Events that were found to lack attempts since the last confirmation.';
 
--- Name: COLUMN iu_audit.missing; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.missing; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.missing IS 'Incomplete events at the last confirmation, without those that were accepted.';
+COMMENT ON COLUMN public.iu_completeness_pass.missing IS 'Incomplete events at the last confirmation, without those that were accepted.';
 
--- Name: COLUMN iu_audit.near; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.near; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.near IS 'Block of iu_route_attempt near which the attempts of the next page are expected.';
+COMMENT ON COLUMN public.iu_completeness_pass.near IS 'Block of iu_route_attempt near which the attempts of the next page are expected.';
 
--- Name: COLUMN iu_audit.width; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.width; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.width IS 'Number of blocks over which the attempts of 1 000 events are spread near that block.';
+COMMENT ON COLUMN public.iu_completeness_pass.width IS 'Number of blocks over which the attempts of 1 000 events are spread near that block.';
 
--- Name: COLUMN iu_audit.codes; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.codes; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.codes IS 'Every route code that a pass has met, including deleted routes. Attempts are found by keys made of these codes.';
+COMMENT ON COLUMN public.iu_completeness_pass.codes IS 'Every route code that a pass has met, including deleted routes. Attempts are found by keys made of these codes.';
 
--- Name: COLUMN iu_audit.paged_at; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.paged_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.paged_at IS 'Time at which the last page was checked. Null: none ever was.';
+COMMENT ON COLUMN public.iu_completeness_pass.paged_at IS 'Time at which the last page was checked. Null: none ever was.';
 
--- Name: COLUMN iu_audit.finished_at; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.finished_at; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.finished_at IS 'Time at which the last pass ended. Null: none ever did.';
+COMMENT ON COLUMN public.iu_completeness_pass.finished_at IS 'Time at which the last pass ended. Null: none ever did.';
 
--- Name: COLUMN iu_audit.last_checked; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.last_checked; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.last_checked IS 'Events that the last ended pass checked. Null: no pass has ended.';
+COMMENT ON COLUMN public.iu_completeness_pass.last_checked IS 'Events that the last ended pass checked. Null: no pass has ended.';
 
--- Name: COLUMN iu_audit.last_seconds; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_completeness_pass.last_seconds; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_audit.last_seconds IS 'Duration of the last ended pass in seconds, with its pauses. Null: no pass has ended.';
+COMMENT ON COLUMN public.iu_completeness_pass.last_seconds IS 'Duration of the last ended pass in seconds, with its pauses. Null: no pass has ended.';
 
--- Name: CONSTRAINT iu_audit_pos_chk ON iu_audit; Type: COMMENT; Schema: public; Owner: -
+-- Name: CONSTRAINT iu_completeness_pass_pos_chk ON iu_completeness_pass; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_audit_pos_chk ON public.iu_audit IS 'A position exists only in a running pass.';
-
--- Name: iu_audit_missing; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.iu_audit_missing (
-    worker_name text NOT NULL,
-    event_ref uuid NOT NULL,
-    found bigint,
-    wanted bigint,
-    found_at timestamp with time zone DEFAULT now() NOT NULL,
-    confirmed_at timestamp with time zone,
-    restamped_at timestamp with time zone,
-    accepted_at timestamp with time zone
-);
-
--- Name: TABLE iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.iu_audit_missing IS 'Events before the cursor of a worker that lack attempts. A row is deleted when its event is complete, or is no longer in the outbox.';
-
--- Name: COLUMN iu_audit_missing.worker_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.worker_name IS 'Name of the worker.';
-
--- Name: COLUMN iu_audit_missing.event_ref; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.event_ref IS 'Id of the event. Without a foreign key, because retention may delete the event.';
-
--- Name: COLUMN iu_audit_missing.found; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.found IS 'First attempts that the event has. Null: not confirmed yet.';
-
--- Name: COLUMN iu_audit_missing.wanted; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.wanted IS 'First attempts that the event should have. Null: not confirmed yet.';
-
--- Name: COLUMN iu_audit_missing.found_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.found_at IS 'Time at which a pass first suspected the event.';
-
--- Name: COLUMN iu_audit_missing.confirmed_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.confirmed_at IS 'Time of the last confirmation. Null: the event is only suspected.';
-
--- Name: COLUMN iu_audit_missing.restamped_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.restamped_at IS 'Time at which the event got a new position after the cursor, to be decided again. Null: never, or it was confirmed again since.';
-
--- Name: COLUMN iu_audit_missing.accepted_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.iu_audit_missing.accepted_at IS 'Time at which the incomplete event was accepted: it is still listed, and raises no alarm. Null: it is not accepted.';
+COMMENT ON CONSTRAINT iu_completeness_pass_pos_chk ON public.iu_completeness_pass IS 'A position exists only in a running pass.';
 
 -- Name: iu_route_attempt; Type: TABLE; Schema: public; Owner: -
 
@@ -3822,8 +3822,8 @@ CREATE TABLE public.iu_trace_cursor (
     tick pg_snapshot,
     attempt_xid xid8 DEFAULT '0'::xid8 NOT NULL,
     attempt_id bigint DEFAULT 0 NOT NULL,
-    letter_xid xid8 DEFAULT '0'::xid8 NOT NULL,
-    letter_id uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
+    dead_letter_xid xid8 DEFAULT '0'::xid8 NOT NULL,
+    dead_letter_id uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
     exported bigint DEFAULT 0 NOT NULL,
     rejected bigint DEFAULT 0 NOT NULL,
     ignored bigint DEFAULT 0 NOT NULL,
@@ -3860,13 +3860,13 @@ COMMENT ON COLUMN public.iu_trace_cursor.attempt_xid IS 'Transaction of the last
 
 COMMENT ON COLUMN public.iu_trace_cursor.attempt_id IS 'Id of the last accepted attempt of the tick. 0: none yet.';
 
--- Name: COLUMN iu_trace_cursor.letter_xid; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_trace_cursor.dead_letter_xid; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.letter_xid IS 'Transaction of the last accepted dead letter of the tick. 0: none yet.';
+COMMENT ON COLUMN public.iu_trace_cursor.dead_letter_xid IS 'Transaction of the last accepted dead letter of the tick. 0: none yet.';
 
--- Name: COLUMN iu_trace_cursor.letter_id; Type: COMMENT; Schema: public; Owner: -
+-- Name: COLUMN iu_trace_cursor.dead_letter_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.iu_trace_cursor.letter_id IS 'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
+COMMENT ON COLUMN public.iu_trace_cursor.dead_letter_id IS 'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
 
 -- Name: COLUMN iu_trace_cursor.exported; Type: COMMENT; Schema: public; Owner: -
 
@@ -3888,16 +3888,16 @@ COMMENT ON COLUMN public.iu_trace_cursor.last_export_at IS 'Time at which spans 
 
 COMMENT ON COLUMN public.iu_trace_cursor.created_at IS 'Time at which the export began. Older rows are exported with --since.';
 
--- Name: fn_iu_retention_released(uuid); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_retention_releasable(uuid); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_retention_released(p_event_ref uuid) RETURNS boolean
+CREATE FUNCTION public.fn_iu_retention_releasable(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
     SET plan_cache_mode TO 'force_generic_plan'
-    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_audit_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_released.p_event_ref) AND (m.accepted_at IS NULL))))))) AND (NOT (EXISTS (SELECT FROM public.iu_route_delivery d WHERE (d.event_ref = fn_iu_retention_released.p_event_ref)))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_audit u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_released.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))) WHERE (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))))));
+    RETURN ((NOT (EXISTS (SELECT FROM (public.iu_route_worker_cursor w JOIN public.iu_completeness_missing m ON (((m.worker_name = w.worker_name) AND (m.event_ref = fn_iu_retention_releasable.p_event_ref) AND (m.accepted_at IS NULL))))))) AND (NOT (EXISTS (SELECT FROM public.iu_route_delivery d WHERE (d.event_ref = fn_iu_retention_releasable.p_event_ref)))) AND ((NOT (EXISTS (SELECT FROM public.iu_trace_cursor))) OR (NOT (EXISTS (SELECT FROM (((SELECT r.route_code FROM public.iu_outbound_route r UNION SELECT unnest(u.codes) AS unnest FROM public.iu_completeness_pass u UNION SELECT '(none)'::text) k CROSS JOIN LATERAL (SELECT a_1.xact_id FROM public.iu_route_attempt a_1 WHERE (a_1.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || fn_iu_retention_releasable.p_event_ref))) a) JOIN public.iu_trace_cursor t ON ((NOT pg_visible_in_snapshot(a.xact_id, t.prev)))) WHERE (a.xact_id < pg_snapshot_xmax(pg_current_snapshot())))))));
 
--- Name: FUNCTION fn_iu_retention_released(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_retention_releasable(p_event_ref uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_retention_released(p_event_ref uuid) IS 'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of it is pending, and its attempts are exported.';
+COMMENT ON FUNCTION public.fn_iu_retention_releasable(p_event_ref uuid) IS 'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of it is pending, and its attempts are exported.';
 
 -- Name: fn_iu_retention_run(text, integer, interval, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3987,7 +3987,7 @@ begin
                           and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
                           and not exists (select from unnest(v_cursors) c
                                            where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
-                          and public.fn_iu_retention_released(o.id)
+                          and public.fn_iu_retention_releasable(o.id)
                           for update skip locked) k
             ), gone as (
                 delete from public.event_outbox o
@@ -4034,7 +4034,7 @@ begin
                and not exists (select from public.event_outbox o where o.id = a.event_ref)
                and not exists (select from public.iu_route_dead_letter d
                                 where d.idempotency_key = a.idempotency_key and d.resolved_at is null)
-               and public.fn_iu_retention_released(a.event_ref)
+               and public.fn_iu_retention_releasable(a.event_ref)
                for update of a skip locked
         ), gone as (
             delete from public.iu_route_attempt a using going g where a.id = g.id returning a.id
@@ -4060,7 +4060,7 @@ begin
              where d.resolved_at < v_cutoff
                -- A dead letter without any attempt is the only record of a decision.
                and (d.attempt_no > 0 or not exists (select from public.event_outbox o where o.id = d.event_ref))
-               and public.fn_iu_retention_released(d.event_ref)
+               and public.fn_iu_retention_releasable(d.event_ref)
                for update of d skip locked
         ), gone as (
             delete from public.iu_route_dead_letter d using going g where d.id = g.id returning d.id
@@ -4194,7 +4194,7 @@ begin
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
     -- A route that the consumer delivers is queued; the delivery that arrives resolves the dead letter.
-    if public.fn_iu_delivery_queues(array[r]) <> '{}' then
+    if public.fn_iu_delivery_queued_routes(array[r]) <> '{}' then
         v_key := case when r.delivery_policy ->> 'order' = 'subject'
                       then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
                                                      d.event_snapshot ->> 'canonical_address'), 0) end;
@@ -4323,7 +4323,7 @@ begin
     elsif r.dry_run then
         return 'dry_run';
     end if;
-    v_lock := public.fn_iu_delivery_lock(p_route_code);
+    v_lock := public.fn_iu_delivery_closed_switch(p_route_code);
     if v_lock is not null then
         raise exception '%: route % may not deliver event %', v_lock, p_route_code, p_event_id
             using errcode = 'feature_not_supported', hint = 'iu-listen route live ' || p_route_code;
@@ -4383,7 +4383,7 @@ begin
     if p_live then
         update public.iu_outbound_route x set enabled = true, dry_run = false where x.route_code = p_route_code;
     end if;
-    return jsonb_build_object('route', p_route_code, 'live', p_live, 'lock', public.fn_iu_delivery_lock(p_route_code));
+    return jsonb_build_object('route', p_route_code, 'live', p_live, 'lock', public.fn_iu_delivery_closed_switch(p_route_code));
 end
 $$;
 
@@ -4570,8 +4570,8 @@ begin
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
     -- 014 may be absent.
-    if to_regclass('public.v_iu_audit') is not null then
-        select a.missing into v_missing from public.v_iu_audit a where a.worker_name = p_worker_name;
+    if to_regclass('public.v_iu_completeness') is not null then
+        select a.missing into v_missing from public.v_iu_completeness a where a.worker_name = p_worker_name;
     end if;
 
     if not v_master then
@@ -4631,8 +4631,8 @@ begin
         v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
     end if;
     if v_missing > 0 then
-        v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
-                                                       'detail', 'iu-listen audit');
+        v_warnings := v_warnings || jsonb_build_object('code', 'completeness_missing', 'figure', v_missing,
+                                                       'detail', 'iu-listen completeness');
     end if;
     -- 012 may be absent.
     if to_regclass('public.iu_delivery_unusable') is not null then
@@ -4688,7 +4688,7 @@ begin
         'state', coalesce(v_state, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
         'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence, 'standbys', v_standbys,
         'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
-        'audit_missing', v_missing, 'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
+        'completeness_missing', v_missing, 'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
 end
 $$;
 
@@ -4856,7 +4856,7 @@ begin
             window kind as (partition by r.event_type, r.event_stream)) x;
     -- The live routes that queue events, each with the switch that holds it (012).
     if v_lives is not null then
-        v_queues := public.fn_iu_delivery_queues(v_routes);
+        v_queues := public.fn_iu_delivery_queued_routes(v_routes);
     end if;
 
     loop
@@ -5275,7 +5275,7 @@ COMMENT ON FUNCTION public.fn_iu_span_id(p_what text, p_key text) IS 'Span id, i
 
 -- Name: fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) RETURNS boolean
+CREATE FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_dead_letter_xid xid8, p_dead_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
@@ -5291,10 +5291,10 @@ begin
            attempt_id = case when p_done then 0
                              when (p_attempt_xid, p_attempt_id) > (t.attempt_xid, t.attempt_id) then p_attempt_id
                              else t.attempt_id end,
-           letter_xid = case when p_done then '0' else greatest(t.letter_xid, p_letter_xid) end,
-           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000'
-                            when (p_letter_xid, p_letter_id) > (t.letter_xid, t.letter_id) then p_letter_id
-                            else t.letter_id end,
+           dead_letter_xid = case when p_done then '0' else greatest(t.dead_letter_xid, p_dead_letter_xid) end,
+           dead_letter_id = case when p_done then '00000000-0000-0000-0000-000000000000'
+                            when (p_dead_letter_xid, p_dead_letter_id) > (t.dead_letter_xid, t.dead_letter_id) then p_dead_letter_id
+                            else t.dead_letter_id end,
            exported = t.exported + p_exported, rejected = t.rejected + p_rejected, ignored = t.ignored + p_ignored,
            last_export_at = case when p_exported > 0 then clock_timestamp() else t.last_export_at end
      where t.name = p_name and t.tick::text = p_tick::text;
@@ -5303,9 +5303,9 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_dead_letter_xid xid8, p_dead_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves the position of an export after a page was accepted; p_done ends its tick. True: a worker drains a backlog, and the export should slow down.';
+COMMENT ON FUNCTION public.fn_iu_trace_accepted(p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_dead_letter_xid xid8, p_dead_letter_id uuid, p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint) IS 'Moves the position of an export after a page was accepted; p_done ends its tick. True: a worker drains a backlog, and the export should slow down.';
 
 -- Name: fn_iu_trace_again(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5590,19 +5590,9 @@ CREATE FUNCTION public.fn_iu_trace_context(p_traceparent text) RETURNS text
 
 COMMENT ON FUNCTION public.fn_iu_trace_context(p_traceparent text) IS 'The trace context, if it is valid in W3C version 00; otherwise null. A malformed context is not an error.';
 
--- Name: fn_iu_trace_id(uuid, text); Type: FUNCTION; Schema: public; Owner: -
+-- Name: v_iu_trace_dead_letter; Type: VIEW; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN COALESCE(substr(public.fn_iu_trace_context(p_traceparent), 4, 32), NULLIF(replace((p_event_ref)::text, '-'::text, ''::text), repeat('0'::text, 32)), repeat('f'::text, 32));
-
--- Name: FUNCTION fn_iu_trace_id(p_event_ref uuid, p_traceparent text); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) IS 'Trace id of an event, in hexadecimal: that of its producer, otherwise its own id without dashes.';
-
--- Name: v_iu_trace_letter; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.v_iu_trace_letter AS
+CREATE VIEW public.v_iu_trace_dead_letter AS
  SELECT d.xact_id,
     d.id,
     d.worker_name,
@@ -5632,13 +5622,13 @@ CREATE VIEW public.v_iu_trace_letter AS
           ORDER BY x.attempt_no
          LIMIT 1) a ON (true));
 
--- Name: VIEW v_iu_trace_letter; Type: COMMENT; Schema: public; Owner: -
+-- Name: VIEW v_iu_trace_dead_letter; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_trace_letter IS 'The data for the span of a dead letter.';
+COMMENT ON VIEW public.v_iu_trace_dead_letter IS 'The data for the span of a dead letter.';
 
--- Name: fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+-- Name: fn_iu_trace_dead_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) RETURNS SETOF public.v_iu_trace_letter
+CREATE FUNCTION public.fn_iu_trace_dead_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) RETURNS SETOF public.v_iu_trace_dead_letter
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
@@ -5664,13 +5654,13 @@ begin
       from (select r.*
               from unnest(v_resolved) x(xid)
              cross join lateral (
-                   select s.* from public.v_iu_trace_letter s
+                   select s.* from public.v_iu_trace_dead_letter s
                     where s.xact_id <= x.xid
                       and (s.xact_id, s.id) > (greatest(x.xid, p_after_xid),
                                                case when p_after_xid >= x.xid then p_after_id else c_first end)
                     order by s.xact_id, s.id limit p_limit) r
             union all
-            (select s.* from public.v_iu_trace_letter s
+            (select s.* from public.v_iu_trace_dead_letter s
               where (s.xact_id, s.id) > (v_low_xid, v_low_id) and s.xact_id < v_to and s.xact_id <> all (v_open)
               order by s.xact_id, s.id limit p_limit)) u
      order by u.xact_id, u.id
@@ -5678,9 +5668,19 @@ begin
 end
 $$;
 
--- Name: FUNCTION fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION fn_iu_trace_dead_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.fn_iu_trace_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) IS 'The next p_limit dead letters after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
+COMMENT ON FUNCTION public.fn_iu_trace_dead_letters(p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer) IS 'The next p_limit dead letters after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
+
+-- Name: fn_iu_trace_id(uuid, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN COALESCE(substr(public.fn_iu_trace_context(p_traceparent), 4, 32), NULLIF(replace((p_event_ref)::text, '-'::text, ''::text), repeat('0'::text, 32)), repeat('f'::text, 32));
+
+-- Name: FUNCTION fn_iu_trace_id(p_event_ref uuid, p_traceparent text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) IS 'Trace id of an event, in hexadecimal: that of its producer, otherwise its own id without dashes.';
 
 -- Name: fn_iu_trace_register(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5760,7 +5760,7 @@ begin
     end if;
     return jsonb_build_object(
         'status', 'tick', 'prev', t.prev, 'tick', t.tick, 'lineage', t.lineage, 'attempt', jsonb_build_array(t.attempt_xid, t.attempt_id),
-        'letter', jsonb_build_array(t.letter_xid, t.letter_id));
+        'letter', jsonb_build_array(t.dead_letter_xid, t.dead_letter_id));
 end
 $$;
 
@@ -6410,67 +6410,9 @@ COMMENT ON COLUMN public.unit_version.created_at IS 'Time at which the version w
 
 COMMENT ON CONSTRAINT unit_version_seq_positive ON public.unit_version IS 'Versions are numbered from 1 on.';
 
--- Name: v_iu_audit; Type: VIEW; Schema: public; Owner: -
+-- Name: v_iu_blocker; Type: VIEW; Schema: public; Owner: -
 
-CREATE VIEW public.v_iu_audit AS
- SELECT c.worker_name,
-    a.finished_at,
-    a.last_checked AS checked,
-    a.last_seconds AS seconds,
-    m.missing,
-    m.accepted,
-    a.started_at,
-    a.checked AS checked_so_far
-   FROM ((public.iu_route_worker_cursor c
-     LEFT JOIN public.iu_audit a ON ((a.worker_name = c.worker_name)))
-     CROSS JOIN LATERAL ( SELECT count(*) FILTER (WHERE (x.accepted_at IS NULL)) AS missing,
-            count(*) FILTER (WHERE (x.accepted_at IS NOT NULL)) AS accepted
-           FROM public.iu_audit_missing x
-          WHERE ((x.worker_name = c.worker_name) AND (x.confirmed_at IS NOT NULL))) m);
-
--- Name: VIEW v_iu_audit; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.v_iu_audit IS 'The last completeness check of each worker: when it ended, how many events it checked, and how many lack attempts; and the running one.';
-
--- Name: v_iu_audit_missing; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.v_iu_audit_missing AS
- SELECT m.worker_name,
-    m.event_ref,
-    o.event_domain,
-    o.event_type,
-    o.event_stream,
-    o.event_seq,
-    m.found,
-    m.wanted,
-    m.found_at,
-    m.restamped_at,
-    m.accepted_at,
-    (NOT public.fn_iu_outbox_consumed(c.*, o.xact_id, o.event_seq, o.id)) AS waiting,
-    (EXISTS ( SELECT
-           FROM ( SELECT r.route_code
-                   FROM public.iu_outbound_route r
-                  WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled)
-                UNION ALL
-                 SELECT '(none)'::text
-                  WHERE (NOT (EXISTS ( SELECT
-                           FROM public.iu_outbound_route r
-                          WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled))))) k
-          WHERE (NOT (EXISTS ( SELECT
-                   FROM public.iu_route_attempt a
-                  WHERE ((a.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || o.id)) AND (a.attempt_no = 1))))))) AS repairable
-   FROM ((public.iu_audit_missing m
-     JOIN public.iu_route_worker_cursor c ON ((c.worker_name = m.worker_name)))
-     JOIN public.event_outbox o ON ((o.id = m.event_ref)))
-  WHERE (m.confirmed_at IS NOT NULL);
-
--- Name: VIEW v_iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.v_iu_audit_missing IS 'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided again, and whether a decision made now would write the missing attempts.';
-
--- Name: v_iu_culprit; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.v_iu_culprit AS
+CREATE VIEW public.v_iu_blocker AS
  WITH here AS (
          SELECT d.oid
            FROM pg_database d
@@ -6658,9 +6600,67 @@ UNION ALL
      LEFT JOIN pg_trigger g ON (((g.tgrelid = (to_regclass(('public.'::text || t.tab)))::oid) AND (g.tgname = t.name))))
   WHERE (g.tgenabled IS DISTINCT FROM 'A'::"char");
 
--- Name: VIEW v_iu_culprit; Type: COMMENT; Schema: public; Owner: -
+-- Name: VIEW v_iu_blocker; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON VIEW public.v_iu_culprit IS 'The blockers: sessions, prepared transactions, replication slots, foreign locks and triggers that delay or threaten a consumer.';
+COMMENT ON VIEW public.v_iu_blocker IS 'The blockers: sessions, prepared transactions, replication slots, foreign locks and triggers that delay or threaten a consumer.';
+
+-- Name: v_iu_completeness; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_completeness AS
+ SELECT c.worker_name,
+    a.finished_at,
+    a.last_checked AS checked,
+    a.last_seconds AS seconds,
+    m.missing,
+    m.accepted,
+    a.started_at,
+    a.checked AS checked_so_far
+   FROM ((public.iu_route_worker_cursor c
+     LEFT JOIN public.iu_completeness_pass a ON ((a.worker_name = c.worker_name)))
+     CROSS JOIN LATERAL ( SELECT count(*) FILTER (WHERE (x.accepted_at IS NULL)) AS missing,
+            count(*) FILTER (WHERE (x.accepted_at IS NOT NULL)) AS accepted
+           FROM public.iu_completeness_missing x
+          WHERE ((x.worker_name = c.worker_name) AND (x.confirmed_at IS NOT NULL))) m);
+
+-- Name: VIEW v_iu_completeness; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_completeness IS 'The last completeness check of each worker: when it ended, how many events it checked, and how many lack attempts; and the running one.';
+
+-- Name: v_iu_completeness_missing; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.v_iu_completeness_missing AS
+ SELECT m.worker_name,
+    m.event_ref,
+    o.event_domain,
+    o.event_type,
+    o.event_stream,
+    o.event_seq,
+    m.found,
+    m.wanted,
+    m.found_at,
+    m.restamped_at,
+    m.accepted_at,
+    (NOT public.fn_iu_outbox_consumed(c.*, o.xact_id, o.event_seq, o.id)) AS waiting,
+    (EXISTS ( SELECT
+           FROM ( SELECT r.route_code
+                   FROM public.iu_outbound_route r
+                  WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled)
+                UNION ALL
+                 SELECT '(none)'::text
+                  WHERE (NOT (EXISTS ( SELECT
+                           FROM public.iu_outbound_route r
+                          WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled))))) k
+          WHERE (NOT (EXISTS ( SELECT
+                   FROM public.iu_route_attempt a
+                  WHERE ((a.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || o.id)) AND (a.attempt_no = 1))))))) AS repairable
+   FROM ((public.iu_completeness_missing m
+     JOIN public.iu_route_worker_cursor c ON ((c.worker_name = m.worker_name)))
+     JOIN public.event_outbox o ON ((o.id = m.event_ref)))
+  WHERE (m.confirmed_at IS NOT NULL);
+
+-- Name: VIEW v_iu_completeness_missing; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.v_iu_completeness_missing IS 'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided again, and whether a decision made now would write the missing attempts.';
 
 -- Name: v_iu_delivery; Type: VIEW; Schema: public; Owner: -
 
@@ -6671,26 +6671,26 @@ CREATE VIEW public.v_iu_delivery AS
     COALESCE(d.pending, (0)::bigint) AS pending,
     COALESCE(d.retrying, (0)::bigint) AS retrying,
     d.since,
-    COALESCE(h.held_by,
+    COALESCE(h.paused_by,
         CASE
             WHEN (u.why IS NOT NULL) THEN 'no_target'::text
             ELSE NULL::text
-        END) AS held_by,
+        END) AS paused_by,
         CASE
-            WHEN (h.held_by IS NULL) THEN u.why
+            WHEN (h.paused_by IS NULL) THEN u.why
             ELSE b.why
         END AS why,
     b.opened_at,
     b.stopped_at,
         CASE
-            WHEN (h.held_by IS NULL) THEN u.hint
-            WHEN ((h.held_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. If it is meant, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
-            WHEN (h.held_by = 'dead_letter_budget'::text) THEN ((('Its target took no event between so many dead letters, and is attempted again and again: the first event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '::text || r.route_code) || '. To go on at once: iu-listen route resume '::text) || r.route_code)
+            WHEN (h.paused_by IS NULL) THEN u.hint
+            WHEN ((h.paused_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. If it is meant, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
+            WHEN (h.paused_by = 'dead_letter_budget'::text) THEN ((('Its target took no event between so many dead letters, and is attempted again and again: the first event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '::text || r.route_code) || '. To go on at once: iu-listen route resume '::text) || r.route_code)
             ELSE NULL::text
         END AS hint
    FROM ((((public.iu_outbound_route r
      LEFT JOIN public.iu_delivery_breaker b ON ((b.route_code = r.route_code)))
-     CROSS JOIN LATERAL ( SELECT public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) AS held_by
+     CROSS JOIN LATERAL ( SELECT public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) AS paused_by
          OFFSET 0) h)
      LEFT JOIN LATERAL ( SELECT x.why,
             x.hint
@@ -6921,23 +6921,23 @@ ALTER TABLE ONLY public.information_unit
 
 COMMENT ON CONSTRAINT information_unit_pkey ON public.information_unit IS 'Identity of the unit.';
 
--- Name: iu_audit_missing iu_audit_missing_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+-- Name: iu_completeness_missing iu_completeness_missing_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
-ALTER TABLE ONLY public.iu_audit_missing
-    ADD CONSTRAINT iu_audit_missing_pkey PRIMARY KEY (worker_name, event_ref);
+ALTER TABLE ONLY public.iu_completeness_missing
+    ADD CONSTRAINT iu_completeness_missing_pkey PRIMARY KEY (worker_name, event_ref);
 
--- Name: CONSTRAINT iu_audit_missing_pkey ON iu_audit_missing; Type: COMMENT; Schema: public; Owner: -
+-- Name: CONSTRAINT iu_completeness_missing_pkey ON iu_completeness_missing; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_audit_missing_pkey ON public.iu_audit_missing IS 'A worker lists an event once.';
+COMMENT ON CONSTRAINT iu_completeness_missing_pkey ON public.iu_completeness_missing IS 'A worker lists an event once.';
 
--- Name: iu_audit iu_audit_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+-- Name: iu_completeness_pass iu_completeness_pass_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
-ALTER TABLE ONLY public.iu_audit
-    ADD CONSTRAINT iu_audit_pkey PRIMARY KEY (worker_name);
+ALTER TABLE ONLY public.iu_completeness_pass
+    ADD CONSTRAINT iu_completeness_pass_pkey PRIMARY KEY (worker_name);
 
--- Name: CONSTRAINT iu_audit_pkey ON iu_audit; Type: COMMENT; Schema: public; Owner: -
+-- Name: CONSTRAINT iu_completeness_pass_pkey ON iu_completeness_pass; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT iu_audit_pkey ON public.iu_audit IS 'A worker has one completeness check.';
+COMMENT ON CONSTRAINT iu_completeness_pass_pkey ON public.iu_completeness_pass IS 'A worker has one completeness check.';
 
 -- Name: iu_consumer_heartbeat iu_consumer_heartbeat_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 

@@ -18,7 +18,7 @@ import uvloop
 
 from clusters import cluster
 from iu_listen import embedded
-from iu_listen.postgres import migrate
+from iu_listen.install import migrate
 from iu_listen.postgres.session import session
 from support import apply_partitioned_base, open_gate
 

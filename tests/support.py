@@ -13,10 +13,10 @@ import anyio
 import asyncpg
 
 from iu_listen.app import PostgresSessions
-from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.consumer import ConsumerLoop
+from iu_listen.install import migrate
 from iu_listen.model.observation import BatchRan, Listening, Observation, Stopped
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import migrate
 from iu_listen.postgres.session import Connection, session
 from iu_listen.postgres.sqlfiles import base_files
 
@@ -142,7 +142,7 @@ class Recorder:
         self.seen: list[Observation] = []
         self._changed = asyncio.Event()
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         self.seen.append(observation)
         self._changed.set()
 
@@ -185,7 +185,7 @@ async def consuming(
     """A consumer in this process, for the length of a block; yields its recorder, once it listens."""
     recorder = recorder or Recorder()
     loaded = Settings.load({}, {"dsn": dsn, **settings})
-    consumer = Consumer(loaded, PostgresSessions(loaded), recorder)
+    consumer = ConsumerLoop(loaded, PostgresSessions(loaded), recorder)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         try:

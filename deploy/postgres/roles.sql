@@ -56,10 +56,10 @@ revoke all on
     public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_outbox_site, public.iu_route_worker_cursor,
     public.iu_route_dead_letter,
-    public.iu_consumer_heartbeat, public.iu_retention_policy, public.iu_audit, public.iu_audit_missing,
-    public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
+    public.iu_consumer_heartbeat, public.iu_retention_policy, public.iu_completeness_pass, public.iu_completeness_missing,
+    public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_dead_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
-    public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
+    public.v_iu_worker_health, public.v_iu_blocker, public.v_iu_completeness, public.v_iu_completeness_missing,
     public.v_iu_trace_lag, public.iu_delivery_change, public.iu_route_delivery, public.iu_delivery_lease,
     public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
@@ -71,11 +71,11 @@ revoke execute on function
     public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
     public.fn_iu_route_worker_enabled(), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_enabled(),
-    public.fn_iu_delivery_lock(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
+    public.fn_iu_delivery_closed_switch(text), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
     public.fn_iu_route_live(text, boolean, text, text),
-    public.fn_iu_delivery_queues(public.iu_outbound_route[]),
+    public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
-    public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
+    public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
                                  text[], double precision[], double precision[], text[], text[], double precision[],
                                  boolean[], text[], text[], uuid[], uuid[]),
@@ -114,18 +114,18 @@ revoke execute on function
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
     public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
     public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean),
-    public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
-    public.fn_iu_audit_repair(text, integer),
-    public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
+    public.fn_iu_completeness_repair(text, integer),
+    public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8),
     public.fn_iu_trace_register(text), public.fn_iu_trace_tick(text), public.fn_iu_trace_again(timestamptz),
     public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
-    public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
+    public.fn_iu_trace_dead_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint),
-    public.fn_iu_measure(text), public.fn_iu_progress_missing(text), public.fn_iu_delivery_progress_missing(text),
+    public.fn_iu_metrics(text), public.fn_iu_progress_missing(text), public.fn_iu_delivery_progress_missing(text),
     public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
@@ -174,11 +174,11 @@ grant execute on function
 
 -- Delivery. The privileges that a SQL function as a target needs are granted separately, when a route is set up.
 grant execute on function
-    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_lock(text), public.fn_iu_delivery_enabled(),
+    public.fn_iu_route_dispatch(text, uuid, jsonb), public.fn_iu_delivery_closed_switch(text), public.fn_iu_delivery_enabled(),
     public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
-    public.fn_iu_delivery_queues(public.iu_outbound_route[]),
+    public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
-    public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz),
+    public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz),
     public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
                                  text[], double precision[], double precision[], text[], text[], double precision[],
                                  boolean[], text[], text[], uuid[], uuid[]),
@@ -244,7 +244,7 @@ grant select (status, idempotency_key, attempt_no),
 
 -- The completeness check reads the attempts of events, and records its progress and its findings. It repairs nothing.
 grant execute on function
-    public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
+    public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     to iu_listen_consumer;
 grant select (event_ref, route_kind, route_code, route_count, ctid) on public.iu_route_attempt to iu_listen_consumer;
@@ -252,10 +252,10 @@ grant select (event_ref, route_code, attempt_no) on public.iu_route_dead_letter 
 grant select, insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
               width, codes, paged_at, finished_at, last_checked, last_seconds)
-    on public.iu_audit to iu_listen_consumer;
+    on public.iu_completeness_pass to iu_listen_consumer;
 grant select, delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at)
-    on public.iu_audit_missing to iu_listen_consumer;
-grant select on public.v_iu_audit to iu_listen_consumer;
+    on public.iu_completeness_missing to iu_listen_consumer;
+grant select on public.v_iu_completeness to iu_listen_consumer;
 
 -- The consumer creates dead letters, reopens one when its event fails again, and resolves one when its replay is
 -- delivered. Only operators replay dead letters.
@@ -267,12 +267,12 @@ grant select (idempotency_key, failure_code, failure_detail, event_snapshot),
 
 -- At its start the consumer checks that the package is complete and the worker exists, and `iu-listen health` uses the
 -- same credentials. Of dead letters they need only the counts, not the content.
-grant select on public.iu_migration, public.v_iu_event_backlog, public.v_iu_culprit to iu_listen_consumer;
+grant select on public.iu_migration, public.v_iu_event_backlog, public.v_iu_blocker to iu_listen_consumer;
 grant select (worker_name, resolved_at) on public.iu_route_dead_letter to iu_listen_consumer;
 
 -- Figures for metrics, if they are exported.
 grant execute on function
-    public.fn_iu_measure(text), public.fn_iu_decision_latency(text, bigint, integer), public.fn_iu_trace_commit_at(xid8)
+    public.fn_iu_metrics(text), public.fn_iu_decision_latency(text, bigint, integer), public.fn_iu_trace_commit_at(xid8)
     to iu_listen_consumer;
 grant select (id, xact_id, finished_at) on public.iu_route_attempt to iu_listen_consumer;
 grant select (created_at) on public.iu_route_dead_letter to iu_listen_consumer;
@@ -296,23 +296,23 @@ grant execute on function
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text),
     public.fn_iu_delivery_progress_missing(text),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
-    public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
-    public.fn_iu_trace_commit_at(xid8), public.fn_iu_measure(text), public.fn_iu_delivery_lock(text),
+    public.fn_iu_trace_commit_at(xid8), public.fn_iu_metrics(text), public.fn_iu_delivery_closed_switch(text),
     public.fn_iu_delivery_enabled(), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
-    public.fn_iu_delivery_queues(public.iu_outbound_route[]),
-    public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz)
+    public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
+    public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz)
     to iu_listen_reader;
 
 grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
     public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_outbox_site,
     public.iu_route_worker_cursor, public.iu_consumer_heartbeat,
-    public.iu_retention_policy, public.event_outbox_event_seq, public.iu_audit, public.iu_audit_missing,
-    public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_letter,
+    public.iu_retention_policy, public.event_outbox_event_seq, public.iu_completeness_pass, public.iu_completeness_missing,
+    public.iu_trace_cursor, public.v_iu_route_attempt, public.v_iu_trace_attempt, public.v_iu_trace_dead_letter,
     public.v_iu_route_attempt_summary, public.v_iu_event_backlog, public.v_iu_route_dead_letter_open,
-    public.v_iu_worker_health, public.v_iu_culprit, public.v_iu_audit, public.v_iu_audit_missing,
+    public.v_iu_worker_health, public.v_iu_blocker, public.v_iu_completeness, public.v_iu_completeness_missing,
     public.v_iu_trace_lag, public.iu_delivery_change, public.iu_route_delivery, public.iu_delivery_lease,
     public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     to iu_listen_reader;
@@ -388,15 +388,15 @@ grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
 
 -- For audit and audit --repair. A repair gives an event a new position, and changes nothing else of the event.
 grant execute on function
-    public.fn_iu_audit_page(text, integer, bigint), public.fn_iu_audit_confirm(text),
-    public.fn_iu_audit_repair(text, integer)
+    public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
+    public.fn_iu_completeness_repair(text, integer)
     to iu_listen_operator;
 grant insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
               width, codes, paged_at, finished_at, last_checked, last_seconds)
-    on public.iu_audit to iu_listen_operator;
+    on public.iu_completeness_pass to iu_listen_operator;
 grant delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at, accepted_at)
-    on public.iu_audit_missing to iu_listen_operator;
+    on public.iu_completeness_missing to iu_listen_operator;
 grant update (xact_id, event_seq) on public.event_outbox to iu_listen_operator;
 
 -- For retention policies. Changing a policy removes nothing; only the janitor removes rows.
@@ -415,7 +415,7 @@ grant execute on function
     public.fn_iu_lease_holders(integer, text),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
-    public.fn_iu_retention_released(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions()
     to iu_listen_janitor;
@@ -424,9 +424,9 @@ grant execute on function
 grant select (key) on public.dot_config to iu_listen_janitor;
 grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.iu_route_worker_cursor
     to iu_listen_janitor;
-grant select (worker_name, event_ref, accepted_at) on public.iu_audit_missing to iu_listen_janitor;
+grant select (worker_name, event_ref, accepted_at) on public.iu_completeness_missing to iu_listen_janitor;
 grant select (prev) on public.iu_trace_cursor to iu_listen_janitor;
-grant select (codes) on public.iu_audit to iu_listen_janitor;
+grant select (codes) on public.iu_completeness_pass to iu_listen_janitor;
 grant select (event_ref) on public.iu_route_delivery to iu_listen_janitor;
 grant select (route_code) on public.iu_outbound_route to iu_listen_janitor;
 
@@ -451,17 +451,17 @@ grant execute on function
     public.fn_iu_trace_context(text), public.fn_iu_trace_commit_at(xid8),
     public.fn_iu_trace_register(text), public.fn_iu_trace_tick(text), public.fn_iu_trace_again(timestamptz),
     public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
-    public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
+    public.fn_iu_trace_dead_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer),
     public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint)
     to iu_listen_exporter;
 grant select (key) on public.dot_config to iu_listen_exporter;
 grant select (worker_name, tick, last_run_at) on public.iu_route_worker_cursor to iu_listen_exporter;
 grant select on public.iu_migration, public.iu_outbox_anchor, public.iu_outbox_home, public.v_iu_trace_attempt,
-    public.v_iu_trace_letter
+    public.v_iu_trace_dead_letter
     to iu_listen_exporter;
 grant select (id, xact_id, created_at) on public.iu_route_attempt, public.iu_route_dead_letter to iu_listen_exporter;
 grant select, insert (name, lineage, prev),
-      update (prev, tick, attempt_xid, attempt_id, letter_xid, letter_id, exported, rejected, ignored, last_export_at)
+      update (prev, tick, attempt_xid, attempt_id, dead_letter_xid, dead_letter_id, exported, rejected, ignored, last_export_at)
     on public.iu_trace_cursor to iu_listen_exporter;
 
 commit;

@@ -23,7 +23,7 @@ select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure
            select 'outbound:' || c.route_code || ':' || $5::uuid
              from (select r.route_code from public.iu_outbound_route r
                    union
-                   select unnest(u.codes) from public.iu_audit u
+                   select unnest(u.codes) from public.iu_completeness_pass u
                    union
                    select '(none)') c)))
    and ($6::uuid[] is null or d.id = any ($6))

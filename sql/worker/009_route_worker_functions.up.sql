@@ -233,7 +233,7 @@ begin
             window kind as (partition by r.event_type, r.event_stream)) x;
     -- The live routes that queue events, each with the switch that holds it (012).
     if v_lives is not null then
-        v_queues := public.fn_iu_delivery_queues(v_routes);
+        v_queues := public.fn_iu_delivery_queued_routes(v_routes);
     end if;
 
     loop
@@ -695,7 +695,7 @@ begin
     select x.* into r from public.iu_outbound_route x where x.route_code = d.route_code;
 
     -- A route that the consumer delivers is queued; the delivery that arrives resolves the dead letter.
-    if public.fn_iu_delivery_queues(array[r]) <> '{}' then
+    if public.fn_iu_delivery_queued_routes(array[r]) <> '{}' then
         v_key := case when r.delivery_policy ->> 'order' = 'subject'
                       then hashtextextended(coalesce(d.event_snapshot ->> 'event_subject_ref',
                                                      d.event_snapshot ->> 'canonical_address'), 0) end;
@@ -916,8 +916,8 @@ begin
       from public.iu_route_dead_letter d where d.worker_name = p_worker_name and d.resolved_at is null;
 
     -- 014 may be absent.
-    if to_regclass('public.v_iu_audit') is not null then
-        select a.missing into v_missing from public.v_iu_audit a where a.worker_name = p_worker_name;
+    if to_regclass('public.v_iu_completeness') is not null then
+        select a.missing into v_missing from public.v_iu_completeness a where a.worker_name = p_worker_name;
     end if;
 
     if not v_master then
@@ -977,8 +977,8 @@ begin
         v_warnings := v_warnings || jsonb_build_object('code', 'open_dead_letters', 'figure', v_dead);
     end if;
     if v_missing > 0 then
-        v_warnings := v_warnings || jsonb_build_object('code', 'audit_missing', 'figure', v_missing,
-                                                       'detail', 'iu-listen audit');
+        v_warnings := v_warnings || jsonb_build_object('code', 'completeness_missing', 'figure', v_missing,
+                                                       'detail', 'iu-listen completeness');
     end if;
     -- 012 may be absent.
     if to_regclass('public.iu_delivery_unusable') is not null then
@@ -1034,7 +1034,7 @@ begin
         'state', coalesce(v_state, 'no consumer'), 'last_beat_at', v_beat, 'last_run_at', c.last_run_at,
         'silent_seconds', round(v_silent::numeric, 3), 'cadence_seconds', v_cadence, 'standbys', v_standbys,
         'backlog', v_backlog, 'backlog_oldest_at', v_oldest, 'open_dead_letters', v_dead,
-        'audit_missing', v_missing, 'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
+        'completeness_missing', v_missing, 'reasons', to_jsonb(v_reasons), 'warnings', v_warnings);
 end
 $$;
 comment on function public.fn_iu_route_worker_health(text) is

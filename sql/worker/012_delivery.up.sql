@@ -51,7 +51,7 @@ $$;
 comment on function public.fn_iu_delivery_list(text) is
     'A list of names in dot_config. If it is missing, empty or malformed, it has no names.';
 
-create function public.fn_iu_delivery_lock(p_route_code text)
+create function public.fn_iu_delivery_closed_switch(p_route_code text)
 returns text
 language plpgsql
 stable
@@ -65,7 +65,7 @@ begin
                 then 'route_not_listed' end;
 end
 $$;
-comment on function public.fn_iu_delivery_lock(text) is
+comment on function public.fn_iu_delivery_closed_switch(text) is
     'The first of the four switches that keeps a route from delivering: master_gate_closed, worker_gate_closed, '
     'delivery_gate_closed or route_not_listed. Null: all are open.';
 
@@ -400,9 +400,9 @@ comment on function public.fn_iu_delivery_options_check(text, text, jsonb) is
     'Raises check_violation if the options of a target contain one that targets of its scheme do not have.';
 
 -- A live route that is not on the list has bypassed the guard. It is not queued; its events become dead letters with
--- that reason. The caller has already checked the master gate and the worker gate, and fn_iu_delivery_held checks them
+-- that reason. The caller has already checked the master gate and the worker gate, and fn_iu_delivery_paused_by checks them
 -- again.
-create function public.fn_iu_delivery_queues(p_routes public.iu_outbound_route[])
+create function public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[])
 returns jsonb
 language plpgsql
 stable
@@ -416,7 +416,7 @@ begin
                and r.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')));
 end
 $$;
-comment on function public.fn_iu_delivery_queues(public.iu_outbound_route[]) is
+comment on function public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]) is
     'The given routes whose events are queued for delivery, each with delivery_gate_closed if that gate holds it, '
     'otherwise null.';
 
@@ -445,7 +445,7 @@ begin
     elsif r.dry_run then
         return 'dry_run';
     end if;
-    v_lock := public.fn_iu_delivery_lock(p_route_code);
+    v_lock := public.fn_iu_delivery_closed_switch(p_route_code);
     if v_lock is not null then
         raise exception '%: route % may not deliver event %', v_lock, p_route_code, p_event_id
             using errcode = 'feature_not_supported', hint = 'iu-listen route live ' || p_route_code;
@@ -649,7 +649,7 @@ begin
     if p_live then
         update public.iu_outbound_route x set enabled = true, dry_run = false where x.route_code = p_route_code;
     end if;
-    return jsonb_build_object('route', p_route_code, 'live', p_live, 'lock', public.fn_iu_delivery_lock(p_route_code));
+    return jsonb_build_object('route', p_route_code, 'live', p_live, 'lock', public.fn_iu_delivery_closed_switch(p_route_code));
 end
 $$;
 comment on function public.fn_iu_route_live(text, boolean, text, text) is

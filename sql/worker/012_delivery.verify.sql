@@ -9,7 +9,7 @@ with checks (id, label, expected, observed) as (
                                              ('public.dot_config'::regclass, 'zz_dot_config_live_routes')))
     union all
     select 'W28', 'routes that may deliver (inert)', '0',
-           (select count(*)::text from public.iu_outbound_route r where public.fn_iu_delivery_lock(r.route_code) is null)
+           (select count(*)::text from public.iu_outbound_route r where public.fn_iu_delivery_closed_switch(r.route_code) is null)
 )
 select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
   from checks c

@@ -5,7 +5,7 @@
 -- locks: nothing that other sessions use
 
 -- "if exists": a package with missing objects must be removable as well.
-drop view if exists public.v_iu_culprit;
+drop view if exists public.v_iu_blocker;
 drop view if exists public.v_iu_worker_health;
 
 drop function if exists public.fn_iu_lease_holders(integer, text);

@@ -80,7 +80,7 @@ comment on function public.fn_iu_lease_holders(integer, text) is
 -- A role without pg_read_all_stats sees the pid and the application of other roles' sessions, but neither state nor
 -- age.
 
-create view public.v_iu_culprit as
+create view public.v_iu_blocker as
 with here as (
     select d.oid from pg_catalog.pg_database d where d.datname = current_database()),
 sessions as (
@@ -169,6 +169,6 @@ select 'trigger', t.tab || '.' || t.name, null, null, current_database()::text,
                ('event_outbox', 'zz_event_outbox_bell'), ('dot_config', 'zz_dot_config_bell')) t(tab, name)
   left join pg_catalog.pg_trigger g on g.tgrelid = to_regclass('public.' || t.tab) and g.tgname = t.name
  where g.tgenabled is distinct from 'A';
-comment on view public.v_iu_culprit is
+comment on view public.v_iu_blocker is
     'The blockers: sessions, prepared transactions, replication slots, foreign locks and triggers that delay or '
     'threaten a consumer.';

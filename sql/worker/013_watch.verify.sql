@@ -7,7 +7,7 @@ with checks (id, label, expected, observed) as (
     union all
     select 'W18', 'watches can tell how workers are and who is in the way', '2',
            (select count(*)::text from pg_catalog.pg_class k
-             where k.oid in (to_regclass('public.v_iu_worker_health'), to_regclass('public.v_iu_culprit')))
+             where k.oid in (to_regclass('public.v_iu_worker_health'), to_regclass('public.v_iu_blocker')))
 )
 select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
   from checks c

@@ -235,8 +235,8 @@ begin
                 where not pg_visible_in_snapshot(x.xact_id, t.prev)
                   and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
         update public.iu_trace_cursor t
-           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, letter_xid = '0',
-               letter_id = '00000000-0000-0000-0000-000000000000';
+           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
+               dead_letter_id = '00000000-0000-0000-0000-000000000000';
     end if;
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',

@@ -19,7 +19,7 @@ $$;
 drop function if exists public.fn_iu_retention_plan(interval, text[]);
 drop function if exists public.fn_iu_retention_run(text, integer, interval, jsonb);
 drop function if exists public.fn_iu_retention_domains(timestamptz);
-drop function if exists public.fn_iu_retention_released(uuid);
+drop function if exists public.fn_iu_retention_releasable(uuid);
 drop function if exists public.fn_iu_outbox_partitions();
 drop function if exists public.fn_iu_outbox_retired() cascade;
 drop table if exists public.iu_retention_policy;

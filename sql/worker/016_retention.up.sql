@@ -66,16 +66,16 @@ insert into public.iu_retention_policy (what, keep) values
 -- does) adds its condition here, with `create or replace` in a file of its own. Here it is the completeness check,
 -- which must be able to repair events; it is asked for each worker, because its list is indexed by worker. The plan
 -- mode is fixed independently of the caller, because PostgreSQL 18 would otherwise plan anew for every row.
-create function public.fn_iu_retention_released(p_event_ref uuid)
+create function public.fn_iu_retention_releasable(p_event_ref uuid)
 returns boolean
 language sql
 stable
 set plan_cache_mode = force_generic_plan
 return not exists (select from public.iu_route_worker_cursor w
-                     join public.iu_audit_missing m
+                     join public.iu_completeness_missing m
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
    and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref);
-comment on function public.fn_iu_retention_released(uuid) is
+comment on function public.fn_iu_retention_releasable(uuid) is
     'Whether all other readers have finished with this event: the completeness check does not list it, and no '
     'delivery of it is pending.';
 
@@ -205,7 +205,7 @@ begin
                           and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
                           and not exists (select from unnest(v_cursors) c
                                            where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
-                          and public.fn_iu_retention_released(o.id)
+                          and public.fn_iu_retention_releasable(o.id)
                           for update skip locked) k
             ), gone as (
                 delete from public.event_outbox o
@@ -252,7 +252,7 @@ begin
                and not exists (select from public.event_outbox o where o.id = a.event_ref)
                and not exists (select from public.iu_route_dead_letter d
                                 where d.idempotency_key = a.idempotency_key and d.resolved_at is null)
-               and public.fn_iu_retention_released(a.event_ref)
+               and public.fn_iu_retention_releasable(a.event_ref)
                for update of a skip locked
         ), gone as (
             delete from public.iu_route_attempt a using going g where a.id = g.id returning a.id
@@ -278,7 +278,7 @@ begin
              where d.resolved_at < v_cutoff
                -- A dead letter without any attempt is the only record of a decision.
                and (d.attempt_no > 0 or not exists (select from public.event_outbox o where o.id = d.event_ref))
-               and public.fn_iu_retention_released(d.event_ref)
+               and public.fn_iu_retention_releasable(d.event_ref)
                for update of d skip locked
         ), gone as (
             delete from public.iu_route_dead_letter d using going g where d.id = g.id returning d.id
@@ -345,7 +345,7 @@ as $$
                case when d.refusing is not null then 'refusing'
                     when o.created_at >= d.cutoff then 'created_in_the_future'
                     when u.who is not null then 'unread'
-                    when not public.fn_iu_retention_released(o.id) then 'not_released'
+                    when not public.fn_iu_retention_releasable(o.id) then 'not_released'
                     else 'goes' end,
                coalesce(d.refusing, u.who), o.created_at
           from domain d
@@ -362,7 +362,7 @@ as $$
                     when exists (select from public.iu_route_dead_letter l
                                   where l.idempotency_key = a.idempotency_key and l.resolved_at is null)
                         then 'open_dead_letter'
-                    when not public.fn_iu_retention_released(a.event_ref) then 'not_released'
+                    when not public.fn_iu_retention_releasable(a.event_ref) then 'not_released'
                     else 'goes' end,
                p.refusing, a.created_at
           from audit p
@@ -376,7 +376,7 @@ as $$
                     when l.resolved_at is null then 'open_dead_letter'
                     when l.attempt_no = 0 and exists (select from public.event_outbox o where o.id = l.event_ref)
                         then 'event_still_there'
-                    when not public.fn_iu_retention_released(l.event_ref) then 'not_released'
+                    when not public.fn_iu_retention_releasable(l.event_ref) then 'not_released'
                     else 'goes' end,
                p.refusing, coalesce(l.resolved_at, l.created_at)
           from audit p

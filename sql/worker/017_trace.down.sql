@@ -17,17 +17,17 @@ $$;
 do $$
 begin
     -- The version of 016.
-    if to_regprocedure('public.fn_iu_retention_released(uuid)') is not null then
-        create or replace function public.fn_iu_retention_released(p_event_ref uuid)
+    if to_regprocedure('public.fn_iu_retention_releasable(uuid)') is not null then
+        create or replace function public.fn_iu_retention_releasable(p_event_ref uuid)
         returns boolean
         language sql
         stable
         set plan_cache_mode = force_generic_plan
         return not exists (select from public.iu_route_worker_cursor w
-                             join public.iu_audit_missing m
+                             join public.iu_completeness_missing m
                                on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
            and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref);
-        comment on function public.fn_iu_retention_released(uuid) is
+        comment on function public.fn_iu_retention_releasable(uuid) is
             'Whether all other readers have finished with this event: the completeness check does not list it, and no '
             'delivery of it is pending.';
     end if;
@@ -44,13 +44,13 @@ begin
 end
 $$;
 drop function if exists public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint);
-drop function if exists public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer);
+drop function if exists public.fn_iu_trace_dead_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer);
 drop function if exists public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer);
 drop function if exists public.fn_iu_trace_again(timestamptz);
 drop function if exists public.fn_iu_trace_tick(text);
 drop function if exists public.fn_iu_trace_register(text);
 drop table if exists public.iu_trace_cursor;
-drop view if exists public.v_iu_trace_letter;
+drop view if exists public.v_iu_trace_dead_letter;
 drop view if exists public.v_iu_trace_attempt;
 drop function if exists public.fn_iu_trace_commit_at(xid8);
 drop view if exists public.v_iu_route_attempt;

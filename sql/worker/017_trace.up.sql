@@ -72,8 +72,8 @@ create table public.iu_trace_cursor (
     tick             pg_snapshot,
     attempt_xid      xid8         not null default '0',
     attempt_id       bigint       not null default 0,
-    letter_xid       xid8         not null default '0',
-    letter_id        uuid         not null default '00000000-0000-0000-0000-000000000000',
+    dead_letter_xid       xid8         not null default '0',
+    dead_letter_id        uuid         not null default '00000000-0000-0000-0000-000000000000',
     exported         bigint       not null default 0,
     rejected         bigint       not null default 0,
     ignored          bigint       not null default 0,
@@ -95,9 +95,9 @@ comment on column public.iu_trace_cursor.tick is 'Snapshot of the tick that is p
 comment on column public.iu_trace_cursor.attempt_xid is
     'Transaction of the last accepted attempt of the tick. 0: none yet.';
 comment on column public.iu_trace_cursor.attempt_id is 'Id of the last accepted attempt of the tick. 0: none yet.';
-comment on column public.iu_trace_cursor.letter_xid is
+comment on column public.iu_trace_cursor.dead_letter_xid is
     'Transaction of the last accepted dead letter of the tick. 0: none yet.';
-comment on column public.iu_trace_cursor.letter_id is
+comment on column public.iu_trace_cursor.dead_letter_id is
     'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
 comment on column public.iu_trace_cursor.exported is 'Spans that the collector accepted.';
 comment on column public.iu_trace_cursor.rejected is 'Spans that the collector rejected for good.';
@@ -184,7 +184,7 @@ begin
     end if;
     return jsonb_build_object(
         'status', 'tick', 'prev', t.prev, 'tick', t.tick, 'lineage', t.lineage, 'attempt', jsonb_build_array(t.attempt_xid, t.attempt_id),
-        'letter', jsonb_build_array(t.letter_xid, t.letter_id));
+        'letter', jsonb_build_array(t.dead_letter_xid, t.dead_letter_id));
 end
 $$;
 comment on function public.fn_iu_trace_tick(text) is
@@ -232,7 +232,7 @@ select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.dec
    and (a.decision = 'dead_letter' or d.created_at < a.created_at);
 comment on view public.v_iu_trace_attempt is 'The data for the span of an attempt and the span of its event.';
 
-create view public.v_iu_trace_letter as
+create view public.v_iu_trace_dead_letter as
 select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, d.idempotency_key, d.failure_code,
        left(d.failure_detail, 4097) as failure_detail, greatest('epoch', least(d.created_at, now())) as created_at,
        public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent') as traceparent,
@@ -249,7 +249,7 @@ select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, 
         where x.idempotency_key = d.idempotency_key and x.decision = 'dead_letter'
         order by x.attempt_no
         limit 1) a on true;
-comment on view public.v_iu_trace_letter is 'The data for the span of a dead letter.';
+comment on view public.v_iu_trace_dead_letter is 'The data for the span of a dead letter.';
 
 -- One lower bound: with two, an index may begin its search at the earlier one (009).
 create function public.fn_iu_trace_attempts(
@@ -297,9 +297,9 @@ $$;
 comment on function public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer) is
     'The next p_limit attempts after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
-create function public.fn_iu_trace_letters(
+create function public.fn_iu_trace_dead_letters(
     p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer)
-returns setof public.v_iu_trace_letter
+returns setof public.v_iu_trace_dead_letter
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -326,20 +326,20 @@ begin
       from (select r.*
               from unnest(v_resolved) x(xid)
              cross join lateral (
-                   select s.* from public.v_iu_trace_letter s
+                   select s.* from public.v_iu_trace_dead_letter s
                     where s.xact_id <= x.xid
                       and (s.xact_id, s.id) > (greatest(x.xid, p_after_xid),
                                                case when p_after_xid >= x.xid then p_after_id else c_first end)
                     order by s.xact_id, s.id limit p_limit) r
             union all
-            (select s.* from public.v_iu_trace_letter s
+            (select s.* from public.v_iu_trace_dead_letter s
               where (s.xact_id, s.id) > (v_low_xid, v_low_id) and s.xact_id < v_to and s.xact_id <> all (v_open)
               order by s.xact_id, s.id limit p_limit)) u
      order by u.xact_id, u.id
      limit p_limit;
 end
 $$;
-comment on function public.fn_iu_trace_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer) is
+comment on function public.fn_iu_trace_dead_letters(pg_snapshot, pg_snapshot, xid8, uuid, integer) is
     'The next p_limit dead letters after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
 -- Export again: all rows of the transactions from the first one that wrote since p_since, up to now. No cursor is
@@ -382,7 +382,7 @@ comment on function public.fn_iu_trace_again(timestamptz) is
 -- The answer tells an exporter to slow down: a worker was in the middle of a tick within the last 2 seconds, which
 -- means that it drains a backlog. Its batches have priority, and no span is lost by the delay.
 create function public.fn_iu_trace_accepted(
-    p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_letter_xid xid8, p_letter_id uuid,
+    p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_dead_letter_xid xid8, p_dead_letter_id uuid,
     p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint)
 returns boolean
 language plpgsql
@@ -400,10 +400,10 @@ begin
            attempt_id = case when p_done then 0
                              when (p_attempt_xid, p_attempt_id) > (t.attempt_xid, t.attempt_id) then p_attempt_id
                              else t.attempt_id end,
-           letter_xid = case when p_done then '0' else greatest(t.letter_xid, p_letter_xid) end,
-           letter_id = case when p_done then '00000000-0000-0000-0000-000000000000'
-                            when (p_letter_xid, p_letter_id) > (t.letter_xid, t.letter_id) then p_letter_id
-                            else t.letter_id end,
+           dead_letter_xid = case when p_done then '0' else greatest(t.dead_letter_xid, p_dead_letter_xid) end,
+           dead_letter_id = case when p_done then '00000000-0000-0000-0000-000000000000'
+                            when (p_dead_letter_xid, p_dead_letter_id) > (t.dead_letter_xid, t.dead_letter_id) then p_dead_letter_id
+                            else t.dead_letter_id end,
            exported = t.exported + p_exported, rejected = t.rejected + p_rejected, ignored = t.ignored + p_ignored,
            last_export_at = case when p_exported > 0 then clock_timestamp() else t.last_export_at end
      where t.name = p_name and t.tick::text = p_tick::text;
@@ -420,23 +420,23 @@ comment on function public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint,
 -- An event with attempts that an export has not read is not released; the attempts are found by their keys, as in the
 -- completeness check. An attempt with a stamp that this history has not reached was restored; the reanchor has reported
 -- which of these were not exported.
-create or replace function public.fn_iu_retention_released(p_event_ref uuid)
+create or replace function public.fn_iu_retention_releasable(p_event_ref uuid)
 returns boolean
 language sql
 stable
 set plan_cache_mode = force_generic_plan
 return not exists (select from public.iu_route_worker_cursor w
-                     join public.iu_audit_missing m
+                     join public.iu_completeness_missing m
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
    and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref)
    -- This is asked for every row; if there is no export, only the first condition is evaluated.
    and (not exists (select from public.iu_trace_cursor)
         or not exists (select from (select r.route_code from public.iu_outbound_route r
-                                    union select unnest(u.codes) from public.iu_audit u union select '(none)') k
+                                    union select unnest(u.codes) from public.iu_completeness_pass u union select '(none)') k
                         cross join lateral (select a.xact_id from public.iu_route_attempt a
                                              where a.idempotency_key = 'outbound:' || k.route_code || ':' || p_event_ref) a
                          join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
                          where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
-comment on function public.fn_iu_retention_released(uuid) is
+comment on function public.fn_iu_retention_releasable(uuid) is
     'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of '
     'it is pending, and its attempts are exported.';

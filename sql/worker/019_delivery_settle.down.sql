@@ -19,7 +19,7 @@ drop function if exists public.fn_iu_delivery_in_flight(text, uuid, text[], bigi
 drop function if exists public.fn_iu_route_resume(text);
 drop function if exists public.fn_iu_delivery_release(text, uuid);
 drop function if exists public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid);
-drop function if exists public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz);
+drop function if exists public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz);
 -- The parameters of these functions are row types of tables that may be missing; then the functions are missing as
 -- well.
 do $$

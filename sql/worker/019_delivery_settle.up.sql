@@ -313,7 +313,7 @@ comment on function public.fn_iu_route_resume(text) is
 -- Answers the first reason that applies. A route paused by its breaker or its budget still gets trial deliveries. The
 -- parameters are single columns of the route and of its breaker, because passing whole rows would cost more than the
 -- function itself.
-create function public.fn_iu_delivery_held(
+create function public.fn_iu_delivery_paused_by(
     p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamptz, p_opened_at timestamptz)
 returns text
 language plpgsql
@@ -323,13 +323,13 @@ as $$
 begin
     return case when p_enabled is not true then 'route_disabled'
                 when p_dry_run then 'dry_run'
-                else coalesce(public.fn_iu_delivery_lock(p_route_code),
+                else coalesce(public.fn_iu_delivery_closed_switch(p_route_code),
                               case when p_stopped_at is not null then 'dead_letter_budget'
                                    when p_opened_at is not null then 'breaker_open' end) end;
 end
 $$;
-comment on function public.fn_iu_delivery_held(text, boolean, boolean, timestamptz, timestamptz) is
-    'The reason why a route is paused: route_disabled, dry_run, one of the reasons of fn_iu_delivery_lock, '
+comment on function public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz) is
+    'The reason why a route is paused: route_disabled, dry_run, one of the reasons of fn_iu_delivery_closed_switch, '
     'dead_letter_budget, or breaker_open. Null: the route delivers.';
 
 -- Settlement ---------------------------------------------------------------------------------------------
@@ -643,7 +643,7 @@ as $$
 declare
     v_now     constant timestamptz := now();
     f         record;
-    v_letters integer := 0;
+    v_dead_letters integer := 0;
     -- The routes with a target that answered, even if the answer was a rejection.
     v_alive   constant text[] := array(select unnest(p_sent_routes)
                                         union
@@ -690,12 +690,12 @@ begin
                                            where x.route_code = s.route_code and x.ended < s.ended)
              order by s.route_code, s.n
         loop
-            v_letters := v_letters + public.fn_iu_delivery_fail(
+            v_dead_letters := v_dead_letters + public.fn_iu_delivery_fail(
                 f.route_code, f.id, f.result, f.began, f.ended, f.code, f.detail, f.retry_after,
                 f.beside and f.result = 'failed', f.target, f.event)::integer;
         end loop;
     end loop;
-    return v_letters;
+    return v_dead_letters;
 end
 $$;
 comment on function public.fn_iu_delivery_settle(

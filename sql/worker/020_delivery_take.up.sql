@@ -310,7 +310,7 @@ begin
         b := v_route.breaker;
         v_policy := public.fn_iu_delivery_policy(r.delivery_policy);
         v_now := clock_timestamp();
-        v_held := public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
+        v_held := public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at);
         v_ids := '{}';
         v_passed := null;
         v_given := 0;
@@ -444,7 +444,7 @@ begin
          cross join lateral (
                select x.route_code, x.event_domain, x.event_type, x.event_stream,
                       x.delivery_policy ->> 'order' = 'subject' as ordered,
-                      public.fn_iu_delivery_held(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
+                      public.fn_iu_delivery_paused_by(x.route_code, x.enabled, x.dry_run, b.stopped_at, b.opened_at) as held
                  from public.iu_outbound_route x
                  left join public.iu_delivery_breaker b on b.route_code = x.route_code
                 where x.route_code = w.route_code and x.target_kind in ('workflow', 'external_endpoint')
@@ -490,20 +490,20 @@ comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], big
 
 create view public.v_iu_delivery as
 select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
-       d.since, coalesce(h.held_by, case when u.why is not null then 'no_target' end) as held_by,
-       case when h.held_by is null then u.why else b.why end as why, b.opened_at, b.stopped_at,
-       case when h.held_by is null then u.hint
-            when h.held_by = 'breaker_open' and b.why = 'address_refused'
+       d.since, coalesce(h.paused_by, case when u.why is not null then 'no_target' end) as paused_by,
+       case when h.paused_by is null then u.why else b.why end as why, b.opened_at, b.stopped_at,
+       case when h.paused_by is null then u.hint
+            when h.paused_by = 'breaker_open' and b.why = 'address_refused'
                 then 'Its host has an address that is not public. If it is meant, start the consumer with '
                      'IU_LISTEN_ALLOW_PRIVATE=HOST'
-            when h.held_by = 'dead_letter_budget'
+            when h.paused_by = 'dead_letter_budget'
                 then 'Its target took no event between so many dead letters, and is attempted again and again: the first '
                      'event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '
                      || r.route_code || '. To go on at once: iu-listen route resume ' || r.route_code end as hint
   from public.iu_outbound_route r
   left join public.iu_delivery_breaker b on b.route_code = r.route_code
  cross join lateral (
-       select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) as held_by
+       select public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) as paused_by
        offset 0) h
   left join lateral (
        select x.why, x.hint
@@ -560,7 +560,7 @@ as $$
              where r.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
                                       where c.worker_name = p_worker_name)
                and r.target_kind in ('workflow', 'external_endpoint') and r.enabled and not r.dry_run
-               and public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
+               and public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
                and not exists (select from public.iu_delivery_unusable u
                                 where u.route_code = r.route_code and u.worker_name = p_worker_name)) q
      cross join lateral (select q.route_code, least(q.new_since, q.due_since) as since, q.seconds) w

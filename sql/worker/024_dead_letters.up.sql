@@ -41,7 +41,7 @@ begin
     perform from public.iu_delivery_lease l order by l.worker_name for update;
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code for share;
     if found then
-        select public.fn_iu_delivery_held(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
+        select public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) into v_held
           from (select) one
           left join public.iu_delivery_breaker b on b.route_code = r.route_code;
         if v_held is null
@@ -161,7 +161,7 @@ begin
                                                  else 'master_gate_closed' end);
     end if;
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code;
-    if r.route_code is not null and public.fn_iu_delivery_queues(array[r]) <> '{}' then
+    if r.route_code is not null and public.fn_iu_delivery_queued_routes(array[r]) <> '{}' then
         perform from public.iu_delivery_lease l order by l.worker_name for update;
         v_ids := array(select d.id
                          from public.iu_route_dead_letter d

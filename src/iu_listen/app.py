@@ -14,29 +14,39 @@ from uuid import UUID, uuid4
 import anyio
 import anyio.abc
 
-from iu_listen.flow.consumer import Consumer as Worker
-from iu_listen.flow.deliver import Deliverer
-from iu_listen.flow.export import SMALL_PAGE, Export
-from iu_listen.flow.ports import Auditor, Bell, Collector, Deliveries, Lookout, Outbox, Surveyor, TraceSource, Watcher
+from iu_listen.flow.consumer import ConsumerLoop as Worker
+from iu_listen.flow.dispatcher import Dispatcher
+from iu_listen.flow.ports import (
+    BatchRunner,
+    BlockerSource,
+    Collector,
+    CompletenessChecker,
+    DeliveryStore,
+    Listener,
+    MetricsSource,
+    Observer,
+    TraceSource,
+)
+from iu_listen.flow.trace_export import SMALL_PAGE, Export
+from iu_listen.install import requirements
 from iu_listen.model.errors import DatabaseUnreachable, words
 from iu_listen.model.observation import LeaseTaken, Observation, SessionFailed, StandingBy
 from iu_listen.model.settings import Settings
 from iu_listen.model.text import visible
 from iu_listen.model.version import VERSION
-from iu_listen.postgres import census
-from iu_listen.postgres.audit import audit_session
-from iu_listen.postgres.bell import bell_session
+from iu_listen.postgres.completeness import completeness_session
 from iu_listen.postgres.delivery import delivery_session
-from iu_listen.postgres.former import Former
-from iu_listen.postgres.measure import surveyor_session
-from iu_listen.postgres.patrol import lookout_session
+from iu_listen.postgres.earlier_sessions import EarlierSessions
+from iu_listen.postgres.listener import listener_session
+from iu_listen.postgres.metrics import metrics_session
+from iu_listen.postgres.monitor import monitor_session
 from iu_listen.postgres.session import session
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget
 from iu_listen.telemetry.context import activate
-from iu_listen.telemetry.logs import LogWatcher, StandardLog
+from iu_listen.telemetry.logs import LogObserver, StandardLog
 
 #: Name of the trace export. There is only one.
 EXPORT: Final = "traces"
@@ -55,70 +65,70 @@ class PostgresSessions:
         self.batches = batches
         self._consumer = uuid4()
         self._process = os.getpid()
-        self._former = Former()
+        self._former = EarlierSessions()
 
-    def outbox(self) -> AbstractAsyncContextManager[Outbox]:
+    def worker(self) -> AbstractAsyncContextManager[BatchRunner]:
         """Open the worker session."""
         consumer, former = self._mine
         return worker_session(self._settings, consumer, VERSION, former)
 
-    def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
+    def listener(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
         """Open the listener session."""
-        return bell_session(self._settings, self._mine[1], ring)
+        return listener_session(self._settings, self._mine[1], ring)
 
-    def lookout(self) -> AbstractAsyncContextManager[Lookout]:
+    def monitor(self) -> AbstractAsyncContextManager[BlockerSource]:
         """Open the session of the monitor."""
-        return lookout_session(self._settings, self._mine[1])
+        return monitor_session(self._settings, self._mine[1])
 
-    def auditor(self) -> AbstractAsyncContextManager[Auditor]:
+    def completeness(self) -> AbstractAsyncContextManager[CompletenessChecker]:
         """Open the session of the completeness check."""
-        return audit_session(self._settings, self._mine[1])
+        return completeness_session(self._settings, self._mine[1])
 
-    def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
+    def metrics(self) -> AbstractAsyncContextManager[MetricsSource]:
         """Open the session that measures for metrics."""
-        return surveyor_session(self._settings, self._mine[1])
+        return metrics_session(self._settings, self._mine[1])
 
-    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
+    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[DeliveryStore]:
         """Open the delivery session."""
         consumer, former = self._mine
         return delivery_session(self._settings, former, consumer, ring)
 
-    def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
+    def trace_source(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace export."""
         return trace_session(self._settings, self._mine[1], EXPORT, batches=self.batches)
 
     @property
-    def _mine(self) -> tuple[UUID, Former]:
+    def _mine(self) -> tuple[UUID, EarlierSessions]:
         """The consumer id of this process, and its former sessions. After a fork both are new.
 
         Two processes with the same consumer id would share the delivery lease and end each other's sessions.
         """
         if self._process != os.getpid():
-            self._process, self._consumer, self._former = os.getpid(), uuid4(), Former()
+            self._process, self._consumer, self._former = os.getpid(), uuid4(), EarlierSessions()
         return self._consumer, self._former
 
 
-class Watchers:
+class Observers:
     """A Watcher that passes observations to several observers. An observer that raises is removed.
 
     Args:
-        watchers: The observers, in the order in which they are called.
+        observers: The observers, in the order in which they are called.
     """
 
-    def __init__(self, watchers: Iterable[Watcher]) -> None:
-        self._watchers = list(watchers)
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = list(observers)
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         """Pass the observation to each observer."""
-        for watcher in list(self._watchers):
+        for observer in list(self._observers):
             try:
-                watcher.note(observation)
+                observer.observe(observation)
             except Exception as error:  # noqa: BLE001 an observer must not stop the consumer
-                self._watchers.remove(watcher)
+                self._observers.remove(observer)
                 # The error of the observer may be that stderr is closed.
                 with contextlib.suppress(OSError, ValueError):
                     why = visible(words(error))
-                    sys.stderr.write(f"iu-listen: {type(watcher).__name__} broke and is told no more: {why}\n")
+                    sys.stderr.write(f"iu-listen: {type(observer).__name__} broke and is told no more: {why}\n")
 
 
 class _Begun:
@@ -128,7 +138,7 @@ class _Begun:
         self.event = anyio.Event()
         self.failure = ""
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         match observation:
             case LeaseTaken() | StandingBy():
                 self.event.set()
@@ -145,7 +155,7 @@ class Consumer:
             await until_the_program_ends()
 
     The consumer works from the beginning of the block and reconnects after every loss of the database. At the end of
-    the block it completes the running batch and the in-flight deliveries, within ``settings.grace`` seconds.
+    the block it completes the running batch and the in-flight deliveries, within ``settings.grace_period`` seconds.
 
     By default the block begins without waiting for the database, so that a program starts while the database is
     unavailable. With ``wait`` it begins when the consumer works or is a standby. It raises at once if a retry will not
@@ -158,7 +168,7 @@ class Consumer:
     Args:
         settings: The settings.
         targets: Targets of live routes: coroutines that were made targets, or a Targets.
-        watchers: Observers instead of the log; None: only the log; an empty tuple: neither log nor observers.
+        observers: Observers instead of the log; None: only the log; an empty tuple: neither log nor observers.
         wait: Longest time that entering the block waits until the consumer works, in seconds; None: do not wait.
         measuring: True: measure the database for the observers.
 
@@ -171,21 +181,21 @@ class Consumer:
         settings: Settings,
         *,
         targets: Iterable[PythonTarget] | Targets = (),
-        watchers: Iterable[Watcher] | None = None,
+        observers: Iterable[Observer] | None = None,
         wait: float | None = None,
         measuring: bool = False,
     ) -> None:
         self._begun = _Begun()
         self._settings, self._wait = settings, wait
-        self.told = Watchers([*([LogWatcher(StandardLog())] if watchers is None else watchers), self._begun])
+        self.told = Observers([*([LogObserver(StandardLog())] if observers is None else observers), self._begun])
         self.sessions = PostgresSessions(settings)
-        self._grace = settings.grace
+        self._grace = settings.grace_period
         found = (
             targets
             if isinstance(targets, Targets)
             else Targets(targets, os.environ, secrets=settings.secrets, allow_private=settings.allow_private)
         )
-        self._deliverer = Deliverer(settings, self.sessions, found, self.told, activate=activate)
+        self._deliverer = Dispatcher(settings, self.sessions, found, self.told, activate=activate)
         self._consumer = Worker(settings, self.sessions, self.told, measuring=measuring, courier=self._deliverer)
 
     def stop(self, why: str) -> None:
@@ -213,9 +223,9 @@ class Consumer:
             while True:
                 try:
                     async with session(self._settings.dsn, name="iu-listen start", deadline=seconds) as connection:
-                        await census.require_primary(connection)
-                        await census.require_package(connection)
-                        await census.require_worker(connection, self._settings.worker)
+                        await requirements.require_primary(connection)
+                        await requirements.require_package(connection)
+                        await requirements.require_worker(connection, self._settings.worker)
                     break
                 except DatabaseUnreachable as error:
                     self._begun.failure = error.message
@@ -249,7 +259,7 @@ class Consumer:
 
 async def serve(
     settings: Settings,
-    watchers: Iterable[Watcher],
+    observers: Iterable[Observer],
     database: str = "",
     *,
     collector: Collector | None = None,
@@ -257,20 +267,20 @@ async def serve(
     targets: Targets | None = None,
     batches: bool = True,
 ) -> None:
-    """Run a consumer until SIGTERM, SIGINT or SIGHUP. Then shut it down within ``settings.grace`` seconds.
+    """Run a consumer until SIGTERM, SIGINT or SIGHUP. Then shut it down within ``settings.grace_period`` seconds.
 
     A second signal ends it at once.
 
     Args:
         settings: The settings.
-        watchers: Observers that receive observations.
+        observers: Observers that receive observations.
         database: Name of the database in the log.
         collector: Receiver of the spans of attempts and dead letters; None: no trace export.
         measuring: True: measure the database for the observers.
         targets: Targets of live routes; None: only targets that are not coroutines.
         batches: True: an observer exports a live span of each batch, so the spans of attempts link to it.
     """
-    consumer = Consumer(settings, targets=targets or (), watchers=watchers, measuring=measuring)
+    consumer = Consumer(settings, targets=targets or (), observers=observers, measuring=measuring)
     consumer.sessions.batches = batches
     before = {number: signal.getsignal(number) for number in _stopping()}
     try:
@@ -279,7 +289,7 @@ async def serve(
                 # By default, the thread that sends spans may delay the consumer by 5 ms at each switch.
                 sys.setswitchinterval(0.0005)
                 tasks.start_soon(Export(consumer.sessions, collector, consumer.told, SMALL_PAGE).run)
-            async with stopped_by_signals(tasks, consumer.stop, settings.grace):
+            async with stopped_by_signals(tasks, consumer.stop, settings.grace_period):
                 await consumer.run(database)
             tasks.cancel_scope.cancel()
     finally:
@@ -301,7 +311,7 @@ async def stopped_by_signals(
     """Context in which a first signal calls ``stop``, and a second one cancels ``tasks``.
 
     Args:
-        tasks: The task group. It is also cancelled ``grace`` seconds after the first signal.
+        tasks: The task group. It is also cancelled ``grace_period`` seconds after the first signal.
         stop: Called with the name of the signal.
         grace: Grace period, in seconds.
     """

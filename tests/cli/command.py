@@ -23,7 +23,7 @@ import asyncpg
 import psutil
 import pytest
 
-from cli.nursery import born, may_be_born
+from cli.fork_server import born, may_be_born
 from support import connected
 
 ROUTE = "iu.version_applied.workflow"

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from cli.command import execute, rows, run, value
-from iu_listen.postgres import gates, migrate
+from iu_listen.install import migrate
+from iu_listen.install import preflight as gates
 from iu_listen.postgres.session import session
 from support import connected
 

@@ -206,7 +206,7 @@ def test_cancelling_is_planned_asked_for_and_answers_for_a_dry_route(live):
     refused(2, "the reason is empty")("delivery", "cancel", ROUTE, "--why", "", dsn=live.dsn)
     refused(2, "there is no route nowhere")("delivery", "cancel", "nowhere", "--why", "x", dsn=live.dsn)
     plan = run("delivery", "cancel", ROUTE, "--why", "x", "--plan", "--json", dsn=live.dsn)
-    assert (plan.code, plan.json["would_cancel"], plan.json["held_by"]) == (0, 3, "dry_run")
+    assert (plan.code, plan.json["would_cancel"], plan.json["paused_by"]) == (0, 3, "dry_run")
     refused(1, "nothing was changed", "--yes")("delivery", "cancel", ROUTE, "--why", "x", dsn=live.dsn)
     assert value(live.dsn, "select count(*) from iu_route_delivery") == 3
     event = str(value(live.dsn, "select event_ref from iu_route_delivery order by id limit 1"))

@@ -86,7 +86,7 @@ def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
     run("emit", dsn=ready)
     execute(ready, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
     listed = run("delivery", "list", "--json", dsn=ready).json
-    assert [(r["route"], r["pending"], r["held_by"]) for r in listed["routes"]] == [(ROUTE, 1, None)]
+    assert [(r["route"], r["pending"], r["paused_by"]) for r in listed["routes"]] == [(ROUTE, 1, None)]
     refused(1, "nothing of it can be cancelled", f"iu-listen route dry {ROUTE}")(
         "delivery", "cancel", ROUTE, "--why", "x", dsn=ready
     )
@@ -145,7 +145,7 @@ def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_
         # health is about the consumer, which could work; a failing target does not make it unhealthy.
         assert found.code == 0
         for command in ("status", "doctor"):
-            assert "held by dead_letter_budget" in run(command, dsn=ready).out
+            assert "paused by dead_letter_budget" in run(command, dsn=ready).out
         assert f"{ROUTE} goes on" in run("route", "resume", ROUTE, dsn=ready).out
         assert seen(ready, "select count(*) = 4 from iu_route_dead_letter")
         reject.unlink()

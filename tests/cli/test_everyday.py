@@ -187,8 +187,8 @@ def test_health_waits(live):
 def test_status_names_who_is_in_the_way(live):
     """status and doctor name a blocker, as text and as JSON."""
     execute(live.dsn, "alter table event_outbox disable trigger zz_event_outbox_stamp")
-    (culprit,) = run("status", "--json", dsn=live.dsn).json["culprits"]
-    assert (culprit["what"], culprit["who"], culprit["state"]) == (
+    (blocker,) = run("status", "--json", dsn=live.dsn).json["blockers"]
+    assert (blocker["what"], blocker["who"], blocker["state"]) == (
         "trigger", "event_outbox.zz_event_outbox_stamp", "disabled",
     )  # fmt: skip
     assert "zz_event_outbox_stamp (" in run("status", dsn=live.dsn).out
@@ -365,7 +365,16 @@ def test_a_database_that_quotes_every_name(live):
             execute format('alter database %I set transform_null_equals = on', current_database());
         end $$""")  # fmt: skip
     assert value(live.dsn, "show quote_all_identifiers") == "on"
-    for command in ("status", "health", "doctor", "verify --live", "route list", "audit", "probe", "retention plan"):
+    for command in (
+        "status",
+        "health",
+        "doctor",
+        "verify --live",
+        "route list",
+        "completeness",
+        "probe",
+        "retention plan",
+    ):
         done = run(*command.split(), dsn=live.dsn)
         assert done.code == 0, (command, done.out, done.err)
     done = run("apply", "--plan", "--no-backup", "x", dsn=live.dsn)
@@ -384,10 +393,10 @@ def test_an_event_of_an_unregistered_type(live):
     refused(2, "order_placed is not registered", "Registered:")("emit", "--type", "order_placed", dsn=live.dsn)
 
     assert "3 of unregistered types, so far" in run("doctor", dsn=live.dsn).out
-    assert value(live.dsn, f"select figure from fn_iu_measure('{WORKER}') where what = 'refused_emits'") == 3
+    assert value(live.dsn, f"select figure from fn_iu_metrics('{WORKER}') where what = 'refused_emits'") == 3
     execute(live.dsn, "update dot_config set value = 'false' where key like '%master%'")
     assert value(live.dsn, emit) is None
 
     execute(live.dsn, "drop sequence iu_emit_refused_seq")
     assert "not counted" in run("doctor", dsn=live.dsn).out
-    assert value(live.dsn, f"select count(*) from fn_iu_measure('{WORKER}') where what = 'refused_emits'") == 0
+    assert value(live.dsn, f"select count(*) from fn_iu_metrics('{WORKER}') where what = 'refused_emits'") == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli.command import POISON, REMEDY, ROUTE, execute, on_one_server, refused, rows, run
-from iu_listen.postgres.ids import between, is_id
+from iu_listen.admin.ids import between, is_id
 from iu_listen.postgres.sqlfiles import query
 
 pytestmark = on_one_server

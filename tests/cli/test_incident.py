@@ -29,7 +29,7 @@ def incident(live):
     for script in scripts(WAITING, LETTERS):
         execute(live.dsn, script)
     with holding(live.dsn, FORGOTTEN):
-        assert seen(live.dsn, "select exists (select from v_iu_culprit where seconds > 10)", timeout=30)
+        assert seen(live.dsn, "select exists (select from v_iu_blocker where seconds > 10)", timeout=30)
         yield live.dsn
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.command import POISON, REMEDY, ROUTE, Tree, execute, on_one_server, rows, run, running
-from iu_listen.cli.show import AS_IT_IS, NAMES
+from iu_listen.cli.output import AS_IT_IS, NAMES
 
 pytestmark = on_one_server
 
@@ -41,7 +41,7 @@ def _commands(dsn: str) -> list[list[str]]:
     event = str(rows(dsn, "select id from event_outbox limit 1")[0][0])
     return [
         ["status"], ["health"], ["health", "--here"], ["health", "--worker", "nobodys"], ["doctor"], ["attempts"],
-        ["attempts", "--event", event], ["audit"], ["probe"], ["verify", "--live"], ["apply", "--plan", "--no-backup", "x"],
+        ["attempts", "--event", event], ["completeness"], ["probe"], ["verify", "--live"], ["apply", "--plan", "--no-backup", "x"],
         ["rollback", "--plan"], ["gate", "show"], ["gate", "open", "master"], ["gate", "close", "delivery"],
         ["route", "list"], ["route", "show", ROUTE], ["route", "enable", ROUTE], ["route", "backtest", ROUTE],
         ["route", "policy", ROUTE], ["route", "resume", ROUTE], ["route", "live", ROUTE, "--why", "x", "--plan"],
@@ -117,7 +117,7 @@ def test_an_error_of_the_service_is_a_line_of_its_log(live):
 def test_figures_that_json_does_not_have(live, tmp_path):
     """Numbers that JSON cannot represent become text, so that the document is valid."""
     tree = Tree(tmp_path)
-    tree.edit("src/iu_listen/cli/change.py", '            _print_gates(await census.gates(connection), where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")',
+    tree.edit("src/iu_listen/cli/change.py", '            _print_gates(await gates.all_gates(connection), where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")',
               '            _print_gates([{"gate": float("inf")}, {"gate": float("nan")}], where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")')  # fmt: skip
     with running("gate", "show", "--json", dsn=live.dsn, env=tree.env) as command:
         assert command.ended(30) == 0

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cli.command import POISON, execute, on_one_server, refused, rows, running, seen
-from iu_listen.model.facts import DEFAULT_WORKER
+from iu_listen.model.routing import DEFAULT_WORKER
 from telemetry.receiver import Receiver
 
 pytestmark = on_one_server

@@ -57,7 +57,7 @@ def test_what_a_target_lacks_is_seen_everywhere(ready, kind, reference, options,
     aim(ready, kind, reference, options)
     with running("run", "--log-format", "json", dsn=ready) as consumer:
         consumer.until_it_says("a route is held")
-        assert seen(ready, "select held_by = 'no_target' from v_iu_delivery")
+        assert seen(ready, "select paused_by = 'no_target' from v_iu_delivery")
         for command in ("delivery", "list"), ("status",), ("doctor",):
             done = run(*command, dsn=ready)
             words = " ".join((done.out + done.err).split())
@@ -98,7 +98,7 @@ def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
         assert seen(ready, "select count(*) = 1 from iu_route_attempt where status = 'sent'")
         assert seen(ready, "select count(*) = 0 from iu_delivery_unusable")
         assert run("doctor", "--json", dsn=ready).json["pass"] is True
-        assert value(ready, "select held_by from v_iu_delivery") is None
+        assert value(ready, "select paused_by from v_iu_delivery") is None
 
 
 def test_what_waits_for_a_missing_target_may_be_cancelled(ready):

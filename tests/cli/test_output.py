@@ -53,7 +53,7 @@ def _commands(dsn: str) -> list[list[str]]:
         ["status"], ["health"], ["doctor"], ["attempts"], ["attempts", "--event", event], ["route", "list"],
         ["route", "show", HOSTILE], ["route", "show", f"no{HOSTILE}"], ["route", "backtest", HOSTILE],
         ["dead-letter", "list"], ["dead-letter", "show", letter], ["dead-letter", "replay", letter, "--plan"],
-        ["trace", event], ["delivery", "list"], ["cursor", "show"], ["gate", "show"], ["retention", "plan"], ["audit"],
+        ["trace", event], ["delivery", "list"], ["cursor", "show"], ["gate", "show"], ["retention", "plan"], ["completeness"],
         [HOSTILE],
     ]  # fmt: skip
 
@@ -233,14 +233,14 @@ def test_a_payload_that_python_cannot_read(live):
 def test_a_fault_of_the_program_is_no_answer(live, tmp_path):
     """An unexpected exception exits with 70 and its place in the code, without its text, which may contain a secret."""
     tree = Tree(tmp_path)
-    tree.edit("src/iu_listen/postgres/census.py", 'health: Row = json.loads(await value(connection, "worker_health", worker))',
+    tree.edit("src/iu_listen/admin/health.py", 'health: Row = json.loads(await value(connection, "worker_health", worker))',
               'health: Row = {}["hunter2 \\x1b[2J"]')  # fmt: skip
     with running("health", dsn=live.dsn, env=tree.env) as command:
         command.process.wait(30)
         command._reader.join(10)
         assert command.process.returncode == 70
         assert "KeyError" in command.said
-        assert "census.py" in command.said
+        assert "health.py" in command.said
         assert "\x1b[2J" not in command.said
 
 

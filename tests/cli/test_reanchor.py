@@ -46,7 +46,7 @@ def test_from_the_refusal_to_the_end(live):
     done = run("cursor", "reanchor", "--yes", dsn=dsn)
     assert (done.code, done.out.strip()) == (0, "Done: 2 event(s) are to be read, 0 were moved into the past.")
     assert "gate open worker" in done.err
-    assert "iu-listen audit" in done.err
+    assert "iu-listen completeness" in done.err
     run("gate", "open", "worker", dsn=dsn)
     execute(dsn, ROUTE)
     assert value(dsn, "select count(*) from iu_route_attempt") == 5

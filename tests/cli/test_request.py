@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from cli.command import POISON, REMEDY, execute, on_one_server, rows, run, running, seen
 from iu_listen import trace_context
-from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
 from support import connected
 from telemetry.agent import Agent, agent
 

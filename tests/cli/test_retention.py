@@ -14,7 +14,7 @@ import time
 import pytest
 
 from cli.command import environment, execute, holding, on_one_server, refused, rows, run, running, seen, value
-from iu_listen.postgres.retention import LOCK_NAME, RETENTION_KEY
+from iu_listen.admin.retention import LOCK_NAME, RETENTION_KEY
 
 pytestmark = on_one_server
 

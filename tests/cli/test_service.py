@@ -148,7 +148,7 @@ def test_a_batch_that_does_not_end(live):
     """A stop waits for the running batch only for the grace period; the batch counts completely or not at all."""
     with holding(live.dsn, "lock table iu_outbound_route"):
         run("emit", dsn=live.dsn)
-        with running(*JSON, "--grace", "1", dsn=live.dsn) as consumer:
+        with running(*JSON, "--grace-period", "1", dsn=live.dsn) as consumer:
             seen(
                 live.dsn,
                 "select exists (select from pg_locks where not granted and relation = 'iu_outbound_route'::regclass)",
@@ -163,7 +163,7 @@ def test_the_second_signal(live):
     """After a second signal the consumer does not wait for the running batch."""
     with holding(live.dsn, "lock table iu_outbound_route"):
         run("emit", dsn=live.dsn)
-        with running(*JSON, "--grace", "30", dsn=live.dsn) as consumer:
+        with running(*JSON, "--grace-period", "30", dsn=live.dsn) as consumer:
             seen(
                 live.dsn,
                 "select exists (select from pg_locks where not granted and relation = 'iu_outbound_route'::regclass)",
@@ -182,7 +182,7 @@ def test_the_second_signal(live):
 def test_it_starts_against_a_closed_gate(applied):
     """The consumer starts with a closed gate, logs that once, and works within a second after the gate is opened."""
     run("emit", dsn=applied.dsn)
-    with running(*JSON, "--catch-up", "0.5", "--lease", "5", dsn=applied.dsn) as consumer:
+    with running(*JSON, "--catch-up", "0.5", "--session-timeout", "5", dsn=applied.dsn) as consumer:
         consumer.until_it_says("waiting for a gate to open")
         seen(applied.dsn, "select (wakes ->> 'catch_up')::int >= 3 from iu_consumer_heartbeat")
         assert consumer.said.count("waiting for a gate to open") == 1
@@ -319,13 +319,13 @@ def test_gone_while_asleep(live, number):
 
     Fails when: the listener session has no idle_session_timeout, so that producers notify a frozen consumer for ever.
     """
-    with running(*JSON, "--lease", "2", "--catch-up", "0.5", dsn=live.dsn) as consumer:
+    with running(*JSON, "--session-timeout", "2", "--catch-up", "0.5", dsn=live.dsn) as consumer:
         seen(live.dsn, ASLEEP)
         consumer.process.send_signal(number)
         write(live.dsn)
         seen(live.dsn, LET_GO, timeout=30)
         write(live.dsn)
-        with running(*JSON, "--lease", "1000", "--catch-up", "300", dsn=live.dsn) as heir:
+        with running(*JSON, "--session-timeout", "1000", "--catch-up", "300", dsn=live.dsn) as heir:
             seen(live.dsn, ATTEMPTED.format(2))
             seen(live.dsn, ASLEEP)
             write(live.dsn)

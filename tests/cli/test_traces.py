@@ -333,7 +333,7 @@ def test_nothing_is_missing_after_kill_9(live, receiver):
 
     Fails when: the trace cursor moves before the collector has accepted a page.
     """
-    env = pointing_at(receiver, OTEL_TRACES_EXPORTER="otlp", IU_LISTEN_BATCH_LIMIT="50", IU_LISTEN_LEASE="6")
+    env = pointing_at(receiver, OTEL_TRACES_EXPORTER="otlp", IU_LISTEN_BATCH_LIMIT="50", IU_LISTEN_SESSION_TIMEOUT="6")
     run("trace-export", dsn=live.dsn, env=env)
     execute(live.dsn, POISON)
     for round_ in range(10):

@@ -237,8 +237,8 @@ def test_a_setting_out_of_range():
 def test_all_mistakes_at_once():
     """Several wrong settings are all reported at once."""
     env = {"IU_LISTEN_BATCH_LIMIT": "0", "IU_LISTEN_CATCH_UP": "soon", "IU_LISTEN_LISTEN": "maybe"}
-    done = refused(2, "--grace", "IU_LISTEN_BATCH_LIMIT", "IU_LISTEN_CATCH_UP", "IU_LISTEN_LISTEN")(
-        "run", "--grace", "nan", env=env, **NOWHERE
+    done = refused(2, "--grace-period", "IU_LISTEN_BATCH_LIMIT", "IU_LISTEN_CATCH_UP", "IU_LISTEN_LISTEN")(
+        "run", "--grace-period", "nan", env=env, **NOWHERE
     )
     assert "cannot connect" not in done.err
 
@@ -246,8 +246,8 @@ def test_all_mistakes_at_once():
 def test_a_lease_that_could_not_be_kept():
     """A lease that is not longer than the catch-up interval exits with 2: an idle consumer would lose it repeatedly."""
     for lease, catch_up in (("5", "5"), ("3", "5")):
-        refused(2, "lease (", "must be longer than catch_up (")(
-            "run", "--lease", lease, "--catch-up", catch_up, **NOWHERE
+        refused(2, "session_timeout (", "must be longer than catch_up (")(
+            "run", "--session-timeout", lease, "--catch-up", catch_up, **NOWHERE
         )
 
 

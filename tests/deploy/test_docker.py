@@ -223,7 +223,7 @@ def test_the_consumer_is_given_the_time_to_stop() -> None:
     """stop_grace_period is longer than the grace period and than the deadline of the batch that ends first."""
     consumer = SERVICES["consumer"]
     settings = Settings.load(consumer["environment"])
-    assert int(consumer["stop_grace_period"].removesuffix("s")) > max(settings.grace, settings.batch_deadline)
+    assert int(consumer["stop_grace_period"].removesuffix("s")) > max(settings.grace_period, settings.batch_deadline)
 
 
 def test_what_is_mounted_exists() -> None:

@@ -143,7 +143,7 @@ def test_memory_is_bounded_and_cpu_is_not_throttled() -> None:
 def test_a_stop_is_given_the_time_that_it_may_take() -> None:
     """The grace period of the pod is longer than the consumer's and than the deadline of the batch that ends first."""
     settings = Settings.load(ENVIRONMENT)
-    assert POD["terminationGracePeriodSeconds"] > max(settings.grace, settings.batch_deadline)
+    assert POD["terminationGracePeriodSeconds"] > max(settings.grace_period, settings.batch_deadline)
     assert CONTAINER["args"] == ["run"]
     # The entrypoint of the image is kept: it is iu-listen itself, so it gets the signal.
     assert "command" not in CONTAINER

@@ -17,22 +17,23 @@ import pytest
 import yaml
 from opentelemetry.sdk.metrics import MeterProvider
 
-from iu_listen.model.delivery import Delivery, Event, Outcome, Result, Taken
-from iu_listen.model.facts import Batch, Measure, Survey, Wake, WorkerName
+from iu_listen.model.delivery import Delivery, Event, Outcome, Result, TakenDelivery
+from iu_listen.model.monitoring import Gauge, MetricsSnapshot
 from iu_listen.model.observation import (
-    AuditPassed,
     BatchRan,
+    CompletenessChecked,
     DeliveriesSettled,
-    Measured,
-    MeasureFailed,
+    ExportDelayed,
+    MetricsFailed,
+    MetricsTaken,
+    NotificationMissed,
     Observation,
-    RouteHeld,
+    RoutePaused,
     SessionFailed,
     SpansExported,
-    SpansHeld,
-    WakeLost,
 )
-from iu_listen.telemetry.metrics import MetricWatcher
+from iu_listen.model.routing import Batch, Wake, WorkerName
+from iu_listen.telemetry.metrics import MetricObserver
 
 ROOT = Path(__file__).parents[2]
 EVENT = Event(id=UUID(int=1), domain="iu", type="version_applied", stream="update")
@@ -83,29 +84,31 @@ def observations() -> Iterator[Observation]:
     worker = WorkerName("w")
     for wake in Wake:
         yield BatchRan(worker, wake, Batch(status="ran", seen=6, attempts=6, skipped=2, dead_lettered=2, seconds=0.1))
-    yield WakeLost(worker, 1)
-    yield MeasureFailed(worker, "NoAnswer")
+    yield NotificationMissed(worker, 1)
+    yield MetricsFailed(worker, "NoAnswer")
     for session in values("iu.session"):
         yield SessionFailed(session, "why", 1.0)
-    yield AuditPassed(worker, 3, 1, 1.0)
-    taken = Taken(delivery=Delivery(id=1, route="r", idempotency_key="k", attempt=1, event=EVENT))
+    yield CompletenessChecked(worker, 3, 1, 1.0)
+    taken = TakenDelivery(delivery=Delivery(id=1, route="r", idempotency_key="k", attempt=1, event=EVENT))
     for result in values("iu.delivery.result"):
         code = "" if result == "sent" else "http_503"
         yield DeliveriesSettled(worker, [Outcome(taken=taken, result=Result(result), began=0.0, ended=0.1, code=code)])
-    yield RouteHeld(worker, "r", "breaker_open", "http_503")
+    yield RoutePaused(worker, "r", "breaker_open", "http_503")
     yield SpansExported(1, 1, 1)
-    yield SpansHeld("why", 1.0, None)
-    measures = [Measure(what="gate", part=gate, figure=1) for gate in values("iu.gate")]
-    measures += [Measure(what="notification_queue", part=None, figure=0.1)]
-    measures += [Measure(what="refused_emits", part=None, figure=1)]
-    measures += [Measure(what="healthy", part=None, figure=1.0, worker="w")]
+    yield ExportDelayed("why", 1.0, None)
+    measures = [Gauge(what="gate", part=gate, figure=1) for gate in values("iu.gate")]
+    measures += [Gauge(what="notification_queue", part=None, figure=0.1)]
+    measures += [Gauge(what="refused_emits", part=None, figure=1)]
+    measures += [Gauge(what="healthy", part=None, figure=1.0, worker="w")]
     parts = re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("| `iu.lag.part` |") :], flags=re.MULTILINE)
     for what in ("lag_items", "lag_seconds"):
         for part in parts:
             owner = worker if part in ("backlog", "delivery", "dead_letter") else None
-            measures += [Measure(what=what, part=part, figure=1, worker=owner)]
+            measures += [Gauge(what=what, part=part, figure=1, worker=owner)]
     for since_commit in (True, False):
-        yield Measured(worker, Survey(measures=tuple(measures), latencies=(0.1,), since_commit=since_commit))
+        yield MetricsTaken(
+            worker, MetricsSnapshot(measures=tuple(measures), latencies=(0.1,), since_commit=since_commit)
+        )
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,13 @@ def exposed() -> Exposed:
     from prometheus_client import generate_latest
     from prometheus_client.parser import text_string_to_metric_families
 
-    watcher = MetricWatcher(MeterProvider([prometheus.PrometheusMetricReader()], shutdown_on_exit=False), "iu")
+    observer = MetricObserver(MeterProvider([prometheus.PrometheusMetricReader()], shutdown_on_exit=False), "iu")
     try:
         for observation in observations():
-            watcher.note(observation)
+            observer.observe(observation)
         text = generate_latest().decode()
     finally:
-        watcher.close()
+        observer.close()
     found = Exposed({}, {})
     for metric in text_string_to_metric_families(text):
         for sample in metric.samples:

@@ -24,16 +24,20 @@ import asyncpg
 import pytest
 
 from conftest import Database
-from iu_listen.model.delivery import Outcome, Result, Search, Want
-from iu_listen.model.facts import CHANNEL, BatchFailure, State, Tally
+from iu_listen.admin import dead_letters, doctor, gates, retention, routes, traces
+from iu_listen.admin import dead_letters as letters
+from iu_listen.admin.health import worker_health
+from iu_listen.install import migrate, requirements, verify
+from iu_listen.model.delivery import Outcome, Result, Search, TakeRequest
 from iu_listen.model.observation import BatchRan, LeaseTaken
+from iu_listen.model.routing import CHANNEL, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import audit, census, doctor, letters, migrate, retention, trace, verify
-from iu_listen.postgres.audit import AuditSession
-from iu_listen.postgres.bell import BELL_KEY
+from iu_listen.postgres import completeness, queries
+from iu_listen.postgres.completeness import CompletenessSession
 from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.lease import LEASE_KEY
-from iu_listen.postgres.measure import SurveyorSession
+from iu_listen.postgres.listener import BELL_KEY
+from iu_listen.postgres.metrics import MetricsSession
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.trace import TraceSession
 from iu_listen.postgres.worker import WorkerSession
@@ -175,7 +179,7 @@ def test_a_whole_consumer_runs_with_nothing_but_the_consumer_role(applied: Datab
         async with connected(applied.dsn) as owner:
             await owner.execute(POISON.format(prefix=PREFIX))
             await owner.execute(UNROUTED)
-            async with consuming(dsn, catch_up=60, lease=120) as recorder:
+            async with consuming(dsn, catch_up=60, session_timeout=120) as recorder:
                 good, bad, lonely = uuid4(), poisonous(), uuid4()
                 await owner.execute(INSERT, good, "version_applied")
                 await owner.execute(INSERT, bad, "version_applied")
@@ -229,10 +233,10 @@ async def _stand_by(dsn: str) -> bool:
 async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     """Run every statement of `iu-listen run` and the probe, in the transaction of the caller."""
     settings = Settings.load({}, {"dsn": "postgresql://unused"})
-    await census.require_primary(connection)
-    await census.require_package(connection)
-    await census.require_worker(connection, WORKER)
-    await census.rows(connection, "target")
+    await requirements.require_primary(connection)
+    await requirements.require_package(connection)
+    await requirements.require_worker(connection, WORKER)
+    await queries.rows(connection, "target")
     session = WorkerSession(connection, settings, uuid4(), "0")
     holder = await session.take_lease()
     assert holder is None, holder
@@ -252,19 +256,19 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
     await what_a_courier_does(connection, settings)
     await connection.execute("listen iu_event_outbox")
     await connection.fetchval("select pg_notify('iu_event_outbox', 'token')")
-    await census.worker_health(connection, WORKER)
-    await census.value(connection, "host_beats", "somewhere", WORKER)
-    await census.rows(connection, "culprits")
-    await census.value(connection, "backend_works", 1)
-    auditor = AuditSession(connection, settings)
+    await worker_health(connection, WORKER)
+    await queries.value(connection, "host_beats", "somewhere", WORKER)
+    await queries.rows(connection, "blockers")
+    await queries.value(connection, "backend_works", 1)
+    auditor = CompletenessSession(connection, settings)
     assert await auditor.due() == 0
     page = await auditor.page(1000, None)
     while not page.over:
         page = await auditor.page(1000, page.number)
     # One more event is before the cursor and has lost its attempt.
     assert (page.status, page.missing) == ("passed", 1)
-    await census.rows(connection, "audits")
-    surveyor = SurveyorSession(connection, settings)
+    await queries.rows(connection, "completeness/passes")
+    surveyor = MetricsSession(connection, settings)
     for _ in range(2):
         await surveyor.measure()
     # A batch with a cursor ahead of its server calls this function; the transaction is rolled back.
@@ -273,14 +277,14 @@ async def what_a_consumer_does(connection: asyncpg.Connection) -> None:
 
 async def what_a_courier_does(connection: asyncpg.Connection, settings: Settings) -> None:
     """Take the queued deliveries, and settle them in every possible way."""
-    brief = dataclasses.replace(settings, lease=0.02)
+    brief = dataclasses.replace(settings, session_timeout=0.02)
     deliveries = DeliverySession(connection, connection, brief, uuid4())
     successor = DeliverySession(connection, connection, brief, uuid4())
     lease = await deliveries.take_lease()
     assert lease.held
     handed = await connection.fetch("select from fn_iu_delivery_hand_over($1, '{queued}', '{10}', '{0}')", WORKER)
     assert len(handed) == 4
-    want = Want(route="queued", room=10, after=0, deadline=30)
+    want = TakeRequest(route="queued", room=10, after=0, deadline=30)
     supply = await deliveries.take([want], [], [])
     await deliveries.sweep([Search(route="queued", key=0, behind=0, after=1)])
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
@@ -402,8 +406,8 @@ def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
         "update iu_route_attempt set status = 'sent'",
         "delete from iu_route_attempt",
         "select decision from iu_route_attempt",
-        "update iu_audit_missing set accepted_at = now()",
-        "select fn_iu_audit_repair('iu_outbound_default')",
+        "update iu_completeness_missing set accepted_at = now()",
+        "select fn_iu_completeness_repair('iu_outbound_default')",
         "update event_outbox set event_seq = 1",
         "delete from iu_route_dead_letter",
         "update iu_route_dead_letter set idempotency_key = 'x'",
@@ -449,8 +453,8 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
     async def run() -> None:
         async with connected(dsn) as reader:
             await reader.execute("set default_transaction_read_only = on")
-            await census.require_package(reader)
-            assert (await census.worker_health(reader, WORKER))["healthy"]
+            await requirements.require_package(reader)
+            assert (await worker_health(reader, WORKER))["healthy"]
             for name in (
                 "workers",
                 "audits",
@@ -458,22 +462,22 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
                 "attempt_summary",
                 "ledger",
                 "unsafe_routes",
-                "culprits",
+                "blockers",
                 "registered_types",
             ):
-                await census.rows(reader, name)
-            assert [gate["open"] for gate in await census.gates(reader)] == [True, False, False]
-            await census.rows(reader, "list_attempts", None, None, None, 10)
-            await census.rows(reader, "list_dead_letters", True, None, None, None, None, None, None, 10)
+                await queries.rows(reader, name)
+            assert [gate["open"] for gate in await gates.all_gates(reader)] == [True, False, False]
+            await queries.rows(reader, "list_attempts", None, None, None, 10)
+            await queries.rows(reader, "list_dead_letters", True, None, None, None, None, None, None, 10)
             assert (await letters.page(reader, letters.Filter(), resolved=False, before=None, limit=10)).total == 0
             assert await letters.kinds(reader) == []
-            await census.rows(reader, "delivery/routes")
-            await census.rows(reader, "list_routes", None)
-            await census.rows(reader, "retention/policies")
-            await census.rows(reader, "retention/plan", "1 second", None)
-            await census.rows(reader, "retention/readers")
-            await census.rows(reader, "audit_missing", WORKER, 10)
-            await audit.counts(reader, WORKER)
+            await queries.rows(reader, "delivery/routes")
+            await queries.rows(reader, "list_routes", None)
+            await queries.rows(reader, "retention/policies")
+            await queries.rows(reader, "retention/plan", "1 second", None)
+            await queries.rows(reader, "retention/readers")
+            await queries.rows(reader, "completeness/missing", WORKER, 10)
+            await completeness.counts(reader, WORKER)
             for view in (
                 "v_iu_route_attempt_summary",
                 "v_iu_event_backlog",
@@ -551,9 +555,9 @@ def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
         "select * from information_unit",
         "select fn_iu_route_worker_run('iu_outbound_default', 1)",
         "select fn_iu_route_dead_letter_replay(gen_random_uuid())",
-        "select fn_iu_audit_page('iu_outbound_default')",
-        "select fn_iu_audit_repair('iu_outbound_default')",
-        "update iu_audit_missing set accepted_at = now()",
+        "select fn_iu_completeness_page('iu_outbound_default')",
+        "select fn_iu_completeness_repair('iu_outbound_default')",
+        "update iu_completeness_missing set accepted_at = now()",
         "update dot_config set value = 'true'",
         "update iu_outbound_route set enabled = false",
         "update iu_route_worker_cursor set prev = '3:3:'",
@@ -579,28 +583,28 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
         async with connected(applied.dsn) as owner, connected(dsn) as operator:
             await owner.execute(POISON.format(prefix=PREFIX))
             await owner.execute(INSERT, poisonous(), "version_applied")
-            await census.set_gate(operator, "worker", opened=True)
+            await gates.set_gate(operator, "worker", opened=True)
             assert (await run_batch(owner))["dead_lettered"] == 1
             await owner.execute("drop trigger poison on iu_route_attempt")
-            letter = (await census.rows(operator, "list_dead_letters", False, None, None, None, None, None, None, 10))[
+            letter = (await queries.rows(operator, "list_dead_letters", False, None, None, None, None, None, None, 10))[
                 0
             ]["id"]
-            assert (await census.rows(operator, "show_dead_letter", letter))[0]["event_snapshot"]
-            answer = await census.replay(operator, letter, None)
+            assert (await queries.rows(operator, "show_dead_letter", letter))[0]["event_snapshot"]
+            answer = await dead_letters.replay(operator, letter, None)
             assert (answer["status"], answer["decision"]) == ("replayed", "dry_run")
-            assert (await census.rows(operator, "set_route", "iu.version_applied.workflow", False))[0][
+            assert (await queries.rows(operator, "set_route", "iu.version_applied.workflow", False))[0][
                 "enabled"
             ] is False
-            assert await census.value(operator, "reset_cursor", WORKER, "3:3:") == "3:3:"
-            assert await census.value(operator, "reset_cursor", WORKER, None)
+            assert await queries.value(operator, "reset_cursor", WORKER, "3:3:") == "3:3:"
+            assert await queries.value(operator, "reset_cursor", WORKER, None)
             await owner.execute(LIVE_ROUTE)
-            await census.route_live(operator, "called", live=False, why="a test", actor=None)
-            await census.route_live(operator, "called", live=True, why="a test", actor=None)
-            assert (await census.rows(operator, "route_locks", "called"))[0]["live"]
+            await routes.route_live(operator, "called", live=False, why="a test", actor=None)
+            await routes.route_live(operator, "called", live=True, why="a test", actor=None)
+            assert (await queries.rows(operator, "route_switches", "called"))[0]["live"]
             assert await operator.fetchval("select count(*) from iu_delivery_change where why = 'a test'") == 2
             assert (await retention.set_policy(operator, "events", "30 days"))["enabled"]
             await owner.execute("select fn_iu_trace_register('traces')")
-            assert await trace.end(operator, "traces") == 0
+            assert await traces.end(operator, "traces") == 0
 
     asyncio.run(run())
 
@@ -622,20 +626,20 @@ def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles:
             for _ in range(3):
                 await owner.execute(INSERT, uuid4(), "sent")
             await run_batch(owner)
-            await census.route_live(operator, "queued", live=False, why="a test", actor=None)
+            await routes.route_live(operator, "queued", live=False, why="a test", actor=None)
             found = await letters.cancel_plan(operator, "queued", None)
             parts = letters.cancel(operator, "queued", None, found["last_id"], "a test", None)
             assert [part async for part in parts] == [3]
-            await census.route_live(operator, "queued", live=True, why="a test", actor=None)
+            await routes.route_live(operator, "queued", live=True, why="a test", actor=None)
             which = letters.Filter(route="queued")
             planned = await letters.plan(operator, which)
             answers = [a async for a in letters.replay_all(operator, planned, which, None, "a test", None)]
             assert answers[0]["answers"] == {"queued": 3}
-            await census.route_live(operator, "queued", live=False, why="a test", actor=None)
+            await routes.route_live(operator, "queued", live=False, why="a test", actor=None)
             assert [part async for part in letters.cancel(operator, "queued", None, 9, "a test", None)] == [3]
             resolved = letters.resolve_all(operator, await letters.plan(operator, which), which, "a test", None)
             assert [part async for part in resolved] == [(3, 3)]
-            assert await census.rows(operator, "delivery/problems", "queued") == []
+            assert await queries.rows(operator, "delivery/problems", "queued") == []
 
     asyncio.run(run())
 
@@ -655,20 +659,20 @@ def test_an_operator_audits_and_repairs(applied: Database, roles: Logins) -> Non
             await run_batch(owner)
             await owner.execute("delete from iu_route_attempt")
             assert (await found(operator))["missing"] == 1
-            assert await audit.repair(operator, WORKER, 10) == {"restamped": 1, "accepted": 0, "more": False}
+            assert await completeness.repair(operator, WORKER, 10) == {"restamped": 1, "accepted": 0, "more": False}
             assert (await run_batch(owner))["attempts_written"] == 1
-            await audit.confirm(operator, WORKER)
-            assert (await audit.counts(operator, WORKER))["missing"] == 0
+            await completeness.confirm(operator, WORKER)
+            assert (await completeness.counts(operator, WORKER))["missing"] == 0
             await owner.execute("delete from iu_route_attempt")
             assert (await found(operator))["missing"] == 1
-            assert await census.value(operator, "audit_accept", WORKER) == 1
+            assert await queries.value(operator, "completeness/accept", WORKER) == 1
             assert (await found(operator))["missing"] == 0
 
     async def found(connection: asyncpg.Connection) -> dict[str, Any]:
-        page = await audit.page(connection, WORKER, 1000, 0)
+        page = await completeness.page(connection, WORKER, 1000, 0)
         while not page.over:
-            page = await audit.page(connection, WORKER, 1000, page.number)
-        return await audit.counts(connection, WORKER)
+            page = await completeness.page(connection, WORKER, 1000, page.number)
+        return await completeness.counts(connection, WORKER)
 
     asyncio.run(run())
 
@@ -738,16 +742,16 @@ async def nothing_to_spare(owner: asyncpg.Connection, role: str, work: Callable[
 
 async def what_a_janitor_does(connection: asyncpg.Connection) -> None:
     """Run every statement of `iu-listen retention run`, in the transaction of the caller."""
-    await census.require_primary(connection)
-    await census.require_package(connection)
-    await census.rows(connection, "retention/policies")
-    await census.rows(connection, "retention/plan", None, None)
-    await census.rows(connection, "retention/readers")
+    await requirements.require_primary(connection)
+    await requirements.require_package(connection)
+    await queries.rows(connection, "retention/policies")
+    await queries.rows(connection, "retention/plan", None, None)
+    await queries.rows(connection, "retention/readers")
     async with retention.only_run(connection) as other:
         assert other is None
     assert await retention.partitions(connection, "1 hour", 3) is None
     # The query with which a run on a partitioned outbox finds that partitions belong to the owner.
-    assert await census.rows(connection, "retention/partitions", "1 hour", None) == []
+    assert await queries.rows(connection, "retention/partitions", "1 hour", None) == []
     for what in retention.WHAT:
         gone = [a["gone"] async for a in retention.batches(connection, what, None, 100, 0, 60)]
         assert gone == [1], (what, gone)
@@ -794,7 +798,7 @@ def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
         "update iu_route_dead_letter set resolved_at = now()",
         "update iu_route_attempt set created_at = 'epoch'",
         "select fn_iu_route_worker_run('iu_outbound_default', 1)",
-        "create or replace function fn_iu_retention_released(p_event_ref uuid) returns boolean language sql return true",
+        "create or replace function fn_iu_retention_releasable(p_event_ref uuid) returns boolean language sql return true",
     )
 
     async def run() -> None:
@@ -809,8 +813,8 @@ def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
 
 async def what_an_exporter_does(connection: asyncpg.Connection, settings: Settings) -> None:
     """Run every statement of the trace export, in the transaction of the caller."""
-    await census.require_primary(connection)
-    await census.require_package(connection)
+    await requirements.require_primary(connection)
+    await requirements.require_package(connection)
     assert await TraceSession(connection, settings, "new").take_lease() is None
     source = TraceSession(connection, settings, "traces")
     assert await source.take_lease() is None
@@ -908,9 +912,9 @@ def test_public_cannot_call_the_worker(applied: Database, roles: Logins) -> None
         "select fn_iu_route_deliver('x', gen_random_uuid(), '{}')",
         "select fn_iu_route_worker_health('iu_outbound_default')",
         "select fn_iu_outbox_tick()",
-        "select fn_iu_audit_page('iu_outbound_default')",
-        "select fn_iu_audit_confirm('iu_outbound_default')",
-        "select fn_iu_audit_repair('iu_outbound_default')",
+        "select fn_iu_completeness_page('iu_outbound_default')",
+        "select fn_iu_completeness_confirm('iu_outbound_default')",
+        "select fn_iu_completeness_repair('iu_outbound_default')",
     )
 
     async def run() -> None:

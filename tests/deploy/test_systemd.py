@@ -88,7 +88,7 @@ def test_the_watchdog_waits_longer_than_a_healthy_consumer_is_silent() -> None:
 
 def test_a_stop_is_given_the_time_that_it_may_take() -> None:
     """TimeoutStopSec is longer than the grace period and than the deadline of the batch that ends first."""
-    assert max(settings().grace, settings().batch_deadline) < int(one("TimeoutStopSec"))
+    assert max(settings().grace_period, settings().batch_deadline) < int(one("TimeoutStopSec"))
     assert one("KillSignal") == one("WatchdogSignal") == "SIGTERM"
 
 

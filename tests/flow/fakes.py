@@ -13,11 +13,12 @@ from typing import Any
 
 import anyio
 
-from iu_listen.flow.consumer import Consumer
-from iu_listen.flow.ports import NoBell
+from iu_listen.flow.consumer import ConsumerLoop
+from iu_listen.flow.ports import ListenUnavailable
 from iu_listen.model.errors import SessionLost
-from iu_listen.model.facts import AuditPage, Batch, BatchFailure, Culprit
+from iu_listen.model.monitoring import Blocker, CompletenessPage
 from iu_listen.model.observation import Observation, Stopped
+from iu_listen.model.routing import Batch, BatchFailure
 from iu_listen.model.settings import Settings
 
 
@@ -48,19 +49,19 @@ class World:
     on_listen: Callable[[], Any] = lambda: None
     """Called when a listener session begins."""
 
-    audit_due: float = 3600
+    completeness_due: float = 3600
     """Seconds until a completeness check is due."""
-    audit_pages: int = 3
+    check_pages: int = 3
     """The number of pages of a pass."""
-    audit_seconds: float = 0.01
+    check_seconds: float = 0.01
     """The duration of a page, in seconds."""
-    audit_event_seconds: float = 0
+    check_event_seconds: float = 0
     """The additional duration of a page for each of its events, in seconds."""
-    audit_limits: list[int] = field(default_factory=list)
+    check_limits: list[int] = field(default_factory=list)
     """The limit of each page, in events."""
-    audit_answer: AuditPage = field(default_factory=lambda: AuditPage(status="passed"))
+    check_answer: CompletenessPage = field(default_factory=lambda: CompletenessPage(status="passed"))
     """The answer of the last page of a pass."""
-    audit_lost: Exception | None = None
+    check_lost: Exception | None = None
     """The exception that opening the session of the completeness check raises."""
     audits: list[tuple[float, str]] = field(default_factory=list)
     """The calls of that session, with their times."""
@@ -73,7 +74,7 @@ class World:
     calls: list[str] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)
     beats: list[tuple[float, str, str, bool, str]] = field(default_factory=list)
-    culprits: list[Culprit] = field(default_factory=list)
+    blockers: list[Blocker] = field(default_factory=list)
     lookout_lost: Exception | None = None
     """The exception that opening the session of the monitor, and every call of it, raises."""
     swallowed: bool = False
@@ -95,59 +96,59 @@ class World:
         self.rings()
 
     @asynccontextmanager
-    async def outbox(self) -> AsyncIterator[FakeOutbox]:
+    async def worker(self) -> AsyncIterator[FakeOutbox]:
         self.calls.append("connect")
         if self.lost:
             raise self.lost
         yield FakeOutbox(self)
 
     @asynccontextmanager
-    async def lookout(self) -> AsyncIterator[FakeLookout]:
+    async def monitor(self) -> AsyncIterator[FakeLookout]:
         if self.lookout_lost:
             await anyio.sleep(0)
             raise self.lookout_lost
         yield FakeLookout(self)
 
     @asynccontextmanager
-    async def bell(self, ring: Callable[[], None]) -> AsyncIterator[FakeBell]:
+    async def listener(self, ring: Callable[[], None]) -> AsyncIterator[FakeListener]:
         self.calls.append("listen")
         if self.no_bell:
-            raise NoBell(self.no_bell)
+            raise ListenUnavailable(self.no_bell)
         if self.bell_lost:
             raise self.bell_lost
         self.rings, self.bell_broke = ring, anyio.Event()
         self.on_listen()
         try:
-            yield FakeBell(self)
+            yield FakeListener(self)
         finally:
             self.armed = False
             ring()
 
     @asynccontextmanager
-    async def auditor(self) -> AsyncIterator[FakeAuditor]:
+    async def completeness(self) -> AsyncIterator[FakeCompletenessChecker]:
         self.audits.append((anyio.current_time(), "open"))
-        if self.audit_lost:
-            raise self.audit_lost
+        if self.check_lost:
+            raise self.check_lost
         try:
-            yield FakeAuditor(self)
+            yield FakeCompletenessChecker(self)
         finally:
             self.audits.append((anyio.current_time(), "close"))
 
 
-class FakeAuditor:
+class FakeCompletenessChecker:
     def __init__(self, world: World) -> None:
         self._world = world
-        self._left = world.audit_pages
+        self._left = world.check_pages
 
     async def due(self) -> float:
-        return self._world.audit_due
+        return self._world.completeness_due
 
-    async def page(self, limit: int, number: int | None) -> AuditPage:
+    async def page(self, limit: int, number: int | None) -> CompletenessPage:
         self._world.audits.append((anyio.current_time(), f"page of {number}"))
-        self._world.audit_limits.append(limit)
-        await anyio.sleep(self._world.audit_seconds + limit * self._world.audit_event_seconds)
+        self._world.check_limits.append(limit)
+        await anyio.sleep(self._world.check_seconds + limit * self._world.check_event_seconds)
         self._left -= 1
-        return self._world.audit_answer if self._left == 0 else AuditPage(status="walking", number=7)
+        return self._world.check_answer if self._left == 0 else CompletenessPage(status="walking", number=7)
 
 
 class FakeOutbox:
@@ -206,15 +207,15 @@ class FakeLookout:
             raise self._world.lookout_lost
         return answer
 
-    async def culprits(self) -> list[Culprit]:
-        return await self._answer(list(self._world.culprits))
+    async def blockers(self) -> list[Blocker]:
+        return await self._answer(list(self._world.blockers))
 
     async def works(self, backend: int) -> bool:
         self._world.calls.append(f"works {backend}")
         return await self._answer(self._world.works)
 
 
-class FakeBell:
+class FakeListener:
     slot: int | None = 1
 
     def __init__(self, world: World) -> None:
@@ -247,7 +248,7 @@ class Recorder:
         self.seen: list[tuple[float, Observation]] = []
         self._changed = anyio.Event()
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         self.seen.append((anyio.current_time(), observation))
         self._changed.set()
 
@@ -283,7 +284,7 @@ async def consuming(
 ) -> AsyncIterator[Any]:
     """A consumer that runs for the length of a block: yields it and its recorder."""
     recorder = recorder or Recorder()
-    consumer = Consumer(Settings.load({}, settings), world, recorder, jitter=random.Random(seed))
+    consumer = ConsumerLoop(Settings.load({}, settings), world, recorder, jitter=random.Random(seed))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         try:

@@ -13,12 +13,12 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from iu_listen.flow import calls as module
-from iu_listen.flow.calls import Calls
-from iu_listen.flow.loose import within
-from iu_listen.flow.ring import Ring
-from iu_listen.flow.workers import Lane
-from iu_listen.model.delivery import Delivery, Event, Result, Taken
+from iu_listen.flow import call_executor as module
+from iu_listen.flow.call_executor import CallExecutor
+from iu_listen.flow.call_tasks import TargetQueue
+from iu_listen.flow.detached import within
+from iu_listen.flow.wake_event import WakeEvent
+from iu_listen.model.delivery import Delivery, Event, Result, TakenDelivery
 
 pytestmark = pytest.mark.anyio
 
@@ -81,18 +81,20 @@ async def clean_up(end: asyncio.Event) -> None:
         await swallow(end)
 
 
-def taken(number: int, deadline: float = 0.05) -> Taken:
+def taken(number: int, deadline: float = 0.05) -> TakenDelivery:
     event = Event(id=uuid4(), domain="iu", type="t", stream="s")
-    return Taken(
+    return TakenDelivery(
         Delivery(id=number, route="r", idempotency_key=f"k{number}", attempt=1, event=event, deadline=deadline), None
     )
 
 
 @asynccontextmanager
-async def calling() -> AsyncIterator[tuple[Calls, list[tuple[str, str, int]]]]:
+async def calling() -> AsyncIterator[tuple[CallExecutor, list[tuple[str, str, int]]]]:
     """Calls of a consumer that always considers the switches open, and the reports of abandoned calls."""
     told: list[tuple[str, str, int]] = []
-    made = Calls(Ring(), time.monotonic, told=lambda d, called, running: told.append((d.route, called, running)))
+    made = CallExecutor(
+        WakeEvent(), time.monotonic, told=lambda d, called, running: told.append((d.route, called, running))
+    )
     made.answered = made.trusted = math.inf
     async with anyio.create_task_group() as tasks:
         made.watch(tasks)
@@ -107,9 +109,9 @@ async def until(fact: Callable[[], object]) -> None:
             await anyio.sleep(0.001)
 
 
-def lane_of(target: Odd, deliveries: int, concurrency: int = 1, called: str = "workflow crm") -> Lane:
+def lane_of(target: Odd, deliveries: int, concurrency: int = 1, called: str = "workflow crm") -> TargetQueue:
     queue = deque(taken(number) for number in range(deliveries))
-    return Lane(concurrency=concurrency, most_failing=100, target=target, called=called, queue=queue)
+    return TargetQueue(concurrency=concurrency, most_failing=100, target=target, called=called, queue=queue)
 
 
 @pytest.mark.parametrize("how", [swallow, behind_a_shield, clean_up])

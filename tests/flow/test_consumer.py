@@ -8,25 +8,25 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.rhythm import ARM_WAIT_MAX, BUSY_BATCH
-from iu_listen.model.facts import State, Wake
+from iu_listen.flow.wake_policy import ARM_WAIT_MAX, BUSY_BATCH
 from iu_listen.model.observation import (
     BatchRan,
     LeaseTaken,
     Listening,
+    NotificationMissed,
     Polling,
     SessionFailed,
     Started,
     StateChanged,
     Stopping,
-    WakeLost,
 )
+from iu_listen.model.routing import State, Wake
 
 pytestmark = pytest.mark.anyio
 
 #: Longest idle time in these tests: so long that a test notices if something waits for it.
 CATCH_UP = 300
-LONG = {"catch_up": CATCH_UP, "lease": 1000}
+LONG = {"catch_up": CATCH_UP, "session_timeout": 1000}
 
 
 def asleep(world: World) -> bool:
@@ -261,7 +261,7 @@ async def test_a_lost_wake_is_told_from_a_late_ring():
     async with consuming(world, **LONG) as (_, seen):
         await sleep_sets_in(world)
         world.insert(7)
-        lost = await seen.wait_for(WakeLost)
+        lost = await seen.wait_for(NotificationMissed)
         assert lost.events == 7
         found = [b for b in seen.of(BatchRan) if b.batch.seen]
         assert [b.wake for b in found] == [Wake.CATCH_UP]
@@ -272,7 +272,7 @@ async def test_a_lost_wake_is_told_from_a_late_ring():
         await anyio.sleep(0.2)
         world.rings()
         await anyio.sleep(CATCH_UP * 3)
-        assert len(seen.of(WakeLost)) == 1
+        assert len(seen.of(NotificationMissed)) == 1
 
 
 async def test_a_closed_gate_is_said_once_and_obeyed_when_it_opens():

@@ -10,12 +10,12 @@ import pytest
 from flow.fakes import World, consuming, until
 from iu_listen.flow.backoff import BASE
 from iu_listen.model.errors import Refused, SessionLost
-from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, SessionFailed, StandingBy, Stopped, Stopping
+from iu_listen.model.routing import Wake
 
 pytestmark = pytest.mark.anyio
 
-LONG = {"catch_up": 300, "lease": 1000}
+LONG = {"catch_up": 300, "session_timeout": 1000}
 
 
 async def at_work(world: World) -> None:

@@ -8,12 +8,12 @@ from uuid import uuid4
 
 import pytest
 
-from iu_listen.flow.freed import Freed
-from iu_listen.flow.ledger import Ledger
-from iu_listen.flow.ring import Ring
+from iu_listen.flow.freed_subjects import FreedSubjects
+from iu_listen.flow.in_flight import InFlightLedger
 from iu_listen.flow.route import FIRST_KEY, Route, Sweep
 from iu_listen.flow.sweep import PAUSE, RESCAN, Sweeper
-from iu_listen.model.delivery import Delivery, Event, Found, RouteState, Search, Taken, Want
+from iu_listen.flow.wake_event import WakeEvent
+from iu_listen.model.delivery import Delivery, Event, Found, RouteState, Search, TakenDelivery, TakeRequest
 
 POLICY = {"concurrency": 1, "deadline": 1, "order": "subject", "target": {}}
 
@@ -62,10 +62,10 @@ def test_subjects_are_asked_for_once_and_as_far_as_there_is_room():
 
     Fails when: keys are kept twice, or are removed without being requested.
     """
-    freed = Freed()
+    freed = FreedSubjects()
     freed.add("a", [1, 2, 3, 2])
     freed.add("b", [1])
-    wants = [Want(route=route, room=room, after=0, deadline=1) for route, room in (("a", 2), ("b", 0), ("c", 9))]
+    wants = [TakeRequest(route=route, room=room, after=0, deadline=1) for route, room in (("a", 2), ("b", 0), ("c", 9))]
     assert freed.next(wants) == [("a", 1), ("a", 2)]
     assert freed.next(wants) == [("a", 3)]
     assert freed.next(wants) == []
@@ -79,7 +79,7 @@ def test_what_an_answer_does_not_tell_is_asked_for_again():
 
     Fails when: a subject is forgotten as soon as it is requested.
     """
-    freed = Freed()
+    freed = FreedSubjects()
     asked = [("held", 1), ("full", 2), ("late", 3), ("told", 4)]
     states = [state("held", "breaker_open"), state("full", kept_back=True), state("late"), state("told")]
     freed.answered(asked, states, {"held", "full", "told"})
@@ -118,7 +118,12 @@ class Sweeping:
 
     def __init__(self, *answers: Found) -> None:
         self.now = 0.0
-        self.freed, self.ledger, self.ring, self.session = Freed(), Ledger(), Ring(), Part(*answers)
+        self.freed, self.ledger, self.ring, self.session = (
+            FreedSubjects(),
+            InFlightLedger(),
+            WakeEvent(),
+            Part(*answers),
+        )
         self.sweeper = Sweeper(lambda: self.now, self.freed, self.ledger, self.ring)
         self.route = Route.of(state("r"))
         self.route.target, self.route.after = Target(), 100
@@ -157,7 +162,7 @@ async def test_a_route_is_searched_when_what_is_found_may_begin(held):
     assert await s.turn(0) == searched
     if searched:
         assert await s.turn(RESCAN + 1) == 0
-        assert s.freed.next([Want(route="r", room=9, after=0, deadline=1)]) == [("r", 1)]
+        assert s.freed.next([TakeRequest(route="r", room=9, after=0, deadline=1)]) == [("r", 1)]
     s.route.target = None
     assert await s.turn(RESCAN + 2) == 0
     assert s.sweeper.pause([s.route]) == math.inf
@@ -172,9 +177,9 @@ async def test_a_subject_in_flight_is_not_found():
     s = Sweeping(found([1, 2]))
     event = Event(id=uuid4(), domain="d", type="t", stream="s")
     delivery = Delivery(id=7, route="r", idempotency_key="k", attempt=1, event=event)
-    s.ledger.add(Taken(delivery, subject_key=1), s.route)
+    s.ledger.add(TakenDelivery(delivery, subject_key=1), s.route)
     await s.turn(0)
-    assert s.freed.next([Want(route="r", room=9, after=0, deadline=1)]) == [("r", 2)]
+    assert s.freed.next([TakeRequest(route="r", room=9, after=0, deadline=1)]) == [("r", 2)]
 
 
 @pytest.mark.anyio

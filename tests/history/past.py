@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from iu_listen.postgres import migrate
+from iu_listen.install import migrate
 from iu_listen.postgres.session import session
 from support import WORKER, apply_package, connected, insert_event, run_batch
 

@@ -11,7 +11,7 @@ import pytest
 
 from clusters import cluster
 from iu_listen import embedded
-from postgres.couriers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
 from support import MANY, apply_package, connected, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]

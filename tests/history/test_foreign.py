@@ -12,8 +12,8 @@ import pytest
 from clusters import psql
 from history.conftest import Pair
 from history.past import FOREIGN_DOMAIN, also_read_by, figures, lived, nothing_missing, reanchor, refusal, state
+from iu_listen.install.verify import verify
 from iu_listen.postgres.session import session
-from iu_listen.postgres.verify import verify
 from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch
 
 pytestmark = pytest.mark.asyncio

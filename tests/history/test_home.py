@@ -12,7 +12,7 @@ from clusters import cluster, copy_of
 from history.past import reanchor
 from iu_listen import embedded
 from iu_listen.model.observation import DeliveriesSettled, SessionFailed, StateChanged
-from postgres.couriers import Arrivals, delivering, open_route, pending, settled
+from postgres.delivery_helpers import Arrivals, delivering, open_route, pending, settled
 from support import MANY, apply_package, connected, consuming, insert_event, open_gate, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio

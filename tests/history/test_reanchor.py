@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 
 from history.past import figures, nothing_missing, reanchor, refusal, state
-from iu_listen.model.facts import State
 from iu_listen.model.observation import BatchRan, StateChanged
+from iu_listen.model.routing import State
 from iu_listen.postgres.sqlfiles import query
 from support import (
     WORKER,

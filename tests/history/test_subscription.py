@@ -12,11 +12,11 @@ import pytest
 
 from clusters import psql
 from history.conftest import Pair
-from iu_listen.model.facts import Wake
+from iu_listen.install import migrate
 from iu_listen.model.observation import BatchRan
-from iu_listen.postgres import migrate
+from iu_listen.model.routing import Wake
 from iu_listen.postgres.session import session
-from postgres.bells import ONLY_THE_BELL, silent_writers, sleep_sets_in
+from postgres.listener_helpers import ONLY_THE_BELL, silent_writers, sleep_sets_in
 from support import apply_package, attempted, connected, consuming, insert_event, open_gate, wait_until
 
 # Only the far cluster writes logical WAL; its transaction ids lie far beyond those of the subscriber.

@@ -9,9 +9,9 @@ import pytest
 from history.conftest import Pair
 from history.past import reanchor
 from iu_listen.app import PostgresSessions
+from iu_listen.install import migrate
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import migrate
 from iu_listen.postgres.session import session
 from iu_listen.postgres.trace import TraceSession
 from support import apply_package, connected, drain, insert_event, open_gate
@@ -47,7 +47,10 @@ async def test_what_was_not_sent_before_a_restore_is_known(pair: Pair):
     async with session(origin, name="tests") as connection:
         await migrate.apply_base(connection)
     await apply_package(origin)
-    async with connected(origin) as worker, PostgresSessions(Settings.load({}, {"dsn": origin})).tracer() as source:
+    async with (
+        connected(origin) as worker,
+        PostgresSessions(Settings.load({}, {"dsn": origin})).trace_source() as source,
+    ):
         await source.take_lease()
         for _ in range(3):
             await insert_event(worker)
@@ -62,7 +65,7 @@ async def test_what_was_not_sent_before_a_restore_is_known(pair: Pair):
     dsn = pair.travel(database)
     missing = await spans(dsn) - sent
     assert len(missing) == 3
-    async with connected(dsn) as worker, PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer() as source:
+    async with connected(dsn) as worker, PostgresSessions(Settings.load({}, {"dsn": dsn})).trace_source() as source:
         await source.take_lease()
         with pytest.raises(Refused, match="foreign_history"):
             await source.tick()

@@ -27,7 +27,7 @@ def test_what_is_typed_beats_the_environment():
     environ = {"IU_LISTEN_CATCH_UP": "7", "IU_LISTEN_LINGER": "0.1"}
     settings = Settings.load(environ, {"catch_up": 9.0})
 
-    assert (settings.catch_up, settings.linger, settings.grace) == (9.0, 0.1, Settings().grace)
+    assert (settings.catch_up, settings.linger, settings.grace_period) == (9.0, 0.1, Settings().grace_period)
 
 
 def test_an_empty_variable_is_not_set():
@@ -49,8 +49,8 @@ def test_every_mistake_is_named():
 @pytest.mark.parametrize("raw", ["nan", "inf", "-1"])
 def test_numbers_that_are_none_are_refused(raw):
     """Not a number, infinity and negative durations are out of range."""
-    with pytest.raises(ConfigurationError, match="IU_LISTEN_GRACE must be from"):
-        Settings.load({"IU_LISTEN_GRACE": raw})
+    with pytest.raises(ConfigurationError, match="IU_LISTEN_GRACE_PERIOD must be from"):
+        Settings.load({"IU_LISTEN_GRACE_PERIOD": raw})
 
 
 @pytest.mark.parametrize(("raw", "value"), [("on", True), ("TRUE", True), ("0", False), ("no", False)])

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from iu_listen.model import called, trace
+from iu_listen.model import called, spans
 from iu_listen.telemetry.otlp import SCOPE, encode_spans, request, shortened
 from support import connected
 
@@ -49,7 +49,7 @@ def test_python_and_sql_agree(applied):
         async with connected(applied.dsn) as connection:
             rows = await connection.fetch(ask, *map(list, zip(*cases, strict=True)))
         for (tp, event, what, key), found in zip(cases, rows, strict=True):
-            assert tuple(found) == (trace.context(tp), trace.trace_id(event, tp), trace.span_id(what, key)), tp
+            assert tuple(found) == (spans.context(tp), spans.trace_id(event, tp), spans.span_id(what, key)), tp
 
     cases: list[tuple[str | None, UUID, str, str]] = [
         (None, UUID(int=0), "event", ""),
@@ -62,7 +62,7 @@ def test_python_and_sql_agree(applied):
         cases.append((tp, event, what, key))
 
     collect()
-    assert sum(trace.context(tp) is not None for tp, *_ in cases) > 50
+    assert sum(spans.context(tp) is not None for tp, *_ in cases) > 50
     asyncio.run(compare())
 
 
@@ -74,10 +74,10 @@ def test_the_starting_context_is_the_same_in_every_hop():
 
     Fails when: the CloudEvents attribute is given the context of the call.
     """
-    own = f"00-{EVENT.hex}-{trace.span_id('event', str(EVENT))}-01"
-    assert [trace.starting_context(EVENT, given) for given in (VALID, None, "nonsense")] == [VALID, own, own]
+    own = f"00-{EVENT.hex}-{spans.span_id('event', str(EVENT))}-01"
+    assert [spans.starting_context(EVENT, given) for given in (VALID, None, "nonsense")] == [VALID, own, own]
     called = [
-        trace.target_context(EVENT, VALID, what, "key", number) for what in ("attempt", "call") for number in (1, 2)
+        spans.target_context(EVENT, VALID, what, "key", number) for what in ("attempt", "call") for number in (1, 2)
     ]
     assert [one[:36] for one in called] == [VALID[:36]] * 4
     assert len({VALID, *called}) == 5
@@ -115,20 +115,20 @@ def test_what_is_called_is_named_without_secrets(reference, options, text, name,
 
 IDS = st.binary(min_size=16, max_size=16).map(bytes.hex)
 SPANS = st.builds(
-    trace.Span,
+    spans.Span,
     trace_id=IDS,
     span_id=IDS.map(lambda i: i[:16]),
     parent_id=st.one_of(st.just(""), IDS.map(lambda i: i[:16])),
     name=TEXT,
-    kind=st.sampled_from(trace.Kind),
+    kind=st.sampled_from(spans.SpanKind),
     start=st.integers(0, 2**64 - 1),
     end=st.integers(0, 2**64 - 1),
     common=st.builds(
-        trace.Common, st.dictionaries(TEXT.map("c".__add__), st.one_of(LONG, st.integers(-(2**63), 2**63 - 1)))
+        spans.Common, st.dictionaries(TEXT.map("c".__add__), st.one_of(LONG, st.integers(-(2**63), 2**63 - 1)))
     ),
     own=st.dictionaries(TEXT.map("o".__add__), st.one_of(st.none(), LONG)),
     error=st.one_of(st.none(), TEXT),
-    links=st.lists(st.builds(trace.Link, IDS, IDS.map(lambda i: i[:16])), max_size=3).map(tuple),
+    links=st.lists(st.builds(spans.SpanLink, IDS, IDS.map(lambda i: i[:16])), max_size=3).map(tuple),
 )
 
 

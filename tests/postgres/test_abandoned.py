@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from iu_listen import Delivery
-from iu_listen.flow.calls import MOST_ABANDONED
-from iu_listen.model.observation import CallAbandoned, RouteFree, RouteHeld
+from iu_listen.flow.call_executor import MOST_ABANDONED
+from iu_listen.model.observation import CallAbandoned, RoutePaused, RouteResumed
 from iu_listen.targets.python import PythonTarget
-from postgres.couriers import ROUTE, add_route, delivering, open_route, pending
+from postgres.delivery_helpers import ROUTE, add_route, delivering, open_route, pending
 from support import connected, insert_event, wait_until
 
 
@@ -55,9 +55,9 @@ async def test_too_many_abandoned_calls_hold_their_route(live):
             async with connection.transaction():
                 for _ in range(MOST_ABANDONED + 200):
                     await insert_event(connection)
-            await wait_until(lambda: _soon(recorder.of(RouteHeld)), "the route is held", 60)
-            (held,) = recorder.of(RouteHeld)
-            assert (held.route, held.held_by) == (ROUTE, "no_target")
+            await wait_until(lambda: _soon(recorder.of(RoutePaused)), "the route is held", 60)
+            (held,) = recorder.of(RoutePaused)
+            assert (held.route, held.paused_by) == (ROUTE, "no_target")
             assert (
                 held.why
                 == f"{MOST_ABANDONED} calls of workflow event_outbox still run, because they ignore their cancellation"
@@ -67,7 +67,7 @@ async def test_too_many_abandoned_calls_hold_their_route(live):
 
             async def seen() -> bool:
                 return (
-                    await connection.fetchval("select why from v_iu_delivery where held_by = 'no_target'") == held.why
+                    await connection.fetchval("select why from v_iu_delivery where paused_by = 'no_target'") == held.why
                 )
 
             await wait_until(seen, "delivery list says so", 20)
@@ -81,8 +81,8 @@ async def test_too_many_abandoned_calls_hold_their_route(live):
             assert waiting == 0
             end.set()
             await wait_until(lambda: _none(connection), "the rest is delivered", 60)
-            (free,) = recorder.of(RouteFree)
-            assert (free.route, free.held_by) == (ROUTE, "no_target")
+            (free,) = recorder.of(RouteResumed)
+            assert (free.route, free.paused_by) == (ROUTE, "no_target")
             sent = await connection.fetchval(
                 "select count(*) from iu_route_attempt where route_code = $1 and status = 'sent'", ROUTE
             )
@@ -118,7 +118,7 @@ async def ignore(delivery):
 
 
 async def main():
-    async with Consumer(Settings(dsn=sys.argv[1], grace=0.5), targets=[ignore], watchers=()):
+    async with Consumer(Settings(dsn=sys.argv[1], grace_period=0.5), targets=[ignore], observers=()):
         await called.wait()
     print("the program ends")
 

@@ -8,9 +8,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from iu_listen.model.facts import State
-from iu_listen.model.observation import Beaten, LeaseTaken, SessionFailed
-from iu_listen.postgres import census
+from iu_listen.model.observation import HeartbeatWritten, LeaseTaken, SessionFailed
+from iu_listen.model.routing import State
+from iu_listen.postgres import queries
 from postgres.routes import emit, go_live, register, route
 from support import WORKER, attempted, connected, consuming, drain, insert_event, run_batch, wait_until
 
@@ -78,7 +78,7 @@ async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
         after = [await _thing(connection, "") for _ in range(5)]
         others = [await insert_event(connection) for _ in range(10)]
 
-        async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, lease=2):
+        async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, session_timeout=2):
 
             async def all_routed() -> bool:
                 return set(await attempted(connection)) == {*before, evil, *after, *others}
@@ -115,7 +115,7 @@ async def test_a_trigger_that_fails_batches_is_found_by_halving(live):
         )
         events = [await insert_event(connection, note="evil" if n in (40, 41, 200) else "") for n in range(300)]
 
-        async with consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, lease=2):
+        async with consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, session_timeout=2):
 
             async def all_routed() -> bool:
                 return await connection.fetchval("select total_seen from iu_route_worker_cursor") == 300
@@ -150,7 +150,7 @@ async def test_what_was_learnt_outlives_the_consumer(live):
 
         for _ in range(20):
             noted = await state()
-            async with consuming(live.dsn, listening=False, reconnect_max=0.1, catch_up=0.2, lease=2) as seen:
+            async with consuming(live.dsn, listening=False, reconnect_max=0.1, catch_up=0.2, session_timeout=2) as seen:
 
                 async def changed(noted: int = noted) -> bool:
                     return await state() != noted
@@ -168,7 +168,7 @@ async def test_an_error_that_no_event_causes_gives_nothing_up(live):
     Fails when: an event is given up although giving it up fails in the same way.
     """
     async with connected(live.dsn) as connection:
-        async with consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, lease=2) as seen:
+        async with consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, session_timeout=2) as seen:
             await connection.execute("alter table iu_route_attempt rename to hidden")
             events = [await insert_event(connection) for _ in range(3)]
 
@@ -203,7 +203,7 @@ async def test_a_page_costs_less_than_the_deadline(live):
             """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
                select 'iu', 'version_applied', 'update', 'immediate' from generate_series(1, 600)"""
         )
-        async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, lease=10):
+        async with consuming(live.dsn, batch_deadline=1, reconnect_max=0.1, catch_up=0.2, session_timeout=10):
 
             async def all_routed() -> bool:
                 return await connection.fetchval("select total_seen from iu_route_worker_cursor") == 600
@@ -325,7 +325,7 @@ async def test_a_failing_consumer_says_so(live):
     """
     async with (
         connected(live.dsn) as connection,
-        consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, lease=2) as seen,
+        consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, session_timeout=2) as seen,
     ):
         await connection.execute("alter table iu_route_attempt rename to hidden")
         await emit(connection, "version_applied")
@@ -341,8 +341,8 @@ async def test_a_failing_consumer_says_so(live):
         assert 'relation "public.iu_route_attempt" does not exist' in health["condition_why"]
         assert "every batch fails" in health["reasons"]
         # A failure does not answer the queries of host probes and watchdogs.
-        assert await census.value(connection, "host_beats", platform.node(), WORKER) is False
-        assert not [beat for beat in seen.of(Beaten) if beat.state is State.FAILING]
+        assert await queries.value(connection, "host_beats", platform.node(), WORKER) is False
+        assert not [beat for beat in seen.of(HeartbeatWritten) if beat.state is State.FAILING]
         assert len(seen.of(LeaseTaken)) == 1
         await connection.execute("alter table hidden rename to iu_route_attempt")
 

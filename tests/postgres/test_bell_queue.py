@@ -9,10 +9,10 @@ import pytest
 
 from clusters import cluster
 from conftest import Database, TestServer
-from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, SessionFailed
-from iu_listen.postgres import census
-from postgres.bells import ONLY_THE_BELL, full, listening, queue_filled, sleep_sets_in, somebody_asleep
+from iu_listen.model.routing import Wake
+from iu_listen.postgres import queries
+from postgres.listener_helpers import ONLY_THE_BELL, full, listening, queue_filled, sleep_sets_in, somebody_asleep
 from support import attempted, connected, consuming, insert_event, open_gate, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -68,11 +68,11 @@ async def test_who_holds_the_queue_is_named(database):
         bystander.transaction(),
     ):
         await bystander.fetchval("select 1")
-        (found,) = [c for c in await census.rows(looker, "culprits") if c["what"] == "notify_queue"]
+        (found,) = [c for c in await queries.rows(looker, "blockers") if c["what"] == "notify_queue"]
         assert found["state"] == "idle in transaction"
         assert await looker.fetchval("select pg_terminate_backend($1, 10000)", found["pid"])
         assert await looker.fetchval("select pg_notification_queue_usage()") < 0.1
-        assert [c for c in await census.rows(looker, "culprits") if c["what"] == "notify_queue"] == []
+        assert [c for c in await queries.rows(looker, "blockers") if c["what"] == "notify_queue"] == []
 
 
 async def test_a_consumer_that_starts_with_a_full_queue_polls(database):

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from postgres.bells import listening, silent_writers, sleepers, somebody_asleep
+from postgres.listener_helpers import listening, silent_writers, sleepers, somebody_asleep
 from support import connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio

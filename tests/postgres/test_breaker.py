@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iu_listen import Settings
-from iu_listen.model.delivery import Failed, Outcome, Reject, Result, Taken, Unavailable, Want
-from iu_listen.model.observation import RouteFree, RouteHeld
+from iu_listen.model.delivery import Failed, Outcome, Reject, Result, TakenDelivery, TakeRequest, Unavailable
+from iu_listen.model.observation import RoutePaused, RouteResumed
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.couriers import ROUTE, Arrivals, delivering, open_route, pending, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, pending, settled
 from support import MANY, connected, drain, insert_event, wait_until
 
 # -- the state machine -----------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ async def test_a_probe_that_the_consumer_does_not_have_is_followed_by_another_at
             "insert into iu_delivery_breaker (route_code, opened_at, probe_at) values ($1, now(), now())", ROUTE
         )
         session = DeliverySession(settler, taker, Settings(dsn=live.dsn), uuid4())
-        want = Want(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
         first = await session.take([want], [], [])
         (probe,) = [taken.delivery.id for taken in first.taken]
         assert [state.probing for state in first.routes if state.route == ROUTE] == [probe]
@@ -291,7 +291,7 @@ async def test_a_probe_waits_until_it_may_begin(live):
                 await insert_event(connection, note="slow")
             await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 2), "slow calls")
             await connection.execute(OPENED, ROUTE, 0)
-            await recorder.wait_for(RouteHeld)
+            await recorder.wait_for(RoutePaused)
             good = await insert_event(connection, note="good")
             probing = "select probe_at from iu_delivery_breaker where probing_id is not null"
             taken = await wait_until(lambda: connection.fetchval(probing), "a probe is taken")
@@ -299,7 +299,7 @@ async def test_a_probe_waits_until_it_may_begin(live):
             assert await connection.fetchval(probing) == taken
             release.set()
             await wait_until(lambda: asyncio.sleep(0, good in arrivals.arrived), "the probe arrives")
-            await recorder.wait_for(RouteFree)
+            await recorder.wait_for(RouteResumed)
             await settled(connection)
 
 
@@ -350,7 +350,7 @@ class Target:
         self.arrived: Counter[UUID] = Counter()
         self._succeeded: float = -10.0
 
-    def attempt(self, taken: Taken, step: int) -> Outcome:
+    def attempt(self, taken: TakenDelivery, step: int) -> Outcome:
         event = taken.delivery.event.id
         result = self.down.get(step) or self.poison.get(event, Result.SENT)
         beside = step - self._succeeded < 2
@@ -399,7 +399,7 @@ async def play(
         await open_route(
             connection, backoff=0.001, backoff_max=0.001, probe_max=0.01, dead_letters_in_a_row=budget, **policy
         )
-        session = DeliverySession(settler, taker, Settings(dsn=dsn, lease=600), uuid4())
+        session = DeliverySession(settler, taker, Settings(dsn=dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held
         left, after = list(events), 0
         for step in count():
@@ -415,7 +415,7 @@ async def play(
             if not left and not await pending(connection):
                 break
             assert step < 500, [dict(r) for r in await connection.fetch(STUCK)]
-            want = Want(route=ROUTE, room=rooms[step % len(rooms)], after=after, deadline=1)
+            want = TakeRequest(route=ROUTE, room=rooms[step % len(rooms)], after=after, deadline=1)
             supply = await session.take([want], [], [])
             # On an ordered route the position passes parked deliveries.
             after = 0 if policy["order"] == "subject" else next(s.after for s in supply.routes if s.route == ROUTE)

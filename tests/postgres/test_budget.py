@@ -15,10 +15,10 @@ import asyncpg
 import pytest
 
 from iu_listen import Settings
-from iu_listen.model.delivery import Delivery, Event, Outcome, Reject, Result, Taken, Want
-from iu_listen.model.observation import RouteFree, RouteHeld
+from iu_listen.model.delivery import Delivery, Event, Outcome, Reject, Result, TakenDelivery, TakeRequest
+from iu_listen.model.observation import RoutePaused, RouteResumed
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.couriers import ROUTE, Arrivals, delivering, open_route, pending, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, pending, settled
 from support import MANY, WORKER, connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -60,12 +60,12 @@ RESULTS = {"refused": Result.REJECTED, "impossible": Result.REJECTED, "arrived":
 async def courier(dsn: str) -> AsyncIterator[DeliverySession]:
     """A delivery session that holds the lease."""
     async with connected(dsn) as taker, connected(dsn) as settler:
-        session = DeliverySession(settler, taker, Settings(dsn=dsn, lease=600), uuid4())
+        session = DeliverySession(settler, taker, Settings(dsn=dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held
         yield session
 
 
-async def waiting(connection: asyncpg.Connection, count: int) -> list[Taken]:
+async def waiting(connection: asyncpg.Connection, count: int) -> list[TakenDelivery]:
     """The next deliveries, never attempted ones first, as if they were in flight."""
     rows = await connection.fetch(
         "select id, event_ref from iu_route_delivery order by due_at nulls first, id limit $1", count
@@ -73,7 +73,7 @@ async def waiting(connection: asyncpg.Connection, count: int) -> list[Taken]:
     assert len(rows) == count
     event = {"domain": "iu", "type": "version_applied", "stream": "update"}
     return [
-        Taken(Delivery(id=row[0], route=ROUTE, idempotency_key="", attempt=1, event=Event(id=row[1], **event)))
+        TakenDelivery(Delivery(id=row[0], route=ROUTE, idempotency_key="", attempt=1, event=Event(id=row[1], **event)))
         for row in rows
     ]
 
@@ -95,8 +95,8 @@ async def take_step(session: DeliverySession, connection: asyncpg.Connection, st
         assert await session.settle(done) is not None
 
 
-async def held_by(connection: asyncpg.Connection) -> str | None:
-    held: str | None = await connection.fetchval("select held_by from v_iu_delivery where route_code = $1", ROUTE)
+async def paused_by(connection: asyncpg.Connection) -> str | None:
+    held: str | None = await connection.fetchval("select paused_by from v_iu_delivery where route_code = $1", ROUTE)
     return held
 
 
@@ -120,14 +120,14 @@ async def test_the_budget_of_dead_letters_is_this_table(live, case):
         for step in steps:
             await take_step(session, connection, step)
         assert await dead_letters(connection) == dead
-        assert await held_by(connection) == ("dead_letter_budget" if stopped else None)
+        assert await paused_by(connection) == ("dead_letter_budget" if stopped else None)
 
 
 # -- trial deliveries ------------------------------------------------------------------------------------------------
 
 #: A trial delivery is due, and the number of trial deliveries so far is $1.
 NEXT = "update iu_delivery_breaker set probe_at = now(), probing_id = null, probes = $1"
-ANY = Want(route=ROUTE, room=10, after=0, deadline=1)
+ANY = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
 
 
 @pytest.mark.parametrize("order", ["none", "subject"])
@@ -187,11 +187,11 @@ async def test_what_was_not_attempted_closes_no_circuit_breaker(live):
         await connection.execute(MANY, 3)
         await drain(connection)
         await take_step(session, connection, "failed 1")
-        assert await held_by(connection) == "breaker_open"
+        assert await paused_by(connection) == "breaker_open"
         await take_step(session, connection, "impossible 1")
-        assert await held_by(connection) == "breaker_open"
+        assert await paused_by(connection) == "breaker_open"
         await take_step(session, connection, "refused 1")
-        assert await held_by(connection) is None
+        assert await paused_by(connection) is None
 
 
 # -- producers and targets -------------------------------------------------------------------------------------------
@@ -226,12 +226,12 @@ async def test_one_writer_stops_no_other(live, order):
         await open_route(connection, dead_letters_in_a_row=5, probe_max=0.2, order=order)
         async with delivering(live.dsn, arrivals.target()) as recorder:
             await connection.execute(BAD, 1000)
-            held = await recorder.wait_for(RouteHeld)
-            assert held.held_by == "dead_letter_budget"
+            held = await recorder.wait_for(RoutePaused)
+            assert held.paused_by == "dead_letter_budget"
             good = [await insert_event(connection, note="good")]
             await wait_until(lambda: asyncio.sleep(0, good[0] in arrivals.arrived), "the good event arrives")
             assert await pending(connection) > 500
-            await recorder.wait_for(RouteFree)
+            await recorder.wait_for(RouteResumed)
             # Other producers go on: all their events arrive, and each bad event becomes one dead letter.
             while await pending(connection) > 0:
                 good.append(await insert_event(connection, note="good"))
@@ -260,8 +260,8 @@ async def test_a_target_that_refuses_everything_makes_no_more_dead_letters_than_
         await open_route(connection, dead_letters_in_a_row=5, concurrency=10, probe_max=0.05)
         async with delivering(live.dsn, arrivals.target()) as recorder:
             await connection.execute(MANY, 500)
-            held = await recorder.wait_for(RouteHeld)
-            assert (held.held_by, held.why) == ("dead_letter_budget", "http_400")
+            held = await recorder.wait_for(RoutePaused)
+            assert (held.paused_by, held.why) == ("dead_letter_budget", "http_400")
             probes = "select probes >= 20 from iu_delivery_breaker"
             await wait_until(lambda: connection.fetchval(probes), "refused probes")
             assert (await dead_letters(connection), await pending(connection)) == (5, 495)

@@ -7,11 +7,11 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from iu_listen.admin import dead_letters as letters
 from iu_listen.model.delivery import Delivery, Unavailable
 from iu_listen.model.observation import SessionFailed
-from iu_listen.postgres import letters
 from iu_listen.postgres.session import session
-from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, settled
 from support import MANY, connected, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from cli.command import run
-from iu_listen.postgres import migrate
-from iu_listen.postgres.doctor import examine
+from iu_listen.admin.doctor import examine
+from iu_listen.install import migrate
 from iu_listen.postgres.session import session
-from postgres.couriers import Arrivals, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import Arrivals, attempts, delivering, open_route, settled
 from support import WORKER, attempted, connected, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio

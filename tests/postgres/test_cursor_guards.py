@@ -11,7 +11,7 @@ import anyio
 import asyncpg
 import pytest
 
-from iu_listen.postgres import migrate
+from iu_listen.install import migrate
 from iu_listen.postgres.session import session
 from iu_listen.postgres.sqlfiles import query
 from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch, wait_until

@@ -87,7 +87,7 @@ async def test_what_is_past_is_not_walked_through(live):
     async with (
         connected(live.dsn) as worker,
         connected(live.dsn) as other,
-        PostgresSessions(settings).tracer() as traces,
+        PostgresSessions(settings).trace_source() as traces,
     ):
         await traces.take_lease()
         await insert_event(other)
@@ -107,7 +107,7 @@ async def test_what_is_past_is_not_walked_through(live):
                 sent = await pages(worker)
                 last = await worker.fetchval("select max(id) - 10 from iu_route_attempt")
                 await worker.fetch("select * from fn_iu_decision_latency($1, $2, 5)", WORKER, last)
-                await worker.fetch("select * from fn_iu_measure($1)", WORKER)
+                await worker.fetch("select * from fn_iu_metrics($1)", WORKER)
                 costs.append((routed - before, sent - routed, await pages(worker) - sent))
         for n in (4, 8, 12):
             for few, many in zip(zip(*costs[:4], strict=True), zip(*costs[n : n + 4], strict=True), strict=True):

@@ -16,16 +16,16 @@ import asyncpg
 import pytest
 
 from iu_listen import Consumer, Settings
-from iu_listen.flow import deliver, sweep
+from iu_listen.flow import dispatcher, sweep
 from iu_listen.flow.route import AHEAD
 from iu_listen.model.delivery import Failed, Reject, Unavailable
-from iu_listen.model.facts import Batch
-from iu_listen.model.observation import DeliveriesSettled, RouteFree, RouteHeld
-from iu_listen.model.trace import attempt_span, attempt_spans, batch_link, call_span, event_span, letter_span
+from iu_listen.model.observation import DeliveriesSettled, RoutePaused, RouteResumed
+from iu_listen.model.routing import Batch
+from iu_listen.model.spans import attempt_span, attempt_spans, batch_link, call_span, event_span, letter_span
 from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.worker import WorkerSession
-from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
 from support import MANY, connected, drain, insert_event, rows_read, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -327,19 +327,19 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
         healthy = await add_route(connection, "healthy")
         async with delivering(live.dsn, hit.target(), other.target("healthy")) as recorder:
             events = [await insert_event(connection) for _ in range(30)]
-            held = await recorder.wait_for(RouteHeld)
-            assert (held.route, held.held_by, held.why) == (ROUTE, "breaker_open", "down")
+            held = await recorder.wait_for(RoutePaused)
+            assert (held.route, held.paused_by, held.why) == (ROUTE, "breaker_open", "down")
             await wait_until(lambda: connection.fetchval("select probes >= 120 from iu_delivery_breaker"), "probes")
             assert set(other.arrived) == set(events)
             calls = len(hit.calls)
             assert await connection.fetchval("select max(tries) from iu_route_delivery") == 0
             assert (
-                await connection.fetchval("select held_by from v_iu_delivery where route_code = $1", ROUTE)
+                await connection.fetchval("select paused_by from v_iu_delivery where route_code = $1", ROUTE)
                 == "breaker_open"
             )
             down = False
             await settled(connection)
-            await recorder.wait_for(RouteFree)
+            await recorder.wait_for(RouteResumed)
         assert calls < 30 + 120 + 30  # At most the first thirty, then one at a time.
         assert hit.arrived == dict.fromkeys(events, 1)
         assert await letters(connection) == []
@@ -363,7 +363,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
         await open_route(connection, breaker=1, probe_max=0.05)
         async with delivering(live.dsn, arrivals.target()) as recorder:
             event = await insert_event(connection)
-            await recorder.wait_for(RouteHeld)
+            await recorder.wait_for(RoutePaused)
             await connection.execute(f"update iu_delivery_breaker set opened_at = {future}, probe_at = {future}")
             await connection.execute(f"update iu_route_delivery set failed_at = {future}, due_at = {future}")
             # Not earlier: if the row changes while its success is settled, the delivery is made once more.
@@ -400,7 +400,7 @@ async def test_one_poison_event_is_one_dead_letter(live):
         events = [row["id"] for row in await connection.fetch(POISONED, subject, 10_000)]
         async with delivering(live.dsn, arrivals.target()) as recorder:
             await settled(connection, 60)
-            assert recorder.of(RouteHeld) == []
+            assert recorder.of(RoutePaused) == []
         assert [code for code, _, _ in await letters(connection)] == ["never"]
         assert len(await attempts(connection, events[5000])) == 4
         assert arrivals.arrived == dict.fromkeys(events[:5000] + events[5001:], 1)
@@ -447,9 +447,9 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
             await wait_until(lambda: asyncio.sleep(0, len(begun) > 20), "a burst")
             await connection.execute(CLOSE[lock])
             closed = time.monotonic()
-            held = await recorder.wait_for(RouteHeld)
+            held = await recorder.wait_for(RoutePaused)
             # The route is no longer in the list of live routes; the consumer may see either reason first.
-            assert held.held_by in (lock, "route_not_listed" if lock == "dry_run" else lock)
+            assert held.paused_by in (lock, "route_not_listed" if lock == "dry_run" else lock)
             await asyncio.sleep(0.3)
             assert max(begun) - closed < 0.1
             assert len(begun) < 400
@@ -521,7 +521,7 @@ async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
                             await insert_event(other, subject=subject)
                 await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 1 + len(subjects)), "calls")
             if held:
-                await recorder.wait_for(RouteHeld)
+                await recorder.wait_for(RoutePaused)
                 ready.set()
             await settled(connection, 15)
         assert len(arrivals.arrived) == 1 + 2 * len(subjects)
@@ -563,7 +563,7 @@ async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live)
         await connection.execute(CLOSE["delivery_gate_closed"])
         event = await insert_event(connection)
         async with delivering(live.dsn, arrivals.target()) as recorder:
-            await recorder.wait_for(RouteHeld, lambda h: h.held_by == "delivery_gate_closed")
+            await recorder.wait_for(RoutePaused, lambda h: h.paused_by == "delivery_gate_closed")
             assert await attempts(connection, event) == [(1, "pending", "delivery_gate_closed", None)]
             await connection.execute(OPEN["delivery_gate_closed"])
             await settled(connection)
@@ -616,8 +616,8 @@ async def test_a_route_without_its_target_waits_and_says_so(live):
         await open_route(connection)
         event = await insert_event(connection)
         async with delivering(live.dsn) as recorder:
-            held = await recorder.wait_for(RouteHeld)
-            assert (held.held_by, held.why) == ("no_target", "there is no target called event_outbox (known: none)")
+            held = await recorder.wait_for(RoutePaused)
+            assert (held.paused_by, held.why) == ("no_target", "there is no target called event_outbox (known: none)")
         async with delivering(live.dsn, arrivals.target()):
             await settled(connection)
         assert arrivals.arrived == {event: 1}
@@ -791,7 +791,7 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target(), lease=60) as recorder:
+        async with delivering(live.dsn, arrivals.target(), session_timeout=60) as recorder:
             await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
             thief = uuid4()
             await connection.execute(
@@ -817,11 +817,11 @@ async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
     Fails when: the call of an ordered route outlives the session, or the consumer notices
     the loss only at its next query.
     """
-    monkeypatch.setattr(deliver, "TICK", 60)
+    monkeypatch.setattr(dispatcher, "TICK", 60)
     arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", deadline=900)
-        async with delivering(live.dsn, arrivals.target(), lease=60):
+        async with delivering(live.dsn, arrivals.target(), session_timeout=60):
             event = await insert_event(connection, subject=uuid4())
             await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
             await connection.execute(
@@ -863,7 +863,7 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
     monkeypatch.setattr(DeliverySession, "settle", later)
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
-        async with delivering(live.dsn, arrivals.target(), lease=2):
+        async with delivering(live.dsn, arrivals.target(), session_timeout=2):
             with anyio.fail_after(20):
                 while not asleep.is_set():
                     events.append(await insert_event(connection, subject=uuid4()))
@@ -897,7 +897,7 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
         answer = await take(self, *args)
         if answer.taken and late == "the taker":
             # A later answer would be too old to prove that the switches are open.
-            await anyio.sleep(deliver.LATE - 0.1)
+            await anyio.sleep(dispatcher.LATE - 0.1)
         return answer
 
     async def slow_batch(self, limit, wants, give):
@@ -943,7 +943,7 @@ async def test_what_is_handed_over_late_does_not_begin_behind_a_lock(live, monke
         if given:
             async with connected(live.dsn) as closer:
                 await closer.execute(gate, "false")
-                await recorder.wait_for(RouteHeld)
+                await recorder.wait_for(RoutePaused)
                 give(*given[0])
                 await anyio.sleep(0.1)
                 handed.append(len(arrivals.calls))
@@ -986,11 +986,11 @@ async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, mo
     Fails when: deliveries are taken while the consumer is not sure of its lease: rows that are being settled are still
     in the table, for example while a commit waits for a synchronous standby.
     """
-    monkeypatch.setattr(deliver, "TICK", 0.05)
+    monkeypatch.setattr(dispatcher, "TICK", 0.05)
     arrivals, subject = Arrivals(lambda _: anyio.sleep(0.05)), uuid4()
     async with connected(live.dsn) as connection, connected(live.dsn) as other:
         await open_route(connection, order="subject")
-        async with delivering(live.dsn, arrivals.target(), lease=4):
+        async with delivering(live.dsn, arrivals.target(), session_timeout=4):
             await insert_event(connection)
             await settled(connection)
             async with other.transaction():
@@ -1111,7 +1111,7 @@ async def test_attempts_dead_letter_and_replay_are_one_trace(live):
         rows = await connection.fetch("select * from v_iu_trace_attempt order by attempt_no")
         one, two, three, replay = (attempt_span(row, "") for row in rows)
         sent = event_span(rows[0])
-        letter = letter_span(await connection.fetchrow("select * from v_iu_trace_letter"))
+        letter = letter_span(await connection.fetchrow("select * from v_iu_trace_dead_letter"))
         spans = [sent, one, two, three, letter, replay]
         assert {span.trace_id for span in spans} == {event.hex}
         assert [span.parent_id for span in spans] == [
@@ -1271,18 +1271,18 @@ async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
         await insert_event(connection)
         await drain(connection)
         # At once: the event is not even suspected of being missing.
-        page = "select fn_iu_audit_page('iu_outbound_default', 1000, null) ->> 'status'"
+        page = "select fn_iu_completeness_page('iu_outbound_default', 1000, null) ->> 'status'"
         assert await connection.fetchval(page) == "passed"
-        assert await connection.fetchval("select missing from v_iu_audit") == 0
+        assert await connection.fetchval("select missing from v_iu_completeness") == 0
         await connection.execute(
             "alter table event_outbox disable trigger user; update event_outbox set created_at = now() - interval '1 year'; alter table event_outbox enable trigger user"
         )
         await connection.fetchval("select fn_iu_retention_run('events', 100, '1 day')")
         assert await connection.fetchval("select count(*) from event_outbox") == 1
         await connection.execute("delete from iu_route_delivery")
-        await connection.fetchval("select fn_iu_audit_page('iu_outbound_default', 1000, null)")
-        await connection.fetchval("select fn_iu_audit_page('iu_outbound_default', 1000, null)")
-        assert await connection.fetchval("select missing from v_iu_audit") == 1
+        await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+        await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+        assert await connection.fetchval("select missing from v_iu_completeness") == 1
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ KEYS = {
 
 
 async def lock(connection: asyncpg.Connection) -> str | None:
-    found: str | None = await connection.fetchval("select fn_iu_delivery_lock($1)", ROUTE)
+    found: str | None = await connection.fetchval("select fn_iu_delivery_closed_switch($1)", ROUTE)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from postgres.couriers import ROUTE, open_route
+from postgres.delivery_helpers import ROUTE, open_route
 from support import WORKER, connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio

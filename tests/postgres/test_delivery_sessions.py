@@ -8,11 +8,11 @@ import asyncpg
 import pytest
 
 from iu_listen.app import PostgresSessions
-from iu_listen.model.delivery import Reject, Want
+from iu_listen.model.delivery import Reject, TakeRequest
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import Listening
 from iu_listen.model.settings import Settings
-from postgres.couriers import ROUTE, Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, settled
 from support import connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -83,7 +83,7 @@ async def test_the_first_take_of_a_session_may_last_as_long_as_a_batch(live):
         sessions = PostgresSessions(Settings(dsn=live.dsn, deadline=0.5, batch_deadline=30))
         async with sessions.deliveries(lambda: None) as deliveries:
             assert (await deliveries.take_lease()).held
-            want = Want(route=ROUTE, room=10, after=0, deadline=1)
+            want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
             await locker.execute("begin; lock table event_outbox in access exclusive mode")
             first = asyncio.create_task(deliveries.take([want], [], []))
             await asyncio.sleep(1.2)

@@ -12,7 +12,7 @@ import pytest
 
 from cli.command import on_one_server, run
 from iu_listen import Delivery, Reject
-from postgres.couriers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
 from support import connected
 
 pytestmark = [pytest.mark.asyncio, on_one_server]

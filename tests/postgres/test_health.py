@@ -9,7 +9,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from iu_listen.postgres import census
+from iu_listen.postgres import queries
 from postgres.routes import open_live_route
 from support import WORKER, connected, drain, insert_event, run_batch
 
@@ -218,9 +218,9 @@ async def test_a_beat_of_a_future_is_no_sign_of_life(live, seconds, alive):
     """
     async with connected(live.dsn) as worker:
         await beat(worker, seconds)
-        (shown,) = await census.rows(worker, "consumers")
+        (shown,) = await queries.rows(worker, "consumers")
         assert shown["silent"] is not alive
-        assert await census.value(worker, "host_beats", "host", WORKER) is alive
+        assert await queries.value(worker, "host_beats", "host", WORKER) is alive
 
 
 async def event_is_old(connection: asyncpg.Connection, seconds: int) -> None:
@@ -300,7 +300,7 @@ async def test_an_export_that_stands_still_is_red(live):
         answer = await health(worker)
         assert not answer["healthy"]
         assert "1 attempt(s) wait for the export of traces, and none was exported for 1800 s" in answer["reasons"]
-        assert await worker.fetchval("select figure from fn_iu_measure($1) where what = 'healthy'", WORKER) == 0
+        assert await worker.fetchval("select figure from fn_iu_metrics($1) where what = 'healthy'", WORKER) == 0
 
         await worker.execute("update iu_trace_cursor set last_export_at = now() - interval '9 minutes'")
         assert (await health(worker))["healthy"]
@@ -316,12 +316,12 @@ async def test_an_audit_that_stands_still_is_red(live):
             await insert_event(worker)
         await drain(worker)
         await beat(worker, 0)
-        await worker.fetchval("select fn_iu_audit_page($1, 1, null)", WORKER)
+        await worker.fetchval("select fn_iu_completeness_page($1, 1, null)", WORKER)
         assert (await health(worker))["healthy"]
-        await worker.execute("update iu_audit set paged_at = now() - interval '11 minutes'")
+        await worker.execute("update iu_completeness_pass set paged_at = now() - interval '11 minutes'")
         answer = await health(worker)
         assert answer["reasons"] == ["the audit of completeness has begun, and has looked at nothing for 660 s"]
-        await worker.fetchval("select fn_iu_audit_page($1, 1, null)", WORKER)
+        await worker.fetchval("select fn_iu_completeness_page($1, 1, null)", WORKER)
         assert (await health(worker))["healthy"]
 
 

@@ -50,10 +50,10 @@ async def test_what_happens_is_logged(live, caplog):
     assert record.iu_listen["count"] == 1
 
 
-async def test_watchers_take_the_place_of_the_log(live, caplog):
+async def test_observers_take_the_place_of_the_log(live, caplog):
     """With observers of the program's own, or with an empty list of them, nothing is logged."""
     caplog.set_level(logging.INFO, "iu_listen")
-    async with Consumer(Settings(dsn=live.dsn), watchers=(), wait=20):
+    async with Consumer(Settings(dsn=live.dsn), observers=(), wait=20):
         pass
     assert not [r for r in caplog.records if r.name == "iu_listen"]
 

@@ -14,10 +14,10 @@ import anyio
 import asyncpg
 import pytest
 
-from iu_listen.model.delivery import Delivery, Event, Outcome, Result, Taken, Want
+from iu_listen.model.delivery import Delivery, Event, Outcome, Result, TakenDelivery, TakeRequest
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.couriers import ROUTE, open_route
+from postgres.delivery_helpers import ROUTE, open_route
 from support import WORKER, connected, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -74,7 +74,7 @@ def settle(result: Result) -> Action:
         delivery = Delivery(
             id=facts["id"], route=ROUTE, idempotency_key=facts["key"], attempt=2, event=event, deadline=30
         )
-        outcome = Outcome(taken=Taken(delivery), result=result, began=0, ended=0, code="x", detail="x")
+        outcome = Outcome(taken=TakenDelivery(delivery), result=result, began=0, ended=0, code="x", detail="x")
         dead = await deliveries(connection, facts).settle([outcome])
         assert dead is not None
         return dead
@@ -84,7 +84,7 @@ def settle(result: Result) -> Action:
 
 async def take(connection: asyncpg.Connection, facts: Facts) -> object:
     """Take deliveries, at most nine."""
-    want = Want(route=ROUTE, room=9, after=0, deadline=30)
+    want = TakeRequest(route=ROUTE, room=9, after=0, deadline=30)
     return await deliveries(connection, facts).take([want], [], [])
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from iu_listen.model.observation import BatchRan, WakeLost
-from iu_listen.postgres import census, migrate
+from iu_listen.install import migrate
+from iu_listen.model.observation import BatchRan, NotificationMissed
+from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
-from postgres.bells import ONLY_THE_BELL
+from postgres.listener_helpers import ONLY_THE_BELL
 from postgres.routes import open_live_route
 from support import attempted, connected, consuming, drain, insert_event, wait_until
 
@@ -21,20 +22,20 @@ async def test_an_odd_time_stops_nobody(live, created_at):
 
     Fails when: the high-water mark accepts any created_at.
     """
-    async with consuming(live.dsn, catch_up=0.2) as watcher, connected(live.dsn) as connection:
+    async with consuming(live.dsn, catch_up=0.2) as observer, connected(live.dsn) as connection:
         odd = await connection.fetchval(
             """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, created_at)
                values ('iu', 'version_applied', 'update', 'immediate', $1::text::timestamptz) returning id""",
             created_at,
         )
-        await watcher.wait_for(BatchRan, lambda o: o.batch.seen)
+        await observer.wait_for(BatchRan, lambda o: o.batch.seen)
         after = await insert_event(connection)
 
         async def both() -> bool:
             return await attempted(connection) == [odd, after]
 
         await wait_until(both, "both are routed")
-        (worker,) = await census.rows(connection, "workers")
+        (worker,) = await queries.rows(connection, "workers")
 
         assert worker["backlog"] == 0
 
@@ -62,7 +63,7 @@ async def test_one_lost_wake_is_one_alarm(live):
     """
     async with connected(live.dsn) as connection:
         await connection.execute("alter table event_outbox disable trigger zz_event_outbox_bell")
-        async with consuming(live.dsn, catch_up=0.3, batch_limit=10) as watcher:
+        async with consuming(live.dsn, catch_up=0.3, batch_limit=10) as observer:
             async with connection.transaction():
                 for _ in range(45):
                     await insert_event(connection)
@@ -72,7 +73,7 @@ async def test_one_lost_wake_is_one_alarm(live):
 
             await wait_until(all_there, "all are routed")
 
-        assert len(watcher.of(WakeLost)) == 1
+        assert len(observer.of(NotificationMissed)) == 1
 
 
 async def test_a_heartbeat_without_a_slot_says_that_it_polls(live):

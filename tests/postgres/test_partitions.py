@@ -10,13 +10,14 @@ import asyncpg
 import pytest
 
 from conftest import Database
-from iu_listen.model.facts import CHANNEL
-from iu_listen.postgres import migrate, retention
-from iu_listen.postgres.bell import BELL_KEY
-from iu_listen.postgres.probe import run_probe
+from iu_listen.admin import retention
+from iu_listen.install import migrate
+from iu_listen.install.probe import run_probe
+from iu_listen.install.verify import verify
+from iu_listen.model.routing import CHANNEL
+from iu_listen.postgres.listener import BELL_KEY
 from iu_listen.postgres.session import session
 from iu_listen.postgres.sqlfiles import base_files, query
-from iu_listen.postgres.verify import verify
 from support import apply_partitioned_base, attempted, connected, drain, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -48,12 +49,12 @@ async def names(connection: asyncpg.Connection) -> set[str]:
     return {row["part"] for row in await connection.fetch("select part::text from fn_iu_outbox_partitions()")}
 
 
-async def tend(dsn: str, *, keep: str = KEEP, ahead: int = 0, drop: bool = False) -> retention.Tender:
+async def tend(dsn: str, *, keep: str = KEEP, ahead: int = 0, drop: bool = False) -> retention.PartitionMaintainer:
     """Tend the partitions as `iu-listen retention run` does."""
     async with session(dsn, name="retention") as connection:
         plan = await retention.partitions(connection, keep, ahead)
         assert plan is not None
-        tender = retention.Tender(connection, keep, drop=drop)
+        tender = retention.PartitionMaintainer(connection, keep, drop=drop)
         await tender.tend(plan)
         return tender
 

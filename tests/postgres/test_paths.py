@@ -14,18 +14,18 @@ from uuid import UUID
 import anyio
 import pytest
 
-from chaos import Proxy
 from cli.command import Running
 from clusters import place
 from conftest import Database, TestServer
 from iu_listen import embedded
 from iu_listen.app import PostgresSessions
 from iu_listen.flow import backoff
-from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.consumer import ConsumerLoop
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, Stopped
 from iu_listen.model.settings import Settings
-from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from proxy import Proxy
 from support import Recorder, attempted, connected, consuming, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -35,7 +35,7 @@ QUICK = {"catch_up": 0.5, "deadline": 1, "batch_deadline": 1, "reconnect_max": 0
 #: Only a notification wakes the consumer, and it reconnects at once after a loss.
 EAGER = {**QUICK, **ONLY_THE_BELL, "reconnect_max": 0.1}
 #: The consumer still waits for an answer when it is asked to stop.
-SLOW_TO_GIVE_UP = {"IU_LISTEN_DEADLINE": "60", "IU_LISTEN_BATCH_DEADLINE": "60", "IU_LISTEN_LEASE": "100"}
+SLOW_TO_GIVE_UP = {"IU_LISTEN_DEADLINE": "60", "IU_LISTEN_BATCH_DEADLINE": "60", "IU_LISTEN_SESSION_TIMEOUT": "100"}
 #: The longest time, in seconds, until a silent path is found: one idle period, one deadline, and 1 s for a slow
 #: machine.
 FOUND = QUICK["catch_up"] + QUICK["deadline"] + 1
@@ -83,7 +83,7 @@ async def test_both_ends_have_the_kernel_look_for_a_dead_peer(there):
     sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn}))
     show = """select array[current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval'),
                            current_setting('tcp_keepalives_count'), current_setting('tcp_user_timeout')]"""
-    async with sessions.outbox() as outbox, sessions.bell(lambda: None) as bell:
+    async with sessions.worker() as outbox, sessions.listener(lambda: None) as bell:
         for connection in (outbox._connection, bell._connection):
             assert await connection.fetchval(show) == ["5", "3", "3", "10000"]
             ours = connection._transport.get_extra_info("socket")
@@ -135,7 +135,7 @@ async def test_an_answer_that_was_lost_is_found_before_its_deadline(there):
     Fails when: the state of a batch that is waited for is not asked from the server, or
     the former session is not ended.
     """
-    patient = {"catch_up": 0.5, "deadline": 5, "batch_deadline": 600, "lease": 1000, "reconnect_max": 0.3}
+    patient = {"catch_up": 0.5, "deadline": 5, "batch_deadline": 600, "session_timeout": 1000, "reconnect_max": 0.3}
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **patient) as seen:
         await sleep_sets_in(admin)
         await wait_until(lambda: _patrols(admin), "the patrol has its session")
@@ -209,7 +209,7 @@ async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobod
         async def over() -> bool:
             return await admin.fetchval(middle) == 0
 
-        async with sessions.bell(lambda: None) as bell:
+        async with sessions.listener(lambda: None) as bell:
             proxy.asked = asked
             with pytest.raises(SessionLost):
                 await bell.arm()
@@ -223,7 +223,7 @@ async def test_a_bell_that_does_not_listen_any_more_is_replaced(there):
     Fails when: watch() only tests that the session answers.
     """
     sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn, **QUICK}))
-    async with sessions.bell(lambda: None) as bell:
+    async with sessions.listener(lambda: None) as bell:
         await bell._connection.execute("unlisten *")
         with anyio.fail_after(FOUND), pytest.raises(Exception, match="does not listen any more"):
             await bell.watch()
@@ -356,7 +356,7 @@ async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, aslee
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
         recorder = Recorder()
         settings = {**QUICK, **(ONLY_THE_BELL if asleep else {})}
-        consumer = Consumer(
+        consumer = ConsumerLoop(
             loaded := Settings.load({}, {"dsn": proxy.dsn, **settings}), PostgresSessions(loaded), recorder
         )
         async with anyio.create_task_group() as tasks:
@@ -380,7 +380,9 @@ async def test_sigterm_while_nothing_answers_any_more(there):
     """
     grace = 1
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
-        consumer = Running("run", "--log-format", "json", "--grace", str(grace), dsn=proxy.dsn, env=SLOW_TO_GIVE_UP)
+        consumer = Running(
+            "run", "--log-format", "json", "--grace-period", str(grace), dsn=proxy.dsn, env=SLOW_TO_GIVE_UP
+        )
         try:
             await sleep_sets_in(admin)
             proxy.mute = True

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 from iu_listen import Settings
-from iu_listen.model.delivery import Failed, Outcome, Result, Want
+from iu_listen.model.delivery import Failed, Outcome, Result, TakeRequest
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.couriers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
 from support import connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -231,9 +231,9 @@ async def test_an_outcome_does_not_overtake_its_subject(live):
         await open_route(taker, order="subject")
         events = [await insert_event(taker, subject=UUID(int=1)) for _ in range(2)]
         await drain(taker)
-        session = DeliverySession(settler, taker, Settings(dsn=live.dsn, lease=600), uuid4())
+        session = DeliverySession(settler, taker, Settings(dsn=live.dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held
-        want = Want(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
         (first,) = (await session.take([want], [], [])).taken
         assert first.delivery.event.id == events[0]
         later = replace(first.delivery.event, id=events[1])
@@ -255,12 +255,12 @@ async def test_an_outcome_of_another_event_settles_nothing(live):
     """
     async with connected(live.dsn) as taker, connected(live.dsn) as settler:
         await open_route(taker)
-        session = DeliverySession(settler, taker, Settings(dsn=live.dsn, lease=600), uuid4())
+        session = DeliverySession(settler, taker, Settings(dsn=live.dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held
         await insert_event(taker)
         await insert_event(taker)
         await drain(taker)
-        want = Want(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
         taken = list((await session.take([want], [], [])).taken)
         for delivery in taken:
             object.__setattr__(delivery.delivery.event, "id", uuid4())

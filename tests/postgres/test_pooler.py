@@ -11,14 +11,15 @@ import asyncpg
 import pytest
 
 from cli.command import run
+from faults.pooler import missing, pooling
 from iu_listen import embedded
+from iu_listen.admin import traces
 from iu_listen.model.errors import Refused
-from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan, Listening, Polling
+from iu_listen.model.routing import Wake
 from iu_listen.postgres import trace
 from iu_listen.postgres.session import session
-from lab.pooler import missing, pooling
-from postgres.bells import sleep_sets_in
+from postgres.listener_helpers import sleep_sets_in
 from support import apply_package, attempted, connected, consuming, insert_event, wait_until
 
 pytestmark = [
@@ -49,8 +50,8 @@ async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
     Fails when: LISTEN is not tested, or a session parameter or named statement is sent through the pooler.
     """
     direct, pooled = dsns
-    async with consuming(pooled, listening=False) as watcher, connected(direct) as connection:
-        said = await watcher.wait_for(Polling, timeout=5)
+    async with consuming(pooled, listening=False) as observer, connected(direct) as connection:
+        said = await observer.wait_for(Polling, timeout=5)
         events = [await insert_event(connection) for _ in range(20)]
 
         async def all_there() -> bool:
@@ -59,7 +60,7 @@ async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
         await wait_until(all_there, "everything is routed")
 
         assert "transaction mode" in said.why
-        assert watcher.of(Listening) == []
+        assert observer.of(Listening) == []
 
 
 async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
@@ -67,12 +68,12 @@ async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
     batches go through the pooler."""
     direct, pooled = dsns
     async with (
-        consuming(pooled, listen_dsn=direct, catch_up=300, lease=1000) as watcher,
+        consuming(pooled, listen_dsn=direct, catch_up=300, session_timeout=1000) as observer,
         connected(direct) as connection,
     ):
         await sleep_sets_in(connection)
         event = await insert_event(connection)
-        await watcher.wait_for(BatchRan, lambda o: o.wake is Wake.NOTIFY and o.batch.seen)
+        await observer.wait_for(BatchRan, lambda o: o.wake is Wake.NOTIFY and o.batch.seen)
 
         assert event in await attempted(connection)
 
@@ -105,14 +106,14 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
     async with session(pooled, name="test") as operator, connected(direct) as other:
         assert operator.pooled
         await other.fetchval("select fn_iu_trace_register('traces')")
-        assert await trace.end(operator, "traces") == 0
-        assert await trace.end(operator, "traces") is None
+        assert await traces.end(operator, "traces") == 0
+        assert await traces.end(operator, "traces") is None
         assert await other.fetchval("select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2") == 0
         # A trace export that has its own session keeps its lease.
         await other.fetchval("select fn_iu_trace_register('traces')")
         assert await other.fetchval("select pg_try_advisory_lock($1, hashtext('traces'))", trace.TRACE_KEY)
         with pytest.raises(Refused, match="the export runs"):
-            await trace.end(operator, "traces")
+            await traces.end(operator, "traces")
 
 
 async def test_a_pooler_in_statement_mode_is_named(dsns):
@@ -147,7 +148,7 @@ async def test_no_command_leaves_a_setting_or_a_lock_in_the_pool(dsns):
     """
     _, pooled = dsns
     commands = (
-        "apply --no-backup test", "probe", "status", "doctor", "emit --count 2", "audit", "cursor show",
+        "apply --no-backup test", "probe", "status", "doctor", "emit --count 2", "completeness", "cursor show",
         "retention set attempts --keep 90d", "retention run --yes", "retention set attempts --off", "gate open worker",
         "dead-letter replay --all",
     )  # fmt: skip

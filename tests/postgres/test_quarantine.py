@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from iu_listen import Delivery
-from postgres.couriers import Arrivals, add_route, delivering, open_route, settled
+from postgres.delivery_helpers import Arrivals, add_route, delivering, open_route, settled
 from support import MANY, connected, drain
 
 pytestmark = pytest.mark.asyncio

@@ -11,9 +11,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from iu_listen.postgres import migrate
+from iu_listen.install import migrate
+from iu_listen.install.verify import verify
 from iu_listen.postgres.session import session
-from iu_listen.postgres.verify import verify
 from postgres.routes import open_live_route
 from support import WORKER, connected, drain, insert_event, open_gate, run_batch
 
@@ -533,7 +533,7 @@ async def test_a_cursor_that_is_set_back_afterwards_decides_nothing_again(live, 
 
 
 async def test_another_reader_of_the_audit_has_one_place_to_object(live):
-    """If fn_iu_retention_released returns false for an event, the event, its attempts and its dead letter are kept.
+    """If fn_iu_retention_releasable returns false for an event, the event, its attempts and its dead letter are kept.
 
     Fails when: one of the three policies does not call it.
     """
@@ -544,7 +544,7 @@ async def test_another_reader_of_the_audit_has_one_place_to_object(live):
         await c.execute("select fn_iu_route_dead_letter_replay($1)", letter)
         await age(c)
         await c.execute(
-            f"""create or replace function fn_iu_retention_released(p_event_ref uuid) returns boolean
+            f"""create or replace function fn_iu_retention_releasable(p_event_ref uuid) returns boolean
                 language sql stable return p_event_ref <> '{event}'"""
         )
         assert [await gone(c, what) for what in ("events", "attempts", "dead_letters")] == [1, 1, 0]
@@ -559,19 +559,19 @@ async def test_what_the_audit_misses_stays(live):
     """An event that lacks attempts is kept until it is repaired or accepted, because a
     removed event cannot be repaired.
 
-    Fails when: fn_iu_retention_released does not read the completeness check.
+    Fails when: fn_iu_retention_releasable does not read the completeness check.
     """
     async with connected(live.dsn) as c:
         broken, whole = await old_event(c), await old_event(c)
         await drain(c)
         await c.execute("delete from iu_route_attempt where event_ref = $1", broken)
         for _ in range(10):
-            if json.loads(await c.fetchval("select fn_iu_audit_page($1)::text", WORKER))["status"] == "passed":
+            if json.loads(await c.fetchval("select fn_iu_completeness_page($1)::text", WORKER))["status"] == "passed":
                 break
         assert await gone(c) == 1
         assert await left(c) == {broken}
         assert await verdicts(c) == {("events", "not_released", None): 1}
-        await c.execute("update iu_audit_missing set accepted_at = now() where event_ref = $1", broken)
+        await c.execute("update iu_completeness_missing set accepted_at = now() where event_ref = $1", broken)
         assert await gone(c) == 1
         assert whole not in await left(c)
 

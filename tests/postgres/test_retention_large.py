@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from iu_listen.postgres import retention
+from iu_listen.admin import retention
 from support import MANY, connected, drain, rows_read
 
 pytestmark = pytest.mark.asyncio

@@ -11,13 +11,13 @@ import asyncpg
 import pytest
 
 from iu_listen.app import PostgresSessions
-from iu_listen.model.delivery import Want
+from iu_listen.model.delivery import TakeRequest
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import SessionFailed
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.connection import Connection
 from iu_listen.postgres.session import ask, session
-from postgres.couriers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
 from support import MANY, connected, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -35,13 +35,13 @@ async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dic
     loaded = Settings(dsn=dsn, **settings)
     sessions = PostgresSessions(loaded)
     opened: dict[str, tuple[Any, float]] = {
-        "outbox": (sessions.outbox(), loaded.batch_deadline),
-        "bell": (sessions.bell(lambda: None), loaded.deadline),
-        "lookout": (sessions.lookout(), 3),
-        "auditor": (sessions.auditor(), loaded.batch_deadline),
-        "surveyor": (sessions.surveyor(), loaded.batch_deadline),
+        "worker": (sessions.worker(), loaded.batch_deadline),
+        "listener": (sessions.listener(lambda: None), loaded.deadline),
+        "monitor": (sessions.monitor(), 3),
+        "completeness": (sessions.completeness(), loaded.batch_deadline),
+        "metrics": (sessions.metrics(), loaded.batch_deadline),
         "deliveries": (sessions.deliveries(lambda: None), loaded.deadline),
-        "tracer": (sessions.tracer(), loaded.batch_deadline),
+        "traces": (sessions.trace_source(), loaded.batch_deadline),
     }
     found: dict[str, tuple[Connection, float]] = {}
     for name, (manager, patience) in opened.items():
@@ -81,8 +81,8 @@ async def test_repeated_statements_are_parsed_once(live):
     """
     settings = Settings(dsn=live.dsn)
     sessions = PostgresSessions(settings)
-    wants = [Want(route="none", room=1, after=0, deadline=30)]
-    async with sessions.outbox() as outbox, sessions.deliveries(lambda: None) as deliveries:
+    wants = [TakeRequest(route="none", room=1, after=0, deadline=30)]
+    async with sessions.worker() as outbox, sessions.deliveries(lambda: None) as deliveries:
         for _ in range(3):
             await outbox.run_batch(10)
             await outbox.run_batch(10, wants)
@@ -160,7 +160,7 @@ async def test_a_session_that_was_given_up_ends_on_the_server(live, guard: str):
     sessions = PostgresSessions(Settings(dsn=live.dsn, batch_deadline=60))
     async with connected(live.dsn) as locker, locker.transaction():
         await locker.execute("lock table event_outbox in access exclusive mode")
-        async with sessions.auditor() as auditor:
+        async with sessions.completeness() as auditor:
             waiting = auditor._connection
             pid = waiting.get_server_pid()
             with pytest.raises(SessionLost):
@@ -177,7 +177,7 @@ async def test_a_session_that_was_given_up_ends_on_the_server(live, guard: str):
 
 
 async def _open(sessions: PostgresSessions) -> None:
-    async with sessions.auditor():
+    async with sessions.completeness():
         pass
 
 
@@ -194,7 +194,7 @@ async def test_the_number_of_sessions_has_a_hard_limit(live):
             await c.fetchrow("select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()")
             for c in others
         ]
-        sessions._former._known["audit"] += [(row["pid"], row["backend_start"]) for row in rows]
+        sessions._former._known["completeness"] += [(row["pid"], row["backend_start"]) for row in rows]
         with pytest.raises(SessionLost, match="3 former sessions"):
             await _open(sessions)
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from iu_listen.app import PostgresSessions
-from iu_listen.flow.consumer import Consumer
+from iu_listen.flow.consumer import ConsumerLoop
+from iu_listen.install import migrate
 from iu_listen.model.errors import NoAnswer, Refused, SessionLost
-from iu_listen.model.facts import State, Tally
 from iu_listen.model.observation import (
     BatchRan,
     LeaseTaken,
@@ -29,10 +29,10 @@ from iu_listen.model.observation import (
     StandingBy,
     Stopped,
 )
+from iu_listen.model.routing import State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import migrate
 from iu_listen.postgres.session import ask, session
-from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
 from support import WORKER, Recorder, attempted, connected, consuming, drain, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -81,7 +81,7 @@ class Standby:
     def __init__(self, dsn: str, recorder, **settings) -> None:
         loaded = Settings.load({}, {"dsn": dsn, **settings})
         self.recorder = recorder
-        self.consumer = Consumer(loaded, PostgresSessions(loaded), recorder)
+        self.consumer = ConsumerLoop(loaded, PostgresSessions(loaded), recorder)
 
 
 async def test_a_standby_takes_over_from_one_that_stops(live):
@@ -123,7 +123,9 @@ async def test_a_frozen_holder_loses_the_lease(live):
 
     Fails when: idle_session_timeout is taken out of the worker session.
     """
-    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 1, "catch_up": 0.5})).outbox() as frozen:
+    async with PostgresSessions(
+        Settings.load({}, {"dsn": live.dsn, "session_timeout": 1, "catch_up": 0.5})
+    ).worker() as frozen:
         assert await frozen.take_lease() is None
         async with consuming(live.dsn, **ONLY_THE_BELL) as seen:
             assert seen.of(StandingBy)
@@ -207,7 +209,7 @@ async def test_what_is_not_answered_in_time_is_called_that(live):
 
 async def test_sessions_say_who_they_are(live):
     """pg_stat_activity names every session by its purpose and its worker, and none is in a transaction."""
-    async with connected(live.dsn) as admin, consuming(live.dsn, audit_interval=0, **ONLY_THE_BELL):
+    async with connected(live.dsn) as admin, consuming(live.dsn, completeness_interval=0, **ONLY_THE_BELL):
         await sleep_sets_in(admin)
 
         async def sessions() -> Any:
@@ -255,9 +257,9 @@ async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
 
     So a host that is gone holds nothing for longer than that.
     """
-    sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "lease": 20, "catch_up": 10}))
+    sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "session_timeout": 20, "catch_up": 10}))
     show = "select current_setting('idle_session_timeout')"
-    async with sessions.outbox() as outbox, sessions.bell(lambda: None) as bell:
+    async with sessions.worker() as outbox, sessions.listener(lambda: None) as bell:
         assert await outbox._connection.fetchval(show) == "20s"
         assert await bell._connection.fetchval(show) == "30s"
 
@@ -269,7 +271,7 @@ async def test_the_bell_session_writes_nothing(live):
 
     Fails when: the listener session is not read-only.
     """
-    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).bell(lambda: None) as bell:
+    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).listener(lambda: None) as bell:
         assert await bell.arm()
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await insert_event(bell._connection)
@@ -449,7 +451,7 @@ async def test_a_heartbeat_that_cannot_be_written_is_said_ever_more_rarely(live)
 async def test_an_unknown_worker_is_said_and_waited_for(live):
     """A worker that is not registered is an error that names it; its heartbeat is accepted, and other workers go on."""
     async with connected(live.dsn) as admin:
-        outbox = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "worker": "nobody"})).outbox()
+        outbox = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "worker": "nobody"})).worker()
         async with outbox as nobody:
             with pytest.raises(Refused, match="worker nobody is not registered"):
                 await nobody.run_batch(1)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from postgres.bells import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
 from steps import DETAINED, STEPS, held, waiting
 from support import attempted, connected, consuming, insert_event, wait_until
 

@@ -17,10 +17,10 @@ import pytest
 from iu_listen import Settings
 from iu_listen.flow import sweep
 from iu_listen.flow.route import FIRST_KEY
-from iu_listen.model.delivery import Failed, Found, RouteState, Search, Supply, Want
-from iu_listen.model.observation import RouteHeld
+from iu_listen.model.delivery import Failed, Found, RouteState, Search, TakeRequest, TakeResult
+from iu_listen.model.observation import RoutePaused
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.couriers import ROUTE, Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, settled
 from support import MANY, WORKER, connected, insert_event, rows_read, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -50,11 +50,11 @@ async def park(connection: asyncpg.Connection, count: int, subjects: int = 1, *,
 
 async def take(
     connection: asyncpg.Connection, after: int = 0, freed: Sequence[tuple[str, int]] = ()
-) -> tuple[Supply, RouteState, int]:
+) -> tuple[TakeResult, RouteState, int]:
     """Take after this position; return the supply, the state of the route and the number of rows read."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
-    supply = await session.take([Want(route=ROUTE, room=50, after=after, deadline=1)], [], freed)
+    supply = await session.take([TakeRequest(route=ROUTE, room=50, after=after, deadline=1)], [], freed)
     return supply, supply.routes[0], await rows_read(connection, DELIVERIES) - before
 
 
@@ -318,7 +318,7 @@ async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
         async with delivering(live.dsn, arrivals.target()) as recorder:
             await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "a call")
             await connection.execute(gate, "false")
-            await recorder.wait_for(RouteHeld)
+            await recorder.wait_for(RoutePaused)
             free.set()
             await connection.execute(gate, "true")
             await settled(connection)
@@ -345,7 +345,7 @@ async def test_the_successor_of_a_cancelled_delivery_goes_on(live, monkeypatch):
             await wait_until(lambda: connection.fetchval("select max(tries) from iu_route_delivery"), "a failure")
             monkeypatch.setattr(sweep, "RESCAN", math.inf)
             await connection.execute(gate, "false")
-            await recorder.wait_for(RouteHeld)
+            await recorder.wait_for(RoutePaused)
             await connection.execute("select fn_iu_delivery_cancel($1, $2, 'a test')", ROUTE, first)
             await connection.execute(gate, "true")
             await settled(connection)
@@ -451,7 +451,7 @@ async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
         key = await connection.fetchval("select subject_key from iu_route_delivery where id = $1", new)
         await connection.execute("update iu_route_delivery set due_at = now(), failed_at = now() where id = $1", failed)
         session = DeliverySession(connection, connection, Settings(), uuid4())
-        want = Want(route=ROUTE, room=9, after=new, deadline=1)
+        want = TakeRequest(route=ROUTE, room=9, after=new, deadline=1)
         await connection.execute("insert into iu_delivery_breaker (route_code) values ($1)", ROUTE)
         for probes, probe in ((0, new), (1, new), (2, failed), (3, new)):
             await connection.execute(

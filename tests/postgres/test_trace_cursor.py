@@ -10,10 +10,11 @@ import pytest
 
 from history.past import reanchor
 from history.test_reanchor import blocked, restored
+from iu_listen.admin.traces import life
 from iu_listen.app import PostgresSessions
 from iu_listen.model.settings import Settings
-from iu_listen.model.trace import batch_link
-from iu_listen.postgres.trace import TraceSession, life
+from iu_listen.model.spans import batch_link
+from iu_listen.postgres.trace import TraceSession
 from support import connected, drain, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -27,7 +28,7 @@ POSITION = "select tick::text, attempt_xid::text, attempt_id from iu_trace_curso
 
 
 def tracing(dsn: str):
-    return PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer()
+    return PostgresSessions(Settings.load({}, {"dsn": dsn})).trace_source()
 
 
 async def exported(source: TraceSession) -> int:
@@ -107,12 +108,12 @@ async def test_restored_attempts_do_not_hold_retention_back(live):
         await source.take_lease()
         event = await insert_event(connection)
         await drain(connection)
-        assert await connection.fetchval("select fn_iu_retention_released($1)", event) is False
+        assert await connection.fetchval("select fn_iu_retention_releasable($1)", event) is False
         await connection.execute(BEYOND)
         await restored(connection)
         await open_gate(live.dsn, "false")
         await reanchor(connection)
-        assert await connection.fetchval("select fn_iu_retention_released($1)", event) is True
+        assert await connection.fetchval("select fn_iu_retention_releasable($1)", event) is True
 
 
 async def test_what_a_reanchor_has_told_is_not_told_again(live):

@@ -8,7 +8,7 @@ import sys
 from dataclasses import astuple, fields
 
 from clusters import cluster, psql
-from iu_listen.cli import show
+from iu_listen.cli import output
 from soak.strikes import FAULTS
 from soak.traces import Verdict, soak
 from support import apply_package
@@ -34,7 +34,7 @@ def main() -> int:
             )
             print(found, flush=True)
             verdicts.append(found)
-    show.table(tuple(f.name for f in fields(Verdict)), map(astuple, verdicts))
+    output.table(tuple(f.name for f in fields(Verdict)), map(astuple, verdicts))
     return 1 if any(v.missing or v.invented for v in verdicts) else 0
 
 

@@ -95,7 +95,7 @@ async def soak(
     began = time.monotonic()
     with backend(protocol) as there:
         environ = {
-            "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": there.endpoint, "IU_LISTEN_LEASE": "6",
+            "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": there.endpoint, "IU_LISTEN_SESSION_TIMEOUT": "6",
             "OTEL_EXPORTER_OTLP_TIMEOUT": "2000", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }  # fmt: skip
         assert run("trace-export", dsn=dsn, env=environ).code == 0

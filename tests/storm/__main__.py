@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from iu_listen.cli import show
+from iu_listen.cli import output
 from storm import faults, run
 from storm.report import Plan, Report, as_json, tell
 
@@ -39,7 +39,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         table = [(f.name, f.bound, f.missing(options.pg)) for f in faults.FAULTS.values()]
-        show.table(("fault", "bound, s", "not here, because"), table)
+        output.table(("fault", "bound, s", "not here, because"), table)
         return 0
     if unknown := set(options.only) - set(faults.FAULTS):
         parser.error(f"no such fault: {', '.join(unknown)}; --list names them")
@@ -53,7 +53,7 @@ def main() -> int:
     try:
         report = asyncio.run(unless_told_to_end(plan))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        show.note("ended before its time; no verdict")
+        output.note("ended before its time; no verdict")
         return 1
     if sys.stderr.isatty():
         print(file=sys.stderr)

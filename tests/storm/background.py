@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from iu_listen.admin import retention
 from iu_listen.model.errors import DatabaseUnreachable, SessionLost
-from iu_listen.postgres import retention
-from iu_listen.postgres.former import MOST
+from iu_listen.postgres.earlier_sessions import MOST
 from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
 from storm.ground import LOST, Ground

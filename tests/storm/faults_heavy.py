@@ -1,6 +1,6 @@
 """The faults that need more than a signal: other servers, a pooler, a separate disk, a clock that can be set.
 
-Their components are in tests/lab, where each has a small test of its own. The faults are entered into the table of
+Their components are in tests/faults, where each has a small test of its own. The faults are entered into the table of
 faults.py.
 """
 
@@ -14,11 +14,11 @@ from typing import TypeVar
 
 import asyncpg
 
+from faults import clock, disk, pooler
+from faults.pooler import Pooler
+from faults.standby import behind, frozen, promote, standby_of, synchronous
 from iu_listen import embedded
-from lab import clock, disk, pooler
-from lab.pooler import Pooler
-from lab.standby import behind, frozen, promote, standby_of, synchronous
-from postgres.bells import queue_filled
+from postgres.listener_helpers import queue_filled
 from storm.faults import fault
 from storm.ground import CATCH_UP, DEADLINE, LOST, PATIENCE, RECONNECT_MAX, SINCE_SMALL_QUEUES, Ground
 from storm.surviving import Surviving

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from chaos import Proxy
 from iu_listen import embedded
-from iu_listen.postgres import migrate
+from iu_listen.install import migrate
 from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
+from proxy import Proxy
 from support import WORKER, open_gate
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Ground:
             ``path.lead_to()``.
         path: The proxy between the consumers and the server.
         consumers: The processes, in the order of their first starts.
-        home: The data directory, also of further servers; a separate filesystem if possible (lab/disk.py).
+        home: The data directory, also of further servers; a separate filesystem if possible (faults/disk.py).
         folder: Directory of the logs that are kept when the storm fails.
         dice: Random numbers for faults, which run one after the other.
         writers: The writers; set when they start.

@@ -163,7 +163,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Culprit:
+class Blocker:
     """A wrong event.
 
     Attributes:
@@ -196,7 +196,7 @@ class Verdict:
     invented: int = 0
     disordered: int = 0
     misended: int = 0
-    culprits: list[Culprit] = field(default_factory=list)
+    blockers: list[Blocker] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
@@ -306,4 +306,4 @@ class Judge:
         count = getattr(self._verdict, wrong) + 1
         setattr(self._verdict, wrong, count)
         if count <= KEPT:
-            self._verdict.culprits.append(Culprit(wrong, UUID(bytes=event), route, kind, detail))
+            self._verdict.blockers.append(Blocker(wrong, UUID(bytes=event), route, kind, detail))

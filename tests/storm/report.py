@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from iu_listen.cli import show
+from iu_listen.cli import output
 
 #: Events of a backlog that add one second to the bound of a recovery: the rate that a shared machine drains at least.
 DRAIN = 20_000
@@ -98,7 +98,7 @@ class Report:
         wakes: Number of wake-ups by reason.
         consumer_starts: Number of starts of consumer processes.
         failures: Reasons why the storm failed; empty if it passed.
-        culprits: Details of wrong events.
+        blockers: Details of wrong events.
         logs: Directory of the logs, if they are kept.
     """
 
@@ -130,7 +130,7 @@ class Report:
     wakes: dict[str, int] = field(default_factory=dict)
     consumer_starts: int = 0
     failures: list[str] = field(default_factory=list)
-    culprits: list[dict[str, Any]] = field(default_factory=list)
+    blockers: list[dict[str, Any]] = field(default_factory=list)
     logs: str = ""
 
 
@@ -143,17 +143,17 @@ def tell(report: Report) -> None:
     """Print the report as tables."""
     fates = ("committed", "rolled_back")
     rows = [(name, *(t.get(fate, 0) for fate in fates)) for name, t in report.transactions.items()]
-    show.table(("transactions", "committed", "rolled back"), rows)
-    show.table(
+    output.table(("transactions", "committed", "rolled back"), rows)
+    output.table(
         ("fault", "times", "p50, s", "max, s", "bound, s", ""),
         [
             (name, f["times"], f"{f['p50']:.2f}", f"{f['max']:.2f}", f"{f['bound']:.1f}",
-             show.mark(not f["over"], "", f"{f['over']} over"))
+             output.mark(not f["over"], "", f"{f['over']} over"))
             for name, f in report.faults.items()
         ],
     )  # fmt: skip
     for name, why in report.skipped_faults.items():
-        show.line(f"not struck: {name}: {why}")
+        output.line(f"not struck: {name}: {why}")
     totals: list[tuple[str, Any]] = [
         ("seed", str(report.seed)), ("PostgreSQL", report.postgresql), ("minutes", report.minutes),
         ("events", report.events), ("attempts", report.attempts),
@@ -169,13 +169,13 @@ def tell(report: Report) -> None:
         totals.append((f"decided after its commit, far from faults, {name}", f"{1000 * seconds:.0f} ms"))
     for zero in ("writer_errors", *WRONGS):
         count = getattr(report, zero)
-        totals.append((zero.replace("_", " "), show.mark(not count, "0", str(count))))
+        totals.append((zero.replace("_", " "), output.mark(not count, "0", str(count))))
     for name, share in report.naive_lost.items():
         totals.append((f"a cursor on {name} would have lost (bulk aside)", f"{share:.1%}"))
-    show.table(("total", ""), totals)
-    for culprit in report.culprits:
-        show.line("  " + ", ".join(f"{k} {v}" for k, v in culprit.items()))
+    output.table(("total", ""), totals)
+    for blocker in report.blockers:
+        output.line("  " + ", ".join(f"{k} {v}" for k, v in blocker.items()))
     for failure in report.failures:
-        show.line(f"FAILED: {failure}")
+        output.line(f"FAILED: {failure}")
     if report.logs:
-        show.line(f"logs: {report.logs}")
+        output.line(f"logs: {report.logs}")

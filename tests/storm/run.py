@@ -21,7 +21,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from lab import disk
+from faults import disk
 from storm import (  # noqa: F401 by being there it fills the table
     background,
     contrast,
@@ -206,7 +206,7 @@ class Storm:
         await self.ground.until("select not exists (select from iu_route_delivery)", within=10 * PATIENCE, pause=0.5)
         # Nothing is left that needs an operator.
         await self.ground.until("select (fn_iu_route_worker_health($1) ->> 'healthy')::boolean", WORKER)
-        await self.ground.until("select not exists (select from v_iu_delivery where held_by is not null)")
+        await self.ground.until("select not exists (select from v_iu_delivery where paused_by is not null)")
 
     async def _judge(self) -> None:
         report, model, ground = self.report, self.model, self.ground
@@ -277,12 +277,12 @@ class Storm:
             self.report.failures.append("the storm's own record is wrong: its turns are not those of the subjects")
 
     async def _name_culprits(self, session: ground.Session, verdict: Verdict) -> None:
-        for culprit in verdict.culprits:
-            found = await session.fetchrow(CULPRIT, culprit.event)
-            self.report.culprits.append({**asdict(culprit), **dict(found or {})})
-        if verdict.culprits:
+        for blocker in verdict.blockers:
+            found = await session.fetchrow(CULPRIT, blocker.event)
+            self.report.blockers.append({**asdict(blocker), **dict(found or {})})
+        if verdict.blockers:
             cursor = await session.fetchrow("select * from iu_route_worker_cursor where worker_name = $1", WORKER)
-            self.report.culprits.append({"cursor": {k: str(v) for k, v in cursor.items()}})
+            self.report.blockers.append({"cursor": {k: str(v) for k, v in cursor.items()}})
 
     def _recoveries_by_fault(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}

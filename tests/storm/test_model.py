@@ -59,7 +59,7 @@ def test_a_right_audit_is_clean(model, audit):
     verdict = judged(model, audit, read=4)
 
     assert verdict.clean
-    assert verdict.culprits == []
+    assert verdict.blockers == []
     assert model.events == 4
 
 
@@ -70,9 +70,9 @@ def test_a_missing_attempt_is_a_lost_event(model, audit, gone):
     verdict = judged(model, audit)
 
     assert verdict.lost == 1
-    (culprit,) = verdict.culprits
-    assert (culprit.wrong, culprit.event.bytes, culprit.route) == ("lost", event, route)
-    assert culprit.kind == model.transactions[int.from_bytes(event[:8])].kind
+    (blocker,) = verdict.blockers
+    assert (blocker.wrong, blocker.event.bytes, blocker.route) == ("lost", event, route)
+    assert blocker.kind == model.transactions[int.from_bytes(event[:8])].kind
 
 
 def test_a_second_attempt_is_a_duplicate(model, audit):
@@ -97,7 +97,7 @@ def test_events_of_a_subject_in_the_wrong_order(model, audit, route):
     verdict = judged(model, audit)
 
     assert verdict.disordered == 1
-    assert verdict.culprits[0].route == ROUTES[route]
+    assert verdict.blockers[0].route == ROUTES[route]
 
 
 def test_rows_of_one_transaction_in_the_wrong_order(model):

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from postgres.couriers import add_route, attempts, settled
+from postgres.delivery_helpers import add_route, attempts, settled
 from storm.arrivals import Arrivals
 from storm.ground import Consumer
 from support import connected

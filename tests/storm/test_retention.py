@@ -10,8 +10,8 @@ import anyio
 import asyncpg
 import pytest
 
+from iu_listen.admin import retention
 from iu_listen.model.settings import Settings
-from iu_listen.postgres import retention
 from iu_listen.postgres.session import session
 from support import connected, consuming, wait_until
 

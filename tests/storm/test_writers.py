@@ -19,7 +19,7 @@ async def test_under_load_everything_is_routed_and_hardly_anybody_notifies(live)
     Fails when: producers send NOTIFY also while the consumer is busy, or the consumer becomes idle under load.
     """
     heard = []
-    async with consuming(live.dsn, catch_up=300, lease=1000), connected(live.dsn) as connection:
+    async with consuming(live.dsn, catch_up=300, session_timeout=1000), connected(live.dsn) as connection:
         async with connected(live.dsn) as ear:
             await ear.add_listener("iu_event_outbox", lambda *_: heard.append(1))
 

@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from iu_listen.model.facts import Wake
 from iu_listen.model.observation import BatchRan
-from postgres.bells import sleep_sets_in
+from iu_listen.model.routing import Wake
+from postgres.listener_helpers import sleep_sets_in
 from support import attempted, connected, consuming, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -38,10 +38,10 @@ async def test_a_new_version_is_an_event(live):
 
 async def test_an_event_wakes_the_sleeping_consumer(live):
     """A committed event sends NOTIFY, and the idle consumer routes it a moment later."""
-    async with consuming(live.dsn) as watcher, connected(live.dsn) as connection:
+    async with consuming(live.dsn) as observer, connected(live.dsn) as connection:
         await sleep_sets_in(connection)
         event = await insert_event(connection)
-        batch = await watcher.wait_for(BatchRan, lambda o: o.batch.seen)
+        batch = await observer.wait_for(BatchRan, lambda o: o.batch.seen)
 
         assert batch.wake is Wake.NOTIFY
         assert await attempted(connection) == [event]

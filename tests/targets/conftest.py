@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from targets.counterparts import Certificates, Receiver, granian
+from targets.http_receivers import Certificates, Receiver, granian
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ from iu_listen.model.delivery import Failed, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.outcome import outcome_of
 from iu_listen.targets import Targets, kafka, nats, redis
-from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, Link, judged
+from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, SharedConnection, judged
 
 
-class Door:
+class CommandContext:
     """A simulated connection: connects as soon as the test allows it, and returns the next number."""
 
     def __init__(self) -> None:
@@ -37,11 +37,11 @@ class Door:
     async def close(self, connection: int) -> None:
         self.closed.append(connection)
 
-    def link(self, timeout: float = 5.0) -> Link[int]:
-        return Link(self.connect, self.close, timeout)
+    def link(self, timeout: float = 5.0) -> SharedConnection[int]:
+        return SharedConnection(self.connect, self.close, timeout)
 
 
-async def results(link: Link[int], count: int, door: Door) -> list[tuple[Result, str]]:
+async def results(link: SharedConnection[int], count: int, door: CommandContext) -> list[tuple[Result, str]]:
     """The outcomes of many simultaneous users, who all wait for the connection before it is allowed."""
     found: list[tuple[Result, str]] = []
 
@@ -68,7 +68,7 @@ async def test_one_connects_for_all():
 
     Fails when: each user connects separately.
     """
-    door = Door()
+    door = CommandContext()
     link = door.link()
 
     assert await results(link, 50, door) == [(Result.SENT, "")] * 50
@@ -82,7 +82,7 @@ async def test_one_failure_is_the_failure_of_all():
 
     Fails when: a failure is not remembered, or is remembered for ever.
     """
-    door = Door()
+    door = CommandContext()
     door.failure = Failed("no such topic", code="no_topic")
     link = door.link()
 
@@ -101,7 +101,7 @@ async def test_connecting_has_an_end():
 
     Fails when: connecting is not bounded.
     """
-    link = Door().link(0.05)
+    link = CommandContext().link(0.05)
 
     with anyio.fail_after(2), pytest.raises(Unavailable) as raised:
         async with link.use():
@@ -115,7 +115,7 @@ async def test_a_lost_connection_is_lost_for_all_who_use_it():
 
     Fails when: users are not notified, or the loss of an old connection ends the new one.
     """
-    door = Door()
+    door = CommandContext()
     door.open.set()
     link = door.link()
     codes = []
@@ -147,7 +147,7 @@ async def test_a_goodbye_has_an_end():
 
     Fails when: closing is not bounded, or not shielded from cancellation.
     """
-    door = Door()
+    door = CommandContext()
     door.open.set()
     ended = []
 
@@ -157,7 +157,7 @@ async def test_a_goodbye_has_an_end():
         finally:
             ended.append(connection)
 
-    link: Link[int] = Link(door.connect, close, 5.0)
+    link: SharedConnection[int] = SharedConnection(door.connect, close, 5.0)
     async with link.use():
         pass
     began = time.monotonic()

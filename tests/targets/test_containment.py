@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from postgres.couriers import add_route, pending
+from postgres.delivery_helpers import add_route, pending
 from storm.ground import Consumer
 from support import connected, wait_until
 from targets.misbehaving import FAILS, IGNORES, KILLS, LEAVES, REJECTS, UNAVAILABLE
@@ -59,7 +59,11 @@ async def emit(connection: asyncpg.Connection, route: str, *do: str, subject: UU
 async def consumer(dsn: str, folder: Path) -> AsyncIterator[Consumer]:
     """A consumer with the targets of misbehaving.py that is restarted whenever it ends; at the end SIGTERM ends it."""
     running = Consumer("consumer", dsn, folder)
-    running.environ = {"IU_LISTEN_APP": "targets.misbehaving", "CALLS": str(folder / "calls"), "IU_LISTEN_GRACE": "5"}
+    running.environ = {
+        "IU_LISTEN_APP": "targets.misbehaving",
+        "CALLS": str(folder / "calls"),
+        "IU_LISTEN_GRACE_PERIOD": "5",
+    }
     (folder / "calls").touch()
     running.begin()
     try:

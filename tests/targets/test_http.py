@@ -23,7 +23,7 @@ from iu_listen.targets.http import OUTCOMES as OUTCOMES_OF_THE_TARGET
 from iu_listen.targets.http import retry_after
 from iu_listen.targets.http_options import OPTIONS
 from iu_listen.targets.http_pool import Pool
-from targets.counterparts import KEYS, SECRETS, delivery, raw, response
+from targets.http_receivers import KEYS, SECRETS, delivery, raw, response
 
 pytestmark = pytest.mark.asyncio
 

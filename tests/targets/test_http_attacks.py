@@ -18,7 +18,7 @@ from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http, http_options
 from iu_listen.targets.guard import Guard, resolve
 from iu_listen.targets.http_pool import REST
-from targets.counterparts import KEYS, SECRETS, delivery, raw, response
+from targets.http_receivers import KEYS, SECRETS, delivery, raw, response
 
 pytestmark = pytest.mark.asyncio
 

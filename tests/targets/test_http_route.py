@@ -8,9 +8,9 @@ import json
 import anyio
 import pytest
 
-from postgres.couriers import ROUTE, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, attempts, delivering, open_route, settled
 from support import connected, insert_event, wait_until
-from targets.counterparts import raw, response
+from targets.http_receivers import raw, response
 
 pytestmark = pytest.mark.asyncio
 

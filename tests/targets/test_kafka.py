@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from iu_listen.model.delivery import Failed, Reject, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secrets
-from iu_listen.model.trace import starting_context
+from iu_listen.model.spans import starting_context
 from iu_listen.targets import Targets
 from iu_listen.targets.kafka import BATCH, KafkaTarget
 from iu_listen.targets.kafka import open as open_target

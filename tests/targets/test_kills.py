@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from postgres.couriers import ROUTE, open_route, settled
+from postgres.delivery_helpers import ROUTE, open_route, settled
 from storm.arrivals import Arrivals
 from storm.ground import Consumer
 from support import connected
 from targets import test_kafka, test_nats, test_redis
 from targets.brokers import Server, free_port, valkey
-from targets.counterparts import Certificates
+from targets.http_receivers import Certificates
 from targets.mockkafka import cluster
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,9 @@ class Counterpart:
 def webhook(folder: Path) -> Iterator[Counterpart]:
     certificates, port, file = Certificates(folder), free_port(), folder / "keys"
     chain, key = certificates.files()
-    server = Server([sys.executable, Path(__file__).with_name("notebook.py"), str(port), chain, key, file], port)
+    server = Server(
+        [sys.executable, Path(__file__).with_name("recording_receiver.py"), str(port), chain, key, file], port
+    )
 
     async def keys() -> list[str]:
         return file.read_text().split()

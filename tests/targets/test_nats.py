@@ -18,14 +18,14 @@ import nats
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from chaos import Proxy
 from iu_listen.model.delivery import Failed, Reject, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secrets
-from iu_listen.model.trace import starting_context
+from iu_listen.model.spans import starting_context
 from iu_listen.targets import Targets
 from iu_listen.targets.nats import NatsTarget
 from iu_listen.targets.nats import open as open_target
+from proxy import Proxy
 from targets.brokers import (
     CANARY,
     Callers,

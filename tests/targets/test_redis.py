@@ -17,13 +17,13 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from chaos import Proxy
 from iu_listen.model.delivery import Failed, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secrets
 from iu_listen.targets import Targets
 from iu_listen.targets.redis import RedisTarget
 from iu_listen.targets.redis import open as open_target
+from proxy import Proxy
 from targets.brokers import (
     CANARY,
     Callers,

@@ -7,7 +7,7 @@ import json
 import pytest
 from redis.asyncio import Redis
 
-from postgres.couriers import ROUTE, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, attempts, delivering, open_route, settled
 from support import connected, insert_event, wait_until
 from targets.brokers import valkey
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from iu_listen.flow import export
+from iu_listen.flow import trace_export
 from telemetry.receiver import GrpcReceiver, Receiver
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses and small pages."""
-    monkeypatch.setattr(export, "PAGE", 50)
-    monkeypatch.setattr(export, "IDLE_PAUSE", 0.02)
-    monkeypatch.setattr(export, "RETRY_PAUSE", 0.2)
-    monkeypatch.setattr(export, "REFUSAL_PAUSE", 0.1)
+    monkeypatch.setattr(trace_export, "PAGE", 50)
+    monkeypatch.setattr(trace_export, "IDLE_PAUSE", 0.02)
+    monkeypatch.setattr(trace_export, "RETRY_PAUSE", 0.2)
+    monkeypatch.setattr(trace_export, "REFUSAL_PAUSE", 0.1)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import anyio
 import asyncpg
 
 from iu_listen.app import PostgresSessions
-from iu_listen.flow.export import Export
+from iu_listen.flow.trace_export import Export
 from iu_listen.model.settings import Settings
 from iu_listen.telemetry.collector import collector
 from support import Recorder, drain, insert_event, wait_until
@@ -18,7 +18,7 @@ from telemetry.receiver import Dripping, GrpcReceiver, Receiver
 
 async def begin(dsn: str) -> None:
     """Register the trace cursor, so that the export begins now."""
-    async with PostgresSessions(Settings.load({}, {"dsn": dsn})).tracer() as source:
+    async with PostgresSessions(Settings.load({}, {"dsn": dsn})).trace_source() as source:
         assert await source.take_lease() is None
 
 
@@ -37,7 +37,9 @@ async def exporting(
     there = collector(variables | environ)
     assert there is not None
     exporter = Export(
-        PostgresSessions(Settings.load({}, {"dsn": dsn, "lease": lease, "catch_up": lease / 2})), there, recorder
+        PostgresSessions(Settings.load({}, {"dsn": dsn, "session_timeout": lease, "catch_up": lease / 2})),
+        there,
+        recorder,
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(exporter.run)

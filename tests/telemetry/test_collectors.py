@@ -20,12 +20,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from iu_listen.app import PostgresSessions
-from iu_listen.flow import export
-from iu_listen.flow.export import Export
-from iu_listen.model import trace
-from iu_listen.model.observation import SessionFailed, SpansExported, SpansHeld
+from iu_listen.flow import trace_export
+from iu_listen.flow.trace_export import Export
+from iu_listen.model import spans
+from iu_listen.model.observation import ExportDelayed, SessionFailed, SpansExported
 from iu_listen.model.settings import Settings
-from iu_listen.model.trace import Answer
+from iu_listen.model.spans import CollectorAnswer
 from iu_listen.telemetry import collector as collectors
 from postgres.routes import poison
 from support import Recorder, connected, drain, insert_event, wait_until
@@ -67,8 +67,8 @@ async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, 
                     "503": says(503), "429": says(429, retry_after="1"), "404": says(404), "hangs": hangs(1)
                 }[fault]  # fmt: skip
             await burst(connection, 100)
-            held = await recorder.wait_for(SpansHeld)
-            await recorder.wait_for(SpansHeld, lambda o: o is not held)
+            held = await recorder.wait_for(ExportDelayed)
+            await recorder.wait_for(ExportDelayed, lambda o: o is not held)
             assert held.poison is None
             assert fault not in ("503", "429", "404") or fault in held.why
             if fault == "429":
@@ -105,7 +105,7 @@ async def test_a_collector_with_a_small_limit_and_changing_faults_gets_each_span
         assert set(answers) == {200, 404, 413, 429}
         assert receiver.received == len(receiver.spans)
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
-        assert 1 in {held.retry_in for held in recorder.of(SpansHeld)}
+        assert 1 in {held.retry_in for held in recorder.of(ExportDelayed)}
 
 
 async def test_a_malformed_span_is_left_out_alone(live, receiver):
@@ -130,7 +130,7 @@ async def test_a_malformed_span_is_left_out_alone(live, receiver):
         bad["span"] = await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 33 limit 1")
         receiver.behaviour = picky
         async with exporting(live.dsn, receiver) as recorder:
-            told = await recorder.wait_for(SpansHeld, lambda o: o.poison)
+            told = await recorder.wait_for(ExportDelayed, lambda o: o.poison)
             await wait_until(lambda: idle(connection), "all is exported")
         assert told.poison == bad["span"]
         assert told.why == "the collector answered 400 Bad Request: bad span"
@@ -183,7 +183,7 @@ async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
                 receiver.behaviour = lambda _: (fault, trailing, b"not now")
             await burst(connection, 60)
             if fault:
-                held = await recorder.wait_for(SpansHeld)
+                held = await recorder.wait_for(ExportDelayed)
                 assert fault == "gone" or held.why == f"the collector answered {fault}: not now"
                 assert fault != "RESOURCE_EXHAUSTED" or held.retry_in == 1
             if fault == "gone":
@@ -206,10 +206,10 @@ async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
         bad.append(await connection.fetchval("select span_id from v_iu_route_attempt order by id offset 1 limit 1"))
         over_grpc.behaviour = refuses(over_grpc, bad)
         async with exporting(live.dsn, over_grpc) as recorder:
-            await recorder.wait_for(SpansHeld)
+            await recorder.wait_for(ExportDelayed)
             await insert_event(connection)
             await drain(connection)
-            assert (await recorder.wait_for(SpansHeld, lambda o: o.poison)).poison == bad[0]
+            assert (await recorder.wait_for(ExportDelayed, lambda o: o.poison)).poison == bad[0]
             await wait_until(lambda: idle(connection), "all is exported")
             assert await rows(connection) - over_grpc.spans.keys() == set(bad)
             over_grpc.behaviour = lambda _: (
@@ -240,9 +240,9 @@ async def test_who_calls_everything_malformed_has_left_out_nothing(live, receive
             await recorder.wait_for(SpansExported)
             there.behaviour = lambda _: (answer, {}, b"wrong port")
             await burst(connection, 40)
-            held = [await recorder.wait_for(SpansHeld, lambda o: str(answer) in o.why)]
+            held = [await recorder.wait_for(ExportDelayed, lambda o: str(answer) in o.why)]
             for _ in range(3):
-                held.append(await recorder.wait_for(SpansHeld, lambda o: o not in held))
+                held.append(await recorder.wait_for(ExportDelayed, lambda o: o not in held))
             assert {(o.poison, o.why.rpartition(": ")[2]) for o in held} == {(None, "wrong port")}
             there.behaviour = None
             await all_there(connection, there)
@@ -262,22 +262,22 @@ async def test_a_malformed_end_waits_for_something_else(live, receiver):
         await begin(live.dsn)
         event = await insert_event(connection)
         await drain(connection)
-        bad = {trace.span_id("event", str(event)), await connection.fetchval(
+        bad = {spans.span_id("event", str(event)), await connection.fetchval(
             "select span_id from v_iu_route_attempt where event_ref = $1", event
         )}  # fmt: skip
         receiver.behaviour = refuses(receiver, bad)
         async with exporting(live.dsn, receiver) as recorder:
 
             async def refused_often() -> bool:
-                return len(recorder.of(SpansHeld)) > 2 * export.REFUSALS
+                return len(recorder.of(ExportDelayed)) > 2 * trace_export.REFUSALS
 
             await wait_until(refused_often, "it is held back for long")
-            assert {o.poison for o in recorder.of(SpansHeld)} == {None}
+            assert {o.poison for o in recorder.of(ExportDelayed)} == {None}
             assert await connection.fetchval("select rejected from iu_trace_cursor") == 0
             await insert_event(connection)
             await drain(connection)
             await wait_until(lambda: idle(connection), "all is exported")
-        assert {o.poison for o in recorder.of(SpansHeld)} == {None, *bad}
+        assert {o.poison for o in recorder.of(ExportDelayed)} == {None, *bad}
         assert await rows(connection) - receiver.spans.keys() >= bad & await rows(connection)
         assert len(receiver.spans) == 2
         assert await connection.fetchval("select rejected from iu_trace_cursor") == 2
@@ -289,7 +289,7 @@ async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver, monkey
 
     Fails when: a page of refused spans always counts as an outage.
     """
-    monkeypatch.setattr(export, "REFUSALS", 4)
+    monkeypatch.setattr(trace_export, "REFUSALS", 4)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         for _ in range(80):
@@ -341,7 +341,7 @@ async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
             await burst(connection, 90)
 
             async def held_for_long() -> bool:
-                return len(recorder.of(SpansHeld)) > 2 * export.REFUSALS
+                return len(recorder.of(ExportDelayed)) > 2 * trace_export.REFUSALS
 
             if whim == "traces beyond a limit":
                 await wait_until(held_for_long, "it is held back for long", 60)
@@ -388,7 +388,10 @@ async def test_the_words_of_a_port_that_wants_tls(receiver):
         there = HttpCollector({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
         verdict = there.post(b"")
         there.close()
-        assert (verdict.answer, verdict.why) == (Answer.MALFORMED, f"the collector answered 400 Bad Request{said}")
+        assert (verdict.answer, verdict.why) == (
+            CollectorAnswer.MALFORMED,
+            f"the collector answered 400 Bad Request{said}",
+        )
 
 
 # -- answers without an end ------------------------------------------------------------------------------------------
@@ -421,10 +424,10 @@ async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
             async with exporting(live.dsn, there) as recorder:
 
                 async def tried() -> bool:
-                    return len(recorder.of(SpansHeld)) >= 4
+                    return len(recorder.of(ExportDelayed)) >= 4
 
                 await wait_until(tried, "it is tried four times")
-                assert {o.why for o in recorder.of(SpansHeld)} == {
+                assert {o.why for o in recorder.of(ExportDelayed)} == {
                     "no answer within 0.5 s (OTEL_EXPORTER_OTLP_TIMEOUT)"
                 }
                 assert there.open <= 2
@@ -510,15 +513,15 @@ async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypa
 
     Fails when: the session is not used meanwhile.
     """
-    monkeypatch.setattr(export, "ALIVE", 1.0)
-    monkeypatch.setattr(export, "RETRY_PAUSE", 10.0)
+    monkeypatch.setattr(trace_export, "ALIVE", 1.0)
+    monkeypatch.setattr(trace_export, "RETRY_PAUSE", 10.0)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         await insert_event(connection)
         await drain(connection)
         receiver.behaviour = says(429, retry_after="7")
-        async with exporting(live.dsn, receiver, lease=1) as recorder:
-            await recorder.wait_for(SpansHeld)
+        async with exporting(live.dsn, receiver, session_timeout=1) as recorder:
+            await recorder.wait_for(ExportDelayed)
             receiver.behaviour = None
             await all_there(connection, receiver)
             await wait_until(lambda: idle(connection), "all is exported")
@@ -570,5 +573,5 @@ async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, a
         assert {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
             connection
         )
-        assert receiver.received <= 600 + 2 * 2 * export.PAGE
+        assert receiver.received <= 600 + 2 * 2 * trace_export.PAGE
         assert seen.of(SessionFailed)

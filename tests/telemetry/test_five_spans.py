@@ -23,10 +23,10 @@ from opentelemetry.trace import SpanKind, Tracer, get_current_span
 from iu_listen import Consumer, Delivery, Settings, trace_context
 from iu_listen.model.delivery import Failed
 from iu_listen.targets.python import PythonTarget
-from iu_listen.telemetry.spans import GivenIds, SpanWatcher
-from postgres.couriers import ROUTE, add_route, open_route, settled
+from iu_listen.telemetry.live_spans import GivenIds, SpanObserver
+from postgres.delivery_helpers import ROUTE, add_route, open_route, settled
 from support import connected, insert_event, wait_until
-from targets.counterparts import raw, response
+from targets.http_receivers import raw, response
 from targets.mockkafka import cluster
 from targets.test_nats import needs_server, server
 from telemetry.exporting import begin, exporting
@@ -47,10 +47,10 @@ class Traced:
         made.add_span_processor(SimpleSpanProcessor(self._exporter))
         return made
 
-    def watcher(self) -> SpanWatcher:
-        """The watcher for the live spans of the consumer."""
+    def observer(self) -> SpanObserver:
+        """The observer of the live spans of the consumer."""
         ids = GivenIds()
-        return SpanWatcher(self.provider(id_generator=ids), ids)
+        return SpanObserver(self.provider(id_generator=ids), ids)
 
     def receives(self, headers: dict[str, str], kind: SpanKind) -> None:
         """Record the span that a traced receiver makes from the headers of a request or a message."""
@@ -203,7 +203,7 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
         async with way(traced, tmp_path) as (address, options, targets):
             await open_route(connection, address=address, target=options)
             async with Consumer(
-                Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, watchers=[traced.watcher()]
+                Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, observers=[traced.observer()]
             ):
                 await request(connection, traced)
                 await settled(connection)
@@ -253,7 +253,7 @@ async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, rece
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         await open_route(connection, attempts=1)
-        async with Consumer(Settings(dsn=live.dsn), targets=[PythonTarget("event_outbox", work)], watchers=()):
+        async with Consumer(Settings(dsn=live.dsn), targets=[PythonTarget("event_outbox", work)], observers=()):
             await request(connection, traced)
             await settled(connection)
         async with exporting(live.dsn, receiver):
@@ -288,7 +288,7 @@ async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(
         await add_route(connection, "second")
         targets = [PythonTarget("event_outbox", work), PythonTarget("second", slow)]
         async with Consumer(
-            Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, watchers=[traced.watcher()]
+            Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, observers=[traced.observer()]
         ):
             await request(connection, traced)
             await settled(connection)

@@ -11,38 +11,39 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from iu_listen.model.facts import DEFAULT_WORKER, Batch, Culprit, State, Wake
+from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import (
-    AuditPassed,
     BatchRan,
-    Beaten,
+    BlockerCleared,
+    BlockerFound,
     CallAbandoned,
-    CulpritGone,
-    CulpritNamed,
+    CompletenessChecked,
     DeliveriesSettled,
+    ExportDelayed,
+    HeartbeatWritten,
     LeaseTaken,
     Listening,
-    Measured,
-    MeasureFailed,
+    MetricsFailed,
+    MetricsTaken,
+    NotificationMissed,
     Observation,
     Polling,
-    RouteFree,
-    RouteHeld,
+    RoutePaused,
+    RouteResumed,
     SessionFailed,
     SpansExported,
-    SpansHeld,
     StandingBy,
     Started,
     StateChanged,
     Stopped,
     Stopping,
-    WakeLost,
 )
-from iu_listen.model.trace import batch_link
-from iu_listen.telemetry.logs import ABANDONED_HINT, BIG_BATCH, HELD, LogWatcher, configure
+from iu_listen.model.routing import DEFAULT_WORKER, Batch, State, Wake
+from iu_listen.model.spans import batch_link
+from iu_listen.telemetry.logs import ABANDONED_HINT, BIG_BATCH, HELD, LogObserver, configure
 
 W = DEFAULT_WORKER
-LATE = Culprit(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
+LATE = Blocker(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
 
 LINES = [
     (Started(W, "iu@db1"), "info", "started", {"worker": W, "database": "iu@db1"}),
@@ -60,24 +61,24 @@ LINES = [
      {"worker": W, "count": 2, "wake": "notify"}),
     (BatchRan(W, Wake.LINGER, Batch(status="ran", seen=BIG_BATCH, seconds=0.01234)), "info", "batch",
      {"worker": W, "events": BIG_BATCH, "ms": 12.3, "wake": "linger"}),
-    (WakeLost(W, 4), "error", "wake-up lost: the catch-up timer found events that nobody rang for",
+    (NotificationMissed(W, 4), "error", "wake-up lost: the catch-up timer found events that nobody rang for",
      {"worker": W, "events": 4}),
-    (CulpritNamed(W, LATE), "warning", "culprit",
+    (BlockerFound(W, LATE), "warning", "blocker",
      {"worker": W, "what": "late_event", "who": "pid 7", "application": "app", "seconds": 12.3, "effect": "it waits"}),
-    (CulpritGone(W, LATE), "info", "culprit gone", {"worker": W, "what": "late_event", "who": "pid 7"}),
-    (AuditPassed(W, 100, 25, 1.5), "error", "attempts are missing", {"worker": W, "events": 25, "checked": 100}),
+    (BlockerCleared(W, LATE), "info", "blocker gone", {"worker": W, "what": "late_event", "who": "pid 7"}),
+    (CompletenessChecked(W, 100, 25, 1.5), "error", "attempts are missing", {"worker": W, "events": 25, "checked": 100}),
     (CallAbandoned(W, "crm", "workflow crm", 3), "warning", "a call was abandoned: it ignores its cancellation",
      {"worker": W, "route": "crm", "target": "workflow crm", "still_running": 3, "hint": ABANDONED_HINT}),
-    (RouteHeld(W, "crm", "no_target", "none"), "warning", "a route is held",
-     {"worker": W, "route": "crm", "held_by": "no_target", "why": "none", "hint": HELD["no_target"]}),
-    (RouteFree(W, "crm", "breaker_open"), "info", "a route delivers again",
+    (RoutePaused(W, "crm", "no_target", "none"), "warning", "a route is held",
+     {"worker": W, "route": "crm", "paused_by": "no_target", "why": "none", "hint": HELD["no_target"]}),
+    (RouteResumed(W, "crm", "breaker_open"), "info", "a route delivers again",
      {"worker": W, "route": "crm", "was_held_by": "breaker_open"}),
     (DeliveriesSettled(W, [], 3), "error", "deliveries became dead letters", {"worker": W, "count": 3}),
     (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
      {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
-    (SpansHeld("it answered 503", 1.234, None), "warning", "traces are held back: nothing is lost",
+    (ExportDelayed("it answered 503", 1.234, None), "warning", "traces are held back: nothing is lost",
      {"why": "it answered 503", "retry_in_s": 1.23}),
-    (SpansHeld("it answered 400", 0.0, "00f067aa0ba902b7"), "error",
+    (ExportDelayed("it answered 400", 0.0, "00f067aa0ba902b7"), "error",
      "a span is left out: the collector calls it malformed", {"why": "it answered 400", "span_id": "00f067aa0ba902b7"}),
     (Stopping("SIGTERM"), "info", "stopping", {"why": "SIGTERM"}),
     (Stopped(W, 9), "info", "stopped", {"worker": W, "events": 9}),
@@ -97,7 +98,7 @@ def structlog_as_it_was():
 def test_an_observation_is_one_line(observation, level, text, fields):
     """Each observation that is relevant for an operator is one line with its level and its fields."""
     with capture_logs() as lines:
-        LogWatcher().note(observation)
+        LogObserver().observe(observation)
     assert len(lines) == 1
     assert (lines[0]["log_level"], lines[0]["event"]) == (level, text)
     assert {name: lines[0].get(name) for name in fields} == fields
@@ -107,11 +108,11 @@ def test_an_outage_is_told_once_a_minute():
     """The same failure of a session is logged once a minute, however often it is repeated; another failure at once.
     Fails when: every try is a line, so that a long outage fills the disk.
     """
-    watcher = LogWatcher()
+    observer = LogObserver()
     with capture_logs() as lines:
         for why in ["refused"] * 100 + ["starting up"] * 100:
-            watcher.note(SessionFailed("worker", why, 1.0))
-        watcher.note(SessionFailed("bell", "refused", 1.0))
+            observer.observe(SessionFailed("worker", why, 1.0))
+        observer.observe(SessionFailed("bell", "refused", 1.0))
     assert [(line["session"], line["why"]) for line in lines] == [
         ("worker", "refused"), ("worker", "starting up"), ("bell", "refused"),
     ]  # fmt: skip
@@ -121,8 +122,8 @@ def test_lines_about_a_batch_lead_to_its_trace():
     """A line about a batch has the ids of its span, under OpenTelemetry's names; without a transaction it has none."""
     batch = Batch(status="ran", seen=3, dead_lettered=2, lineage="a history", xact_id=7)
     with capture_logs() as lines:
-        LogWatcher().note(BatchRan(W, Wake.NOTIFY, batch))
-        LogWatcher().note(BatchRan(W, Wake.NOTIFY, replace(batch, xact_id=0)))
+        LogObserver().observe(BatchRan(W, Wake.NOTIFY, batch))
+        LogObserver().observe(BatchRan(W, Wake.NOTIFY, replace(batch, xact_id=0)))
     assert (lines[0]["trace_id"], lines[0]["span_id"]) == batch_link("a history", 7)
     assert "trace_id" not in lines[1]
 
@@ -130,7 +131,7 @@ def test_lines_about_a_batch_lead_to_its_trace():
 def test_a_complete_audit_is_silent():
     """An audit without missing attempts writes no line."""
     with capture_logs() as lines:
-        LogWatcher().note(AuditPassed(W, 100, 0, 1.5))
+        LogObserver().observe(CompletenessChecked(W, 100, 0, 1.5))
     assert lines == []
 
 
@@ -141,12 +142,12 @@ def test_small_batches_are_silent(seen):
     """
     with capture_logs() as lines:
         for wake in Wake:
-            LogWatcher().note(BatchRan(W, wake, Batch(status="ran", seen=seen, attempts=seen)))
+            LogObserver().observe(BatchRan(W, wake, Batch(status="ran", seen=seen, attempts=seen)))
     assert lines == []
 
 
 #: Observations without a line, because they repeat without end.
-SILENT = {Beaten, Measured, MeasureFailed, SpansExported}
+SILENT = {HeartbeatWritten, MetricsTaken, MetricsFailed, SpansExported}
 
 
 @pytest.mark.parametrize("kind", sorted(set(get_args(Observation)) - SILENT, key=str), ids=lambda kind: kind.__name__)
@@ -162,12 +163,12 @@ def test_what_needs_a_person_says_what_to_do():
     acting = [
         o
         for o, level, *_ in LINES
-        if isinstance(o, WakeLost | AuditPassed) or (isinstance(o, BatchRan) and level == "error")
+        if isinstance(o, NotificationMissed | CompletenessChecked) or (isinstance(o, BatchRan) and level == "error")
     ]
     acting += [StateChanged(W, State.GATE_CLOSED, "worker_gate_closed")]
     with capture_logs() as lines:
         for observation in acting:
-            LogWatcher().note(observation)
+            LogObserver().observe(observation)
     assert len(lines) == 4
     assert all("iu-listen " in line["hint"] for line in lines)
 
@@ -175,8 +176,8 @@ def test_what_needs_a_person_says_what_to_do():
 def test_json_is_one_object_a_line_on_stderr(capsys):
     """With log_format json each line on stderr is one object with level, time and text, and stdout stays empty."""
     configure("json")
-    LogWatcher().note(SessionFailed("bell", 'a "quoted"\nwhy', 0.5))
-    LogWatcher().note(LeaseTaken(W))
+    LogObserver().observe(SessionFailed("bell", 'a "quoted"\nwhy', 0.5))
+    LogObserver().observe(LeaseTaken(W))
     out, err = capsys.readouterr()
     assert out == ""
     first, second = map(json.loads, err.splitlines())
@@ -188,7 +189,7 @@ def test_json_is_one_object_a_line_on_stderr(capsys):
 def test_console_lines_are_for_people_and_auto_is_json_where_nobody_looks(capsys, log_format):
     """A console line begins with time and level; auto writes JSON if stderr is not a terminal."""
     configure(log_format)
-    LogWatcher().note(LeaseTaken(W))
+    LogObserver().observe(LeaseTaken(W))
     line = capsys.readouterr().err
     assert "active" in line
     assert line.startswith("{") == (log_format == "auto")
@@ -225,11 +226,11 @@ def test_the_sdk_speaks_as_we_do(capsys):
 def test_what_is_left_out_or_refused_is_a_line_a_minute():
     """A thousand malformed spans, and a thousand partial successes, are one line each, also with different reasons."""
     with capture_logs() as lines:
-        watcher = LogWatcher()
+        observer = LogObserver()
         for number in range(1000):
-            watcher.note(SpansHeld(f"400 {number}", 0.0, f"{number:016x}"))
-            watcher.note(SpansExported(9, 1, 0, "too old" if number else ""))
-            watcher.note(SpansExported(10, 0, 0))
+            observer.observe(ExportDelayed(f"400 {number}", 0.0, f"{number:016x}"))
+            observer.observe(SpansExported(9, 1, 0, "too old" if number else ""))
+            observer.observe(SpansExported(10, 0, 0))
     assert [(line["event"], line["why"]) for line in lines] == [
         ("a span is left out: the collector calls it malformed", "400 0"),
         ("the collector refused spans for good", ""),

@@ -10,20 +10,21 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.facts import DEFAULT_WORKER, Batch, Measure, Survey, Wake
+from iu_listen.model.monitoring import Gauge, MetricsSnapshot
 from iu_listen.model.observation import (
-    AuditPassed,
     BatchRan,
-    Measured,
-    MeasureFailed,
+    CompletenessChecked,
+    ExportDelayed,
+    MetricsFailed,
+    MetricsTaken,
+    NotificationMissed,
     SessionFailed,
     SpansExported,
-    SpansHeld,
     StandingBy,
     Started,
-    WakeLost,
 )
-from iu_listen.telemetry.metrics import MetricWatcher, metric_watcher
+from iu_listen.model.routing import DEFAULT_WORKER, Batch, Wake
+from iu_listen.telemetry.metrics import MetricObserver, metric_observer
 
 W = DEFAULT_WORKER
 
@@ -32,7 +33,7 @@ W = DEFAULT_WORKER
 def kept():
     """A watcher, and a function that reads the recorded values by name and attributes; all are of one database."""
     reader = InMemoryMetricReader()
-    watcher = MetricWatcher(MeterProvider([reader], shutdown_on_exit=False), "kb")
+    observer = MetricObserver(MeterProvider([reader], shutdown_on_exit=False), "kb")
 
     def read():
         found = {}
@@ -48,8 +49,8 @@ def kept():
                         found[(metric.name, *attributes)] = (point.count, point.sum) if value is None else value
         return found
 
-    yield watcher, read
-    watcher.close()
+    yield observer, read
+    observer.close()
 
 
 def test_batches_are_recorded(kept):
@@ -57,14 +58,14 @@ def test_batches_are_recorded(kept):
 
     A batch that found nothing is counted only as a wake-up.
     """
-    watcher, read = kept
+    observer, read = kept
     for wake, seen, more in (
         (Wake.NOTIFY, 3, {"attempts": 4, "skipped": 1, "dead_lettered": 1}),
         (Wake.CATCH_UP, 2, {"attempts": 2}),
         (Wake.NOTIFY, 4, {"attempts": 4, "skipped": 4}),
         (Wake.LINGER, 0, {}),
     ):
-        watcher.note(BatchRan(W, wake, Batch(status="ran", seen=seen, seconds=0.5, **more)))
+        observer.observe(BatchRan(W, wake, Batch(status="ran", seen=seen, seconds=0.5, **more)))
 
     assert read() == {
         ("messaging.client.consumed.messages", "notify"): 7,
@@ -82,16 +83,16 @@ def test_batches_are_recorded(kept):
 
 def test_what_was_measured_is_gauges_and_latencies(kept):
     """A survey sets gauges, each with its part and its worker, and adds latencies to a distribution."""
-    watcher, read = kept
+    observer, read = kept
     measures = (
-        Measure(what="gate", part="worker", figure=1.0),
-        Measure(what="notification_queue", part=None, figure=0.25),
-        Measure(what="healthy", part=None, figure=0.0, worker=W),
-        Measure(what="lag_items", part="backlog", figure=7.0, worker=W),
-        Measure(what="lag_seconds", part="backlog", figure=1.5, worker=W),
+        Gauge(what="gate", part="worker", figure=1.0),
+        Gauge(what="notification_queue", part=None, figure=0.25),
+        Gauge(what="healthy", part=None, figure=0.0, worker=W),
+        Gauge(what="lag_items", part="backlog", figure=7.0, worker=W),
+        Gauge(what="lag_seconds", part="backlog", figure=1.5, worker=W),
     )
-    watcher.note(Measured(W, Survey(measures=measures, latencies=(0.001, 0.002), since_commit=True)))
-    watcher.note(Measured(W, Survey(measures=measures[:1], latencies=(2.0,), since_commit=False)))
+    observer.observe(MetricsTaken(W, MetricsSnapshot(measures=measures, latencies=(0.001, 0.002), since_commit=True)))
+    observer.observe(MetricsTaken(W, MetricsSnapshot(measures=measures[:1], latencies=(2.0,), since_commit=False)))
 
     assert read() == {
         ("iu.measurements", W): 2,
@@ -110,12 +111,12 @@ def test_a_measure_that_nobody_knows_is_left_out(kept):
 
     Fails when: every measure must have a gauge.
     """
-    watcher, read = kept
+    observer, read = kept
     measures = (
-        Measure(what="mood", part="good", figure=1.0),
-        Measure(what="notification_queue", part=None, figure=0.25),
+        Gauge(what="mood", part="good", figure=1.0),
+        Gauge(what="notification_queue", part=None, figure=0.25),
     )
-    watcher.note(Measured(W, Survey(measures=measures, latencies=(0.5,), since_commit=True)))
+    observer.observe(MetricsTaken(W, MetricsSnapshot(measures=measures, latencies=(0.5,), since_commit=True)))
 
     assert read() == {
         ("iu.notification_queue.usage",): 0.25,
@@ -126,12 +127,12 @@ def test_a_measure_that_nobody_knows_is_left_out(kept):
 
 def test_what_fails_is_counted(kept):
     """Counted are lost sessions by name, failed measurements, refused requests and spans, and malformed contexts."""
-    watcher, read = kept
-    watcher.note(MeasureFailed(W, "NoAnswer"))
-    watcher.note(MeasureFailed(W, "NoAnswer"))
-    watcher.note(SessionFailed("bell", "gone", 1.0))
-    watcher.note(SpansHeld("503", 1.0, None))
-    watcher.note(SpansExported(7, 2, 3))
+    observer, read = kept
+    observer.observe(MetricsFailed(W, "NoAnswer"))
+    observer.observe(MetricsFailed(W, "NoAnswer"))
+    observer.observe(SessionFailed("bell", "gone", 1.0))
+    observer.observe(ExportDelayed("503", 1.0, None))
+    observer.observe(SpansExported(7, 2, 3))
 
     assert read() == {
         ("iu.measurements", "NoAnswer", W): 2,
@@ -145,60 +146,60 @@ def test_what_fails_is_counted(kept):
 
 def test_lost_wakes_are_counted(kept):
     """Each lost wake-up counts one, for any number of events."""
-    watcher, read = kept
-    watcher.note(WakeLost(DEFAULT_WORKER, 5))
-    watcher.note(WakeLost(DEFAULT_WORKER, 1))
+    observer, read = kept
+    observer.observe(NotificationMissed(DEFAULT_WORKER, 5))
+    observer.observe(NotificationMissed(DEFAULT_WORKER, 1))
 
     assert read() == {("iu.wakes.lost", DEFAULT_WORKER): 2}
 
 
 def test_the_last_audit_is_a_gauge(kept):
     """The gauge of missing attempts is that of the latest audit; the number of checked events is a sum."""
-    watcher, read = kept
-    watcher.note(AuditPassed(DEFAULT_WORKER, 100, 25, 1.0))
-    watcher.note(AuditPassed(DEFAULT_WORKER, 110, 0, 1.0))
+    observer, read = kept
+    observer.observe(CompletenessChecked(DEFAULT_WORKER, 100, 25, 1.0))
+    observer.observe(CompletenessChecked(DEFAULT_WORKER, 110, 0, 1.0))
 
-    assert read() == {("iu.audit.missing", DEFAULT_WORKER): 0, ("iu.audit.checked", DEFAULT_WORKER): 210}
+    assert read() == {("iu.completeness.missing", DEFAULT_WORKER): 0, ("iu.completeness.checked", DEFAULT_WORKER): 210}
 
 
 def test_observations_without_a_figure_record_nothing(kept):
     """An observation without a value records no metric."""
-    watcher, read = kept
-    watcher.note(StandingBy(W, "another"))
+    observer, read = kept
+    observer.observe(StandingBy(W, "another"))
 
     assert read() == {}
 
 
 def test_a_worker_is_known_from_the_start(kept):
     """A consumer that has started reports zero wake-ups, so that one that never wakes up is visible."""
-    watcher, read = kept
-    watcher.note(Started(W, ""))
+    observer, read = kept
+    observer.observe(Started(W, ""))
 
     assert read() == {("iu.wakes", "start_up", W): 0}
 
 
 def test_without_the_variable_there_is_no_watcher():
     """Without the variable there is no metric watcher, and so no cost."""
-    assert metric_watcher({}, "kb") is None
-    assert metric_watcher({"OTEL_METRICS_EXPORTER": "console", "OTEL_SDK_DISABLED": "true"}, "kb") is None
+    assert metric_observer({}, "kb") is None
+    assert metric_observer({"OTEL_METRICS_EXPORTER": "console", "OTEL_SDK_DISABLED": "true"}, "kb") is None
 
 
 def test_an_exporter_that_is_not_installed_is_named():
     """An exporter that does not exist is a configuration error, and not ignored."""
     with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXPORTER=nowhere"):
-        metric_watcher({"OTEL_METRICS_EXPORTER": "nowhere"}, "kb")
+        metric_observer({"OTEL_METRICS_EXPORTER": "nowhere"}, "kb")
 
 
 def test_the_console_exporter_works_as_asked():
     """OTEL_METRICS_EXPORTER=console prints the metrics, at the latest when the process stops."""
     program = """
-from iu_listen.model.observation import AuditPassed
-from iu_listen.telemetry.metrics import metric_watcher
-watcher = metric_watcher({"OTEL_METRICS_EXPORTER": "console"}, "kb")
-watcher.note(AuditPassed("worker", 100, 25, 1.0))
-watcher.close()
+from iu_listen.model.observation import CompletenessChecked
+from iu_listen.telemetry.metrics import metric_observer
+observer = metric_observer({"OTEL_METRICS_EXPORTER": "console"}, "kb")
+observer.observe(CompletenessChecked("worker", 100, 25, 1.0))
+observer.close()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert '"name": "iu.audit.missing"' in done.stdout
+    assert '"name": "iu.completeness.missing"' in done.stdout
     assert '"value": 25' in done.stdout

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from iu_listen.model.facts import DEFAULT_WORKER, Batch, State, Wake
 from iu_listen.model.observation import (
     BatchRan,
     LeaseTaken,
@@ -19,7 +18,8 @@ from iu_listen.model.observation import (
     Stopped,
     Stopping,
 )
-from iu_listen.telemetry.systemd import SystemdWatcher
+from iu_listen.model.routing import DEFAULT_WORKER, Batch, State, Wake
+from iu_listen.telemetry.systemd import SystemdObserver
 
 W = DEFAULT_WORKER
 BATCH = BatchRan(W, Wake.CATCH_UP, Batch(status="ran"))
@@ -56,20 +56,20 @@ def test_ready_after_the_first_batch_and_alive_after_each(manager):
     """READY=1 is sent with the first batch, once; each batch sends WATCHDOG=1.
     Fails when: readiness is sent before a batch ran, or batches do not send WATCHDOG=1.
     """
-    watcher = SystemdWatcher(manager.environ)
+    observer = SystemdObserver(manager.environ)
     for observation in (Started(W, "db"), LeaseTaken(W), Listening(1)):
-        watcher.note(observation)
+        observer.observe(observation)
     assert manager.received() == []
     for _ in range(3):
-        watcher.note(BATCH)
+        observer.observe(BATCH)
     assert manager.received() == ["READY=1\nWATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"]
 
 
 def test_a_standby_is_ready(manager):
     """A standby is ready and alive, and its status names the lease holder."""
-    watcher = SystemdWatcher(manager.environ)
-    watcher.note(StandingBy(W, "pid 7"))
-    watcher.note(BATCH)
+    observer = SystemdObserver(manager.environ)
+    observer.observe(StandingBy(W, "pid 7"))
+    observer.observe(BATCH)
     assert manager.received() == ["READY=1\nWATCHDOG=1\nSTATUS=standing by: pid 7", "WATCHDOG=1"]
 
 
@@ -77,22 +77,22 @@ def test_what_is_no_progress_feeds_no_watchdog(manager):
     """Lost sessions and changes of state send no WATCHDOG=1, so a consumer that runs no batches is restarted.
     Fails when: WATCHDOG=1 is sent by a timer or by an observation that is not progress.
     """
-    watcher = SystemdWatcher(manager.environ)
-    watcher.note(SessionFailed("worker", "gone", 1.0))
-    watcher.note(StateChanged(W, State.REFUSING, "foreign_cursor"))
-    watcher.note(Stopped(W, 0))
+    observer = SystemdObserver(manager.environ)
+    observer.observe(SessionFailed("worker", "gone", 1.0))
+    observer.observe(StateChanged(W, State.REFUSING, "foreign_cursor"))
+    observer.observe(Stopped(W, 0))
     assert manager.received() == ["STATUS=refusing foreign_cursor"]
 
 
 def test_stopping_is_told(manager):
     """STOPPING=1 is sent with the reason at the beginning of a graceful shutdown."""
-    SystemdWatcher(manager.environ).note(Stopping("SIGTERM"))
+    SystemdObserver(manager.environ).observe(Stopping("SIGTERM"))
     assert manager.received() == ["STOPPING=1\nSTATUS=stopping: SIGTERM"]
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/notify"}])
 def test_without_a_service_manager_nothing_happens(environ):
     """Without NOTIFY_SOCKET, or without a receiver, notifications are dropped without an error."""
-    watcher = SystemdWatcher(environ)
+    observer = SystemdObserver(environ)
     for observation in (BATCH, Stopping("SIGTERM"), StandingBy(W, "pid 7")):
-        watcher.note(observation)
+        observer.observe(observation)

@@ -13,9 +13,16 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.telemetry.collector import collector
-from iu_listen.telemetry.exporters import exporter_names, exporters, otlp_protocol, otlp_timeout, resource, samples_all
 from iu_listen.telemetry.otlp_grpc import GrpcCollector
 from iu_listen.telemetry.otlp_http import HttpCollector
+from iu_listen.telemetry.sdk_exporters import (
+    exporter_names,
+    exporters,
+    otlp_protocol,
+    otlp_timeout,
+    resource,
+    samples_all,
+)
 
 SOURCES = Path(__file__).parents[2] / "src/iu_listen"
 ON = {"OTEL_TRACES_EXPORTER": "otlp"}

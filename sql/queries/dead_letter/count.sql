@@ -19,7 +19,7 @@ select count(*)
                    select 'outbound:' || c.route_code || ':' || $5::uuid
                      from (select r.route_code from public.iu_outbound_route r
                            union
-                           select unnest(u.codes) from public.iu_audit u
+                           select unnest(u.codes) from public.iu_completeness_pass u
                            union
                            select '(none)') c)))
            and ($6::uuid[] is null or d.id = any ($6))

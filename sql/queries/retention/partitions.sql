@@ -16,7 +16,7 @@ select p.part::oid as oid, regexp_replace(p.part::text, '^public\.', '') as name
               count(*) filter (where d.event_domain is not null
                                  and (u.who is not null or d.refusing is not null
                                       or (o.event_seq, o.id) >= (d.young_seq, d.young_id)
-                                      or not public.fn_iu_retention_released(o.id))) as held,
+                                      or not public.fn_iu_retention_releasable(o.id))) as held,
               string_agg(distinct coalesce(d.refusing, u.who), ', ') as who
          from public.event_outbox o
          left join public.fn_iu_retention_domains(t.cutoff) d on d.event_domain = o.event_domain

@@ -8,7 +8,7 @@
 with code as (
     select r.route_code from public.iu_outbound_route r
     union
-    select unnest(u.codes) from public.iu_audit u
+    select unnest(u.codes) from public.iu_completeness_pass u
     union
     select '(none)'
 )

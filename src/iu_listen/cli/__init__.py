@@ -17,20 +17,20 @@ from types import FrameType
 from cyclopts import App, CycloptsError, Parameter
 
 from iu_listen.cli import (
-    audit,
     change,
+    completeness,
     cursor,
     dead_letter,
     deliveries,
     delivery,
     demo,
     emit,
-    look,
+    install,
     outlet,
-    prove,
+    output,
     retention,
     service,
-    show,
+    status,
     traces,
 )
 from iu_listen.cli.ending import UNEXPECTED
@@ -68,9 +68,9 @@ app = App(
 for group in (
     service,
     demo,
-    prove,
-    look,
-    audit,
+    install,
+    status,
+    completeness,
     change,
     delivery,
     deliveries,
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _run(list(sys.argv[1:] if argv is None else argv))
     lost = outlet.answer_lost()
     if lost is not None:
-        show.problem(f"the answer could not be written: {lost.strerror}", "What the command had to do, it has done.")
+        output.problem(f"the answer could not be written: {lost.strerror}", "What the command had to do, it has done.")
     return ANSWER_LOST if lost is not None and code == 0 else code
 
 
@@ -118,8 +118,8 @@ def _run(argv: list[str]) -> int:
             argv,
             exit_on_error=False,
             print_error=True,
-            console=show.out(),
-            error_console=show.err(),
+            console=output.out(),
+            error_console=output.err(),
             result_action="return_value",
         )
     except CycloptsError as wrong:
@@ -132,7 +132,7 @@ def _run(argv: list[str]) -> int:
         if error is None:
             return _unexpected(raised, argv)
         if not _answer_error(argv, error.message, error.hint, error.exit_code):
-            show.problem(error.message, error.hint)
+            output.problem(error.message, error.hint)
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -154,8 +154,10 @@ def _unexpected(raised: BaseException, argv: list[str]) -> int:
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]
     frames = "".join(traceback.format_tb(raised.__traceback__))
-    show.note(f"Traceback (most recent call last):\n{frames}{type(raised).__name__}")
-    show.problem(f"unexpected {type(raised).__name__}", "This is a fault of iu-listen: report it with the lines above.")
+    output.note(f"Traceback (most recent call last):\n{frames}{type(raised).__name__}")
+    output.problem(
+        f"unexpected {type(raised).__name__}", "This is a fault of iu-listen: report it with the lines above."
+    )
     _answer_error(argv, f"unexpected {type(raised).__name__}", "", UNEXPECTED)
     return UNEXPECTED
 
@@ -172,6 +174,6 @@ def _answer_error(argv: list[str], message: str, hint: str, code: int) -> bool:
             return False
         error_line(message, hint, code)
         return True
-    if "--json" in words and not show.answered():
-        show.as_json({"error": {"message": message, "hint": hint, "exit_code": code}})
+    if "--json" in words and not output.answered():
+        output.as_json({"error": {"message": message, "hint": hint, "exit_code": code}})
     return False

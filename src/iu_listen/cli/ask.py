@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.prompt import Confirm
 
-from iu_listen.cli import show
+from iu_listen.cli import output
 from iu_listen.model.errors import ConfigurationError, Refused
 
 #: Interval of progress lines of a step with many batches, without a terminal, in seconds.
@@ -32,7 +32,7 @@ def confirmed(question: str, *, yes: bool) -> None:
     Raises:
         Refused: There was no confirmation.
     """
-    if not yes and not (sys.stdin.isatty() and Confirm.ask(question, default=False, console=show.err())):
+    if not yes and not (sys.stdin.isatty() and Confirm.ask(question, default=False, console=output.err())):
         raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
 
 
@@ -50,7 +50,7 @@ def reason(why: str) -> None:
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal; yields a function that is called with the number of further items that are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=show.err(), transient=True, disable=not show.err().is_terminal) as bar:
+    with Progress(*columns, console=output.err(), transient=True, disable=not output.err().is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, advance=done)
 
@@ -73,13 +73,13 @@ class Steps:
         self._bar.update(self._task, description=f"{self._what}: {text}")
         if self._bar.disable and time.monotonic() - self._said > SAY_EVERY:
             self._said = time.monotonic()
-            show.note(text)
+            output.note(text)
 
 
 @contextmanager
 def steps(what: str, total: int) -> Iterator[Steps]:
     """A progress bar on a terminal; yields the Steps that are called with the name of each step."""
-    console = show.err()
+    console = output.err()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,

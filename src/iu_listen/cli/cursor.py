@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.cli import show
+from iu_listen.admin import cursors, gates, times
+from iu_listen.cli import output
 from iu_listen.cli.change import Plan
-from iu_listen.cli.door import Where, looking
+from iu_listen.cli.context import ConnectionOptions, looking
+from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
-from iu_listen.postgres import census
+from iu_listen.postgres import queries
 
 Yes = Annotated[bool, Parameter(help="Really do it.", negative=())]
 
@@ -25,17 +27,17 @@ def register(app: App) -> None:
 
 
 @cursor.command(name="show")
-def cursor_show(*, where: Where | None = None) -> int:
+def cursor_show(*, where: ConnectionOptions | None = None) -> int:
     """Show where every worker is."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            found = await census.rows(connection, "workers")
+            await requirements.require_package(connection)
+            found = await queries.rows(connection, "workers")
         if where and where.json:
-            show.as_json(found)
+            output.as_json(found)
         else:
-            show.table(
+            output.table(
                 ("worker", "domain", "youngest event routed", "of", "backlog", "consumed", "in a tick"),
                 (
                     (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"],
@@ -54,27 +56,27 @@ def cursor_site(
     accept: Annotated[
         str | None, Parameter(help="Let the consumers of this site deliver; `last`: of the one that was refused last.")
     ] = None,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Show from where consumers reach the database, and let those of a new site deliver.
 
     A consumer at an address that is not known delivers nothing, because the database may be a copy of another one.
     """
 
-    async def run() -> list[census.Row]:
+    async def run() -> list[queries.Row]:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
+            await requirements.require_package(connection)
             if accept is not None:
                 chosen = None if accept == "last" else accept
-                if not await census.rows(connection, "accept_site", chosen, None):
+                if not await queries.rows(connection, "accept_site", chosen, None):
                     raise Refused(f"no consumer came from {accept}", "iu-listen cursor site")
-            return await census.rows(connection, "sites")
+            return await queries.rows(connection, "sites")
 
     found = anyio.run(run)
     if where and where.json:
-        show.as_json(found)
+        output.as_json(found)
     else:
-        show.table(
+        output.table(
             ("site", "last seen", "may deliver since", "by"),
             ((s["site"], s["seen_at"], s["accepted_at"] or "no", s["accepted_by"]) for s in found),
         )
@@ -90,7 +92,7 @@ def cursor_reset(
     ] = None,
     plan: Plan = False,
     yes: Yes = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Put a worker somewhere else.
 
@@ -102,33 +104,33 @@ def cursor_reset(
     async def run() -> int:
         async with looking(where, worker=worker) as (door, connection):
             name = door.settings.worker
-            await census.require_package(connection)
-            await census.require_primary(connection)
-            await census.require_worker(connection, name)
-            mine = next(w for w in await census.rows(connection, "workers") if w["worker_name"] == name)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
+            await requirements.require_worker(connection, name)
+            mine = next(w for w in await queries.rows(connection, "workers") if w["worker_name"] == name)
             if to == "beginning":
-                total = await census.value(connection, "count_events", mine["event_domain"])
+                total = await queries.value(connection, "count_events", mine["event_domain"])
                 domain = mine["event_domain"]
-                effect = f"{show.text(total)} events of domain {domain} are read again; decided ones stay as they are"
+                effect = f"{output.text(total)} events of domain {domain} are read again; decided ones stay as they are"
             else:
-                effect = f"{show.text(mine['backlog'])} waiting events are never routed by {name}"
+                effect = f"{output.text(mine['backlog'])} waiting events are never routed by {name}"
             if plan or not yes:
                 if machine:
-                    show.as_json({"worker": name, "to": to, "effect": effect, "done": False})
+                    output.as_json({"worker": name, "to": to, "effect": effect, "done": False})
                 else:
-                    show.line(f"Plan: {effect}.")
-                    if any(g["open"] for g in await census.gates(connection) if g["gate"] == "worker"):
-                        show.note("Refused while the worker gate is open: iu-listen gate close worker")
+                    output.line(f"Plan: {effect}.")
+                    if any(g["open"] for g in await gates.all_gates(connection) if g["gate"] == "worker"):
+                        output.note("Refused while the worker gate is open: iu-listen gate close worker")
                 if not plan:
                     raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
                 return 0
-            if any(g["open"] for g in await census.gates(connection) if g["gate"] == "worker"):
+            if any(g["open"] for g in await gates.all_gates(connection) if g["gate"] == "worker"):
                 raise Refused("the worker gate is open", "Close it first: iu-listen gate close worker")
-            await census.value(connection, "reset_cursor", name, "3:3:" if to == "beginning" else None)
+            await queries.value(connection, "reset_cursor", name, "3:3:" if to == "beginning" else None)
             if machine:
-                show.as_json({"worker": name, "to": to, "effect": effect, "done": True})
+                output.as_json({"worker": name, "to": to, "effect": effect, "done": True})
             else:
-                show.line(f"Done: {effect}.")
+                output.line(f"Done: {effect}.")
         return 0
 
     return anyio.run(run)
@@ -143,7 +145,7 @@ def cursor_reanchor(
     force: Annotated[bool, Parameter(help="Although no worker refuses.", negative=())] = False,
     plan: Plan = False,
     yes: Yes = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Make a foreign history our own, after a restore or a logical copy.
 
@@ -155,33 +157,33 @@ def cursor_reanchor(
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            await census.require_primary(connection)
-            moment = await census.moment(connection, since) if since else None
-            found = await census.reanchor(connection, moment, force=force, plan=True)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
+            moment = await times.moment(connection, since) if since else None
+            found = await cursors.reanchor(connection, moment, force=force, plan=True)
             answer = {"done": False, "since": moment} | {k: v for k, v in found.items() if k != "status"}
             if plan or not yes:
                 if machine:
-                    show.as_json(answer)
+                    output.as_json(answer)
                 else:
                     _print_plan(found, moment)
                 if not plan:
                     raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
                 return 0
-            did = await census.reanchor(connection, moment, force=force, plan=False)
+            did = await cursors.reanchor(connection, moment, force=force, plan=False)
             if machine:
-                show.as_json(
+                output.as_json(
                     answer | {"done": True} | {k: did[k] for k in ("lineage", "again", "past", "traces_since")}
                 )
             else:
-                again, past = show.text(did["again"]), show.text(did["past"])
-                show.line(f"Done: {again} event(s) are to be read, {past} were moved into the past.")
-                show.note(
-                    "Next: iu-listen gate open worker. When nothing waits any more, iu-listen audit shows that"
+                again, past = output.text(did["again"]), output.text(did["past"])
+                output.line(f"Done: {again} event(s) are to be read, {past} were moved into the past.")
+                output.note(
+                    "Next: iu-listen gate open worker. When nothing waits any more, iu-listen completeness shows that"
                     " nothing is missing."
                 )
                 if did["traces_since"]:
-                    show.note(
+                    output.note(
                         f"Traces: the export begins anew. What it had not sent: iu-listen trace-export --since"
                         f" '{did['traces_since']}'"
                     )
@@ -191,18 +193,20 @@ def cursor_reanchor(
 
 
 def _print_plan(found: dict[str, Any], since: datetime | None) -> None:
-    show.table(
+    output.table(
         ("worker", "domain", "reads", "events", "unread", "uncertain", "to be read", "into the past"),
         (
-            (w["worker_name"], w["event_domain"], show.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"),
+            (w["worker_name"], w["event_domain"], output.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"),
              w["events"], w["unread"], w["uncertain"], w["again"], w["past"])
             for w in found["workers"]
         ),
     )  # fmt: skip
     if found["numbers_behind"]:
-        show.line(f"The sequence is {show.text(found['numbers_behind'])} behind the events; it is put ahead of them.")
+        output.line(
+            f"The sequence is {output.text(found['numbers_behind'])} behind the events; it is put ahead of them."
+        )
     if not since and any(w["uncertain"] for w in found["workers"]):
-        show.line("Uncertain events are read again. If you know since when events may be missing, say --since.")
+        output.line("Uncertain events are read again. If you know since when events may be missing, say --since.")
     if not found["foreign"]:
-        show.line("No worker refuses: the history is our own, and only --force would change anything.")
-    show.line("Plan: nothing was changed.")
+        output.line("No worker refuses: the history is our own, and only --force would change anything.")
+    output.line("Plan: nothing was changed.")

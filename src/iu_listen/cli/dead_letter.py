@@ -11,14 +11,17 @@ from typing import Annotated, Any
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.cli import show
+from iu_listen.admin import dead_letters, gates, times
+from iu_listen.admin import dead_letters as letters
+from iu_listen.admin.ids import whole
+from iu_listen.cli import output
 from iu_listen.cli.ask import confirmed, progress, reason
 from iu_listen.cli.change import Plan
-from iu_listen.cli.door import Where, between, looking
+from iu_listen.cli.context import ConnectionOptions, between, looking
 from iu_listen.cli.ids import ID, Id
+from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.postgres import census, letters
-from iu_listen.postgres.ids import whole
+from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 
 dead_letter = App(name="dead-letter", help="List, show, replay and resolve what could not be routed or delivered.")
@@ -41,7 +44,7 @@ class Which:
 
     async def filter(self, connection: Connection) -> letters.Filter:
         """The options as a filter for queries, with ids completed and times parsed."""
-        since = await census.moment(connection, self.since) if self.since else None
+        since = await times.moment(connection, self.since) if self.since else None
         event = await whole(connection, "event", self.event) if self.event else None
         return letters.Filter(route=self.route, failure=self.failure, since=since, event=event, subject=self.subject)
 
@@ -61,20 +64,20 @@ def dead_letter_list(
     which: Which | None = None,
     before: Annotated[str | None, ID, Parameter(help="Only older ones than this dead letter: the next page.")] = None,
     limit: Annotated[int, Parameter(help="How many at most.", validator=between(1, 1_000_000))] = 50,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """List dead letters, the newest first, and count the open ones by route and failure code."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
+            await requirements.require_package(connection)
             chosen = await (which or Which()).filter(connection)
             last = await whole(connection, "dead_letter", before) if before else None
             found = await letters.page(connection, chosen, resolved=resolved, before=last, limit=limit)
             as_json = bool(where and where.json)
             kinds = [] if as_json else await letters.kinds(connection)
         if as_json:
-            show.as_json(found.letters)
+            output.as_json(found.letters)
             return 0
         _print_dead_letters(found.letters)
         if len(kinds) > 1 or (len(found.letters) < found.total and before is None):
@@ -85,11 +88,11 @@ def dead_letter_list(
     return anyio.run(run)
 
 
-def _print_dead_letters(found: list[census.Row]) -> None:
-    show.table(
+def _print_dead_letters(found: list[queries.Row]) -> None:
+    output.table(
         ("dead letter", "event", "route", "age", "failure", "detail", "replays", "resolved"),
         (
-            (d["id"], d["event_ref"], d["route_code"], show.ago(d["created_at"]), d["failure_code"],
+            (d["id"], d["event_ref"], d["route_code"], output.ago(d["created_at"]), d["failure_code"],
              d["failure_detail"], d["replay_count"], d["resolution"])
             for d in found
         ),
@@ -99,25 +102,25 @@ def _print_dead_letters(found: list[census.Row]) -> None:
 def _print_place(found: letters.Listed, *, resolved: bool, before: str | None) -> None:
     """Print the number of dead letters that are not shown, and the command that shows the next page."""
     if not found.letters:
-        show.note("No older dead letter." if before else f"No {'' if resolved else 'open '}dead letter matches.")
+        output.note("No older dead letter." if before else f"No {'' if resolved else 'open '}dead letter matches.")
         return
     if before is None and len(found.letters) >= found.total:
         return
-    words = f"{show.text(len(found.letters))} of {letters.counted(found.total)}."
-    show.note(f"{words} Older ones: the same command with --before {found.letters[-1]['id']}")
+    words = f"{output.text(len(found.letters))} of {letters.counted(found.total)}."
+    output.note(f"{words} Older ones: the same command with --before {found.letters[-1]['id']}")
 
 
-def print_kinds(kinds: list[census.Row]) -> None:
+def print_kinds(kinds: list[queries.Row]) -> None:
     """Print the counts of open dead letters by route and failure code."""
-    show.table(
+    output.table(
         ("dead letters of route", "failure", "open", "oldest", "newest"),
         (
             (
                 k["route_code"],
                 k["failure_code"],
                 letters.counted(k["open"]),
-                show.ago(k["oldest_at"]),
-                show.ago(k["newest_at"]),
+                output.ago(k["oldest_at"]),
+                output.ago(k["newest_at"]),
             )
             for k in kinds
         ),
@@ -125,20 +128,22 @@ def print_kinds(kinds: list[census.Row]) -> None:
 
 
 @dead_letter.command(name="show")
-def dead_letter_show(id: Id, /, *, where: Where | None = None) -> int:
+def dead_letter_show(id: Id, /, *, where: ConnectionOptions | None = None) -> int:
     """Show one dead letter, the whole event with it."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
+            await requirements.require_package(connection)
             found = await letters.show(connection, await whole(connection, "dead_letter", id))
-        letter = {**found, "event_snapshot": show.parsed(found["event_snapshot"])}
+        letter = {**found, "event_snapshot": output.parsed(found["event_snapshot"])}
         if where and where.json:
-            show.as_json(letter)
+            output.as_json(letter)
         else:
             for name, value in letter.items():
-                words = json.dumps(value, indent=2, ensure_ascii=False) if isinstance(value, dict) else show.text(value)
-                show.block(f"{name:16}  {words}")
+                words = (
+                    json.dumps(value, indent=2, ensure_ascii=False) if isinstance(value, dict) else output.text(value)
+                )
+                output.block(f"{name:16}  {words}")
         return 0
 
     return anyio.run(run)
@@ -160,7 +165,7 @@ def dead_letter_replay(
     actor: Actor = None,
     why: Annotated[str | None, Parameter(help="Why; recorded.")] = None,
     plan: Plan = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Decide dead letters again, under their own idempotency keys.
 
@@ -172,8 +177,8 @@ def dead_letter_replay(
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            await census.require_primary(connection)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
             if ids:
                 return await _replay_these(connection, ids, actor, why, rate, where, plan=plan)
             chosen = await (which or Which()).filter(connection)
@@ -208,7 +213,7 @@ async def _replay_these(
     actor: str | None,
     why: str | None,
     rate: float | None,
-    where: Where | None,
+    where: ConnectionOptions | None,
     *,
     plan: bool,
 ) -> int:
@@ -218,18 +223,18 @@ async def _replay_these(
         closed = await _closed(connection)
         _print_plan_of([await letters.show(connection, id) for id in ids], where, would=closed)
         return int(bool(closed))
-    answers: list[census.Row] = []
+    answers: list[queries.Row] = []
     with progress("replaying", len(ids)) as advance:
         for id in ids:
             # The pause between two replays limits the rate, whatever the duration of a replay.
             if rate and answers:
                 await anyio.sleep(1 / rate)
-            answers.append(await census.replay(connection, id, actor, why))
+            answers.append(await dead_letters.replay(connection, id, actor, why))
             advance(1)
     if where and where.json:
-        show.as_json(answers)
+        output.as_json(answers)
     else:
-        show.table(
+        output.table(
             ("dead letter", "answer", "decision", "attempt", "resolved"),
             (
                 (a["dead_letter_id"], a["status"], a.get("decision"), a.get("attempt_no"), a["resolved"])
@@ -239,27 +244,27 @@ async def _replay_these(
     return int(any(not a["resolved"] and a["status"] not in SETTLED for a in answers))
 
 
-def _print_answers(planned: letters.Plan, counts: Counter[tuple[str, str]], where: Where | None) -> int:
+def _print_answers(planned: letters.BulkPlan, counts: Counter[tuple[str, str]], where: ConnectionOptions | None) -> int:
     rows = []
     for (route, answer), count in sorted(counts.items()):
         status, _, decision = answer.partition(" ")
         rows.append({"route_code": route, "status": status, "decision": decision or None, "count": count})
     if where and where.json:
-        show.as_json(rows)
+        output.as_json(rows)
     elif rows:
-        show.table(
+        output.table(
             ("route", "answer", "decision", "dead letters"),
             ((r["route_code"], r["status"], r["decision"], r["count"]) for r in rows),
         )
     if not planned.groups:
-        show.note("No open dead letter matches; nothing was changed. iu-listen dead-letter list")
+        output.note("No open dead letter matches; nothing was changed. iu-listen dead-letter list")
     return int(any(r["status"] not in SETTLED for r in rows))
 
 
 async def _closed(connection: Connection) -> str:
     """The text that says that a replay would do nothing, because a gate is closed; empty: no gate is closed."""
-    gates = await census.in_the_way(connection)
-    return f"nothing: the {gates[0]} gate is closed (iu-listen gate open {gates[0]})" if gates else ""
+    closed = await gates.in_the_way(connection)
+    return f"nothing: the {closed[0]} gate is closed (iu-listen gate open {closed[0]})" if closed else ""
 
 
 def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
@@ -271,7 +276,7 @@ def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
     return "dry_run" if dry_run else "deliver"
 
 
-def _print_plan(planned: letters.Plan, where: Where | None, *, would: str = "") -> None:
+def _print_plan(planned: letters.BulkPlan, where: ConnectionOptions | None, *, would: str = "") -> None:
     """Print the plan for dead letters that filters select, summed by route and failure code."""
     rows = [
         {"route_code": g["route_code"], "failure_code": g["failure_code"], "count": g["count"],
@@ -280,20 +285,20 @@ def _print_plan(planned: letters.Plan, where: Where | None, *, would: str = "") 
         for g in planned.groups
     ]  # fmt: skip
     if where and where.json:
-        show.as_json(rows)
+        output.as_json(rows)
         return
-    show.table(
+    output.table(
         ("route", "failure", "dead letters", "oldest", "newest", "would be", "for example"),
         (
-            (r["route_code"], r["failure_code"], r["count"], show.ago(r["oldest_at"]), show.ago(r["newest_at"]),
+            (r["route_code"], r["failure_code"], r["count"], output.ago(r["oldest_at"]), output.ago(r["newest_at"]),
              r["would"], r["example"])
             for r in rows
         ),
     )  # fmt: skip
-    show.note(f"Plan: {show.text(planned.total)} dead letter(s); nothing was changed.")
+    output.note(f"Plan: {output.text(planned.total)} dead letter(s); nothing was changed.")
 
 
-def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None, *, would: str = "") -> None:
+def _print_plan_of(found: Sequence[dict[str, Any]], where: ConnectionOptions | None, *, would: str = "") -> None:
     """Print the plan for dead letters that were named by id, each with the newer events of its subject."""
     rows = [
         {"id": d["id"], "event": d["event_ref"], "route": d["route_code"], "created_at": d["created_at"],
@@ -304,17 +309,17 @@ def _print_plan_of(found: Sequence[dict[str, Any]], where: Where | None, *, woul
         for d in found
     ]  # fmt: skip
     if where and where.json:
-        show.as_json(rows)
+        output.as_json(rows)
         return
-    show.table(
+    output.table(
         ("dead letter", "route", "age", "attempt", "newer events of its subject", "would be"),
         (
-            (r["id"], r["route"], show.ago(r["created_at"]), r["attempt_no"],
-             f"{r['newer_of_subject']} of the next {show.text(r['newer_looked_at'])}", r["would"])
+            (r["id"], r["route"], output.ago(r["created_at"]), r["attempt_no"],
+             f"{r['newer_of_subject']} of the next {output.text(r['newer_looked_at'])}", r["would"])
             for r in rows
         ),
     )  # fmt: skip
-    show.note(f"Plan: {len(rows)} dead letter(s); nothing was changed.")
+    output.note(f"Plan: {len(rows)} dead letter(s); nothing was changed.")
 
 
 # -- resolve -----------------------------------------------------------------------------------------------------
@@ -331,7 +336,7 @@ def dead_letter_resolve(
     actor: Actor = None,
     plan: Plan = False,
     yes: Annotated[bool, Parameter(help="With --all: do it without asking.", negative=())] = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Resolve dead letters without a replay: nothing is delivered, and the reason is kept.
 
@@ -343,8 +348,8 @@ def dead_letter_resolve(
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            await census.require_primary(connection)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
             if ids:
                 found = [await whole(connection, "dead_letter", id) for id in ids]
                 if plan:
@@ -362,7 +367,7 @@ def dead_letter_resolve(
                 if not plan:
                     _print_resolved(0, 0, where)
                 return 0
-            confirmed(f"Resolve {show.text(planned.total)} dead letters?", yes=yes)
+            confirmed(f"Resolve {output.text(planned.total)} dead letters?", yes=yes)
             looked = count = 0
             with progress("resolving", planned.total) as advance:
                 async for part, done in letters.resolve_all(connection, planned, chosen, why, actor):
@@ -374,12 +379,12 @@ def dead_letter_resolve(
     return anyio.run(run)
 
 
-def _print_resolved(looked: int, count: int, where: Where | None, *, planned: bool = False) -> None:
+def _print_resolved(looked: int, count: int, where: ConnectionOptions | None, *, planned: bool = False) -> None:
     if where and where.json:
-        show.as_json({"looked_at": looked, "resolved": count, "planned": planned})
+        output.as_json({"looked_at": looked, "resolved": count, "planned": planned})
     elif planned:
-        show.note(f"Plan: {show.text(looked)} dead letter(s) would be resolved; nothing was changed.")
+        output.note(f"Plan: {output.text(looked)} dead letter(s) would be resolved; nothing was changed.")
     else:
-        show.line(f"{show.text(count)} resolved.")
+        output.line(f"{output.text(count)} resolved.")
         if looked > count:
-            show.note(f"{show.text(looked - count)} left: resolved before, or on their way again (delivery list).")
+            output.note(f"{output.text(looked - count)} left: resolved before, or on their way again (delivery list).")

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.cli import show
+from iu_listen.admin import routes
+from iu_listen.cli import output
 from iu_listen.cli.ask import confirmed, reason
 from iu_listen.cli.change import Plan, no_such_route, route
-from iu_listen.cli.door import Where, looking
+from iu_listen.cli.context import ConnectionOptions, looking
+from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
-from iu_listen.postgres import census
+from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
-from iu_listen.targets.check import Verdict, check
+from iu_listen.targets.check import TargetVerdict, check
 
 #: The switches of a delivery in the order in which they are tested, each with the command that opens it.
 LOCKS = {
@@ -41,7 +43,7 @@ def live(
     actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
     plan: Plan = False,
     yes: Annotated[bool, Parameter(help="Do it without asking.", negative=())] = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Let a route deliver: put it on the list of live routes, enable it, end its dry run.
 
@@ -53,8 +55,8 @@ def live(
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            await census.require_primary(connection)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
             found = await _locks(connection, code)
             verdict = await problem(connection, found)
             refused = verdict.problem if verdict.certain else ""
@@ -64,19 +66,19 @@ def live(
             if refused:
                 raise Refused(f"{code} cannot deliver: {refused}", f"Nothing was changed. {verdict.hint}".strip())
             if verdict.problem:
-                show.note(f"Not looked at whole: {verdict.problem}. {verdict.hint}")
+                output.note(f"Not looked at whole: {verdict.problem}. {verdict.hint}")
             if plan:
                 return 0
             confirmed(f"Let {code} deliver?", yes=yes)
-            await census.route_live(connection, code, live=True, why=why, actor=actor)
+            await routes.route_live(connection, code, live=True, why=why, actor=actor)
             after = _shown(await _locks(connection, code))
         if where and where.json:
-            show.as_json(after | {"problem": None, "done": True})
+            output.as_json(after | {"problem": None, "done": True})
         else:
-            show.line(f"{code} is live.")
+            output.line(f"{code} is live.")
             for lock, how in LOCKS.items():
                 if not after[lock]:
-                    show.note(f"Still closed: the {lock} gate. {how}")
+                    output.note(f"Still closed: the {lock} gate. {how}")
         return 0
 
     return anyio.run(run)
@@ -88,28 +90,28 @@ def dry(
     *,
     why: Annotated[str | None, Parameter(help="Why; recorded in iu_delivery_change.")] = None,
     actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Turn a route back to dry run, at once: the event that is being delivered is the last one."""
 
     async def run() -> dict[str, Any]:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            await census.require_primary(connection)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
             await _locks(connection, code)
-            await census.route_live(connection, code, live=False, why=why, actor=actor)
+            await routes.route_live(connection, code, live=False, why=why, actor=actor)
             return _shown(await _locks(connection, code))
 
     after = anyio.run(run)
     if where and where.json:
-        show.as_json(after | {"problem": None, "done": True})
+        output.as_json(after | {"problem": None, "done": True})
     else:
-        show.line(f"{code} is a dry run.")
+        output.line(f"{code} is a dry run.")
     return 0
 
 
 async def _locks(connection: Connection, code: str) -> dict[str, Any]:
-    found = await census.rows(connection, "route_locks", code)
+    found = await queries.rows(connection, "route_switches", code)
     if not found:
         raise await no_such_route(connection, code)
     return found[0]
@@ -122,20 +124,20 @@ def _shown(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def problem(connection: Connection, found: dict[str, Any]) -> Verdict:
+async def problem(connection: Connection, found: dict[str, Any]) -> TargetVerdict:
     """The problem that prevents deliveries of this route: first checked by the database, then by this process."""
-    for row in await census.rows(connection, "delivery/problems", found["route_code"]):
-        return Verdict(row["problem"], row["hint"] or "")
+    for row in await queries.rows(connection, "delivery/problems", found["route_code"]):
+        return TargetVerdict(row["problem"], row["hint"] or "")
     return check(found["target_kind"], found["target_ref"], json.loads(found["policy"]).get("target") or {})
 
 
-def _tell(answer: dict[str, Any], where: Where | None) -> None:
+def _tell(answer: dict[str, Any], where: ConnectionOptions | None) -> None:
     if where and where.json:
-        show.as_json(answer)
+        output.as_json(answer)
         return
-    show.table(
+    output.table(
         ("lock", "", "opened by"),
-        ((lock, show.mark(answer[lock], "open", "closed"), how) for lock, how in LOCKS.items()),
+        ((lock, output.mark(answer[lock], "open", "closed"), how) for lock, how in LOCKS.items()),
     )
     delivers = "cannot deliver" if answer["problem"] else "delivers"
-    show.line(f"Plan: {answer['route_code']} {delivers} to {answer['target_kind']} {answer['target_ref']}.")
+    output.line(f"Plan: {answer['route_code']} {delivers} to {answer['target_kind']} {answer['target_ref']}.")

@@ -20,15 +20,18 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from iu_listen.cli import show, waterfall
+from iu_listen.admin import dead_letters, gates, routes, traces
+from iu_listen.admin import dead_letters as letters
+from iu_listen.admin.health import worker_health
+from iu_listen.cli import output, waterfall
+from iu_listen.cli.context import CommandContext, between, opened, with_dsn
 from iu_listen.cli.demo_target import PORT, Receiver
-from iu_listen.cli.door import Door, between, opened, with_dsn
-from iu_listen.cli.prove import applied, print_proof
+from iu_listen.cli.install import applied, print_proof
+from iu_listen.install.preflight import ApplyOptions
+from iu_listen.install.probe import run_probe
 from iu_listen.model.errors import Refused
-from iu_listen.model.facts import DEFAULT_WORKER
-from iu_listen.postgres import census, letters, trace
-from iu_listen.postgres.gates import Terms
-from iu_listen.postgres.probe import run_probe
+from iu_listen.model.routing import DEFAULT_WORKER
+from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import query
 
@@ -66,7 +69,7 @@ def demo(
 class _Demo:
     """The steps of the demo, and the figures that they measure."""
 
-    door: Door
+    door: CommandContext
     burst: int
     figures: list[tuple[str, str]] = field(default_factory=list)
     receiver: Receiver = field(default_factory=Receiver)
@@ -75,7 +78,7 @@ class _Demo:
 
     async def run(self) -> int:
         async with self.door.session("iu-listen demo") as only:
-            if not await census.value(only, "demo/lock"):
+            if not await queries.value(only, "demo/lock"):
                 raise Refused(
                     "another demo runs on this embedded server", "Wait for its end, or give another IU_LISTEN_DATA_DIR."
                 )
@@ -109,13 +112,13 @@ class _Demo:
             version = await connection.fetchval("show server_version")
         assert self.door.server is not None
         self.door = replace(self.door, settings=with_dsn(self.door.settings, self.door.server.dsn(DATABASE)))
-        show.line(f"PostgreSQL {version} in {self.door.settings.data_dir}/, database {DATABASE}")
+        output.line(f"PostgreSQL {version} in {self.door.settings.data_dir}/, database {DATABASE}")
         self._figure("database ready", f"{time.perf_counter() - began:.2f} s")
 
     async def _apply_and_prove(self, connection: Connection) -> None:
         self._title("The substrate, then the package through its gates, then the checks")
         began = time.perf_counter()
-        terms = Terms(
+        terms = ApplyOptions(
             dsn=self.door.settings.dsn, no_backup="demo database, empty", programs=self.door.programs, base=True
         )
         answer = await applied(self.door, connection, terms, quiet=True)
@@ -124,17 +127,17 @@ class _Demo:
         if not answer["pass"]:
             raise Refused(f"the demo database could not be set up: {'; '.join(shut + wrong)}")
         for gate in answer["gates"]:
-            show.line(f"{show.mark(True, 'PASS')}  {gate['number']} {gate['name']}", markup=True)
-        show.line(f"{len(answer['applied'])} files applied; {len(answer['verify'])} checks pass")
+            output.line(f"{output.mark(True, 'PASS')}  {gate['number']} {gate['name']}", markup=True)
+        output.line(f"{len(answer['applied'])} files applied; {len(answer['verify'])} checks pass")
         self._figure("applied through eight gates, verified", f"{time.perf_counter() - began:.2f} s")
         self._title("The probe, A to H, now on the installed package; rolled back")
         proof = await run_probe(connection, self.door.session)
         for finding in proof.probes:
-            show.line(f"{show.mark(finding.passed, 'PASS', 'FAIL')}  {escape(finding.scenario)}", markup=True)
+            output.line(f"{output.mark(finding.passed, 'PASS', 'FAIL')}  {escape(finding.scenario)}", markup=True)
         if not proof.passed:
             print_proof(proof)
             raise Refused("the probe does not show the seed's figures")
-        await census.set_gate(connection, "worker", opened=True)
+        await gates.set_gate(connection, "worker", opened=True)
 
     async def _business(self, connection: Connection) -> None:
         self._title("Business: each new version of a unit is an event; this is its way")
@@ -156,11 +159,11 @@ class _Demo:
                              f"{1000 * decided:.2f} ms", way["status"]))  # fmt: skip
             await anyio.sleep(0.03)
         columns = ("unit", "event", "writer knew after", "decided after", "decision")
-        show.table(columns, ways, spare=("event",))
+        output.table(columns, ways, spare=("event",))
         self._figure("insert → decision, median of 10", f"{sorted(total)[len(total) // 2]:.2f} ms")
 
     async def _burst(self, connection: Connection) -> None:
-        self._title(f"A burst of {show.text(self.burst)} events from {WRITERS} writers, and the drain")
+        self._title(f"A burst of {output.text(self.burst)} events from {WRITERS} writers, and the drain")
         units = [await connection.fetchval(query("demo/new_unit"), f"demo/burst-{n:02}") for n in range(20)]
         before = (await self._count(connection))["attempted"]
         expected = (await self._count(connection))["events"] + self.burst
@@ -179,14 +182,14 @@ class _Demo:
             async with _bar("drain", self.burst) as advance:
                 await self._drained(connection, expected, lambda done: advance(done - before))
         seconds = time.perf_counter() - began
-        show.line(f"{show.text(self.burst)} events written and routed in {seconds:.2f} s")
-        self._figure("burst, written and routed", f"{show.text(round(self.burst / seconds))} events/s")
+        output.line(f"{output.text(self.burst)} events written and routed in {seconds:.2f} s")
+        self._figure("burst, written and routed", f"{output.text(round(self.burst / seconds))} events/s")
 
     async def _deliver(self, connection: Connection) -> None:
         self._title("One route goes live: a coroutine delivers to a receiver; a failure, a retry, a dead letter")
         await connection.execute(query("demo/live_route"))
-        await census.set_gate(connection, "delivery", opened=True)
-        await census.route_live(connection, ROUTE, live=True, why="the demo", actor="demo")
+        await gates.set_gate(connection, "delivery", opened=True)
+        await routes.route_live(connection, ROUTE, live=True, why="the demo", actor="demo")
         units = [await connection.fetchval(query("demo/new_unit"), f"demo/{name}") for name in CUSTOMERS]
         _, busy, unknown = units
         self.receiver.busy.add(str(busy))
@@ -195,20 +198,20 @@ class _Demo:
             await connection.execute(query("demo/new_versions"), [unit], 1)
         letter = (await self._wait(partial(self._letters, connection), "there is a dead letter"))[0]
         await self._wait(partial(self._delivered, connection), "everything is delivered", pause=0.02)
-        attempts = await census.rows(connection, "demo/attempts", units)
-        show.table(
+        attempts = await queries.rows(connection, "demo/attempts", units)
+        output.table(
             ("unit", "attempt", "came to", "because"),
             ((a["canonical_address"], a["attempt_no"], a["status"], a["failure_code"]) for a in attempts),
         )
-        show.line(f"dead letter {letter['id']}: {letter['failure_detail']}")
+        output.line(f"dead letter {letter['id']}: {letter['failure_detail']}")
         self.receiver.unknown.clear()
-        answer = await census.replay(connection, letter["id"], "demo")
+        answer = await dead_letters.replay(connection, letter["id"], "demo")
         await self._wait(partial(self._resolved, connection), "the replay has arrived", pause=0.02)
-        show.line(f"the receiver knows the customer now; replayed: {answer['status']}, and delivered")
-        show.line("its whole life, out of the audit; `iu-listen trace ID` draws it of any event:")
-        waterfall.draw(await trace.life(connection, str(letter["event_ref"])))
+        output.line(f"the receiver knows the customer now; replayed: {answer['status']}, and delivered")
+        output.line("its whole life, out of the audit; `iu-listen trace ID` draws it of any event:")
+        waterfall.draw(await traces.life(connection, str(letter["event_ref"])))
         await self._outage(connection)
-        await census.route_live(connection, ROUTE, live=False, why="the demo goes on", actor="demo")
+        await routes.route_live(connection, ROUTE, live=False, why="the demo goes on", actor="demo")
         self._figure("delivered / dead letters open", f"{len(self.receiver.taken)} / 0")
 
     async def _outage(self, connection: Connection) -> None:
@@ -218,12 +221,14 @@ class _Demo:
             unit = await connection.fetchval(query("demo/new_unit"), f"demo/during-{number}")
             await connection.execute(query("demo/new_versions"), [unit], 1)
         held = await self._wait(partial(self._held, connection), "the circuit breaker opens", pause=0.02)
-        show.line(f"{held['held_by'].replace('_', ' ')} ({held['why']}): {held['pending']} wait, no attempt is spent")
+        output.line(
+            f"{held['paused_by'].replace('_', ' ')} ({held['why']}): {held['pending']} wait, no attempt is spent"
+        )
         began = time.perf_counter()
         await self.tasks.start(self.receiver.serve)
         await self._wait(partial(self._delivered, connection), "everything is delivered", pause=0.02)
         seconds = time.perf_counter() - began
-        show.line(f"the receiver is back: {held['pending']} delivered, the circuit breaker is closed")
+        output.line(f"the receiver is back: {held['pending']} delivered, the circuit breaker is closed")
         self._figure("receiver back → all delivered", f"{seconds:.2f} s")
 
     async def _die(self, connection: Connection, consumer: subprocess.Popen[bytes]) -> None:
@@ -232,8 +237,8 @@ class _Demo:
         consumer.wait()
         unit = await connection.fetchval(query("demo/new_unit"), "demo/meanwhile")
         await connection.execute(query("demo/new_versions"), [unit], 1000)
-        backlog = (await census.worker_health(connection, DEFAULT_WORKER))["backlog"]
-        show.line(f"1 000 events were written meanwhile; backlog {show.text(backlog)}, no writer noticed")
+        backlog = (await worker_health(connection, DEFAULT_WORKER))["backlog"]
+        output.line(f"1 000 events were written meanwhile; backlog {output.text(backlog)}, no writer noticed")
 
     async def _catch_up(self, connection: Connection) -> None:
         self._title("It is started again, and catches up by itself")
@@ -246,13 +251,13 @@ class _Demo:
     async def _end(self, connection: Connection) -> None:
         counts = await self._count(connection)
         self._figure(
-            "events written / events decided", f"{show.text(counts['events'])} / {show.text(counts['attempted'])}"
+            "events written / events decided", f"{output.text(counts['events'])} / {output.text(counts['attempted'])}"
         )
         if counts["events"] != counts["attempted"]:
             raise Refused("an event has no decision")
-        show.line("")
-        show.table(("measured", ""), self.figures, "Summary")
-        show.note(
+        output.line("")
+        output.table(("measured", ""), self.figures, "Summary")
+        output.note(
             "Next: make up; in another terminal . .venv/bin/activate, iu-listen emit, iu-listen status. docs/tutorial/"
         )
 
@@ -260,33 +265,33 @@ class _Demo:
 
     def _title(self, words: str) -> None:
         self._step += 1
-        show.line(f"\n[bold]{self._step}. {words}[/]", markup=True)
+        output.line(f"\n[bold]{self._step}. {words}[/]", markup=True)
 
     def _figure(self, what: str, measured: str) -> None:
         self.figures.append((what, measured))
 
     async def _count(self, connection: Connection) -> dict[str, int]:
-        return (await census.rows(connection, "demo/counts"))[0]
+        return (await queries.rows(connection, "demo/counts"))[0]
 
-    async def _letters(self, connection: Connection) -> list[census.Row]:
+    async def _letters(self, connection: Connection) -> list[queries.Row]:
         return (await letters.page(connection, letters.Filter(), resolved=False, before=None, limit=10)).letters
 
     async def _resolved(self, connection: Connection) -> bool:
         return not await self._letters(connection)
 
-    async def _route(self, connection: Connection) -> census.Row:
-        return next(r for r in await census.rows(connection, "delivery/routes") if r["route_code"] == ROUTE)
+    async def _route(self, connection: Connection) -> queries.Row:
+        return next(r for r in await queries.rows(connection, "delivery/routes") if r["route_code"] == ROUTE)
 
     async def _delivered(self, connection: Connection) -> bool:
         route = await self._route(connection)
-        return not route["pending"] and not route["held_by"]
+        return not route["pending"] and not route["paused_by"]
 
-    async def _held(self, connection: Connection) -> census.Row | None:
+    async def _held(self, connection: Connection) -> queries.Row | None:
         route = await self._route(connection)
-        return route if route["held_by"] == "breaker_open" and route["pending"] == 4 else None
+        return route if route["paused_by"] == "breaker_open" and route["pending"] == 4 else None
 
     async def _listens(self, connection: Connection) -> bool:
-        return any(c["listening"] for c in await census.rows(connection, "consumers"))
+        return any(c["listening"] for c in await queries.rows(connection, "consumers"))
 
     async def _drained(
         self, connection: Connection, expected: int, tell: Callable[[int], None] = lambda _: None
@@ -321,7 +326,7 @@ class _Demo:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             try:
-                process.wait(self.door.settings.grace)
+                process.wait(self.door.settings.grace_period)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -330,7 +335,7 @@ class _Demo:
 @asynccontextmanager
 async def _bar(what: str, total: int) -> AsyncIterator[Callable[[int], None]]:
     """A progress bar on a terminal; yields a function that is called with the number of completed items."""
-    console = show.err()
+    console = output.err()
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)

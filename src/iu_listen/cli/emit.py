@@ -9,10 +9,11 @@ from uuid import UUID
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.cli import show
-from iu_listen.cli.door import Where, between, looking
+from iu_listen.admin import events
+from iu_listen.cli import output
+from iu_listen.cli.context import ConnectionOptions, between, looking
+from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.postgres import census
 
 
 def register(app: App) -> None:
@@ -28,7 +29,7 @@ def emit(
     actor: Annotated[str, Parameter(help="Who does it.")] = "iu-listen emit",
     payload: Annotated[str, Parameter(help="JSON object of metadata.")] = "{}",
     count: Annotated[int, Parameter(help="How many events, in one transaction.", validator=between(1, 1_000_000))] = 1,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Write events to the outbox, through fn_iu_emit_event like everybody else."""
     try:
@@ -45,15 +46,15 @@ def emit(
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_substrate(connection)
-            await census.require_primary(connection)
-            ids = await census.emit(connection, type, address, subject, actor, payload, count)
+            await requirements.require_substrate(connection)
+            await requirements.require_primary(connection)
+            ids = await events.emit(connection, type, address, subject, actor, payload, count)
         if where and where.json:
-            show.as_json({"events": ids})
+            output.as_json({"events": ids})
         elif count == 1:
-            show.line(str(ids[0]))
+            output.line(str(ids[0]))
         else:
-            show.line(f"{show.text(len(ids))} events, the first is {ids[0]}")
+            output.line(f"{output.text(len(ids))} events, the first is {ids[0]}")
         return 0
 
     return anyio.run(run)

@@ -38,7 +38,7 @@ class Ending:
         self._until = 0.0
         self._loop_ended = False
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         """Begin the grace period when the shutdown starts."""
         if isinstance(observation, Stopping):
             self._until = time.monotonic() + self._grace

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from iu_listen.postgres.ids import SHORTEST, is_id
+from iu_listen.admin.ids import SHORTEST, is_id
 
 
 def _check(_: Any, value: str | list[str] | None) -> None:

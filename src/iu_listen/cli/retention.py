@@ -12,12 +12,13 @@ from cyclopts import App, Parameter
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from iu_listen.cli import show
-from iu_listen.cli.door import Where, between, looking, opened
+from iu_listen.admin import retention as keeping
+from iu_listen.cli import output
+from iu_listen.cli.context import ConnectionOptions, between, looking, opened
+from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, Refused
-from iu_listen.postgres import census
-from iu_listen.postgres import retention as keeping
-from iu_listen.postgres.census import Row
+from iu_listen.postgres import queries
+from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection, session
 
 What = Literal["events", "attempts", "dead_letters"]
@@ -47,7 +48,7 @@ VERDICTS = {
     "open_dead_letter": ("of an open dead letter", "iu-listen dead-letter list"),
     "not_released": (
         "the audit misses attempts of it, or its traces are not exported yet",
-        "iu-listen audit; iu-listen status says how far the export is",
+        "iu-listen completeness; iu-listen status says how far the export is",
     ),
 }
 
@@ -63,13 +64,13 @@ def register(app: App) -> None:
 
 
 @retention.command(name="show")
-def retention_show(*, where: Where | None = None) -> int:
+def retention_show(*, where: ConnectionOptions | None = None) -> int:
     """Show the policies, and what the last run did."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            _print_policies(await census.rows(connection, "retention/policies"), where)
+            await requirements.require_package(connection)
+            _print_policies(await queries.rows(connection, "retention/policies"), where)
         return 0
 
     return anyio.run(run)
@@ -82,7 +83,7 @@ def retention_set(
     *,
     keep: Annotated[str | None, Parameter(help="Keep what is younger, as in 90d, 12h, '3 months'.")] = None,
     off: Annotated[bool, Parameter(help="Switch the policy off: everything is kept.", negative=())] = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Set a policy and switch it on, or switch it off. Removes nothing by itself; `retention run` does."""
     if (keep is None) != off:
@@ -90,23 +91,23 @@ def retention_set(
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            await census.require_primary(connection)
+            await requirements.require_package(connection)
+            await requirements.require_primary(connection)
             await keeping.set_policy(connection, what, keep and await keeping.interval(connection, keep))
-            _print_policies(await census.rows(connection, "retention/policies"), where)
+            _print_policies(await queries.rows(connection, "retention/policies"), where)
         return 0
 
     return anyio.run(run)
 
 
-def _print_policies(found: list[Row], where: Where | None) -> None:
+def _print_policies(found: list[Row], where: ConnectionOptions | None) -> None:
     if where and where.json:
-        show.as_json(found)
+        output.as_json(found)
     else:
-        show.table(
+        output.table(
             ("what", "kept for", "", "last run", "it removed", "in total"),
             (
-                (p["what"], p["keep"], show.mark(p["enabled"], "on", "off"), show.ago(p["last_run_at"]),
+                (p["what"], p["keep"], output.mark(p["enabled"], "on", "off"), output.ago(p["last_run_at"]),
                  p["last_gone"], p["total_gone"])
                 for p in found
             ),
@@ -117,12 +118,14 @@ def _print_policies(found: list[Row], where: Where | None) -> None:
 
 
 @retention.command(name="plan")
-def retention_plan(*, what: Whats = None, keep: Keep = None, ahead: Ahead = 3, where: Where | None = None) -> int:
+def retention_plan(
+    *, what: Whats = None, keep: Keep = None, ahead: Ahead = 3, where: ConnectionOptions | None = None
+) -> int:
     """Show what a run would remove now, and what holds back the rest. Changes nothing."""
 
     async def run() -> int:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
+            await requirements.require_package(connection)
             plan = await _Plan.make(connection, what, keep, ahead)
             # The plan also shows policies that are off, so that a user sees their effect before setting them.
             plan.print(where)
@@ -146,7 +149,7 @@ class _Plan:
     async def make(cls, connection: Connection, what: list[What] | None, keep: str | None, ahead: int) -> _Plan:
         """Create a plan from the present state of the database."""
         keep = keep and await keeping.interval(connection, keep)
-        policies = await census.rows(connection, "retention/policies")
+        policies = await queries.rows(connection, "retention/policies")
         plan = cls(policies, keep, [w for w in keeping.WHAT if not what or w in what])
         await plan.look(connection)
         if "events" in plan.chosen:
@@ -155,8 +158,8 @@ class _Plan:
 
     async def look(self, connection: Connection) -> None:
         """Read the verdicts of the plan and the positions of the readers (again)."""
-        self.verdicts = await census.rows(connection, "retention/plan", self.keep, self.chosen)
-        self.readers = await census.rows(connection, "retention/readers")
+        self.verdicts = await queries.rows(connection, "retention/plan", self.keep, self.chosen)
+        self.readers = await queries.rows(connection, "retention/readers")
 
     def kept(self, what: str) -> str:
         """The interval for which the rows of a policy are kept."""
@@ -177,25 +180,25 @@ class _Plan:
     def as_json(self) -> Row:
         """The machine-readable form of the plan."""
         return {
-            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self.culprits,
+            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self.blockers,
             "partitions": self.partitions,
         }  # fmt: skip
 
-    def print(self, where: Where | None) -> None:
+    def print(self, where: ConnectionOptions | None) -> None:
         """Print the plan as tables, or as JSON."""
         if where and where.json:
-            show.as_json(self.as_json())
+            output.as_json(self.as_json())
             return
         on = {p["what"] for p in self.policies if p["enabled"] or self.keep}
         goes = {v["what"]: v for v in self.verdicts if v["verdict"] == "goes"}
         for what in self.chosen:
             since = (
-                f" (from {show.text(goes[what]['oldest'])} to {show.text(goes[what]['youngest'])})"
+                f" (from {output.text(goes[what]['oldest'])} to {output.text(goes[what]['youngest'])})"
                 if what in goes
                 else ""
             )
             off = "" if what in on else ", but the policy is off"
-            show.line(f"{what}: {show.text(self.going[what])} older than {self.kept(what)} would go{since}{off}.")
+            output.line(f"{what}: {output.text(self.going[what])} older than {self.kept(what)} would go{since}{off}.")
         self.print_held()
         if self.partitions:
             _print_partitions(self.partitions)
@@ -204,7 +207,7 @@ class _Plan:
         """Print the rows that are old enough but held back, each with a hint."""
         held = self.held
         if held:
-            show.table(
+            output.table(
                 ("what", "why", "rows", "oldest", "youngest"),
                 (
                     (v["what"], " ".join(filter(None, (VERDICTS[v["verdict"]][0], v["who"]))), v["count"], v["oldest"],
@@ -213,21 +216,21 @@ class _Plan:
                 ),
                 "Old enough, and stays",
             )  # fmt: skip
-        if culprits := self.culprits:
-            show.table(
+        if blockers := self.blockers:
+            output.table(
                 ("worker", "domain", "youngest event read", "last run", "consumed", "refuses"),
                 (
-                    (r["worker_name"], r["event_domain"], r["last_created_at"], show.ago(r["last_run_at"]), r["prev"],
+                    (r["worker_name"], r["event_domain"], r["last_created_at"], output.ago(r["last_run_at"]), r["prev"],
                      r["refusal"])
-                    for r in culprits
+                    for r in blockers
                 ),
                 "Who holds it back",
             )  # fmt: skip
         for hint in dict.fromkeys(VERDICTS[v["verdict"]][1] for v in held):
-            show.note(hint)
+            output.note(hint)
 
     @property
-    def culprits(self) -> list[Row]:
+    def blockers(self) -> list[Row]:
         """The workers that hold rows back, with their positions."""
         named = {name for v in self.verdicts if v["verdict"] == "unread" for name in v["who"].split(", ")}
         return [r for r in self.readers if r["worker_name"] in named or r["refusal"]]
@@ -245,7 +248,7 @@ def _print_partitions(found: Row) -> None:
             return "stays: " + ", ".join(why)
         return "stays"
 
-    show.table(
+    output.table(
         ("partition", "from", "to", "rows", ""),
         (
             (p["name"], p["from"] or "default", p["to"], p["rows"] if p["rows"] or p["whole"] else None, fate(p))
@@ -255,11 +258,11 @@ def _print_partitions(found: Row) -> None:
     )
     for month in found["create"]:
         way = f"; in the way: {month['in_the_way']} rows of the default partition" if month["in_the_way"] else ""
-        show.line(f"would create {month['name']}{way}")
+        output.line(f"would create {month['name']}{way}")
     if not found["by_time"]:
-        show.note("event_outbox is not partitioned by range of created_at alone: its partitions are left alone.")
+        output.note("event_outbox is not partitioned by range of created_at alone: its partitions are left alone.")
     elif not found["owner"]:
-        show.note("Only the owner of event_outbox may change its partitions.")
+        output.note("Only the owner of event_outbox may change its partitions.")
 
 
 # -- run ---------------------------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ def retention_run(
         bool, Parameter(help="Drop partitions that go whole, instead of keeping them as tables.", negative=())
     ] = False,
     yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Remove what is old enough and what every reader has read, in small transactions.
 
@@ -296,8 +299,8 @@ def retention_run(
             async with session(
                 door.settings.dsn, name=name, deadline=door.settings.deadline, idle_timeout=idle
             ) as connection:
-                await census.require_package(connection)
-                await census.require_primary(connection)
+                await requirements.require_package(connection)
+                await requirements.require_primary(connection)
                 chosen = await _chosen(connection, what, keep)
                 plan = await _Plan.make(connection, chosen, keep, ahead) if chosen else None
                 if not yes:
@@ -318,7 +321,7 @@ def retention_run(
 
 async def _chosen(connection: Connection, what: list[What] | None, keep: str | None) -> list[What]:
     """The policies that a run applies."""
-    on: list[What] = [p["what"] for p in await census.rows(connection, "retention/policies") if p["enabled"] or keep]
+    on: list[What] = [p["what"] for p in await queries.rows(connection, "retention/policies") if p["enabled"] or keep]
     if what and (off := [w for w in what if w not in on]):
         raise Refused(f"the policy of {off[0]} is off", f"iu-listen retention set {off[0]} --keep 90d, or give --keep.")
     return [w for w in on if not what or w in what]
@@ -333,7 +336,7 @@ async def _remove(
     ended = False
     try:
         if plan.partitions:
-            tender = keeping.Tender(connection, plan.kept("events"), drop=drop)
+            tender = keeping.PartitionMaintainer(connection, plan.kept("events"), drop=drop)
             await tender.tend(plan.partitions)
             await plan.look(connection)
         for what in plan.chosen:
@@ -346,24 +349,24 @@ async def _remove(
         ended = True
     finally:
         if not ended:
-            gone = ", ".join(f"{show.text(n)} {what}" for what, n in removed.items())
-            show.note(f"Ended early. Gone: {gone}. Nothing is half done; the next run does the rest.")
+            gone = ", ".join(f"{output.text(n)} {what}" for what, n in removed.items())
+            output.note(f"Ended early. Gone: {gone}. Nothing is half done; the next run does the rest.")
     seconds = time.monotonic() - began
     if machine:
-        show.as_json({
+        output.as_json({
             "status": "ran", "removed": removed, "seconds": round(seconds, 3),
-            "held": plan.held, "readers": plan.culprits,
+            "held": plan.held, "readers": plan.blockers,
             "partitions": {"done": tender.done, "held": tender.held} if tender else None,
         })  # fmt: skip
         return 0
     for row in tender.done if tender else []:
-        show.line(f"{row['did']} {row['partition']}" + (f", {show.text(row['rows'])} rows" if row["rows"] else ""))
+        output.line(f"{row['did']} {row['partition']}" + (f", {output.text(row['rows'])} rows" if row["rows"] else ""))
     for row in tender.held if tender else []:
-        show.line(f"left alone{': ' * bool(row['partition'])}{row['partition']}: {row['why']}")
+        output.line(f"left alone{': ' * bool(row['partition'])}{row['partition']}: {row['why']}")
     total = sum(removed.values())
-    rate = f", {show.text(round(total / seconds))} rows/s" if total else ""
-    show.line(
-        f"Removed {', '.join(f'{show.text(n)} {w}' for w, n in removed.items())} in {show.duration(seconds)}{rate}."
+    rate = f", {output.text(round(total / seconds))} rows/s" if total else ""
+    output.line(
+        f"Removed {', '.join(f'{output.text(n)} {w}' for w, n in removed.items())} in {output.duration(seconds)}{rate}."
     )
     plan.print_held()
     return 0
@@ -371,9 +374,9 @@ async def _remove(
 
 def _print_end(answer: dict[str, Any], words: str, *, machine: bool) -> int:
     if machine:
-        show.as_json(answer)
+        output.as_json(answer)
     else:
-        show.line(words[0].upper() + words[1:] + ".")
+        output.line(words[0].upper() + words[1:] + ".")
     return 0
 
 
@@ -381,13 +384,13 @@ class _Rate(ProgressColumn):
     """A column with the number of rows in a second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{show.text(round(task.speed or 0))} rows/s")
+        return Text(f"{output.text(round(task.speed or 0))} rows/s")
 
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Any]:
     """A progress bar on a terminal; yields a function that is called with the number of removed rows."""
-    console = show.err()
+    console = output.err()
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _Rate(),
         TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,

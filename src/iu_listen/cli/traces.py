@@ -15,19 +15,22 @@ import anyio
 from cyclopts import App, Parameter
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from iu_listen.app import EXPORT, PostgresSessions, Watchers
-from iu_listen.cli import show, waterfall
-from iu_listen.cli.door import Where, looking, opened
-from iu_listen.flow.export import Export
+from iu_listen.admin import times
+from iu_listen.admin import traces as admin_traces
+from iu_listen.app import EXPORT, Observers, PostgresSessions
+from iu_listen.cli import output, waterfall
+from iu_listen.cli.context import ConnectionOptions, looking, opened
+from iu_listen.flow.trace_export import Export
+from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
-from iu_listen.model.observation import Observation, SessionFailed, SpansExported, SpansHeld
-from iu_listen.model.trace import Span
-from iu_listen.postgres import census, trace
+from iu_listen.model.observation import ExportDelayed, Observation, SessionFailed, SpansExported
+from iu_listen.model.spans import Span
+from iu_listen.postgres import queries
 from iu_listen.telemetry.collector import PROTOCOLS, collector
-from iu_listen.telemetry.exporters import exporter_names, resource
-from iu_listen.telemetry.foreign import close_all, tame
-from iu_listen.telemetry.metrics import MetricWatcher, metric_watcher
+from iu_listen.telemetry.metrics import MetricObserver, metric_observer
 from iu_listen.telemetry.otlp import as_json
+from iu_listen.telemetry.sdk_exporters import exporter_names, resource
+from iu_listen.telemetry.sdk_logs import close_all, tame
 
 
 def register(app: App) -> None:
@@ -42,7 +45,7 @@ def trace_one(
     *,
     html: Annotated[Path | None, Parameter(help="Write the waterfall to this file, as a page.")] = None,
     open_: Annotated[bool, Parameter(name="--open", help="Show the page in a browser.", negative=())] = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Show what became of an event: its transaction, every attempt, the dead letter, the replay. Needs no backend.
 
@@ -52,8 +55,8 @@ def trace_one(
 
     async def run() -> list[Span]:
         async with looking(where) as (_, connection):
-            await census.require_package(connection)
-            return await trace.life(connection, what)
+            await requirements.require_package(connection)
+            return await admin_traces.life(connection, what)
 
     spans = anyio.run(run)
     if not spans:
@@ -61,11 +64,11 @@ def trace_one(
     if html or open_:
         file = html or Path(tempfile.mkdtemp(prefix="iu-listen-")) / f"{spans[0].trace_id}.html"
         file.write_text(waterfall.page(spans), encoding="utf-8")
-        show.note(f"Written: {file}")
+        output.note(f"Written: {file}")
         if open_:
             webbrowser.open(file.resolve().as_uri())
     elif where and where.json:
-        show.as_json(as_json(spans, resource(os.environ).attributes), named=False)
+        output.as_json(as_json(spans, resource(os.environ).attributes), named=False)
     else:
         waterfall.draw(spans)
     return 0
@@ -82,7 +85,7 @@ def trace_export(
     end: Annotated[
         bool, Parameter(help="End the export for good: retention waits for it no more.", negative=())
     ] = False,
-    where: Where | None = None,
+    where: ConnectionOptions | None = None,
 ) -> int:
     """Export attempts and dead letters as spans, to the OTLP collector that OTEL_EXPORTER_OTLP_* name.
 
@@ -94,27 +97,27 @@ def trace_export(
         raise ConfigurationError("--follow, --since and --end exclude each other", "Say one of them.")
     if end:
         return _end(where)
-    tame(lambda who, words: show.note(f"{who}: {words}"))
+    tame(lambda who, words: output.note(f"{who}: {words}"))
     enabled = {**os.environ, "OTEL_SDK_DISABLED": "false"}
     named = [name for name in exporter_names(enabled, "traces") if name in PROTOCOLS]
     there = collector(enabled | {"OTEL_TRACES_EXPORTER": named[0] if named else "otlp"})
     assert there is not None
-    metrics: MetricWatcher | None = None
+    metrics: MetricObserver | None = None
     try:
         with opened(where) as door, _progress() as teller:
 
             async def run() -> None:
                 nonlocal metrics
                 async with door.session() as connection:
-                    await census.require_package(connection)
-                    await census.require_primary(connection)
-                    moment = await census.moment(connection, since) if since else None
-                    database = (await census.rows(connection, "target"))[0]["database"]
+                    await requirements.require_package(connection)
+                    await requirements.require_primary(connection)
+                    moment = await times.moment(connection, since) if since else None
+                    database = (await queries.rows(connection, "target"))[0]["database"]
                 metrics = _metrics(database)
                 export = Export(
                     PostgresSessions(door.settings, batches=False),
                     there,
-                    Watchers([teller, metrics] if metrics else [teller]),
+                    Observers([teller, metrics] if metrics else [teller]),
                 )
                 await (export.run() if follow else export.once(moment))
 
@@ -124,40 +127,40 @@ def trace_export(
     finally:
         close_all((there, metrics))
     if where and where.json:
-        show.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
+        output.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
     else:
-        refused = f", {show.text(teller.rejected)} were refused for good" if teller.rejected else ""
-        show.line(f"Exported {show.text(teller.exported)} spans in {show.duration(teller.seconds)}{refused}.")
+        refused = f", {output.text(teller.rejected)} were refused for good" if teller.rejected else ""
+        output.line(f"Exported {output.text(teller.exported)} spans in {output.duration(teller.seconds)}{refused}.")
     return 1 if teller.rejected else 0
 
 
-def _end(where: Where | None) -> int:
+def _end(where: ConnectionOptions | None) -> int:
     """Remove the cursor of the export, if no process uses it."""
 
     async def run() -> int | None:
         with opened(where) as door:
             async with door.session() as connection:
-                await census.require_package(connection)
-                return await trace.end(connection, EXPORT)
+                await requirements.require_package(connection)
+                return await admin_traces.end(connection, EXPORT)
 
     spans = anyio.run(run)
     if where and where.json:
-        show.as_json({"ended": spans is not None, "exported": spans or 0})
+        output.as_json({"ended": spans is not None, "exported": spans or 0})
     elif spans is None:
-        show.line("There is no export.")
+        output.line("There is no export.")
     else:
-        show.line(f"Ended: {show.text(spans)} spans were exported. The next export begins anew.")
+        output.line(f"Ended: {output.text(spans)} spans were exported. The next export begins anew.")
     return 0
 
 
-def _metrics(database: str) -> MetricWatcher | None:
+def _metrics(database: str) -> MetricObserver | None:
     """The observer for metrics; None: metrics are off, or another consumer on this host already uses the port."""
     try:
-        return metric_watcher(os.environ, database)
+        return metric_observer(os.environ, database)
     except ConfigurationError as error:
         if not isinstance(error.__cause__, OSError):
             raise
-        show.note(f"Without metrics: {error.message}. {error.hint}")
+        output.note(f"Without metrics: {error.message}. {error.hint}")
         return None
 
 
@@ -176,7 +179,7 @@ class _Teller:
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         match observation:
             case SpansExported(spans, rejected, _, why):
                 self.exported += spans
@@ -184,23 +187,23 @@ class _Teller:
                 if rejected:
                     self._say(f"Refused for good: {why or 'the collector does not say why'}.")
                 rate = round(self.exported / max(self.seconds, 0.001))
-                words = f"{show.text(self.exported)} spans, {show.text(rate)}/s"
+                words = f"{output.text(self.exported)} spans, {output.text(rate)}/s"
                 self._bar.update(self._task, spans=words)
-            case SpansHeld(why, _, str(poison)):
+            case ExportDelayed(why, _, str(poison)):
                 self._say(f"Left out, as others that are refused so: span {poison}, {why}.", why)
-            case SpansHeld(why, pause, None) | SessionFailed(_, why, pause):
+            case ExportDelayed(why, pause, None) | SessionFailed(_, why, pause):
                 self._say(f"Held back, nothing is lost: {why}; again in {pause:.1f} s.", why)
 
     def _say(self, line: str, why: str = "") -> None:
         """Print a line once for each reason; a long outage would otherwise print a line for each try."""
         if (key := why or line) not in self._said:
             self._said.add(key)
-            show.note(line)
+            output.note(line)
 
 
 @contextmanager
 def _progress() -> Iterator[_Teller]:
-    console = show.err()
+    console = output.err()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[spans]}"),
         console=console, transient=True, disable=not console.is_terminal,

@@ -10,10 +10,10 @@ from string import Template
 
 from rich.text import Text
 
-from iu_listen.cli import show
+from iu_listen.cli import output
 from iu_listen.cli.layout import Branch
+from iu_listen.model.spans import Span
 from iu_listen.model.text import visible
-from iu_listen.model.trace import Span
 
 #: Width of the timeline in the terminal, in characters.
 WIDTH = 32
@@ -73,7 +73,7 @@ def length(nanoseconds: int) -> str:
     """A duration as text: below one second in milliseconds with one decimal."""
     if nanoseconds < 10**9:
         return f"{nanoseconds / 10**6:.1f} ms"
-    return show.duration(nanoseconds / 10**9)
+    return output.duration(nanoseconds / 10**9)
 
 
 def ends(spans: Sequence[Span]) -> tuple[int, int]:
@@ -96,8 +96,8 @@ def draw(spans: Sequence[Span]) -> None:
         rows.append((what, f"+{length(span.start - began)}", length(span.end - span.start), bar, came))
         below = Branch(what.prefix, f"{what.words}\n{came.plain}", str(came.style))
         narrow.append((below, *rows[-1][1:3]))
-    show.table(("", "begins", "takes", BAR, "result"), rows, spare=(BAR,), narrow=(("", "begins", "takes"), narrow))
-    show.note(
+    output.table(("", "begins", "takes", BAR, "result"), rows, spare=(BAR,), narrow=(("", "begins", "takes"), narrow))
+    output.note(
         f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z, {length(whole)} in all; "
         f"trace id {spans[0].trace_id}"
     )

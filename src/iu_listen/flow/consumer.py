@@ -16,20 +16,20 @@ from functools import partial
 
 import anyio
 
-from iu_listen.flow.audit import keep_auditing
 from iu_listen.flow.backoff import backoff
-from iu_listen.flow.measure import keep_measuring
-from iu_listen.flow.patrol import Patrol
-from iu_listen.flow.ports import Bell, Courier, NoBell, Outbox, Sessions, Watcher
-from iu_listen.flow.rhythm import Act, Rhythm
-from iu_listen.flow.ring import Ring
+from iu_listen.flow.completeness import keep_auditing
+from iu_listen.flow.metrics import keep_measuring
+from iu_listen.flow.monitor import Monitor
+from iu_listen.flow.ports import BatchRunner, DispatcherPort, Listener, ListenUnavailable, Observer, Sessions
+from iu_listen.flow.wake_event import WakeEvent
+from iu_listen.flow.wake_policy import Act, WakePolicy
 from iu_listen.model.errors import Refused, SessionLost
-from iu_listen.model.facts import STATE_OF_STATUS, WORKING, Batch, BatchFailure, State, Tally, Wake, WorkerName
 from iu_listen.model.observation import (
     BatchRan,
-    Beaten,
+    HeartbeatWritten,
     LeaseTaken,
     Listening,
+    NotificationMissed,
     Polling,
     SessionFailed,
     StandingBy,
@@ -37,8 +37,8 @@ from iu_listen.model.observation import (
     StateChanged,
     Stopped,
     Stopping,
-    WakeLost,
 )
+from iu_listen.model.routing import STATE_OF_STATUS, WORKING, Batch, BatchFailure, State, Tally, Wake, WorkerName
 from iu_listen.model.settings import Settings
 
 #: Longest pause of a standby between two tries to take the lease, in seconds.
@@ -49,13 +49,13 @@ LATE_RING = 0.25
 NO_BELL_PAUSE = 60.0
 
 
-class Consumer:
+class ConsumerLoop:
     """Runs one worker until it is asked to stop.
 
     Args:
         settings: Durations, limits, and the name of the worker.
         sessions: Opens sessions.
-        watcher: Observer that receives observations.
+        observer: Observer that receives observations.
         measuring: True: measure the database for metrics.
         courier: The dispatcher; None: this consumer delivers nothing.
         clock: Monotonic clock, in seconds.
@@ -66,24 +66,24 @@ class Consumer:
         self,
         settings: Settings,
         sessions: Sessions,
-        watcher: Watcher,
+        observer: Observer,
         *,
         measuring: bool = False,
-        courier: Courier | None = None,
+        courier: DispatcherPort | None = None,
         clock: Callable[[], float] = anyio.current_time,
         jitter: random.Random | None = None,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._watcher = watcher
+        self._observer = observer
         self._measuring = measuring
         self._courier = courier
         self._clock = clock
         self._jitter = jitter or random.Random()
         self._worker = WorkerName(settings.worker)
-        self._ring = Ring()
-        self._rhythm = Rhythm(settings.linger, settings.busy_interval, settings.poll_interval)
-        self._bell: Bell | None = None
+        self._ring = WakeEvent()
+        self._rhythm = WakePolicy(settings.linger, settings.busy_interval, settings.poll_interval)
+        self._bell: Listener | None = None
         self._no_bell = "there is no bell session yet"
         self._waiting_since: float | None = None
         self._tally = Tally()
@@ -98,16 +98,16 @@ class Consumer:
         """Ask the consumer to stop after the running batch. Returns at once; ``why`` is logged."""
         if not self._stopping:
             self._stopping = why
-            self._watcher.note(Stopping(why))
+            self._observer.observe(Stopping(why))
         self._ring.set()
 
     async def run(self, database: str = "") -> None:
         """Work until stop() is called. ``database`` is the name of the database in the log."""
-        self._watcher.note(Started(self._worker, database))
+        self._observer.observe(Started(self._worker, database))
         wake = Wake.START_UP
         while not self._stopping:
             try:
-                async with self._sessions.outbox() as outbox:
+                async with self._sessions.worker() as outbox:
                     if await self._wait_for_lease(outbox):
                         await self._serve(outbox, wake)
                     await self._say(outbox, State.STOPPED, self._stopping)
@@ -115,11 +115,11 @@ class Consumer:
                 wake = Wake.RECONNECT
                 self._losses += 1
                 await self._pause_after("worker", lost.message, self._losses)
-        self._watcher.note(Stopped(self._worker, self._tally.events))
+        self._observer.observe(Stopped(self._worker, self._tally.events))
 
     # -- lease ---------------------------------------------------------------------------------------------------
 
-    async def _wait_for_lease(self, outbox: Outbox) -> bool:
+    async def _wait_for_lease(self, outbox: BatchRunner) -> bool:
         """Wait as a standby until this consumer holds the worker's lease. False: it was asked to stop before that."""
         told = ""
         while not self._stopping:
@@ -128,27 +128,27 @@ class Consumer:
             if holder is None:
                 # After a failure LeaseTaken is reported only when a batch has succeeded.
                 if not self._losses:
-                    self._watcher.note(LeaseTaken(self._worker))
+                    self._observer.observe(LeaseTaken(self._worker))
                 if self._courier is not None:
                     self._courier.work()
                 return True
             if holder != told:
                 told = holder
-                self._watcher.note(StandingBy(self._worker, holder))
+                self._observer.observe(StandingBy(self._worker, holder))
                 if self._courier is not None:
                     self._courier.rest()
             await self._say(outbox, State.STANDING_BY, holder)
-            await self._ring.wait_rung(STANDBY_PAUSE * self._jitter.uniform(0.5, 1))
+            await self._ring.wait(STANDBY_PAUSE * self._jitter.uniform(0.5, 1))
         return False
 
-    async def _serve(self, outbox: Outbox, wake: Wake) -> None:
+    async def _serve(self, outbox: BatchRunner, wake: Wake) -> None:
         lost: SessionLost | Refused | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_bell)
             tasks.start_soon(self._patrol(outbox).run)
-            tasks.start_soon(keep_auditing, self._settings, self._sessions, self._watcher)
+            tasks.start_soon(keep_auditing, self._settings, self._sessions, self._observer)
             if self._measuring:
-                tasks.start_soon(keep_measuring, self._sessions, self._watcher, self._worker)
+                tasks.start_soon(keep_measuring, self._sessions, self._observer, self._worker)
             # The task group would wrap these errors in an ExceptionGroup.
             try:
                 await self._work(outbox, wake)
@@ -160,7 +160,7 @@ class Consumer:
 
     # -- work ----------------------------------------------------------------------------------------------------
 
-    async def _work(self, outbox: Outbox, wake: Wake) -> None:
+    async def _work(self, outbox: BatchRunner, wake: Wake) -> None:
         """Run batches and pauses until the consumer is asked to stop."""
         first = True
         if self._failure is not None:
@@ -186,7 +186,7 @@ class Consumer:
             await self._say_state(outbox, batch)
             if self._losses:
                 self._losses = 0
-                self._watcher.note(LeaseTaken(self._worker))
+                self._observer.observe(LeaseTaken(self._worker))
             # Check only the first page, because one notification announces all pages.
             if first and wake is Wake.CATCH_UP and batch.seen and self._rhythm.armed:
                 await self._suspect_lost_wake(batch)
@@ -194,7 +194,7 @@ class Consumer:
             if first:
                 wake = await self._rest(wake)
 
-    async def _note_failure(self, outbox: Outbox, failure: BatchFailure) -> None:
+    async def _note_failure(self, outbox: BatchRunner, failure: BatchFailure) -> None:
         """Record the failure at the cursor and in the heartbeat. If that is refused, the next batch still runs."""
         with contextlib.suppress(Refused):
             await outbox.note_failure(self._settings.batch_limit, failure)
@@ -207,13 +207,13 @@ class Consumer:
         while not self._stopping:
             act, seconds = self._rhythm.next(self._clock())
             if act is Act.PAUSE:
-                await self._ring.wait_rung(seconds)
+                await self._ring.wait(seconds)
                 return Wake.LINGER if self._rhythm.bell else Wake.POLL
             if act is Act.SLEEP:
                 # The heartbeat may be due before the catch-up poll, as the last batch may have come too early to write
                 # it.
                 due = max(0.0, self._beat_at + self._settings.catch_up - self._clock())
-                rung = await self._ring.wait_rung(min(due, self._settings.catch_up * self._jitter.uniform(0.8, 1)))
+                rung = await self._ring.wait(min(due, self._settings.catch_up * self._jitter.uniform(0.8, 1)))
                 return Wake.NOTIFY if rung else Wake.CATCH_UP
             if await self._turn_bell(act):
                 # Events that were committed before arming caused no notification: run one more batch, then sleep.
@@ -241,15 +241,15 @@ class Consumer:
 
         The notification may only be late, so wait LATE_RING seconds for it first.
         """
-        if not await self._ring.wait_rung(LATE_RING) and not self._stopping:
+        if not await self._ring.wait(LATE_RING) and not self._stopping:
             self._tally.count("lost")
-            self._watcher.note(WakeLost(self._worker, batch.seen))
+            self._observer.observe(NotificationMissed(self._worker, batch.seen))
 
     def _count(self, wake: Wake, batch: Batch, delay: float) -> None:
         self._tally.count(wake)
         self._tally.last_wake, self._tally.last_wake_at = wake, datetime.now(UTC)
         self._tally.events += batch.seen
-        self._watcher.note(BatchRan(self._worker, wake, batch, delay))
+        self._observer.observe(BatchRan(self._worker, wake, batch, delay))
 
     # -- bell ----------------------------------------------------------------------------------------------------
 
@@ -258,25 +258,25 @@ class Consumer:
         tries, told = 0, ""
         while True:
             try:
-                async with self._sessions.bell(self._ring.set) as bell:
+                async with self._sessions.listener(self._ring.set) as bell:
                     tries, told = 0, ""
                     await self._live_by(bell)
-            except NoBell as no_bell:
+            except ListenUnavailable as no_bell:
                 if told != str(no_bell):
                     told = self._no_bell = str(no_bell)
-                    self._watcher.note(Polling(told))
+                    self._observer.observe(Polling(told))
                 await anyio.sleep(NO_BELL_PAUSE)
             except (SessionLost, Refused) as lost:
                 tries += 1
                 self._no_bell = f"the bell session was lost: {lost.message}"
                 retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
-                self._watcher.note(SessionFailed("bell", lost.message, retry_in))
+                self._observer.observe(SessionFailed("bell", lost.message, retry_in))
                 await anyio.sleep(retry_in)
 
-    async def _live_by(self, bell: Bell) -> None:
+    async def _live_by(self, bell: Listener) -> None:
         self._bell = bell
         self._rhythm.bell_changed(True)
-        self._watcher.note(Listening(bell.slot))
+        self._observer.observe(Listening(bell.slot))
         # The heartbeat tells whether the consumer listens. The next batch writes it.
         self._beat_at = float("-inf")
         # Events that were committed before LISTEN caused no notification: run a batch now.
@@ -289,12 +289,12 @@ class Consumer:
 
     # -- monitor -------------------------------------------------------------------------------------------------
 
-    def _patrol(self, outbox: Outbox) -> Patrol:
-        return Patrol(
+    def _patrol(self, outbox: BatchRunner) -> Monitor:
+        return Monitor(
             self._sessions,
             outbox,
             lambda: self._waiting_since,
-            self._watcher,
+            self._observer,
             self._worker,
             self._courier,
             cadence=self._settings.catch_up,
@@ -305,16 +305,16 @@ class Consumer:
 
     # -- state and heartbeat -------------------------------------------------------------------------------------
 
-    async def _say_state(self, outbox: Outbox, batch: Batch) -> None:
+    async def _say_state(self, outbox: BatchRunner, batch: Batch) -> None:
         state = STATE_OF_STATUS.get(batch.status, State.REFUSING)
         why = "" if state is State.IDLE else batch.reason or batch.status
         if (state, why) != (self._state, self._why):
-            self._watcher.note(StateChanged(self._worker, state, why))
+            self._observer.observe(StateChanged(self._worker, state, why))
             self._beat_at = float("-inf")
         self._state, self._why = state, why
         await self._say(outbox, State.BUSY if batch.more else state, why)
 
-    async def _say(self, outbox: Outbox, state: State, why: str) -> None:
+    async def _say(self, outbox: BatchRunner, state: State, why: str) -> None:
         """Write the heartbeat if it is due. A changed state and STOPPED make it due at once."""
         now = self._clock()
         if now - self._beat_at < self._settings.catch_up / 2 and state is not State.STOPPED:
@@ -328,13 +328,13 @@ class Consumer:
         await outbox.beat(state, why, listening, polling_why, self._tally)
         # Beaten feeds the watchdog of systemd, and a failure is no progress.
         if state is not State.FAILING:
-            self._watcher.note(Beaten(self._worker, state))
+            self._observer.observe(HeartbeatWritten(self._worker, state))
 
     async def _pause_after(self, session: str, why: str, tries: int) -> None:
         if self._stopping:
             return
         retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
-        self._watcher.note(SessionFailed(session, why, retry_in))
+        self._observer.observe(SessionFailed(session, why, retry_in))
         self._state, self._beat_at = State.STARTING, float("-inf")
         self._ring.clear()
-        await self._ring.wait_rung(retry_in)
+        await self._ring.wait(retry_in)

@@ -7,20 +7,21 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
-from iu_listen.model.delivery import Delivery, Found, Lease, Outcome, Search, Supply, Taken, Want
-from iu_listen.model.facts import AuditPage, Batch, BatchFailure, Culprit, State, Survey, Tally
+from iu_listen.model.delivery import Delivery, Found, Lease, Outcome, Search, TakenDelivery, TakeRequest, TakeResult
+from iu_listen.model.monitoring import Blocker, CompletenessPage, MetricsSnapshot
 from iu_listen.model.observation import Observation
-from iu_listen.model.trace import Page, Place, Span, Verdict
+from iu_listen.model.routing import Batch, BatchFailure, State, Tally
+from iu_listen.model.spans import Page, Place, Span, Verdict
 
 
-class Watcher(Protocol):
+class Observer(Protocol):
     """An observer: receives observations. It must neither raise nor wait."""
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         """Receive one observation."""
 
 
-class Outbox(Protocol):
+class BatchRunner(Protocol):
     """The worker session: the lease, and the batches that run under it.
 
     Every method raises SessionLost when the session ended or did not answer within its deadline, and Refused when
@@ -42,7 +43,10 @@ class Outbox(Protocol):
         """Try to take the worker's lease. Returns None on success, else a description of the lease holder."""
 
     async def run_batch(
-        self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
+        self,
+        limit: int,
+        wants: Sequence[TakeRequest] = (),
+        give: Callable[[Sequence[TakenDelivery], float], None] | None = None,
     ) -> Batch:
         """Route at most ``limit`` events in one transaction, and hand over new deliveries.
 
@@ -60,7 +64,7 @@ class Outbox(Protocol):
         """Write the heartbeat. ``polling_why`` is empty if the consumer does not have to poll."""
 
 
-class Bell(Protocol):
+class Listener(Protocol):
     """The listener session: it executes LISTEN and holds the armed lock.
 
     Every method raises SessionLost when the session ended or did not answer within its deadline.
@@ -86,13 +90,13 @@ class Bell(Protocol):
         """Check repeatedly that the session is alive and receives notifications. Ends only by raising."""
 
 
-class Lookout(Protocol):
+class BlockerSource(Protocol):
     """The session of the monitor.
 
     Every method raises as those of Outbox do, and NoAnswer when no answer came within the deadline.
     """
 
-    async def culprits(self) -> list[Culprit]:
+    async def blockers(self) -> list[Blocker]:
         """The present blockers: everything that delays or threatens the consumer now."""
 
     async def works(self, backend: int) -> bool:
@@ -102,7 +106,7 @@ class Lookout(Protocol):
         """Whether a route of the worker is live, or has deliveries that wait."""
 
 
-class Auditor(Protocol):
+class CompletenessChecker(Protocol):
     """The session of the completeness check: it searches, page by page, for events before the cursor without attempts.
 
     Every method raises SessionLost or Refused, as those of the worker session do.
@@ -111,7 +115,7 @@ class Auditor(Protocol):
     async def due(self) -> float:
         """Seconds until the next pass is due; 0 or less: now."""
 
-    async def page(self, limit: int, number: int | None) -> AuditPage:
+    async def page(self, limit: int, number: int | None) -> CompletenessPage:
         """Check the next ``limit`` events of a pass.
 
         Args:
@@ -120,10 +124,10 @@ class Auditor(Protocol):
         """
 
 
-class Surveyor(Protocol):
+class MetricsSource(Protocol):
     """The session that measures the database for metrics. It raises as Outbox does."""
 
-    async def measure(self) -> Survey:
+    async def measure(self) -> MetricsSnapshot:
         """All figures of this moment, and the latencies of the decisions since the last call."""
 
 
@@ -178,7 +182,7 @@ class Target(Protocol):
         """Close all connections, in bounded time. deliver() is not called after this."""
 
 
-class Courier(Protocol):
+class DispatcherPort(Protocol):
     """The dispatcher: delivers what is queued. Its methods must neither raise nor wait."""
 
     @property
@@ -188,10 +192,10 @@ class Courier(Protocol):
     def work(self) -> None:
         """Start to deliver: this consumer holds the worker's lease. Also called when new deliveries are queued."""
 
-    def wants(self) -> Sequence[Want]:
+    def wants(self) -> Sequence[TakeRequest]:
         """How many of its new deliveries a batch may hand over, by route."""
 
-    def hand_over(self, wants: Sequence[Want], given: Sequence[Taken], seconds: float) -> None:
+    def hand_over(self, wants: Sequence[TakeRequest], given: Sequence[TakenDelivery], seconds: float) -> None:
         """Accept deliveries that a batch has queued and taken for the dispatcher.
 
         Args:
@@ -204,7 +208,7 @@ class Courier(Protocol):
         """Stop to deliver: another consumer holds the worker's lease."""
 
 
-class Targets(Protocol):
+class TargetProvider(Protocol):
     """The registry of targets."""
 
     def find(self, kind: str, reference: str, options: Mapping[str, Any]) -> Target:
@@ -223,7 +227,7 @@ class Targets(Protocol):
         """Close all targets that were found."""
 
 
-class Deliveries(Protocol):
+class DeliveryStore(Protocol):
     """The delivery session. Every method raises SessionLost or Refused, as those of Outbox do."""
 
     async def take_lease(self, gone: str = "") -> Lease:
@@ -240,7 +244,9 @@ class Deliveries(Protocol):
             The number of new dead letters. None: the lease is lost, and nothing was written.
         """
 
-    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
+    async def take(
+        self, wants: Sequence[TakeRequest], again: Sequence[int], freed: Sequence[tuple[str, int]]
+    ) -> TakeResult:
         """Take the next deliveries, and read the state of each route.
 
         Args:
@@ -268,27 +274,27 @@ class Sessions(Protocol):
     Entering the context raises SessionLost when no session can be opened, and NoBell when LISTEN cannot work.
     """
 
-    def outbox(self) -> AbstractAsyncContextManager[Outbox]:
+    def worker(self) -> AbstractAsyncContextManager[BatchRunner]:
         """Open the worker session."""
 
-    def bell(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Bell]:
+    def listener(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
         """Open the listener session; ``ring`` is called for every notification and when the session ends."""
 
-    def lookout(self) -> AbstractAsyncContextManager[Lookout]:
+    def monitor(self) -> AbstractAsyncContextManager[BlockerSource]:
         """Open the session of the monitor."""
 
-    def auditor(self) -> AbstractAsyncContextManager[Auditor]:
+    def completeness(self) -> AbstractAsyncContextManager[CompletenessChecker]:
         """Open the session of the completeness check."""
 
-    def surveyor(self) -> AbstractAsyncContextManager[Surveyor]:
+    def metrics(self) -> AbstractAsyncContextManager[MetricsSource]:
         """Open the session that measures for metrics."""
 
-    def tracer(self) -> AbstractAsyncContextManager[TraceSource]:
+    def trace_source(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace export."""
 
-    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Deliveries]:
+    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[DeliveryStore]:
         """Open the delivery session; ``ring`` is called when it is lost."""
 
 
-class NoBell(Exception):
+class ListenUnavailable(Exception):
     """LISTEN cannot work (a transaction pooler, or switched off). The message is the reason for polling."""

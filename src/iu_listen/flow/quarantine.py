@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from iu_listen.flow.calls import Calls
-from iu_listen.flow.ledger import Ledger
-from iu_listen.flow.ports import Deliveries
+from iu_listen.flow.call_executor import CallExecutor
+from iu_listen.flow.in_flight import InFlightLedger
+from iu_listen.flow.ports import DeliveryStore
 from iu_listen.flow.route import Room, Route
-from iu_listen.model.delivery import Taken
+from iu_listen.model.delivery import TakenDelivery
 
 #: Time for which a lease holder is cautious after a lease that was not given back, in seconds. A delivery that ended
 #: the process is due at once in the next process, so it is attempted within this time.
@@ -40,11 +40,11 @@ class Quarantine:
         ledger: The deliveries that the consumer has taken.
     """
 
-    def __init__(self, calls: Calls, ledger: Ledger) -> None:
+    def __init__(self, calls: CallExecutor, ledger: InFlightLedger) -> None:
         self._calls = calls
         self._ledger = ledger
         self._until = -math.inf
-        self._waiting: deque[Taken] = deque()
+        self._waiting: deque[TakenDelivery] = deque()
         self._written: tuple[tuple[str, int], ...] = ()
 
     def start(self, now: float) -> None:
@@ -61,13 +61,13 @@ class Quarantine:
         """Whether a delivery is attempted alone, or waits for that. Then no other delivery may begin."""
         return bool(self._waiting) or self._calls.only is not None
 
-    def add(self, taken: Taken) -> None:
+    def add(self, taken: TakenDelivery) -> None:
         """Add a delivery that has to be attempted alone."""
         self._waiting.append(taken)
         if self._calls.only is None:
-            self._calls.only = Calls.NONE
+            self._calls.only = CallExecutor.NONE
 
-    def drop(self, route: str) -> list[Taken]:
+    def drop(self, route: str) -> list[TakenDelivery]:
         """Remove and return the waiting deliveries of a route."""
         dropped = [taken for taken in self._waiting if taken.delivery.route == route]
         self._waiting = deque(taken for taken in self._waiting if taken.delivery.route != route)
@@ -79,7 +79,9 @@ class Quarantine:
             return Room.NONE
         return Room.FLIGHT if self.cautious(now) else Room.AHEAD
 
-    async def write(self, session: Deliveries, now: float, new: Iterable[Taken], routes: Mapping[str, Route]) -> bool:
+    async def write(
+        self, session: DeliveryStore, now: float, new: Iterable[TakenDelivery], routes: Mapping[str, Route]
+    ) -> bool:
         """Write the ids of in-flight deliveries to the row of the lease, and start the next quarantined delivery.
 
         Args:
@@ -102,24 +104,28 @@ class Quarantine:
             routes[chosen.delivery.route].queue.appendleft(chosen)
         return True
 
-    def _choose(self) -> Taken | None:
+    def _choose(self) -> TakenDelivery | None:
         """The next delivery that is attempted alone, if no delivery is in flight; None: there is none at present."""
         only = self._calls.only
-        if only is not None and only != Calls.NONE and only not in self._ledger:
-            only = self._calls.only = Calls.NONE
-        if only == Calls.NONE and not self._waiting:
+        if only is not None and only != CallExecutor.NONE and only not in self._ledger:
+            only = self._calls.only = CallExecutor.NONE
+        if only == CallExecutor.NONE and not self._waiting:
             self._calls.only = None
-        elif only == Calls.NONE and not any(self._calls.under_way()):
+        elif only == CallExecutor.NONE and not any(self._calls.under_way()):
             return self._waiting.popleft()
         return None
 
-    def _flight(self, now: float, new: Iterable[Taken], chosen: Taken | None) -> Iterable[Taken]:
+    def _flight(
+        self, now: float, new: Iterable[TakenDelivery], chosen: TakenDelivery | None
+    ) -> Iterable[TakenDelivery]:
         """Deliveries that are in flight once ``new`` and ``chosen`` have begun; empty if not cautious."""
         if chosen is not None:
             return [chosen]
         if self.isolating:
             alone, waiting = self._calls.only, {taken.delivery.id for taken in self._waiting}
-            return [t for t in self._ledger if alone in {t.delivery.id, Calls.NONE} and t.delivery.id not in waiting]
+            return [
+                t for t in self._ledger if alone in {t.delivery.id, CallExecutor.NONE} and t.delivery.id not in waiting
+            ]
         if now < self._until:
             return [taken for taken in [*self._ledger, *new] if not taken.alone and not taken.problem]
         return []

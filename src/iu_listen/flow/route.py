@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Self
 
-from iu_listen.flow.workers import Lane
+from iu_listen.flow.call_tasks import TargetQueue
 from iu_listen.model.called import called
-from iu_listen.model.delivery import RouteState, Taken, Want
+from iu_listen.model.delivery import RouteState, TakenDelivery, TakeRequest
 
 #: Prefetch of a route: deliveries taken in addition to those in flight, as a multiple of its concurrency.
 AHEAD: Final = 9
@@ -71,7 +71,7 @@ class Sweep:
 
 
 @dataclass(slots=True, kw_only=True)
-class Route(Lane):
+class Route(TargetQueue):
     """A lane, with the state of its route in the database.
 
     Attributes:
@@ -130,7 +130,7 @@ class Route(Lane):
         """The values that determine the target."""
         return self.state.kind, self.state.reference, repr(self.state.policy["target"])
 
-    def want(self, left: int, room: Room) -> Want:
+    def want(self, left: int, room: Room) -> TakeRequest:
         """The want of this route for the next take query.
 
         Args:
@@ -139,7 +139,7 @@ class Route(Lane):
             room: Limit of the number of deliveries.
         """
         most = {Room.NONE: 0, Room.FLIGHT: max(0, self.concurrency - self.busy), Room.AHEAD: self.room}[room]
-        return Want(
+        return TakeRequest(
             route=self.state.route,
             room=min(self.room, most),
             after=self.after,
@@ -161,7 +161,7 @@ class Route(Lane):
         return min(max(0, most - self.busy), -(-most // 2)) if self.target else 0
 
 
-def wants(routes: Sequence[Route], left: int, room: Room, failed: int) -> list[Want]:
+def wants(routes: Sequence[Route], left: int, room: Room, failed: int) -> list[TakeRequest]:
     """The wants of all routes for the next take query.
 
     Args:
@@ -183,7 +183,9 @@ def due_in(routes: Iterable[Route]) -> float:
     return max(0.01, min((r.state.due_in for r in routes if r.state.due_in is not None and r.room), default=math.inf))
 
 
-def split(queue: Sequence[Taken], *, keep: bool, probe: int | None) -> tuple[list[Taken], deque[Taken]]:
+def split(
+    queue: Sequence[TakenDelivery], *, keep: bool, probe: int | None
+) -> tuple[list[TakenDelivery], deque[TakenDelivery]]:
     """Split a queue into the deliveries that are given back and those that stay.
 
     Args:
@@ -192,19 +194,19 @@ def split(queue: Sequence[Taken], *, keep: bool, probe: int | None) -> tuple[lis
         probe: Id of the trial delivery; None: there is none.
     """
 
-    def stays(taken: Taken) -> bool:
+    def stays(taken: TakenDelivery) -> bool:
         return keep and (taken.alone or taken.delivery.id == probe)
 
     return [taken for taken in queue if not stays(taken)], deque(taken for taken in queue if stays(taken))
 
 
-def unchanged(wants: Sequence[Want], routes: Mapping[str, Route]) -> set[str]:
+def unchanged(wants: Sequence[TakeRequest], routes: Mapping[str, Route]) -> set[str]:
     """Routes for which an answer is valid: those that have given back no delivery since these wants were made."""
     given_back = {want.route for want in wants if want.route in routes and want.after > routes[want.route].after}
     return routes.keys() - given_back
 
 
-def handed_over(given: Sequence[Taken]) -> tuple[list[Taken], bool]:
+def handed_over(given: Sequence[TakenDelivery]) -> tuple[list[TakenDelivery], bool]:
     """The deliveries that can be accepted from a batch, and whether any of its deliveries was left out.
 
     Left out are the first delivery of a route that has a ``problem`` and all later deliveries of that route.

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from iu_listen.flow.freed import Freed
-from iu_listen.flow.ledger import Ledger
-from iu_listen.flow.ports import Deliveries
-from iu_listen.flow.ring import Ring
+from iu_listen.flow.freed_subjects import FreedSubjects
+from iu_listen.flow.in_flight import InFlightLedger
+from iu_listen.flow.ports import DeliveryStore
 from iu_listen.flow.route import Route
+from iu_listen.flow.wake_event import WakeEvent
 from iu_listen.model.delivery import PROBED, Search
 
 #: Interval at which all subjects are searched, in seconds. It finds subjects that were not freed by a settlement.
@@ -30,7 +30,9 @@ class Sweeper:
         ring: Set when a delivery may go on.
     """
 
-    def __init__(self, clock: Callable[[], float], freed: Freed, ledger: Ledger, ring: Ring) -> None:
+    def __init__(
+        self, clock: Callable[[], float], freed: FreedSubjects, ledger: InFlightLedger, ring: WakeEvent
+    ) -> None:
         self._clock = clock
         self._freed = freed
         self._ledger = ledger
@@ -43,7 +45,7 @@ class Sweeper:
         left = self._searched + PAUSE - self._clock()
         return max(0.0, left) if any(self._may(route) for route in routes) else math.inf
 
-    async def turn(self, session: Deliveries, routes: Collection[Route]) -> None:
+    async def turn(self, session: DeliveryStore, routes: Collection[Route]) -> None:
         """Search the next part of each route, if PAUSE seconds have passed since the last part."""
         now = self._clock()
         if now - self._started > RESCAN:

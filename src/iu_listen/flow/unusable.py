@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from iu_listen.flow.calls import MOST_ABANDONED
-from iu_listen.flow.ports import Deliveries, Targets
+from iu_listen.flow.call_executor import MOST_ABANDONED
+from iu_listen.flow.ports import DeliveryStore, TargetProvider
 from iu_listen.flow.route import Route
 from iu_listen.model.errors import ConfigurationError
 
@@ -15,7 +15,7 @@ _WHAT_TO_DO: Final = (
 )
 
 
-def find_target(targets: Targets, route: Route, *, crowded: bool) -> bool:
+def find_target(targets: TargetProvider, route: Route, *, crowded: bool) -> bool:
     """Find the target of a route and store it in the route, or store the reason and a hint if there is none.
 
     Args:
@@ -44,10 +44,10 @@ class Unusable:
     """Writes the routes without a usable target to the database when they change. The commands show them."""
 
     def __init__(self) -> None:
-        self._session: Deliveries | None = None
+        self._session: DeliveryStore | None = None
         self._told: Mapping[str, tuple[str, str]] = {}
 
-    async def tell(self, session: Deliveries, routes: Iterable[Route]) -> None:
+    async def tell(self, session: DeliveryStore, routes: Iterable[Route]) -> None:
         """Write these routes if they changed, or if the session is new: another consumer may have written meanwhile."""
         known = {r.state.route: (r.no_target, r.hint) for r in routes if r.no_target}
         if known != self._told or session is not self._session:

@@ -77,7 +77,7 @@ HINT: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ConnectionAddress:
     """A database and its connection parameters. Its ``repr`` shows no secret.
 
     Attributes:
@@ -124,7 +124,7 @@ def _written(parameters: Mapping[str, str]) -> str:
     return "postgresql://?" + "&".join(f"{name}={quote(v, safe='')}" for name, v in parameters.items())
 
 
-def parse(dsn: str | None, environ: Mapping[str, str]) -> Address:
+def parse(dsn: str | None, environ: Mapping[str, str]) -> ConnectionAddress:
     """Parse a connection string.
 
     Args:
@@ -146,7 +146,7 @@ def parse(dsn: str | None, environ: Mapping[str, str]) -> Address:
     options = {name: v for name, v in {**inherited, **served, **said}.items() if v}
     _check(options)
     ours, hosts = {*CHOICES, *NUMBERS}, _hosts(options)
-    return Address(
+    return ConnectionAddress(
         hosts=hosts,
         driver={name: v for name, v in options.items() if name in DRIVER or (name == "port" and not hosts)},
         settings={name: v for name, v in options.items() if name not in KNOWN},

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
-from iu_listen.model.trace import target_context
+from iu_listen.model.spans import target_context
 
 #: Reasons of a pause during which one trial delivery at a time is attempted (half-open).
 PROBED: Final = frozenset({"breaker_open", "dead_letter_budget"})
@@ -145,7 +145,7 @@ class Delivery:
 
 
 @dataclass(slots=True)
-class Taken:
+class TakenDelivery:
     """A delivery that the consumer has taken.
 
     Attributes:
@@ -204,7 +204,7 @@ class RouteState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
+class TakeRequest:
     """How many deliveries of a route the dispatcher wants to take.
 
     Attributes:
@@ -283,7 +283,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Supply:
+class TakeResult:
     """The answer of a take query.
 
     Attributes:
@@ -292,7 +292,7 @@ class Supply:
         seconds: Shortest possible time from the start of the statement until it read the switches, in seconds.
     """
 
-    taken: Sequence[Taken]
+    taken: Sequence[TakenDelivery]
     routes: Sequence[RouteState]
     seconds: float = 0.0
 
@@ -313,7 +313,7 @@ class Outcome:
         called: Text of the target that was called, as made by called(); empty: no target was called.
     """
 
-    taken: Taken
+    taken: TakenDelivery
     result: Result
     began: float
     ended: float

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iu_listen.model.delivery import Outcome
-from iu_listen.model.facts import Batch, Culprit, State, Survey, Wake, WorkerName
+from iu_listen.model.monitoring import Blocker, MetricsSnapshot
+from iu_listen.model.routing import Batch, State, Wake, WorkerName
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class BatchRan:
 
 
 @dataclass(frozen=True, slots=True)
-class Beaten:
+class HeartbeatWritten:
     """The heartbeat was written: the worker session works, in an active consumer or in a standby.
 
     Reported at least once in each interval of the catch-up poll.
@@ -84,7 +85,7 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class WakeLost:
+class NotificationMissed:
     """A catch-up poll found events that were committed while the consumer was idle, without a notification."""
 
     worker: WorkerName
@@ -92,23 +93,23 @@ class WakeLost:
 
 
 @dataclass(frozen=True, slots=True)
-class CulpritNamed:
+class BlockerFound:
     """A blocker began to delay or threaten the consumer. Reported once until it ends."""
 
     worker: WorkerName
-    culprit: Culprit
+    blocker: Blocker
 
 
 @dataclass(frozen=True, slots=True)
-class CulpritGone:
-    """A blocker has ended; ``culprit`` is its last known state."""
+class BlockerCleared:
+    """A blocker has ended; ``blocker`` is its last known state."""
 
     worker: WorkerName
-    culprit: Culprit
+    blocker: Blocker
 
 
 @dataclass(frozen=True, slots=True)
-class AuditPassed:
+class CompletenessChecked:
     """A pass of the completeness check ended: all events before the cursor were checked.
 
     Attributes:
@@ -125,15 +126,15 @@ class AuditPassed:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MetricsTaken:
     """The database was measured for metrics. Reported only if metrics are enabled."""
 
     worker: WorkerName
-    survey: Survey
+    survey: MetricsSnapshot
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureFailed:
+class MetricsFailed:
     """The database could not be measured; ``kind`` is the class name of the error.
 
     Reported for each failure. The first of several equal failures in a row is also reported as SessionFailed.
@@ -170,7 +171,7 @@ class CallAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteHeld:
+class RoutePaused:
     """A route is paused by a closed switch, the circuit breaker, the budget of dead letters, or a missing target.
 
     Reported once for each reason, until the reason changes or the route is free.
@@ -178,18 +179,18 @@ class RouteHeld:
 
     worker: WorkerName
     route: str
-    held_by: str
+    paused_by: str
     why: str
     hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class RouteFree:
-    """A route is not paused any more; ``held_by`` is the last reason of the pause."""
+class RouteResumed:
+    """A route is not paused any more; ``paused_by`` is the last reason of the pause."""
 
     worker: WorkerName
     route: str
-    held_by: str
+    paused_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ class SpansExported:
 
 
 @dataclass(frozen=True, slots=True)
-class SpansHeld:
+class ExportDelayed:
     """A collector did not accept spans.
 
     Attributes:
@@ -255,20 +256,20 @@ Observation = (
     | Listening
     | Polling
     | BatchRan
-    | Beaten
+    | HeartbeatWritten
     | StateChanged
-    | WakeLost
-    | CulpritNamed
-    | CulpritGone
-    | AuditPassed
-    | Measured
-    | MeasureFailed
+    | NotificationMissed
+    | BlockerFound
+    | BlockerCleared
+    | CompletenessChecked
+    | MetricsTaken
+    | MetricsFailed
     | DeliveriesSettled
     | CallAbandoned
-    | RouteHeld
-    | RouteFree
+    | RoutePaused
+    | RouteResumed
     | SpansExported
-    | SpansHeld
+    | ExportDelayed
     | SessionFailed
     | Stopping
     | Stopped

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.facts import DEFAULT_WORKER
+from iu_listen.model.routing import DEFAULT_WORKER
 
 PREFIX: Final = "IU_LISTEN_"
 
@@ -58,15 +58,15 @@ class Settings:
     busy_interval: float = _setting(0.002, "Pause between looks while events keep coming.", 0.0001, 1)
     poll_interval: float = _setting(0.05, "Pause between looks where there is no bell.", 0.001, 60)
     listen: bool = _setting(True, "False: never LISTEN, always poll.")
-    lease: float = _setting(
+    session_timeout: float = _setting(
         15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600
     )
     deadline: float = _setting(8.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
     batch_deadline: float = _setting(60.0, "Longest wait for a batch, or for the first take of a session.", 1, 3600)
-    audit_interval: float = _setting(
+    completeness_interval: float = _setting(
         3600.0, "Pause between two audits of completeness by the running consumer; 0: none.", 0, 2_592_000
     )
-    grace: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
+    grace_period: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
     reconnect_max: float = _setting(1.0, "Longest pause between two tries to connect.", 0.1, 300)
     payload_max: int = _setting(
         16_777_216,
@@ -133,8 +133,10 @@ class Settings:
             values[f.name] = value
         settings = cls(**values)
         # An idle consumer uses its session once in catch_up seconds. A shorter session timeout would end it.
-        if not settings.lease > settings.catch_up:
-            mistakes.append(f"lease ({settings.lease} s) must be longer than catch_up ({settings.catch_up} s)")
+        if not settings.session_timeout > settings.catch_up:
+            mistakes.append(
+                f"session_timeout ({settings.session_timeout} s) must be longer than catch_up ({settings.catch_up} s)"
+            )
         if mistakes:
             raise ConfigurationError("; ".join(mistakes), "docs/reference/settings.md lists every setting.")
         return settings

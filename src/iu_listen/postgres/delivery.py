@@ -25,16 +25,16 @@ from iu_listen.model.delivery import (
     Result,
     RouteState,
     Search,
-    Supply,
-    Taken,
-    Want,
+    TakenDelivery,
+    TakeRequest,
+    TakeResult,
 )
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import WORDS, site_of
 from iu_listen.postgres.connection import PATIENCE
-from iu_listen.postgres.former import Former, succeeding
-from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
+from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
 
 #: Classes of SQLSTATE of errors that concern one row of a set: data exception (22), integrity constraint (23), program
@@ -44,7 +44,7 @@ _ABOUT_A_ROW: Final = frozenset({"22", "23", "54", "P0", "09", "38", "39", "44"}
 
 
 class DeliverySession:
-    """Implements flow.ports.Deliveries. Created by delivery_session()."""
+    """Implements flow.ports.DeliveryStore. Created by delivery_session()."""
 
     def __init__(self, settler: Connection, taker: Connection, settings: Settings, consumer: UUID) -> None:
         self._settler = settler
@@ -58,7 +58,7 @@ class DeliverySession:
 
     async def prepare(self) -> None:
         """Prepare the statements that are executed repeatedly."""
-        with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+        with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
             self._settle = await self._settler.prepare_once(query("delivery/settle"))
             self._take = await self._taker.prepare_once(query("delivery/take"))
 
@@ -71,7 +71,7 @@ class DeliverySession:
         """
         answer = await ask(
             self._settler, self._settings.deadline, query("delivery/lease"),
-            self._settings.worker, self._consumer, self._settings.lease, self._settler.pooled,
+            self._settings.worker, self._consumer, self._settings.session_timeout, self._settler.pooled,
             gone or None,
         )  # fmt: skip
         return Lease(**json.loads(answer))
@@ -151,7 +151,9 @@ class DeliverySession:
         )  # fmt: skip
         return dead
 
-    async def take(self, wants: Sequence[Want], again: Sequence[int], freed: Sequence[tuple[str, int]]) -> Supply:
+    async def take(
+        self, wants: Sequence[TakeRequest], again: Sequence[int], freed: Sequence[tuple[str, int]]
+    ) -> TakeResult:
         """Take the next deliveries for which there is capacity, and read the state of each route.
 
         The first take of a session begins at the first id. It reads past all settled deliveries that vacuum has not
@@ -177,7 +179,7 @@ class DeliverySession:
         return _supply(rows)
 
     async def _limit_takes(self, longest: float) -> None:
-        with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+        with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
             await self._taker.limit_statements(round(1000 * PATIENCE * longest))
 
     async def sweep(self, searches: Sequence[Search]) -> list[Found]:
@@ -217,12 +219,12 @@ class DeliverySession:
         )  # fmt: skip
 
 
-def columns(wants: Sequence[Want]) -> tuple[list[str], list[int], list[int]]:
+def columns(wants: Sequence[TakeRequest]) -> tuple[list[str], list[int], list[int]]:
     """Routes, rooms and positions of these wants, as fn_iu_delivery_take and fn_iu_delivery_hand_over expect them."""
     return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
 
 
-def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> list[Taken]:
+def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> list[TakenDelivery]:
     """The deliveries among these rows.
 
     Args:
@@ -242,17 +244,17 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
             id=id, route=route, idempotency_key=f"outbound:{route}:{event.id}", attempt=attempt, event=event,
             deadline=deadline, span=span,
         )  # fmt: skip
-        taken.append(Taken(delivery, subject_key, alone, problem or ""))
+        taken.append(TakenDelivery(delivery, subject_key, alone, problem or ""))
     return taken
 
 
-def _supply(rows: Sequence[Any]) -> Supply:
+def _supply(rows: Sequence[Any]) -> TakeResult:
     """Read the answer of fn_iu_delivery_take: one row for each delivery, and one row for each route with its state."""
     states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
     routes = [_state(code, answer) for code, answer in states]
     terms = {state.route: (float(state.policy["deadline"]), state.span) for state in routes}
     seconds = min((answer["took"] for _, answer in states), default=0.0)
-    return Supply(taken=taken_of(rows, terms), routes=routes, seconds=seconds)
+    return TakeResult(taken=taken_of(rows, terms), routes=routes, seconds=seconds)
 
 
 def _state(code: str, answer: Mapping[str, Any]) -> RouteState:
@@ -276,7 +278,7 @@ _EVENT: Final = tuple(field.name for field in fields(Event))
 
 @asynccontextmanager
 async def delivery_session(
-    settings: Settings, former: Former, consumer: UUID, ring: Callable[[], None]
+    settings: Settings, former: EarlierSessions, consumer: UUID, ring: Callable[[], None]
 ) -> AsyncIterator[DeliverySession]:
     """Open the delivery session; ``ring`` is called when it is lost.
 
@@ -286,7 +288,7 @@ async def delivery_session(
     """
     options: dict[str, Any] = {
         "name": f"iu-listen delivery {settings.worker}", "deadline": settings.deadline,
-        "patience": settings.deadline, "idle_timeout": settings.lease,
+        "patience": settings.deadline, "idle_timeout": settings.session_timeout,
     }  # fmt: skip
 
     def lost(_: object) -> None:

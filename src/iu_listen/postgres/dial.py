@@ -10,7 +10,7 @@ from typing import Any, Final
 import anyio
 import asyncpg
 
-from iu_listen.model.address import Address
+from iu_listen.model.address import ConnectionAddress
 
 #: Errors after which the next server is tried: this one is unreachable, does not answer, is starting, has no free
 #: connection, or does not have the state that target_session_attrs asks for.
@@ -38,7 +38,7 @@ class Unreachable(OSError):
     """None of several servers accepted the session; the text has the reason of each server."""
 
 
-async def dial(address: Address, *, deadline: float, **how: Any) -> Any:
+async def dial(address: ConnectionAddress, *, deadline: float, **how: Any) -> Any:
     """Open a session with a server of the address.
 
     Args:
@@ -90,7 +90,7 @@ def _words(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _watch_the_path(session: Any, address: Address) -> None:
+def _watch_the_path(session: Any, address: ConnectionAddress) -> None:
     """Set TCP keepalive, so that the kernel detects a dead peer."""
     sock = session._transport.get_extra_info("socket")  # noqa: SLF001 there is no public way
     if sock is None or sock.family == socket.AF_UNIX or address.reach.get("keepalives") == "0":

@@ -53,7 +53,7 @@ class WorkerLease:
             return str(row["words"])
         answer = await ask(
             self._connection, settings.deadline, query("delivery/lease"),
-            self._row, self._consumer, settings.lease, False, self._gone,
+            self._row, self._consumer, settings.session_timeout, False, self._gone,
         )  # fmt: skip
         lease = Lease(**json.loads(answer))
         self.around = lease.held

@@ -19,7 +19,7 @@ from typing import Any, Final
 import anyio
 import asyncpg
 
-from iu_listen.model.address import HINT, Address, parse
+from iu_listen.model.address import HINT, ConnectionAddress, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
 from iu_listen.postgres.connection import PATIENCE, Connection, Prepared
@@ -43,7 +43,7 @@ _LOST: Final = (
 
 
 @contextmanager
-def errors_become_ours() -> Iterator[None]:
+def translate_driver_errors() -> Iterator[None]:
     """Translate an error of the driver into SessionLost or Refused."""
     try:
         yield
@@ -144,7 +144,7 @@ async def connect(
         raise _unreachable(error, address) from error
 
 
-def _unreachable(error: BaseException, address: Address) -> ConfigurationError | DatabaseUnreachable:
+def _unreachable(error: BaseException, address: ConnectionAddress) -> ConfigurationError | DatabaseUnreachable:
     """The error for a session that could not be opened: the reason of the driver or the server, without secrets."""
     why = address.scrub(_one_line(error))
     match error:
@@ -219,7 +219,7 @@ async def session(dsn: str | None, *, name: str, deadline: float = 10, **options
 def _commands_errors() -> Iterator[None]:
     """As errors_become_ours(), for a command, which does not repeat a lost session: SessionLost ends it."""
     try:
-        with errors_become_ours():
+        with translate_driver_errors():
             yield
     except SessionLost as lost:
         raise DatabaseUnreachable(

@@ -17,13 +17,11 @@ from uuid import UUID
 import anyio
 import anyio.lowlevel
 
-from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
-from iu_listen.model.trace import Page, Place, Span, attempt_span, attempt_spans, call_span, event_span, letter_span
-from iu_listen.postgres import census
-from iu_listen.postgres.former import Former, succeeding
-from iu_listen.postgres.ids import SHORTEST, between, is_id, whole
-from iu_listen.postgres.session import Connection, ask, ask_rows, errors_become_ours
+from iu_listen.model.spans import Page, Place, Span, attempt_span, attempt_spans, letter_span
+from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.session import Connection, ask, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
 #: Number of spans that are created without a pause for other tasks. It takes about 0.3 ms, in which the consumer in the
@@ -111,7 +109,7 @@ class TraceSession:
             place = replace(place, attempt=(str(rows[-1]["xact_id"]), rows[-1]["id"]))
         if len(rows) == limit:
             return Page(spans, place, ignored, last=False)
-        letters = await self._rows("trace/letters", place.prev, place.tick, *place.letter, limit)
+        letters = await self._rows("trace/dead_letters", place.prev, place.tick, *place.letter, limit)
         spans += map(letter_span, letters)
         if letters:
             place = replace(place, letter=(str(letters[-1]["xact_id"]), letters[-1]["id"]))
@@ -134,87 +132,17 @@ class TraceSession:
         return await ask_rows(self._connection, self._deadline, query(name), *args)
 
 
-async def end(connection: Connection, name: str) -> int | None:
-    """Remove an export and its cursor.
-
-    Returns:
-        The number of spans that it had sent; None: there is no export of this name.
-
-    Raises:
-        Refused: A consumer is exporting with it.
-    """
-    # The lock ends with this transaction: behind a pooler the next transaction may run in another session.
-    with errors_become_ours():
-        async with connection.transaction():
-            if not await census.value(connection, "trace/lock", TRACE_KEY, name):
-                holder = await census.value(connection, "lease_holder", TRACE_KEY, name)
-                hint = "End that process first, or start it without OTEL_TRACES_EXPORTER."
-                raise Refused(f"the export runs: {holder}", hint)
-            spans: int | None = await census.value(connection, "trace/forget", name)
-    return spans
-
-
-async def life(connection: Connection, what: str) -> list[Span]:
-    """All spans of an event, in the order of their start; an empty list if no object has this id.
-
-    Args:
-        connection: A session.
-        what: Id of an event, an attempt or a dead letter. A UUID may be without dashes, as in a trace id, and may be
-            shortened to its first characters.
-
-    Raises:
-        ConfigurationError: The text is not an id, or several objects have an id that begins with it.
-    """
-    try:
-        event = await _event(connection, what)
-    except ValueError:
-        hint = "An event's id, an attempt's number, a dead letter's id, or a trace id: iu-listen attempts"
-        raise ConfigurationError(f"{what} is no id", hint) from None
-    if event is None:
-        return []
-    attempts = await census.rows(connection, "trace/attempts_of", event)
-    lineage = str(await census.value(connection, "trace/lineage"))
-    tried = [(row, attempt_span(row, lineage)) for row in attempts]
-    spans = [span for _, span in tried]
-    spans += filter(None, [call_span(row, span) for row, span in tried])
-    spans += [letter_span(row) for row in await census.rows(connection, "trace/letters_of", event)]
-    known = [row for row in attempts if row["event_at"] is not None]
-    for row in known[:1] or await census.rows(connection, "trace/event", event):
-        spans.append(event_span(row))
-    return sorted(spans, key=lambda span: (span.start, -span.kind.value if span.parent_id == "" else 0, span.end))
-
-
-async def _event(connection: Connection, what: str) -> UUID | None:
-    if what.isdecimal() and len(what) < len(str(2**63)):
-        found: UUID | None = await census.value(connection, "trace/event_of_attempt", int(what))
-        # A number may also be the first characters of a UUID.
-        if found or len(what) < SHORTEST:
-            return found
-    if not is_id(what):
-        raise ValueError(what)
-    low, high = between(what)
-    if low == high:
-        return UUID(str(await census.value(connection, "trace/event_of_letter", low) or low))
-    letters = await census.rows(connection, "ids/dead_letter", low, high)
-    events = await census.rows(connection, "ids/event", low, high)
-    if letters and events:
-        both = ", ".join(str(row["id"]) for row in [*letters, *events])
-        raise ConfigurationError(
-            f"dead letters and events have an id that begins with {what}: {both}", "Type more of it."
-        )
-    if letters:
-        low = await whole(connection, "dead_letter", what)
-        return UUID(str(await census.value(connection, "trace/event_of_letter", low)))
-    return await whole(connection, "event", what) if events else None
-
-
 def _place(answer: dict[str, Any]) -> Place:
-    (attempt_xid, attempt), (letter_xid, letter) = answer["attempt"], answer["letter"]
-    return Place(answer["prev"], answer["tick"], answer["lineage"], (attempt_xid, attempt), (letter_xid, UUID(letter)))
+    (attempt_xid, attempt), (dead_letter_xid, letter) = answer["attempt"], answer["letter"]
+    return Place(
+        answer["prev"], answer["tick"], answer["lineage"], (attempt_xid, attempt), (dead_letter_xid, UUID(letter))
+    )
 
 
 @asynccontextmanager
-async def trace_session(settings: Settings, former: Former, name: str, *, batches: bool) -> AsyncIterator[TraceSession]:
+async def trace_session(
+    settings: Settings, former: EarlierSessions, name: str, *, batches: bool
+) -> AsyncIterator[TraceSession]:
     """Open the session of the trace export.
 
     Args:
@@ -228,6 +156,6 @@ async def trace_session(settings: Settings, former: Former, name: str, *, batche
     """
     async with succeeding(
         former, "traces", settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline,
-        patience=settings.batch_deadline, idle_timeout=4 * settings.lease,
+        patience=settings.batch_deadline, idle_timeout=4 * settings.session_timeout,
     ) as connection:  # fmt: skip
         yield TraceSession(connection, settings, name, batches)

@@ -15,15 +15,15 @@ from uuid import UUID
 import anyio
 import anyio.lowlevel
 
-from iu_listen.model.delivery import Taken, Want
+from iu_listen.model.delivery import TakenDelivery, TakeRequest
 from iu_listen.model.errors import NoAnswer, Refused, SessionLost
-from iu_listen.model.facts import Batch, BatchFailure, State, Tally
+from iu_listen.model.routing import Batch, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import WORDS, site_of
 from iu_listen.postgres.delivery import columns, taken_of
-from iu_listen.postgres.former import Former, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
 from iu_listen.postgres.lease import WorkerLease
-from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, errors_become_ours
+from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
 
 #: SQLSTATE of a statement that the server cancelled, after a timeout or on request.
@@ -31,7 +31,7 @@ QUERY_CANCELED: Final = "57014"
 
 
 class WorkerSession:
-    """Implements flow.ports.Outbox. Created by worker_session()."""
+    """Implements flow.ports.BatchRunner. Created by worker_session()."""
 
     def __init__(self, connection: Connection, settings: Settings, consumer: UUID, version: str) -> None:
         self._connection = connection
@@ -57,7 +57,7 @@ class WorkerSession:
 
     async def prepare(self) -> None:
         """Prepare the statement that is executed repeatedly."""
-        with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+        with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
             self._batch = await self._connection.prepare_once(query("run_batch"))
 
     async def take_lease(self) -> str | None:
@@ -72,7 +72,10 @@ class WorkerSession:
         return None if self._connection.pooled else await self._lease.take()
 
     async def run_batch(
-        self, limit: int, wants: Sequence[Want] = (), give: Callable[[Sequence[Taken], float], None] | None = None
+        self,
+        limit: int,
+        wants: Sequence[TakeRequest] = (),
+        give: Callable[[Sequence[TakenDelivery], float], None] | None = None,
     ) -> Batch:
         """Route at most ``limit`` events in one transaction.
 
@@ -92,7 +95,7 @@ class WorkerSession:
         try:
             if wants and isinstance(self._batch_and_take, str):
                 # Prepared here, because a consumer that delivers nothing does not need this statement.
-                with errors_become_ours(), anyio.fail_after(self._settings.deadline):
+                with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
                     self._batch_and_take = await self._connection.prepare_once(self._batch_and_take)
             statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
             rows = await ask_rows(
@@ -152,7 +155,7 @@ def _failure(error: SessionLost | Refused) -> BatchFailure:
 
 @asynccontextmanager
 async def worker_session(
-    settings: Settings, consumer: UUID, version: str, former: Former
+    settings: Settings, consumer: UUID, version: str, former: EarlierSessions
 ) -> AsyncIterator[WorkerSession]:
     """Open the worker session.
 
@@ -170,7 +173,7 @@ async def worker_session(
     name = f"iu-listen worker {settings.worker}"
     async with succeeding(
         former, "worker", settings.dsn, name=name, deadline=settings.deadline, patience=settings.batch_deadline,
-        idle_timeout=settings.lease,
+        idle_timeout=settings.session_timeout,
     ) as connection:  # fmt: skip
         for row in await ask_rows(connection, settings.deadline, query("takes_no_writes")):
             raise SessionLost(row["problem"], row["hint"])

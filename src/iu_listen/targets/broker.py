@@ -37,7 +37,7 @@ KNOWN_DOWN: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class BrokerAddress:
     """The parts of the address of a target.
 
     Attributes:
@@ -61,7 +61,7 @@ class Address:
         return f"{self.scheme}://{','.join(self.hosts)}/{self.path}"
 
 
-def read_address(address: str, port: int, query: Iterable[str] = ()) -> Address:
+def read_address(address: str, port: int, query: Iterable[str] = ()) -> BrokerAddress:
     """Parse an address.
 
     Args:
@@ -88,7 +88,7 @@ def read_address(address: str, port: int, query: Iterable[str] = ()) -> Address:
     if parts.fragment or not set(found) <= set(query):
         known = ", ".join(query) or "nothing"
         raise ConfigurationError(f"the address holds more than it may (after the question mark: {known})")
-    return Address(parts.scheme, tuple(servers), unquote(parts.path.removeprefix("/")), found)
+    return BrokerAddress(parts.scheme, tuple(servers), unquote(parts.path.removeprefix("/")), found)
 
 
 def _each(netloc: str) -> list[str]:
@@ -185,7 +185,7 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
         raise ConfigurationError(f"the file of option ca cannot be read: {type(error).__name__}") from None
 
 
-def guard_of(where: Address, secrets: Secrets) -> Guard:
+def guard_of(where: BrokerAddress, secrets: Secrets) -> Guard:
     """The guard for the connections of a target.
 
     Raises:
@@ -251,7 +251,7 @@ def judged(error: BaseException, table: Iterable[Meaning], otherwise: type[Deliv
 # -- the connection --------------------------------------------------------------------------------------------------
 
 
-class Link(Generic[T]):
+class SharedConnection(Generic[T]):
     """The connection that all deliveries of a target share. It is opened on demand, and again after it was lost.
 
     While there is no connection, one delivery tries to connect, and the others wait for the result. For KNOWN_DOWN

@@ -13,7 +13,7 @@ from iu_listen.targets.guard import NotAllowed
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TargetVerdict:
     """The result of the check of a target.
 
     Attributes:
@@ -43,7 +43,7 @@ class _AnySecret(Secrets):
         return super().get(name)
 
 
-def check(kind: str, reference: str, options: Mapping[str, Any]) -> Verdict:
+def check(kind: str, reference: str, options: Mapping[str, Any]) -> TargetVerdict:
     """Check the target of a route, as far as that is possible outside the consumer.
 
     Args:
@@ -52,13 +52,13 @@ def check(kind: str, reference: str, options: Mapping[str, Any]) -> Verdict:
         options: ``target`` of its delivery policy.
     """
     if kind != "external_endpoint":
-        return Verdict()
+        return TargetVerdict()
     # The file of option ca exists only on the host of the consumer.
     there = {name: value for name, value in options.items() if not (name == "ca" and isinstance(value, str) and value)}
     try:
         opened(reference, there, _AnySecret({}))
     except (NotInstalled, NotAllowed) as error:
-        return Verdict(error.message, error.hint, certain=False)
+        return TargetVerdict(error.message, error.hint, certain=False)
     except ConfigurationError as error:
-        return Verdict(error.message, error.hint)
-    return Verdict()
+        return TargetVerdict(error.message, error.hint)
+    return TargetVerdict()

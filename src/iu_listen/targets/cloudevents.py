@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from iu_listen.model.delivery import Delivery
-from iu_listen.model.trace import starting_context
+from iu_listen.model.spans import starting_context
 
 #: Headers and body of a request.
 Message = tuple[dict[str, str], bytes]

@@ -66,7 +66,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class HttpOrigin:
     """The parts of a URL.
 
     Attributes:
@@ -82,7 +82,7 @@ class Address:
     path: str
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str) -> HttpOrigin:
         """Parse a URL.
 
         Raises:

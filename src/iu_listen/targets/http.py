@@ -24,10 +24,10 @@ from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Un
 from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http_options
 from iu_listen.targets.cloudevents import MODES, header_value
-from iu_listen.targets.guard import Address, Resolve, resolve
+from iu_listen.targets.guard import HttpOrigin, Resolve, resolve
 from iu_listen.targets.http_backend import GuardedBackend
 from iu_listen.targets.http_options import Options
-from iu_listen.targets.http_pool import Answer, Pool
+from iu_listen.targets.http_pool import HttpAnswer, Pool
 
 #: Longest wait for a connection, and for its TLS handshake, in seconds. A third of the deadline is used if it is less,
 #: so that both together stay below the deadline.
@@ -126,7 +126,7 @@ class HttpTarget:
             }
         return {**headers, **self._options.headers}, body
 
-    async def _follow(self, headers: Mapping[str, str], body: bytes, connect: float) -> Answer:
+    async def _follow(self, headers: Mapping[str, str], body: bytes, connect: float) -> HttpAnswer:
         """Send the request, and follow redirects of the same origin with status 307 or 308, at most REDIRECTS times.
 
         Returns:
@@ -138,20 +138,20 @@ class HttpTarget:
             if answer.status not in {307, 308} or not (there := answer.header("location")):
                 return answer
             try:
-                address = Address.parse(urljoin(f"{address.scheme}://{address.authority}{address.path}", there))
+                address = HttpOrigin.parse(urljoin(f"{address.scheme}://{address.authority}{address.path}", there))
             except ValueError:
                 return answer
             if address.origin != self._options.address.origin:
                 return answer
         return await self._ask(address, headers, body, connect)
 
-    async def _ask(self, address: Address, headers: Mapping[str, str], body: bytes, connect: float) -> Answer:
+    async def _ask(self, address: HttpOrigin, headers: Mapping[str, str], body: bytes, connect: float) -> HttpAnswer:
         options = self._options
         return await self._pool.ask(
             options.method, address.path, headers, body, connect=connect, most=options.max_response
         )
 
-    def _settle(self, answer: Answer) -> None:
+    def _settle(self, answer: HttpAnswer) -> None:
         status = answer.status
         if 200 <= status < 300:
             return
@@ -166,7 +166,7 @@ class HttpTarget:
             retry_after=retry_after(answer.header("retry-after"), self._clock()) if kind is Unavailable else None,
         )
 
-    def _excerpt(self, answer: Answer) -> str:
+    def _excerpt(self, answer: HttpAnswer) -> str:
         """The first EXCERPT characters of an answer, without secrets and without unprintable characters."""
         text = answer.body.decode(errors="replace")
         for secret in self._options.hidden:

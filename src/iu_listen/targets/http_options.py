@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets, read_ca
-from iu_listen.targets.guard import Address, Guard, NotAllowed, allow_hint, check_host
+from iu_listen.targets.guard import Guard, HttpOrigin, NotAllowed, allow_hint, check_host
 
 _NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
 #: Values of headers: visible ASCII, with blanks that are neither first nor last.
@@ -91,7 +91,7 @@ class Options:
         hidden: All secrets, in all encodings in which an answer may contain them.
     """
 
-    address: Address
+    address: HttpOrigin
     mode: str
     method: str
     http2: bool
@@ -141,9 +141,9 @@ def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
     )
 
 
-def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> Address:
+def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> HttpOrigin:
     try:
-        address = Address.parse(text)
+        address = HttpOrigin.parse(text)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     if only is not None and address.host not in {name.lower().rstrip(".") for name in only}:

@@ -16,7 +16,7 @@ import anyio
 import httpcore
 
 from iu_listen.model.delivery import Unavailable
-from iu_listen.targets.guard import Address
+from iu_listen.targets.guard import HttpOrigin
 
 #: Longest wait for the rest of an answer after its status, in seconds; at most half of the time to the deadline.
 REST: Final = 5.0
@@ -28,7 +28,7 @@ logging.getLogger("hpack").setLevel(logging.INFO)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """An answer, as far as it was read.
 
     Attributes:
@@ -82,7 +82,7 @@ class Pool:
     """
 
     def __init__(
-        self, address: Address, tls: ssl.SSLContext, http2: bool, backend: httpcore.AsyncNetworkBackend
+        self, address: HttpOrigin, tls: ssl.SSLContext, http2: bool, backend: httpcore.AsyncNetworkBackend
     ) -> None:
         self._origin = httpcore.Origin(address.scheme.encode(), address.host.encode(), address.port)
         self._tls = tls
@@ -94,7 +94,7 @@ class Pool:
 
     async def ask(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, *, connect: float, most: int
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Send a request, and read at most ``most`` bytes of the body of its answer.
 
         Args:
@@ -230,7 +230,7 @@ class Pool:
             await line.connection.aclose()
 
 
-async def _read(response: httpcore.Response, most: int) -> Answer:
+async def _read(response: httpcore.Response, most: int) -> HttpAnswer:
     """Read an answer. An error while reading the body is ignored: the outcome depends on the status only."""
     got, whole = bytearray(), False
     left = anyio.current_effective_deadline() - anyio.current_time()
@@ -245,4 +245,4 @@ async def _read(response: httpcore.Response, most: int) -> Answer:
         except (httpcore.NetworkError, httpcore.ProtocolError):
             pass
     headers = {name.lower(): value for name, value in response.headers}
-    return Answer(response.status, headers, bytes(got[:most]), whole)
+    return HttpAnswer(response.status, headers, bytes(got[:most]), whole)

@@ -24,10 +24,10 @@ from iu_listen.targets.broker import (
     COMMON,
     CONNECTING,
     GOODBYE,
-    Address,
-    Link,
+    BrokerAddress,
     Meaning,
     Option,
+    SharedConnection,
     choice,
     goodbye,
     guard_of,
@@ -137,13 +137,13 @@ class KafkaTarget:
         ConfigurationError: The file of CA certificates cannot be read.
     """
 
-    def __init__(self, where: Address, options: Mapping[str, Any], password: Secret | None, guard: Guard) -> None:
+    def __init__(self, where: BrokerAddress, options: Mapping[str, Any], password: Secret | None, guard: Guard) -> None:
         self._where = where
         self._guard = guard
         self._options = options
         self._password = password
         self._tls = tls_context(options["ca"]) if options["tls"] or options["ca"] else None
-        self._link: Link[AIOKafkaProducer] = Link(
+        self._link: SharedConnection[AIOKafkaProducer] = SharedConnection(
             self._connect, _end, options["connect_timeout"] * (1 + len(where.servers))
         )
 

@@ -26,9 +26,9 @@ from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets.broker import (
     COMMON,
     CONNECTING,
-    Link,
     Meaning,
     Option,
+    SharedConnection,
     goodbye,
     guard_of,
     judged,
@@ -212,7 +212,9 @@ class NatsTarget:
         self._connect_timeout = connect_timeout
         #: The subject of each running publication.
         self._publishing: dict[anyio.CancelScope, str] = {}
-        self._link: Link[_Client] = Link(self._connect, _Client.close, connect_timeout * len(servers))
+        self._link: SharedConnection[_Client] = SharedConnection(
+            self._connect, _Client.close, connect_timeout * len(servers)
+        )
 
     def __repr__(self) -> str:
         return f"NatsTarget({', '.join(f'{self._scheme}://{host}:{port}' for host, port in self._servers)})"

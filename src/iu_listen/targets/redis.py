@@ -24,10 +24,10 @@ from iu_listen.model.secrets import Secret, Secrets, read_ca
 from iu_listen.targets.broker import (
     COMMON,
     CONNECTING,
-    Address,
-    Link,
+    BrokerAddress,
     Meaning,
     Option,
+    SharedConnection,
     goodbye,
     guard_of,
     judged,
@@ -153,7 +153,7 @@ class RedisTarget:
     """
 
     def __init__(
-        self, where: Address, stream: str, options: Mapping[str, Any], password: Secret | None, guard: Guard
+        self, where: BrokerAddress, stream: str, options: Mapping[str, Any], password: Secret | None, guard: Guard
     ) -> None:
         self._where = where
         self._guard = guard
@@ -169,7 +169,7 @@ class RedisTarget:
         # A connection executes one command at a time. The waiting pool of the library can lose a connection when a
         # waiting task is cancelled, so tasks wait at this semaphore instead.
         self._free = anyio.Semaphore(options["connections"])
-        self._link: Link[Redis] = Link(self._connect, Redis.aclose, options["connect_timeout"])
+        self._link: SharedConnection[Redis] = SharedConnection(self._connect, Redis.aclose, options["connect_timeout"])
 
     def __repr__(self) -> str:
         return f"RedisTarget({self._where}, {self._stream})"

@@ -23,9 +23,9 @@ import anyio.from_thread
 import anyio.lowlevel
 
 from iu_listen.model.errors import ConfigurationError, words
-from iu_listen.model.trace import Answer, Span, Verdict
-from iu_listen.telemetry.exporters import exporter_names, otlp_protocol, otlp_timeout, otlp_variable, resource
+from iu_listen.model.spans import CollectorAnswer, Span, Verdict
 from iu_listen.telemetry.otlp import encode_spans, request
+from iu_listen.telemetry.sdk_exporters import exporter_names, otlp_protocol, otlp_timeout, otlp_variable, resource
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -108,7 +108,7 @@ def quoted(text: str) -> str:
 def accepted(answer: ExportTraceServiceResponse) -> Verdict:
     """The verdict for an accepted request; the protocol forbids to send its rejected spans again."""
     partial = answer.partial_success
-    return Verdict(Answer.ACCEPTED, quoted(partial.error_message), rejected=partial.rejected_spans)
+    return Verdict(CollectorAnswer.ACCEPTED, quoted(partial.error_message), rejected=partial.rejected_spans)
 
 
 class OtlpCollector(ABC):
@@ -155,7 +155,7 @@ class OtlpCollector(ABC):
             await anyio.lowlevel.checkpoint()
         body = request(b"".join(parts), self._resource)
         if len(body) > MOST and len(spans) > 1:
-            return Verdict(Answer.TOO_LARGE)
+            return Verdict(CollectorAnswer.TOO_LARGE)
         # The timeouts of the libraries start again with each byte. So after the timeout the connection is cut, and the
         # thread of the request is abandoned.
         try:
@@ -164,12 +164,12 @@ class OtlpCollector(ABC):
                 verdict = await self._aside.do(lambda: self.post(body))
         except TimeoutError:
             self._leave()
-            return Verdict(Answer.AGAIN, f"no answer within {self.timeout:g} s (OTEL_EXPORTER_OTLP_TIMEOUT)")
+            return Verdict(CollectorAnswer.AGAIN, f"no answer within {self.timeout:g} s (OTEL_EXPORTER_OTLP_TIMEOUT)")
         except anyio.get_cancelled_exc_class():
             self._leave()
             raise
         except Exception as error:  # noqa: BLE001 after any error the spans are sent again
-            return Verdict(Answer.AGAIN, f"no way to the collector: {words(error)}")
+            return Verdict(CollectorAnswer.AGAIN, f"no way to the collector: {words(error)}")
         # The number is added to a counter, so it must be between 0 and the number of spans.
         return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
 

@@ -11,36 +11,37 @@ from typing import Any
 
 import structlog
 
-from iu_listen.model.facts import Batch, Culprit, State
+from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import (
-    AuditPassed,
     BatchRan,
-    Beaten,
+    BlockerCleared,
+    BlockerFound,
     CallAbandoned,
-    CulpritGone,
-    CulpritNamed,
+    CompletenessChecked,
     DeliveriesSettled,
+    ExportDelayed,
+    HeartbeatWritten,
     LeaseTaken,
     Listening,
-    Measured,
-    MeasureFailed,
+    MetricsFailed,
+    MetricsTaken,
+    NotificationMissed,
     Observation,
     Polling,
-    RouteFree,
-    RouteHeld,
+    RoutePaused,
+    RouteResumed,
     SessionFailed,
     SpansExported,
-    SpansHeld,
     StandingBy,
     Started,
     StateChanged,
     Stopped,
     Stopping,
-    WakeLost,
 )
+from iu_listen.model.routing import Batch, State
+from iu_listen.model.spans import batch_link
 from iu_listen.model.text import visible
-from iu_listen.model.trace import batch_link
-from iu_listen.telemetry.foreign import tame
+from iu_listen.telemetry.sdk_logs import tame
 
 #: Smallest number of events of a batch that gets a log line. Smaller batches are only in the audit.
 BIG_BATCH = 1000
@@ -102,9 +103,9 @@ def left_behind_line(threads: Sequence[str]) -> None:
     )
 
 
-def _named(culprit: Culprit) -> dict[str, Any]:
+def _named(blocker: Blocker) -> dict[str, Any]:
     """The known facts about a blocker, as fields of a log line."""
-    facts = asdict(culprit)
+    facts = asdict(blocker)
     return {name: round(v, 1) if isinstance(v, float) else v for name, v in facts.items() if v is not None}
 
 
@@ -136,7 +137,7 @@ class StandardLog:
         self._logger.log(level, "%s%s", event, words, extra={"iu_listen": fields})
 
 
-class LogWatcher:
+class LogObserver:
     """An observer that writes log lines. Implements Watcher.
 
     Args:
@@ -159,7 +160,7 @@ class LogWatcher:
         self._told[who] = why, now
         return True
 
-    def note(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912, PLR0915 a table, a line for each
+    def observe(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912, PLR0915 a table, a line for each
         """Write the line for an observation, if there is one."""
         log = self._log
         match observation:
@@ -200,23 +201,23 @@ class LogWatcher:
                     "batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
                     **_span_of(batch),
                 )  # fmt: skip
-            case BatchRan() | Beaten() | Listening():
+            case BatchRan() | HeartbeatWritten() | Listening():
                 pass
-            case WakeLost(worker, events):
+            case NotificationMissed(worker, events):
                 log.error(
                     "wake-up lost: the catch-up timer found events that nobody rang for", worker=worker, events=events,
                     hint="is zz_event_outbox_bell enabled? iu-listen doctor",
                 )  # fmt: skip
-            case CulpritNamed(worker, culprit):
-                log.warning("culprit", worker=worker, **_named(culprit))
-            case CulpritGone(worker, culprit):
-                log.info("culprit gone", worker=worker, **_named(culprit))
-            case AuditPassed(_, _, 0, _):
+            case BlockerFound(worker, blocker):
+                log.warning("blocker", worker=worker, **_named(blocker))
+            case BlockerCleared(worker, blocker):
+                log.info("blocker gone", worker=worker, **_named(blocker))
+            case CompletenessChecked(_, _, 0, _):
                 pass
-            case AuditPassed(worker, checked, missing, _):
+            case CompletenessChecked(worker, checked, missing, _):
                 log.error(
                     "attempts are missing", worker=worker, events=missing, checked=checked,
-                    hint="iu-listen audit --repair",
+                    hint="iu-listen completeness --repair",
                 )  # fmt: skip
             case CallAbandoned(worker, route, called, running):
                 if self._is_news(f"abandoned {route}", called):
@@ -224,11 +225,11 @@ class LogWatcher:
                         "a call was abandoned: it ignores its cancellation", worker=worker, route=route, target=called,
                         still_running=running, hint=ABANDONED_HINT,
                     )  # fmt: skip
-            case RouteHeld(worker, route, held_by, why, hint):
-                hint = hint or HELD[held_by]
-                log.warning("a route is held", worker=worker, route=route, held_by=held_by, why=why, hint=hint)
-            case RouteFree(worker, route, held_by):
-                log.info("a route delivers again", worker=worker, route=route, was_held_by=held_by)
+            case RoutePaused(worker, route, paused_by, why, hint):
+                hint = hint or HELD[paused_by]
+                log.warning("a route is held", worker=worker, route=route, paused_by=paused_by, why=why, hint=hint)
+            case RouteResumed(worker, route, paused_by):
+                log.info("a route delivers again", worker=worker, route=route, was_held_by=paused_by)
             case DeliveriesSettled(worker, _, dead) if dead:
                 log.error(
                     "deliveries became dead letters", worker=worker, count=dead, hint="iu-listen dead-letter list"
@@ -238,12 +239,12 @@ class LogWatcher:
             case SpansExported(_, rejected, _, why) if rejected:
                 if self._is_news("refused", ""):
                     log.error("the collector refused spans for good", spans=rejected, why=why)
-            case SpansExported() | Measured() | MeasureFailed():
+            case SpansExported() | MetricsTaken() | MetricsFailed():
                 pass
-            case SpansHeld(why, _, str(poison)):
+            case ExportDelayed(why, _, str(poison)):
                 if self._is_news("malformed", ""):
                     log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)
-            case SpansHeld(why, retry_in, None):
+            case ExportDelayed(why, retry_in, None):
                 if self._is_news("collector", why):
                     log.warning("traces are held back: nothing is lost", why=why, retry_in_s=round(retry_in, 2))
             case SessionFailed(session, why, retry_in):

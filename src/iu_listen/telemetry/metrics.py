@@ -13,24 +13,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from iu_listen.model.delivery import Outcome
-from iu_listen.model.facts import Batch, Survey, Wake, WorkerName
+from iu_listen.model.monitoring import MetricsSnapshot
 from iu_listen.model.observation import (
-    AuditPassed,
     BatchRan,
+    CompletenessChecked,
     DeliveriesSettled,
-    Measured,
-    MeasureFailed,
+    ExportDelayed,
+    MetricsFailed,
+    MetricsTaken,
+    NotificationMissed,
     Observation,
-    RouteFree,
-    RouteHeld,
+    RoutePaused,
+    RouteResumed,
     SessionFailed,
     SpansExported,
-    SpansHeld,
     Started,
-    WakeLost,
 )
-from iu_listen.model.trace import DESTINATION
-from iu_listen.telemetry.exporters import exporters, metric_reader, resource
+from iu_listen.model.routing import Batch, Wake, WorkerName
+from iu_listen.model.spans import DESTINATION
+from iu_listen.telemetry.sdk_exporters import exporters, metric_reader, resource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -41,7 +42,7 @@ SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
-class MetricWatcher:
+class MetricObserver:
     """An observer that records metrics. Implements Watcher.
 
     Args:
@@ -73,7 +74,7 @@ class MetricWatcher:
         self._failures = meter.create_counter(
             "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be had."
         )
-        # The gauges by name of the measure in fn_iu_measure, each with the attribute for the part of the measure.
+        # The gauges by name of the measure in fn_iu_metrics, each with the attribute for the part of the measure.
         self._gauges = {
             "gate": (meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."), "iu.gate"),
             "healthy": (
@@ -101,9 +102,9 @@ class MetricWatcher:
         self._measurements = meter.create_counter(
             "iu.measurements", "{measurement}", "Measurements of the database; those with an error failed."
         )
-        self._checked = meter.create_counter("iu.audit.checked", "{event}", "Events that an audit looked at.")
+        self._checked = meter.create_counter("iu.completeness.checked", "{event}", "Events that an audit looked at.")
         self._missing = meter.create_gauge(
-            "iu.audit.missing", "{event}", "Events that lack attempts, by the last audit."
+            "iu.completeness.missing", "{event}", "Events that lack attempts, by the last audit."
         )
         self._deliveries = meter.create_counter(
             "iu.deliveries", "{attempt}", "Attempts to deliver, by route and result; those that failed have an error."
@@ -118,7 +119,7 @@ class MetricWatcher:
         self._held = meter.create_counter("iu.traces.held", "{request}", "Requests that a collector did not take.")
         self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
 
-    def note(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
+    def observe(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
         """Record the figures of an observation, if it has any."""
         match observation:
             case Started(worker, _):
@@ -128,27 +129,27 @@ class MetricWatcher:
                 self._wakes.add(1, self._of(worker) | {"iu.wake": wake.value})
                 if batch.seen:
                     self._batch(worker, wake, batch)
-            case WakeLost(worker, _):
+            case NotificationMissed(worker, _):
                 self._lost.add(1, self._of(worker))
-            case Measured(worker, survey):
+            case MetricsTaken(worker, survey):
                 self._measurements.add(1, self._of(worker))
                 self._measured(worker, survey)
-            case MeasureFailed(worker, kind):
+            case MetricsFailed(worker, kind):
                 self._measurements.add(1, self._of(worker) | {"error.type": kind})
             case SessionFailed(session, _, _):
                 self._failures.add(1, self._of() | {"iu.session": session})
             case DeliveriesSettled(worker, outcomes):
                 self._settled(worker, outcomes)
-            case RouteHeld(worker, route) | RouteFree(worker, route):
-                held = isinstance(observation, RouteHeld)
+            case RoutePaused(worker, route) | RouteResumed(worker, route):
+                held = isinstance(observation, RoutePaused)
                 self._route_held.set(int(held), self._of(worker) | {"iu.route.code": route})
             case SpansExported(spans, rejected, ignored):
                 self._exported.add(spans, self._of())
                 self._rejected.add(rejected, self._of())
                 self._ignored.add(ignored, self._of())
-            case SpansHeld():
+            case ExportDelayed():
                 self._held.add(1, self._of())
-            case AuditPassed(worker, checked, missing, _):
+            case CompletenessChecked(worker, checked, missing, _):
                 self._checked.add(checked, self._of(worker))
                 self._missing.set(missing, self._of(worker))
 
@@ -192,7 +193,7 @@ class MetricWatcher:
         for route, seconds in took.items():
             self._delivery_duration.record(statistics.median(seconds), self._of(worker) | {"iu.route.code": route})
 
-    def _measured(self, worker: WorkerName, survey: Survey) -> None:
+    def _measured(self, worker: WorkerName, survey: MetricsSnapshot) -> None:
         for measure in survey.measures:
             if measure.what not in self._gauges:
                 # The package in the database may be newer than this process, and have measures that it does not know.
@@ -208,7 +209,7 @@ class MetricWatcher:
         self._provider.shutdown()
 
 
-def metric_watcher(environ: Mapping[str, str], database: str) -> MetricWatcher | None:
+def metric_observer(environ: Mapping[str, str], database: str) -> MetricObserver | None:
     """The observer with the exporters of OTEL_METRICS_EXPORTER; None: metrics are not exported.
 
     The exporter ``prometheus`` serves metrics on http://localhost:9464/metrics; OTEL_EXPORTER_PROMETHEUS_HOST and
@@ -227,7 +228,7 @@ def metric_watcher(environ: Mapping[str, str], database: str) -> MetricWatcher |
     # Imported here, because the import would slow down the start of each command, and few commands export metrics.
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
 
-    return MetricWatcher(
+    return MetricObserver(
         MeterProvider([metric_reader(one) for one in found], resource=resource(environ), shutdown_on_exit=False),
         database,
     )

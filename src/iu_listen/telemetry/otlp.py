@@ -12,7 +12,7 @@ from functools import lru_cache
 from struct import pack
 from typing import Any, Final
 
-from iu_listen.model.trace import Common, Span
+from iu_listen.model.spans import Common, Span
 from iu_listen.model.version import VERSION
 
 #: Name of the instrumentation scope.

@@ -14,13 +14,13 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.trace import Answer, Verdict
+from iu_listen.model.spans import CollectorAnswer, Verdict
 from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
 
 #: The status codes that may be caused by the content of a request.
 KINDS: Final = {
-    grpc.StatusCode.INVALID_ARGUMENT: Answer.MALFORMED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Answer.TOO_LARGE,
+    grpc.StatusCode.INVALID_ARGUMENT: CollectorAnswer.MALFORMED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: CollectorAnswer.TOO_LARGE,
 }
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
@@ -85,9 +85,11 @@ def verdict(error: Any) -> Verdict:
     code = error.code()
     details = quoted(error.details() or "")
     why = f"the collector answered {code.name}" + (f": {details}" if details else "")
-    kind, delay = KINDS.get(code, Answer.AGAIN), _delay(error)
+    kind, delay = KINDS.get(code, CollectorAnswer.AGAIN), _delay(error)
     # RESOURCE_EXHAUSTED with a delay means that the collector is busy. Without a delay the request may be too large.
-    return Verdict(Answer.AGAIN if kind is Answer.TOO_LARGE and delay is not None else kind, why, delay)
+    return Verdict(
+        CollectorAnswer.AGAIN if kind is CollectorAnswer.TOO_LARGE and delay is not None else kind, why, delay
+    )
 
 
 def _delay(error: Any) -> float | None:

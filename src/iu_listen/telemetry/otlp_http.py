@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-from iu_listen.model.trace import Answer, Verdict
+from iu_listen.model.spans import CollectorAnswer, Verdict
 from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
 
 #: The statuses that may be caused by the content of a request, so that they would be the same at each attempt.
@@ -99,7 +99,7 @@ class HttpCollector(OtlpCollector):
                 content = answer.raw.read(ANSWER, decode_content=True)
                 return verdict(answer, content)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            return Verdict(Answer.AGAIN, _reason(error))
+            return Verdict(CollectorAnswer.AGAIN, _reason(error))
 
     def _note(self, made: socket.socket) -> None:
         if threading.get_ident() == self._thread:
@@ -133,7 +133,7 @@ def verdict(answer: requests.Response, content: bytes) -> Verdict:
     why = f"the collector answered {answer.status_code} {quoted(answer.reason or '')}".rstrip()
     if said := _said(answer.headers.get("content-type", "text/plain"), content):
         why += f": {said}"
-    kind = Answer.MALFORMED if answer.status_code in MALFORMED else Answer.AGAIN
+    kind = CollectorAnswer.MALFORMED if answer.status_code in MALFORMED else CollectorAnswer.AGAIN
     return Verdict(kind, why, seconds(answer.headers.get("retry-after")))
 
 
@@ -155,7 +155,7 @@ def _partial(content: bytes) -> Verdict:
         return accepted(ExportTraceServiceResponse.FromString(content))
     except DecodeError:
         # For example a proxy that answers 200 with HTML. The spans then count as accepted.
-        return Verdict(Answer.ACCEPTED)
+        return Verdict(CollectorAnswer.ACCEPTED)
 
 
 def _said(kind: str, content: bytes) -> str:

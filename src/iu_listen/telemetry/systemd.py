@@ -7,10 +7,10 @@ import os
 import socket
 from collections.abc import Mapping
 
-from iu_listen.model.observation import BatchRan, Beaten, Observation, StandingBy, StateChanged, Stopping
+from iu_listen.model.observation import BatchRan, HeartbeatWritten, Observation, StandingBy, StateChanged, Stopping
 
 
-class SystemdWatcher:
+class SystemdObserver:
     """An observer that notifies the watchdog of systemd of progress. Implements Watcher.
 
     Progress is a batch, a lease that another consumer holds, or a heartbeat in a state other than FAILING. A process
@@ -25,7 +25,7 @@ class SystemdWatcher:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._ready = False
 
-    def note(self, observation: Observation, /) -> None:
+    def observe(self, observation: Observation, /) -> None:
         """Send the notification for an observation, if there is one."""
         match observation:
             case BatchRan():
@@ -34,7 +34,7 @@ class SystemdWatcher:
             case StandingBy(_, holder):
                 self._send(f"READY=1\nWATCHDOG=1\nSTATUS=standing by: {holder}")
                 self._ready = True
-            case Beaten():
+            case HeartbeatWritten():
                 # StandingBy is reported once for each wait for the lease; the heartbeat continues meanwhile.
                 self._send("WATCHDOG=1")
             case StateChanged(_, state, why):

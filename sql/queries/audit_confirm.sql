@@ -1,5 +1,0 @@
--- Confirms the events that are listed as incomplete; removes those that are complete now.
---
--- $1 text  worker
-
-select public.fn_iu_audit_confirm($1)::text

@@ -1,7 +1,0 @@
--- Gives the next incomplete events a new position after the cursor; accepts those that a decision made now could not
--- complete.
---
--- $1 text  worker
--- $2 int   maximum number
-
-select public.fn_iu_audit_repair($1, $2)::text

@@ -1,0 +1,11 @@
+-- The state that 014 must have left. The columns are those of runtime/070.
+
+with checks (id, label, expected, observed) as (
+    select 'W20', 'completeness can be audited', '3',
+           (select count(*)::text from pg_catalog.pg_proc p
+             where p.pronamespace = 'public'::regnamespace
+               and p.proname in ('fn_iu_completeness_page', 'fn_iu_completeness_confirm', 'fn_iu_completeness_repair'))
+)
+select c.id, c.label, c.expected, c.observed, c.expected = c.observed as pass
+  from checks c
+ order by c.id;

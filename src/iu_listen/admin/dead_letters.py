@@ -1,0 +1,235 @@
+"""Bulk operations: finds dead letters or deliveries by filters, and replays, resolves or cancels them in parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import anyio
+
+from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.text import number
+from iu_listen.postgres import queries
+from iu_listen.postgres.queries import Row
+from iu_listen.postgres.session import Connection
+
+#: Largest number up to which dead letters are counted for a list; a larger number is shown as "more than".
+MOST_COUNTED: Final = 10_000
+#: Largest number of dead letters or deliveries in one transaction.
+PART: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Selects dead letters. An attribute that is None does not restrict the selection.
+
+    Attributes:
+        route: Code of the route.
+        failure: Failure code.
+        since: Earliest time at which the dead letter was created.
+        event: Id of the event.
+        subject: Subject of the event: event_subject_ref or canonical_address.
+    """
+
+    route: str | None = None
+    failure: str | None = None
+    since: datetime | None = None
+    event: UUID | None = None
+    subject: str | None = None
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """The attributes except ``subject``, in the order in which the queries expect them."""
+        return self.route, self.failure, self.since, self.event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A page of dead letters.
+
+    Attributes:
+        letters: The dead letters of this page, the newest first.
+        total: Number of dead letters on all pages, counted up to MOST_COUNTED + 1.
+    """
+
+    letters: list[Row]
+    total: int
+
+
+@dataclass(kw_only=True)
+class BulkPlan:
+    """The dead letters that a bulk replay or a bulk resolution would change.
+
+    Attributes:
+        until: Latest time of creation; newer dead letters are left out.
+        groups: One row for each route and failure code: count, oldest_at, newest_at, an example, route_enabled and
+            route_dry_run.
+    """
+
+    until: datetime
+    groups: list[Row] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Number of dead letters in all groups."""
+        return sum(group["count"] for group in self.groups)
+
+
+async def page(connection: Connection, which: Filter, *, resolved: bool, before: UUID | None, limit: int) -> Listed:
+    """A page of dead letters that are older than ``before``, the newest first.
+
+    Raises:
+        ConfigurationError: There is no dead letter with the id ``before``.
+    """
+    if before is not None and await queries.rows(connection, "dead_letter/missing", [before]):
+        raise no_such_letter(before)
+    ids = await _of_subject(connection, which, resolved=resolved)
+    letters = await queries.rows(connection, "list_dead_letters", resolved, *which.columns, ids, before, limit)
+    if before is None and len(letters) < limit:
+        return Listed(letters=letters, total=len(letters))
+    total = await queries.value(connection, "dead_letter/count", resolved, *which.columns, ids, MOST_COUNTED + 1)
+    return Listed(letters=letters, total=total)
+
+
+async def kinds(connection: Connection) -> list[Row]:
+    """Open dead letters by route and failure code, each counted up to MOST_COUNTED + 1."""
+    return await queries.rows(connection, "dead_letter/kinds", MOST_COUNTED + 1)
+
+
+def counted(count: int) -> str:
+    """The text for a count; above MOST_COUNTED it begins with "more than"."""
+    words = number(min(count, MOST_COUNTED))
+    return f"more than {words}" if count > MOST_COUNTED else words
+
+
+async def plan(connection: Connection, which: Filter) -> BulkPlan:
+    """The dead letters that a bulk replay or resolution with this filter would change now."""
+    until = await queries.value(connection, "dead_letter/now")
+    ids = await _of_subject(connection, which, resolved=False)
+    return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *which.columns, ids, until))
+
+
+async def _of_subject(connection: Connection, which: Filter, *, resolved: bool) -> list[UUID] | None:
+    if which.subject is None:
+        return None
+    return [row["id"] for row in await queries.rows(connection, "dead_letter/of_subject", which.subject, resolved)]
+
+
+async def show(connection: Connection, id: UUID) -> Row:
+    """All columns of one dead letter.
+
+    Raises:
+        ConfigurationError: There is no dead letter with this id.
+    """
+    found = await queries.rows(connection, "show_dead_letter", id)
+    if not found:
+        raise no_such_letter(id)
+    return found[0]
+
+
+async def replay_all(
+    connection: Connection, planned: BulkPlan, which: Filter, actor: str | None, why: str | None, rate: float | None
+) -> AsyncIterator[Row]:
+    """Replay the planned dead letters in parts. Each part is one transaction, and yields its route_code and its answer.
+
+    Args:
+        connection: The session.
+        planned: The result of plan().
+        which: The filter that was given to plan().
+        actor: Name that is recorded; None: the database user.
+        why: Reason that is recorded.
+        rate: Largest number of replays in a second; None: no limit.
+    """
+    limit = max(1, min(PART, int(rate))) if rate else PART
+    # One route after the other, so that all dead letters of a part have the same route and get the same decision.
+    for route in dict.fromkeys(group["route_code"] for group in planned.groups):
+        at: datetime | None = None
+        id: UUID | None = None
+        more = True
+        while more:
+            answer = json.loads(
+                await queries.value(
+                    connection, "dead_letter/replay_part", route, which.failure, which.since, which.event,
+                    which.subject, actor, why, planned.until, at, id, limit,
+                )
+            )  # fmt: skip
+            yield {"route_code": route, **answer}
+            more = answer["status"] == "ran" and answer["more"]
+            if more:
+                at, id = datetime.fromisoformat(answer["after_at"]), UUID(answer["after_id"])
+                if rate:
+                    await anyio.sleep(answer["done"] / rate)
+
+
+async def resolve(connection: Connection, ids: list[UUID], why: str, actor: str | None) -> int:
+    """Resolve dead letters without a replay.
+
+    Returns:
+        The number of dead letters that were resolved: those that were open and had no delivery in progress.
+
+    Raises:
+        ConfigurationError: One of the ids belongs to no dead letter.
+    """
+    await require(connection, ids)
+    count: int = await queries.value(connection, "dead_letter/resolve", ids, why, actor)
+    return count
+
+
+async def resolve_all(
+    connection: Connection, planned: BulkPlan, which: Filter, why: str, actor: str | None
+) -> AsyncIterator[tuple[int, int]]:
+    """Resolve the planned dead letters in parts; yields for each part the numbers of examined and resolved ones."""
+    at: datetime | None = None
+    id: UUID | None = None
+    while part := await queries.rows(
+        connection, "dead_letter/open_part", *which.columns, which.subject, planned.until, at, id, PART
+    ):
+        count: int = await queries.value(connection, "dead_letter/resolve", [row["id"] for row in part], why, actor)
+        yield len(part), count
+        at, id = part[-1]["created_at"], part[-1]["id"]
+
+
+async def require(connection: Connection, ids: list[UUID]) -> None:
+    """Make sure that a dead letter exists for each id.
+
+    Raises:
+        ConfigurationError: One of the ids belongs to no dead letter.
+    """
+    if missing := await queries.rows(connection, "dead_letter/missing", ids):
+        raise no_such_letter(missing[0]["id"])
+
+
+def no_such_letter(id: UUID) -> ConfigurationError:
+    """The error for an id that no dead letter has."""
+    return ConfigurationError(f"there is no dead letter {id}", "iu-listen dead-letter list --resolved")
+
+
+async def cancel_plan(connection: Connection, route: str, event: UUID | None) -> Row:
+    """The deliveries that a cancellation would end (count, last_id, oldest_at, newest_at), and the route's state.
+
+    The state consists of the columns paused_by and known.
+    """
+    return (await queries.rows(connection, "delivery/cancel_plan", route, event))[0]
+
+
+async def cancel(
+    connection: Connection, route: str, event: UUID | None, until: int, why: str, actor: str | None
+) -> AsyncIterator[int]:
+    """Cancel deliveries up to the id ``until`` in parts; yields the number of cancelled deliveries of each part."""
+    after, more = 0, True
+    while more:
+        answer = json.loads(
+            await queries.value(connection, "delivery/cancel", route, event, why, actor, after, until, PART)
+        )
+        after, more = answer["after"], answer["more"]
+        yield answer["cancelled"]
+
+
+async def replay(connection: Connection, dead_letter: UUID, actor: str | None, why: str | None = None) -> Row:
+    """Replay a dead letter; returns the answer of fn_iu_route_dead_letter_replay."""
+    answer: Row = json.loads(await queries.value(connection, "replay_dead_letter", dead_letter, actor, why))
+    return answer

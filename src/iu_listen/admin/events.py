@@ -1,0 +1,45 @@
+"""Emits events through the governed emitter."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.postgres.queries import rows
+from iu_listen.postgres.session import Connection
+from iu_listen.postgres.sqlfiles import query
+
+
+async def emit(
+    connection: Connection, event_type: str, address: str, subject: UUID | None, actor: str, payload: str, count: int
+) -> list[UUID]:
+    """Emit events through the governed emitter.
+
+    Raises:
+        ConfigurationError: The payload has a forbidden key or cannot be stored, or the type is not registered.
+        Refused: The master gate is closed.
+    """
+    try:
+        found = await connection.fetch(query("emit_event"), event_type, address, subject, actor, payload, count)
+    except asyncpg.UndefinedObjectError:
+        # An unregistered type: the emitter of the neutral base raises this error, that of IU Core returns null.
+        found = []
+    except asyncpg.CheckViolationError as error:
+        if error.constraint_name != "event_outbox_safe_payload_chk":
+            raise
+        hint = "Events carry metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
+        raise ConfigurationError("the payload has a key that must not enter the log", hint) from error
+    except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError) as error:
+        # Python accepts NaN and NUL in JSON. PostgreSQL refuses them, and characters that its encoding does not have.
+        raise ConfigurationError(f"the database cannot hold what was given: {error}") from error
+    ids = [row["id"] for row in found if row["id"] is not None]
+    if ids:
+        return ids
+    known = [row["event_type"] for row in await rows(connection, "registered_types")]
+    if event_type not in known:
+        raise ConfigurationError(
+            f"event type {event_type} is not registered and active", f"Registered: {', '.join(known)}."
+        )
+    raise Refused("the master gate is closed: nothing is emitted", "iu-listen gate open master")

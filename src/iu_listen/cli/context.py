@@ -1,0 +1,118 @@
+"""The database of a command: from --dsn or IU_LISTEN_DSN, else from the PG* variables, else the embedded server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from iu_listen import embedded
+from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable
+from iu_listen.model.settings import LIBPQ_VARIABLES, Settings
+from iu_listen.postgres.session import Connection, session
+
+#: Name of the database on the embedded server.
+EMBEDDED_DATABASE = "iu"
+
+
+def between(low: float, high: float) -> Callable[[Any, Any], None]:
+    """A validator for a numeric option with this range."""
+
+    def check(_: Any, value: float | None) -> None:
+        # The comparison is written so that it also refuses nan.
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}")
+
+    return check
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ConnectionOptions:
+    """Options that every command has."""
+
+    dsn: Annotated[
+        str | None,
+        Parameter(help="Connection string, also IU_LISTEN_DSN. Default: PG* variables, else the embedded server."),
+    ] = None
+    json: Annotated[bool, Parameter(help="Answer for machines.", negative=())] = False
+
+
+@dataclass(frozen=True)
+class CommandContext:
+    """The database that a command uses.
+
+    Attributes:
+        settings: The settings, with the connection string.
+        programs: Directories with PostgreSQL's client programs, besides PATH.
+        server: The embedded server; None: another server is used.
+    """
+
+    settings: Settings
+    programs: tuple[Path, ...]
+    server: embedded.Server | None
+
+    def session(self, name: str = "iu-listen cli") -> AbstractAsyncContextManager[Connection]:
+        """A session for the duration of a command."""
+        return session(self.settings.dsn, name=name, deadline=self.settings.deadline)
+
+
+@contextmanager
+def opened(where: ConnectionOptions | None, **overrides: Any) -> Iterator[CommandContext]:
+    """Read the settings of a command. If they name no database, run the embedded server during the block.
+
+    Raises:
+        ConfigurationError: A setting is invalid, or no database is named and there is no embedded server.
+        DatabaseUnreachable: The embedded server does not start.
+    """
+    settings = Settings.load(os.environ, {"dsn": where.dsn if where else None, **overrides})
+    if where and where.dsn is not None and not where.dsn.strip():
+        # For example an unset variable of the shell. Any default would be a database that the user did not name.
+        raise ConfigurationError("--dsn is empty", "Leave it out to use IU_LISTEN_DSN or the PG* variables.")
+    if settings.dsn or any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+        yield CommandContext(settings, tuple(_programs()), None)
+        return
+    with running_server(settings) as server:
+        # The path of the server's socket changes at each start, but the site must stay the same.
+        settings = replace(settings, site=settings.site or "embedded")
+        yield CommandContext(with_dsn(settings, server.dsn(EMBEDDED_DATABASE)), tuple(_programs()), server)
+
+
+@contextmanager
+def running_server(settings: Settings) -> Iterator[embedded.Server]:
+    """Run the embedded server during the block; other processes may use it at the same time."""
+    try:
+        with embedded.running(Path(settings.data_dir), settings.embedded_major) as server:
+            yield server
+    except embedded.EmbeddedUnavailable as error:
+        raise ConfigurationError(str(error)) from error
+    except embedded.EmbeddedError as error:
+        raise DatabaseUnreachable(f"the embedded server: {error}") from error
+
+
+def with_dsn(settings: Settings, dsn: str) -> Settings:
+    """A copy of the settings with another connection string."""
+    return replace(settings, dsn=dsn)
+
+
+def _programs() -> Iterator[Path]:
+    for major in sorted(embedded.MAJORS, reverse=True):
+        try:
+            yield embedded.binaries(major)
+        except embedded.EmbeddedError:
+            return
+
+
+@asynccontextmanager
+async def looking(
+    where: ConnectionOptions | None, **overrides: Any
+) -> AsyncIterator[tuple[CommandContext, Connection]]:
+    """The database of a command, and one session to it."""
+    with opened(where, **overrides) as door:
+        async with door.session() as connection:
+            yield door, connection

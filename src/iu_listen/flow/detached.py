@@ -1,0 +1,102 @@
+"""Loose tasks: they run user code, which may ignore its cancellation, and they can be abandoned.
+
+A task group waits for each of its tasks, even for one that ignores its cancellation. So user code is awaited only in
+tasks outside of all task groups. This is the only module of the flow that uses asyncio directly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import anyio
+
+#: Interval at which the cancellation of a task that goes on is repeated, in seconds.
+AGAIN: Final = 0.1
+
+
+class DetachedTask:
+    """A task outside of all task groups. It starts with a copy of the current context, like the tasks of a group.
+
+    Args:
+        run: The asynchronous function that it executes.
+        ended: Called when the task has ended: by a return, an error or a cancellation.
+
+    Attributes:
+        error: Error that ``run`` raised; None: it raised none, or it was cancelled.
+    """
+
+    def __init__(self, run: Callable[[], Awaitable[object]], ended: Callable[[], None] = lambda: None) -> None:
+        self.error: Exception | None = None
+        self._scope = anyio.CancelScope()
+        self._shield = anyio.CancelScope()
+        self._task = asyncio.create_task(self._run(run))
+        self._task.add_done_callback(lambda _: ended())
+
+    async def _run(self, run: Callable[[], Awaitable[object]]) -> None:
+        # If user code enters a cancel scope and never leaves it, the exits of these two scopes raise. That error does
+        # not belong to ``run``, so it is not caught below.
+        with self._scope, self._shield:
+            try:
+                await run()
+            except Exception as error:  # noqa: BLE001 within() raises it, or the owner of the task reads it
+                self.error = error
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled. It may still run."""
+        return self._scope.cancel_called
+
+    def cancel(self) -> None:
+        """Cancel the task once: its present await raises, unless user code has shielded it.
+
+        A cancel scope repeats the cancellation in every iteration of the event loop, so code that ignores it would use
+        a whole processor. Therefore the shield is set again as soon as the cancellation is delivered.
+        """
+        self._shield.shield = False
+        self._scope.cancel()
+        self._shield.shield = True
+
+    def leave(self) -> None:
+        """Abandon the task: it goes on, and ``asyncio.run`` does not wait for it."""
+        # The only way to exclude a task from those that asyncio.run waits for. It is documented for task implementers.
+        asyncio._unregister_task(self._task)  # noqa: SLF001
+
+
+async def end(tasks: Iterable[DetachedTask], seconds: float) -> list[DetachedTask]:
+    """Cancel these tasks repeatedly for at most ``seconds`` seconds. Returns the tasks that still run."""
+    going = list(tasks)
+    until = anyio.current_time() + seconds
+    while going and (left := until - anyio.current_time()) > 0:
+        for task in going:
+            task.cancel()
+        going = await _going(going, min(left, AGAIN))
+    return going
+
+
+async def within(seconds: float, patience: float, run: Callable[[], Awaitable[object]]) -> None:
+    """Run an asynchronous function with a deadline, and abandon it if it ignores its cancellation.
+
+    Args:
+        seconds: Time after which the function is cancelled, in seconds.
+        patience: Time from the cancellation until the function is abandoned, in seconds.
+        run: The function.
+
+    Raises:
+        Exception: the error that ``run`` raised. A cancellation at the deadline raises nothing.
+    """
+    task = DetachedTask(run)
+    with anyio.CancelScope(shield=True):
+        if await _going([task], seconds):
+            for left in await end([task], patience):
+                left.leave()
+    if task.error is not None:
+        raise task.error
+
+
+async def _going(tasks: Iterable[DetachedTask], seconds: float) -> list[DetachedTask]:
+    """Wait at most ``seconds`` seconds until these tasks have ended. Returns the tasks that still run."""
+    waiting = {task._task: task for task in tasks}  # noqa: SLF001 of the same module
+    _, pending = await asyncio.wait(waiting, timeout=seconds)
+    return [waiting[task] for task in pending]

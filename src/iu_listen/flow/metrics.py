@@ -1,0 +1,49 @@
+"""Measurement of the database for metrics, concurrent with routing. It runs only if metrics are enabled."""
+
+from __future__ import annotations
+
+import anyio
+
+from iu_listen.flow.ports import Observer, Sessions
+from iu_listen.model.errors import words
+from iu_listen.model.observation import MetricsFailed, MetricsTaken, SessionFailed
+from iu_listen.model.routing import WorkerName
+
+#: Pause between two measurements, in seconds. Prometheus scrapes every 15 s by default.
+PAUSE = 10.0
+#: Largest fraction of the time during which a measurement may run: counting a huge backlog takes long.
+SHARE = 0.05
+
+
+async def keep_measuring(sessions: Sessions, observer: Observer, worker: WorkerName) -> None:
+    """Measure repeatedly until cancelled.
+
+    A failure stops neither the measurement nor the consumer. Equal failures in a row are reported once as
+    SessionFailed, and each of them as MeasureFailed.
+    """
+    told = ""
+    while True:
+        took = 0.0
+        try:
+            async with sessions.metrics() as surveyor:
+                while True:
+                    began = anyio.current_time()
+                    try:
+                        found = await surveyor.measure()
+                    finally:
+                        took = anyio.current_time() - began
+                    observer.observe(MetricsTaken(worker, found))
+                    told = ""
+                    await anyio.sleep(_pause(took))
+        except Exception as failed:  # noqa: BLE001 no error may end this task
+            observer.observe(MetricsFailed(worker, type(failed).__name__))
+            why = words(failed)
+            if why != told:
+                told = why
+                observer.observe(SessionFailed("measure", why, _pause(took)))
+            await anyio.sleep(_pause(took))
+
+
+def _pause(took: float) -> float:
+    """Pause after a measurement, successful or not, that took ``took`` seconds. In seconds, at least PAUSE."""
+    return max(PAUSE, took * (1 / SHARE - 1))

@@ -1,0 +1,1 @@
+"""Puts the package into a database: preflight checks, migrations, probe, verification, rollback."""

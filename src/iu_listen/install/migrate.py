@@ -1,0 +1,334 @@
+"""Applies the files of the package, records them in the ledger, and rolls them back.
+
+Consecutive files are applied in one transaction; a ``transaction: none`` file is applied alone, outside a transaction.
+One advisory lock excludes a second migration. Each try has a short lock_timeout and is repeated, so that a migration
+never waits long in the lock queue of a busy table, where other sessions would wait behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any, Final
+
+import anyio
+import asyncpg
+
+from iu_listen.model.errors import Refused
+from iu_listen.model.routing import DEFAULT_WORKER
+from iu_listen.postgres.session import Connection, translate_driver_errors
+from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, query
+
+#: Advisory lock that allows one migration at a time.
+MIGRATOR_KEY: Final = (726004, 1)
+#: Longest wait of a file for a lock, in milliseconds, and the number of tries. Producers wait behind it meanwhile.
+LOCK_TIMEOUT_MS: Final = 500
+TRIES: Final = 40
+#: Longest wait of a "transaction: none" file for a lock, in milliseconds. CONCURRENTLY waits for every older snapshot,
+#: and no other session waits behind it meanwhile.
+ALONE_TIMEOUT_MS: Final = 600_000
+#: The files whose objects are counted separately, as the seed does: 2 tables, 5 functions, 3 views, 1 key, 1 row.
+SEED_FILES: Final = (
+    "worker/008_route_worker_substrate",
+    "worker/009_route_worker_functions",
+    "runtime/060_activate_inert",
+)
+
+Report = Callable[[str], None]
+#: Called with the name of the file, the description of the repeated statement, and the number of rows changed so far.
+Progress = Callable[[str, str, int], None]
+
+_CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
+#: Marks a statement that is executed until it changes no row; the text after it describes the statement.
+_REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class PackageObject:
+    """One object of the package, with the file that creates it, and whether it exists in the database."""
+
+    file: str
+    kind: str
+    name: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """The state of the package in a database.
+
+    Attributes:
+        objects: All objects that the package creates, each with whether it exists.
+        recorded: Checksum by file, from the ledger; empty without a ledger.
+    """
+
+    objects: tuple[PackageObject, ...]
+    recorded: Mapping[str, str]
+
+    @property
+    def present(self) -> tuple[PackageObject, ...]:
+        """The objects that exist."""
+        return tuple(o for o in self.objects if o.present)
+
+    @property
+    def pending(self) -> tuple[Migration, ...]:
+        """The files that are not recorded in the ledger, in order."""
+        return tuple(m for m in package_files() if m.name not in self.recorded)
+
+    @property
+    def begun(self) -> tuple[Migration, ...]:
+        """The files that are recorded or of which an object exists, in order. A rollback takes these files back."""
+        files = {o.file for o in self.present} | set(self.recorded)
+        return tuple(m for m in package_files() if m.name in files)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all files are recorded and all objects exist."""
+        return not self.pending and len(self.present) == len(self.objects)
+
+    def drift(self) -> list[str]:
+        """The differences between the database, the ledger and the files, as texts.
+
+        The list is empty if the package is absent, complete, or applied up to one of its files.
+        """
+        found = []
+        known = {m.name: m.checksum for m in package_files()}
+        for name, checksum in self.recorded.items():
+            if name not in known:
+                found.append(f"{name} is recorded, but this version of iu-listen does not know it")
+            elif checksum != known[name]:
+                found.append(
+                    f"{name} was edited after it was applied (checksum {checksum[:8]} recorded, {known[name][:8]} now)"
+                )
+        names = [m.name for m in package_files()]
+        applied = [n for n in names if n in self.recorded]
+        if applied != names[: len(applied)]:
+            missing = next(n for n in names if n not in self.recorded)
+            found.append(f"half applied: {applied[-1]} is recorded, {missing} before it is not")
+        # An interrupted "transaction: none" file may leave objects behind. It removes them when it runs again.
+        alone = {m.name for m in package_files() if m.header("transaction") == "none"}
+        for o in self.objects:
+            if o.file in self.recorded and not o.present:
+                found.append(f"half applied: {o.kind} {o.name} of {o.file} is missing")
+            if o.file not in self.recorded and o.present and o.file not in alone:
+                found.append(f"half applied: {o.kind} {o.name} exists, but {o.file} is not recorded")
+        return found
+
+
+async def package_state(connection: Connection) -> Package:
+    """Read the state of the package. The base must exist."""
+    with translate_driver_errors():
+        rows = await connection.fetch(query("package_objects"))
+        objects = [PackageObject(**row) for row in rows]
+        if any(o.present for o in objects if o.name == "iu_route_worker_cursor"):
+            registered = await connection.fetchval(query("cursor_exists"), DEFAULT_WORKER)
+            objects = [PackageObject(o.file, o.kind, o.name, registered) if o.kind == "row" else o for o in objects]
+        recorded = {}
+        if await connection.fetchval(query("ledger_exists")):
+            recorded = {row["name"]: row["checksum"] for row in await connection.fetch(query("ledger"))}
+    return Package(tuple(objects), recorded)
+
+
+async def substrate_missing(connection: Connection) -> list[str]:
+    """The objects of IU Core that the package needs and that are missing; empty: the package can be applied."""
+    with translate_driver_errors():
+        return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("substrate_missing"))]
+
+
+async def substrate_odd(connection: Connection) -> list[str]:
+    """The columns of IU Core whose type the package does not support, as texts with the required type."""
+    with translate_driver_errors():
+        rows = await connection.fetch(query("substrate_types"))
+    return [f"{row['name']} has type {row['type']}, and must have {row['wanted']}" for row in rows]
+
+
+async def apply_base(connection: Connection) -> None:
+    """Create the base in one transaction, for ``apply --base``, for the embedded server and for tests."""
+    with translate_driver_errors():
+        async with connection.transaction():
+            for migration in base_files():
+                await connection.execute(migration.text())
+
+
+def in_one_transaction(migration: Migration) -> str:
+    """The text of a file for a run inside a transaction, without CONCURRENTLY, which PostgreSQL refuses there."""
+    text = migration.text()
+    return _CONCURRENTLY.sub("", text) if migration.header("transaction") == "none" else text
+
+
+def spread(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
+    """The statements to execute for one statement about an index of event_outbox.
+
+    PostgreSQL cannot create or drop a partitioned index concurrently. So the index is created on each partition first,
+    and then on the partitioned table, which adopts the existing indexes and builds nothing. Dropping goes in the
+    opposite order.
+
+    Args:
+        statement: The statement.
+        leaves: The partitions of event_outbox; empty: it is not partitioned, and the statement is returned unchanged.
+    """
+    index = re.search(r"\b(event_outbox_\w+_idx)\b", statement)
+    if not leaves or not index or not _CONCURRENTLY.search(statement):
+        return [statement]
+    whole = _CONCURRENTLY.sub("", statement)
+    each = [
+        re.sub(r"\bon public\.event_outbox\b", f"on {leaf['name']}", statement)
+        .replace(f"public.{index[1]}", f"{leaf['schema']}.{index[1]}")
+        .replace(index[1], f"{index[1]}_{leaf['oid']}")
+        for leaf in leaves
+    ]
+    return [*each, whole] if re.search(r"\bcreate index\b", statement) else [whole, *each]
+
+
+@asynccontextmanager
+async def only_migrator(connection: Connection) -> AsyncIterator[None]:
+    """Exclude any other migration of this database.
+
+    Raises:
+        Refused: Another migration is running.
+    """
+    # A session lock would remain in a session of the pooler, so behind a pooler the lock is only tested. Two migrations
+    # at the same time then wait for each other's table locks, and the second one fails because the objects exist.
+    free = "select pg_try_advisory_xact_lock($1, $2)" if connection.pooled else "select pg_try_advisory_lock($1, $2)"
+    if not await connection.fetchval(free, *MIGRATOR_KEY):
+        raise Refused(
+            "another iu-listen is migrating this database", "Wait for it to end, then look again with --plan."
+        )
+    try:
+        yield
+    finally:
+        if not connection.pooled and not connection.is_closed():
+            await connection.execute("select pg_advisory_unlock($1, $2)", *MIGRATOR_KEY)
+
+
+async def apply_files(
+    connection: Connection,
+    pending: Iterable[Migration],
+    evidence: Mapping[str, Any],
+    report: Report,
+    before_commit: Any = None,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Apply files in order, and record them in the ledger.
+
+    Args:
+        connection: A session outside a transaction.
+        pending: The files to apply.
+        evidence: The evidence of the preflight checks, which is recorded with each file.
+        report: Called with the name of each file before it runs.
+        before_commit: Awaited at the end of the last transaction; an exception rolls that transaction back.
+        progress: Called after each execution of a repeated statement that changed rows.
+
+    Raises:
+        Refused: The server answered with an error, or ``before_commit`` raised it. Files of earlier transactions stay
+            applied.
+    """
+    groups = [list(group) for _, group in groupby(pending, key=lambda m: m.header("transaction") == "none" and m.name)]
+    for group in groups:
+        if group[0].header("transaction") == "none":
+            alone = partial(_apply_alone, connection, group[0], evidence, report, progress)
+            await patiently(connection, alone, ALONE_TIMEOUT_MS)
+        else:
+            check = before_commit if group is groups[-1] else None
+            await patiently(connection, partial(_apply_together, connection, group, evidence, report, check))
+
+
+async def roll_back_files(connection: Connection, applied: Iterable[Migration], report: Report) -> None:
+    """Run the down files in reverse order in one transaction; after an error nothing is changed."""
+
+    async def down() -> None:
+        async with connection.transaction():
+            for migration in sorted(applied, key=package_files().index, reverse=True):
+                report(migration.name)
+                await connection.execute(migration.text("down"))
+                if await connection.fetchval(query("ledger_exists")):
+                    await connection.execute(query("forget_migration"), migration.name)
+
+    await patiently(connection, down)
+
+
+async def patiently(
+    connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS, tries: int = TRIES
+) -> None:
+    """Do the work with a short lock_timeout, and repeat it: while it waits for a lock, later sessions wait behind it.
+
+    Raises:
+        Refused: The lock was not available in any try, or the server answered with another error.
+    """
+    with translate_driver_errors():
+        await connection.limit_locks(timeout_ms)
+        for left in reversed(range(tries)):
+            try:
+                await work()
+                return
+            except asyncpg.LockNotAvailableError:
+                if not left:
+                    raise
+                await anyio.sleep(0.2)
+
+
+def for_want_of_a_lock(error: Refused) -> bool:
+    """Whether patiently() gave up because another session held a lock."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+
+
+async def _apply_together(
+    connection: Connection, group: list[Migration], evidence: Mapping[str, Any], report: Report, check: Any
+) -> None:
+    async with connection.transaction():
+        for migration in group:
+            report(migration.name)
+            began = time.perf_counter()
+            await connection.execute(migration.text())
+            await _record(connection, migration, began, evidence)
+        if check is not None:
+            await check()
+
+
+async def _apply_alone(
+    connection: Connection, migration: Migration, evidence: Mapping[str, Any], report: Report, progress: Progress
+) -> None:
+    report(migration.name)
+    began = time.perf_counter()
+    leaves = [dict(row) for row in await connection.fetch(query("outbox_leaves"))]
+    for statement in migration.statements:
+        if repeat := _REPEAT.search(statement):
+            rows = 0
+            # The command tag ends with the number of changed rows.
+            while changed := int((await connection.execute(statement)).rpartition(" ")[2]):
+                rows += changed
+                progress(migration.name, repeat[1], rows)
+            continue
+        for one in spread(statement, leaves):
+            # A statement on the whole partitioned table blocks other sessions, so it waits for its lock only briefly;
+            # a concurrent statement blocks no session and may wait long.
+            if leaves and not _CONCURRENTLY.search(one):
+                await patiently(connection, partial(connection.execute, one))
+                await connection.limit_locks(ALONE_TIMEOUT_MS)
+            else:
+                await connection.execute(one)
+    await _record(connection, migration, began, evidence)
+
+
+async def _record(connection: Connection, migration: Migration, began: float, evidence: Mapping[str, Any]) -> None:
+    milliseconds = round((time.perf_counter() - began) * 1000)
+    await connection.execute(
+        query("record_migration"), migration.name, migration.checksum, milliseconds, json.dumps(evidence)
+    )
+
+
+def added(before: Package, after: Package) -> dict[str, dict[str, int]]:
+    """The number of added objects by kind: those of SEED_FILES (``seed``) and all others (``apart``)."""
+    there = {(o.kind, o.name) for o in before.present}
+    counts: dict[str, dict[str, int]] = {"seed": {}, "apart": {}}
+    for o in after.present:
+        if (o.kind, o.name) not in there:
+            of = counts["seed" if o.file in SEED_FILES else "apart"]
+            of[o.kind] = of.get(o.kind, 0) + 1
+    return counts

@@ -1,0 +1,324 @@
+"""The eight preflight checks, which its code and output call gates. If one of them fails, nothing is changed.
+
+Each check is shown with its evidence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import anyio.to_thread
+
+from iu_listen.install.backup import client_programs, take_backup
+from iu_listen.install.migrate import Package, apply_base, package_state, substrate_missing, substrate_odd
+from iu_listen.install.probe import Proof, run_probe
+from iu_listen.model.errors import IuListenError, SessionLost
+from iu_listen.postgres.session import Connection, translate_driver_errors
+from iu_listen.postgres.sqlfiles import all_files, package_files, query
+
+#: Largest outbox, in bytes, that is numbered and indexed inside the transaction of the probe. Producers wait meanwhile.
+SMALL_LOG: Final = 4 << 20
+#: Major versions of PostgreSQL that are supported.
+SUPPORTED: Final = range(15, 19)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyOptions:
+    """The options of the operator.
+
+    Attributes:
+        dsn: Connection string, for pg_dump.
+        expect_database: Required name of the database; None: any name.
+        backup_dir: Directory for the backup; None: no backup is taken.
+        no_backup: Reason for going without a backup, which is recorded; empty: a backup is required.
+        plan: Change nothing, and take no backup.
+        base: Create the base if it is absent and the checks before have passed.
+        programs: Directories in which pg_dump is searched, besides PATH.
+        lock_timeout: Longest wait of the probe for a lock, in seconds.
+    """
+
+    dsn: str | None
+    expect_database: str | None = None
+    backup_dir: Path | None = None
+    no_backup: str = ""
+    plan: bool = False
+    base: bool = False
+    programs: tuple[Path, ...] = ()
+    lock_timeout: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightCheck:
+    """The result of one preflight check."""
+
+    number: int
+    name: str
+    passed: bool
+    evidence: str
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class PreflightResult:
+    """The results of the preflight checks, in order, and facts that later steps need.
+
+    Attributes:
+        found: The results.
+        target: The row of the query ``target``: database, user, server version and further facts.
+        package: The state of the package; None: not known yet.
+        proof: The result of the probe; None: it did not run.
+        base: ``created`` or ``would be created``; empty: the base was there, or is missing.
+        probe_last: Whether the outbox is too large to be indexed in the transaction of the probe, so that the probe
+            runs after the files are applied.
+    """
+
+    found: list[PreflightCheck] = field(default_factory=list)
+    target: Mapping[str, Any] = field(default_factory=dict)
+    package: Package | None = None
+    proof: Proof | None = None
+    base: str = ""
+    probe_last: bool = False
+
+    @property
+    def created(self) -> bool:
+        """Whether the base was created."""
+        return self.base == "created"
+
+    @property
+    def passed(self) -> bool:
+        """Whether all eight checks have passed."""
+        return len(self.found) == len(PREFLIGHT_CHECKS) and all(gate.passed for gate in self.found)
+
+    def evidence(self) -> dict[str, str]:
+        """The evidence by name of the check, as recorded with each applied file."""
+        return {gate.name: gate.evidence for gate in self.found}
+
+
+CheckAnswer = tuple[bool, str, str]
+_POLICIES_HINT: Final = (
+    "Give the role BYPASSRLS, or switch row level security off on these tables; the consumer's role needs the same."
+)
+_NO_TARGET: Final = (False, "not looked at: the target is not known", "")
+_NOT_LOOKED: Final = (False, "not looked at: gate 4 is closed", "")
+
+
+class _Inspector:
+    """One method for each check; each returns (passed, evidence, hint)."""
+
+    def __init__(
+        self, connection: Connection, terms: ApplyOptions, fresh: Callable[[], Any], gates: PreflightResult
+    ) -> None:
+        self._connection = connection
+        self._terms = terms
+        self._fresh = fresh
+        self._gates = gates
+
+    async def target(self) -> CheckAnswer:
+        row = dict(await self._connection.fetchrow(query("target")) or {})
+        self._gates.target = row
+        evidence = (
+            f"database {row['database']}, PostgreSQL {row['server_version']}, "
+            f"system identifier {row['system_identifier']}"
+        )
+        expected = self._terms.expect_database
+        if expected and expected != row["database"]:
+            return (
+                False,
+                f"{evidence}; expected database {expected}",
+                "Check the connection string, or --expect-database.",
+            )
+        if row["version_num"] // 10000 not in SUPPORTED:
+            return False, evidence, f"PostgreSQL {SUPPORTED[0]} to {SUPPORTED[-1]} are supported."
+        if row["encoding"] == "SQL_ASCII":
+            hint = "It keeps bytes that no client can decode as text. Use a database in UTF8, or in any other encoding."
+            return False, f"{evidence}; encoding SQL_ASCII", hint
+        return True, evidence, ""
+
+    async def primary(self) -> CheckAnswer:
+        row = self._gates.target
+        if not row:
+            return _NO_TARGET
+        if why := await self._connection.fetchrow(query("takes_no_writes")):
+            return False, why["problem"], why["hint"]
+        if not row["may_create"]:
+            return False, f"{row['user']} may not create objects in schema public", "Connect as the owner of IU Core."
+        return True, f"writable primary, as {row['user']}", ""
+
+    async def backup(self) -> CheckAnswer:
+        terms, row = self._terms, self._gates.target
+        if not row:
+            return _NO_TARGET
+        if terms.no_backup:
+            return True, f"none, because: {terms.no_backup}", ""
+        if terms.backup_dir is None:
+            hint = 'Give --backup-dir DIR to take one now, or --no-backup "why there need be none".'
+            return False, "no backup", hint
+        major = row["version_num"] // 10000
+        programs = client_programs(major, terms.programs)
+        if programs is None:
+            return False, f"there is no pg_dump {major} or newer here", "Install postgresql-client, or use --no-backup."
+        if terms.plan:
+            where = next(p for p in (terms.backup_dir, *terms.backup_dir.parents) if p.exists())
+            writable = where.is_dir() and os.access(where, os.W_OK)
+            return writable, f"would be taken with {programs}/pg_dump into {terms.backup_dir}", "Not writable."
+        if not all(gate.passed for gate in self._gates.found):
+            return False, "not taken: a gate before this one is closed", ""
+        taken = await anyio.to_thread.run_sync(take_backup, terms.dsn, row["database"], programs, terms.backup_dir)
+        return True, f"{taken['file']}, {taken['bytes']} bytes, {taken['entries']} entries by pg_restore -l", ""
+
+    async def drift(self) -> CheckAnswer:
+        if self._terms.base and (refusal := await self._create_base()):
+            return refusal
+        if missing := await substrate_missing(self._connection):
+            return (
+                False,
+                f"the substrate is not here: {', '.join(missing[:3])} missing",
+                "Is this the database of IU Core? On an empty one, use --base.",
+            )
+        if odd := await substrate_odd(self._connection):
+            return False, "; ".join(odd[:3]), "The types that IU Core has: sql/base. Others are not supported."
+        policies = await self._connection.fetch(query("row_security"))
+        if hidden := ", ".join(row["name"] for row in policies if row["active"]):
+            who = self._gates.target.get("user", "this role")
+            return False, f"row level security hides rows of {hidden} from {who}", _POLICIES_HINT
+        self._gates.package = package = await package_state(self._connection)
+        if found := package.drift():
+            return (
+                False,
+                "; ".join(found[:3]),
+                "iu-listen rollback takes a half-applied package back; docs/how-to/repair.md has the rest.",
+            )
+        done, of = len(package.recorded), len(package_files())
+        state = (
+            "absent"
+            if not done
+            else "present with the recorded checksums"
+            if done == of
+            else f"begun: {done} of {of} files"
+        )
+        here = "created (--base)" if self._gates.base else "in the expected shape"
+        words = f"substrate {here}; package {state}"
+        if policies:
+            words += f"; row level security on {', '.join(row['name'] for row in policies)}: other roles need BYPASSRLS"
+        return True, words, ""
+
+    async def _create_base(self) -> CheckAnswer | None:
+        """Create the base if it is completely absent and the checks before have passed.
+
+        Returns:
+            None if the base is there; otherwise the failed result of the check.
+        """
+        missing = await substrate_missing(self._connection)
+        if not missing:
+            return None
+        if "column event_outbox.id" not in missing:
+            what = f"the substrate is here but incomplete: {missing[0]} is missing"
+            return False, what, "--base creates it only where it is absent."
+        if self._terms.plan:
+            self._gates.base = "would be created"
+            return False, "the substrate is absent and would be created (--base)", "The gates below need it."
+        if not all(gate.passed for gate in self._gates.found):
+            return False, "the substrate is absent, and not created: a gate before this one is closed", ""
+        await apply_base(self._connection)
+        self._gates.base = "created"
+        return None
+
+    async def integrity(self) -> CheckAnswer:
+        files = all_files()
+        lonely = [m.name for m in files if not m.path("down").exists()]
+        if lonely:
+            return False, f"no rollback for {', '.join(lonely)}", "Install iu-listen again."
+        return (
+            True,
+            f"{len(files)} files, each with its rollback; " + ", ".join(f"{m.number} {m.checksum[:8]}" for m in files),
+            "",
+        )
+
+    async def disable_boundary(self) -> CheckAnswer:
+        if self._gates.package is None:
+            return _NOT_LOOKED
+        by_number = {m.number: m for m in all_files()}
+        if "080" not in by_number or "060" not in by_number:
+            return False, "runtime/060 or runtime/080 is missing", "Install iu-listen again."
+        rows = await self._connection.fetch(query("gate_values"))
+        value = {row["key"]: row["value"] for row in rows}.get("iu_core.route_worker_enabled")
+        if value == "true":
+            return False, "the worker gate is open", "Close it first: iu-listen gate close worker"
+        if value is None and "'iu_core.route_worker_enabled', 'false'" not in by_number["060"].text():
+            return False, "runtime/060 would not leave the worker gate closed", "Install iu-listen again."
+        return True, f"worker gate {'is' if value else 'will be'} false; 060 has its rollback, 080 is present", ""
+
+    async def delivery_safety(self) -> CheckAnswer:
+        if self._gates.package is None:
+            return _NOT_LOOKED
+        unsafe = [row["route_code"] for row in await self._connection.fetch(query("unsafe_routes"))]
+        if unsafe:
+            return False, f"enabled and no dry run: {', '.join(unsafe)}", "Set dry_run, or disable the route."
+        if not await self._connection.fetchval(query("safety_check_exists")):
+            return False, "iu_outbound_route_safe_chk is missing", "Without it a route could be switched to deliver."
+        return True, "no route is enabled without dry_run; the safety check is in place", ""
+
+    async def probe(self) -> CheckAnswer:
+        if not all(gate.passed for gate in self._gates.found):
+            return False, "not run: a gate before this one is closed", ""
+        size = await self._connection.fetchval(query("log_size"))
+        if size > SMALL_LOG and self._gates.package and any(m.number == "006" for m in self._gates.package.pending):
+            self._gates.probe_last = True
+            return True, f"event_outbox has {size >> 20} MiB: the probe runs after the files, and takes them back", ""
+        self._gates.proof = proof = await run_probe(
+            self._connection, self._fresh, lock_timeout=self._terms.lock_timeout
+        )
+        wrong = [f"{f.id}: {f.observed}" for f in [*proof.probes, *proof.footprint] if not f.passed]
+        if wrong:
+            return False, "; ".join(wrong), "iu-listen probe shows the whole table."
+        return True, f"SETUP and A to H as expected, footprint zero, on {self._gates.target['database']}", ""
+
+
+PREFLIGHT_CHECKS: Final[tuple[tuple[str, Callable[[_Inspector], Awaitable[CheckAnswer]]], ...]] = (
+    ("target identity", _Inspector.target),
+    ("writable primary", _Inspector.primary),
+    ("fresh backup", _Inspector.backup),
+    ("no drift", _Inspector.drift),
+    ("package integrity", _Inspector.integrity),
+    ("disable boundary", _Inspector.disable_boundary),
+    ("delivery safety", _Inspector.delivery_safety),
+    ("probe passed", _Inspector.probe),
+)
+
+
+async def inspect(
+    connection: Connection,
+    terms: ApplyOptions,
+    fresh: Callable[[], Any],
+    found: Callable[[PreflightCheck], None] = lambda _: None,
+) -> PreflightResult:
+    """Run the eight preflight checks in order. A failed check does not stop the others.
+
+    Args:
+        connection: A session outside a transaction.
+        terms: The options of the operator.
+        fresh: Opens another session, for the check after the probe.
+        found: Called with the result of each check.
+
+    Raises:
+        SessionLost: The session was lost.
+    """
+    gates = PreflightResult()
+    inspector = _Inspector(connection, terms, fresh, gates)
+    for number, (name, look) in enumerate(PREFLIGHT_CHECKS, start=1):
+        try:
+            with translate_driver_errors():
+                passed, evidence, hint = await look(inspector)
+        except SessionLost:
+            # A lost session is not the result of a check, and no further check can run.
+            raise
+        except IuListenError as error:
+            passed, evidence, hint = False, error.message, error.hint
+        gate = PreflightCheck(number, name, passed, evidence, "" if passed else hint)
+        gates.found.append(gate)
+        found(gate)
+    return gates

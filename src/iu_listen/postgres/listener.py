@@ -1,0 +1,180 @@
+"""The listener session: it executes LISTEN and holds the armed lock. The protocol is in sql/worker/010_wake.up.sql.
+
+The session is never pooled, is never left in a transaction, and is read-only. It must not insert events: the trigger
+tests whether the armed lock is free, and a lock of its own session counts as free, so it would send no NOTIFY.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+
+from iu_listen.flow.ports import ListenUnavailable
+from iu_listen.flow.wake_event import WakeEvent
+from iu_listen.model.errors import Refused, SessionLost
+from iu_listen.model.routing import CHANNEL
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.session import Connection, ask, translate_driver_errors
+from iu_listen.postgres.sqlfiles import query
+
+#: First key of the advisory locks of armed consumers; the second key is the slot. The trigger uses the same key.
+BELL_KEY: Final = 726001
+#: First key of the advisory locks by which a process claims a slot.
+SLOT_KEY: Final = 726002
+#: The slots that the trigger tests. Each slot costs producers time; two are enough for a consumer and its successor.
+SLOTS: Final = (1, 2)
+#: Longest wait for the notification with which a new session tests LISTEN, in seconds.
+TOKEN_WAIT: Final = 2.0
+
+
+class ListenerSession:
+    """Implements flow.ports.Listener. Created by bell_session().
+
+    Attributes:
+        slot: The slot of this consumer; None: it has none, so it cannot arm and has to poll.
+    """
+
+    def __init__(self, connection: Connection, settings: Settings, ended: WakeEvent) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._ended = ended
+        # Two tasks use the session: one calls arm() and disarm(), the other one runs watch().
+        self._turn = anyio.Lock()
+        self.slot: int | None = None
+
+    async def _ask(self, statement: str, *args: Any) -> Any:
+        async with self._turn:
+            try:
+                return await ask(self._connection, self._settings.deadline, statement, *args)
+            except SessionLost:
+                # If a session ends during a statement, the driver does not always call the termination listener.
+                self._ended.set()
+                raise
+            except Refused as no:
+                # For example an exhausted lock table, or a statement_timeout. Such an error ends only this session,
+                # not the work of the consumer.
+                self._connection.terminate()
+                raise SessionLost(no.message, no.hint) from no
+
+    async def claim_slot(self) -> None:
+        """Take a free slot. Without one the consumer cannot arm; it polls, so no event is lost."""
+        for slot in SLOTS:
+            if await self._ask("select pg_try_advisory_lock($1, $2)", SLOT_KEY, slot):
+                self.slot = slot
+                return
+
+    async def arm(self) -> bool:
+        """Take the armed lock, which tells all producers to send NOTIFY.
+
+        Returns:
+            False if a producer that sends no NOTIFY still holds the lock, or if the consumer has no slot.
+        """
+        return self.slot is not None and bool(
+            await self._ask("select pg_try_advisory_lock($1, $2)", BELL_KEY, self.slot)
+        )
+
+    async def disarm(self) -> None:
+        """Release the armed lock, so that producers send no NOTIFY."""
+        await self._ask("select pg_advisory_unlock($1, $2)", BELL_KEY, self.slot)
+
+    async def watch(self) -> None:
+        """Check at the interval of the catch-up poll that the session is alive and listening; claim a slot if needed.
+
+        Raises:
+            SessionLost: The session was lost, or does not listen any more. The method never returns.
+        """
+        while not await self._ended.wait(self._settings.catch_up):
+            if not await self._ask(query("is_listening"), CHANNEL):
+                raise SessionLost("the session does not listen any more")
+            if self.slot is None:
+                await self.claim_slot()
+        raise SessionLost("the connection was closed")
+
+
+@asynccontextmanager
+async def listener_session(
+    settings: Settings, former: EarlierSessions, ring: Callable[[], None]
+) -> AsyncIterator[ListenerSession]:
+    """Open the listener session and test that it receives notifications.
+
+    Args:
+        settings: The connection string, the deadlines and the interval of the catch-up poll.
+        former: The earlier sessions of the consumer.
+        ring: Called at each notification, and at the end of the session.
+
+    Raises:
+        NoBell: LISTEN is switched off, or does not work on this connection, for example behind a transaction pooler.
+        SessionLost: No session could be opened.
+    """
+    if not settings.listen:
+        raise ListenUnavailable("listening is switched off (--no-listen)")
+    dsn = settings.listen_dsn or settings.dsn
+    # The session timeout must be longer than the interval of the checks of watch(). A frozen process loses its slot
+    # after this time.
+    idle = max(settings.session_timeout, 3 * settings.catch_up)
+    name = f"iu-listen bell {settings.worker}"
+    # If the connection breaks between the two messages of a statement, a transaction stays open on the server. Neither
+    # the idle timeout nor the statement timeout ends it, and the server cannot free its notification queue. Therefore
+    # the session has a transaction timeout.
+    ended, token, heard = WakeEvent(), secrets.token_hex(8), WakeEvent()
+
+    def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+        if payload == token:
+            heard.set()
+        ring()
+
+    def on_end(_connection: object) -> None:
+        ended.set()
+        heard.set()
+        ring()
+
+    async with succeeding(
+        former, "bell", dsn, name=name, deadline=settings.deadline, patience=settings.deadline, idle_timeout=idle,
+        read_only=True, transaction_timeout=2 * settings.deadline,
+    ) as connection:  # fmt: skip
+        connection.add_termination_listener(on_end)
+        try:
+            with translate_driver_errors(), anyio.fail_after(settings.deadline):
+                await connection.add_listener(CHANNEL, on_notification)
+        except Refused as no:
+            raise ListenUnavailable(f"LISTEN failed: {no.message}") from no
+        await _prove_that_it_hears(connection, settings, former, token, heard)
+        bell = ListenerSession(connection, settings, ended)
+        await bell.claim_slot()
+        yield bell
+
+
+async def _prove_that_it_hears(
+    connection: Connection, settings: Settings, former: EarlierSessions, token: str, heard: WakeEvent
+) -> None:
+    """Send a token from a second session: only this test detects a transaction pooler.
+
+    pg_listening_channels() does not detect one: behind a pooler with little traffic it returns the channel, although
+    notifications are lost.
+
+    Raises:
+        NoBell: The token did not arrive within TOKEN_WAIT.
+        SessionLost: One of the two sessions could not be opened or was lost.
+    """
+    async with succeeding(
+        former, "token", settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline,
+        patience=settings.deadline,
+    ) as other:  # fmt: skip
+        # pg_notification_queue_usage() is called for its side effect: it frees the part of the queue that all listeners
+        # have read. Without that call a full queue stays full, even after the listener that blocked it is gone.
+        room = "select pg_notification_queue_usage(), pg_notify($1, $2)"
+        await ask(other, settings.deadline, room, CHANNEL, token)
+        arrived = await heard.wait(TOKEN_WAIT)
+        # A lost session, or a network path that drops packets, also receives no token, but it is not a pooler. This
+        # query raises SessionLost in that case.
+        await ask(connection, settings.deadline, query("backend_pid"))
+        if not arrived:
+            raise ListenUnavailable(
+                "a notification sent from another session did not arrive: a pooler in transaction mode is in between; "
+                "give a direct connection with --listen-dsn"
+            )
