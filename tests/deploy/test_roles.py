@@ -457,7 +457,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
             assert (await worker_health(reader, WORKER))["healthy"]
             for name in (
                 "workers",
-                "audits",
+                "completeness/passes",
                 "consumers",
                 "attempt_summary",
                 "ledger",
