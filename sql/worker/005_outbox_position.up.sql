@@ -5,6 +5,7 @@
 -- positions give each event to a cursor exactly once, whenever it commits.
 --
 -- needs: base (event_outbox)
+-- calls: 007
 -- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only: no table rewrite, no scan
 
 -- Position -----------------------------------------------------------------------------------------------

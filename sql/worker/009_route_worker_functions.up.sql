@@ -1,6 +1,7 @@
 -- The worker: its gate, the delivery seam, the batch, the replay of one dead letter, health, and three views.
 --
 -- needs: 005, 006, 007, 008
+-- calls: 010, 012, 013, 014, 019, 020, 021, functions/metrics
 -- locks: nothing that exists
 
 -- Gate ---------------------------------------------------------------------------------------------------

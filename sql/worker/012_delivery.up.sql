@@ -1,6 +1,7 @@
 -- Delivery: the four switches of a route, the guard that replaces the safety check, and targets that are SQL functions.
 --
 -- needs: 008, 009
+-- calls: 019
 -- locks: iu_outbound_route exclusively, dot_config against writers, briefly, to create a trigger and a check
 
 -- Switches -----------------------------------------------------------------------------------------------

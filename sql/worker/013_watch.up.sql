@@ -1,6 +1,7 @@
 -- Monitoring: whether an event lies before a cursor, the health of every worker, and the blockers.
 --
 -- needs: 008, 009, 010
+-- calls: 017
 -- locks: nothing that exists
 
 -- Consumed -----------------------------------------------------------------------------------------------

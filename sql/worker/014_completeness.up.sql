@@ -1,6 +1,7 @@
 -- The completeness check (command: audit): every event before a cursor must have its attempts.
 --
 -- needs: 006, 007, 008, 013
+-- calls: 012
 -- locks: nothing that exists
 
 -- State --------------------------------------------------------------------------------------------------

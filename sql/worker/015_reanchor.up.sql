@@ -1,6 +1,7 @@
 -- The reanchor: adopts a foreign history after a restore. Unread events get a new stamp; all others count as read.
 --
 -- needs: 005, 006, 008, 009, 013
+-- calls: 017
 -- locks: nothing that exists
 
 -- Verdict on an event ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 -- Trace export: the trace and span ids of attempts and dead letters, and a durable cursor over both tables.
 --
 -- needs: 005, 007, 008, 009, 011, 014, 016
+-- calls: 012
 -- locks: nothing that exists
 
 -- Identity -----------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def created() -> Iterator[tuple[str, str]]:
     for migration in [*base_files(), *package_files()]:
         text = re.sub(r"--.*$", "", migration.text(), flags=re.MULTILINE)
         pattern = (
-            r"^create (?:constraint )?(table|sequence|function|view|trigger|index)(?: concurrently)?(?: if not exists)?"
+            r"^create (?:or replace )?(?:constraint )?(table|sequence|function|view|trigger|index)(?: concurrently)?(?: if not exists)?"
             r"\s+(?:public\.)?(\w+)"
         )
         yield from re.findall(pattern, text, re.MULTILINE | re.IGNORECASE)

@@ -11,7 +11,7 @@ import pytest
 
 from iu_listen.install import migrate
 from iu_listen.postgres.session import session
-from iu_listen.postgres.sqlfiles import all_files, package_files, sql_root
+from iu_listen.postgres.sqlfiles import Migration, all_files, package_files, sql_root
 from support import connected
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -100,12 +100,81 @@ def test_schema_sql_is_the_migrated_database(applied):
 
 
 def test_every_forward_file_has_its_rollback():
-    """Each NNN_name.up.sql has a .down.sql that states the losses, and the numbers are unique."""
+    """Each forward file has a .down.sql that states the losses, and the numbers are unique."""
     files = all_files()
 
     assert [m.name for m in files if not m.path("down").exists()] == []
     assert [m.name for m in files if "-- loses:" not in m.text("down")] == []
-    assert len({m.number for m in files}) == len(files)
+    assert len({m.short_name for m in files}) == len(files)
+
+
+def _code(text: str) -> str:
+    """The text of a file without its comments."""
+    return re.sub(r"--.*$", "", text, flags=re.MULTILINE)
+
+
+def _outline(text: str) -> list[str]:
+    """The first words of each statement of a file; the bodies of functions are left out."""
+    code = re.sub(r"'(?:[^']|'')*'", "''", re.sub(r"\$(\w*)\$.*?\$\1\$", "''", _code(text), flags=re.DOTALL))
+    return [" ".join(part.split()[:4]).lower() for part in code.split(";") if part.strip()]
+
+
+def test_a_repeatable_file_only_creates_or_replaces():
+    """A repeatable file has only statements that can be repeated without a loss; every file in functions/ is one.
+
+    Fails when: a file that is applied again drops an object, changes data or a table, or fails because its objects
+    exist.
+    """
+    repeatable = [m for m in package_files() if m.repeatable]
+    allowed = re.compile(r"create or replace (function|view)|comment on (function|view|column)")
+
+    assert len(repeatable) >= 1
+    assert [m.name for m in package_files() if m.name.startswith("functions/") and not m.repeatable] == []
+    assert [m.name for m in repeatable if m.header("transaction")] == []
+    assert [f"{m.name}: {start}" for m in repeatable for start in _outline(m.text()) if not allowed.match(start)] == []
+
+
+def _creators() -> dict[str, set[str]]:
+    """The files that create a table, view, sequence or function, by its name; overloaded functions share a name."""
+    text = (sql_root() / "queries/package_objects.sql").read_text()
+    found: dict[str, set[str]] = {}
+    for file, name in re.findall(r"\('(\S+)', '(?:table|view|sequence|function)', '(\w+)", text):
+        found.setdefault(name, set()).add(file)
+    return found
+
+
+def _uses(migration: Migration) -> set[str]:
+    """The other files of the package whose objects the DDL and the function bodies of a file name."""
+    creators = _creators()
+    named = (creators.get(name, set()) for name in re.findall(r"\bpublic\.(\w+)", _code(migration.text())))
+    return {file for files in named if migration.name not in files for file in files}
+
+
+def test_needs_and_calls_are_true():
+    """Each object of the package that a file names is created by the file, by one that it needs, or by one it calls.
+
+    ``needs:`` counts transitively. ``calls:`` is for the bodies of plpgsql functions, whose names are looked up when
+    they run; the apply itself fails where a file needs an object that does not exist yet.
+    """
+    by_name = {m.name: m for m in package_files()}
+
+    def needed(name: str) -> set[str]:
+        return {name}.union(*(needed(n) for n in by_name[name].needs))
+
+    missing = {m.name: lacking for m in package_files() if (lacking := _uses(m) - needed(m.name) - set(m.calls))}
+    idle = {m.name: spare for m in package_files() if (spare := set(m.calls) - (_uses(m) - needed(m.name)))}
+
+    assert missing == {}
+    assert idle == {}, "calls: names files whose objects are not used, or which needs: has already"
+
+
+def test_versioned_files_are_applied_in_the_order_of_their_numbers():
+    """Needs change only the places of repeatable files; runtime/ comes last."""
+    versioned = [m.name for m in package_files() if not m.repeatable]
+    worker, runtime = ([n for n in versioned if n.startswith(folder)] for folder in ("worker/", "runtime/"))
+
+    assert versioned == [*sorted(worker), *sorted(runtime)]
+    assert [m.name for m in package_files()][-len(runtime) :] == runtime
 
 
 def test_every_forward_file_says_what_it_needs_and_locks():

@@ -185,6 +185,9 @@ def _show_plan(gates: PreflightResult, terms: ApplyOptions) -> None:
     elif terms.plan:
         pending = gates.package.pending if gates.package else ()
         for migration in pending:
+            if gates.package and migration in gates.package.changed:
+                output.line(f"would apply again {migration.name}: changed")
+                continue
             locks = migration.header("locks")
             output.line(f"would apply {migration.name}: {migration.title}" + (f" (locks: {locks})" if locks else ""))
         output.line(f"Plan: {len(pending)} file(s) would be applied; nothing was changed.")
@@ -267,6 +270,9 @@ async def _take_back(connection: Connection, before: Package) -> str:
             await roll_back_files(connection, ours, lambda _: None)
     except Refused as stuck:
         return f"It could not be taken back: {stuck.message}. {await _what_is_left(connection)}"
+    replaced = [name for name, checksum in before.recorded.items() if now.recorded.get(name, checksum) != checksum]
+    if replaced:
+        return f"Everything was taken back, except the new text of {', '.join(replaced)}."
     return "Everything was taken back."
 
 

@@ -1,5 +1,8 @@
 """Applies the files of the package, records them in the ledger, and rolls them back.
 
+A versioned file is applied once. A repeatable file only creates or replaces functions and views, and is applied again
+when its text has changed (docs/why/sql-files.md).
+
 Consecutive files are applied in one transaction; a ``transaction: none`` file is applied alone, outside a transaction.
 One advisory lock excludes a second migration. Each try has a short lock_timeout and is repeated, so that a migration
 never waits long in the lock queue of a busy table, where other sessions would wait behind it.
@@ -23,7 +26,7 @@ import asyncpg
 from iu_listen.model.errors import Refused
 from iu_listen.model.routing import DEFAULT_WORKER
 from iu_listen.postgres.session import Connection, translate_driver_errors
-from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, query
+from iu_listen.postgres.sqlfiles import Migration, base_files, in_order, package_files, query
 
 #: Advisory lock that allows one migration at a time.
 MIGRATOR_KEY: Final = (726004, 1)
@@ -78,8 +81,13 @@ class Package:
 
     @property
     def pending(self) -> tuple[Migration, ...]:
-        """The files that are not recorded in the ledger, in order."""
-        return tuple(m for m in package_files() if m.name not in self.recorded)
+        """The files to apply, in order: those that are not recorded, and the changed repeatable files."""
+        return in_order(m for m in package_files() if m.name not in self.recorded or m in self.changed)
+
+    @property
+    def changed(self) -> tuple[Migration, ...]:
+        """The repeatable files whose text differs from the recorded checksum. ``apply`` applies them again."""
+        return tuple(m for m in package_files() if m.repeatable and self.recorded.get(m.name, m.checksum) != m.checksum)
 
     @property
     def begun(self) -> tuple[Migration, ...]:
@@ -89,7 +97,7 @@ class Package:
 
     @property
     def complete(self) -> bool:
-        """Whether all files are recorded and all objects exist."""
+        """Whether all files are recorded with their present text and all objects exist."""
         return not self.pending and len(self.present) == len(self.objects)
 
     def drift(self) -> list[str]:
@@ -98,25 +106,31 @@ class Package:
         The list is empty if the package is absent, complete, or applied up to one of its files.
         """
         found = []
-        known = {m.name: m.checksum for m in package_files()}
+        known = {m.name: m for m in package_files()}
         for name, checksum in self.recorded.items():
             if name not in known:
                 found.append(f"{name} is recorded, but this version of iu-listen does not know it")
-            elif checksum != known[name]:
+            elif checksum != known[name].checksum and not known[name].repeatable:
                 found.append(
-                    f"{name} was edited after it was applied (checksum {checksum[:8]} recorded, {known[name][:8]} now)"
+                    f"{name} was edited after it was applied "
+                    f"(checksum {checksum[:8]} recorded, {known[name].checksum[:8]} now)"
                 )
-        names = [m.name for m in package_files()]
+        # A later version adds repeatable files and files in worker/ to a package whose runtime/ is applied already.
+        names = [m.name for m in package_files() if m.name.startswith("worker/") and not m.repeatable]
         applied = [n for n in names if n in self.recorded]
         if applied != names[: len(applied)]:
             missing = next(n for n in names if n not in self.recorded)
             found.append(f"half applied: {applied[-1]} is recorded, {missing} before it is not")
-        # An interrupted "transaction: none" file may leave objects behind. It removes them when it runs again.
-        alone = {m.name for m in package_files() if m.header("transaction") == "none"}
+        # An interrupted "transaction: none" file may leave objects behind. It removes them when it runs again. In an
+        # applied package an object of a pending repeatable file may come from another repeatable file.
+        tolerated = {
+            m.name for m in package_files()
+            if m.header("transaction") == "none" or (m.repeatable and applied)
+        }  # fmt: skip
         for o in self.objects:
-            if o.file in self.recorded and not o.present:
+            if o.file in self.recorded and not o.present and known[o.file] not in self.changed:
                 found.append(f"half applied: {o.kind} {o.name} of {o.file} is missing")
-            if o.file not in self.recorded and o.present and o.file not in alone:
+            if o.file not in self.recorded and o.present and o.file not in tolerated:
                 found.append(f"half applied: {o.kind} {o.name} exists, but {o.file} is not recorded")
         return found
 
@@ -318,6 +332,8 @@ async def _apply_alone(
 
 async def _record(connection: Connection, migration: Migration, began: float, evidence: Mapping[str, Any]) -> None:
     milliseconds = round((time.perf_counter() - began) * 1000)
+    if migration.repeatable:
+        await connection.execute(query("forget_migration"), migration.name)
     await connection.execute(
         query("record_migration"), migration.name, migration.checksum, milliseconds, json.dumps(evidence)
     )

@@ -200,6 +200,9 @@ class _Inspector:
             if done == of
             else f"begun: {done} of {of} files"
         )
+        if package.changed:
+            again = ", ".join(f"{m.name}: changed" for m in package.changed)
+            state = f"{state.replace('present with the recorded checksums', 'present')}; would apply again {again}"
         here = "created (--base)" if self._gates.base else "in the expected shape"
         words = f"substrate {here}; package {state}"
         if policies:
@@ -234,7 +237,8 @@ class _Inspector:
             return False, f"no rollback for {', '.join(lonely)}", "Install iu-listen again."
         return (
             True,
-            f"{len(files)} files, each with its rollback; " + ", ".join(f"{m.number} {m.checksum[:8]}" for m in files),
+            f"{len(files)} files, each with its rollback; "
+            + ", ".join(f"{m.short_name} {m.checksum[:8]}" for m in files),
             "",
         )
 

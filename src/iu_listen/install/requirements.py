@@ -26,7 +26,8 @@ async def require_package(connection: Connection) -> None:
     """Make sure that the package is applied completely.
 
     Raises:
-        ConfigurationError: The base or the package is absent, the package is half applied, or it has drift.
+        ConfigurationError: The base or the package is absent, the package is half applied, it has drift, or its
+            functions are those of another version.
     """
     await require_substrate(connection)
     package = await package_state(connection)
@@ -40,6 +41,12 @@ async def require_package(connection: Connection) -> None:
         more = f"; and {len(drift) - 3} more" if len(drift) > 3 else ""
         raise ConfigurationError(
             "; ".join(drift[:3]) + more, "docs/how-to/repair.md, or take it back with iu-listen rollback."
+        )
+    if set(package.pending) <= set(package.changed):
+        names = ", ".join(m.name for m in package.changed)
+        raise ConfigurationError(
+            f"the functions in this database differ from this version of iu-listen: {names}",
+            "Run iu-listen apply with the newer version of iu-listen, and use that version.",
         )
     raise ConfigurationError(
         f"half applied: {package.pending[0].name} is pending",

@@ -1,4 +1,4 @@
-"""The session that reads the figures of the metrics. Their SQL is in sql/worker/018_metrics.up.sql."""
+"""The session that reads the figures of the metrics. Their SQL is in sql/functions/metrics.up.sql."""
 
 from __future__ import annotations
 

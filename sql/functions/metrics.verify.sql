@@ -1,4 +1,4 @@
--- The state that 018 must have left. The columns are those of runtime/070.
+-- The state that functions/metrics must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W26', 'every gate is a figure', '3',

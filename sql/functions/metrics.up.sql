@@ -1,10 +1,11 @@
 -- Figures of the database for metrics, read at a long interval: lags, gates, the NOTIFY queue, and the latency of
 -- decisions.
 --
--- needs: 009, 013, 017
+-- kind: repeatable
+-- needs: 009, 012, 013, 017
 -- locks: nothing that exists
 
-create view public.v_iu_trace_lag as
+create or replace view public.v_iu_trace_lag as
 select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since,
        coalesce(t.last_export_at, t.created_at) as moved_at
   from public.iu_trace_cursor t
@@ -25,7 +26,7 @@ comment on view public.v_iu_trace_lag is
 -- Detects waiting work that makes no progress, except routing, which fn_iu_route_worker_health (009) checks itself. The
 -- limit is ten minutes: a trace export may wait that long while a collector is replaced, and a pass of the completeness
 -- check pauses for minutes when the database is slow.
-create function public.fn_iu_progress_missing(p_worker_name text)
+create or replace function public.fn_iu_progress_missing(p_worker_name text)
 returns text[]
 language sql
 stable
@@ -62,7 +63,7 @@ comment on function public.fn_iu_progress_missing(text) is
 --
 -- The figures are those of one worker: every consumer reads its own, because counting waiting rows is the main cost.
 -- Health is materialized, because otherwise each column that is taken from it would count again.
-create function public.fn_iu_metrics(p_worker_name text)
+create or replace function public.fn_iu_metrics(p_worker_name text)
 returns table (worker_name text, what text, part text, figure double precision)
 language sql
 stable
@@ -146,7 +147,7 @@ comment on function public.fn_iu_metrics(text) is
 -- The worker of an attempt can be found only through its event. So the youngest attempts are read in the order of the
 -- index until there are enough of this worker, but at most ten times as many. If another worker of the database is
 -- busier than that, some decisions of a period are not counted.
-create function public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer)
+create or replace function public.fn_iu_decision_latency(p_worker_name text, p_after bigint, p_limit integer)
 returns table (last_id bigint, seconds double precision[], since_commit boolean)
 language sql
 stable
