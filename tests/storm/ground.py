@@ -176,7 +176,7 @@ class Consumer:
     async def _keep(self) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_", "OTEL_"))}
         settings = {
-            "LEASE": LEASE, "CATCH_UP": CATCH_UP, "DEADLINE": DEADLINE, "BATCH_DEADLINE": BATCH_DEADLINE,
+            "SESSION_TIMEOUT": LEASE, "CATCH_UP": CATCH_UP, "DEADLINE": DEADLINE, "BATCH_DEADLINE": BATCH_DEADLINE,
             "RECONNECT_MAX": RECONNECT_MAX, "LOG_FORMAT": "json", "DSN": self._dsn, "APP": "storm.target",
         }  # fmt: skip
         environ = clean | {f"IU_LISTEN_{name}": str(value) for name, value in settings.items()}
