@@ -3285,24 +3285,22 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- 017 may be absent. Trace exports also start from here; their old positions show, together with old stamps, the
-    -- rows that were not exported. A row that is older than the last anchor and stamped beyond it was restored before
-    -- that anchor was made; the reanchor of that time has reported it.
-    if to_regclass('public.iu_trace_cursor') is not null then
-        select min(least(case when v_foreign and t.last_export_at is not null
-                              then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
-          from public.iu_trace_cursor t
-         cross join lateral (
-               select min(x.created_at) as since
-                 from (select a.created_at, a.xact_id from public.iu_route_attempt a
-                       union all
-                       select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
-                where not pg_visible_in_snapshot(x.xact_id, t.prev)
-                  and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
-        update public.iu_trace_cursor t
-           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
-               dead_letter_id = '00000000-0000-0000-0000-000000000000';
-    end if;
+    -- Trace exports also start from here; their old positions show, together with old stamps, the rows that were not
+    -- exported. A row that is older than the last anchor and stamped beyond it was restored before that anchor was made;
+    -- the reanchor of that time has reported it.
+    select min(least(case when v_foreign and t.last_export_at is not null
+                          then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
+      from public.iu_trace_cursor t
+     cross join lateral (
+           select min(x.created_at) as since
+             from (select a.created_at, a.xact_id from public.iu_route_attempt a
+                   union all
+                   select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
+            where not pg_visible_in_snapshot(x.xact_id, t.prev)
+              and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
+    update public.iu_trace_cursor t
+       set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
+           dead_letter_id = '00000000-0000-0000-0000-000000000000';
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
             hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';
@@ -5752,7 +5750,7 @@ begin
             return jsonb_build_object('status', 'idle');
         end if;
         select x.* into t from public.iu_trace_cursor x where x.name = p_name for update;
-        -- Taken after the lock, in a statement of its own (009).
+        -- Taken after the lock, in a statement of its own, as in fn_iu_route_worker_run.
         if t.tick is null then
             select public.fn_iu_outbox_tick() into t.tick;
             update public.iu_trace_cursor x set tick = t.tick where x.name = p_name;

@@ -2,7 +2,7 @@
 -- decisions.
 --
 -- kind: repeatable
--- needs: 009, 012, 013, 017
+-- needs: 008, 009, 012, 014, 017, functions/traces
 -- locks: nothing that exists
 
 create or replace view public.v_iu_trace_lag as
@@ -23,8 +23,8 @@ comment on view public.v_iu_trace_lag is
 
 -- Progress -----------------------------------------------------------------------------------------------
 
--- Detects waiting work that makes no progress, except routing, which fn_iu_route_worker_health (009) checks itself. The
--- limit is ten minutes: a trace export may wait that long while a collector is replaced, and a pass of the completeness
+-- Detects waiting work that makes no progress, except routing, which fn_iu_route_worker_health checks itself. The limit
+-- is ten minutes: a trace export may wait that long while a collector is replaced, and a pass of the completeness
 -- check pauses for minutes when the database is slow.
 create or replace function public.fn_iu_progress_missing(p_worker_name text)
 returns text[]

@@ -14,18 +14,11 @@ end
 $$;
 
 -- "if exists": a package with missing objects must be removable as well.
-drop function if exists public.fn_iu_event_snapshot(uuid);
-drop function if exists public.fn_iu_json_exceeds(jsonb, bigint);
-drop function if exists public.fn_iu_outbox_refusal(uuid, pg_snapshot);
-drop function if exists public.fn_iu_outbox_tick();
-drop function if exists public.fn_iu_outbox_admission(text, boolean);
-drop function if exists public.fn_iu_outbox_refuse(text);
 drop table if exists public.iu_outbox_site;
 drop table if exists public.iu_outbox_home;
 drop table if exists public.iu_outbox_anchor;
 drop trigger if exists zz_event_outbox_restamp on public.event_outbox;
 drop trigger if exists zz_event_outbox_stamp on public.event_outbox;
-drop function if exists public.fn_iu_outbox_stamp();
 alter table public.event_outbox
     drop column if exists traceparent,
     drop column if exists event_seq,

@@ -14,9 +14,6 @@ with checks (id, label, expected, observed) as (
     select 'W12', 'event numbers are drawn one by one (CACHE 1)', '1',
            (select s.seqcache::text from pg_catalog.pg_sequence s
              where s.seqrelid = to_regclass('public.event_outbox_event_seq'))
-    union all
-    select 'W13', 'history is our own', 'own',
-           coalesce((select public.fn_iu_outbox_refusal(a.lineage, '3:3:') from public.iu_outbox_anchor a), 'own')
 )
 select c.id, c.label, c.expected, coalesce(c.observed, 'missing') as observed,
        c.expected is not distinct from c.observed as pass

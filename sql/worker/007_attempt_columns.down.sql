@@ -20,5 +20,3 @@ alter table public.iu_route_attempt
     drop column if exists traceparent,
     drop column if exists batch_xact_id,
     drop column if exists target;
-
-drop function if exists public.fn_iu_trace_context(text);

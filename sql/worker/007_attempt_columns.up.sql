@@ -33,16 +33,3 @@ comment on column public.iu_route_attempt.batch_xact_id is
     'Transaction of the batch that queued this delivery. Null: the batch wrote the attempt itself.';
 comment on column public.iu_route_attempt.target is
     'The called target, as in "workflow crm" or "POST https://example.com". Null: nothing was called.';
-
--- Any producer may write any text into event_outbox.traceparent; malformed text must not cause an error (W3C Trace
--- Context).
-create function public.fn_iu_trace_context(p_traceparent text)
-returns text
-language sql
-immutable
-parallel safe
-return case when length(p_traceparent) = 55
-             and p_traceparent ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
-            then p_traceparent end;
-comment on function public.fn_iu_trace_context(text) is
-    'The trace context, if it is valid in W3C version 00; otherwise null. A malformed context is not an error.';

@@ -1,7 +1,7 @@
 -- The worker: its gate, the delivery seam, the batch, the replay of one dead letter, health, and three views.
 --
--- needs: 005, 006, 007, 008
--- calls: 010, 012, 013, 014, 019, 020, 021, functions/metrics
+-- needs: 005, 006, 007, 008, functions/event_snapshot, functions/outbox_position, functions/trace_ids
+-- calls: 010, 012, 019, 020, 021, functions/completeness, functions/metrics, functions/monitoring
 -- locks: nothing that exists
 
 -- Gate ---------------------------------------------------------------------------------------------------
@@ -817,7 +817,9 @@ comment on view public.v_iu_event_backlog is
 
 create view public.v_iu_route_dead_letter_open as
 select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
-       d.replay_count, d.created_at, now() - d.created_at as age
+       d.replay_count, d.created_at, now() - d.created_at as age,
+       public.fn_iu_trace_id(d.event_ref, d.event_snapshot ->> 'traceparent') as trace_id,
+       public.fn_iu_span_id('dead_letter', d.id::text) as span_id
   from public.iu_route_dead_letter d
  where d.resolved_at is null;
 comment on view public.v_iu_route_dead_letter_open is 'Dead letters that are not resolved.';

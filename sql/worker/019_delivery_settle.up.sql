@@ -1,7 +1,7 @@
 -- The lease that lets one consumer deliver for a worker, the circuit breaker of each route, and the settlement of
 -- attempts.
 --
--- needs: 008, 009, 012
+-- needs: 008, 009, 012, functions/event_snapshot
 -- locks: nothing that exists
 
 -- Lease --------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 -- Taking the deliveries that are attempted next, and the views and checks of deliveries.
 --
--- needs: 008, 009, 012, 019
+-- needs: 008, 009, 012, 019, functions/event_snapshot
 -- locks: nothing that exists
 
 -- Payload ------------------------------------------------------------------------------------------------

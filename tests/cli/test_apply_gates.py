@@ -198,8 +198,8 @@ def test_3_no_password_in_the_process_list(substrate, tmp_path):
         ("applied", "drop index event_outbox_order_idx", "event_outbox_order_idx"),
         (
             "applied",
-            "update iu_migration set checksum = repeat('0', 64) where name like '%/009%'",
-            "worker/009_route_worker_functions was edited after it was applied",
+            "update iu_migration set checksum = repeat('0', 64) where name like '%/008%'",
+            "worker/008_route_worker_substrate was edited after it was applied",
         ),
         ("applied", "delete from iu_migration where name like '%/008%'", "worker/008_route_worker_substrate"),
         (
@@ -228,10 +228,12 @@ def test_4_drift(server, kind, change, says, request):
 def test_4_an_edited_file(applied, tmp_path):
     """Gate 4 is closed when a file was edited after it was applied; with the original files it is open."""
     tree = Tree(tmp_path)
-    path = tree.root / "sql/worker/010_wake.up.sql"
+    path = tree.root / "sql/worker/010_bell_and_heartbeat.up.sql"
     path.write_text(path.read_text() + "\n-- one more line\n")
     with unchanged(applied.dsn):
-        closed_alone(4, apply(applied.dsn, env=tree.env), "worker/010_wake was edited after it was applied")
+        closed_alone(
+            4, apply(applied.dsn, env=tree.env), "worker/010_bell_and_heartbeat was edited after it was applied"
+        )
     assert apply(applied.dsn).code == 0
 
 

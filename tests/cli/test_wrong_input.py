@@ -136,9 +136,9 @@ def test_half_a_package(applied):
 def test_an_edited_file(applied, tmp_path):
     """After a file was edited that is already applied, apply exits with 1 and its name; doctor says the same."""
     tree = Tree(tmp_path)
-    path = tree.root / "sql/worker/009_route_worker_functions.up.sql"
+    path = tree.root / "sql/worker/008_route_worker_substrate.up.sql"
     path.write_text(path.read_text() + "\n")
-    said = "worker/009_route_worker_functions was edited after it was applied"
+    said = "worker/008_route_worker_substrate was edited after it was applied"
     refused(1, said)("apply", "--no-backup", "x", dsn=applied.dsn, env=tree.env)
     refused(1, said)("doctor", dsn=applied.dsn, env=tree.env)
     assert run("doctor", dsn=applied.dsn).code == 0

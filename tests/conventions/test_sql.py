@@ -115,7 +115,9 @@ def _code(text: str) -> str:
 
 def _outline(text: str) -> list[str]:
     """The first words of each statement of a file; the bodies of functions are left out."""
-    code = re.sub(r"'(?:[^']|'')*'", "''", re.sub(r"\$(\w*)\$.*?\$\1\$", "''", _code(text), flags=re.DOTALL))
+    code = re.sub(r"\$(\w*)\$.*?\$\1\$", "''", _code(text), flags=re.DOTALL)
+    code = re.sub(r"^begin atomic$.*?^end;$", ";", code, flags=re.DOTALL | re.MULTILINE)
+    code = re.sub(r"'(?:[^']|'')*'", "''", code)
     return [" ".join(part.split()[:4]).lower() for part in code.split(";") if part.strip()]
 
 
@@ -132,6 +134,28 @@ def test_a_repeatable_file_only_creates_or_replaces():
     assert [m.name for m in package_files() if m.name.startswith("functions/") and not m.repeatable] == []
     assert [m.name for m in repeatable if m.header("transaction")] == []
     assert [f"{m.name}: {start}" for m in repeatable for start in _outline(m.text()) if not allowed.match(start)] == []
+
+
+#: Versioned files whose functions are not yet in a repeatable file.
+UNDIVIDED: set[str] = {"009", "012", "019", "020", "021", "022", "024"}
+
+
+def test_only_repeatable_files_create_functions_and_views():
+    """A versioned file creates no function and no view, and no object is created by two files.
+
+    Fails when: the present text of a function is in a file that cannot be edited.
+    """
+    made = [
+        (m, name)
+        for m in package_files()
+        for name in re.findall(
+            r"^create (?:or replace )?(?:function|view) public\.(\w+)", _code(m.text()), re.MULTILINE
+        )
+    ]
+    names = [name for _, name in made]
+
+    assert {f"{m.name}: {n}" for m, n in made if not m.repeatable and m.number not in UNDIVIDED} == set()
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def _creators() -> dict[str, set[str]]:

@@ -84,6 +84,7 @@ def test_the_wheel_carries_sql_and_migrates(tmp_path, empty):
     (wheel,) = tmp_path.glob("iu_listen-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "iu_listen/sql/worker/009_route_worker_functions.up.sql" in names
+    assert "iu_listen/sql/functions/wake.up.sql" in names
     assert "iu_listen/sql/queries/run_batch.sql" in names
 
     home = tmp_path / "environment"

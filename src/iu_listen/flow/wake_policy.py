@@ -9,7 +9,7 @@ notification takes a lock of the whole cluster during a commit, and each poll fi
 
 AWAKE means not armed. A busy consumer stays AWAKE and runs a batch every ``busy_interval``, until no event has come for
 ``linger``. Arming fails while the events of a producer that sent no NOTIFY are not visible yet. Then the consumer runs
-a batch after a growing pause of at most ARM_WAIT_MAX. sql/worker/010_wake.up.sql defines the lock protocol of arming.
+a batch after a growing pause of at most ARM_WAIT_MAX. sql/functions/wake.up.sql defines the lock protocol of arming.
 This module only decides; it neither waits nor reads a clock.
 """
 

@@ -1,4 +1,4 @@
-"""Spans of the trace export, built from rows of the audit. Ids are pure functions of a row, as in SQL (017_trace).
+"""Spans of the trace export, built from rows of the audit. Ids are pure functions of a row (sql/functions/trace_ids).
 
 The spans follow the semantic conventions of OpenTelemetry for messaging and HTTP, v1.44 (docs/reference/spans.md):
 

@@ -1,6 +1,6 @@
 """The session of the completeness check, and the queries of the audit command.
 
-The SQL of the check is in sql/worker/014_completeness.up.sql.
+The SQL of the check is in sql/functions/completeness.up.sql.
 """
 
 from __future__ import annotations

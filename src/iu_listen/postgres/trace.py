@@ -1,6 +1,6 @@
 """The session of the trace export: it reads pages of spans, and records up to where the collector accepted them.
 
-The SQL of the export's cursor is in the file 017_trace of the package.
+The SQL of the export is in sql/functions/traces.up.sql.
 """
 
 from __future__ import annotations

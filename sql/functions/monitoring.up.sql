@@ -1,30 +1,11 @@
--- Monitoring: whether an event lies before a cursor, the health of every worker, and the blockers.
+-- Monitoring: the health of every worker, the holders of leases, and the blockers.
 --
--- needs: 008, 009, 010
--- calls: 017
--- locks: nothing that exists
-
--- Consumed -----------------------------------------------------------------------------------------------
-
--- The algorithm of the cursor for one event, in one place, for health, the completeness check and retention. The batch
--- and the backlog view contain it in expanded form, because an index must serve it there; tests compare them.
---
--- A SQL-standard body: its names are resolved at creation, and without a SET clause it can be inlined.
-create function public.fn_iu_outbox_consumed(
-    p_cursor public.iu_route_worker_cursor, p_xact_id xid8, p_event_seq bigint, p_id uuid)
-returns boolean
-language sql
-stable
-return coalesce(pg_visible_in_snapshot(p_xact_id, (p_cursor).prev), false)
-    or coalesce(pg_visible_in_snapshot(p_xact_id, (p_cursor).tick)
-                and (p_event_seq, p_id) <= ((p_cursor).pos_seq, (p_cursor).pos_id), false)
-    or coalesce(p_xact_id = (p_cursor).own_xid and p_event_seq <= (p_cursor).own_seq, false);
-comment on function public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid) is
-    'Whether the worker of this cursor has read the event with this position.';
+-- kind: repeatable
+-- needs: 008, 009, 017
+-- locks: nothing that other sessions use
 
 -- Health -------------------------------------------------------------------------------------------------
-
-create view public.v_iu_worker_health as
+create or replace view public.v_iu_worker_health as
 select c.worker_name, (h.j ->> 'healthy')::boolean as healthy, h.j ->> 'condition' as condition,
        h.j ->> 'condition_why' as condition_why, h.j ->> 'state' as state,
        (h.j ->> 'last_beat_at')::timestamptz as last_beat_at, c.last_run_at,
@@ -42,7 +23,7 @@ comment on view public.v_iu_worker_health is
 
 -- Any role that may connect can take an advisory lock, and a session can choose any application_name. It cannot choose
 -- its role: a role without the rights for the work of this lease is a stranger, and its lock does not count as a lease.
-create function public.fn_iu_lease_holders(p_key integer, p_name text)
+create or replace function public.fn_iu_lease_holders(p_key integer, p_name text)
 returns table (pid integer, stranger boolean, words text)
 language sql
 stable
@@ -80,8 +61,7 @@ comment on function public.fn_iu_lease_holders(integer, text) is
 --
 -- A role without pg_read_all_stats sees the pid and the application of other roles' sessions, but neither state nor
 -- age.
-
-create view public.v_iu_blocker as
+create or replace view public.v_iu_blocker as
 with here as (
     select d.oid from pg_catalog.pg_database d where d.datname = current_database()),
 sessions as (

@@ -1,43 +1,13 @@
--- Trace export: the trace and span ids of attempts and dead letters, and a durable cursor over both tables.
+-- Trace export: the views and functions by which a consumer reads attempts and dead letters as spans, from a durable
+-- position.
 --
--- needs: 005, 007, 008, 009, 011, 014, 016
--- calls: 012
--- locks: nothing that exists
+-- kind: repeatable
+-- needs: 005, 007, 008, 011, 017, functions/outbox_position, functions/trace_ids
+-- locks: nothing that other sessions use
 
--- Identity -----------------------------------------------------------------------------------------------
---
--- The ids are a pure function of the row, both here and in Python (iu_listen/model/trace.py; a test compares the two).
--- So trace and row are related without a stored column, and a repeated export repeats the same spans:
---
---   trace id   that of the producer's W3C trace context if it is valid; otherwise the event's UUID without dashes
---   span id    the first 8 bytes of SHA-256 of the kind and the key of the row, as in
---              'attempt outbound:iu.version_applied.workflow:<event> 1', the same with 'call', 'dead_letter <id>',
---              'event <id>'
---
--- An id of only zeros is invalid (W3C Trace Context, 3.2.2.3) and is replaced by an id of only ones.
+-- Spans --------------------------------------------------------------------------------------------------
 
-create function public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text)
-returns text
-language sql
-immutable
-parallel safe
-return coalesce(substr(public.fn_iu_trace_context(p_traceparent), 4, 32),
-                nullif(replace(p_event_ref::text, '-', ''), repeat('0', 32)), repeat('f', 32));
-comment on function public.fn_iu_trace_id(uuid, text) is
-    'Trace id of an event, in hexadecimal: that of its producer, otherwise its own id without dashes.';
-
-create function public.fn_iu_span_id(p_what text, p_key text)
-returns text
-language sql
-stable
-parallel safe
-return coalesce(nullif(encode(substr(sha256(convert_to(p_what || ' ' || p_key, 'UTF8')), 1, 8), 'hex'), repeat('0', 16)),
-                repeat('f', 16));
-comment on function public.fn_iu_span_id(text, text) is
-    'Span id, in hexadecimal, of an attempt or its call (key: idempotency key, space, number), of a dead letter (key: '
-    'id) or of an event (key: id).';
-
-create view public.v_iu_route_attempt as
+create or replace view public.v_iu_route_attempt as
 select a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.delivered, a.failure_code,
        a.idempotency_key, a.attempt_no, a.created_at, a.finished_at,
        public.fn_iu_trace_id(a.event_ref, a.traceparent) as trace_id,
@@ -49,67 +19,70 @@ comment on view public.v_iu_route_attempt is
     'Every attempt, with its trace id and span id in a tracing backend, its target, and the span id of its call, '
     'unless the target is a coroutine.';
 
-create or replace view public.v_iu_route_dead_letter_open as
-select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure_detail, d.attempt_no,
-       d.replay_count, d.created_at, now() - d.created_at as age,
-       public.fn_iu_trace_id(d.event_ref, d.event_snapshot ->> 'traceparent') as trace_id,
-       public.fn_iu_span_id('dead_letter', d.id::text) as span_id
+-- PostgreSQL declares its own function as volatile, and a view with a volatile column cannot be read in the order of an
+-- index.
+create or replace function public.fn_iu_trace_commit_at(p_xact_id xid8)
+returns timestamptz
+language sql
+stable
+return case when current_setting('track_commit_timestamp') = 'on' then pg_xact_commit_timestamp(p_xact_id::xid) end;
+comment on function public.fn_iu_trace_commit_at(xid8) is
+    'The commit time of a transaction. Null: the server does not track commit times, or no longer has this one.';
+
+-- The data of a span: an attempt, its event if it still exists, and the dead letter that the attempt made or replays.
+-- Times set by a producer are limited to possible values: not infinity, not the future. A restored attempt, or its
+-- stamp, is older than the present anchor; the history of its batch is then unknown (own_history is false). Of a long
+-- text the beginning is enough: one character more than a span may have.
+create or replace view public.v_iu_trace_attempt as
+select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.failure_code, a.idempotency_key,
+       a.attempt_no, greatest('epoch', least(a.created_at, now())) as created_at,
+       greatest('epoch', least(a.finished_at, now())) as finished_at, a.traceparent,
+       case when o.id is not null then greatest('epoch', least(o.created_at, a.finished_at, now())) end as event_at,
+       case when o.id is not null then public.fn_iu_trace_commit_at(o.xact_id) end as commit_at,
+       o.event_domain, o.event_type, left(coalesce(o.event_subject_ref::text, o.canonical_address), 4097) as subject,
+       left(o.correlation_id, 4097) as correlation_id, o.traceparent as event_context,
+       case when a.attempt_no > 1 and d.created_at < a.created_at then d.id end as replayed_id,
+       left(d.failure_detail, 4097) as failure_detail,
+       coalesce(a.batch_xact_id, a.xact_id) as batch_xact_id, a.target,
+       case when a.attempt_no > 1
+            then (select max(p.attempt_no) from public.iu_route_attempt p
+                   where p.idempotency_key = a.idempotency_key and p.attempt_no < a.attempt_no) end as former_no,
+       coalesce(coalesce(a.batch_xact_id, a.xact_id) >= (select x.xact_id from public.iu_outbox_anchor x)
+                and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history,
+       -- If a domain has several workers, the one that decided is unknown.
+       (select min(w.worker_name) from public.iu_route_worker_cursor w
+         where w.event_domain = o.event_domain having count(*) = 1) as worker_name
+  from public.iu_route_attempt a
+  left join public.event_outbox o on o.id = a.event_ref
+  left join public.iu_route_dead_letter d
+    on d.idempotency_key = a.idempotency_key and (a.attempt_no > 1 or a.status = 'failed')
+   -- An attempt that will be repeated has no dead letter yet, and a dead letter that was made after an attempt is not
+   -- its own.
+   and (a.decision = 'dead_letter' or d.created_at < a.created_at);
+comment on view public.v_iu_trace_attempt is 'The data for the span of an attempt and the span of its event.';
+
+create or replace view public.v_iu_trace_dead_letter as
+select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, d.idempotency_key, d.failure_code,
+       left(d.failure_detail, 4097) as failure_detail, greatest('epoch', least(d.created_at, now())) as created_at,
+       public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent') as traceparent,
+       d.event_snapshot ->> 'event_domain' as event_domain, d.event_snapshot ->> 'event_type' as event_type,
+       left(coalesce(d.event_snapshot ->> 'event_subject_ref', d.event_snapshot ->> 'canonical_address'), 4097) as subject,
+       left(d.event_snapshot ->> 'correlation_id', 4097) as correlation_id,
+       a.attempt_no as gave_up_no,
+       case when a.id is not null then greatest('epoch', least(a.finished_at, now())) end as gave_up_at
   from public.iu_route_dead_letter d
- where d.resolved_at is null;
-comment on view public.v_iu_route_dead_letter_open is 'Dead letters that are not resolved.';
+  left join lateral (
+       -- The first attempt that gave up; later ones are failed replays.
+       select x.id, x.attempt_no, x.finished_at
+         from public.iu_route_attempt x
+        where x.idempotency_key = d.idempotency_key and x.decision = 'dead_letter'
+        order by x.attempt_no
+        limit 1) a on true;
+comment on view public.v_iu_trace_dead_letter is 'The data for the span of a dead letter.';
 
--- Cursor -------------------------------------------------------------------------------------------------
---
--- The position of an export. The algorithm is that of the worker's cursor (009): prev and tick are snapshots, and a
--- tick is a set of rows that never changes. There are two differences. The order of spans does not matter, because
--- their ids and times are fixed; so both tables are read in the order of the index (xact_id, id), which needs no floor
--- and no sort. And the position moves when the collector has accepted a page, not when the page was read: at least
--- once.
+-- Position -----------------------------------------------------------------------------------------------
 
-create table public.iu_trace_cursor (
-    name             text         not null,
-    lineage          uuid         not null,
-    prev             pg_snapshot  not null,
-    tick             pg_snapshot,
-    attempt_xid      xid8         not null default '0',
-    attempt_id       bigint       not null default 0,
-    dead_letter_xid       xid8         not null default '0',
-    dead_letter_id        uuid         not null default '00000000-0000-0000-0000-000000000000',
-    exported         bigint       not null default 0,
-    rejected         bigint       not null default 0,
-    ignored          bigint       not null default 0,
-    last_export_at   timestamptz,
-    created_at       timestamptz  not null default now(),
-
-    constraint iu_trace_cursor_pkey primary key (name)
-)
--- Every page updates the row; free space in the block keeps those updates HOT.
-with (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
-
-comment on table public.iu_trace_cursor is 'The position of each trace export. No row: nothing was ever exported.';
-comment on column public.iu_trace_cursor.name is 'Name of the export.';
-comment on column public.iu_trace_cursor.lineage is
-    'The history in which this cursor was written (iu_outbox_anchor.lineage).';
-comment on column public.iu_trace_cursor.prev is
-    'Rows that are visible in this snapshot were accepted, or are older than the export.';
-comment on column public.iu_trace_cursor.tick is 'Snapshot of the tick that is partly exported. Null: none is.';
-comment on column public.iu_trace_cursor.attempt_xid is
-    'Transaction of the last accepted attempt of the tick. 0: none yet.';
-comment on column public.iu_trace_cursor.attempt_id is 'Id of the last accepted attempt of the tick. 0: none yet.';
-comment on column public.iu_trace_cursor.dead_letter_xid is
-    'Transaction of the last accepted dead letter of the tick. 0: none yet.';
-comment on column public.iu_trace_cursor.dead_letter_id is
-    'Id of the last accepted dead letter of the tick. Only zeros: none yet.';
-comment on column public.iu_trace_cursor.exported is 'Spans that the collector accepted.';
-comment on column public.iu_trace_cursor.rejected is 'Spans that the collector rejected for good.';
-comment on column public.iu_trace_cursor.ignored is 'Events with a malformed trace context, which was ignored.';
-comment on column public.iu_trace_cursor.last_export_at is
-    'Time at which spans were last accepted. Null: none ever were.';
-comment on column public.iu_trace_cursor.created_at is
-    'Time at which the export began. Older rows are exported with --since.';
-comment on constraint iu_trace_cursor_pkey on public.iu_trace_cursor is 'An export has one cursor.';
-
-create function public.fn_iu_trace_register(p_name text)
+create or replace function public.fn_iu_trace_register(p_name text)
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -128,7 +101,7 @@ comment on function public.fn_iu_trace_register(text) is
 
 -- The rows to export next: the open tick, otherwise a new one. A call that finds nothing takes no xid and writes
 -- nothing.
-create function public.fn_iu_trace_tick(p_name text)
+create or replace function public.fn_iu_trace_tick(p_name text)
 returns jsonb
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -177,7 +150,7 @@ begin
             return jsonb_build_object('status', 'idle');
         end if;
         select x.* into t from public.iu_trace_cursor x where x.name = p_name for update;
-        -- Taken after the lock, in a statement of its own (009).
+        -- Taken after the lock, in a statement of its own, as in fn_iu_route_worker_run.
         if t.tick is null then
             select public.fn_iu_outbox_tick() into t.tick;
             update public.iu_trace_cursor x set tick = t.tick where x.name = p_name;
@@ -191,69 +164,8 @@ $$;
 comment on function public.fn_iu_trace_tick(text) is
     'Answers the status: tick (with its snapshots and the accepted position), idle, or refused (with the reason).';
 
--- PostgreSQL declares its own function as volatile, and a view with a volatile column cannot be read in the order of an
--- index.
-create function public.fn_iu_trace_commit_at(p_xact_id xid8)
-returns timestamptz
-language sql
-stable
-return case when current_setting('track_commit_timestamp') = 'on' then pg_xact_commit_timestamp(p_xact_id::xid) end;
-comment on function public.fn_iu_trace_commit_at(xid8) is
-    'The commit time of a transaction. Null: the server does not track commit times, or no longer has this one.';
-
--- The data of a span: an attempt, its event if it still exists, and the dead letter that the attempt made or replays.
--- Times set by a producer are limited to possible values: not infinity, not the future. A restored attempt, or its
--- stamp, is older than the present anchor; the history of its batch is then unknown (own_history is false). Of a long
--- text the beginning is enough: one character more than a span may have.
-create view public.v_iu_trace_attempt as
-select a.xact_id, a.id, a.event_ref, a.route_kind, a.route_code, a.status, a.decision, a.failure_code, a.idempotency_key,
-       a.attempt_no, greatest('epoch', least(a.created_at, now())) as created_at,
-       greatest('epoch', least(a.finished_at, now())) as finished_at, a.traceparent,
-       case when o.id is not null then greatest('epoch', least(o.created_at, a.finished_at, now())) end as event_at,
-       case when o.id is not null then public.fn_iu_trace_commit_at(o.xact_id) end as commit_at,
-       o.event_domain, o.event_type, left(coalesce(o.event_subject_ref::text, o.canonical_address), 4097) as subject,
-       left(o.correlation_id, 4097) as correlation_id, o.traceparent as event_context,
-       case when a.attempt_no > 1 and d.created_at < a.created_at then d.id end as replayed_id,
-       left(d.failure_detail, 4097) as failure_detail,
-       coalesce(a.batch_xact_id, a.xact_id) as batch_xact_id, a.target,
-       case when a.attempt_no > 1
-            then (select max(p.attempt_no) from public.iu_route_attempt p
-                   where p.idempotency_key = a.idempotency_key and p.attempt_no < a.attempt_no) end as former_no,
-       coalesce(coalesce(a.batch_xact_id, a.xact_id) >= (select x.xact_id from public.iu_outbox_anchor x)
-                and a.created_at >= (select x.created_at from public.iu_outbox_anchor x), false) as own_history,
-       -- If a domain has several workers, the one that decided is unknown.
-       (select min(w.worker_name) from public.iu_route_worker_cursor w
-         where w.event_domain = o.event_domain having count(*) = 1) as worker_name
-  from public.iu_route_attempt a
-  left join public.event_outbox o on o.id = a.event_ref
-  left join public.iu_route_dead_letter d
-    on d.idempotency_key = a.idempotency_key and (a.attempt_no > 1 or a.status = 'failed')
-   -- An attempt that will be repeated has no dead letter yet, and a dead letter that was made after an attempt is not
-   -- its own.
-   and (a.decision = 'dead_letter' or d.created_at < a.created_at);
-comment on view public.v_iu_trace_attempt is 'The data for the span of an attempt and the span of its event.';
-
-create view public.v_iu_trace_dead_letter as
-select d.xact_id, d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, d.idempotency_key, d.failure_code,
-       left(d.failure_detail, 4097) as failure_detail, greatest('epoch', least(d.created_at, now())) as created_at,
-       public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent') as traceparent,
-       d.event_snapshot ->> 'event_domain' as event_domain, d.event_snapshot ->> 'event_type' as event_type,
-       left(coalesce(d.event_snapshot ->> 'event_subject_ref', d.event_snapshot ->> 'canonical_address'), 4097) as subject,
-       left(d.event_snapshot ->> 'correlation_id', 4097) as correlation_id,
-       a.attempt_no as gave_up_no,
-       case when a.id is not null then greatest('epoch', least(a.finished_at, now())) end as gave_up_at
-  from public.iu_route_dead_letter d
-  left join lateral (
-       -- The first attempt that gave up; later ones are failed replays.
-       select x.id, x.attempt_no, x.finished_at
-         from public.iu_route_attempt x
-        where x.idempotency_key = d.idempotency_key and x.decision = 'dead_letter'
-        order by x.attempt_no
-        limit 1) a on true;
-comment on view public.v_iu_trace_dead_letter is 'The data for the span of a dead letter.';
-
--- One lower bound: with two, an index may begin its search at the earlier one (009).
-create function public.fn_iu_trace_attempts(
+-- One lower bound: with two, an index may begin its search at the earlier one.
+create or replace function public.fn_iu_trace_attempts(
     p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id bigint, p_limit integer)
 returns setof public.v_iu_trace_attempt
 language plpgsql
@@ -298,7 +210,7 @@ $$;
 comment on function public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer) is
     'The next p_limit attempts after (p_after_xid, p_after_id) that are visible in p_tick and not in p_prev.';
 
-create function public.fn_iu_trace_dead_letters(
+create or replace function public.fn_iu_trace_dead_letters(
     p_prev pg_snapshot, p_tick pg_snapshot, p_after_xid xid8, p_after_id uuid, p_limit integer)
 returns setof public.v_iu_trace_dead_letter
 language plpgsql
@@ -346,7 +258,7 @@ comment on function public.fn_iu_trace_dead_letters(pg_snapshot, pg_snapshot, xi
 -- Export again: all rows of the transactions from the first one that wrote since p_since, up to now. No cursor is
 -- moved. Ids are fixed, so a backend recognizes a span that it has, and an interrupted repetition is started again from
 -- its beginning.
-create function public.fn_iu_trace_again(p_since timestamptz)
+create or replace function public.fn_iu_trace_again(p_since timestamptz)
 returns jsonb
 language sql
 stable
@@ -382,7 +294,7 @@ comment on function public.fn_iu_trace_again(timestamptz) is
 --
 -- The answer tells an exporter to slow down: a worker was in the middle of a tick within the last 2 seconds, which
 -- means that it drains a backlog. Its batches have priority, and no span is lost by the delay.
-create function public.fn_iu_trace_accepted(
+create or replace function public.fn_iu_trace_accepted(
     p_name text, p_tick pg_snapshot, p_attempt_xid xid8, p_attempt_id bigint, p_dead_letter_xid xid8, p_dead_letter_id uuid,
     p_done boolean, p_exported bigint, p_rejected bigint, p_ignored bigint)
 returns boolean
@@ -415,29 +327,3 @@ $$;
 comment on function public.fn_iu_trace_accepted(text, pg_snapshot, xid8, bigint, xid8, uuid, boolean, bigint, bigint, bigint) is
     'Moves the position of an export after a page was accepted; p_done ends its tick. True: a worker drains a '
     'backlog, and the export should slow down.';
-
--- Retention ----------------------------------------------------------------------------------------------
-
--- An event with attempts that an export has not read is not released; the attempts are found by their keys, as in the
--- completeness check. An attempt with a stamp that this history has not reached was restored; the reanchor has reported
--- which of these were not exported.
-create or replace function public.fn_iu_retention_releasable(p_event_ref uuid)
-returns boolean
-language sql
-stable
-set plan_cache_mode = force_generic_plan
-return not exists (select from public.iu_route_worker_cursor w
-                     join public.iu_completeness_missing m
-                       on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
-   and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref)
-   -- This is asked for every row; if there is no export, only the first condition is evaluated.
-   and (not exists (select from public.iu_trace_cursor)
-        or not exists (select from (select r.route_code from public.iu_outbound_route r
-                                    union select unnest(u.codes) from public.iu_completeness_pass u union select '(none)') k
-                        cross join lateral (select a.xact_id from public.iu_route_attempt a
-                                             where a.idempotency_key = 'outbound:' || k.route_code || ':' || p_event_ref) a
-                         join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
-                         where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
-comment on function public.fn_iu_retention_releasable(uuid) is
-    'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of '
-    'it is pending, and its attempts are exported.';

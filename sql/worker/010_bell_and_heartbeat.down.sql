@@ -24,4 +24,3 @@ begin
     end if;
 end
 $$;
-drop function if exists public.fn_iu_ring_bell();

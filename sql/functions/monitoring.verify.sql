@@ -1,10 +1,6 @@
--- The state that 013 must have left. The columns are those of runtime/070.
+-- The state that functions/monitoring must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W17', 'watches can tell what is consumed', '1',
-           (select count(*)::text from pg_catalog.pg_proc p
-             where p.pronamespace = 'public'::regnamespace and p.proname = 'fn_iu_outbox_consumed')
-    union all
     select 'W18', 'watches can tell how workers are and who is in the way', '2',
            (select count(*)::text from pg_catalog.pg_class k
              where k.oid in (to_regclass('public.v_iu_worker_health'), to_regclass('public.v_iu_blocker')))

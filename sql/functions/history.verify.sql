@@ -1,4 +1,4 @@
--- The state that 015 must have left. The columns are those of runtime/070.
+-- The state that functions/history must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W21', 'workers whose cursor is of another history', '0',

@@ -1,4 +1,4 @@
--- The state that 014 must have left. The columns are those of runtime/070.
+-- The state that functions/completeness must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W20', 'completeness can be audited', '3',

@@ -1,4 +1,4 @@
--- The state that 016 must have left. The columns are those of runtime/070.
+-- The state that functions/retention must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W22', 'retention can tell what it may remove', '4',

@@ -1,4 +1,4 @@
--- The state that 017 must have left. The columns are those of runtime/070.
+-- The state that functions/traces must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
     select 'W25', 'attempts and dead letters know their spans', '2',

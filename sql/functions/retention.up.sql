@@ -1,49 +1,9 @@
 -- Retention: deletes old events, attempts and dead letters by policy. Every policy is disabled until an operator
 -- enables it.
 --
--- needs: 005, 006, 008, 013, 014
--- calls: 012
--- locks: nothing that exists
-
--- Policies -----------------------------------------------------------------------------------------------
-
--- A table instead of keys in dot_config: an interval that PostgreSQL has parsed is always valid, and the right to set a
--- policy does not include the right to change other settings.
-create table public.iu_retention_policy (
-    what         text         not null,
-    keep         interval     not null,
-    enabled      boolean      not null default false,
-    updated_at   timestamptz  not null default now(),
-    last_run_at  timestamptz,
-    last_gone    bigint,
-    total_gone   bigint       not null default 0,
-
-    constraint iu_retention_policy_pkey primary key (what),
-    constraint iu_retention_policy_what_chk check (what in ('events', 'attempts', 'dead_letters')),
-    constraint iu_retention_policy_keep_positive check (keep > '0')
-);
-comment on table public.iu_retention_policy is
-    'The retention policies, one row each. Nothing is deleted by a policy that is not enabled.';
-comment on column public.iu_retention_policy.what is
-    'The rows that the policy deletes: events, attempts or dead_letters.';
-comment on column public.iu_retention_policy.keep is
-    'Minimum age of a row before it is deleted. Older rows are deleted unless a cursor, an audit or an export still '
-    'needs them.';
-comment on column public.iu_retention_policy.enabled is
-    'True: a run deletes rows by this policy. False: it skips them.';
-comment on column public.iu_retention_policy.updated_at is 'Time at which the policy was last set.';
-comment on column public.iu_retention_policy.last_run_at is
-    'Time of the last run by this policy, even if it deleted nothing. Null: there was none.';
-comment on column public.iu_retention_policy.last_gone is 'Rows that the last run deleted. Null: there was no run.';
-comment on column public.iu_retention_policy.total_gone is 'Rows that all runs have deleted.';
-comment on constraint iu_retention_policy_pkey on public.iu_retention_policy is 'Each kind of rows has one policy.';
-comment on constraint iu_retention_policy_what_chk on public.iu_retention_policy is
-    'The kinds of rows that have a policy.';
-comment on constraint iu_retention_policy_keep_positive on public.iu_retention_policy is
-    'Rows must be kept for some time.';
-
-insert into public.iu_retention_policy (what, keep) values
-    ('events', '90 days'), ('attempts', '400 days'), ('dead_letters', '400 days');
+-- kind: repeatable
+-- needs: 005, 006, 008, 012, 014, 016, 017, functions/outbox_position
+-- locks: nothing that other sessions use
 
 -- Conditions ---------------------------------------------------------------------------------------------
 --
@@ -63,11 +23,17 @@ insert into public.iu_retention_policy (what, keep) values
 --     open dead letter keeps its attempts, because it counts them; it is never deleted while it is open.
 
 -- The single place for the conditions of all other readers of attempts, dead letters or their events; run, plan and
--- partitions call it for every row. A component that reads them from a position of its own (as the trace export of 017
--- does) adds its condition here, with `create or replace` in a file of its own. Here it is the completeness check,
--- which must be able to repair events; it is asked for each worker, because its list is indexed by worker. The plan
--- mode is fixed independently of the caller, because PostgreSQL 18 would otherwise plan anew for every row.
-create function public.fn_iu_retention_releasable(p_event_ref uuid)
+-- partitions call it for every row. A component that reads them from a position of its own adds its condition here:
+--
+--   * The completeness check must be able to repair events. It is asked for each worker, because its list is indexed by
+--     worker.
+--   * A pending delivery needs its event.
+--   * An event with attempts that a trace export has not read is not released; the attempts are found by their keys, as
+--     in the completeness check. An attempt with a stamp that this history has not reached was restored; the reanchor
+--     has reported which of these were not exported.
+--
+-- The plan mode is fixed independently of the caller, because PostgreSQL 18 would otherwise plan anew for every row.
+create or replace function public.fn_iu_retention_releasable(p_event_ref uuid)
 returns boolean
 language sql
 stable
@@ -75,13 +41,21 @@ set plan_cache_mode = force_generic_plan
 return not exists (select from public.iu_route_worker_cursor w
                      join public.iu_completeness_missing m
                        on m.worker_name = w.worker_name and m.event_ref = p_event_ref and m.accepted_at is null)
-   and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref);
+   and not exists (select from public.iu_route_delivery d where d.event_ref = p_event_ref)
+   -- This is asked for every row; if there is no export, only the first condition is evaluated.
+   and (not exists (select from public.iu_trace_cursor)
+        or not exists (select from (select r.route_code from public.iu_outbound_route r
+                                    union select unnest(u.codes) from public.iu_completeness_pass u union select '(none)') k
+                        cross join lateral (select a.xact_id from public.iu_route_attempt a
+                                             where a.idempotency_key = 'outbound:' || k.route_code || ':' || p_event_ref) a
+                         join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
+                         where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
 comment on function public.fn_iu_retention_releasable(uuid) is
-    'Whether all other readers have finished with this event: the completeness check does not list it, and no '
-    'delivery of it is pending.';
+    'Whether all other readers have finished with this event: the completeness check does not list it, no delivery of '
+    'it is pending, and its attempts are exported.';
 
 -- The highest values stand for "none", so that an index can serve the row comparisons.
-create function public.fn_iu_retention_domains(p_cutoff timestamptz default null)
+create or replace function public.fn_iu_retention_domains(p_cutoff timestamptz default null)
 returns table (event_domain text, cursors public.iu_route_worker_cursor[], refusing text,
                young_seq bigint, young_id uuid)
 language sql
@@ -113,8 +87,7 @@ comment on function public.fn_iu_retention_domains(timestamptz) is
 -- A batch reads one page, in order, from the end of the previous one. So a run reads rows that have to stay, and dead
 -- rows that are not vacuumed yet, once and not once for each batch. Rows that another session has locked are left to
 -- the next run.
-
-create function public.fn_iu_retention_run(
+create or replace function public.fn_iu_retention_run(
     p_what text, p_limit integer default 5000, p_keep interval default null, p_after jsonb default null)
 returns jsonb
 language plpgsql
@@ -314,7 +287,7 @@ comment on function public.fn_iu_retention_run(text, integer, interval, jsonb) i
 --   event_still_there       it describes an event that is still in the outbox
 --   open_dead_letter        it is an open dead letter, or an attempt of one
 --   not_released            the completeness check lists its event, or another reader still needs it
-create function public.fn_iu_retention_plan(p_keep interval default null, p_what text[] default null)
+create or replace function public.fn_iu_retention_plan(p_keep interval default null, p_what text[] default null)
 returns table (what text, verdict text, who text, count bigint, oldest timestamptz, youngest timestamptz)
 language sql
 stable
@@ -401,8 +374,7 @@ comment on function public.fn_iu_retention_plan(interval, text[]) is
 -- first closed to producers (by the trigger below, whose creation waits for open transactions that write to it), then
 -- every event in it is checked, and only then it is detached. An insert after that fails, as it would after the
 -- detachment, when there is no partition for its event.
-
-create function public.fn_iu_outbox_retired()
+create or replace function public.fn_iu_outbox_retired()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -415,7 +387,7 @@ $$;
 comment on function public.fn_iu_outbox_retired() is
     'Closes a partition that is about to be detached: raises check_violation for each insert.';
 
-create function public.fn_iu_outbox_partitions()
+create or replace function public.fn_iu_outbox_partitions()
 returns table (part regclass, "from" timestamptz, "to" timestamptz, is_default boolean, is_table boolean,
                pending boolean, closed boolean)
 language sql

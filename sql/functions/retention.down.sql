@@ -1,16 +1,14 @@
--- Drops retention. Deleted rows stay deleted.
+-- Drops the functions of retention. Deleted rows stay deleted.
 --
--- loses: the policies, and the counts of deleted rows
--- refuses: while a policy is enabled
+-- loses: nothing
+-- refuses: while the worker gate is open
 -- locks: nothing that other sessions use
 
 do $$
 begin
-    if to_regclass('public.iu_retention_policy') is not null then
-        if exists (select from public.iu_retention_policy p where p.enabled) then
-            raise exception 'a retention policy is enabled' using errcode = 'object_not_in_prerequisite_state',
-                hint = 'Switch it off first: iu-listen retention show, retention set WHAT --off';
-        end if;
+    if exists (select from public.dot_config d where d.key = 'iu_core.route_worker_enabled' and d.value = 'true') then
+        raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Close it first: iu-listen gate close worker';
     end if;
 end
 $$;
@@ -21,5 +19,5 @@ drop function if exists public.fn_iu_retention_run(text, integer, interval, json
 drop function if exists public.fn_iu_retention_domains(timestamptz);
 drop function if exists public.fn_iu_retention_releasable(uuid);
 drop function if exists public.fn_iu_outbox_partitions();
+-- Its triggers are on partitions that are about to be detached.
 drop function if exists public.fn_iu_outbox_retired() cascade;
-drop table if exists public.iu_retention_policy;

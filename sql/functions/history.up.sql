@@ -1,8 +1,8 @@
 -- The reanchor: adopts a foreign history after a restore. Unread events get a new stamp; all others count as read.
 --
--- needs: 005, 006, 008, 009, 013
--- calls: 017
--- locks: nothing that exists
+-- kind: repeatable
+-- needs: 005, 006, 008, 009, 017, functions/outbox_position
+-- locks: nothing that other sessions use
 
 -- Verdict on an event ------------------------------------------------------------------------------------
 --
@@ -25,8 +25,7 @@
 -- Uncertain events are read again, and idempotency keys suppress second decisions, unless the operator knows from which
 -- time on events may be missing (p_since). Then events created since that time are read again, and earlier uncertain
 -- ones are not.
-
-create function public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8)
+create or replace function public.fn_iu_outbox_full_xid(p_xid xid, p_near xid8)
 returns xid8
 language sql
 immutable
@@ -35,7 +34,7 @@ return greatest(0, p_near::text::bigint
 comment on function public.fn_iu_outbox_full_xid(xid, xid8) is
     'The full transaction id with these lower 32 bits that is nearest to p_near.';
 
-create function public.fn_iu_outbox_verdict(
+create or replace function public.fn_iu_outbox_verdict(
     p_cursor public.iu_route_worker_cursor, p_believed boolean, p_arrived xid8,
     p_xact_id xid8, p_event_seq bigint, p_id uuid, p_xmin xid)
 returns text
@@ -57,7 +56,7 @@ comment on function public.fn_iu_outbox_verdict(
     'anchor was created here.';
 
 -- Events that are left out were read by all workers, were written elsewhere, and are visible in p_now.
-create function public.fn_iu_outbox_judged(
+create or replace function public.fn_iu_outbox_judged(
     p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamptz, p_low_xid xid8, p_low_seq bigint)
 returns table (part oid, tid tid, event_domain text, unread_by text[], uncertain_by text[], visible boolean, again boolean)
 language sql
@@ -104,8 +103,7 @@ comment on function public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timest
 --
 -- The sequence is set beyond every existing number, because otherwise new events would overtake old ones of their
 -- subject. It is set another thousand further, so that numbers that are drawn at the same moment are not drawn again.
-
-create function public.fn_iu_outbox_reanchor(
+create or replace function public.fn_iu_outbox_reanchor(
     p_since timestamptz default null, p_force boolean default false, p_plan boolean default false)
 returns jsonb
 language plpgsql
@@ -221,24 +219,22 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- 017 may be absent. Trace exports also start from here; their old positions show, together with old stamps, the
-    -- rows that were not exported. A row that is older than the last anchor and stamped beyond it was restored before
-    -- that anchor was made; the reanchor of that time has reported it.
-    if to_regclass('public.iu_trace_cursor') is not null then
-        select min(least(case when v_foreign and t.last_export_at is not null
-                              then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
-          from public.iu_trace_cursor t
-         cross join lateral (
-               select min(x.created_at) as since
-                 from (select a.created_at, a.xact_id from public.iu_route_attempt a
-                       union all
-                       select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
-                where not pg_visible_in_snapshot(x.xact_id, t.prev)
-                  and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
-        update public.iu_trace_cursor t
-           set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
-               dead_letter_id = '00000000-0000-0000-0000-000000000000';
-    end if;
+    -- Trace exports also start from here; their old positions show, together with old stamps, the rows that were not
+    -- exported. A row that is older than the last anchor and stamped beyond it was restored before that anchor was made;
+    -- the reanchor of that time has reported it.
+    select min(least(case when v_foreign and t.last_export_at is not null
+                          then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
+      from public.iu_trace_cursor t
+     cross join lateral (
+           select min(x.created_at) as since
+             from (select a.created_at, a.xact_id from public.iu_route_attempt a
+                   union all
+                   select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
+            where not pg_visible_in_snapshot(x.xact_id, t.prev)
+              and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
+    update public.iu_trace_cursor t
+       set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
+           dead_letter_id = '00000000-0000-0000-0000-000000000000';
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
             hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';

@@ -1,0 +1,28 @@
+-- Drops the functions of the position of a cursor.
+--
+-- loses: nothing
+-- refuses: while the worker gate is open
+-- locks: nothing that other sessions use
+
+do $$
+begin
+    if exists (select from public.dot_config d where d.key = 'iu_core.route_worker_enabled' and d.value = 'true') then
+        raise exception 'the worker gate is open' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'Close it first: iu-listen gate close worker';
+    end if;
+end
+$$;
+
+-- "if exists": a package with missing objects must be removable as well.
+drop function if exists public.fn_iu_outbox_refusal(uuid, pg_snapshot);
+drop function if exists public.fn_iu_outbox_tick();
+drop function if exists public.fn_iu_outbox_admission(text, boolean);
+drop function if exists public.fn_iu_outbox_refuse(text);
+-- The argument of this function is a row of a table that may be missing; then the function is missing as well.
+do $$
+begin
+    if to_regclass('public.iu_route_worker_cursor') is not null then
+        drop function if exists public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid);
+    end if;
+end
+$$;
