@@ -117,3 +117,11 @@ async def attempts(
         route,
     )
     return [tuple(row) for row in rows]
+
+
+async def dead_letters(connection: asyncpg.Connection) -> list[tuple[str, str, bool]]:
+    """Failure code, failure detail, and whether it is resolved, of each dead letter, in order."""
+    rows = await connection.fetch(
+        "select failure_code, failure_detail, resolved_at is not null from iu_route_dead_letter order by created_at"
+    )
+    return [tuple(row) for row in rows]

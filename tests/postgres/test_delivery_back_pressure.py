@@ -1,0 +1,81 @@
+"""The prefetch bounds the deliveries of a consumer, and the deliveries that did not fit are made later."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from iu_listen.flow.route import AHEAD
+from iu_listen.model.delivery import Unavailable
+from iu_listen.model.observation import RoutePaused
+from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
+from support import MANY, connected, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [False, True])
+async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
+    """If more subjects become free than fit into the prefetch, or the route is paused, each subject goes on later.
+
+    Fails when: subjects that do not fit, or that belong to a paused route, are found only by the sweep, once in 30 s.
+    """
+    ready = anyio.Event()
+
+    async def behave(_):
+        if held and len(arrivals.calls) == 1 + len(subjects):
+            # The last call pauses the route after the other deliveries have arrived.
+            raise Unavailable("for a moment", retry_after=0.5)
+        await ready.wait()
+
+    arrivals = Arrivals(behave)
+    subjects = [uuid4() for _ in range(1 + AHEAD)]
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=20 if held else 1, order="subject", probe_max=0.1)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            ready.set()
+            await insert_event(connection)
+            await settled(connection)
+            async with connection.transaction():
+                if held:
+                    ready = anyio.Event()
+                else:
+                    await connection.execute("select from iu_delivery_lease for update")
+                async with connected(live.dsn) as other, other.transaction():
+                    for _ in range(2):
+                        for subject in subjects:
+                            await insert_event(other, subject=subject)
+                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 1 + len(subjects)), "calls")
+            if held:
+                await recorder.wait_for(RoutePaused)
+                ready.set()
+            await settled(connection, 15)
+        assert len(arrivals.arrived) == 1 + 2 * len(subjects)
+
+
+async def test_what_cannot_be_settled_bounds_what_begins(live):
+    """While outcomes cannot be settled, no more calls begin than the prefetch allows, because a
+    crash would repeat each of them.
+
+    Fails when: only the calls that still run count against the prefetch.
+    """
+    arrivals = Arrivals()
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=2)
+        async with delivering(live.dsn, arrivals.target()):
+            await insert_event(connection)
+            await settled(connection)
+            async with connection.transaction():
+                await connection.execute("select from iu_delivery_lease for update")
+                async with connected(live.dsn) as other:
+                    await other.execute(MANY, 100)
+                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > 10), "calls")
+                await asyncio.sleep(0.5)
+                assert len(arrivals.calls) <= 1 + 2 * (1 + AHEAD)
+            await settled(connection)
+        assert len(arrivals.arrived) == 101
+        assert set(arrivals.arrived.values()) == {1}

@@ -1,0 +1,324 @@
+"""The delivery lease: in-flight deliveries when a session or the lease is lost, and answers that arrive late."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+import pytest
+
+from iu_listen import Consumer, Settings
+from iu_listen.flow import dispatcher, sweep
+from iu_listen.model.observation import DeliveriesSettled, RoutePaused
+from iu_listen.model.routing import Batch
+from iu_listen.postgres.delivery import DeliverySession
+from iu_listen.postgres.worker import WorkerSession
+from postgres.delivery_helpers import Arrivals, attempts, delivering, open_route, pending, settled
+from support import MANY, connected, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(live):
+    """If the database ends the session during a call, a new session settles its outcome, and the call is not repeated.
+
+    Fails when: the consumer forgets its in-flight deliveries when it loses a session.
+    """
+    arrivals = Arrivals(lambda _: anyio.sleep(1.0))
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            event = await insert_event(connection)
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            ended = await connection.fetchval(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like 'iu-listen %' and datname = current_database()"
+            )
+            assert ended >= 2
+            await settled(connection)
+        assert [c.event.id for c in arrivals.calls] == [event]
+        assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
+
+
+async def test_who_has_lost_the_lease_settles_nothing(live):
+    """A consumer that has lost its lease drops its in-flight deliveries; the next lease holder
+    delivers and settles them once.
+
+    Fails when: the settlement does not check the lease.
+    """
+    gate = anyio.Event()
+    arrivals = Arrivals(lambda _: gate.wait())
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target(), session_timeout=60) as recorder:
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            thief = uuid4()
+            await connection.execute(
+                "update iu_delivery_lease set owner = $1, backend = null, renewed_at = clock_timestamp()", thief
+            )
+            # The next renewal, after at most 1 s, finds the loss: long before the lease of 60 s would have expired.
+            await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up", timeout=10)
+            gate.set()
+            await asyncio.sleep(0.3)
+            assert recorder.of(DeliveriesSettled) == []
+            assert await pending(connection) == 1
+            await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
+            await settled(connection)
+        assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
+
+
+@pytest.mark.parametrize("lost", ["both", "the one that has the lease"])
+async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
+    """A consumer that loses its session cancels the call of an ordered route, because another consumer may begin it.
+
+    Its next session makes the call again.
+
+    Fails when: the call of an ordered route outlives the session, or the consumer notices
+    the loss only at its next query.
+    """
+    monkeypatch.setattr(dispatcher, "TICK", 60)
+    arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject", deadline=900)
+        async with delivering(live.dsn, arrivals.target(), session_timeout=60):
+            event = await insert_event(connection, subject=uuid4())
+            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            await connection.execute(
+                """select pg_terminate_backend(a.pid) from pg_stat_activity a
+                    where a.application_name like 'iu-listen delivery %' and a.datname = current_database()
+                      and ($1 or a.pid = (select backend from iu_delivery_lease))""",
+                lost == "both",
+            )
+            await settled(connection)
+        assert [c.event.id for c in arrivals.calls] == [event, event]
+        assert arrivals.crowded == set()
+        assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
+
+
+async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
+    """A consumer that was suspended until its lease expired begins none of the deliveries that it had taken.
+
+    Another consumer may hold the lease by then.
+
+    Fails when: the age of an answer is measured from the moment at which it is read, for example by a frozen consumer
+    that goes on.
+    """
+    arrivals, take, settle = Arrivals(), DeliverySession.take, DeliverySession.settle
+    asleep, awake, events = anyio.Event(), anyio.Event(), list[UUID]()
+
+    async def late(self, *args):
+        answer = await take(self, *args)
+        if answer.taken and not asleep.is_set():
+            asleep.set()
+            await awake.wait()
+        return answer
+
+    async def later(self, *args):
+        if asleep.is_set():
+            await awake.wait()
+        return await settle(self, *args)
+
+    monkeypatch.setattr(DeliverySession, "take", late)
+    monkeypatch.setattr(DeliverySession, "settle", later)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order="subject")
+        async with delivering(live.dsn, arrivals.target(), session_timeout=2):
+            with anyio.fail_after(20):
+                while not asleep.is_set():
+                    events.append(await insert_event(connection, subject=uuid4()))
+                    await anyio.sleep(0.02)
+            await anyio.sleep(2)
+            before, thief = len(arrivals.calls), uuid4()
+            lease = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, true, null) ->> 'held'"
+            assert await connection.fetchval(lease, thief) == "true"
+            awake.set()
+            await anyio.sleep(1)
+            assert len(arrivals.calls) == before
+            await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
+            await settled(connection)
+        assert set(arrivals.arrived) == set(events)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["none", "subject"])
+@pytest.mark.parametrize("late", ["the taker", "the batch", "nobody"])
+async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late, order):
+    """If a delivery is both handed over by a batch and taken, and one of the two answers
+    comes late, it is delivered once.
+
+    Fails when: an answer, of a batch or of a take, is not compared with the deliveries that were
+    settled since it was asked for.
+    """
+    monkeypatch.setattr(sweep, "RESCAN", -1)
+    arrivals, take, run_batch = Arrivals(), DeliverySession.take, WorkerSession.run_batch
+
+    async def slow_take(self, *args):
+        answer = await take(self, *args)
+        if answer.taken and late == "the taker":
+            # A later answer would be too old to prove that the switches are open.
+            await anyio.sleep(dispatcher.LATE - 0.1)
+        return answer
+
+    async def slow_batch(self, limit, wants, give):
+        given: list[tuple[Any, ...]] = []
+        batch = await run_batch(self, limit, wants, lambda *what: given.append(what))
+        if given:
+            handed.append(batch)
+            consumer._deliverer.work()
+            await anyio.sleep({"the taker": 0.1, "the batch": 0.5, "nobody": 0}[late])
+            give(*given[0])
+        return batch
+
+    handed: list[Batch] = []
+    monkeypatch.setattr(DeliverySession, "take", slow_take)
+    monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, order=order)
+        async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
+            # Wait until the consumer knows the route and is idle.
+            events = [await insert_event(connection)]
+            await settled(connection)
+            for _ in range(5):
+                await wait_until(lambda: asyncio.sleep(0, not consumer._deliverer._ledger), "rest")
+                events.append(await insert_event(connection))
+                await wait_until(lambda: asyncio.sleep(0, len(handed) >= len(events) - 1), "a hand-over")
+                await settled(connection)
+            await anyio.sleep(0.6)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_what_is_handed_over_late_does_not_begin_behind_a_lock(live, monkeypatch):
+    """A hand-over that arrives after a switch was closed does not begin.
+
+    The batch reads the switches before its commit, and the commit may take long.
+
+    Fails when: the dispatcher does not compare a hand-over with its own state of the route.
+    """
+    arrivals, run_batch, handed = Arrivals(), WorkerSession.run_batch, list[float]()
+
+    async def slow_batch(self, limit, wants, give):
+        given: list[tuple[Any, ...]] = []
+        batch = await run_batch(self, limit, wants, lambda *what: given.append(what))
+        if given:
+            async with connected(live.dsn) as closer:
+                await closer.execute(gate, "false")
+                await recorder.wait_for(RoutePaused)
+                give(*given[0])
+                await anyio.sleep(0.1)
+                handed.append(len(arrivals.calls))
+                await closer.execute(gate, "true")
+        return batch
+
+    gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with delivering(live.dsn, arrivals.target()) as recorder:
+            events = [await insert_event(connection)]
+            await settled(connection)
+            monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
+            while not handed:
+                events.append(await insert_event(connection))
+                await settled(connection)
+        assert handed == [len(events) - 1]
+        assert arrivals.arrived == dict.fromkeys(events, 1)
+
+
+async def test_taken_or_handed_over_a_delivery_looks_the_same(live):
+    """The functions of the take and of the hand-over return the same columns in the order of
+    `Event`; the take adds the routes.
+
+    Fails when: a column is added to one of them, or moved.
+    """
+    result = "select pg_get_function_result($1::text::regproc)"
+    async with connected(live.dsn) as connection:
+        taken = await connection.fetchval(result, "fn_iu_delivery_take")
+        handed_over = await connection.fetchval(result, "fn_iu_delivery_hand_over")
+    assert taken == handed_over.replace("TABLE(", "TABLE(route jsonb, ")
+
+
+@pytest.mark.slow
+async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, monkeypatch):
+    """If a settlement lasts longer than the lease, it succeeds in the end, and each of its deliveries is called once.
+
+    Calls of one subject do not overlap.
+
+    Fails when: deliveries are taken while the consumer is not sure of its lease: rows that are being settled are still
+    in the table, for example while a commit waits for a synchronous standby.
+    """
+    monkeypatch.setattr(dispatcher, "TICK", 0.05)
+    arrivals, subject = Arrivals(lambda _: anyio.sleep(0.05)), uuid4()
+    async with connected(live.dsn) as connection, connected(live.dsn) as other:
+        await open_route(connection, order="subject")
+        async with delivering(live.dsn, arrivals.target(), session_timeout=4):
+            await insert_event(connection)
+            await settled(connection)
+            async with other.transaction():
+                await other.execute("lock table iu_route_attempt in share row exclusive mode")
+                events = [await insert_event(connection, subject=subject) for _ in range(3)]
+                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 2), "the call")
+                await anyio.sleep(4.5)
+            await settled(connection)
+        assert arrivals.crowded == set()
+        assert [c.event.id for c in arrivals.calls[1:]] == events
+
+
+async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monkeypatch):
+    """An answer that was requested before the consumer gave its deliveries back does not mark them as taken.
+
+    Fails when: the position in an answer counts regardless of the age of the request.
+    """
+    take, asked = DeliverySession.take, anyio.Event()
+    arrivals = Arrivals(lambda _: anyio.sleep(0.01))
+
+    async def slow_take(self, wants, *args):
+        answer = await take(self, wants, *args)
+        if answer.taken and wants and wants[0].after and not asked.is_set():
+            asked.set()
+            await anyio.sleep(0.2)
+        return answer
+
+    monkeypatch.setattr(DeliverySession, "take", slow_take)
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=1)
+        async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
+            await connection.execute(MANY, 50)
+            with anyio.fail_after(20):
+                await asked.wait()
+            consumer._deliverer._forget()
+            await settled(connection)
+        assert len(arrivals.arrived) == 50
+
+
+async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
+    """The delivery lease ends with the session of its holder or with its time, and not before.
+
+    While the session lives and the lease is renewed, no other consumer gets it. After the session is gone, another
+    consumer gets it with its second request.
+
+    Fails when: the session is not checked, the holder has no time to notice its loss, or a clock that was set back
+    extends the lease.
+    """
+    one, two = uuid4(), uuid4()
+    ask = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false, $2)"
+    take = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, false, null) ->> 'held' = 'true'"
+    async with connected(live.dsn) as connection:
+        holder = await asyncpg.connect(live.dsn)
+        assert await holder.fetchval(take, one)
+        assert not await connection.fetchval(take, two)
+        for moved in ("- interval '61 seconds'", "+ interval '1 hour'"):
+            await connection.execute(f"update iu_delivery_lease set renewed_at = clock_timestamp() {moved}")
+            assert await connection.fetchval(take, two)
+            await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", two)
+            assert await holder.fetchval(take, one)
+        holder.terminate()
+
+        async def gone() -> bool:
+            return json.loads(await connection.fetchval(ask, two, None))["gone"]
+
+        await wait_until(gone, "the session to be gone", timeout=10)
+        assert not json.loads(await connection.fetchval(ask, two, uuid4()))["held"]
+        assert json.loads(await connection.fetchval(ask, two, one))["held"]

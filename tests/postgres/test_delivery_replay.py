@@ -1,0 +1,73 @@
+"""Queued deliveries and replays, and how the completeness check and retention treat them."""
+
+from __future__ import annotations
+
+import pytest
+
+from iu_listen.model.delivery import Reject
+from postgres.delivery_helpers import Arrivals, attempts, delivering, open_route, settled
+from support import connected, drain, insert_event
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_letter(live):
+    """Two replay requests queue a dead letter once, and it is delivered as attempt 2 with the same idempotency key.
+
+    The dead letter is resolved with the name of the operator.
+
+    Fails when: a replay begins with attempt 1, or the dead letter is not resolved.
+    """
+    bad = True
+
+    async def behave(_):
+        if bad:
+            raise Reject("broken")
+
+    arrivals = Arrivals(behave)
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        event = await insert_event(connection)
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+            bad = False
+            letter = await connection.fetchval("select id from iu_route_dead_letter")
+            await connection.execute("delete from event_outbox where id = $1", event)
+            replay = "select fn_iu_route_dead_letter_replay($1, 'ann')::jsonb ->> 'status'"
+            async with connection.transaction():
+                assert await connection.fetchval(replay, letter) == "queued"
+                assert await connection.fetchval(replay, letter) == "already_queued"
+            await settled(connection)
+        assert len({c.idempotency_key for c in arrivals.calls}) == 1
+        assert arrivals.calls[1].event.data == arrivals.calls[0].event.data
+        assert await attempts(connection, event) == [
+            (1, "failed", "dead_letter", "reject"),
+            (2, "sent", "delivered", None),
+        ]
+        row = await connection.fetchrow("select resolution, replay_count, attempt_no from iu_route_dead_letter")
+        assert tuple(row) == ("replayed by ann: delivered", 1, 2)
+
+
+async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
+    """A queued event is not missing for the completeness check, and retention does not remove it
+    before its delivery has ended.
+
+    Fails when: the check reads only attempts, or retention reads only cursors.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await insert_event(connection)
+        await drain(connection)
+        # At once: the event is not even suspected of being missing.
+        page = "select fn_iu_completeness_page('iu_outbound_default', 1000, null) ->> 'status'"
+        assert await connection.fetchval(page) == "passed"
+        assert await connection.fetchval("select missing from v_iu_completeness") == 0
+        await connection.execute(
+            "alter table event_outbox disable trigger user; update event_outbox set created_at = now() - interval '1 year'; alter table event_outbox enable trigger user"
+        )
+        await connection.fetchval("select fn_iu_retention_run('events', 100, '1 day')")
+        assert await connection.fetchval("select count(*) from event_outbox") == 1
+        await connection.execute("delete from iu_route_delivery")
+        await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+        await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+        assert await connection.fetchval("select missing from v_iu_completeness") == 1

@@ -1,0 +1,32 @@
+"""Deliveries at the graceful shutdown of a consumer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import pytest
+
+from postgres.delivery_helpers import Arrivals, delivering, open_route, pending, settled
+from support import connected, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_stop_ends_what_is_under_way_and_hands_back_the_rest(live):
+    """A graceful shutdown begins no delivery, settles the calls that run, and leaves the others to the next consumer.
+
+    Fails when: the shutdown cancels calls, or new calls begin.
+    """
+    arrivals = Arrivals(lambda _: anyio.sleep(0.3))
+    async with connected(live.dsn) as connection:
+        await open_route(connection, concurrency=3)
+        events = [await insert_event(connection) for _ in range(12)]
+        async with delivering(live.dsn, arrivals.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 3), "three calls")
+        assert len(arrivals.arrived) == 3
+        assert await pending(connection) == 9
+        assert await connection.fetchval("select released from iu_delivery_lease")
+        async with delivering(live.dsn, arrivals.target()):
+            await settled(connection)
+        assert arrivals.arrived == dict.fromkeys(events, 1)
