@@ -70,7 +70,7 @@ kills: $(READY) ## 10 000 events to each kind of target, both ends killed; and 5
 soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: EVENTS=100000 SECONDS=60
 	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(EVENTS),--events $(EVENTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
 
-schema: $(READY) ## Write sql/schema.sql anew
+schema: $(READY) ## Write tests/conventions/schema.sql anew
 	@$(BIN)/python tests/conventions/schema.py
 
 # uv, in an environment of its own, asks the index for the hashes of all files of a version.

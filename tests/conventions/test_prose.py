@@ -21,7 +21,7 @@ from conventions.files import ROOT, tracked
 PARTS = {
     "docs": r"(README|CONTRIBUTING|SECURITY)\.md|(docs|sql|bench)/.*\.md",
     "src": r"src/.*\.py",
-    "sql": r"sql/(?!schema\.sql).*\.sql",
+    "sql": r"sql/.*\.sql",
     "tests": r"tests/.*\.py",
 }
 #: Words for each habit, and how many of them a thousand words may have.
