@@ -76,21 +76,25 @@ revoke execute on function
     public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz),
-    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
-                                 text[], double precision[], double precision[], text[], text[], double precision[],
-                                 boolean[], text[], text[], uuid[], uuid[]),
+    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], uuid[], text[], double precision[], double precision[],
+                                 text[], bigint[], uuid[], text[], double precision[], double precision[], text[], text[],
+                                 text[], double precision[], boolean[]),
+    public.fn_iu_delivery_lease_renew(text, uuid, boolean),
     public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
-    public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
-                                       timestamptz, double precision),
-    public.fn_iu_delivery_breaker_succeed(text[], text[]),
+    public.fn_iu_breaker_after(public.iu_delivery_breaker, text, jsonb, timestamptz, bigint, boolean, double precision,
+                               text, double precision),
+    public.fn_iu_breaker_store(public.iu_delivery_breaker), public.fn_iu_breaker_success(text[], text[]),
+    public.fn_iu_delivery_policy_of(text), public.fn_iu_delivery_backoff(jsonb, integer),
     public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz, boolean),
-    public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
-                               boolean, text, uuid),
+    public.fn_iu_delivery_settle_failed(public.iu_delivery_failure),
     public.fn_iu_delivery_interrupted(text[], bigint[]),
     public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text),
-    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[], uuid[]),
+    public.fn_iu_delivery_settle_sent(text[], bigint[], uuid[], text[], double precision[], double precision[]),
     public.fn_iu_event_payload(jsonb, bigint),
+    public.fn_iu_delivery_first(text, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
+    public.fn_iu_delivery_choose(text, text, boolean, integer, integer, bigint, bigint, bigint[], text[], bigint[]),
+    public.fn_iu_delivery_next_due(text, bigint[]),
     public.fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint),
     public.fn_iu_delivery_newest(text, text, boolean, bigint),
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
@@ -179,21 +183,25 @@ grant execute on function
     public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
     public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid), public.fn_iu_delivery_release(text, uuid),
     public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz),
-    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], double precision[], double precision[], text[], bigint[],
-                                 text[], double precision[], double precision[], text[], text[], double precision[],
-                                 boolean[], text[], text[], uuid[], uuid[]),
+    public.fn_iu_delivery_settle(text, uuid, text[], bigint[], uuid[], text[], double precision[], double precision[],
+                                 text[], bigint[], uuid[], text[], double precision[], double precision[], text[], text[],
+                                 text[], double precision[], boolean[]),
+    public.fn_iu_delivery_lease_renew(text, uuid, boolean),
     public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]),
-    public.fn_iu_delivery_breaker_fail(public.iu_delivery_breaker, bigint, boolean, boolean, double precision, text, jsonb,
-                                       timestamptz, double precision),
-    public.fn_iu_delivery_breaker_succeed(text[], text[]),
+    public.fn_iu_breaker_after(public.iu_delivery_breaker, text, jsonb, timestamptz, bigint, boolean, double precision,
+                               text, double precision),
+    public.fn_iu_breaker_store(public.iu_delivery_breaker), public.fn_iu_breaker_success(text[], text[]),
+    public.fn_iu_delivery_policy_of(text), public.fn_iu_delivery_backoff(jsonb, integer),
     public.fn_iu_delivery_dead_letter(public.iu_route_delivery, text, text, jsonb, timestamptz, boolean),
-    public.fn_iu_delivery_fail(text, bigint, text, double precision, double precision, text, text, double precision,
-                               boolean, text, uuid),
+    public.fn_iu_delivery_settle_failed(public.iu_delivery_failure),
     public.fn_iu_delivery_interrupted(text[], bigint[]),
     public.fn_iu_delivery_unrecorded(text, uuid, text, bigint, text, text),
-    public.fn_iu_delivery_sent(text[], bigint[], double precision[], double precision[], text[], uuid[]),
+    public.fn_iu_delivery_settle_sent(text[], bigint[], uuid[], text[], double precision[], double precision[]),
     public.fn_iu_event_payload(jsonb, bigint),
+    public.fn_iu_delivery_first(text, bigint),
     public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]),
+    public.fn_iu_delivery_choose(text, text, boolean, integer, integer, bigint, bigint, bigint[], text[], bigint[]),
+    public.fn_iu_delivery_next_due(text, bigint[]),
     public.fn_iu_delivery_new(text, text, boolean, integer, bigint, bigint),
     public.fn_iu_delivery_newest(text, text, boolean, bigint),
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
@@ -212,8 +220,7 @@ grant execute on function public.fn_iu_delivery_unusable(text, uuid, text[], tex
 grant select, delete, insert (worker_name, route_code, consumer_id, why, hint), update (consumer_id, why, hint, since)
     on public.iu_delivery_unusable to iu_listen_consumer;
 grant select, insert (route_code),
-      update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, stopped_at,
-              lifted_at)
+      update (failures, failed_ids, opened_at, trials, trial_at, trial_id, why, dead_letters, stopped_at, lifted_at)
     on public.iu_delivery_breaker to iu_listen_consumer;
 
 -- The consumer reads gates, and never changes them: only an operator does.
@@ -294,7 +301,7 @@ grant execute on function
     public.fn_iu_lease_holders(integer, text),
     public.fn_iu_core_routes_enabled(), public.fn_iu_route_worker_enabled(),
     public.fn_iu_outbox_refusal(uuid, pg_snapshot), public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text),
-    public.fn_iu_delivery_progress_missing(text),
+    public.fn_iu_delivery_progress_missing(text), public.fn_iu_delivery_first(text, bigint),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
@@ -347,6 +354,9 @@ grant insert (route_code, live, actor, why) on public.iu_delivery_change to iu_l
 
 -- For route policy, route resume, delivery cancel, and replays that are queued.
 grant execute on function
+    public.fn_iu_breaker_after(public.iu_delivery_breaker, text, jsonb, timestamptz, bigint, boolean, double precision,
+                               text, double precision),
+    public.fn_iu_breaker_store(public.iu_delivery_breaker),
     public.fn_iu_route_resume(text), public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
     public.fn_iu_dead_letters_open(text, text, timestamptz, uuid, text, timestamptz, timestamptz, uuid, integer),
@@ -359,8 +369,7 @@ grant update (released) on public.iu_delivery_lease to iu_listen_operator;
 -- A cancelled delivery becomes a dead letter with the whole event, including its payload.
 grant select on public.event_outbox to iu_listen_operator;
 grant update (failure_detail) on public.iu_route_delivery to iu_listen_operator;
-grant update (failures, streak, opened_at, probes, probe_at, probing_id, why, letters, stopped_at,
-              lifted_at)
+grant update (failures, failed_ids, opened_at, trials, trial_at, trial_id, why, dead_letters, stopped_at, lifted_at)
     on public.iu_delivery_breaker to iu_listen_operator;
 grant delete, insert (route_code, worker_name, event_ref, subject_key, attempt_no, due_at, failed_at, replayed_by,
                       traceparent)

@@ -57,6 +57,8 @@ with objects (file, kind, name) as (
         ('worker/012_delivery', 'index', 'iu_route_delivery_subject_idx'),
         ('worker/012_delivery', 'column', 'iu_outbound_route.delivery_policy'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_policy(jsonb)'),
+        ('worker/012_delivery', 'function', 'fn_iu_delivery_policy_of(text)'),
+        ('worker/012_delivery', 'function', 'fn_iu_delivery_backoff(jsonb,integer)'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_policy_check(jsonb)'),
         ('worker/012_delivery', 'function', 'fn_iu_delivery_queued_routes(iu_outbound_route[])'),
         ('worker/012_delivery', 'function', 'fn_iu_outbound_route_guard()'),
@@ -80,19 +82,26 @@ with objects (file, kind, name) as (
         ('worker/019_delivery_settle', 'function', 'fn_iu_route_resume(text)'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_paused_by(text,boolean,boolean,timestamp with time zone,timestamp with time zone)'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_in_flight(text,uuid,text[],bigint[])'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_breaker_fail(iu_delivery_breaker,bigint,boolean,boolean,double precision,text,jsonb,timestamp with time zone,double precision)'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_breaker_succeed(text[],text[])'),
+        ('worker/019_delivery_settle', 'type', 'iu_delivery_failure'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_breaker_after(iu_delivery_breaker,text,jsonb,timestamp with time zone,bigint,boolean,double precision,text,double precision)'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_breaker_store(iu_delivery_breaker)'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_breaker_success(text[],text[])'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_dead_letter(iu_route_delivery,text,text,jsonb,timestamp with time zone,boolean)'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_fail(text,bigint,text,double precision,double precision,text,text,double precision,boolean,text,uuid)'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle_failed(iu_delivery_failure)'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_interrupted(text[],bigint[])'),
         ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_unrecorded(text,uuid,text,bigint,text,text)'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_sent(text[],bigint[],double precision[],double precision[],text[],uuid[])'),
-        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle(text,uuid,text[],bigint[],double precision[],double precision[],text[],bigint[],text[],double precision[],double precision[],text[],text[],double precision[],boolean[],text[],text[],uuid[],uuid[])'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle_sent(text[],bigint[],uuid[],text[],double precision[],double precision[])'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_lease_renew(text,uuid,boolean)'),
+        ('worker/019_delivery_settle', 'function', 'fn_iu_delivery_settle(text,uuid,text[],bigint[],uuid[],text[],double precision[],double precision[],text[],bigint[],uuid[],text[],double precision[],double precision[],text[],text[],text[],double precision[],boolean[])'),
         ('worker/020_delivery_take', 'function', 'fn_iu_event_payload(jsonb,bigint)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_progress_missing(text)'),
+        ('worker/020_delivery_take', 'type', 'iu_deliverable'),
+        ('worker/020_delivery_take', 'function', 'fn_iu_delivery_first(text,bigint)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_due(text,text,integer,bigint[],text[],bigint[])'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_new(text,text,boolean,integer,bigint,bigint)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_newest(text,text,boolean,bigint)'),
+        ('worker/020_delivery_take', 'function', 'fn_iu_delivery_choose(text,text,boolean,integer,integer,bigint,bigint,bigint[],text[],bigint[])'),
+        ('worker/020_delivery_take', 'function', 'fn_iu_delivery_next_due(text,bigint[])'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_rows(iu_outbound_route,bigint[],bigint,bigint)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_take(text,text[],integer[],bigint[],bigint[],bigint[],text[],bigint[],bigint)'),
         ('worker/020_delivery_take', 'function', 'fn_iu_delivery_hand_over(text,text[],integer[],bigint[])'),
@@ -159,6 +168,7 @@ select o.file, o.kind, o.name,
        case o.kind
            when 'table' then (to_regclass('public.' || o.name) is not null)
            when 'view' then (to_regclass('public.' || o.name) is not null)
+           when 'type' then (to_regtype('public.' || o.name) is not null)
            when 'sequence' then (to_regclass('public.' || o.name) is not null)
            when 'index' then (to_regclass('public.' || o.name) is not null)
            -- Not to_regprocedure: up to PostgreSQL 16 it raises if the type of an argument is missing.

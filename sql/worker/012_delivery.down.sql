@@ -46,6 +46,8 @@ drop function if exists public.fn_iu_delivery_options_check(text, text, jsonb);
 drop function if exists public.fn_iu_delivery_options(text);
 drop function if exists public.fn_iu_delivery_scheme(text);
 drop function if exists public.fn_iu_delivery_policy_check(jsonb);
+drop function if exists public.fn_iu_delivery_backoff(jsonb, integer);
+drop function if exists public.fn_iu_delivery_policy_of(text);
 drop function if exists public.fn_iu_delivery_policy(jsonb);
 alter table public.iu_outbound_route drop column if exists delivery_policy;
 delete from public.dot_config d

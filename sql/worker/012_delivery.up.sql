@@ -23,7 +23,7 @@ insert into public.dot_config (key, value, description) values
     ('iu_core.delivery_schemes', '',
      'Schemes of addresses, beyond the built-in ones, for which a package of your own has a target: separated by commas.');
 
-create function public.fn_iu_delivery_enabled()
+create or replace function public.fn_iu_delivery_enabled()
 returns boolean
 language plpgsql
 stable
@@ -37,7 +37,7 @@ comment on function public.fn_iu_delivery_enabled() is
     'The delivery gate: true only while iu_core.delivery_enabled is exactly ''true''.';
 
 -- A list with one malformed entry counts as empty, because the intended entry is unknown.
-create function public.fn_iu_delivery_list(p_key text)
+create or replace function public.fn_iu_delivery_list(p_key text)
 returns text[]
 language plpgsql
 stable
@@ -52,7 +52,7 @@ $$;
 comment on function public.fn_iu_delivery_list(text) is
     'A list of names in dot_config. If it is missing, empty or malformed, it has no names.';
 
-create function public.fn_iu_delivery_closed_switch(p_route_code text)
+create or replace function public.fn_iu_delivery_closed_switch(p_route_code text)
 returns text
 language plpgsql
 stable
@@ -101,7 +101,7 @@ comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'E
 -- A route may be enabled and not a dry run only while it is on the list. The list is locked in share mode until the
 -- transaction ends: a transaction that removes the route meanwhile waits, then finds it live and turns it back to dry
 -- run.
-create function public.fn_iu_outbound_route_guard()
+create or replace function public.fn_iu_outbound_route_guard()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -155,7 +155,7 @@ comment on trigger zz_iu_outbound_route_guard on public.iu_outbound_route is
 alter table public.iu_outbound_route enable always trigger zz_iu_outbound_route_guard;
 alter table public.iu_outbound_route drop constraint iu_outbound_route_safe_chk;
 
-create function public.fn_iu_delivery_list_guard()
+create or replace function public.fn_iu_delivery_list_guard()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -277,7 +277,7 @@ comment on column public.iu_outbound_route.delivery_policy is
     'Delivery settings of a live route: attempts, backoff, deadline, concurrency, order, ... (see '
     'fn_iu_delivery_policy).';
 
-create function public.fn_iu_delivery_policy(p_policy jsonb)
+create or replace function public.fn_iu_delivery_policy(p_policy jsonb)
 returns jsonb
 language plpgsql
 immutable
@@ -290,7 +290,36 @@ end
 $$;
 comment on function public.fn_iu_delivery_policy(jsonb) is 'A delivery policy with its defaults filled in.';
 
-create function public.fn_iu_delivery_policy_check(p_policy jsonb)
+create or replace function public.fn_iu_delivery_policy_of(p_route_code text)
+returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return public.fn_iu_delivery_policy(coalesce(
+        (select r.delivery_policy from public.iu_outbound_route r where r.route_code = p_route_code limit 1), '{}'));
+end
+$$;
+comment on function public.fn_iu_delivery_policy_of(text) is
+    'The delivery policy of a route with its defaults filled in. If there is no such route, the defaults.';
+
+create or replace function public.fn_iu_delivery_backoff(p_policy jsonb, p_tries integer)
+returns double precision
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return least((p_policy ->> 'backoff')::double precision * 2 ^ least(p_tries, 30),
+                 (p_policy ->> 'backoff_max')::double precision);
+end
+$$;
+comment on function public.fn_iu_delivery_backoff(jsonb, integer) is
+    'Seconds from a failed attempt to the next one, without jitter, by a delivery policy. p_tries: the attempts that '
+    'were spent before it.';
+
+create or replace function public.fn_iu_delivery_policy_check(p_policy jsonb)
 returns void
 language plpgsql
 immutable
@@ -340,7 +369,7 @@ $$;
 comment on function public.fn_iu_delivery_policy_check(jsonb) is
     'Raises check_violation if a delivery policy is invalid.';
 
-create function public.fn_iu_delivery_scheme(p_address text)
+create or replace function public.fn_iu_delivery_scheme(p_address text)
 returns text
 language plpgsql
 immutable
@@ -354,7 +383,7 @@ comment on function public.fn_iu_delivery_scheme(text) is
     'The scheme of an address, in lower case. Null: the text is not an address.';
 
 -- The options are those of targets/ in the consumer; a test compares them.
-create function public.fn_iu_delivery_options(p_scheme text)
+create or replace function public.fn_iu_delivery_options(p_scheme text)
 returns text[]
 language plpgsql
 immutable
@@ -375,7 +404,7 @@ $$;
 comment on function public.fn_iu_delivery_options(text) is
     'The options of targets with this scheme. Null: no target with this scheme is built in.';
 
-create function public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb)
+create or replace function public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb)
 returns void
 language plpgsql
 immutable
@@ -403,7 +432,7 @@ comment on function public.fn_iu_delivery_options_check(text, text, jsonb) is
 -- A live route that is not on the list has bypassed the guard. It is not queued; its events become dead letters with
 -- that reason. The caller has already checked the master gate and the worker gate, and fn_iu_delivery_paused_by checks them
 -- again.
-create function public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[])
+create or replace function public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[])
 returns jsonb
 language plpgsql
 stable
@@ -427,7 +456,7 @@ comment on function public.fn_iu_delivery_queued_routes(public.iu_outbound_route
 -- consumer. It runs in the transaction of the batch, under a savepoint of 009: its writes and the attempt that records
 -- the call are committed together. Its deferred constraints are checked before the next event, because at the commit
 -- they would make the whole batch fail.
-create function public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb)
+create or replace function public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb)
 returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -469,7 +498,7 @@ comment on function public.fn_iu_route_dispatch(text, uuid, jsonb) is
     'to fn_iu_route_deliver, which raises. Answers the decision: delivered; or dry_run or route_disabled if the route '
     'is no longer live.';
 
-create function public.fn_iu_delivery_function(p_target_ref text)
+create or replace function public.fn_iu_delivery_function(p_target_ref text)
 returns regprocedure
 language plpgsql
 stable
@@ -505,7 +534,7 @@ comment on function public.fn_iu_delivery_function(text) is
 -- with which the session began and the role that it has assumed are checked. The roles of the consumer and of the
 -- operator have no rights beyond those in roles.sql. Any other role may call the function only if the owner of the
 -- function already has all rights of that role, for example as that role itself or as a superuser.
-create function public.fn_iu_delivery_caller(p_target regprocedure)
+create or replace function public.fn_iu_delivery_caller(p_target regprocedure)
 returns void
 language plpgsql
 stable
@@ -546,7 +575,7 @@ comment on function public.fn_iu_delivery_caller(regprocedure) is
 -- Finds reasons for which a route could never deliver, before it goes live. The plan of `route live`, the command
 -- itself and this function apply the same rules. The command also checks the rules that need a process: a refused
 -- address, or the value of an option.
-create function public.fn_iu_delivery_problems(p_route public.iu_outbound_route)
+create or replace function public.fn_iu_delivery_problems(p_route public.iu_outbound_route)
 returns table (problem text, hint text)
 language plpgsql
 stable
@@ -614,7 +643,7 @@ comment on function public.fn_iu_delivery_problems(public.iu_outbound_route) is
     'The reasons for which a route could never deliver, each with a remedy. No row: the database knows no reason.';
 
 -- Both steps of going live in one call, and the way back. The actor and the reason are recorded in iu_delivery_change.
-create function public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text default session_user)
+create or replace function public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text default session_user)
 returns jsonb
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -682,7 +711,7 @@ comment on column public.iu_delivery_unusable.since is 'Time since which the tar
 comment on constraint iu_delivery_unusable_pkey on public.iu_delivery_unusable is
     'A worker has at most one reason for each route.';
 
-create function public.fn_iu_delivery_unusable(
+create or replace function public.fn_iu_delivery_unusable(
     p_worker_name text, p_owner uuid, p_routes text[], p_whys text[], p_hints text[])
 returns void
 language plpgsql

@@ -22,8 +22,8 @@
 -- needs: 008, 012
 -- locks: nothing that exists
 
-create function public.fn_iu_delivery_sweep(
-    p_worker_name text, p_route_code text, p_key bigint, p_after bigint, out keys bigint[], out key bigint)
+create or replace function public.fn_iu_delivery_sweep(
+    p_worker_name text, p_route_code text, p_key bigint, p_position bigint, out keys bigint[], out key bigint)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set row_security = off
@@ -68,7 +68,7 @@ begin
         )
         select count(*), max(h.subject_key),
                array_agg(h.subject_key) filter (where h.worker_name = p_worker_name
-                                                  and (h.due_at = 'infinity' or h.due_at is null and h.id <= p_after))
+                                                  and (h.due_at = 'infinity' or h.due_at is null and h.id <= p_position))
           into v_heads, v_key, v_free
           from (select x.* from head x limit v_left) h;
         keys := keys || coalesce(v_free, '{}');
@@ -78,11 +78,11 @@ begin
 end
 $$;
 comment on function public.fn_iu_delivery_sweep(text, text, bigint, bigint) is
-    'Subjects of a route, from p_key on, whose first delivery may go on and is not beyond the position p_after; and '
+    'Subjects of a route, from p_key on, whose first delivery may go on and is not beyond the position p_position; and '
     'the key from which the next call continues (null: all subjects were searched).';
 
-create function public.fn_iu_delivery_seek(
-    p_worker_name text, p_route_code text, p_behind bigint, p_after bigint, out first bigint, out behind bigint)
+create or replace function public.fn_iu_delivery_seek(
+    p_worker_name text, p_route_code text, p_behind bigint, p_position bigint, out first bigint, out behind bigint)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set row_security = off
@@ -100,15 +100,15 @@ declare
 begin
     behind := p_behind;
     while behind is not null and clock_timestamp() < v_until loop
-        v_end := least(behind + 10000, p_after);
+        v_end := least(behind + 10000, p_position);
         select min(d.id) into first
           from public.iu_route_delivery d
          where d.route_code = p_route_code and d.id > behind and d.id <= v_end
            and d.subject_key is null and d.due_at is null and d.worker_name = p_worker_name;
-        behind := case when first is null and v_end < p_after then v_end end;
+        behind := case when first is null and v_end < p_position then v_end end;
     end loop;
 end
 $$;
 comment on function public.fn_iu_delivery_seek(text, text, bigint, bigint) is
     'The first delivery of a route that has no subject and was never attempted, beyond p_behind and up to the '
-    'position p_after; and the id beyond which the next call continues (null: one was found, or there is none).';
+    'position p_position; and the id beyond which the next call continues (null: one was found, or there is none).';

@@ -51,7 +51,7 @@ READ = "update iu_route_worker_cursor set prev = pg_current_snapshot()"
 #: without a consumer.
 SILENCE = f"""
     select fn_iu_route_worker_run('iu_outbound_default', 100);
-    insert into iu_delivery_breaker (route_code, opened_at, probe_at, why)
+    insert into iu_delivery_breaker (route_code, opened_at, trial_at, why)
     values ('{ERP}', now() - interval '95 hours', now() - interval '95 hours', 'connect');
     update iu_route_delivery set failed_at = now(), due_at = now(), failure_code = 'connect' where route_code = '{ERP}';
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref, created_at)

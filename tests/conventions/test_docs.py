@@ -116,8 +116,8 @@ def created() -> Iterator[tuple[str, str]]:
     for migration in [*base_files(), *package_files()]:
         text = re.sub(r"--.*$", "", migration.text(), flags=re.MULTILINE)
         pattern = (
-            r"^create (?:or replace )?(?:constraint )?(table|sequence|function|view|trigger|index)(?: concurrently)?(?: if not exists)?"
-            r"\s+(?:public\.)?(\w+)"
+            r"^create (?:or replace )?(?:constraint )?(table|type|sequence|function|view|trigger|index)"
+            r"(?: concurrently)?(?: if not exists)?\s+(?:public\.)?(\w+)"
         )
         yield from re.findall(pattern, text, re.MULTILINE | re.IGNORECASE)
         for table, column in re.findall(r"^comment on column public\.(\w+)\.(\w+)", text, re.MULTILINE):
@@ -125,7 +125,7 @@ def created() -> Iterator[tuple[str, str]]:
 
 
 def test_every_object_is_documented():
-    """sql.md names every table, sequence, function, view, trigger and index that the SQL files create."""
+    """sql.md names every table, type, sequence, function, view, trigger and index that the SQL files create."""
     text = page("docs/reference/sql.md")
 
     assert [

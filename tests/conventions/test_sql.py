@@ -39,6 +39,9 @@ union all
 select 'function ' || p.proname from pg_proc p
  where p.pronamespace = 'public'::regnamespace and obj_description(p.oid, 'pg_proc') is null
 union all
+select 'type ' || c.relname from pg_class c
+ where c.relnamespace = 'public'::regnamespace and c.relkind = 'c' and obj_description(c.reltype, 'pg_type') is null
+union all
 select 'trigger ' || t.tgname from pg_trigger t where not t.tgisinternal and obj_description(t.oid, 'pg_trigger') is null
 """
 
@@ -51,6 +54,7 @@ union all select 'sequence', c.relname from pg_class c
 union all select 'index', c.relname from pg_class c
  where c.relnamespace = 'public'::regnamespace and c.relkind = 'i'
    and not exists (select from pg_constraint k where k.conindid = c.oid)
+union all select 'type', c.relname from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'c'
 union all select 'function', p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace
 union all select 'trigger', t.tgrelid::regclass || '.' || t.tgname from pg_trigger t where not t.tgisinternal
 union all select 'column', c.relname || '.' || a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid
@@ -159,10 +163,10 @@ def test_only_repeatable_files_create_functions_and_views():
 
 
 def _creators() -> dict[str, set[str]]:
-    """The files that create a table, view, sequence or function, by its name; overloaded functions share a name."""
+    """The files that create a table, type, view, sequence or function, by its name; overloaded functions share a name."""
     text = (sql_root() / "queries/package_objects.sql").read_text()
     found: dict[str, set[str]] = {}
-    for file, name in re.findall(r"\('(\S+)', '(?:table|view|sequence|function)', '(\w+)", text):
+    for file, name in re.findall(r"\('(\S+)', '(?:table|type|view|sequence|function)', '(\w+)", text):
         found.setdefault(name, set()).add(file)
     return found
 

@@ -126,7 +126,7 @@ async def test_the_budget_of_dead_letters_is_this_table(live, case):
 # -- trial deliveries ------------------------------------------------------------------------------------------------
 
 #: A trial delivery is due, and the number of trial deliveries so far is $1.
-NEXT = "update iu_delivery_breaker set probe_at = now(), probing_id = null, probes = $1"
+NEXT = "update iu_delivery_breaker set trial_at = now(), trial_id = null, trials = $1"
 ANY = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
 
 
@@ -153,7 +153,7 @@ async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed
             (taken,) = (await session.take([ANY], [], [])).taken
             probes.append(taken.delivery.id)
             assert await session.settle([Outcome(taken, Result.REJECTED, 0.0, 0.0, "no", called="it")]) == 0
-            assert await connection.fetchval("select probes from iu_delivery_breaker") == number + 1
+            assert await connection.fetchval("select trials from iu_delivery_breaker") == number + 1
         newest = ids[-1] if order == "none" else ids[-2]
         assert probes == [newest, ids[1], newest, (ids[-2] if order == "none" else ids[-3]), ids[2]]
 
@@ -262,7 +262,7 @@ async def test_a_target_that_refuses_everything_makes_no_more_dead_letters_than_
             await connection.execute(MANY, 500)
             held = await recorder.wait_for(RoutePaused)
             assert (held.paused_by, held.why) == ("dead_letter_budget", "http_400")
-            probes = "select probes >= 20 from iu_delivery_breaker"
+            probes = "select trials >= 20 from iu_delivery_breaker"
             await wait_until(lambda: connection.fetchval(probes), "refused probes")
             assert (await dead_letters(connection), await pending(connection)) == (5, 495)
             # The five rejected, those in flight at the stop, and the trial deliveries; ten times as many had been

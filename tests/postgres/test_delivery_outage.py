@@ -47,7 +47,7 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
             events = [await insert_event(connection) for _ in range(30)]
             held = await recorder.wait_for(RoutePaused)
             assert (held.route, held.paused_by, held.why) == (ROUTE, "breaker_open", "down")
-            await wait_until(lambda: connection.fetchval("select probes >= 120 from iu_delivery_breaker"), "probes")
+            await wait_until(lambda: connection.fetchval("select trials >= 120 from iu_delivery_breaker"), "trials")
             assert set(other.arrived) == set(events)
             calls = len(hit.calls)
             assert await connection.fetchval("select max(tries) from iu_route_delivery") == 0
@@ -82,7 +82,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
         async with delivering(live.dsn, arrivals.target()) as recorder:
             event = await insert_event(connection)
             await recorder.wait_for(RoutePaused)
-            await connection.execute(f"update iu_delivery_breaker set opened_at = {future}, probe_at = {future}")
+            await connection.execute(f"update iu_delivery_breaker set opened_at = {future}, trial_at = {future}")
             await connection.execute(f"update iu_route_delivery set failed_at = {future}, due_at = {future}")
             # Not earlier: if the row changes while its success is settled, the delivery is made once more.
             down = False

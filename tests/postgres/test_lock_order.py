@@ -96,7 +96,7 @@ POISON = """
 """
 #: Without a delivery, the dead letter is not queued.
 NOT_QUEUED = "delete from iu_route_delivery"
-HELD = f"update iu_delivery_breaker set opened_at = now(), probe_at = now() where route_code = '{ROUTE}'"
+HELD = f"update iu_delivery_breaker set opened_at = now(), trial_at = now() where route_code = '{ROUTE}'"
 LETTERS = frozenset({"iu_route_dead_letter"})
 LEASE = frozenset({"iu_delivery_lease"})
 CALLS = {
@@ -244,11 +244,11 @@ async def test_who_waits_for_a_lock_holds_none_that_comes_later(live, name):
 #: The empty name stands for a function on whose locks no other session can wait: it skips locked rows, or holds the
 #: lease or the cursor of its caller.
 COVERED = {
-    "fn_iu_delivery_breaker_succeed": "settle a probe that arrived",
+    "fn_iu_breaker_success": "settle a probe that arrived",
     "fn_iu_delivery_cancel": "cancel",
     "fn_iu_delivery_dead_letter": "settle what was rejected",
-    "fn_iu_delivery_fail": "settle what failed",
-    "fn_iu_delivery_sent": "settle what arrived",
+    "fn_iu_delivery_settle_failed": "settle what failed",
+    "fn_iu_delivery_settle_sent": "settle what arrived",
     "fn_iu_delivery_unrecorded": "settle what cannot be recorded",
     "fn_iu_dead_letters_queue": "replay all",
     "fn_iu_dead_letters_replay": "replay all",

@@ -44,7 +44,7 @@ async def end_uncleanly(connection: asyncpg.Connection, count: int) -> set[int]:
 async def test_what_was_in_flight_at_an_unclean_end_is_to_be_attempted_alone(live, count):
     """A single delivery in flight spends an attempt, several spend none; exactly these deliveries are marked as alone.
 
-    Fails when: fn_iu_delivery_interrupted does not set the mark, or fn_iu_delivery_fail does not.
+    Fails when: fn_iu_delivery_interrupted does not set the mark, or fn_iu_delivery_settle_failed does not.
     """
     async with connected(live.dsn) as connection:
         suspects = await end_uncleanly(connection, count)

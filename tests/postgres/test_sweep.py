@@ -173,7 +173,7 @@ async def test_who_is_first_is_found_without_those_who_wait(live, planned):
         handed_over = "select array_agg(delivery_id) from fn_iu_delivery_hand_over($1, $2, '{9}', $3)"
         assert await connection.fetchval(handed_over, WORKER, [ROUTE], [first - 1]) == [first]
         assert await rows_read(connection, DELIVERIES) - before < 50
-        probe = "insert into iu_delivery_breaker (route_code, opened_at, probe_at) values ($1, now(), now())"
+        probe = "insert into iu_delivery_breaker (route_code, opened_at, trial_at) values ($1, now(), now())"
         await connection.execute(probe, ROUTE)
         await gives_the_first(first - 1)
         await connection.execute("delete from iu_delivery_breaker")
@@ -455,7 +455,7 @@ async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
         await connection.execute("insert into iu_delivery_breaker (route_code) values ($1)", ROUTE)
         for probes, probe in ((0, new), (1, new), (2, failed), (3, new)):
             await connection.execute(
-                "update iu_delivery_breaker set opened_at = now(), probe_at = now(), probes = $1", probes
+                "update iu_delivery_breaker set opened_at = now(), trial_at = now(), trials = $1", probes
             )
             assert [t.delivery.id for t in (await session.take([want], [], [(ROUTE, key)])).taken] == [probe]
 

@@ -68,7 +68,7 @@ async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, stat
                 await insert_event(connection)
                 # A slow stream of events, each with a few attempts.
                 await anyio.sleep(0.05)
-            await wait_until(lambda: connection.fetchval("select probes >= 5 from iu_delivery_breaker"), "probes")
+            await wait_until(lambda: connection.fetchval("select trials >= 5 from iu_delivery_breaker"), "probes")
             deployed = True
             await settled(connection)
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0

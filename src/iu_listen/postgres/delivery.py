@@ -74,7 +74,11 @@ class DeliverySession:
             self._settings.worker, self._consumer, self._settings.session_timeout, self._settler.pooled,
             gone or None,
         )  # fmt: skip
-        return Lease(**json.loads(answer))
+        found = json.loads(answer)
+        return Lease(
+            held=found["held"], holder=found.get("holder", ""), again=found.get("continuous", False),
+            gone=found.get("holder_gone", False), unclean=found.get("unclean", False),
+        )  # fmt: skip
 
     async def settle(self, done: Sequence[Outcome]) -> int | None:
         """Record the outcomes of deliveries, and renew the delivery lease.
@@ -142,12 +146,13 @@ class DeliverySession:
         dead: int | None = await ask(
             self._settler, self._settings.deadline, self._settle, self._settings.worker, self._consumer,
             [o.taken.delivery.route for o in sent], [o.taken.delivery.id for o in sent],
+            [o.taken.delivery.event.id for o in sent], [o.called or None for o in sent],
             [now - o.began for o in sent], [now - o.ended for o in sent],
             [o.taken.delivery.route for o in others], [o.taken.delivery.id for o in others],
-            [o.result.value for o in others], [now - o.began for o in others], [now - o.ended for o in others],
-            [o.code for o in others], [o.detail for o in others], [o.retry_after for o in others],
-            [o.beside for o in others], [o.called or None for o in sent], [o.called or None for o in others],
-            [o.taken.delivery.event.id for o in sent], [o.taken.delivery.event.id for o in others],
+            [o.taken.delivery.event.id for o in others], [o.called or None for o in others],
+            [now - o.began for o in others], [now - o.ended for o in others],
+            [o.result.value for o in others], [o.code for o in others], [o.detail for o in others],
+            [o.retry_after for o in others], [o.beside for o in others],
         )  # fmt: skip
         return dead
 
@@ -228,12 +233,12 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
     """The deliveries among these rows.
 
     Args:
-        rows: The answer of fn_iu_delivery_take, or of a batch with its hand-over. The columns after the first one are
+        rows: The answer of fn_iu_delivery_take, or of a batch with its hand-over. The columns after the second one are
             read by position: reading them by name would take twice as long as the rest of this function.
         terms: Delivery.deadline (in seconds) and Delivery.span of each route.
     """
     taken = []
-    for _, route, id, attempt, subject_key, alone, problem, *values in rows:
+    for _, _, route, id, attempt, subject_key, alone, problem, *values in rows:
         if id is None:
             continue
         # All attributes of these frozen dataclasses are set at once: their __init__ makes one call for each attribute.
@@ -263,13 +268,13 @@ def _state(code: str, answer: Mapping[str, Any]) -> RouteState:
         kind=answer["kind"],
         reference=answer["ref"],
         policy=answer["policy"],
-        held=answer["held"] or "",
-        after=answer["after"] or 0,
+        held=answer["paused_by"] or "",
+        after=answer["position"] or 0,
         passed=answer["passed"],
         kept_back=answer["kept_back"],
         due_in=answer["due_in"],
         why=answer["why"],
-        probing=answer["probing"],
+        probing=answer["trial_id"],
     )
 
 
