@@ -1,0 +1,111 @@
+"""The settings of the sessions of a consumer: names, styles, timeouts, and an identity for each process."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import asyncpg
+import pytest
+
+from iu_listen.app import PostgresSessions
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.session import session
+from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from support import WORKER, connected, consuming, insert_event, wait_until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_sessions_say_who_they_are(live):
+    """pg_stat_activity names every session by its purpose and its worker, and none is in a transaction."""
+    async with connected(live.dsn) as admin, consuming(live.dsn, completeness_interval=0, **ONLY_THE_BELL):
+        await sleep_sets_in(admin)
+
+        async def sessions() -> Any:
+            rows = await admin.fetch(
+                """select application_name, state from pg_stat_activity
+                    where datname = current_database() and application_name like 'iu-listen%' order by 1"""
+            )
+            return [tuple(row) for row in rows] == [
+                (f"iu-listen bell {WORKER}", "idle"),
+                (f"iu-listen patrol {WORKER}", "idle"),
+                (f"iu-listen worker {WORKER}", "idle"),
+            ]
+
+        await wait_until(sessions, "there is a session for the bell, one for the patrol and one for the work")
+
+
+async def test_a_session_reads_and_writes_in_one_style(live):
+    """A session sets time zone, styles and digits itself, regardless of the settings of the database.
+
+    Fails when: a session takes them from the role or the database.
+    """
+    styles = {
+        "TimeZone": ("'America/Sao_Paulo'", "UTC"),
+        "DateStyle": ("'SQL, DMY'", "ISO, MDY"),
+        "IntervalStyle": ("'sql_standard'", "postgres"),
+        "bytea_output": ("'escape'", "hex"),
+        "extra_float_digits": ("-15", "1"),
+        "quote_all_identifiers": ("on", "off"),
+        "standard_conforming_strings": ("off", "on"),
+        "transform_null_equals": ("on", "off"),
+        "array_nulls": ("off", "on"),
+    }
+    async with connected(live.dsn) as admin:
+        name = await admin.fetchval("select current_database()")
+        for setting, (theirs, _) in styles.items():
+            await admin.execute(f"alter database {name} set {setting} = {theirs}")
+    async with session(live.dsn, name="test") as connection:
+        for setting, (_, ours) in styles.items():
+            assert await connection.fetchval("select current_setting($1)", setting) == ours
+
+
+async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
+    """Both sessions have an idle_session_timeout: that of the worker is the lease, that
+    of the bell three of its checks.
+
+    So a host that is gone holds nothing for longer than that.
+    """
+    sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "session_timeout": 20, "catch_up": 10}))
+    show = "select current_setting('idle_session_timeout')"
+    async with sessions.worker() as outbox, sessions.listener(lambda: None) as bell:
+        assert await outbox._connection.fetchval(show) == "20s"
+        assert await bell._connection.fetchval(show) == "30s"
+
+
+async def test_the_bell_session_writes_nothing(live):
+    """The server rejects writes of the listener session.
+
+    The trigger does not see an armed lock of its own session, so an event that this session wrote would send no NOTIFY.
+
+    Fails when: the listener session is not read-only.
+    """
+    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).listener(lambda: None) as bell:
+        assert await bell.arm()
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await insert_event(bell._connection)
+
+
+async def test_a_forked_process_has_an_identity_of_its_own():
+    """After a fork the child has another identity and no former sessions, although the object was made before the fork.
+
+    Fails when: the identity is that of the process that made the object.
+    """
+    sessions = PostgresSessions(Settings())
+    consumer, former = sessions._mine
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        # The warning is about threads of the test runner, which the child does not use.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        there, others = sessions._mine
+        os.write(write, f"{there} {others is former}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    there, shared = os.read(read, 100).decode().split()
+
+    assert (there != str(consumer), shared) == (True, "False")
+    assert sessions._mine == (consumer, former)
