@@ -11,13 +11,9 @@ from iu_listen.postgres.session import session
 
 #: Younger than the end of the month before the last one, older than the end of all months before.
 KEEP = "70 days"
-
-
 EVENT_VALUES = (
     "('iu', 'version_applied', 'update', 'immediate', date_trunc('month', now(), 'UTC') - $1::int * interval '1 month')"
 )
-
-
 INSERT_EVENT = f"insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, created_at) values {EVENT_VALUES} returning id"
 
 
