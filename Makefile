@@ -8,7 +8,7 @@ AGENT  := .venv-agent
 PINS   := .venv-pins
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit wide storm soak kills schema hashes bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills schema examples hashes bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: E
 
 schema: $(READY) ## Write tests/conventions/schema.sql anew
 	@$(BIN)/python tests/conventions/schema.py
+
+examples: $(READY) ## Write the outputs in README.md and docs/ anew; PAGES=docs/… for some pages
+	@PYTHONPATH=tests $(BIN)/python -m examples $(PAGES)
 
 # uv, in an environment of its own, asks the index for the hashes of all files of a version.
 hashes: ## Write hashes.txt anew, after a change of constraints.txt
