@@ -341,7 +341,7 @@ comment on view public.v_iu_completeness is
 -- An event that lacks an attempt gets a new position, as if it were written now. So it lies after every cursor of its
 -- domain and is decided in the ordinary way; idempotency keys suppress the decisions that were already made. The events
 -- are repaired in the order of their old positions, so the events of a subject keep their order among themselves, but
--- come after those events of the subject that were not missing (docs/why/audit.md).
+-- come after those events of the subject that were not missing (docs/why/completeness.md).
 --
 -- If a decision made now would write no new attempt, because a route is disabled or deleted, a new position would have
 -- no effect. Such an event is accepted as it is.

@@ -248,6 +248,17 @@ def test_readme_has_the_two_commands():
     assert len(text.splitlines()) <= 160
 
 
+@pytest.mark.parametrize("name", ["cursor", "bell", "sessions", "delivery", "traces"])
+def test_each_mechanism_has_a_diagram(name):
+    """The decision records of cursor, bell, lease, delivery with circuit breaker, and trace export draw their states."""
+    diagrams = re.findall(
+        r"^```mermaid\n(stateDiagram-v2|sequenceDiagram)\n", page(f"docs/why/{name}.md"), re.MULTILINE
+    )
+
+    # The page of deliveries has one of a delivery, and one of the circuit breaker.
+    assert len(diagrams) >= (2 if name == "delivery" else 1)
+
+
 def test_every_page_can_be_found():
     """Every page under docs/ is linked from the map."""
     text = page("docs/map.md")
