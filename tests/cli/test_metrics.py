@@ -115,5 +115,5 @@ def test_without_the_variable_nothing_is_measured(live):
     with running("run", dsn=live.dsn) as consumer:
         consumer.until_it_says("listening")
         sessions = rows(live.dsn, "select application_name from pg_stat_activity where datname = current_database()")
-        assert not any("measure" in session[0] for session in sessions)
+        assert not any("metrics" in session[0] for session in sessions)
         assert consumer.end() == 0

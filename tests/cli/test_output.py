@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.command import ROUTE, Tree, environment, execute, on_one_server, refused, run, running, seen, value
-from iu_listen.model.text import UNSAFE
+from iu_listen.model.text import UNSAFE_CHARACTERS
 
 pytestmark = on_one_server
 
@@ -59,7 +59,7 @@ def _commands(dsn: str) -> list[list[str]]:
 
 
 def _unsafe(text: str) -> list[str]:
-    return [line for line in COLOUR.sub("", text).splitlines() if UNSAFE.search(line)]
+    return [line for line in COLOUR.sub("", text).splitlines() if UNSAFE_CHARACTERS.search(line)]
 
 
 def test_no_control_sequence_of_a_value_reaches_a_pipe(hostile):

@@ -26,7 +26,7 @@ from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, Session
 from iu_listen.model.routing import DEFAULT_WORKER, Batch, Wake
 from iu_listen.model.spans import attempt_spans, letter_span
 from iu_listen.telemetry.live_spans import SpanObserver
-from iu_listen.telemetry.otlp import SCHEMA
+from iu_listen.telemetry.otlp.encoding import SCHEMA_URL
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
 #: A target of each kind, as the audit stores it.
@@ -56,7 +56,7 @@ def made() -> dict[str, tuple[str, set[str], str]]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     observer = SpanObserver(provider)
-    for session in ("worker", "bell"):
+    for session in ("worker", "listener"):
         observer.observe(SessionFailed(session, "why", 1.0))
     observer.observe(StandingBy(DEFAULT_WORKER, "other"))
     observer.observe(LeaseTaken(DEFAULT_WORKER))
@@ -107,7 +107,7 @@ def test_names_are_those_of_the_conventions(made):
     used = set().union(*(attributes for _, attributes, _ in made.values()))
 
     assert {name for name in used if not name.startswith("iu.")} <= known
-    assert {value.value for value in Schemas if value.value == SCHEMA} == {SCHEMA}
+    assert {value.value for value in Schemas if value.value == SCHEMA_URL} == {SCHEMA_URL}
 
 
 #: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/#span-kind

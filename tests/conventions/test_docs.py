@@ -191,7 +191,7 @@ def test_every_log_line_is_documented():
 
 
 def test_every_metric_is_documented():
-    """metrics.md has every instrument of MetricWatcher with its kind, unit and meaning, and no other."""
+    """metrics.md has every instrument of MetricObserver with its kind, unit and meaning, and no other."""
     source = page("src/iu_listen/telemetry/metrics.py")
     made = re.findall(r"create_(\w+)\(\s*\"([^\"]+)\", \"([^\"]+)\", \"([^\"]+)\"", source)
     rows = re.findall(

@@ -121,7 +121,7 @@ class Exposed:
 
 @pytest.fixture(scope="module")
 def exposed() -> Exposed:
-    """The series that MetricWatcher exposes after each of its instruments has recorded a value."""
+    """The series that MetricObserver exposes after each of its instruments has recorded a value."""
     prometheus = pytest.importorskip("opentelemetry.exporter.prometheus")
     from prometheus_client import generate_latest
     from prometheus_client.parser import text_string_to_metric_families
@@ -309,7 +309,7 @@ def test_nothing_asks_for_what_is_not_exposed(exposed: Exposed) -> None:
     ("expression", "what"),
     [
         ("rate(iu_wake_total[5m])", ["iu_wake_total"]),
-        ("iu_wakes_lost", ["iu_wakes_lost"]),
+        ("iu_notifications_missed", ["iu_notifications_missed"]),
         ('iu_gate_open{iu_worker="w"}', ["iu_gate_open{iu_worker}"]),
         ('iu_lag_items{iu_lag_part="backlogs"} > 0', ['iu_lag_items{iu_lag_part="backlogs"}']),
         ("sum by (job, iu_wake) (iu_attempts_total)", ["by (iu_wake) of iu_attempts_total"]),

@@ -203,7 +203,7 @@ async def test_a_lost_bell_is_said_once_and_polled_around():
         await sleep_sets_in(world)
         world.lose_bell("gone")
         lost = await seen.wait_for(SessionFailed)
-        assert (lost.session, lost.why) == ("bell", "gone")
+        assert (lost.session, lost.why) == ("listener", "gone")
         await anyio.sleep(3000)
         assert {b.wake for b in seen.of(BatchRan)[-20:]} == {Wake.POLL}
         assert not seen.of(Polling)
@@ -227,7 +227,7 @@ async def test_a_bell_that_is_lost_while_arming_is_no_bell():
         await seen.wait_for(SessionFailed)
         await anyio.sleep(10)
         assert world.calls.count("connect") == 1
-        assert {f.session for f in seen.of(SessionFailed)} == {"bell"}
+        assert {f.session for f in seen.of(SessionFailed)} == {"listener"}
         world.events = 1
         await seen.wait_for(BatchRan, lambda b: (b.batch.seen, b.wake) == (1, Wake.POLL))
 

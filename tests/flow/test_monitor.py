@@ -111,4 +111,4 @@ async def test_a_patrol_without_a_session_harms_nobody():
         await until(lambda: not world.events, within=100)
         await anyio.sleep(300)
         assert "abandon" not in world.calls
-        assert [o.session for o in seen.of(SessionFailed)] == ["patrol"]
+        assert [o.session for o in seen.of(SessionFailed)] == ["monitor"]

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from iu_listen.model import address
-from iu_listen.model.address import CHOICES, ONLY, VARIABLES, parse
+from iu_listen.model.address import ACCEPTED_VALUES, PARAMETER_CHOICES, PARAMETER_VARIABLES, parse
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.settings import Settings, mask
 
@@ -51,7 +51,7 @@ def test_what_is_said(dsn, hosts, driver, settings):
 
 @pytest.mark.parametrize(
     ("parameter", "says"),
-    [(f"{name}=nonsense", name) for name in (*CHOICES, *ONLY, "connect_timeout", "keepalives_idle", "sslrootcert")]
+    [(f"{name}=nonsense", name) for name in (*PARAMETER_CHOICES, *ACCEPTED_VALUES, "connect_timeout", "keepalives_idle", "sslrootcert")]
     + [("port=0", "port"), ("port=65536", "port"), ("port=1,2", "ports"), ("channel_binding=require", "channel_binding"),
        ("gssencmode=require", "gssencmode"), ("sslrootcert=/nowhere", "sslrootcert"), ("service=x", "service"),
        ("=1", "name of a parameter"), ("x", "no =")],
@@ -63,9 +63,9 @@ def test_what_cannot_be_obeyed(parameter, says):
         parse(f"postgresql://db/iu?{parameter}", {})
     assert "nonsense" not in refused.value.message + refused.value.hint
     name, _, value = parameter.partition("=")
-    if name in VARIABLES and name != "port":
+    if name in PARAMETER_VARIABLES and name != "port":
         with pytest.raises(ConfigurationError, match=name):
-            parse("postgresql://db/iu", {VARIABLES[name]: value})
+            parse("postgresql://db/iu", {PARAMETER_VARIABLES[name]: value})
 
 
 @pytest.mark.parametrize(

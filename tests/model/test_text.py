@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iu_listen.model.text import UNSAFE, duration, humane, json_visible, visible
+from iu_listen.model.text import UNSAFE_CHARACTERS, duration, humane, json_visible, visible
 
 BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "B"}
 
@@ -23,7 +23,7 @@ def test_every_control_character_is_escaped():
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
             unicodedata.bidirectional(character) in BIDIRECTIONAL
         ):
-            assert UNSAFE.fullmatch(character), hex(number)
+            assert UNSAFE_CHARACTERS.fullmatch(character), hex(number)
 
 
 def test_text_of_people_stays():
@@ -36,7 +36,7 @@ def test_text_of_people_stays():
 def test_visible_is_safe_and_stable(text):
     """The result of visible() has no unsafe character, and a second visible() does not change it."""
     shown = visible(text)
-    assert not UNSAFE.search(shown)
+    assert not UNSAFE_CHARACTERS.search(shown)
     assert visible(shown) == shown
     assert "\n" not in shown
     assert visible(text, keep="\n").count("\n") == text.count("\n")
@@ -46,7 +46,7 @@ def test_visible_is_safe_and_stable(text):
 def test_json_stays_the_same_document(value):
     """json_visible() removes unsafe characters from a JSON document and keeps its contents."""
     shown = json_visible(json.dumps(value, ensure_ascii=False, indent=2))
-    assert not UNSAFE.search(shown.replace("\n", ""))
+    assert not UNSAFE_CHARACTERS.search(shown.replace("\n", ""))
     assert json.loads(shown) == value
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from iu_listen.model import called, spans
-from iu_listen.telemetry.otlp import SCOPE, encode_spans, request, shortened
+from iu_listen.telemetry.otlp.encoding import SCOPE_NAME, encode_spans, request, shortened
 from support import connected
 
 HEX = "0123456789abcdef"
@@ -145,7 +145,7 @@ def test_what_we_write_is_what_protobuf_reads(spans):
         ("service.name", "string_value"), ("service.instance.id", "int_value"), ("other", "string_value"),
     ]  # fmt: skip
     (scope,) = resource.scope_spans
-    assert scope.scope.name == SCOPE
+    assert scope.scope.name == SCOPE_NAME
     for span, read in zip(spans, scope.spans, strict=True):
         assert (read.trace_id.hex(), read.span_id.hex(), read.parent_span_id.hex()) == (
             span.trace_id,

@@ -91,7 +91,7 @@ async def test_a_consumer_that_starts_with_a_full_queue_polls(database):
             seen = await consumer.__aenter__()
             try:
                 failed = await seen.wait_for(SessionFailed)
-                assert failed.session == "bell"
+                assert failed.session == "listener"
                 ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
                 assert ran.wake in (Wake.START_UP, Wake.POLL)
                 assert not seen.of(Listening)

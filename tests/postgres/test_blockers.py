@@ -127,7 +127,7 @@ async def test_a_foreign_holder_of_our_keys_is_named(live, key, what):
         (found,) = await blockers(looker)
         assert (found["what"], found["application"]) == (what, "cron")
         assert f"({key}, 1)" in found["effect"]
-        await stranger.execute("set application_name = 'iu-listen bell x'")
+        await stranger.execute("set application_name = 'iu-listen listener x'")
         assert await blockers(looker) == []
 
 
@@ -166,7 +166,7 @@ async def test_the_patrol_has_a_session_of_its_own(live):
 
         async def patrols() -> Any:
             return await looker.fetchval(
-                """select true from pg_stat_activity where application_name like 'iu-listen patrol %'
+                """select true from pg_stat_activity where application_name like 'iu-listen monitor %'
                       and datname = current_database() and state = 'idle' and xact_start is null"""
             )
 

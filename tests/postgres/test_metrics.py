@@ -122,7 +122,7 @@ async def test_what_is_abandoned_ends_in_the_server(live, pooled):
                 await surveyor._connection.execute("reset statement_timeout")
             with pytest.raises(Refused, match="statement timeout"), anyio.fail_after(10):
                 await surveyor.measure()
-        running = "select count(*) from pg_stat_activity where application_name like 'iu-listen measure%' and state = 'active'"
+        running = "select count(*) from pg_stat_activity where application_name like 'iu-listen metrics%' and state = 'active'"
 
         async def none() -> bool:
             return await looker.fetchval(running) == 0

@@ -149,7 +149,7 @@ async def test_an_answer_that_was_lost_is_found_before_its_deadline(there):
 
 async def _patrols(admin) -> bool:
     return await admin.fetchval(
-        "select exists (select from pg_stat_activity where application_name like 'iu-listen patrol %' and datname = current_database())"
+        "select exists (select from pg_stat_activity where application_name like 'iu-listen monitor %' and datname = current_database())"
     )
 
 
@@ -174,13 +174,13 @@ async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
         events = [await insert_event(admin)]
         await routed(admin, events, within=2)
         failed = await next_of(seen, SessionFailed, before)
-        assert failed.session == "bell"
+        assert failed.session == "listener"
         assert time.monotonic() - began < FOUND
         events.append(await insert_event(admin))
         await routed(admin, events, within=1)
         proxy.stalled = False
         await next_of(seen, Listening, before)
-        assert {f.session for f in seen.of(SessionFailed)} == {"bell"}
+        assert {f.session for f in seen.of(SessionFailed)} == {"listener"}
 
 
 async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobody(there):
@@ -190,7 +190,7 @@ async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobod
     Fails when: the listener session has no transaction_timeout.
     """
     middle = """select count(*) from pg_stat_activity where datname = current_database()
-                 and application_name like 'iu-listen bell%' and xact_start is not null"""
+                 and application_name like 'iu-listen listener%' and xact_start is not null"""
     pieces = 0
 
     async def asked() -> bool:

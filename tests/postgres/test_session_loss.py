@@ -21,7 +21,7 @@ from support import WORKER, Recorder, attempted, connected, consuming, drain, in
 pytestmark = pytest.mark.asyncio
 
 
-@pytest.mark.parametrize(("session_name", "kind"), [("worker", "worker"), ("bell", "bell")])
+@pytest.mark.parametrize(("session_name", "kind"), [("worker", "worker"), ("listener", "listener")])
 async def test_a_killed_session_is_replaced(live, session_name, kind):
     """A session that an administrator ends is replaced automatically, and no event is lost or routed twice.
 
@@ -57,12 +57,12 @@ async def test_a_bell_that_is_ended_a_hundred_times_is_replaced_a_hundred_times(
     async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL, reconnect_max=0.1) as seen:
         files, before = psutil.Process().num_fds(), await wait_until(lambda: admin.fetchval(sessions), "it is there")
         for n in range(1, rounds + 1):
-            assert await admin.fetchval(TERMINATE_SESSION, f"iu-listen bell {WORKER}") == 1
+            assert await admin.fetchval(TERMINATE_SESSION, f"iu-listen listener {WORKER}") == 1
             await wait_until(lambda n=n: has_observed(seen, Listening, n + 1), "it listens again")
         await sleep_sets_in(admin)
         event = await insert_event(admin)
         await wait_until_routed(admin, [event], within=5)
-        assert {f.session for f in seen.of(SessionFailed)} == {"bell"}
+        assert {f.session for f in seen.of(SessionFailed)} == {"listener"}
         assert len(seen.of(SessionFailed)) == rounds
         assert await admin.fetchval(sessions) <= before + 1
         assert psutil.Process().num_fds() <= files + 2

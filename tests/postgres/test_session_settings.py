@@ -29,8 +29,8 @@ async def test_sessions_say_who_they_are(live):
                     where datname = current_database() and application_name like 'iu-listen%' order by 1"""
             )
             return [tuple(row) for row in rows] == [
-                (f"iu-listen bell {WORKER}", "idle"),
-                (f"iu-listen patrol {WORKER}", "idle"),
+                (f"iu-listen listener {WORKER}", "idle"),
+                (f"iu-listen monitor {WORKER}", "idle"),
                 (f"iu-listen worker {WORKER}", "idle"),
             ]
 

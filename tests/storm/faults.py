@@ -128,7 +128,7 @@ async def frozen(ground: Ground) -> AsyncIterator[None]:
 # -- sessions ----------------------------------------------------------------------------------------------------
 
 TERMINATE = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = any ($1)"
-WORKER_SESSION, BELL_SESSION = f"iu-listen worker {WORKER}", f"iu-listen bell {WORKER}"
+WORKER_SESSION, BELL_SESSION = f"iu-listen worker {WORKER}", f"iu-listen listener {WORKER}"
 
 
 @fault("worker session terminated", bound=1)

@@ -23,6 +23,7 @@ import trustme
 from iu_listen.model.delivery import Delivery, Event
 from iu_listen.model.secrets import Secrets
 from iu_listen.targets import http
+from iu_listen.targets.http.target import HttpTarget
 
 #: Signing keys, each the base64 of 24 bytes, and a token with special characters.
 KEYS = {"NEW": "whsec_bmV3IGtleSwgbmV3IGtleSwgbmV3IGtl", "OLD": "whsec_b2xkIGtleSwgb2xkIGtleSwgb2xkIGtl",
@@ -89,7 +90,7 @@ class Receiver:
     port: int
     ca: Path
 
-    def target(self, path: str = "/hook", **options: Any) -> http.HttpTarget:
+    def target(self, path: str = "/hook", **options: Any) -> HttpTarget:
         """A target for this receiver."""
         given = {"ca": str(self.ca)}
         return http.open(f"https://localhost:{self.port}{path}", given | options, SECRETS)
@@ -148,7 +149,7 @@ class Raw:
     connections: int = 0
     open: int = 0
 
-    def target(self, path: str = "/", host: str = "localhost", **options: Any) -> http.HttpTarget:
+    def target(self, path: str = "/", host: str = "localhost", **options: Any) -> HttpTarget:
         """A target for this server."""
         return http.open(f"{self.scheme}://{host}:{self.port}{path}", options, SECRETS)
 

@@ -15,7 +15,7 @@ from iu_listen.model.delivery import Failed, Result, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.outcome import outcome_of
 from iu_listen.targets import Targets, kafka, nats, redis
-from iu_listen.targets.broker import COMMON, CONNECTING, GOODBYE, SharedConnection, judged
+from iu_listen.targets.broker import CLOSE_TIMEOUT, COMMON_OPTIONS, CONNECT_ERRORS, SharedConnection, outcome_for
 
 
 class CommandContext:
@@ -165,7 +165,7 @@ async def test_a_goodbye_has_an_end():
         await link.aclose()
 
     assert ended == [1]
-    assert GOODBYE - 0.1 < time.monotonic() - began < GOODBYE + 1
+    assert CLOSE_TIMEOUT - 0.1 < time.monotonic() - began < CLOSE_TIMEOUT + 1
 
 
 def test_an_error_means_what_it_was_raised_from():
@@ -179,7 +179,7 @@ def test_an_error_means_what_it_was_raised_from():
         except OSError:
             raise ConnectionError("secret")  # noqa: B904 libraries do
     except ConnectionError as error:
-        found = judged(error, CONNECTING)
+        found = outcome_for(error, CONNECT_ERRORS)
 
     assert (type(found), found.code) == (Unavailable, "tls")
     assert "secret" not in found.reason
@@ -215,14 +215,18 @@ def test_every_option_and_code_is_documented():
     page = (Path(__file__).parents[2] / "docs/how-to/brokers.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (all|NATS|Redis|Kafka) \|([^|]*)\|", page, re.MULTILINE)
     documented = {(who, name): default.strip(" `") for name, who, default in rows}
-    expected = {("all", name): option.default for name, option in COMMON.items()}
+    expected = {("all", name): option.default for name, option in COMMON_OPTIONS.items()}
     for who, module in (("NATS", nats), ("Redis", redis), ("Kafka", kafka)):
-        expected |= {(who, name): o.default for name, o in module.OPTIONS.items() if name not in COMMON}
+        expected |= {(who, name): o.default for name, o in module.OPTIONS.items() if name not in COMMON_OPTIONS}
 
     assert documented.keys() == expected.keys()
     for key, default in expected.items():
         words = "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
         assert documented[key] in {words, words.lower(), "those of the system"}, key
-    tables = [*nats.CONNECT, *nats.PUBLISH, *redis.MEANINGS, *kafka.MEANINGS]
-    codes = {m.code for m in tables} | {code for _, code, _ in nats.ANSWERS.values()} | {a[2] for a in redis.ANSWERS}
+    tables = [*nats.NATS_CONNECT_ERRORS, *nats.PUBLISH_ERRORS, *redis.REDIS_ERRORS, *kafka.KAFKA_ERRORS]
+    codes = (
+        {m.code for m in tables}
+        | {code for _, code, _ in nats.STREAM_ERRORS.values()}
+        | {a[2] for a in redis.REDIS_ANSWERS}
+    )
     assert {code for code in codes if f"`{code}`" not in page} == set()

@@ -17,12 +17,13 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.retry_after import parse_retry_after
 from iu_listen.model.secrets import Secrets
-from iu_listen.targets import Targets, http, http_pool
-from iu_listen.targets.http import OUTCOMES as OUTCOMES_OF_THE_TARGET
-from iu_listen.targets.http import retry_after
-from iu_listen.targets.http_options import OPTIONS
-from iu_listen.targets.http_pool import Pool
+from iu_listen.targets import Targets, http
+from iu_listen.targets.http import pool as http_pool
+from iu_listen.targets.http.options import HTTP_OPTIONS
+from iu_listen.targets.http.pool import HttpPool
+from iu_listen.targets.http.target import STATUS_OUTCOMES
 from targets.http_receivers import KEYS, SECRETS, delivery, raw, response
 
 pytestmark = pytest.mark.asyncio
@@ -164,7 +165,7 @@ async def test_how_long_to_wait(text, seconds):
     """Retry-After is read as seconds or as a date, capped at an hour; any other value is ignored.
     Fails when: the cap is taken out, or an invalid date raises an error.
     """
-    assert retry_after(text, NOW) == seconds
+    assert parse_retry_after(text, NOW) == seconds
 
 
 @pytest.mark.parametrize(
@@ -226,13 +227,13 @@ async def test_what_is_documented_is_what_there_is():
     """
     text = (Path(__file__).parents[2] / "docs/how-to/http.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", text, re.MULTILINE))
-    defaults = {name: default for name, (default, *_) in OPTIONS.items()}
+    defaults = {name: default for name, (default, *_) in HTTP_OPTIONS.items()}
 
     assert rows.keys() == defaults.keys()
     for name, default in defaults.items():
         said = re.match(r"`([^`]+)`", rows[name])
         assert (said[1] if said else "") == (json.dumps(default).strip('"') if default or default is False else "")
-    for status in OUTCOMES_OF_THE_TARGET:
+    for status in STATUS_OUTCOMES:
         assert str(status) in text
 
 
@@ -265,7 +266,7 @@ async def test_one_connection_of_http_2_outlives_what_is_left_on_it(receiver):
     first, *same, new = [got["client"] for got in await receiver.ask("/seen")]
     assert same == [first, first]
     assert new != first
-    (line,) = target._pool._lines
+    (line,) = target._pool._connections
     assert line.free
     await target.aclose()
 
@@ -278,7 +279,7 @@ async def test_of_a_long_answer_the_status_counts(receiver, http2):
     await receiver.ask("/count")
     target = receiver.target(http2=http2, max_response=1000)
     await target.deliver(delivery(payload='{"status": 200, "bytes": 3000000}'))
-    assert not target._pool._lines
+    assert not target._pool._connections
     with pytest.raises(Reject, match="HTTP 400: xxx"):
         await target.deliver(delivery(payload='{"status": 400, "bytes": 1001}'))
     await target.deliver(delivery(payload='{"status": 200, "bytes": 1000}'))
@@ -330,8 +331,8 @@ async def test_a_connection_that_the_other_side_closed_is_not_used(certificates,
         await writer.drain()
         await arrived.wait()
 
-    honest = Pool._take
-    monkeypatch.setattr(Pool, "_take", take)
+    honest = HttpPool._take
+    monkeypatch.setattr(HttpPool, "_take", take)
     async with raw(once, certificates.good) as server:
         target = server.target(ca=str(certificates.ca))
         await target.deliver(delivery())
@@ -397,7 +398,7 @@ async def test_connections_that_are_not_needed_go(monkeypatch):
     """After a burst, idle connections that are no longer needed are closed one by one, as others are used.
     Fails when: only the connection that is used next is examined.
     """
-    monkeypatch.setattr(http_pool, "KEPT", 1.0)
+    monkeypatch.setattr(http_pool, "IDLE_TIMEOUT", 1.0)
     all_there = asyncio.Event()
 
     async def behave(reader, writer):

@@ -15,9 +15,11 @@ import pytest
 from iu_listen.model.delivery import Failed, Reject, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secrets
-from iu_listen.targets import http, http_options
+from iu_listen.targets import http
 from iu_listen.targets.guard import Guard, resolve
-from iu_listen.targets.http_pool import REST
+from iu_listen.targets.http.options import read_options
+from iu_listen.targets.http.pool import BODY_TIMEOUT
+from iu_listen.targets.http.target import HttpTarget
 from targets.http_receivers import KEYS, SECRETS, delivery, raw, response
 
 pytestmark = pytest.mark.asyncio
@@ -122,7 +124,7 @@ async def test_an_answer_without_end_is_not_waited_for():
         target = server.target()
         began = time.monotonic()
         await target.deliver(delivery(deadline=60))
-        assert time.monotonic() - began < REST
+        assert time.monotonic() - began < BODY_TIMEOUT
         await server.left()
         await target.aclose()
 
@@ -210,8 +212,8 @@ async def test_where_nobody_is_the_route_waits(what, code, says):
     if what == "nobody":
         server.close()
         await server.wait_closed()
-    options = http_options.read(f"https://localhost:{port}/", {}, SECRETS)
-    target = http.HttpTarget(options, nowhere if what == "no name" else resolve)
+    options = read_options(f"https://localhost:{port}/", {}, SECRETS)
+    target = HttpTarget(options, nowhere if what == "no name" else resolve)
     with pytest.raises(Unavailable, match=says) as error:
         await target.deliver(delivery(deadline=SHORT))
     assert error.value.code == code
@@ -306,7 +308,7 @@ async def test_addresses_of_our_own_network_are_refused(what, address):
     async def leads_there(host, port):
         return [address]
 
-    target = http.HttpTarget(http_options.read("https://hook.example/", {}, SECRETS), leads_there)
+    target = HttpTarget(read_options("https://hook.example/", {}, SECRETS), leads_there)
     with pytest.raises(Unavailable) as error:
         await target.deliver(delivery(deadline=SHORT))
     assert error.value.code == "address_refused"
@@ -373,9 +375,7 @@ async def test_a_name_that_is_bound_anew_leads_nowhere(certificates):
     ):
         options = {"ca": str(certificates.ca)}
         address = f"https://hook.example:{server.port}/"
-        target = http.HttpTarget(
-            http_options.read(address, options, Secrets(KEYS, allow_private=("127.0.0.1",))), rebound
-        )
+        target = HttpTarget(read_options(address, options, Secrets(KEYS, allow_private=("127.0.0.1",))), rebound)
         await target.deliver(delivery())
         await server.left()
         with pytest.raises(Unavailable) as error:
@@ -396,8 +396,8 @@ async def test_the_next_address_is_tried():
         return ["127.0.0.3", "127.0.0.1"]
 
     async with raw(response(204)) as server:
-        options = http_options.read(f"http://localhost:{server.port}/", {}, SECRETS)
-        target = http.HttpTarget(options, two)
+        options = read_options(f"http://localhost:{server.port}/", {}, SECRETS)
+        target = HttpTarget(options, two)
         await target.deliver(delivery())
         await target.aclose()
         assert server.connections == 1
@@ -444,8 +444,8 @@ async def test_secrets_are_told_to_nobody_but_the_receiver(receiver, caplog, htt
         "ca": str(receiver.ca),
         "http2": http2,
     }
-    read = http_options.read(f"https://localhost:{receiver.port}/", options, SECRETS)
-    target = http.HttpTarget(read)
+    read = read_options(f"https://localhost:{receiver.port}/", options, SECRETS)
+    target = HttpTarget(read)
     told = [repr(read), repr(target), str(vars(target))]
     with pytest.raises(Reject) as error:
         await target.deliver(delivery(payload='{"status": 400}'))
@@ -521,7 +521,7 @@ async def test_being_cancelled_leaves_nothing_behind():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not target._pool._lines
+        assert not target._pool._connections
         await target.deliver(delivery())
         assert server.connections == 2
         await target.aclose()

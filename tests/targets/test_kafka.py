@@ -21,7 +21,7 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secrets
 from iu_listen.model.spans import starting_context
 from iu_listen.targets import Targets
-from iu_listen.targets.kafka import BATCH, KafkaTarget
+from iu_listen.targets.kafka import MAX_BATCH_BYTES, KafkaTarget
 from iu_listen.targets.kafka import open as open_target
 from targets.brokers import (
     CANARY,
@@ -277,7 +277,7 @@ async def test_what_is_too_large_is_rejected_alone(running):
 @pytest.mark.parametrize(
     ("answer", "size", "error", "code"),
     [
-        (MESSAGE_TOO_LARGE, BATCH, Reject, "too_large"),
+        (MESSAGE_TOO_LARGE, MAX_BATCH_BYTES, Reject, "too_large"),
         (MESSAGE_TOO_LARGE, 10, Failed, "batch_too_large"),
         (TOPIC_AUTHORIZATION, 10, Failed, "not_authorized"),
         (OUT_OF_ORDER, 10, Unavailable, "producer"),

@@ -13,7 +13,7 @@ import trustme
 
 from iu_listen.model.delivery import Unavailable
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.secrets import MAX_SECRET, Secrets, entries
+from iu_listen.model.secrets import MAX_SECRET_BYTES, Secrets, entries
 from iu_listen.targets import Targets, nats
 from targets.brokers import CANARY, delivery
 
@@ -64,7 +64,7 @@ async def test_only_a_small_regular_file_is_a_secret(tmp_path):
     Fails when: the file is opened and read without checks.
     """
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "large").write_bytes(b"x" * (MAX_SECRET + 1))
+    (tmp_path / "large").write_bytes(b"x" * (MAX_SECRET_BYTES + 1))
     (tmp_path / "zero").symlink_to("/dev/zero")
     secrets = Secrets({}, None)
     with anyio.fail_after(2):

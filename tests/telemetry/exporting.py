@@ -11,7 +11,7 @@ import asyncpg
 from iu_listen.app import PostgresSessions
 from iu_listen.flow.trace_export import Export
 from iu_listen.model.settings import Settings
-from iu_listen.telemetry.collector import collector
+from iu_listen.telemetry.otlp.factory import create_collector
 from support import Recorder, drain, insert_event, wait_until
 from telemetry.receiver import Dripping, GrpcReceiver, Receiver
 
@@ -34,7 +34,7 @@ async def exporting(
         "OTEL_EXPORTER_OTLP_TIMEOUT": "500",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc" if isinstance(receiver, GrpcReceiver) else "http/protobuf",
     }
-    there = collector(variables | environ)
+    there = create_collector(variables | environ)
     assert there is not None
     exporter = Export(
         PostgresSessions(Settings.load({}, {"dsn": dsn, "session_timeout": lease, "catch_up": lease / 2})),

@@ -26,7 +26,8 @@ from iu_listen.model import spans
 from iu_listen.model.observation import ExportDelayed, SessionFailed, SpansExported
 from iu_listen.model.settings import Settings
 from iu_listen.model.spans import CollectorAnswer
-from iu_listen.telemetry import collector as collectors
+from iu_listen.telemetry.otlp import base
+from iu_listen.telemetry.otlp.factory import create_collector
 from postgres.routes import poison
 from support import Recorder, connected, drain, insert_event, wait_until
 from telemetry.exporting import all_there, begin, burst, exporting, idle, rows
@@ -373,7 +374,7 @@ async def test_a_count_that_cannot_be_is_none(live, receiver, said, counted):
 
 async def test_the_words_of_a_port_that_wants_tls(receiver):
     """An error text without a content type, or in an OTLP Status, is repeated; HTML is not."""
-    from iu_listen.telemetry.otlp_http import HttpCollector
+    from iu_listen.telemetry.otlp.http import HttpCollector
 
     for headers, body, said in (
         ({}, b"Client sent an HTTP request to an HTTPS server.\n", ": Client sent an HTTP request to an HTTPS server."),
@@ -484,7 +485,7 @@ async def test_no_request_is_larger_than_what_everybody_takes(live, receiver, mo
 
     Fails when: the size of a request is not checked.
     """
-    monkeypatch.setattr(collectors, "MOST", 40_000)
+    monkeypatch.setattr(base, "MAX_REQUEST_BYTES", 40_000)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         await connection.execute(
@@ -558,7 +559,7 @@ async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, a
         await drain(connection)
         receiver.behaviour = slowly(receiver)
         seen = Recorder()
-        there = collectors.collector({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
+        there = create_collector({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
         assert there is not None
         once = Export(PostgresSessions(Settings.load({}, {"dsn": live.dsn})), there, seen)
         async with anyio.create_task_group() as tasks:

@@ -86,13 +86,13 @@ def test_a_reconnect_is_a_span(kept):
     observer, exporter = kept
     observer.observe(SessionFailed("worker", "the server went away", 0.1))
     observer.observe(SessionFailed("worker", "starting up", 0.2))
-    observer.observe(SessionFailed("bell", "the server went away", 0.1))
+    observer.observe(SessionFailed("listener", "the server went away", 0.1))
     observer.observe(LeaseTaken(DEFAULT_WORKER))
     observer.observe(Listening(1))
     observer.observe(LeaseTaken(DEFAULT_WORKER))
     worker, bell = exporter.get_finished_spans()
 
-    assert (worker.name, bell.name) == ("reconnect worker", "reconnect bell")
+    assert (worker.name, bell.name) == ("reconnect worker", "reconnect listener")
     assert worker.attributes["iu.reconnect.tries"] == 2
     assert worker.attributes["iu.reconnect.reason"] == "the server went away"
     assert worker.end_time >= worker.start_time
@@ -119,7 +119,7 @@ def test_a_take_over_survives_whatever_fails_beside_it(kept):
     Fails when: any failed session ends a take-over.
     """
     observer, exporter = kept
-    for session, names in (("bell", ["take_over"]), ("traces", ["take_over"]), ("worker", ["reconnect worker"])):
+    for session, names in (("listener", ["take_over"]), ("traces", ["take_over"]), ("worker", ["reconnect worker"])):
         exporter.clear()
         observer.observe(StandingBy(DEFAULT_WORKER, "pid 7"))
         observer.observe(LeaseTaken(DEFAULT_WORKER))

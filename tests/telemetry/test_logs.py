@@ -40,7 +40,7 @@ from iu_listen.model.observation import (
 )
 from iu_listen.model.routing import DEFAULT_WORKER, Batch, State, Wake
 from iu_listen.model.spans import batch_link
-from iu_listen.telemetry.logs import ABANDONED_HINT, BIG_BATCH, HELD, LogObserver, configure
+from iu_listen.telemetry.logs import ABANDONED_HINT, LOGGED_BATCH_EVENTS, PAUSE_HINTS, LogObserver, configure
 
 W = DEFAULT_WORKER
 LATE = Blocker(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
@@ -59,8 +59,8 @@ LINES = [
      {"worker": W, "state": "refusing", "why": "foreign_cursor"}),
     (BatchRan(W, Wake.NOTIFY, Batch(status="ran", seen=3, dead_lettered=2)), "error", "dead letters",
      {"worker": W, "count": 2, "wake": "notify"}),
-    (BatchRan(W, Wake.LINGER, Batch(status="ran", seen=BIG_BATCH, seconds=0.01234)), "info", "batch",
-     {"worker": W, "events": BIG_BATCH, "ms": 12.3, "wake": "linger"}),
+    (BatchRan(W, Wake.LINGER, Batch(status="ran", seen=LOGGED_BATCH_EVENTS, seconds=0.01234)), "info", "batch",
+     {"worker": W, "events": LOGGED_BATCH_EVENTS, "ms": 12.3, "wake": "linger"}),
     (NotificationMissed(W, 4), "error", "wake-up lost: the catch-up timer found events that nobody rang for",
      {"worker": W, "events": 4}),
     (BlockerFound(W, LATE), "warning", "blocker",
@@ -70,12 +70,12 @@ LINES = [
     (CallAbandoned(W, "crm", "workflow crm", 3), "warning", "a call was abandoned: it ignores its cancellation",
      {"worker": W, "route": "crm", "target": "workflow crm", "still_running": 3, "hint": ABANDONED_HINT}),
     (RoutePaused(W, "crm", "no_target", "none"), "warning", "a route is held",
-     {"worker": W, "route": "crm", "paused_by": "no_target", "why": "none", "hint": HELD["no_target"]}),
+     {"worker": W, "route": "crm", "paused_by": "no_target", "why": "none", "hint": PAUSE_HINTS["no_target"]}),
     (RouteResumed(W, "crm", "breaker_open"), "info", "a route delivers again",
      {"worker": W, "route": "crm", "was_held_by": "breaker_open"}),
     (DeliveriesSettled(W, [], 3), "error", "deliveries became dead letters", {"worker": W, "count": 3}),
-    (SessionFailed("bell", "gone", 0.123), "warning", "session failed",
-     {"session": "bell", "why": "gone", "retry_in_s": 0.12}),
+    (SessionFailed("listener", "gone", 0.123), "warning", "session failed",
+     {"session": "listener", "why": "gone", "retry_in_s": 0.12}),
     (ExportDelayed("it answered 503", 1.234, None), "warning", "traces are held back: nothing is lost",
      {"why": "it answered 503", "retry_in_s": 1.23}),
     (ExportDelayed("it answered 400", 0.0, "00f067aa0ba902b7"), "error",
@@ -112,9 +112,9 @@ def test_an_outage_is_told_once_a_minute():
     with capture_logs() as lines:
         for why in ["refused"] * 100 + ["starting up"] * 100:
             observer.observe(SessionFailed("worker", why, 1.0))
-        observer.observe(SessionFailed("bell", "refused", 1.0))
+        observer.observe(SessionFailed("listener", "refused", 1.0))
     assert [(line["session"], line["why"]) for line in lines] == [
-        ("worker", "refused"), ("worker", "starting up"), ("bell", "refused"),
+        ("worker", "refused"), ("worker", "starting up"), ("listener", "refused"),
     ]  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_a_complete_audit_is_silent():
     assert lines == []
 
 
-@pytest.mark.parametrize("seen", [0, 1, BIG_BATCH - 1])
+@pytest.mark.parametrize("seen", [0, 1, LOGGED_BATCH_EVENTS - 1])
 def test_small_batches_are_silent(seen):
     """A batch with no or few events and without a dead letter writes no line.
     Fails when: every batch is logged, so that an idle consumer fills the disk.
@@ -176,7 +176,7 @@ def test_what_needs_a_person_says_what_to_do():
 def test_json_is_one_object_a_line_on_stderr(capsys):
     """With log_format json each line on stderr is one object with level, time and text, and stdout stays empty."""
     configure("json")
-    LogObserver().observe(SessionFailed("bell", 'a "quoted"\nwhy', 0.5))
+    LogObserver().observe(SessionFailed("listener", 'a "quoted"\nwhy', 0.5))
     LogObserver().observe(LeaseTaken(W))
     out, err = capsys.readouterr()
     assert out == ""

@@ -130,14 +130,14 @@ def test_what_fails_is_counted(kept):
     observer, read = kept
     observer.observe(MetricsFailed(W, "NoAnswer"))
     observer.observe(MetricsFailed(W, "NoAnswer"))
-    observer.observe(SessionFailed("bell", "gone", 1.0))
+    observer.observe(SessionFailed("listener", "gone", 1.0))
     observer.observe(ExportDelayed("503", 1.0, None))
     observer.observe(SpansExported(7, 2, 3))
 
     assert read() == {
         ("iu.measurements", "NoAnswer", W): 2,
-        ("iu.sessions.failed", "bell"): 1,
-        ("iu.traces.held",): 1,
+        ("iu.sessions.failed", "listener"): 1,
+        ("iu.traces.requests.failed",): 1,
         ("iu.traces.exported",): 7,
         ("iu.traces.rejected",): 2,
         ("iu.traces.ignored",): 3,
@@ -150,7 +150,7 @@ def test_lost_wakes_are_counted(kept):
     observer.observe(NotificationMissed(DEFAULT_WORKER, 5))
     observer.observe(NotificationMissed(DEFAULT_WORKER, 1))
 
-    assert read() == {("iu.wakes.lost", DEFAULT_WORKER): 2}
+    assert read() == {("iu.notifications.missed", DEFAULT_WORKER): 2}
 
 
 def test_the_last_audit_is_a_gauge(kept):

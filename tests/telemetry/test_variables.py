@@ -12,9 +12,9 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.telemetry.collector import collector
-from iu_listen.telemetry.otlp_grpc import GrpcCollector
-from iu_listen.telemetry.otlp_http import HttpCollector
+from iu_listen.telemetry.otlp.factory import create_collector
+from iu_listen.telemetry.otlp.grpc import GrpcCollector
+from iu_listen.telemetry.otlp.http import HttpCollector
 from iu_listen.telemetry.sdk_exporters import (
     exporter_names,
     exporters,
@@ -53,7 +53,7 @@ def of(attribute: str) -> Any:
     """A function that returns an attribute of the collector to which the audit is exported."""
 
     def read(environ: Mapping[str, str]) -> Any:
-        there = collector(ON | environ)
+        there = create_collector(ON | environ)
         assert there is not None
         found = getattr(there, attribute)
         there.close()
@@ -63,7 +63,7 @@ def of(attribute: str) -> Any:
 
 
 def where(environ: Mapping[str, str]) -> Any:
-    there = collector(environ)
+    there = create_collector(environ)
     return type(there) if there else None
 
 

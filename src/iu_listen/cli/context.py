@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from iu_listen import embedded
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable
-from iu_listen.model.settings import LIBPQ_VARIABLES, Settings
+from iu_listen.model.settings import DATABASE_VARIABLES, Settings
 from iu_listen.postgres.session import Connection, session
 
 #: Name of the database on the embedded server.
@@ -74,7 +74,7 @@ def opened(where: ConnectionOptions | None, **overrides: Any) -> Iterator[Comman
     if where and where.dsn is not None and not where.dsn.strip():
         # For example an unset variable of the shell. Any default would be a database that the user did not name.
         raise ConfigurationError("--dsn is empty", "Leave it out to use IU_LISTEN_DSN or the PG* variables.")
-    if settings.dsn or any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+    if settings.dsn or any(os.environ.get(name) for name in DATABASE_VARIABLES):
         yield CommandContext(settings, tuple(_programs()), None)
         return
     with running_server(settings) as server:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from iu_listen.cli.layout import Branch, Cell, Form, fitting
 from iu_listen.model import text as plain
-from iu_listen.model.text import UNSAFE, json_visible, number, visible
+from iu_listen.model.text import UNSAFE_CHARACTERS, json_visible, number, visible
 
 duration = plain.duration
 
@@ -36,7 +36,7 @@ class _Console(Console):
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as rich does, with control characters of texts made visible. Rich's own control codes are kept."""
         for segment in super().render(renderable, options):
-            if segment.control is None and UNSAFE.search(segment.text):
+            if segment.control is None and UNSAFE_CHARACTERS.search(segment.text):
                 yield Segment(visible(segment.text, keep="\n"), segment.style)
             else:
                 yield segment

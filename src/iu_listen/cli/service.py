@@ -23,12 +23,12 @@ from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import load
-from iu_listen.telemetry.collector import collector
 from iu_listen.telemetry.live_spans import span_observer
 from iu_listen.telemetry.logs import LogObserver, configure
 from iu_listen.telemetry.metrics import metric_observer
+from iu_listen.telemetry.otlp.factory import create_collector
 from iu_listen.telemetry.sdk_exporters import samples_all
-from iu_listen.telemetry.sdk_logs import close_all
+from iu_listen.telemetry.sdk_logs import close_exporters
 from iu_listen.telemetry.systemd import SystemdObserver
 
 
@@ -95,7 +95,7 @@ async def _check_then_serve(door: CommandContext, ending: Ending) -> None:
         async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
             pass
     # Created before the exporters of the SDK, so that an invalid OTLP variable is reported once, by this check.
-    traces = collector(os.environ)
+    traces = create_collector(os.environ)
     spans = span_observer(os.environ)
     metrics = metric_observer(os.environ, target["database"])
     observers: list[Observer] = [
@@ -114,7 +114,7 @@ async def _check_then_serve(door: CommandContext, ending: Ending) -> None:
         )  # fmt: skip
         code = 0
     finally:
-        close_all((spans, metrics, traces))
+        close_exporters((spans, metrics, traces))
         ending.begin(code)
 
 

@@ -26,11 +26,11 @@ from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refu
 from iu_listen.model.observation import ExportDelayed, Observation, SessionFailed, SpansExported
 from iu_listen.model.spans import Span
 from iu_listen.postgres import queries
-from iu_listen.telemetry.collector import PROTOCOLS, collector
 from iu_listen.telemetry.metrics import MetricObserver, metric_observer
-from iu_listen.telemetry.otlp import as_json
+from iu_listen.telemetry.otlp.encoding import as_json
+from iu_listen.telemetry.otlp.factory import EXPORTER_PROTOCOLS, create_collector
 from iu_listen.telemetry.sdk_exporters import exporter_names, resource
-from iu_listen.telemetry.sdk_logs import close_all, tame
+from iu_listen.telemetry.sdk_logs import close_exporters, install_sdk_log_filter
 
 
 def register(app: App) -> None:
@@ -97,10 +97,10 @@ def trace_export(
         raise ConfigurationError("--follow, --since and --end exclude each other", "Say one of them.")
     if end:
         return _end(where)
-    tame(lambda who, words: output.note(f"{who}: {words}"))
+    install_sdk_log_filter(lambda who, words: output.note(f"{who}: {words}"))
     enabled = {**os.environ, "OTEL_SDK_DISABLED": "false"}
-    named = [name for name in exporter_names(enabled, "traces") if name in PROTOCOLS]
-    there = collector(enabled | {"OTEL_TRACES_EXPORTER": named[0] if named else "otlp"})
+    named = [name for name in exporter_names(enabled, "traces") if name in EXPORTER_PROTOCOLS]
+    there = create_collector(enabled | {"OTEL_TRACES_EXPORTER": named[0] if named else "otlp"})
     assert there is not None
     metrics: MetricObserver | None = None
     try:
@@ -125,7 +125,7 @@ def trace_export(
     except SessionLost as lost:
         raise DatabaseUnreachable(lost.message, lost.hint or "Nothing is lost: try again.") from lost
     finally:
-        close_all((there, metrics))
+        close_exporters((there, metrics))
     if where and where.json:
         output.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
     else:

@@ -270,7 +270,7 @@ class ConsumerLoop:
                 tries += 1
                 self._no_bell = f"the bell session was lost: {lost.message}"
                 retry_in = backoff(tries, self._settings.reconnect_max, self._jitter)
-                self._observer.observe(SessionFailed("bell", lost.message, retry_in))
+                self._observer.observe(SessionFailed("listener", lost.message, retry_in))
                 await anyio.sleep(retry_in)
 
     async def _live_by(self, bell: Listener) -> None:

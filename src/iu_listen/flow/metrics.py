@@ -40,7 +40,7 @@ async def keep_measuring(sessions: Sessions, observer: Observer, worker: WorkerN
             why = words(failed)
             if why != told:
                 told = why
-                observer.observe(SessionFailed("measure", why, _pause(took)))
+                observer.observe(SessionFailed("metrics", why, _pause(took)))
             await anyio.sleep(_pause(took))
 
 

@@ -94,7 +94,7 @@ class Monitor:
                     self._outbox.abandon("the server does not answer, neither here nor to a new session")
                 if told != lost.message:
                     told = lost.message
-                    self._observer.observe(SessionFailed("patrol", told, 0.0))
+                    self._observer.observe(SessionFailed("monitor", told, 0.0))
                 # Reconnect at once after the first loss: only a second one shows that the server does not answer.
                 await anyio.sleep(0 if tries == 1 else backoff(tries, self._reconnect_max, self._jitter))
 

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 from iu_listen.model.errors import ConfigurationError
 
 #: Parameters of libpq that have an environment variable, with its name.
-VARIABLES: Final = {
+PARAMETER_VARIABLES: Final = {
     "host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER",
     "password": "PGPASSWORD", "passfile": "PGPASSFILE", "service": "PGSERVICE", "options": "PGOPTIONS",
     "sslmode": "PGSSLMODE", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslrootcert": "PGSSLROOTCERT",
@@ -35,15 +35,16 @@ VARIABLES: Final = {
 }  # fmt: skip
 
 #: Parameters that the driver supports.
-DRIVER: Final = frozenset({
+DRIVER_PARAMETERS: Final = frozenset({
     "user", "password", "passfile", "dbname", "options", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl",
     "sslpassword", "sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib",
 })  # fmt: skip
 
-SECRETS: Final = ("password", "sslpassword")
+#: Parameters whose values are secrets.
+SECRET_PARAMETERS: Final = ("password", "sslpassword")
 
 #: Parameters that are not supported, with the values that are accepted because they change nothing.
-ONLY: Final[Mapping[str, tuple[str, ...]]] = {
+ACCEPTED_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "channel_binding": ("disable", "prefer"), "gssencmode": ("disable", "prefer"), "gssdelegation": ("0",),
     "sslsni": ("1",), "sslcompression": ("0",), "sslcertmode": ("allow",), "requiressl": ("0",), "requirepeer": (),
     "require_auth": (), "client_encoding": ("utf8", "utf-8"), "min_protocol_version": ("3.0",),
@@ -53,7 +54,7 @@ ONLY: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 #: Parameters with a fixed list of values.
-CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+PARAMETER_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
@@ -61,16 +62,26 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "keepalives": ("0", "1"),
 }
 #: Parameters with a whole number as value.
-NUMBERS: Final = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+NUMBER_PARAMETERS: Final = (
+    "connect_timeout",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
 #: Parameters that name a file, which must exist.
-FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
+FILE_PARAMETERS: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 #: Parameters that are ignored: each session has a fixed application_name by which iu-listen finds it.
-NAMED_BY_US: Final = ("application_name", "fallback_application_name")
+IGNORED_PARAMETERS: Final = ("application_name", "fallback_application_name")
 
-OTHERS: Final = frozenset({"host", "hostaddr", "port", "service", "servicefile"})
-KNOWN: Final = DRIVER | OTHERS | set(ONLY) | set(CHOICES) | set(NUMBERS) | set(NAMED_BY_US)
+#: Parameters that tell where the server is, or where to look it up.
+SERVER_PARAMETERS: Final = frozenset({"host", "hostaddr", "port", "service", "servicefile"})
+#: All parameters of libpq. Any other name in a connection string is a setting of the server.
+KNOWN_PARAMETERS: Final = frozenset().union(
+    DRIVER_PARAMETERS, SERVER_PARAMETERS, ACCEPTED_VALUES, PARAMETER_CHOICES, NUMBER_PARAMETERS, IGNORED_PARAMETERS
+)
 
-HINT: Final = (
+CONNECTION_STRING_HINT: Final = (
     "It looks like postgresql://user:password@host:5432/database; give it with --dsn or IU_LISTEN_DSN."
     " Write characters such as @ : / ? # % in the user or the password as %40 and so on."
 )
@@ -107,12 +118,12 @@ class ConnectionAddress:
         if self.hosts:
             place["host"] = ",".join(host for host, _ in self.hosts)
             place["port"] = ",".join(str(port) for _, port in self.hosts)
-        kept = {name: v for name, v in self.driver.items() if name not in SECRETS}
+        kept = {name: v for name, v in self.driver.items() if name not in SECRET_PARAMETERS}
         return _written({**kept, **self.reach, **place})
 
     def scrub(self, text: str) -> str:
         """The text with each secret of this address masked, in plain, URL-encoded and Python-escaped form."""
-        for name in SECRETS:
+        for name in SECRET_PARAMETERS:
             secret = self.driver.get(name)
             if secret:
                 for form in {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}:
@@ -135,7 +146,7 @@ def parse(dsn: str | None, environ: Mapping[str, str]) -> ConnectionAddress:
         ConfigurationError: the string is not valid. The message names the parameter or the part, and never a value.
     """
     said = _said(dsn) if dsn else {}
-    inherited = {name: environ[variable] for name, variable in VARIABLES.items() if environ.get(variable)}
+    inherited = {name: environ[variable] for name, variable in PARAMETER_VARIABLES.items() if environ.get(variable)}
     service = said.get("service") or inherited.get("service")
     served = _service(service, said.get("servicefile"), environ) if service else {}
     # A source that names a host or an address overrides both of a weaker source, which may mean another server.
@@ -145,17 +156,17 @@ def parse(dsn: str | None, environ: Mapping[str, str]) -> ConnectionAddress:
         inherited = {name: v for name, v in inherited.items() if name not in ("host", "hostaddr")}
     options = {name: v for name, v in {**inherited, **served, **said}.items() if v}
     _check(options)
-    ours, hosts = {*CHOICES, *NUMBERS}, _hosts(options)
+    ours, hosts = {*PARAMETER_CHOICES, *NUMBER_PARAMETERS}, _hosts(options)
     return ConnectionAddress(
         hosts=hosts,
-        driver={name: v for name, v in options.items() if name in DRIVER or (name == "port" and not hosts)},
-        settings={name: v for name, v in options.items() if name not in KNOWN},
-        reach={name: v for name, v in options.items() if name in ours and name not in DRIVER},
+        driver={name: v for name, v in options.items() if name in DRIVER_PARAMETERS or (name == "port" and not hosts)},
+        settings={name: v for name, v in options.items() if name not in KNOWN_PARAMETERS},
+        reach={name: v for name, v in options.items() if name in ours and name not in DRIVER_PARAMETERS},
     )
 
 
 def _wrong(what: str) -> ConfigurationError:
-    return ConfigurationError(f"the connection string does not parse: {what}", HINT)
+    return ConfigurationError(f"the connection string does not parse: {what}", CONNECTION_STRING_HINT)
 
 
 # -- the two forms of a connection string ------------------------------------------------------------------------
@@ -234,19 +245,25 @@ def _name(name: str) -> str:
 
 def _check(options: Mapping[str, str]) -> None:
     for name, v in options.items():
-        allowed = CHOICES.get(name)
+        allowed = PARAMETER_CHOICES.get(name)
         if allowed and v not in allowed:
             raise _wrong(f"{name} is one of {', '.join(allowed)}")
-        if name in ONLY and v.lower() not in ONLY[name]:
-            can = f": only {', '.join(ONLY[name])} can be kept" if ONLY[name] else ""
-            raise ConfigurationError(
-                f"the connection parameter {name} cannot be obeyed{can}",
-                f"Take {name} out of the connection string, or {VARIABLES.get(name, name)} out of the environment.",
-            )
-        if name in NUMBERS and not re.fullmatch(r"-?[0-9]{1,9}", v):
+        if name in ACCEPTED_VALUES and v.lower() not in ACCEPTED_VALUES[name]:
+            raise ConfigurationError(*_unsupported(name))
+        if name in NUMBER_PARAMETERS and not re.fullmatch(r"-?[0-9]{1,9}", v):
             raise _wrong(f"{name} is a whole number")
-        if name in FILES and not Path(v).expanduser().is_file():
+        if name in FILE_PARAMETERS and not Path(v).expanduser().is_file():
             raise ConfigurationError(f"the file that {name} names is not there, or cannot be read", "Name another one.")
+
+
+def _unsupported(name: str) -> tuple[str, str]:
+    """Message and hint for a parameter that has a value that is not supported."""
+    accepted = f"; only {', '.join(ACCEPTED_VALUES[name])} is accepted" if ACCEPTED_VALUES[name] else ""
+    variable = PARAMETER_VARIABLES.get(name, name)
+    return (
+        f"the connection parameter {name} is not supported{accepted}",
+        f"Remove {name} from the connection string, and {variable} from the environment.",
+    )
 
 
 def _hosts(options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:

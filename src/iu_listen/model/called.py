@@ -13,17 +13,17 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 #: URL schemes of brokers, with the name of each system in OpenTelemetry.
-BROKERS: Final[Mapping[str, str]] = {
+BROKER_SYSTEMS: Final[Mapping[str, str]] = {
     "kafka": "kafka", "nats": "nats", "tls": "nats",
     "redis": "redis", "rediss": "redis", "valkey": "redis", "valkeys": "redis",
 }  # fmt: skip
 #: Default ports, by scheme.
-PORTS: Final[Mapping[str, int]] = {
+DEFAULT_PORTS: Final[Mapping[str, int]] = {
     "http": 80, "https": 443, "kafka": 9092, "nats": 4222, "tls": 4222,
     "redis": 6379, "rediss": 6379, "valkey": 6379, "valkeys": 6379,
 }  # fmt: skip
 #: Longest text, in characters. Longer texts are cut off.
-LONGEST: Final = 500
+MAX_CALLED_CHARS: Final = 500
 
 
 def called(kind: str, reference: str, options: Mapping[str, Any]) -> str:
@@ -40,21 +40,21 @@ def called(kind: str, reference: str, options: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=1024)
 def _called(kind: str, reference: str, method: str, stream: str) -> str:
     if kind != "external_endpoint":
-        return f"{kind} {reference}"[:LONGEST]
+        return f"{kind} {reference}"[:MAX_CALLED_CHARS]
     try:
         parts = urlsplit(reference)
     except ValueError:
         return ""
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     if parts.scheme in ("http", "https"):
-        return f"{method} {address}"[:LONGEST]
-    match BROKERS.get(parts.scheme):
+        return f"{method} {address}"[:MAX_CALLED_CHARS]
+    match BROKER_SYSTEMS.get(parts.scheme):
         case None:
-            return address[:LONGEST]
+            return address[:MAX_CALLED_CHARS]
         case "redis":
-            return f"{address}/{stream or parse_qs(parts.query).get('stream', [''])[0]}"[:LONGEST]
+            return f"{address}/{stream or parse_qs(parts.query).get('stream', [''])[0]}"[:MAX_CALLED_CHARS]
         case _:
-            return f"{address}/{unquote(parts.path.removeprefix('/'))}"[:LONGEST]
+            return f"{address}/{unquote(parts.path.removeprefix('/'))}"[:MAX_CALLED_CHARS]
 
 
 def in_process(text: str) -> bool:
@@ -95,9 +95,9 @@ def callee(text: str) -> Callee:
         # For a call that ended the process only the server is known, and not the method.
         found |= {"http.request.method": head or "_OTHER", "url.full": f"{address}/REDACTED"}
         return Callee("client", head or "HTTP", found)
-    if scheme not in BROKERS:
+    if scheme not in BROKER_SYSTEMS:
         return Callee("client", "deliver", found)
-    found["messaging.system"] = BROKERS[scheme]
+    found["messaging.system"] = BROKER_SYSTEMS[scheme]
     found |= {"messaging.operation.name": "send", "messaging.operation.type": "send"}
     if "{" in path:
         found["messaging.destination.template"] = path
@@ -122,6 +122,6 @@ def _server(scheme: str, hosts: str) -> Mapping[str, str | int]:
     found = re.fullmatch(r"(\[[^\]]*\]|[^:,]*)(?::(\d+))?", hosts)
     if found is None or not found[1]:
         return {}
-    port = int(found[2]) if found[2] else PORTS.get(scheme)
+    port = int(found[2]) if found[2] else DEFAULT_PORTS.get(scheme)
     server: dict[str, str | int] = {"server.address": found[1].strip("[]")}
     return {**server, "server.port": port} if port else server

@@ -16,8 +16,8 @@ from typing import Any, Final
 from iu_listen.model.errors import ConfigurationError
 
 #: Largest file with a secret, and largest file with certificates, in bytes.
-MAX_SECRET: Final = 65_536
-MAX_CA: Final = 1 << 20
+MAX_SECRET_BYTES: Final = 65_536
+MAX_CA_BYTES: Final = 1 << 20
 
 
 class Secret:
@@ -79,7 +79,7 @@ class Secrets:
             )
         if scheme == "file" and rest:
             try:
-                value = read_file(self._checked_path(rest), MAX_SECRET).decode().strip()
+                value = read_file(self._checked_path(rest), MAX_SECRET_BYTES).decode().strip()
             except (OSError, ValueError) as error:
                 raise ConfigurationError(f"the secret in {rest} cannot be read: {_why(error)}") from None
             if value:
@@ -139,7 +139,7 @@ def read_file(path: Path, most: int) -> bytes:
 
 def read_ca(path: str | None) -> str | None:
     """The certificates (PEM) in a file; None: use those of the system. It raises as read_file() does."""
-    return read_file(Path(path).resolve(), MAX_CA).decode("ascii") if path else None
+    return read_file(Path(path).resolve(), MAX_CA_BYTES).decode("ascii") if path else None
 
 
 def _why(error: Exception) -> str:

@@ -17,7 +17,7 @@ from iu_listen.model.routing import DEFAULT_WORKER
 PREFIX: Final = "IU_LISTEN_"
 
 #: Variables of libpq that name a database. If one of them is set, the database of libpq is used.
-LIBPQ_VARIABLES: Final = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
+DATABASE_VARIABLES: Final = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
 
 
 def mask(text: str) -> str:

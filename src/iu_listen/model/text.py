@@ -11,13 +11,13 @@ from typing import Final
 
 #: C0, DEL, C1, lone surrogates, line separators, bidirectional controls, and invisible characters. The joiners U+200C
 #: and U+200D are not included, because scripts and emoji need them and they do not change the order.
-UNSAFE: Final = re.compile(
+UNSAFE_CHARACTERS: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 #: A number of five digits or more inside a sentence that is a count, and no id, port, code, time or part of a word.
-COUNT: Final = re.compile(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])")
+_COUNT: Final = re.compile(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])")
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -27,12 +27,12 @@ def visible(text: str, keep: str = "") -> str:
         text: The text.
         keep: Unsafe characters that are not escaped, for example the line ends of a message of iu-listen.
     """
-    return UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return UNSAFE_CHARACTERS.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
 def json_visible(document: str) -> str:
     """A JSON document with every unsafe character in its strings written as a JSON escape. Line ends stay."""
-    return UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else _json_escaped(found[0]), document)
+    return UNSAFE_CHARACTERS.sub(lambda found: found[0] if found[0] == "\n" else _json_escaped(found[0]), document)
 
 
 def number(value: int) -> str:
@@ -59,7 +59,7 @@ def humane(text: str) -> str:
     Process ids, ports and SQLSTATE codes are not changed, and neither are digits of a word, a time or an id.
     """
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
-    return COUNT.sub(lambda found: number(int(found[0])), text)
+    return _COUNT.sub(lambda found: number(int(found[0])), text)
 
 
 def _escaped(character: str) -> str:

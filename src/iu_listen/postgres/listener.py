@@ -117,7 +117,7 @@ async def listener_session(
     # The session timeout must be longer than the interval of the checks of watch(). A frozen process loses its slot
     # after this time.
     idle = max(settings.session_timeout, 3 * settings.catch_up)
-    name = f"iu-listen bell {settings.worker}"
+    name = f"iu-listen listener {settings.worker}"
     # If the connection breaks between the two messages of a statement, a transaction stays open on the server. Neither
     # the idle timeout nor the statement timeout ends it, and the server cannot free its notification queue. Therefore
     # the session has a transaction timeout.
@@ -134,7 +134,7 @@ async def listener_session(
         ring()
 
     async with succeeding(
-        former, "bell", dsn, name=name, deadline=settings.deadline, patience=settings.deadline, idle_timeout=idle,
+        former, "listener", dsn, name=name, deadline=settings.deadline, patience=settings.deadline, idle_timeout=idle,
         read_only=True, transaction_timeout=2 * settings.deadline,
     ) as connection:  # fmt: skip
         connection.add_termination_listener(on_end)

@@ -47,7 +47,7 @@ async def metrics_session(settings: Settings, former: EarlierSessions) -> AsyncI
         SessionLost: No session could be opened.
     """
     async with succeeding(
-        former, "measure", settings.dsn, name=f"iu-listen measure {settings.worker}", deadline=settings.deadline,
+        former, "metrics", settings.dsn, name=f"iu-listen metrics {settings.worker}", deadline=settings.deadline,
         patience=settings.batch_deadline, read_only=True,
     ) as connection:  # fmt: skip
         yield MetricsSession(connection, settings)

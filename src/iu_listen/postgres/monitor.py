@@ -49,9 +49,9 @@ async def monitor_session(settings: Settings, former: EarlierSessions) -> AsyncI
     """
     deadline = min(DEADLINE, settings.deadline)
     idle = max(settings.session_timeout, 3 * settings.catch_up)
-    name = f"iu-listen patrol {settings.worker}"
+    name = f"iu-listen monitor {settings.worker}"
     async with succeeding(
-        former, "patrol", settings.dsn, name=name, deadline=deadline, patience=deadline, idle_timeout=idle,
+        former, "monitor", settings.dsn, name=name, deadline=deadline, patience=deadline, idle_timeout=idle,
         read_only=True,
     ) as connection:  # fmt: skip
         yield MonitorSession(connection, WorkerName(settings.worker), deadline)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import anyio
 import asyncpg
 
-from iu_listen.model.address import HINT, ConnectionAddress, parse
+from iu_listen.model.address import CONNECTION_STRING_HINT, ConnectionAddress, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
 from iu_listen.postgres.connection import PATIENCE, Connection, Prepared
@@ -153,7 +153,7 @@ def _unreachable(error: BaseException, address: ConnectionAddress) -> Configurat
             return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
         case asyncpg.ClientConfigurationError() | ValueError():
             # The text of the error is left out: it may quote a part of the connection string, with a secret.
-            return ConfigurationError("the driver does not take the connection string", HINT)
+            return ConfigurationError("the driver does not take the connection string", CONNECTION_STRING_HINT)
         case asyncpg.InvalidCatalogNameError():
             return DatabaseUnreachable(why, "Create it, or name another one in the connection string.")
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():

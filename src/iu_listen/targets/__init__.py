@@ -22,7 +22,7 @@ from iu_listen.model.secrets import Secrets, entries
 from iu_listen.targets.guard import Guard
 from iu_listen.targets.python import PythonTarget
 
-GROUP: Final = "iu_listen.targets"
+ENTRY_POINT_GROUP: Final = "iu_listen.targets"
 
 
 class NotInstalled(ConfigurationError):
@@ -136,9 +136,9 @@ _ADDRESS: Final = "target_ref of an external_endpoint is an address, as in https
 
 def _opener(address: str) -> Opener:
     scheme = scheme_of(address)
-    found = list(entry_points(group=GROUP, name=scheme)) if scheme else []
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=scheme)) if scheme else []
     if not found:
-        known = ", ".join(sorted({e.name for e in entry_points(group=GROUP)}))
+        known = ", ".join(sorted({e.name for e in entry_points(group=ENTRY_POINT_GROUP)}))
         raise ConfigurationError(
             f"nothing delivers to {scheme or 'an address without a scheme'} (known: {known})",
             _ADDRESS,

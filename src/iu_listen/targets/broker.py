@@ -28,9 +28,9 @@ from iu_listen.targets.guard import Guard, check_host
 T = TypeVar("T")
 
 #: Longest time for closing a connection, in seconds.
-GOODBYE: Final = 2.0
+CLOSE_TIMEOUT: Final = 2.0
 #: Time after a failed connect in which no further connect is tried, in seconds. Deliveries fail at once meanwhile.
-KNOWN_DOWN: Final = 0.5
+RECONNECT_PAUSE: Final = 0.5
 
 
 # -- the address -----------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def choice(*values: str) -> Option:
 
 
 #: The options that all brokers have.
-COMMON: Final[Mapping[str, Option]] = {
+COMMON_OPTIONS: Final[Mapping[str, Option]] = {
     "user": text(),
     "password": text("the place of a secret: env:NAME or file:/path"),
     "ca": text("the path of a file of CA certificates"),
@@ -200,7 +200,7 @@ def guard_of(where: BrokerAddress, secrets: Secrets) -> Guard:
 # -- outcomes of errors ----------------------------------------------------------------------------------------------
 
 
-class Meaning(NamedTuple):
+class ErrorOutcome(NamedTuple):
     """The outcome of a delivery after an error of a library.
 
     Attributes:
@@ -217,14 +217,16 @@ class Meaning(NamedTuple):
 
 
 #: The outcomes of errors while connecting. TimeoutError is a subclass of OSError.
-CONNECTING: Final = (
-    Meaning(ssl.SSLError, Unavailable, "tls", "no TLS with the server: its certificate or its protocol"),
-    Meaning(socket.gaierror, Unavailable, "dns", "the name of the server does not resolve"),
-    Meaning(OSError, Unavailable, "connect", "the server cannot be reached"),
+CONNECT_ERRORS: Final = (
+    ErrorOutcome(ssl.SSLError, Unavailable, "tls", "no TLS with the server: its certificate or its protocol"),
+    ErrorOutcome(socket.gaierror, Unavailable, "dns", "the name of the server does not resolve"),
+    ErrorOutcome(OSError, Unavailable, "connect", "the server cannot be reached"),
 )
 
 
-def judged(error: BaseException, table: Iterable[Meaning], otherwise: type[DeliveryError] = Failed) -> DeliveryError:
+def outcome_for(
+    error: BaseException, table: Iterable[ErrorOutcome], otherwise: type[DeliveryError] = Failed
+) -> DeliveryError:
     """The outcome for an error: from the first row of the table that fits the error or one of its causes.
 
     Args:
@@ -254,7 +256,7 @@ def judged(error: BaseException, table: Iterable[Meaning], otherwise: type[Deliv
 class SharedConnection(Generic[T]):
     """The connection that all deliveries of a target share. It is opened on demand, and again after it was lost.
 
-    While there is no connection, one delivery tries to connect, and the others wait for the result. For KNOWN_DOWN
+    While there is no connection, one delivery tries to connect, and the others wait for the result. For RECONNECT_PAUSE
     seconds after a failure no delivery tries. When the connection is lost, all deliveries that use it fail at once.
 
     Args:
@@ -307,10 +309,10 @@ class SharedConnection(Generic[T]):
     async def drop(self, connection: T) -> None:
         """Give up the connection as lost() does, and close it."""
         self.lost(connection)
-        await goodbye(self._close, connection)
+        await close_quietly(self._close, connection)
 
     async def aclose(self) -> None:
-        """Close the connection in at most GOODBYE seconds."""
+        """Close the connection in at most CLOSE_TIMEOUT seconds."""
         if self._connection is not None:
             await self.drop(self._connection)
 
@@ -333,11 +335,11 @@ class SharedConnection(Generic[T]):
             else:
                 self._failure = None
                 return self._connection
-            self._until = time.monotonic() + KNOWN_DOWN
+            self._until = time.monotonic() + RECONNECT_PAUSE
             raise self._failure from None
 
 
-async def goodbye(close: Callable[[T], Awaitable[object]], connection: T) -> None:
-    """Close a connection in at most GOODBYE seconds, also if the caller is cancelled meanwhile."""
-    with anyio.move_on_after(GOODBYE, shield=True), suppress(Exception):
+async def close_quietly(close: Callable[[T], Awaitable[object]], connection: T) -> None:
+    """Close a connection in at most CLOSE_TIMEOUT seconds, also if the caller is cancelled meanwhile."""
+    with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
         await close(connection)

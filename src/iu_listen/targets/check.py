@@ -9,7 +9,7 @@ from typing import Any
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets import NotInstalled, opened
-from iu_listen.targets.guard import NotAllowed
+from iu_listen.targets.guard import HostNotAllowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def check(kind: str, reference: str, options: Mapping[str, Any]) -> TargetVerdic
     there = {name: value for name, value in options.items() if not (name == "ca" and isinstance(value, str) and value)}
     try:
         opened(reference, there, _AnySecret({}))
-    except (NotInstalled, NotAllowed) as error:
+    except (NotInstalled, HostNotAllowed) as error:
         return TargetVerdict(error.message, error.hint, certain=False)
     except ConfigurationError as error:
         return TargetVerdict(error.message, error.hint)

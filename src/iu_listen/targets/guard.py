@@ -210,7 +210,7 @@ async def allowed(guard: Guard, host: str, port: int, resolve: Resolve = resolve
     return found
 
 
-class NotAllowed(ConfigurationError):
+class HostNotAllowed(ConfigurationError):
     """The configuration of this process does not allow the host; that of another process may."""
 
 
@@ -218,11 +218,11 @@ def check_host(guard: Guard, host: str) -> None:
     """Refuse a host that is written as an IP address, if that address is not allowed.
 
     Raises:
-        NotAllowed: The address is not allowed.
+        HostNotAllowed: The address is not allowed.
     """
     refused = guard.refusal(host, host)
     if refused and refused != "no address":
-        raise NotAllowed(
+        raise HostNotAllowed(
             f"{host} is {refused}, which IU_LISTEN_ALLOW_PRIVATE does not have", f"If it is meant, {allow_hint(host)}"
         )
 

@@ -21,18 +21,18 @@ from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Un
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets.broker import (
-    COMMON,
-    CONNECTING,
-    GOODBYE,
+    CLOSE_TIMEOUT,
+    COMMON_OPTIONS,
+    CONNECT_ERRORS,
     BrokerAddress,
-    Meaning,
+    ErrorOutcome,
     Option,
     SharedConnection,
     choice,
-    goodbye,
+    close_quietly,
     guard_of,
-    judged,
     number,
+    outcome_for,
     read_address,
     read_options,
     secret,
@@ -44,44 +44,44 @@ from iu_listen.targets.guard import Guard, allowed
 # The outcomes of deliveries contain the errors of the library; without a handler it would write them to stderr.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
-OPTIONS: Final[Mapping[str, Option]] = {
-    **COMMON,
+KAFKA_OPTIONS: Final[Mapping[str, Option]] = {
+    **COMMON_OPTIONS,
     "tls": Option("true or false", lambda value: isinstance(value, bool), default=False),
     "mechanism": choice("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"),
     "max_bytes": number(1, 1_000_000_000, 1_048_576, "bytes"),
 }
 
 #: Time without an answer after which the target checks whether a broker is reachable, in seconds.
-PATIENCE: Final = 0.5
+REACHABILITY_CHECK_AFTER: Final = 0.5
 #: Largest batch of records of the Kafka producer, in bytes; a larger record is sent alone.
-BATCH: Final = 16_384
+MAX_BATCH_BYTES: Final = 16_384
 
 #: Errors before sending that concern one record or its partition. All other errors concern the Kafka producer.
-ALONE: Final = (errors.MessageSizeTooLargeError, errors.KafkaTimeoutError)
+RECORD_ERRORS: Final = (errors.MessageSizeTooLargeError, errors.KafkaTimeoutError)
 
 #: The outcomes of errors of the library, while connecting and later. The first row that fits counts.
-MEANINGS: Final = (
-    *CONNECTING[:2],
-    Meaning(
+KAFKA_ERRORS: Final = (
+    *CONNECT_ERRORS[:2],
+    ErrorOutcome(
         (errors.AuthenticationFailedError, errors.SaslAuthenticationFailed, errors.UnsupportedSaslMechanismError),
         Unavailable, "auth", "the server does not let us in",
     ),
-    Meaning(
+    ErrorOutcome(
         (errors.MessageSizeTooLargeError, errors.RecordTooLargeError, errors.RecordListTooLargeError),
         Reject, "too_large", "larger than the topic takes",
     ),
-    Meaning(
+    ErrorOutcome(
         (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError),
         Failed, "not_authorized", "the user may not write there",
     ),
-    Meaning((errors.UnknownTopicOrPartitionError, errors.InvalidTopicError), Failed, "no_topic", "no such topic"),
-    Meaning(
+    ErrorOutcome((errors.UnknownTopicOrPartitionError, errors.InvalidTopicError), Failed, "no_topic", "no such topic"),
+    ErrorOutcome(
         (errors.ProducerClosed, errors.ProducerFenced, errors.OutOfOrderSequenceNumber, errors.UnknownProducerId,
          errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping),
         Unavailable, "producer", "the producer has to begin anew",
     ),
-    Meaning(errors.KafkaTimeoutError, Failed, "timeout", "the partition takes nothing now"),
-    Meaning(
+    ErrorOutcome(errors.KafkaTimeoutError, Failed, "timeout", "the partition takes nothing now"),
+    ErrorOutcome(
         (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.StaleMetadata,
          OSError),
         Unavailable, "connect", "the cluster cannot be reached",
@@ -94,14 +94,14 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTar
 
     Args:
         address: ``kafka://host[:9092][,host…]/topic``, with the bootstrap servers; they name the other brokers.
-        options: Values for options of OPTIONS.
+        options: Values for options of KAFKA_OPTIONS.
         secrets: The secrets that the options may name.
 
     Raises:
         ConfigurationError: The address or an option is invalid.
     """
     where = read_address(address, 9092)
-    given = read_options("kafka", options, OPTIONS)
+    given = read_options("kafka", options, KAFKA_OPTIONS)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", where.path) or where.path in {".", ".."}:
         raise ConfigurationError(
             "the path of a kafka target is a topic: letters, digits, dots, _ and -", "kafka://host:9092/topic"
@@ -129,7 +129,7 @@ class KafkaTarget:
 
     Args:
         where: The bootstrap servers; its path is the topic.
-        options: Values of all options of OPTIONS.
+        options: Values of all options of KAFKA_OPTIONS.
         password: The password of the user; None: no authentication.
         guard: The allowed hosts and networks.
 
@@ -154,7 +154,7 @@ class KafkaTarget:
         """Write a record, and wait until all replicas have stored it.
 
         Raises:
-            DeliveryError: The record was not stored; MEANINGS has the outcomes.
+            DeliveryError: The record was not stored; KAFKA_ERRORS has the outcomes.
         """
         event = delivery.event
         key, value, headers = (event.subject or str(event.id)).encode(), event.payload.encode(), headers_of(delivery)
@@ -162,16 +162,16 @@ class KafkaTarget:
         async with self._link.use() as producer:
             try:
                 sent = await producer.send(self._where.path, value=value, key=key, headers=headers)
-            except ALONE as error:
-                raise judged(error, MEANINGS) from None
+            except RECORD_ERRORS as error:
+                raise outcome_for(error, KAFKA_ERRORS) from None
             except (errors.KafkaError, OSError) as error:
                 await self._link.drop(producer)
-                raise judged(error, MEANINGS) from None
+                raise outcome_for(error, KAFKA_ERRORS) from None
             await self._answered(producer, sent)
             if (refusal := sent.exception()) is None:
                 return
-            failed: DeliveryError = judged(refusal, MEANINGS)
-            if isinstance(failed, Reject) and size < BATCH:
+            failed: DeliveryError = outcome_for(refusal, KAFKA_ERRORS)
+            if isinstance(failed, Reject) and size < MAX_BATCH_BYTES:
                 # The error may concern another record of the same batch. The next attempt is in another batch.
                 failed = Failed("refused with a whole batch", code="batch_too_large")
             # The sequence numbers of the Kafka producer have a gap now, so the brokers would refuse all later records.
@@ -179,7 +179,7 @@ class KafkaTarget:
             raise failed
 
     async def aclose(self) -> None:
-        """Close the connections in at most GOODBYE seconds."""
+        """Close the connections in at most CLOSE_TIMEOUT seconds."""
         await self._link.aclose()
 
     async def _answered(self, producer: AIOKafkaProducer, sent: Any) -> None:
@@ -197,15 +197,15 @@ class KafkaTarget:
 
         sent.add_done_callback(answered)
         while not answer.is_set():
-            with anyio.move_on_after(PATIENCE):
+            with anyio.move_on_after(REACHABILITY_CHECK_AFTER):
                 await answer.wait()
                 return
             # The library repeats without end, and does not report that no broker is reachable.
-            if not await self._somebody(producer):
+            if not await self._is_reachable(producer):
                 await self._link.drop(producer)
                 raise Unavailable("no broker answers", code="connect")
 
-    async def _somebody(self, producer: AIOKafkaProducer) -> bool:
+    async def _is_reachable(self, producer: AIOKafkaProducer) -> bool:
         task = producer.client._sync_task  # noqa: SLF001 only it updates the metadata, and its end is not reported
         if task is None or task.done():
             return False
@@ -221,7 +221,7 @@ class KafkaTarget:
             client_id="iu-listen",
             enable_idempotence=True,
             acks="all",
-            max_batch_size=BATCH,
+            max_batch_size=MAX_BATCH_BYTES,
             max_request_size=self._options["max_bytes"],
             request_timeout_ms=round(self._options["connect_timeout"] * 1000),
             security_protocol=("SASL_" if user else "") + ("SSL" if self._tls else "PLAINTEXT"),
@@ -239,17 +239,17 @@ class KafkaTarget:
             # The metadata of the topic is read here, once for all deliveries, and within the time limit of connecting.
             await producer.partitions_for(self._where.path)
         except BaseException as error:
-            await goodbye(_end, producer)
+            await close_quietly(_end, producer)
             if not isinstance(error, Exception) or isinstance(error, DeliveryError):
                 raise
-            raise judged(error, MEANINGS, Unavailable) from None
+            raise outcome_for(error, KAFKA_ERRORS, Unavailable) from None
         return producer
 
 
 async def _end(producer: AIOKafkaProducer) -> None:
     """Close a Kafka producer without sending its remaining records: no delivery waits for them any more."""
     # stop() would send them first, and would never end without a reachable broker.
-    with anyio.move_on_after(GOODBYE / 2), suppress(Exception):
+    with anyio.move_on_after(CLOSE_TIMEOUT / 2), suppress(Exception):
         await producer._sender.close()  # noqa: SLF001 there is no public way to close only the sender
     producer._closed = True  # noqa: SLF001 nor to mark the producer as closed
     await producer.client.close()

@@ -24,14 +24,14 @@ from iu_listen.model.delivery import Delivery, DeliveryError, Event, Failed, Rej
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets
 from iu_listen.targets.broker import (
-    COMMON,
-    CONNECTING,
-    Meaning,
+    COMMON_OPTIONS,
+    CONNECT_ERRORS,
+    ErrorOutcome,
     Option,
     SharedConnection,
-    goodbye,
+    close_quietly,
     guard_of,
-    judged,
+    outcome_for,
     read_address,
     read_options,
     secret,
@@ -44,37 +44,37 @@ from iu_listen.targets.guard import Guard, allowed
 # The outcomes of deliveries contain the errors of the library; without a handler it would write them to stderr.
 logging.getLogger("nats").addHandler(logging.NullHandler())
 
-OPTIONS: Final[Mapping[str, Option]] = {
-    **COMMON,
+NATS_OPTIONS: Final[Mapping[str, Option]] = {
+    **COMMON_OPTIONS,
     "token": text("the place of a secret: env:NAME or file:/path"),
 }
 
 #: Longest subject, in bytes. After a control line longer than max_control_line (4096 bytes) a server closes the shared
 #: connection; the line also contains the name of the inbox.
-LONGEST_SUBJECT: Final = 2048
+MAX_SUBJECT_BYTES: Final = 2048
 #: Interval of pings, in seconds. After about three intervals without an answer the connection is given up.
-PING: Final = 5
+PING_INTERVAL: Final = 5
 
 #: The outcomes of errors while connecting.
-CONNECT: Final = (
-    *CONNECTING,
-    Meaning(errors.SecureConnWantedError, Unavailable, "tls", "the server offers no TLS"),
+NATS_CONNECT_ERRORS: Final = (
+    *CONNECT_ERRORS,
+    ErrorOutcome(errors.SecureConnWantedError, Unavailable, "tls", "the server offers no TLS"),
 )
 
 #: The outcomes of errors while publishing.
-PUBLISH: Final = (
-    Meaning(errors.MaxPayloadError, Reject, "too_large", "larger than the server takes"),
+PUBLISH_ERRORS: Final = (
+    ErrorOutcome(errors.MaxPayloadError, Reject, "too_large", "larger than the server takes"),
     # No stream has the subject: the stream does not exist, or is not available yet after a restart.
-    Meaning(stream_errors.NoStreamResponseError, Failed, "no_stream", "no stream takes this subject"),
-    Meaning(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
-    Meaning(
+    ErrorOutcome(stream_errors.NoStreamResponseError, Failed, "no_stream", "no stream takes this subject"),
+    ErrorOutcome(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
+    ErrorOutcome(
         (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError, OSError),
         Unavailable, "connect", "the connection was lost",
     ),
 )  # fmt: skip
 
 #: The outcomes of answers of a stream, by its error code, else by its status.
-ANSWERS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
+STREAM_ERRORS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
     10054: (Reject, "too_large", "larger than the stream takes"),
     10060: (Failed, "wrong_stream", "another stream takes this subject"),
     10076: (Failed, "no_jetstream", "JetStream is not enabled"),
@@ -94,14 +94,14 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarg
         address: ``nats://host[:4222][,host…]/subject``. ``{type}``, ``{domain}`` and ``{stream}`` in the subject are
             replaced by the values of the event, each as one token. With ``tls://`` or the option ca, a server without
             TLS is refused.
-        options: Values for options of OPTIONS.
+        options: Values for options of NATS_OPTIONS.
         secrets: The secrets that the options may name.
 
     Raises:
         ConfigurationError: The address or an option is invalid.
     """
     where = read_address(address, 4222)
-    given = read_options("nats", options, OPTIONS)
+    given = read_options("nats", options, NATS_OPTIONS)
     if given["password"] and given["token"]:
         raise ConfigurationError("option token of a nats target excludes option password")
     return NatsTarget(
@@ -223,13 +223,13 @@ class NatsTarget:
         """Publish a message, and wait until the stream has stored it.
 
         Raises:
-            DeliveryError: The message was not stored; PUBLISH and ANSWERS have the outcomes.
+            DeliveryError: The message was not stored; PUBLISH_ERRORS and STREAM_ERRORS have the outcomes.
             TimeoutError: There was no answer within the deadline.
         """
         event = delivery.event
         subject, payload, headers = self._subject(event), event.payload.encode(), headers_of(delivery)
-        if len(subject.encode()) > LONGEST_SUBJECT:
-            raise Reject(f"the subject is longer than {LONGEST_SUBJECT} bytes", code="bad_subject")
+        if len(subject.encode()) > MAX_SUBJECT_BYTES:
+            raise Reject(f"the subject is longer than {MAX_SUBJECT_BYTES} bytes", code="bad_subject")
         async with self._link.use() as client:
             # The library checks only the size of the payload. The server counts headers and payload, and closes the
             # shared connection if they are too large.
@@ -247,14 +247,14 @@ class NatsTarget:
                     if client.is_closed:
                         # The client may have been closed before the link knew it.
                         self._link.lost(client)
-                    raise judged(error, PUBLISH) from None
+                    raise outcome_for(error, PUBLISH_ERRORS) from None
                 finally:
                     del self._publishing[scope]
             if scope.cancelled_caught:
                 raise Failed("the user may not publish there", code="not_authorized")
 
     async def aclose(self) -> None:
-        """Close the connection in at most GOODBYE seconds (broker.py)."""
+        """Close the connection in at most CLOSE_TIMEOUT seconds (broker.py)."""
         await self._link.aclose()
 
     async def _connect(self) -> _Client:
@@ -266,7 +266,7 @@ class NatsTarget:
                 with anyio.fail_after(self._connect_timeout):
                     return await self._connect_to(server)
             except TimeoutError as error:
-                failure = judged(error, CONNECT)
+                failure = outcome_for(error, NATS_CONNECT_ERRORS)
             except DeliveryError as error:
                 failure = error
         raise failure
@@ -293,7 +293,7 @@ class NatsTarget:
                 reconnect_time_wait=0,
                 # The library requires whole seconds; the time limit of the caller ends connecting earlier.
                 connect_timeout=math.ceil(self._connect_timeout),
-                ping_interval=PING,
+                ping_interval=PING_INTERVAL,
                 error_cb=heard,
                 tls=self._tls,
                 tls_hostname=host,
@@ -303,12 +303,12 @@ class NatsTarget:
                 name="iu-listen",
             )
         except BaseException as error:
-            await goodbye(Client.close, client)
+            await close_quietly(Client.close, client)
             if not isinstance(error, Exception):
                 raise
             if "authorization" in str(error).lower():
                 raise Unavailable("the server does not let us in", code="auth") from None
-            raise judged(met[-1] if met else error, CONNECT, Unavailable) from None
+            raise outcome_for(met[-1] if met else error, NATS_CONNECT_ERRORS, Unavailable) from None
         client.stream = client.jetstream()
         return client
 
@@ -339,7 +339,7 @@ def size_of(headers: Mapping[str, str]) -> int:
 
 def answered(error: stream_errors.APIError) -> DeliveryError:
     """The outcome for an error that a stream answered."""
-    outcome, code, reason = ANSWERS.get(error.err_code or 0) or ANSWERS.get(error.code or 0) or (
+    outcome, code, reason = STREAM_ERRORS.get(error.err_code or 0) or STREAM_ERRORS.get(error.code or 0) or (
         Failed, f"jetstream_{error.err_code or error.code}", "the stream refused it",
     )  # fmt: skip
     return outcome(f"{reason} (code {error.err_code or error.code})", code=code)

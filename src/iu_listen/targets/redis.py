@@ -22,16 +22,16 @@ from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Un
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets, read_ca
 from iu_listen.targets.broker import (
-    COMMON,
-    CONNECTING,
+    COMMON_OPTIONS,
+    CONNECT_ERRORS,
     BrokerAddress,
-    Meaning,
+    ErrorOutcome,
     Option,
     SharedConnection,
-    goodbye,
+    close_quietly,
     guard_of,
-    judged,
     number,
+    outcome_for,
     read_address,
     read_options,
     secret,
@@ -41,8 +41,8 @@ from iu_listen.targets.broker import (
 from iu_listen.targets.cloudevents import attributes
 from iu_listen.targets.guard import Guard, allowed
 
-OPTIONS: Final[Mapping[str, Option]] = {
-    **COMMON,
+REDIS_OPTIONS: Final[Mapping[str, Option]] = {
+    **COMMON_OPTIONS,
     "stream": text("the name of a stream"),
     "idempotent": number(0, 31_536_000, 86_400, "seconds"),
     "maxlen": number(0, 1e12, 0, "entries"),
@@ -51,11 +51,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
 }
 
 #: The schemes with TLS.
-ENCRYPTED: Final = frozenset({"rediss", "valkeys"})
+TLS_SCHEMES: Final = frozenset({"rediss", "valkeys"})
 
 # The script appends first, so that no key is stored if appending fails. With "~" the server trims the stream only when
 # that is cheap.
-APPEND: Final = """
+APPEND_SCRIPT: Final = """
 local seconds, maxlen = tonumber(ARGV[1]), tonumber(ARGV[2])
 if seconds > 0 then
     local known = redis.call('GET', KEYS[2])
@@ -75,27 +75,27 @@ return id
 """
 
 #: The outcomes of errors of the library, while connecting and later. The first row that fits counts.
-MEANINGS: Final = (
-    *CONNECTING[:2],
-    Meaning(
+REDIS_ERRORS: Final = (
+    *CONNECT_ERRORS[:2],
+    ErrorOutcome(
         (errors.AuthenticationError, errors.AuthenticationWrongNumberOfArgsError),
         Unavailable, "auth", "the server does not let us in",
     ),
-    Meaning(errors.BusyLoadingError, Unavailable, "loading", "the server is loading its data"),
-    Meaning(errors.ReadOnlyError, Unavailable, "read_only", "the server is a replica"),
-    Meaning(errors.OutOfMemoryError, Unavailable, "out_of_memory", "the server has no memory left"),
-    Meaning(errors.MasterDownError, Unavailable, "master_down", "the server has lost its master"),
-    Meaning(
+    ErrorOutcome(errors.BusyLoadingError, Unavailable, "loading", "the server is loading its data"),
+    ErrorOutcome(errors.ReadOnlyError, Unavailable, "read_only", "the server is a replica"),
+    ErrorOutcome(errors.OutOfMemoryError, Unavailable, "out_of_memory", "the server has no memory left"),
+    ErrorOutcome(errors.MasterDownError, Unavailable, "master_down", "the server has lost its master"),
+    ErrorOutcome(
         (errors.NoPermissionError, errors.AuthorizationError), Failed, "not_authorized", "the user may not append there"
     ),
-    Meaning(errors.AskError, Failed, "cluster", "the stream is kept by another server of a cluster"),
-    Meaning(
+    ErrorOutcome(errors.AskError, Failed, "cluster", "the stream is kept by another server of a cluster"),
+    ErrorOutcome(
         (errors.ConnectionError, errors.TimeoutError, OSError), Unavailable, "connect", "the server cannot be reached"
     ),
 )  # fmt: skip
 
 #: The outcomes of errors that have no class of their own, by a word in the answer of the server.
-ANSWERS: Final = (
+REDIS_ANSWERS: Final = (
     ("WRONGTYPE", Failed, "wrong_type", "the key of the stream holds something else"),
     ("NOAUTH", Unavailable, "auth", "the server asks for a user and a password"),
     ("WRONGPASS", Unavailable, "auth", "the server does not let us in"),
@@ -116,19 +116,19 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> RedisTar
     Args:
         address: ``redis://host[:6379][/database][?stream=name]``, or ``rediss://`` for TLS; for Valkey ``valkey://``
             and ``valkeys://``.
-        options: Values for options of OPTIONS.
+        options: Values for options of REDIS_OPTIONS.
         secrets: The secrets that the options may name.
 
     Raises:
         ConfigurationError: The address or an option is invalid.
     """
     where = read_address(address, 6379, ["stream"])
-    given = read_options("redis", options, OPTIONS, password_alone=True)
+    given = read_options("redis", options, REDIS_OPTIONS, password_alone=True)
     if len(where.servers) > 1:
         raise ConfigurationError("the address of a redis target names one server")
     if not re.fullmatch(r"\d{0,5}", where.path, re.ASCII):
         raise ConfigurationError("the path of a redis target is the number of a database", "redis://host/0?stream=name")
-    if given["ca"] and where.scheme not in ENCRYPTED:
+    if given["ca"] and where.scheme not in TLS_SCHEMES:
         raise ConfigurationError("option ca of a redis target needs rediss:// or valkeys://")
     named = {name for name in (where.query.get("stream"), given["stream"]) if name}
     if len(named) != 1:
@@ -144,7 +144,7 @@ class RedisTarget:
     Args:
         where: The server.
         stream: The name of the stream.
-        options: Values of all options of OPTIONS.
+        options: Values of all options of REDIS_OPTIONS.
         password: The password; None: no authentication.
         guard: The allowed hosts and networks.
 
@@ -161,7 +161,7 @@ class RedisTarget:
         self._options = options
         self._password = password
         self._ttl, self._maxlen, self._max_bytes = (options[name] for name in ("idempotent", "maxlen", "max_bytes"))
-        self._encrypted = where.scheme in ENCRYPTED
+        self._encrypted = where.scheme in TLS_SCHEMES
         if self._encrypted:
             # Detects an invalid file now; the library would read it only when it connects.
             tls_context(options["ca"])
@@ -178,7 +178,7 @@ class RedisTarget:
         """Append the event, unless its idempotency key is stored already.
 
         Raises:
-            DeliveryError: The event was not appended; MEANINGS and ANSWERS have the outcomes.
+            DeliveryError: The event was not appended; REDIS_ERRORS and REDIS_ANSWERS have the outcomes.
         """
         fields = fields_of(delivery)
         size = sum(len(name) + len(value) for name, value in fields.items())
@@ -189,7 +189,7 @@ class RedisTarget:
         async with self._link.use() as redis, self._free:
             try:
                 # The script is sent as text, because after a restart a server does not know the hash of the script.
-                await redis.eval(APPEND, 2, *keys, self._ttl, self._maxlen, *entry)
+                await redis.eval(APPEND_SCRIPT, 2, *keys, self._ttl, self._maxlen, *entry)
             except (errors.RedisError, OSError) as error:
                 failed = self._judged(error)
                 if isinstance(failed, Unavailable):
@@ -199,7 +199,7 @@ class RedisTarget:
                 raise failed from None
 
     async def aclose(self) -> None:
-        """Close the connections in at most GOODBYE seconds (broker.py)."""
+        """Close the connections in at most CLOSE_TIMEOUT seconds (broker.py)."""
         await self._link.aclose()
 
     async def _connect(self) -> Redis:
@@ -226,7 +226,7 @@ class RedisTarget:
         try:
             await redis.ping()
         except BaseException as error:
-            await goodbye(Redis.aclose, redis)
+            await close_quietly(Redis.aclose, redis)
             if not isinstance(error, Exception) or isinstance(error, DeliveryError):
                 raise
             raise self._judged(error) from None
@@ -234,10 +234,10 @@ class RedisTarget:
 
     @staticmethod
     def _judged(error: Exception) -> DeliveryError:
-        for word, outcome, code, reason in ANSWERS:
+        for word, outcome, code, reason in REDIS_ANSWERS:
             if isinstance(error, errors.RedisError) and word in str(error):
                 return outcome(reason, code=code)
-        return judged(error, MEANINGS)
+        return outcome_for(error, REDIS_ERRORS)
 
 
 def _guarded(kind: Any, guard: Guard) -> Any:

@@ -44,7 +44,7 @@ class GivenIds(IdGenerator):
 
 
 class SpanObserver:
-    """An observer that creates a span for an activity after it has ended, with its times. Implements Watcher.
+    """An observer that creates a span for an activity after it has ended, with its times. Implements Observer.
 
     Args:
         provider: The SDK's provider of tracers, with its exporters.
@@ -69,7 +69,7 @@ class SpanObserver:
                 self._take_over(observation)
                 if observation.batch.seen:
                     self._batch(observation)
-            case SessionFailed("worker" | "bell" as session, why, _):
+            case SessionFailed("worker" | "listener" as session, why, _):
                 since, first, tries = self._lost.get(session, (time.time_ns(), why, 0))
                 self._lost[session] = since, first, tries + 1
                 if session == "worker":
@@ -80,7 +80,7 @@ class SpanObserver:
                 self._reconnected("worker")
                 self._taken, self._leader = (time.time_ns(), self._leader) if self._leader else None, ""
             case Listening():
-                self._reconnected("bell")
+                self._reconnected("listener")
 
     def _batch(self, ran: BatchRan) -> None:
         """Create the span of the wake and its child, the span of the batch, with the ids to which attempts link."""

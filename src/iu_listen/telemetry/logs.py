@@ -41,17 +41,17 @@ from iu_listen.model.observation import (
 from iu_listen.model.routing import Batch, State
 from iu_listen.model.spans import batch_link
 from iu_listen.model.text import visible
-from iu_listen.telemetry.sdk_logs import tame
+from iu_listen.telemetry.sdk_logs import install_sdk_log_filter
 
 #: Smallest number of events of a batch that gets a log line. Smaller batches are only in the audit.
-BIG_BATCH = 1000
+LOGGED_BATCH_EVENTS = 1000
 #: Shortest time between two lines for the same failure of the same session, in seconds.
-SAME_FAILURE = 60.0
+SAME_FAILURE_INTERVAL = 60.0
 
 #: The hint for a target that ignores its cancellation.
 ABANDONED_HINT = "pass on CancelledError; wait for no thread without a timeout: docs/how-to/delivery.md"
 #: The hints for paused routes, by reason.
-HELD = {
+PAUSE_HINTS = {
     "master_gate_closed": "iu-listen gate open master",
     "worker_gate_closed": "iu-listen gate open worker",
     "delivery_gate_closed": "iu-listen gate open delivery",
@@ -80,7 +80,7 @@ def configure(log_format: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     # All lines of the process must have the log format; asyncio would write its own lines to stderr in another format.
-    tame(_foreign, ("opentelemetry", "asyncio"))
+    install_sdk_log_filter(_foreign, ("opentelemetry", "asyncio"))
 
 
 def _foreign(who: str, why: str) -> None:
@@ -138,7 +138,7 @@ class StandardLog:
 
 
 class LogObserver:
-    """An observer that writes log lines. Implements Watcher.
+    """An observer that writes log lines. Implements Observer.
 
     Args:
         log: The logger: a StandardLog(), or a logger of structlog, which is the default (see configure()).
@@ -149,13 +149,13 @@ class LogObserver:
         self._told: dict[str, tuple[str, float]] = {}
 
     def _is_news(self, who: str, why: str) -> bool:
-        """Whether a failure is to be logged: its reason is new, or the last line is SAME_FAILURE seconds old.
+        """Whether a failure is to be logged: its reason is new, or the last line is SAME_FAILURE_INTERVAL seconds old.
 
         Without this limit an outage would write a line for each try.
         """
         now = time.monotonic()
         before, at = self._told.get(who, ("", float("-inf")))
-        if why == before and now - at < SAME_FAILURE:
+        if why == before and now - at < SAME_FAILURE_INTERVAL:
             return False
         self._told[who] = why, now
         return True
@@ -196,7 +196,7 @@ class LogObserver:
                     hint="iu-listen dead-letter list",
                     **_span_of(batch),
                 )
-            case BatchRan(worker, wake, batch) if batch.seen >= BIG_BATCH:
+            case BatchRan(worker, wake, batch) if batch.seen >= LOGGED_BATCH_EVENTS:
                 log.info(
                     "batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
                     **_span_of(batch),
@@ -226,7 +226,7 @@ class LogObserver:
                         still_running=running, hint=ABANDONED_HINT,
                     )  # fmt: skip
             case RoutePaused(worker, route, paused_by, why, hint):
-                hint = hint or HELD[paused_by]
+                hint = hint or PAUSE_HINTS[paused_by]
                 log.warning("a route is held", worker=worker, route=route, paused_by=paused_by, why=why, hint=hint)
             case RouteResumed(worker, route, paused_by):
                 log.info("a route delivers again", worker=worker, route=route, was_held_by=paused_by)
@@ -248,7 +248,7 @@ class LogObserver:
                 if self._is_news("collector", why):
                     log.warning("traces are held back: nothing is lost", why=why, retry_in_s=round(retry_in, 2))
             case SessionFailed(session, why, retry_in):
-                if session == "bell":
+                if session == "listener":
                     self._told.pop("listening", None)
                 if self._is_news(session, why):
                     log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))

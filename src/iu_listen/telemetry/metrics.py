@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
 
 #: Bucket boundaries of latencies, in seconds: from the shortest possible latency to the length of an outage.
-SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 #: Bucket boundaries of batch sizes, in events.
-EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+BATCH_SIZE_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 class MetricObserver:
-    """An observer that records metrics. Implements Watcher.
+    """An observer that records metrics. Implements Observer.
 
     Args:
         provider: The SDK's provider of meters, with its exporters.
@@ -55,69 +55,76 @@ class MetricObserver:
         self._here = {"db.namespace": database}
         meter = provider.get_meter("iu_listen")
         self._consumed = meter.create_counter(
-            "messaging.client.consumed.messages", "{message}", "Events read, by the wake that found them."
+            "messaging.client.consumed.messages", "{message}", "Events that batches read."
         )
         self._duration = meter.create_histogram(
-            "messaging.process.duration", "s", "How long a batch took that found events.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+            "messaging.process.duration", "s", "Duration of a batch that found events.",
+            explicit_bucket_boundaries_advisory=LATENCY_BUCKETS,
         )  # fmt: skip
         self._size = meter.create_histogram(
-            "iu.batch.size", "{event}", "Events of a batch that found some.", explicit_bucket_boundaries_advisory=EVENTS
+            "iu.batch.size", "{event}", "Number of events of a batch that found events.",
+            explicit_bucket_boundaries_advisory=BATCH_SIZE_BUCKETS,
+        )  # fmt: skip
+        self._attempts = meter.create_counter("iu.attempts", "{attempt}", "Attempts that batches wrote.")
+        self._wakes = meter.create_counter("iu.wakes", "{wake}", "Batches, also those without events.")
+        self._missed = meter.create_counter(
+            "iu.notifications.missed", "{wake}", "Catch-up polls that found events without a notification."
         )
-        self._attempts = meter.create_counter("iu.attempts", "{attempt}", "Attempts, by what was decided.")
-        self._wakes = meter.create_counter("iu.wakes", "{wake}", "Looks at the outbox, by what caused them.")
-        self._lost = meter.create_counter("iu.wakes.lost", "{wake}", "Catch-ups that found what nobody rang for.")
         self._latency = meter.create_histogram(
-            "iu.decision.latency", "s", "From commit to decision, of the youngest 200 attempts each time.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+            "iu.decision.latency", "s", "Time from commit to decision, of the latest 200 attempts at each measurement.",
+            explicit_bucket_boundaries_advisory=LATENCY_BUCKETS,
         )  # fmt: skip
         self._failures = meter.create_counter(
-            "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be had."
+            "iu.sessions.failed", "{failure}", "Sessions that were lost or could not be opened."
         )
         # The gauges by name of the measure in fn_iu_metrics, each with the attribute for the part of the measure.
         self._gauges = {
-            "gate": (meter.create_gauge("iu.gate.open", "1", "1 while a gate is open, else 0."), "iu.gate"),
+            "gate": (meter.create_gauge("iu.gate.open", "1", "1: the gate is open; 0: it is closed."), "iu.gate"),
             "healthy": (
-                meter.create_gauge("iu.worker.healthy", "1", "1 while the worker could do its work, else 0."), ""
+                meter.create_gauge("iu.worker.healthy", "1", "1: the worker is healthy; 0: it is not."), ""
             ),
             "notification_queue": (
                 meter.create_gauge(
-                    "iu.notification_queue.usage", "1", "How full the cluster's NOTIFY queue is, from 0 to 1."
+                    "iu.notification_queue.usage", "1", "Used fraction of the NOTIFY queue of the server, from 0 to 1."
                 ),
                 "",
             ),
             "refused_emits": (
                 meter.create_gauge(
-                    "iu.emit.refused", "{event}", "Events of unregistered types that the emitter refused, so far."
+                    "iu.emit.refused", "{event}", "Events that fn_iu_emit_event refused because of their type."
                 ),
                 "",
             ),
             "lag_items": (
-                meter.create_gauge("iu.lag.items", "{item}", "How much waits, by what it waits for."), "iu.lag.part"
+                meter.create_gauge("iu.lag.items", "{item}", "Number of items that wait."), "iu.lag.part"
             ),
             "lag_seconds": (
-                meter.create_gauge("iu.lag.duration", "s", "How long the oldest of it has waited."), "iu.lag.part"
+                meter.create_gauge("iu.lag.duration", "s", "Age of the oldest item that waits."), "iu.lag.part"
             ),
         }  # fmt: skip
-        self._measurements = meter.create_counter(
-            "iu.measurements", "{measurement}", "Measurements of the database; those with an error failed."
+        self._measurements = meter.create_counter("iu.measurements", "{measurement}", "Measurements of the database.")
+        self._checked = meter.create_counter(
+            "iu.completeness.checked", "{event}", "Events that completeness checks read."
         )
-        self._checked = meter.create_counter("iu.completeness.checked", "{event}", "Events that an audit looked at.")
         self._missing = meter.create_gauge(
-            "iu.completeness.missing", "{event}", "Events that lack attempts, by the last audit."
+            "iu.completeness.missing", "{event}", "Events that lack attempts, by the last completeness check."
         )
-        self._deliveries = meter.create_counter(
-            "iu.deliveries", "{attempt}", "Attempts to deliver, by route and result; those that failed have an error."
-        )
+        self._deliveries = meter.create_counter("iu.deliveries", "{attempt}", "Settled attempts to deliver.")
         self._delivery_duration = meter.create_histogram(
-            "iu.delivery.duration", "s", "How long attempts to deliver took: the median of what was settled at once.",
-            explicit_bucket_boundaries_advisory=SECONDS,
+            "iu.delivery.duration", "s", "Median duration of the calls that were settled together.",
+            explicit_bucket_boundaries_advisory=LATENCY_BUCKETS,
         )  # fmt: skip
-        self._route_held = meter.create_gauge("iu.route.held", "1", "1 while a route is held back, else 0.")
-        self._exported = meter.create_counter("iu.traces.exported", "{span}", "Spans that a collector took.")
-        self._rejected = meter.create_counter("iu.traces.rejected", "{span}", "Spans that one refused for good.")
-        self._held = meter.create_counter("iu.traces.held", "{request}", "Requests that a collector did not take.")
-        self._ignored = meter.create_counter("iu.traces.ignored", "{event}", "Malformed trace contexts.")
+        self._route_paused = meter.create_gauge("iu.route.paused", "1", "1: the route is paused; 0: it delivers.")
+        self._exported = meter.create_counter("iu.traces.exported", "{span}", "Spans that the collector accepted.")
+        self._rejected = meter.create_counter(
+            "iu.traces.rejected", "{span}", "Spans that the collector rejected for good."
+        )
+        self._export_failures = meter.create_counter(
+            "iu.traces.requests.failed", "{request}", "Export requests that the collector did not accept."
+        )
+        self._ignored = meter.create_counter(
+            "iu.traces.ignored", "{event}", "Events whose trace context was malformed and ignored."
+        )
 
     def observe(self, observation: Observation, /) -> None:  # noqa: C901 a table, a line for each
         """Record the figures of an observation, if it has any."""
@@ -130,7 +137,7 @@ class MetricObserver:
                 if batch.seen:
                     self._batch(worker, wake, batch)
             case NotificationMissed(worker, _):
-                self._lost.add(1, self._of(worker))
+                self._missed.add(1, self._of(worker))
             case MetricsTaken(worker, survey):
                 self._measurements.add(1, self._of(worker))
                 self._measured(worker, survey)
@@ -141,14 +148,14 @@ class MetricObserver:
             case DeliveriesSettled(worker, outcomes):
                 self._settled(worker, outcomes)
             case RoutePaused(worker, route) | RouteResumed(worker, route):
-                held = isinstance(observation, RoutePaused)
-                self._route_held.set(int(held), self._of(worker) | {"iu.route.code": route})
+                paused = isinstance(observation, RoutePaused)
+                self._route_paused.set(int(paused), self._of(worker) | {"iu.route.code": route})
             case SpansExported(spans, rejected, ignored):
                 self._exported.add(spans, self._of())
                 self._rejected.add(rejected, self._of())
                 self._ignored.add(ignored, self._of())
             case ExportDelayed():
-                self._held.add(1, self._of())
+                self._export_failures.add(1, self._of())
             case CompletenessChecked(worker, checked, missing, _):
                 self._checked.add(checked, self._of(worker))
                 self._missing.set(missing, self._of(worker))

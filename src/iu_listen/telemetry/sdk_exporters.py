@@ -17,20 +17,20 @@ from urllib.parse import unquote
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.telemetry.sdk_logs import tame
+from iu_listen.telemetry.sdk_logs import install_sdk_log_filter
 
 # Called at import, so that log lines of the SDK are handled in each program that uses it.
-tame()
+install_sdk_log_filter()
 
 Signal = Literal["traces", "metrics"]
 
 #: The documented exporters of each signal.
-KNOWN: Final[Mapping[Signal, tuple[str, ...]]] = {
+DOCUMENTED_EXPORTERS: Final[Mapping[Signal, tuple[str, ...]]] = {
     "traces": ("otlp", "console", "none"),
     "metrics": ("otlp", "prometheus", "console", "none"),
 }
 #: Longest timeout of a request, in seconds.
-LONGEST: Final = 300.0
+MAX_REQUEST_TIMEOUT: Final = 300.0
 
 
 def otlp_variable(environ: Mapping[str, str], name: str, signal: Signal = "traces") -> str:
@@ -39,7 +39,7 @@ def otlp_variable(environ: Mapping[str, str], name: str, signal: Signal = "trace
 
 
 def otlp_timeout(environ: Mapping[str, str], signal: Signal = "traces") -> float:
-    """The longest duration of a request, in seconds. The variable is in milliseconds; 0 means LONGEST.
+    """The longest duration of a request, in seconds. The variable is in milliseconds; 0 means MAX_REQUEST_TIMEOUT.
 
     Raises:
         ConfigurationError: The value is not a whole number of milliseconds.
@@ -49,7 +49,7 @@ def otlp_timeout(environ: Mapping[str, str], signal: Signal = "traces") -> float
         raise ConfigurationError(
             f"OTEL_EXPORTER_OTLP_TIMEOUT={given} is no whole number of milliseconds", "10000 is ten seconds."
         )
-    return min(int(given[:12]) / 1000 or LONGEST, LONGEST)
+    return min(int(given[:12]) / 1000 or MAX_REQUEST_TIMEOUT, MAX_REQUEST_TIMEOUT)
 
 
 def otlp_protocol(environ: Mapping[str, str], signal: Signal = "traces") -> str:
@@ -79,7 +79,7 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> list[str]:
     if "none" in names:
         raise ConfigurationError(f"{variable}: none stands alone", f"As in {variable}=none, or without none.")
     for name in names:
-        if name not in KNOWN[signal] and not _registered(name, signal):
+        if name not in DOCUMENTED_EXPORTERS[signal] and not _registered(name, signal):
             raise ConfigurationError(f"{variable}={name}: there is no such exporter", _hint(name, signal))
     return names
 
@@ -88,8 +88,8 @@ def _hint(name: str, signal: Signal) -> str:
     """The hint for an unknown exporter, with a similar name if there is one."""
     if name == "prometheus":
         return "Prometheus takes metrics alone: OTEL_METRICS_EXPORTER=prometheus."
-    there = f"There are: {', '.join(KNOWN[signal])}; and exporters of installed packages."
-    close = get_close_matches(name, KNOWN[signal], n=1)
+    there = f"There are: {', '.join(DOCUMENTED_EXPORTERS[signal])}; and exporters of installed packages."
+    close = get_close_matches(name, DOCUMENTED_EXPORTERS[signal], n=1)
     return f'Did you mean "{close[0]}"? {there}' if close else there
 
 
@@ -123,12 +123,12 @@ def _exporter(environ: Mapping[str, str], signal: Signal, name: str) -> Any:
         raise ConfigurationError(f"{variable}={name}: it is not installed", f"pip install 'iu-listen[{extra}]'")
     # Passed explicitly, because the SDK reads the variable as seconds.
     options = {"timeout": otlp_timeout(environ, signal)} if registered.startswith("otlp_") else {}
-    with _begins(variable, name):
+    with _creating(variable, name):
         return found[0].load()(**options)
 
 
 @contextmanager
-def _begins(variable: str, name: str) -> Iterator[None]:
+def _creating(variable: str, name: str) -> Iterator[None]:
     """Translate errors at the creation of an exporter or a reader, for example because of an invalid variable.
 
     Raises:
@@ -158,7 +158,7 @@ def metric_reader(found: Any) -> Any:
 
     if isinstance(found, MetricReader):
         return found
-    with _begins("OTEL_METRICS_EXPORTER", "with an interval"):
+    with _creating("OTEL_METRICS_EXPORTER", "with an interval"):
         return PeriodicExportingMetricReader(found)
 
 

@@ -11,7 +11,7 @@ from iu_listen.model.observation import BatchRan, HeartbeatWritten, Observation,
 
 
 class SystemdObserver:
-    """An observer that notifies the watchdog of systemd of progress. Implements Watcher.
+    """An observer that notifies the watchdog of systemd of progress. Implements Observer.
 
     Progress is a batch, a lease that another consumer holds, or a heartbeat in a state other than FAILING. A process
     without progress sends nothing, and systemd restarts it.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import requests
@@ -20,13 +18,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
+from iu_listen.model.retry_after import parse_retry_after
 from iu_listen.model.spans import CollectorAnswer, Verdict
-from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
+from iu_listen.telemetry.otlp.base import OtlpCollector, accepted_verdict, shown_message
 
 #: The statuses that may be caused by the content of a request, so that they would be the same at each attempt.
-MALFORMED: Final = frozenset({400, 413, 422})
+MALFORMED_STATUSES: Final = frozenset({400, 413, 422})
 #: Largest part of an answer that is read, in bytes.
-ANSWER: Final = 2**16
+MAX_ANSWER_BYTES: Final = 2**16
 
 
 class _Adapter(HTTPAdapter):
@@ -96,7 +95,7 @@ class HttpCollector(OtlpCollector):
         try:
             # Redirects are not followed: the headers, which may contain a token, would be sent to another host.
             with self._session.post(self.url, body, timeout=self.timeout, allow_redirects=False, stream=True) as answer:
-                content = answer.raw.read(ANSWER, decode_content=True)
+                content = answer.raw.read(MAX_ANSWER_BYTES, decode_content=True)
                 return verdict(answer, content)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             return Verdict(CollectorAnswer.AGAIN, _reason(error))
@@ -130,44 +129,32 @@ def verdict(answer: requests.Response, content: bytes) -> Verdict:
     # The protocol requires 200; some collectors answer 202.
     if 200 <= answer.status_code < 300:
         return _partial(content)
-    why = f"the collector answered {answer.status_code} {quoted(answer.reason or '')}".rstrip()
-    if said := _said(answer.headers.get("content-type", "text/plain"), content):
+    why = f"the collector answered {answer.status_code} {shown_message(answer.reason or '')}".rstrip()
+    if said := _message_of(answer.headers.get("content-type", "text/plain"), content):
         why += f": {said}"
-    kind = CollectorAnswer.MALFORMED if answer.status_code in MALFORMED else CollectorAnswer.AGAIN
-    return Verdict(kind, why, seconds(answer.headers.get("retry-after")))
-
-
-def seconds(retry_after: str | None) -> float | None:
-    """The delay of Retry-After in seconds, from a number or a date (RFC 9110, 10.2.3); None: absent or invalid."""
-    if not retry_after:
-        return None
-    if re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    kind = CollectorAnswer.MALFORMED if answer.status_code in MALFORMED_STATUSES else CollectorAnswer.AGAIN
+    return Verdict(kind, why, parse_retry_after(answer.headers.get("retry-after"), time.time()))
 
 
 def _partial(content: bytes) -> Verdict:
     """The verdict for a successful answer."""
     try:
-        return accepted(ExportTraceServiceResponse.FromString(content))
+        return accepted_verdict(ExportTraceServiceResponse.FromString(content))
     except DecodeError:
         # For example a proxy that answers 200 with HTML. The spans then count as accepted.
         return Verdict(CollectorAnswer.ACCEPTED)
 
 
-def _said(kind: str, content: bytes) -> str:
+def _message_of(kind: str, content: bytes) -> str:
     """The message of an answer that is a Status of OTLP or a text; otherwise empty.
 
     The caller treats a missing content type as text: a port that expects TLS answers without one.
     """
     if kind.startswith("application/x-protobuf"):
         with suppress(DecodeError):
-            return quoted(Status.FromString(content).message)
+            return shown_message(Status.FromString(content).message)
     if kind.startswith(("text/plain", "application/json")):
-        return quoted(content.decode(errors="replace"))
+        return shown_message(content.decode(errors="replace"))
     return ""
 
 

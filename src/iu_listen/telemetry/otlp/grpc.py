@@ -15,14 +15,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.spans import CollectorAnswer, Verdict
-from iu_listen.telemetry.collector import OtlpCollector, accepted, quoted
+from iu_listen.telemetry.otlp.base import OtlpCollector, accepted_verdict, shown_message
 
 #: The status codes that may be caused by the content of a request.
-KINDS: Final = {
+STATUS_ANSWERS: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: CollectorAnswer.MALFORMED,
     grpc.StatusCode.RESOURCE_EXHAUSTED: CollectorAnswer.TOO_LARGE,
 }
-METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+EXPORT_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 class GrpcCollector(OtlpCollector):
@@ -41,7 +41,7 @@ class GrpcCollector(OtlpCollector):
         else:
             self._channel = grpc.secure_channel(host, self._credentials(), options)
         self._export: Any = self._channel.unary_unary(
-            METHOD, request_serializer=None, response_deserializer=ExportTraceServiceResponse.FromString
+            EXPORT_METHOD, request_serializer=None, response_deserializer=ExportTraceServiceResponse.FromString
         )
         self._compression = grpc.Compression.Gzip if self.zipped else grpc.Compression.NoCompression
         self._call: Any = None
@@ -65,7 +65,7 @@ class GrpcCollector(OtlpCollector):
             self._call = self._export.future(
                 body, timeout=self.timeout, metadata=tuple(self.headers.items()), compression=self._compression
             )
-            return accepted(self._call.result())
+            return accepted_verdict(self._call.result())
         except grpc.RpcError as error:
             return verdict(error)
 
@@ -83,9 +83,9 @@ class GrpcCollector(OtlpCollector):
 def verdict(error: Any) -> Verdict:
     """The verdict for a failed call."""
     code = error.code()
-    details = quoted(error.details() or "")
+    details = shown_message(error.details() or "")
     why = f"the collector answered {code.name}" + (f": {details}" if details else "")
-    kind, delay = KINDS.get(code, CollectorAnswer.AGAIN), _delay(error)
+    kind, delay = STATUS_ANSWERS.get(code, CollectorAnswer.AGAIN), _delay(error)
     # RESOURCE_EXHAUSTED with a delay means that the collector is busy. Without a delay the request may be too large.
     return Verdict(
         CollectorAnswer.AGAIN if kind is CollectorAnswer.TOO_LARGE and delay is not None else kind, why, delay

@@ -7,12 +7,9 @@ lets a program choose the checked address of a connection (guard.py).
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import quote, urljoin
 
@@ -21,29 +18,27 @@ import httpcore
 
 from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Unavailable
+from iu_listen.model.retry_after import parse_retry_after
 from iu_listen.model.secrets import Secrets
-from iu_listen.targets import http_options
 from iu_listen.targets.cloudevents import MODES, header_value
 from iu_listen.targets.guard import HttpOrigin, Resolve, resolve
-from iu_listen.targets.http_backend import GuardedBackend
-from iu_listen.targets.http_options import Options
-from iu_listen.targets.http_pool import HttpAnswer, Pool
+from iu_listen.targets.http.backend import GuardedBackend
+from iu_listen.targets.http.options import HttpOptions, read_options
+from iu_listen.targets.http.pool import HttpAnswer, HttpPool
 
 #: Longest wait for a connection, and for its TLS handshake, in seconds. A third of the deadline is used if it is less,
 #: so that both together stay below the deadline.
-CONNECT: Final = 10.0
+MAX_CONNECT_TIMEOUT: Final = 10.0
 #: Largest number of redirects that are followed.
-REDIRECTS: Final = 2
-#: Longest wait that is accepted from a Retry-After header, in seconds.
-MOST_RETRY_AFTER: Final = 3600.0
+MAX_REDIRECTS: Final = 2
 #: Longest part of an answer that is recorded, in characters.
-EXCERPT: Final = 200
+MAX_EXCERPT_CHARS: Final = 200
 
 #: The outcomes of statuses that are not in the option ``rejects``: by status, else by its first digit, else Failed. For
 #: example 401, 403, 404 and 502 count as Unavailable at first, because a receiver that is being deployed, or whose key
 #: was changed, answers so to every event. If other deliveries of the route succeed, the circuit breaker attributes the
 #: failure to the event (docs/why/delivery.md).
-OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
+STATUS_OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
     408: Failed,
     425: Failed,
     502: Unavailable,
@@ -53,7 +48,7 @@ OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
 }
 
 #: Code and text for errors during a request. The text of httpcore is not used, because it may contain headers.
-_BROKEN: Final[Mapping[type[Exception], tuple[str, str]]] = {
+_REQUEST_ERRORS: Final[Mapping[type[Exception], tuple[str, str]]] = {
     httpcore.TimeoutException: ("timeout", "no answer in time"),
     httpcore.NetworkError: ("disconnect", "the connection broke before the answer came"),
     httpcore.RemoteProtocolError: ("disconnect", "the other side left before it answered, or its answer is no HTTP"),
@@ -70,10 +65,12 @@ class HttpTarget:
         clock: Returns the seconds since 1970, for signatures.
     """
 
-    def __init__(self, options: Options, resolve: Resolve = resolve, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, options: HttpOptions, resolve: Resolve = resolve, clock: Callable[[], float] = time.time
+    ) -> None:
         self._options = options
         self._clock = clock
-        self._pool = Pool(options.address, options.tls, options.http2, GuardedBackend(options.guard, resolve))
+        self._pool = HttpPool(options.address, options.tls, options.http2, GuardedBackend(options.guard, resolve))
 
     def __repr__(self) -> str:
         return f"HttpTarget({self._options.address.scheme}://{self._options.address.authority})"
@@ -92,11 +89,11 @@ class HttpTarget:
         headers, body = self.message(delivery)
         try:
             with anyio.fail_after(delivery.deadline):
-                answer = await self._follow(headers, body, min(CONNECT, delivery.deadline / 3))
+                answer = await self._follow(headers, body, min(MAX_CONNECT_TIMEOUT, delivery.deadline / 3))
         except TimeoutError:
             raise Failed(f"no answer within {delivery.deadline:g} s", code="timeout") from None
-        except tuple(_BROKEN) as error:
-            code, words = next(said for kind, said in _BROKEN.items() if isinstance(error, kind))
+        except tuple(_REQUEST_ERRORS) as error:
+            code, words = next(said for kind, said in _REQUEST_ERRORS.items() if isinstance(error, kind))
             raise Failed(words, code=code) from None
         self._settle(answer)
 
@@ -127,13 +124,13 @@ class HttpTarget:
         return {**headers, **self._options.headers}, body
 
     async def _follow(self, headers: Mapping[str, str], body: bytes, connect: float) -> HttpAnswer:
-        """Send the request, and follow redirects of the same origin with status 307 or 308, at most REDIRECTS times.
+        """Send the request, and follow redirects of the same origin with status 307 or 308, at most MAX_REDIRECTS.
 
         Returns:
             The last answer, or the first redirect that is not followed.
         """
         address = self._options.address
-        for _ in range(REDIRECTS):
+        for _ in range(MAX_REDIRECTS):
             answer = await self._ask(address, headers, body, connect)
             if answer.status not in {307, 308} or not (there := answer.header("location")):
                 return answer
@@ -155,7 +152,7 @@ class HttpTarget:
         status = answer.status
         if 200 <= status < 300:
             return
-        kind = OUTCOMES.get(status) or OUTCOMES.get(status // 100, Failed)
+        kind = STATUS_OUTCOMES.get(status) or STATUS_OUTCOMES.get(status // 100, Failed)
         if status in self._options.rejects:
             kind = Reject
         code = "redirect" if 300 <= status < 400 else f"http_{status}"
@@ -163,11 +160,11 @@ class HttpTarget:
         raise kind(
             f"HTTP {status}: {said}" if said else f"HTTP {status}",
             code=code,
-            retry_after=retry_after(answer.header("retry-after"), self._clock()) if kind is Unavailable else None,
+            retry_after=parse_retry_after(answer.header("retry-after"), self._clock()) if kind is Unavailable else None,
         )
 
     def _excerpt(self, answer: HttpAnswer) -> str:
-        """The first EXCERPT characters of an answer, without secrets and without unprintable characters."""
+        """The first MAX_EXCERPT_CHARS characters of an answer, without secrets and without unprintable characters."""
         text = answer.body.decode(errors="replace")
         for secret in self._options.hidden:
             text = text.replace(secret, "***")
@@ -175,19 +172,7 @@ class HttpTarget:
             # A secret may be cut at the end of the text, so as many characters as the longest secret has are removed.
             text = text[: -len(self._options.hidden[0])]
         # Each unprintable character becomes a blank. Removing it could join two halves of a secret.
-        return "".join(c if c.isprintable() else " " for c in text)[:EXCERPT].strip()
-
-
-def retry_after(text: str, now: float) -> float | None:
-    """The delay that the header Retry-After asks for, in seconds from ``now``; None: it is absent or invalid."""
-    if re.fullmatch(r"[0-9]+", text):
-        return min(float(text), MOST_RETRY_AFTER)
-    try:
-        when = parsedate_to_datetime(text)
-        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - now
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return min(max(0.0, math.ceil(seconds)), MOST_RETRY_AFTER)
+        return "".join(c if c.isprintable() else " " for c in text)[:MAX_EXCERPT_CHARS].strip()
 
 
 def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
@@ -201,4 +186,4 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target:
     Raises:
         ConfigurationError: The address or an option is invalid.
     """
-    return HttpTarget(http_options.read(address, options, secrets))
+    return HttpTarget(read_options(address, options, secrets))

@@ -16,12 +16,12 @@ from iu_listen.model.spans import Common, Span
 from iu_listen.model.version import VERSION
 
 #: Name of the instrumentation scope.
-SCOPE: Final = "iu_listen"
+SCOPE_NAME: Final = "iu_listen"
 #: The version of the semantic conventions that names and attributes follow.
-SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 #: Longest text of an attribute or a status, in characters. It keeps a request below the limit of a server.
-LONGEST: Final = 4096
+MAX_ATTRIBUTE_CHARS: Final = 4096
 
 
 def _varint(number: int) -> bytes:
@@ -55,14 +55,14 @@ def _key(key: str) -> bytes:
 
 
 def shortened(text: str) -> str:
-    """The text itself if it is not longer than LONGEST, else its first characters and an ellipsis."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    """The text itself if it is not longer than MAX_ATTRIBUTE_CHARS, else its first characters and an ellipsis."""
+    return text if len(text) <= MAX_ATTRIBUTE_CHARS else text[: MAX_ATTRIBUTE_CHARS - 1] + "…"
 
 
 def _key_value(key: str, value: str | int) -> bytes:
     if isinstance(value, str):
         # The length is tested here to save a function call: a span has about ten texts.
-        any_value = _field(b"\x0a", (value if len(value) <= LONGEST else shortened(value)).encode())
+        any_value = _field(b"\x0a", (value if len(value) <= MAX_ATTRIBUTE_CHARS else shortened(value)).encode())
     else:
         any_value = b"\x18" + _varint(value % 2**64)
     return _key(key) + _SIZE[len(any_value)] + any_value
@@ -107,8 +107,8 @@ def request(spans: bytes, resource: Mapping[str, Any]) -> bytes:
         spans: The concatenated results of encode_spans().
         resource: The attributes of the resource: texts or whole numbers; other values are converted to text.
     """
-    scope = _field(b"\x0a", SCOPE.encode()) + _field(b"\x12", VERSION.encode())
-    scope_spans = _field(b"\x0a", scope) + spans + _field(b"\x1a", SCHEMA.encode())
+    scope = _field(b"\x0a", SCOPE_NAME.encode()) + _field(b"\x12", VERSION.encode())
+    scope_spans = _field(b"\x0a", scope) + spans + _field(b"\x1a", SCHEMA_URL.encode())
     who = b"".join(_field(b"\x0a", _key_value(k, v if type(v) in (str, int) else str(v))) for k, v in resource.items())
     return _field(b"\x0a", _field(b"\x0a", who) + _field(b"\x12", scope_spans))
 
@@ -119,9 +119,9 @@ def as_json(spans: Iterable[Span], resource: Mapping[str, Any]) -> dict[str, Any
         "resourceSpans": [{
             "resource": {"attributes": _json_attributes({k: str(v) for k, v in resource.items()})},
             "scopeSpans": [{
-                "scope": {"name": SCOPE, "version": VERSION},
+                "scope": {"name": SCOPE_NAME, "version": VERSION},
                 "spans": [_json_span(span) for span in spans],
-                "schemaUrl": SCHEMA,
+                "schemaUrl": SCHEMA_URL,
             }],
         }],
     }  # fmt: skip

@@ -16,19 +16,19 @@ from standardwebhooks import Webhook
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets, read_ca
-from iu_listen.targets.guard import Guard, HttpOrigin, NotAllowed, allow_hint, check_host
+from iu_listen.targets.guard import Guard, HostNotAllowed, HttpOrigin, allow_hint, check_host
 
-_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
 #: Values of headers: visible ASCII, with blanks that are neither first nor last.
-_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+_HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 #: Headers that a route may not set: those that the target sets, those of message framing, and those for proxies.
-_OURS: Final = re.compile(
+_RESERVED_HEADERS: Final = re.compile(
     r"host|content-.*|transfer-encoding|te|trailer|connection|keep-alive|upgrade|expect|proxy-.*|:.*"
     r"|idempotency-key|traceparent|webhook-.*|ce-.*",
     re.IGNORECASE,
 )
 #: Headers that contain a secret: the usual headers for credentials, and headers whose name suggests a secret.
-_SECRET: Final = re.compile(
+_SECRET_HEADERS: Final = re.compile(
     r"authorization|.*-authorization|cookie|.*(api-?key|access-?key|secret|token|passw(or)?d|credential|signature).*"
     r"|x-auth(-.*)?|.*-key",
     re.IGNORECASE,
@@ -36,7 +36,7 @@ _SECRET: Final = re.compile(
 
 
 #: The hint if a route sets allow_private: the process, not the route, decides which hosts may be reached.
-MOVED: Final = "Whoever runs the consumer says what may be reached: IU_LISTEN_ALLOW_PRIVATE."
+ALLOW_PRIVATE_HINT: Final = "Whoever runs the consumer says what may be reached: IU_LISTEN_ALLOW_PRIVATE."
 
 
 def _texts(value: Any) -> bool:
@@ -53,10 +53,10 @@ def _headers(value: Any) -> bool:
 
 
 #: Statuses that make an event a dead letter at once, because they concern the request, not the state of the receiver.
-REJECTS: Final = [400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422, 431, 451]
+REJECTED_STATUSES: Final = [400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 422, 431, 451]
 
 #: The options, each with its default, a test of a value, and a description of the allowed values.
-OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
+HTTP_OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "mode": ("structured", lambda v: v in ("structured", "binary"), "structured or binary"),
     "method": ("POST", lambda v: v in ("POST", "PUT"), "POST or PUT"),
     "http2": (False, lambda v: isinstance(v, bool), "true or false"),
@@ -65,7 +65,7 @@ OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "allow_hosts": (None, _texts, "a list of host names"),
     "ca": ("", lambda v: isinstance(v, str), "the path of a file with certificates (PEM)"),
     "rejects": (
-        REJECTS,
+        REJECTED_STATUSES,
         lambda v: isinstance(v, list) and all(type(s) is int and 300 <= s <= 599 for s in v),
         "a list of statuses, 300 to 599",
     ),
@@ -74,7 +74,7 @@ OPTIONS: Final[Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class HttpOptions:
     """The address and the options of an HTTP target, validated and with secrets resolved.
 
     Attributes:
@@ -104,29 +104,29 @@ class Options:
     hidden: tuple[str, ...] = field(repr=False)
 
 
-def read(address: str, options: Mapping[str, Any], secrets: Secrets) -> Options:
+def read_options(address: str, options: Mapping[str, Any], secrets: Secrets) -> HttpOptions:
     """Read the address and the options of a route.
 
     Raises:
         ConfigurationError: The address or an option is invalid. The message names the option and the allowed values. It
             does not show values that may be a misplaced secret.
     """
-    given = {name: default for name, (default, _, _) in OPTIONS.items()}
+    given = {name: default for name, (default, _, _) in HTTP_OPTIONS.items()}
     for name, value in options.items():
         if name == "allow_private":
-            raise ConfigurationError("allow_private is no option of a route", MOVED)
-        if name not in OPTIONS:
+            raise ConfigurationError("allow_private is no option of a route", ALLOW_PRIVATE_HINT)
+        if name not in HTTP_OPTIONS:
             raise ConfigurationError(
-                f"targets of HTTP have no option {name[:40]!a}", f"There are: {', '.join(sorted(OPTIONS))}"
+                f"targets of HTTP have no option {name[:40]!a}", f"There are: {', '.join(sorted(HTTP_OPTIONS))}"
             )
-        _, good, what = OPTIONS[name]
+        _, good, what = HTTP_OPTIONS[name]
         if not good(value):
             raise ConfigurationError(f"the option {name} must be {what}")
         given[name] = value
     guard = Guard.allowing(secrets.allow_private)
     keys = [secrets.get(name) for name in given["secrets"]]
     headers, hidden = _read_headers(given["headers"], secrets)
-    return Options(
+    return HttpOptions(
         address=_read_address(address, guard, given["allow_hosts"]),
         mode=given["mode"],
         method=given["method"],
@@ -150,7 +150,7 @@ def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> HttpOr
         raise ConfigurationError(f"{address.host} is not in allow_hosts")
     check_host(guard, address.host)
     if address.scheme == "http" and not guard.trusts(address.host):
-        raise NotAllowed(
+        raise HostNotAllowed(
             f"http:// to {address.host} would be read by everybody on the way",
             f"Use https://; or, if it is meant, {allow_hint(address.host)}",
         )
@@ -160,20 +160,20 @@ def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> HttpOr
 def _read_headers(given: Mapping[str, Any], secrets: Secrets) -> tuple[dict[str, str], list[str]]:
     headers, hidden = {}, []
     for name, value in ((name.lower(), value) for name, value in given.items()):
-        if not _NAME.fullmatch(name) or _OURS.fullmatch(name):
+        if not _HEADER_NAME.fullmatch(name) or _RESERVED_HEADERS.fullmatch(name):
             raise ConfigurationError(f"the option headers cannot have {name[:40]!a}", "We set it, or it is no name.")
         if isinstance(value, str):
-            if _SECRET.fullmatch(name):
+            if _SECRET_HEADERS.fullmatch(name):
                 raise ConfigurationError(
                     f"the header {name} holds a secret: give its place",
-                    f"The option headers is {OPTIONS['headers'][2]}",
+                    f"The option headers is {HTTP_OPTIONS['headers'][2]}",
                 )
             headers[name] = value
         else:
             secret = secrets.get(value["secret"]).reveal()
             headers[name] = value.get("prefix", "") + secret
             hidden.append(secret)
-        if not _VALUE.fullmatch(headers[name]):
+        if not _HEADER_VALUE.fullmatch(headers[name]):
             raise ConfigurationError(f"the header {name} has a value that is empty, or no plain ASCII")
     return headers, hidden
 

@@ -19,9 +19,9 @@ from iu_listen.model.delivery import Unavailable
 from iu_listen.targets.guard import HttpOrigin
 
 #: Longest wait for the rest of an answer after its status, in seconds; at most half of the time to the deadline.
-REST: Final = 5.0
+BODY_TIMEOUT: Final = 5.0
 #: Time after which an idle connection is closed, in seconds. Servers that use Node.js close theirs after 5 seconds.
-KEPT: Final = 4.0
+IDLE_TIMEOUT: Final = 4.0
 
 # At level DEBUG hpack logs all headers, which may contain a token.
 logging.getLogger("hpack").setLevel(logging.INFO)
@@ -49,7 +49,7 @@ class HttpAnswer:
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
+class _PooledConnection:
     """A connection of the pool.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Line:
     failure: Unavailable | None = None
 
 
-class Pool:
+class HttpPool:
     """Connections to one origin: one for each concurrent request, or with HTTP/2 one for all requests.
 
     Args:
@@ -88,9 +88,9 @@ class Pool:
         self._tls = tls
         self._http2 = http2
         self._backend = backend
-        self._lines: set[_Line] = set()
+        self._connections: set[_PooledConnection] = set()
         #: The connections that a request may take. The one that was used last is taken first, so the others can expire.
-        self._free: list[_Line] = []
+        self._free: list[_PooledConnection] = []
 
     async def ask(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, *, connect: float, most: int
@@ -149,11 +149,11 @@ class Pool:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        while self._lines:
-            await self._lines.pop().connection.aclose()
+        while self._connections:
+            await self._connections.pop().connection.aclose()
         self._free.clear()
 
-    async def _opening(self, line: _Line) -> dict[str, Any]:
+    async def _opening(self, line: _PooledConnection) -> dict[str, Any]:
         """Let the first request on a new HTTP/2 connection open it, while the others wait for the result.
 
         Without this, each of them in turn would wait for a connection that cannot be opened.
@@ -175,7 +175,7 @@ class Pool:
 
         return {"trace": happens}
 
-    async def _take(self, fresh: bool) -> _Line:
+    async def _take(self, fresh: bool) -> _PooledConnection:
         """A free connection, or a new one if none is usable; with ``fresh`` only one that has carried no answer yet."""
         while self._free:
             line = self._free[-1]
@@ -188,17 +188,17 @@ class Pool:
                 self._withhold(line)
             else:
                 await self._drop(line)
-        line = _Line(
+        line = _PooledConnection(
             httpcore.AsyncHTTPConnection(
-                self._origin, self._tls, KEPT, http2=self._http2, network_backend=self._backend
+                self._origin, self._tls, IDLE_TIMEOUT, http2=self._http2, network_backend=self._backend
             )
         )
-        self._lines.add(line)
+        self._connections.add(line)
         if self._http2:
             self._offer(line)
         return line
 
-    async def _give(self, line: _Line) -> None:
+    async def _give(self, line: _PooledConnection) -> None:
         """Return a connection to the pool, or close it.
 
         An HTTP/2 answer that is not read to its end keeps a part of the flow-control window of the connection, which
@@ -214,18 +214,18 @@ class Pool:
         if self._free and self._free[0].connection.has_expired():
             await self._drop(self._free[0])
 
-    def _offer(self, line: _Line) -> None:
+    def _offer(self, line: _PooledConnection) -> None:
         line.free = True
         self._free.append(line)
 
-    def _withhold(self, line: _Line) -> None:
+    def _withhold(self, line: _PooledConnection) -> None:
         if line.free:
             line.free = False
             self._free.remove(line)
 
-    async def _drop(self, line: _Line) -> None:
+    async def _drop(self, line: _PooledConnection) -> None:
         self._withhold(line)
-        self._lines.discard(line)
+        self._connections.discard(line)
         with anyio.CancelScope(shield=True):
             await line.connection.aclose()
 
@@ -235,7 +235,7 @@ async def _read(response: httpcore.Response, most: int) -> HttpAnswer:
     got, whole = bytearray(), False
     left = anyio.current_effective_deadline() - anyio.current_time()
     # A cancellation ends reading before the end of the body and leaves the connection in a clean state.
-    with anyio.move_on_after(min(REST, left / 2)) as reading:
+    with anyio.move_on_after(min(BODY_TIMEOUT, left / 2)) as reading:
         try:
             async for chunk in response.aiter_stream():
                 got += chunk[: most + 1 - len(got)]

@@ -24,26 +24,24 @@ import anyio.lowlevel
 
 from iu_listen.model.errors import ConfigurationError, words
 from iu_listen.model.spans import CollectorAnswer, Span, Verdict
-from iu_listen.telemetry.otlp import encode_spans, request
-from iu_listen.telemetry.sdk_exporters import exporter_names, otlp_protocol, otlp_timeout, otlp_variable, resource
+from iu_listen.telemetry.otlp.encoding import encode_spans, request
+from iu_listen.telemetry.sdk_exporters import otlp_timeout, otlp_variable, resource
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 #: Number of spans that are encoded without a pause for other tasks. It takes about 0.3 ms, in which the consumer in the
 #: same process cannot run.
-SLICE: Final = 32
+SPANS_PER_SLICE: Final = 32
 #: Largest request, in bytes: by default a gRPC server accepts 4 MiB.
-MOST: Final = 3 * 2**20
+MAX_REQUEST_BYTES: Final = 3 * 2**20
 #: Longest part of a collector's message that is shown, in characters.
-WORDS: Final = 200
-#: Names of the exporter in OTEL_TRACES_EXPORTER, each with its protocol; empty: OTEL_EXPORTER_OTLP_PROTOCOL decides.
-PROTOCOLS: Final = {"otlp": "", "otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
-_VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
+MAX_MESSAGE_CHARS: Final = 200
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
 
 
-def headers(text: str) -> dict[str, str]:
+def read_headers(text: str) -> dict[str, str]:
     """Read headers from ``key=value,key=value``; the values are percent-encoded (W3C Baggage).
 
     Raises:
@@ -55,15 +53,15 @@ def headers(text: str) -> dict[str, str]:
     for pair in filter(str.strip, text.split(",")):
         key, separator, value = pair.partition("=")
         name, value = key.strip().lower(), unquote(value.strip())
-        if not separator or not _NAME.fullmatch(name):
+        if not separator or not _HEADER_NAME.fullmatch(name):
             raise ConfigurationError("OTEL_EXPORTER_OTLP_HEADERS: a header has no name, an odd one, or no =", hint)
-        if not _VALUE.fullmatch(value):
+        if not _HEADER_VALUE.fullmatch(value):
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_HEADERS: {name} has characters that no header may have", hint)
         found[name] = value
     return found
 
 
-def _readable(files: Mapping[str, str]) -> None:
+def _check_files(files: Mapping[str, str]) -> None:
     """Check that the files of certificates and keys can be read.
 
     Raises:
@@ -81,7 +79,7 @@ def _readable(files: Mapping[str, str]) -> None:
         raise ConfigurationError(f"a certificate or key cannot be used: {why}", names) from error
 
 
-def address(url: str, example: str) -> str:
+def checked_endpoint(url: str, example: str) -> str:
     """Return the URL of an endpoint unchanged, if it is valid.
 
     Raises:
@@ -100,15 +98,15 @@ def address(url: str, example: str) -> str:
     return url
 
 
-def quoted(text: str) -> str:
-    """The first WORDS characters of a collector's message, in one line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:WORDS]).split())
+def shown_message(text: str) -> str:
+    """The first MAX_MESSAGE_CHARS characters of a collector's message, in one line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:MAX_MESSAGE_CHARS]).split())
 
 
-def accepted(answer: ExportTraceServiceResponse) -> Verdict:
+def accepted_verdict(answer: ExportTraceServiceResponse) -> Verdict:
     """The verdict for an accepted request; the protocol forbids to send its rejected spans again."""
     partial = answer.partial_success
-    return Verdict(CollectorAnswer.ACCEPTED, quoted(partial.error_message), rejected=partial.rejected_spans)
+    return Verdict(CollectorAnswer.ACCEPTED, shown_message(partial.error_message), rejected=partial.rejected_spans)
 
 
 class OtlpCollector(ABC):
@@ -125,17 +123,17 @@ class OtlpCollector(ABC):
     default: str
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.url = address(self.endpoint(environ), self.default)
+        self.url = checked_endpoint(self.endpoint(environ), self.default)
         self.timeout = otlp_timeout(environ)
         compression = otlp_variable(environ, "COMPRESSION").strip().lower() or "none"
         if compression not in ("none", "gzip"):
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_COMPRESSION must be none or gzip, not {compression}")
         self.zipped = compression == "gzip"
-        self.headers = headers(otlp_variable(environ, "HEADERS"))
+        self.headers = read_headers(otlp_variable(environ, "HEADERS"))
         files = {name: otlp_variable(environ, name) for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")}
-        _readable(files)
+        _check_files(files)
         self.certificate, self.client_certificate, self.client_key = files.values()
-        self._aside: _Aside | None = None
+        self._requests: _RequestThread | None = None
         self._resource: dict[str, Any] = dict(resource(environ).attributes)
         try:
             request(b"", self._resource)
@@ -150,35 +148,35 @@ class OtlpCollector(ABC):
     async def send(self, spans: Sequence[Span]) -> Verdict:
         """Send spans, and return the verdict within OTEL_EXPORTER_OTLP_TIMEOUT."""
         parts = []
-        for begin in range(0, len(spans), SLICE):
-            parts.append(encode_spans(spans[begin : begin + SLICE]))
+        for begin in range(0, len(spans), SPANS_PER_SLICE):
+            parts.append(encode_spans(spans[begin : begin + SPANS_PER_SLICE]))
             await anyio.lowlevel.checkpoint()
         body = request(b"".join(parts), self._resource)
-        if len(body) > MOST and len(spans) > 1:
+        if len(body) > MAX_REQUEST_BYTES and len(spans) > 1:
             return Verdict(CollectorAnswer.TOO_LARGE)
         # The timeouts of the libraries start again with each byte. So after the timeout the connection is cut, and the
         # thread of the request is abandoned.
         try:
             with anyio.fail_after(self.timeout):
-                self._aside = self._aside or _Aside()
-                verdict = await self._aside.do(lambda: self.post(body))
+                self._requests = self._requests or _RequestThread()
+                verdict = await self._requests.do(lambda: self.post(body))
         except TimeoutError:
-            self._leave()
+            self._abandon()
             return Verdict(CollectorAnswer.AGAIN, f"no answer within {self.timeout:g} s (OTEL_EXPORTER_OTLP_TIMEOUT)")
         except anyio.get_cancelled_exc_class():
-            self._leave()
+            self._abandon()
             raise
         except Exception as error:  # noqa: BLE001 after any error the spans are sent again
             return Verdict(CollectorAnswer.AGAIN, f"no way to the collector: {words(error)}")
         # The number is added to a counter, so it must be between 0 and the number of spans.
         return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
 
-    def _leave(self) -> None:
+    def _abandon(self) -> None:
         """Abandon the request that is running, if there is one."""
         self.hang_up()
-        if self._aside is not None:
-            self._aside.end()
-            self._aside = None
+        if self._requests is not None:
+            self._requests.end()
+            self._requests = None
 
     @abstractmethod
     def post(self, body: bytes) -> Verdict:
@@ -190,10 +188,10 @@ class OtlpCollector(ABC):
 
     def close(self) -> None:
         """Close the connections."""
-        self._leave()
+        self._abandon()
 
 
-class _Aside:
+class _RequestThread:
     """A thread that executes calls one after another. Even the end of the interpreter does not wait for it.
 
     The thread is kept for many calls, because the start of a thread waits for the interpreter lock and delays the
@@ -231,30 +229,3 @@ class _Aside:
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]
-
-
-def collector(environ: Mapping[str, str]) -> OtlpCollector | None:
-    """The collector for ``otlp`` in OTEL_TRACES_EXPORTER; None: the variable does not contain ``otlp``.
-
-    Raises:
-        ConfigurationError: A required package is not installed, or a variable has an invalid value.
-    """
-    wanted = next((name for name in exporter_names(environ, "traces") if name in PROTOCOLS), None)
-    if wanted is None:
-        return None
-    protocol = PROTOCOLS[wanted] or otlp_protocol(environ)
-    try:
-        # Imported here, because the imports are slow and at most one of the two is needed.
-        if protocol == "grpc":
-            from iu_listen.telemetry.otlp_grpc import GrpcCollector  # noqa: PLC0415
-
-            return GrpcCollector(environ)
-        from iu_listen.telemetry.otlp_http import HttpCollector  # noqa: PLC0415
-
-        return HttpCollector(environ)
-    except ImportError as missing:
-        extra = "otlp-grpc" if protocol == "grpc" else "otlp"
-        raise ConfigurationError(
-            f"OTEL_TRACES_EXPORTER={wanted} needs the extra {extra}, which is not installed",
-            f"pip install 'iu-listen[{extra}]'",
-        ) from missing
