@@ -117,10 +117,21 @@ revoke execute on function
     public.fn_iu_outbox_full_xid(xid, xid8),
     public.fn_iu_outbox_verdict(public.iu_route_worker_cursor, boolean, xid8, xid8, bigint, uuid, xid),
     public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
+    public.fn_iu_outbox_reanchor_plan(text[], xid8, pg_snapshot, timestamptz, xid8, bigint),
+    public.fn_iu_trace_reanchor(uuid, pg_snapshot, boolean, xid8, timestamptz),
     public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean),
     public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
+    public.fn_iu_completeness_begin(public.iu_completeness_pass, text),
+    public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer),
     public.fn_iu_completeness_repair(text, integer),
     public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_event_verdict(
+        text, public.iu_route_worker_cursor[], timestamptz, timestamptz, xid8, bigint, uuid),
+    public.fn_iu_retention_attempt_verdict(text, uuid, text),
+    public.fn_iu_retention_dead_letter_verdict(text, uuid, integer, timestamptz),
+    public.fn_iu_retention_run_events(integer, timestamptz, jsonb),
+    public.fn_iu_retention_run_attempts(integer, timestamptz, jsonb),
+    public.fn_iu_retention_run_dead_letters(integer, timestamptz, jsonb),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
@@ -252,6 +263,8 @@ grant select (status, idempotency_key, attempt_no),
 -- The completeness check reads the attempts of events, and records its progress and its findings. It repairs nothing.
 grant execute on function
     public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
+    public.fn_iu_completeness_begin(public.iu_completeness_pass, text),
+    public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     to iu_listen_consumer;
 grant select (event_ref, route_kind, route_code, route_count, ctid) on public.iu_route_attempt to iu_listen_consumer;
@@ -304,6 +317,10 @@ grant execute on function
     public.fn_iu_delivery_progress_missing(text), public.fn_iu_delivery_first(text, bigint),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_event_verdict(
+        text, public.iu_route_worker_cursor[], timestamptz, timestamptz, xid8, bigint, uuid),
+    public.fn_iu_retention_attempt_verdict(text, uuid, text),
+    public.fn_iu_retention_dead_letter_verdict(text, uuid, integer, timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
     public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8), public.fn_iu_metrics(text), public.fn_iu_delivery_closed_switch(text),
@@ -398,6 +415,8 @@ grant update (prev, tick, tick_floor, pos_seq, pos_id, own_xid, own_seq, hi_seq,
 -- For audit and audit --repair. A repair gives an event a new position, and changes nothing else of the event.
 grant execute on function
     public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
+    public.fn_iu_completeness_begin(public.iu_completeness_pass, text),
+    public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer),
     public.fn_iu_completeness_repair(text, integer)
     to iu_listen_operator;
 grant insert (worker_name),
@@ -425,6 +444,13 @@ grant execute on function
     public.fn_iu_outbox_refusal(uuid, pg_snapshot),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid),
     public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
+    public.fn_iu_retention_event_verdict(
+        text, public.iu_route_worker_cursor[], timestamptz, timestamptz, xid8, bigint, uuid),
+    public.fn_iu_retention_attempt_verdict(text, uuid, text),
+    public.fn_iu_retention_dead_letter_verdict(text, uuid, integer, timestamptz),
+    public.fn_iu_retention_run_events(integer, timestamptz, jsonb),
+    public.fn_iu_retention_run_attempts(integer, timestamptz, jsonb),
+    public.fn_iu_retention_run_dead_letters(integer, timestamptz, jsonb),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions()
     to iu_listen_janitor;

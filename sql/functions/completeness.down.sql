@@ -17,5 +17,14 @@ $$;
 drop function if exists public.fn_iu_completeness_repair(text, integer);
 drop function if exists public.fn_iu_completeness_page(text, integer, bigint);
 drop function if exists public.fn_iu_completeness_confirm(text);
+-- The arguments of these functions are rows of a table that may be missing; then the functions are missing as well.
+do $$
+begin
+    if to_regclass('public.iu_completeness_pass') is not null then
+        drop function if exists public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer);
+        drop function if exists public.fn_iu_completeness_begin(public.iu_completeness_pass, text);
+    end if;
+end
+$$;
 drop view if exists public.v_iu_completeness;
 drop view if exists public.v_iu_completeness_missing;

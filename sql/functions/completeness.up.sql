@@ -90,6 +90,132 @@ comment on function public.fn_iu_completeness_confirm(text) is
     'complete or deleted, and confirms the others. Answers the number of incomplete events, and the route codes that '
     'it met.';
 
+-- The beginning and one page of a pass -------------------------------------------------------------------
+
+-- The state of a pass that begins now. Its caller stores it.
+create or replace function public.fn_iu_completeness_begin(a public.iu_completeness_pass, p_event_domain text)
+returns public.iu_completeness_pass
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    a.pass := a.pass + 1;
+    a.started_at := clock_timestamp();
+    a.pos_seq := null;
+    a.pos_id := null;
+    a.walked := false;
+    a.checked := 0;
+    a.suspects := 0;
+    a.near := 0;
+    a.width := 125;
+    -- Events that earlier passes found incomplete are confirmed again, because they may be complete now.
+    select count(*) into a.missing
+      from public.iu_completeness_missing m where m.worker_name = a.worker_name and m.accepted_at is null;
+    select o.event_seq into a.from_seq from public.event_outbox o
+     where o.event_domain = p_event_domain order by o.event_seq, o.id limit 1;
+    select o.event_seq into a.until_seq from public.event_outbox o
+     where o.event_domain = p_event_domain order by o.event_seq desc, o.id desc limit 1;
+    return a;
+end
+$$;
+comment on function public.fn_iu_completeness_begin(public.iu_completeness_pass, text) is
+    'The state of a new pass of the completeness check, from the first to the last event of the domain.';
+
+-- Checks one page, and answers the state of the pass after it. Its caller stores the state. The planner settings are those
+-- of the caller, fn_iu_completeness_page.
+create or replace function public.fn_iu_completeness_walk(
+    a public.iu_completeness_pass, p_event_domain text, p_limit integer)
+returns public.iu_completeness_pass
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_first_id constant uuid := '00000000-0000-0000-0000-000000000000';
+    v_page     bigint;
+    v_checked  bigint;
+    v_short    uuid[];
+    v_last_seq bigint;
+    v_last_id  uuid;
+    v_from     constant tid := format('(%s,0)', greatest(a.near - 4, 0));
+    v_to       constant tid := format('(%s,0)', a.near + 8 + least(4096, a.width * p_limit / 800));
+    v_place    tid;
+    v_step     bigint;
+    v_added    bigint;
+begin
+    with page as materialized (
+        select o.id, o.event_seq, o.xact_id
+          from public.event_outbox o
+         where o.event_domain = p_event_domain
+           and (o.event_seq, o.id) > (coalesce(a.pos_seq, -9223372036854775808), coalesce(a.pos_id, v_first_id))
+           and o.event_seq <= a.until_seq
+         order by o.event_seq, o.id
+         limit p_limit
+    ), near as materialized (
+        select x.event_ref, x.route_count, x.ctid as place
+          from public.iu_route_attempt x
+         where x.ctid >= v_from and x.ctid < v_to and x.attempt_no = 1 and x.route_kind = 'outbound'
+    ), judged as materialized (
+        select u.id, max(u.event_seq) as event_seq, bool_or(u.consumed) as consumed, count(u.place) as found,
+               greatest(max(u.route_count), 1) as wanted, max(u.place) as place
+          from (select p.id, p.event_seq, null::smallint as route_count, null::tid as place,
+                       public.fn_iu_outbox_consumed(w, p.xact_id, p.event_seq, p.id) as consumed
+                  from page p
+                  join public.iu_route_worker_cursor w on w.worker_name = a.worker_name
+                union all
+                select n.event_ref, null, n.route_count, n.place, null from near n) u
+         group by u.id
+        having count(u.event_seq) > 0
+    )
+    select (select count(*) from page), count(*) filter (where j.consumed),
+           array_agg(j.id) filter (where j.consumed and j.found < j.wanted),
+           (array_agg(j.event_seq order by j.event_seq, j.id))[count(*)],
+           (array_agg(j.id order by j.event_seq, j.id))[count(*)],
+           (array_agg(j.place order by j.event_seq, j.id))[count(*)]
+      into v_page, v_checked, v_short, v_last_seq, v_last_id, v_place
+      from judged j;
+
+    if v_short is not null then
+        with probed as materialized (
+            select e.id, t.found, t.wanted, t.place
+              from unnest(v_short) e(id)
+             cross join lateral (
+                   select count(coalesce(x.event_ref, d.event_ref, v.event_ref)) as found,
+                          greatest(max(x.route_count), max(v.route_count), 1) as wanted, max(x.ctid) as place
+                     from unnest(a.codes) k(route_code)
+                     left join public.iu_route_attempt x
+                       on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
+                     left join public.iu_route_dead_letter d
+                       on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0
+                     left join public.iu_route_delivery v
+                       on v.event_ref = e.id and v.route_code = k.route_code and v.attempt_no = 1) t
+        ), added as (
+            insert into public.iu_completeness_missing (worker_name, event_ref)
+            select a.worker_name, p.id from probed p where p.found < p.wanted
+            on conflict (worker_name, event_ref) do nothing
+            returning 1)
+        select (select count(*) from added), coalesce(v_place, (select p.place from probed p where p.id = v_last_id))
+          into v_added, v_place;
+        a.suspects := a.suspects + v_added;
+    end if;
+
+    -- The blocks in which the attempts of the next page are expected, and their number. Page sizes differ, because
+    -- each caller chooses its own.
+    if v_place is not null then
+        v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
+        a.near := a.near + v_step;
+        a.width := case when v_step >= 0 then v_step * 1000 / v_page + 1 else 125 end;
+    end if;
+    a.checked := a.checked + v_checked;
+    a.pos_seq := coalesce(v_last_seq, a.pos_seq);
+    a.pos_id := coalesce(v_last_id, a.pos_id);
+    a.walked := v_page < p_limit;
+    return a;
+end
+$$;
+comment on function public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer) is
+    'Checks whether the next p_limit events of a pass have their attempts, lists those that lack some as suspected, and '
+    'answers the state of the pass after them.';
+
 -- Pass ---------------------------------------------------------------------------------------------------
 --
 -- A pass reads the outbox in the order of event_seq, one page at a time, from the lowest to the highest number at its
@@ -127,17 +253,6 @@ declare
     c           public.iu_route_worker_cursor;
     a           public.iu_completeness_pass;
     v_refusal   text;
-    v_first_id  constant uuid := '00000000-0000-0000-0000-000000000000';
-    v_page      bigint;
-    v_checked   bigint;
-    v_short     uuid[];
-    v_last_seq  bigint;
-    v_last_id   uuid;
-    v_from      tid;
-    v_to        tid;
-    v_place     tid;
-    v_step      bigint;
-    v_added     bigint;
     v_confirm   jsonb;
     v_confirmed boolean := false;
 begin
@@ -163,22 +278,7 @@ begin
         return jsonb_build_object('status', 'superseded', 'worker_name', p_worker_name, 'pass', p_pass);
     end if;
     if (a.started_at is null and p_pass is null) or p_pass = 0 then
-        a.pass := a.pass + 1;
-        a.started_at := clock_timestamp();
-        a.pos_seq := null;
-        a.pos_id := null;
-        a.walked := false;
-        a.checked := 0;
-        a.suspects := 0;
-        a.near := 0;
-        a.width := 125;
-        -- Events that earlier passes found incomplete are confirmed again, because they may be complete now.
-        select count(*) into a.missing
-          from public.iu_completeness_missing m where m.worker_name = p_worker_name and m.accepted_at is null;
-        select o.event_seq into a.from_seq from public.event_outbox o
-         where o.event_domain = c.event_domain order by o.event_seq, o.id limit 1;
-        select o.event_seq into a.until_seq from public.event_outbox o
-         where o.event_domain = c.event_domain order by o.event_seq desc, o.id desc limit 1;
+        a := public.fn_iu_completeness_begin(a, c.event_domain);
     end if;
     a.codes := array(select unnest(a.codes)
                      union select r.route_code from public.iu_outbound_route r where r.event_domain = c.event_domain
@@ -188,75 +288,7 @@ begin
         -- Another caller has ended this pass.
         null;
     elsif not a.walked and a.suspects < 10000 + a.missing then
-        v_from := format('(%s,0)', greatest(a.near - 4, 0));
-        v_to := format('(%s,0)', a.near + 8 + least(4096, a.width * p_limit / 800));
-        with page as materialized (
-            select o.id, o.event_seq, o.xact_id
-              from public.event_outbox o
-             where o.event_domain = c.event_domain
-               and (o.event_seq, o.id) > (coalesce(a.pos_seq, -9223372036854775808), coalesce(a.pos_id, v_first_id))
-               and o.event_seq <= a.until_seq
-             order by o.event_seq, o.id
-             limit p_limit
-        ), near as materialized (
-            select x.event_ref, x.route_count, x.ctid as place
-              from public.iu_route_attempt x
-             where x.ctid >= v_from and x.ctid < v_to and x.attempt_no = 1 and x.route_kind = 'outbound'
-        ), judged as materialized (
-            select u.id, max(u.event_seq) as event_seq, bool_or(u.consumed) as consumed, count(u.place) as found,
-                   greatest(max(u.route_count), 1) as wanted, max(u.place) as place
-              from (select p.id, p.event_seq, null::smallint as route_count, null::tid as place,
-                           public.fn_iu_outbox_consumed(w, p.xact_id, p.event_seq, p.id) as consumed
-                      from page p
-                      join public.iu_route_worker_cursor w on w.worker_name = p_worker_name
-                    union all
-                    select n.event_ref, null, n.route_count, n.place, null from near n) u
-             group by u.id
-            having count(u.event_seq) > 0
-        )
-        select (select count(*) from page), count(*) filter (where j.consumed),
-               array_agg(j.id) filter (where j.consumed and j.found < j.wanted),
-               (array_agg(j.event_seq order by j.event_seq, j.id))[count(*)],
-               (array_agg(j.id order by j.event_seq, j.id))[count(*)],
-               (array_agg(j.place order by j.event_seq, j.id))[count(*)]
-          into v_page, v_checked, v_short, v_last_seq, v_last_id, v_place
-          from judged j;
-
-        if v_short is not null then
-            with probed as materialized (
-                select e.id, t.found, t.wanted, t.place
-                  from unnest(v_short) e(id)
-                 cross join lateral (
-                       select count(coalesce(x.event_ref, d.event_ref, v.event_ref)) as found,
-                              greatest(max(x.route_count), max(v.route_count), 1) as wanted, max(x.ctid) as place
-                         from unnest(a.codes) k(route_code)
-                         left join public.iu_route_attempt x
-                           on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
-                         left join public.iu_route_dead_letter d
-                           on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0
-                         left join public.iu_route_delivery v
-                           on v.event_ref = e.id and v.route_code = k.route_code and v.attempt_no = 1) t
-            ), added as (
-                insert into public.iu_completeness_missing (worker_name, event_ref)
-                select p_worker_name, p.id from probed p where p.found < p.wanted
-                on conflict (worker_name, event_ref) do nothing
-                returning 1)
-            select (select count(*) from added), coalesce(v_place, (select p.place from probed p where p.id = v_last_id))
-              into v_added, v_place;
-            a.suspects := a.suspects + v_added;
-        end if;
-
-        -- The blocks in which the attempts of the next page are expected, and their number. Page sizes differ, because
-        -- each caller chooses its own.
-        if v_place is not null then
-            v_step := split_part(ltrim(v_place::text, '('), ',', 1)::bigint - a.near;
-            a.near := a.near + v_step;
-            a.width := case when v_step >= 0 then v_step * 1000 / v_page + 1 else 125 end;
-        end if;
-        a.checked := a.checked + v_checked;
-        a.pos_seq := coalesce(v_last_seq, a.pos_seq);
-        a.pos_id := coalesce(v_last_id, a.pos_id);
-        a.walked := v_page < p_limit;
+        a := public.fn_iu_completeness_walk(a, c.event_domain, p_limit);
     else
         v_confirm := public.fn_iu_completeness_confirm(p_worker_name);
         a.suspects := 0;

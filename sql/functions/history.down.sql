@@ -15,6 +15,8 @@ $$;
 
 -- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_outbox_reanchor(timestamptz, boolean, boolean);
+drop function if exists public.fn_iu_trace_reanchor(uuid, pg_snapshot, boolean, xid8, timestamptz);
+drop function if exists public.fn_iu_outbox_reanchor_plan(text[], xid8, pg_snapshot, timestamptz, xid8, bigint);
 drop function if exists public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timestamptz, xid8, bigint);
 -- The argument of this function is a row of a table that may be missing; then the function is missing as well.
 do $$

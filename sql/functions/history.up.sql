@@ -85,6 +85,65 @@ comment on function public.fn_iu_outbox_judged(text[], xid8, pg_snapshot, timest
     'The events of the workers'' domains that a reanchor has to check: the workers that have not read them, whether '
     'p_now shows them, and whether they are to be read again.';
 
+-- Parts of the reanchor ----------------------------------------------------------------------------------
+
+-- The effect of a reanchor, for --plan. The parameters are those of fn_iu_outbox_judged.
+create or replace function public.fn_iu_outbox_reanchor_plan(
+    p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamptz, p_low_xid xid8, p_low_seq bigint)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(jsonb_agg(jsonb_build_object(
+               'worker_name', w.worker_name, 'event_domain', w.event_domain,
+               'refusal', public.fn_iu_outbox_refusal(w.lineage, w.prev),
+               'events', (select count(*) from public.event_outbox o where o.event_domain = w.event_domain),
+               'unread', n.unread, 'uncertain', n.uncertain, 'again', n.again, 'past', n.past)
+               order by w.worker_name), '[]')
+      from public.iu_route_worker_cursor w
+     cross join lateral (
+           select count(*) filter (where w.worker_name = any (j.unread_by)) as unread,
+                  count(*) filter (where w.worker_name = any (j.uncertain_by)) as uncertain,
+                  count(*) filter (where j.again) as again,
+                  count(*) filter (where not j.again and not j.visible) as past
+             from public.fn_iu_outbox_judged(p_believed, p_arrived, p_now, p_since, p_low_xid, p_low_seq) j
+            where j.event_domain = w.event_domain) n;
+$$;
+comment on function public.fn_iu_outbox_reanchor_plan(text[], xid8, pg_snapshot, timestamptz, xid8, bigint) is
+    'What a reanchor would do, as a JSON array with one object for each worker.';
+
+-- Trace exports start from the new anchor as well; their old positions show, together with old stamps, the rows that
+-- were not exported. A row that is older than the last anchor and stamped beyond it was restored before that anchor was
+-- made; the reanchor of that time has reported it.
+create or replace function public.fn_iu_trace_reanchor(
+    p_lineage uuid, p_now pg_snapshot, p_foreign boolean, p_anchor xid8, p_anchored_at timestamptz)
+returns timestamptz
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_since timestamptz;
+begin
+    select min(least(case when p_foreign and t.last_export_at is not null
+                          then greatest(t.last_export_at, p_anchored_at) end, u.since)) into v_since
+      from public.iu_trace_cursor t
+     cross join lateral (
+           select min(x.created_at) as since
+             from (select a.created_at, a.xact_id from public.iu_route_attempt a
+                   union all
+                   select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
+            where not pg_visible_in_snapshot(x.xact_id, t.prev)
+              and (x.created_at < p_anchored_at and x.xact_id > p_anchor) is not true) u;
+    update public.iu_trace_cursor t
+       set lineage = p_lineage, prev = p_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
+           dead_letter_id = '00000000-0000-0000-0000-000000000000';
+    return v_since;
+end
+$$;
+comment on function public.fn_iu_trace_reanchor(uuid, pg_snapshot, boolean, xid8, timestamptz) is
+    'Moves every trace export to the new anchor. Answers the time since which rows were not exported; null: all were.';
+
 -- Reanchor -----------------------------------------------------------------------------------------------
 --
 -- No session waits for a reanchor. It takes no lock on event_outbox, because a snapshot separates the writers equally
@@ -123,7 +182,6 @@ declare
     v_low_seq   bigint;
     v_last      bigint;
     v_highest   bigint;
-    v_workers   jsonb;
     v_touched   bigint;
     v_again     bigint;
     v_traces    timestamptz;
@@ -173,24 +231,10 @@ begin
     select s.last_value - (not s.is_called)::integer into v_last from public.event_outbox_event_seq s;
 
     if p_plan then
-        select jsonb_agg(jsonb_build_object(
-                   'worker_name', w.worker_name, 'event_domain', w.event_domain,
-                   'refusal', public.fn_iu_outbox_refusal(w.lineage, w.prev),
-                   'events', (select count(*) from public.event_outbox o where o.event_domain = w.event_domain),
-                   'unread', n.unread, 'uncertain', n.uncertain, 'again', n.again, 'past', n.past)
-                   order by w.worker_name)
-          into v_workers
-          from public.iu_route_worker_cursor w
-         cross join lateral (
-               select count(*) filter (where w.worker_name = any (j.unread_by)) as unread,
-                      count(*) filter (where w.worker_name = any (j.uncertain_by)) as uncertain,
-                      count(*) filter (where j.again) as again,
-                      count(*) filter (where not j.again and not j.visible) as past
-                 from public.fn_iu_outbox_judged(v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq) j
-                where j.event_domain = w.event_domain) n;
         return jsonb_build_object('status', 'planned', 'foreign', coalesce(v_foreign, false),
                                   'numbers_behind', greatest(v_highest - v_last, 0),
-                                  'workers', coalesce(v_workers, '[]'));
+                                  'workers', public.fn_iu_outbox_reanchor_plan(
+                                      v_believed, v_arrived, v_now, p_since, v_low_xid, v_low_seq));
     end if;
 
     if v_foreign is not true and not p_force then
@@ -219,22 +263,7 @@ begin
        set lineage = v_lineage, prev = v_now, tick = null, tick_floor = null, pos_seq = null, pos_id = null,
            own_xid = null, own_seq = null,
            hi_seq = (select s.last_value - (not s.is_called)::integer from public.event_outbox_event_seq s);
-    -- Trace exports also start from here; their old positions show, together with old stamps, the rows that were not
-    -- exported. A row that is older than the last anchor and stamped beyond it was restored before that anchor was made;
-    -- the reanchor of that time has reported it.
-    select min(least(case when v_foreign and t.last_export_at is not null
-                          then greatest(t.last_export_at, v_anchored) end, u.since)) into v_traces
-      from public.iu_trace_cursor t
-     cross join lateral (
-           select min(x.created_at) as since
-             from (select a.created_at, a.xact_id from public.iu_route_attempt a
-                   union all
-                   select d.created_at, d.xact_id from public.iu_route_dead_letter d) x
-            where not pg_visible_in_snapshot(x.xact_id, t.prev)
-              and (x.created_at < v_anchored and x.xact_id > v_anchor) is not true) u;
-    update public.iu_trace_cursor t
-       set lineage = v_lineage, prev = v_now, tick = null, attempt_xid = '0', attempt_id = 0, dead_letter_xid = '0',
-           dead_letter_id = '00000000-0000-0000-0000-000000000000';
+    v_traces := public.fn_iu_trace_reanchor(v_lineage, v_now, v_foreign, v_anchor, v_anchored);
     if public.fn_iu_outbox_refusal(v_lineage, v_now) is not null then
         raise exception 'the anchor was made in a savepoint' using errcode = 'active_sql_transaction',
             hint = 'Call fn_iu_outbox_reanchor at the top level of a transaction.';

@@ -82,19 +82,94 @@ comment on function public.fn_iu_retention_domains(timestamptz) is
     'The domains that have cursors, with all their cursors, the refused ones among them with reasons (null: none), '
     'and the position of the first event that is younger than p_cutoff: only events before it are old.';
 
+-- Verdicts -----------------------------------------------------------------------------------------------
+--
+-- Each row that is old enough has one verdict. A run deletes the rows with the verdict goes; the plan counts the rows by
+-- verdict:
+--
+--   goes                    a run would delete it
+--   unread                  a worker has not read it yet (who: the workers)
+--   refusing                a cursor is refused (who: the workers and the reasons)
+--   created_in_the_future   its created_at is not old, although its number is
+--   event_still_there       it describes an event that is still in the outbox
+--   open_dead_letter        it is an open dead letter, or an attempt of one
+--   not_released            the completeness check lists its event, or another reader still needs it
+--
+-- These functions have no SET clause, so the planner inlines them where they are called in FROM; and a SQL-standard body,
+-- whose names are bound when they are created.
+
+create or replace function public.fn_iu_retention_event_verdict(
+    p_refusing text, p_cursors public.iu_route_worker_cursor[], p_cutoff timestamptz,
+    p_created_at timestamptz, p_xact_id xid8, p_event_seq bigint, p_id uuid)
+returns table (verdict text, who text)
+language sql
+stable
+begin atomic
+    select case when p_refusing is not null then 'refusing'
+                when p_created_at >= p_cutoff then 'created_in_the_future'
+                when u.who is not null then 'unread'
+                when not public.fn_iu_retention_releasable(p_id) then 'not_released'
+                else 'goes' end,
+           coalesce(p_refusing, u.who)
+      from (select string_agg(c.worker_name, ', ' order by c.worker_name)
+              from unnest(p_cursors) c
+             where not public.fn_iu_outbox_consumed(c, p_xact_id, p_event_seq, p_id)) u(who);
+end;
+comment on function public.fn_iu_retention_event_verdict(
+    text, public.iu_route_worker_cursor[], timestamptz, timestamptz, xid8, bigint, uuid) is
+    'The verdict of retention on an event, and the workers that cause it. p_refusing: the refused workers of its domain; '
+    'null: there is none.';
+
+-- "offset 0": the event and the dead letter are looked up by their keys. A hash of all events would be built for every
+-- page.
+create or replace function public.fn_iu_retention_attempt_verdict(
+    p_refusing text, p_event_ref uuid, p_idempotency_key text)
+returns table (verdict text)
+language sql
+stable
+begin atomic
+    select case when p_refusing is not null then 'refusing'
+                when exists (select from public.event_outbox o where o.id = p_event_ref offset 0) then 'event_still_there'
+                when exists (select from public.iu_route_dead_letter l
+                              where l.idempotency_key = p_idempotency_key and l.resolved_at is null offset 0)
+                    then 'open_dead_letter'
+                when not public.fn_iu_retention_releasable(p_event_ref) then 'not_released'
+                else 'goes' end;
+end;
+comment on function public.fn_iu_retention_attempt_verdict(text, uuid, text) is
+    'The verdict of retention on an attempt. p_refusing: the refused workers; null: there is none.';
+
+-- A dead letter without any attempt is the only record of a decision, so it stays as long as its event.
+create or replace function public.fn_iu_retention_dead_letter_verdict(
+    p_refusing text, p_event_ref uuid, p_attempt_no integer, p_resolved_at timestamptz)
+returns table (verdict text)
+language sql
+stable
+begin atomic
+    select case when p_refusing is not null then 'refusing'
+                when p_resolved_at is null then 'open_dead_letter'
+                when p_attempt_no = 0 and exists (select from public.event_outbox o where o.id = p_event_ref offset 0)
+                    then 'event_still_there'
+                when not public.fn_iu_retention_releasable(p_event_ref) then 'not_released'
+                else 'goes' end;
+end;
+comment on function public.fn_iu_retention_dead_letter_verdict(text, uuid, integer, timestamptz) is
+    'The verdict of retention on a dead letter. p_refusing: the refused workers; null: there is none.';
+
 -- One batch ----------------------------------------------------------------------------------------------
 --
 -- A batch reads one page, in order, from the end of the previous one. So a run reads rows that have to stay, and dead
--- rows that are not vacuumed yet, once and not once for each batch. Rows that another session has locked are left to
--- the next run.
-create or replace function public.fn_iu_retention_run(
-    p_what text, p_limit integer default 5000, p_keep interval default null, p_after jsonb default null)
-returns jsonb
+-- rows that are not vacuumed yet, once and not once for each batch. The verdict is made on the locked row, because the
+-- row may have changed since the page was read. Rows that another session has locked are left to the next run.
+--
+-- There is one function for each kind of rows. "gone" is the number of deleted rows, "looked" the number of rows of the
+-- page, and "after" the end of the page; null: there is no further page.
+
+create or replace function public.fn_iu_retention_run_events(
+    p_limit integer, p_cutoff timestamptz, p_after jsonb, out gone bigint, out looked bigint, out after jsonb)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set row_security = off
--- now() - interval '3 months' is computed in the time zone of the session.
-set timezone = 'UTC'
 -- As in the batch of the worker: a page by its index, each row by its key; other plan shapes are slow. But the plan is
 -- made for each batch, which costs little in comparison: a plan that was made while the outbox was empty scans it
 -- completely for each row.
@@ -107,19 +182,197 @@ set max_parallel_workers_per_gather = 0
 set jit = off
 as $$
 declare
-    p           public.iu_retention_policy;
-    v_now       constant timestamptz := now();
-    v_cutoff    timestamptz;
-    v_domain    text;
-    v_cursors   public.iu_route_worker_cursor[];
-    v_refusing  text;
-    v_seq       bigint;
-    v_id        uuid;
-    v_no        bigint;
-    v_gone      bigint := 0;
-    v_looked    bigint := 0;
-    v_young     boolean := false;
-    v_after     jsonb;
+    v_now      constant timestamptz := now();
+    v_domain   text;
+    v_cursors  public.iu_route_worker_cursor[];
+    v_refusing text;
+    v_seq      bigint := -9223372036854775808;
+    v_id       uuid := '00000000-0000-0000-0000-000000000000';
+    v_young    boolean;
+begin
+    gone := 0;
+    looked := 0;
+    select d.event_domain, d.cursors, d.refusing into v_domain, v_cursors, v_refusing
+      from public.fn_iu_retention_domains() d
+     where d.event_domain >= coalesce(p_after ->> 'domain', '')
+     order by d.event_domain
+     limit 1;
+    if v_refusing is null then
+        -- If the domain of the position no longer exists, the position is not valid in the next domain.
+        if v_domain = p_after ->> 'domain' then
+            v_seq := coalesce((p_after ->> 'seq')::bigint, v_seq);
+            v_id := coalesce((p_after ->> 'id')::uuid, v_id);
+        end if;
+        with page as materialized (
+            select o.id, o.created_at, o.event_seq
+              from public.event_outbox o
+             where o.event_domain = v_domain and (o.event_seq, o.id) > (v_seq, v_id)
+             order by o.event_seq, o.id
+             limit p_limit
+        ), young as materialized (
+            select y.event_seq, y.id
+              from page y
+             where y.created_at between p_cutoff and v_now
+             order by y.event_seq, y.id
+             limit 1
+        ), going as materialized (
+            -- The row is found by its key (lateral); all events of the outbox may have the same domain.
+            select k.id, k.created_at
+              from page g
+             cross join lateral (
+                   select o.id, o.created_at
+                     from public.event_outbox o
+                    where o.id = g.id and o.created_at = g.created_at
+                      and o.event_domain = v_domain
+                      and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
+                      and (select v.verdict
+                             from public.fn_iu_retention_event_verdict(
+                                  null, v_cursors, p_cutoff, o.created_at, o.xact_id, o.event_seq, o.id) v) = 'goes'
+                      for update skip locked) k
+        ), deleted as (
+            delete from public.event_outbox o
+             using going g
+             where o.id = g.id and o.created_at = g.created_at
+            returning o.id
+        )
+        select (select count(*) from deleted), (select count(*) from page), exists (select from young), l.event_seq, l.id
+          into gone, looked, v_young, v_seq, v_id
+          from (select) one
+          left join (select x.event_seq, x.id from page x order by x.event_seq desc, x.id desc limit 1) l on true;
+        if looked = p_limit and not v_young then
+            after := jsonb_build_object('domain', v_domain, 'seq', v_seq, 'id', v_id);
+        end if;
+    end if;
+    if after is null then
+        select jsonb_build_object('domain', min(d.event_domain)) into after
+          from public.fn_iu_retention_domains() d
+         where d.event_domain > v_domain
+        having count(*) > 0;
+    end if;
+end
+$$;
+comment on function public.fn_iu_retention_run_events(integer, timestamptz, jsonb) is
+    'Deletes old events among the next p_limit events of one domain. Answers the number of deleted events, the number '
+    'of events that were read, and the position after them.';
+
+create or replace function public.fn_iu_retention_run_attempts(
+    p_limit integer, p_cutoff timestamptz, p_after jsonb, out gone bigint, out looked bigint, out after jsonb)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set row_security = off
+-- As in the batch of the worker: a page by its index, each row by its key; other plan shapes are slow. But the plan is
+-- made for each batch, which costs little in comparison: a plan that was made while the outbox was empty scans it
+-- completely for each row.
+set plan_cache_mode = force_custom_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set max_parallel_workers_per_gather = 0
+set jit = off
+as $$
+declare
+    v_now   constant timestamptz := now();
+    v_young boolean;
+    v_id    bigint;
+begin
+    with page as materialized (
+        select a.id, a.created_at
+          from public.iu_route_attempt a
+         where a.id > coalesce((p_after ->> 'id')::bigint, 0)
+         order by a.id
+         limit p_limit
+    ), young as materialized (
+        select min(y.id) as id from page y where y.created_at between p_cutoff and v_now
+    ), going as materialized (
+        select a.id
+          from page g
+          join public.iu_route_attempt a on a.id = g.id
+         where a.created_at < p_cutoff
+           and a.id < all (select y.id from young y where y.id is not null)
+           -- Only attempts that the worker wrote: the table belongs to IU Core, which writes others.
+           and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
+           and (select v.verdict
+                  from public.fn_iu_retention_attempt_verdict(null, a.event_ref, a.idempotency_key) v) = 'goes'
+           for update of a skip locked
+    ), deleted as (
+        delete from public.iu_route_attempt a using going g where a.id = g.id returning a.id
+    )
+    select (select count(*) from deleted), (select count(*) from page), (select y.id is not null from young y),
+           (select max(x.id) from page x)
+      into gone, looked, v_young, v_id;
+    if looked = p_limit and not v_young then
+        after := jsonb_build_object('id', v_id);
+    end if;
+end
+$$;
+comment on function public.fn_iu_retention_run_attempts(integer, timestamptz, jsonb) is
+    'Deletes old attempts among the next p_limit attempts. Answers the number of deleted attempts, the number of '
+    'attempts that were read, and the position after them.';
+
+create or replace function public.fn_iu_retention_run_dead_letters(
+    p_limit integer, p_cutoff timestamptz, p_after jsonb, out gone bigint, out looked bigint, out after jsonb)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set row_security = off
+-- As in the batch of the worker: a page by its index, each row by its key; other plan shapes are slow. But the plan is
+-- made for each batch, which costs little in comparison: a plan that was made while the outbox was empty scans it
+-- completely for each row.
+set plan_cache_mode = force_custom_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set max_parallel_workers_per_gather = 0
+set jit = off
+as $$
+declare
+    v_id uuid;
+begin
+    with page as materialized (
+        select d.id
+          from public.iu_route_dead_letter d
+         where d.id > coalesce((p_after ->> 'id')::uuid, '00000000-0000-0000-0000-000000000000')
+         order by d.id
+         limit p_limit
+    ), going as materialized (
+        select d.id
+          from page g
+          join public.iu_route_dead_letter d on d.id = g.id
+         where d.resolved_at < p_cutoff
+           and (select v.verdict
+                  from public.fn_iu_retention_dead_letter_verdict(null, d.event_ref, d.attempt_no, d.resolved_at) v) = 'goes'
+           for update of d skip locked
+    ), deleted as (
+        delete from public.iu_route_dead_letter d using going g where d.id = g.id returning d.id
+    )
+    select (select count(*) from deleted), (select count(*) from page),
+           (select x.id from page x order by x.id desc limit 1)
+      into gone, looked, v_id;
+    if looked = p_limit then
+        after := jsonb_build_object('id', v_id);
+    end if;
+end
+$$;
+comment on function public.fn_iu_retention_run_dead_letters(integer, timestamptz, jsonb) is
+    'Deletes old resolved dead letters among the next p_limit dead letters. Answers the number of deleted dead letters, '
+    'the number of dead letters that were read, and the position after them.';
+
+create or replace function public.fn_iu_retention_run(
+    p_what text, p_limit integer default 5000, p_keep interval default null, p_after jsonb default null)
+returns jsonb
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set row_security = off
+-- now() - interval '3 months' is computed in the time zone of the session.
+set timezone = 'UTC'
+as $$
+declare
+    p        public.iu_retention_policy;
+    v_cutoff timestamptz;
+    v_gone   bigint := 0;
+    v_looked bigint := 0;
+    v_after  jsonb;
 begin
     if p_limit is null or p_limit < 1 then
         raise exception 'batch limit must be 1 or more, not %', coalesce(p_limit::text, 'null')
@@ -137,132 +390,18 @@ begin
     if p_keep is null and not p.enabled then
         return jsonb_build_object('status', 'disabled', 'what', p_what, 'gone', 0, 'looked', 0, 'after', null);
     end if;
-    v_cutoff := least(v_now - coalesce(p_keep, p.keep), v_now);
+    v_cutoff := least(now() - coalesce(p_keep, p.keep), now());
 
     if p_what = 'events' then
-        select d.event_domain, d.cursors, d.refusing into v_domain, v_cursors, v_refusing
-          from public.fn_iu_retention_domains() d
-         where d.event_domain >= coalesce(p_after ->> 'domain', '')
-         order by d.event_domain
-         limit 1;
-        if v_refusing is null then
-            -- If the domain of the position no longer exists, the position is not valid in the next domain.
-            if v_domain = p_after ->> 'domain' then
-                v_seq := (p_after ->> 'seq')::bigint;
-                v_id := (p_after ->> 'id')::uuid;
-            end if;
-            v_seq := coalesce(v_seq, -9223372036854775808);
-            v_id := coalesce(v_id, '00000000-0000-0000-0000-000000000000');
-            with page as materialized (
-                select o.id, o.created_at, o.event_seq
-                  from public.event_outbox o
-                 where o.event_domain = v_domain and (o.event_seq, o.id) > (v_seq, v_id)
-                 order by o.event_seq, o.id
-                 limit p_limit
-            ), young as materialized (
-                select y.event_seq, y.id
-                  from page y
-                 where y.created_at between v_cutoff and v_now
-                 order by y.event_seq, y.id
-                 limit 1
-            ), going as materialized (
-                -- All conditions are checked on the locked row, because it may have changed since the page was read.
-                -- The row is found by its key (lateral); all events of the outbox may have the same domain.
-                select k.id, k.created_at
-                  from page g
-                 cross join lateral (
-                       select o.id, o.created_at
-                         from public.event_outbox o
-                        where o.id = g.id and o.created_at = g.created_at
-                          and o.event_domain = v_domain
-                          and o.created_at < v_cutoff
-                          and not exists (select from young y where (o.event_seq, o.id) >= (y.event_seq, y.id))
-                          and not exists (select from unnest(v_cursors) c
-                                           where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
-                          and public.fn_iu_retention_releasable(o.id)
-                          for update skip locked) k
-            ), gone as (
-                delete from public.event_outbox o
-                 using going g
-                 where o.id = g.id and o.created_at = g.created_at
-                returning o.id
-            )
-            select (select count(*) from gone), (select count(*) from page), exists (select from young), l.event_seq, l.id
-              into v_gone, v_looked, v_young, v_seq, v_id
-              from (select) one
-              left join (select x.event_seq, x.id from page x order by x.event_seq desc, x.id desc limit 1) l on true;
-            if v_looked = p_limit and not v_young then
-                v_after := jsonb_build_object('domain', v_domain, 'seq', v_seq, 'id', v_id);
-            end if;
-        end if;
-        if v_after is null then
-            select jsonb_build_object('domain', min(d.event_domain)) into v_after
-              from public.fn_iu_retention_domains() d
-             where d.event_domain > v_domain
-            having count(*) > 0;
-        end if;
-
-    -- A restored outbox that does not have all its events yet looks as if they were deleted.
+        select r.* into v_gone, v_looked, v_after from public.fn_iu_retention_run_events(p_limit, v_cutoff, p_after) r;
     elsif exists (select from public.fn_iu_retention_domains() d where d.refusing is not null) then
+        -- A restored outbox that does not have all its events yet looks as if they were deleted.
         v_looked := 0;
-
     elsif p_what = 'attempts' then
-        with page as materialized (
-            select a.id, a.created_at
-              from public.iu_route_attempt a
-             where a.id > coalesce((p_after ->> 'id')::bigint, 0)
-             order by a.id
-             limit p_limit
-        ), young as materialized (
-            select min(y.id) as id from page y where y.created_at between v_cutoff and v_now
-        ), going as materialized (
-            select a.id
-              from page g
-              join public.iu_route_attempt a on a.id = g.id
-             where a.created_at < v_cutoff
-               and a.id < all (select y.id from young y where y.id is not null)
-               -- Only attempts that the worker wrote: the table belongs to IU Core, which writes others.
-               and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
-               and not exists (select from public.event_outbox o where o.id = a.event_ref)
-               and not exists (select from public.iu_route_dead_letter d
-                                where d.idempotency_key = a.idempotency_key and d.resolved_at is null)
-               and public.fn_iu_retention_releasable(a.event_ref)
-               for update of a skip locked
-        ), gone as (
-            delete from public.iu_route_attempt a using going g where a.id = g.id returning a.id
-        )
-        select (select count(*) from gone), (select count(*) from page), (select y.id is not null from young y),
-               (select max(x.id) from page x)
-          into v_gone, v_looked, v_young, v_no;
-        if v_looked = p_limit and not v_young then
-            v_after := jsonb_build_object('id', v_no);
-        end if;
-
+        select r.* into v_gone, v_looked, v_after from public.fn_iu_retention_run_attempts(p_limit, v_cutoff, p_after) r;
     else
-        with page as materialized (
-            select d.id
-              from public.iu_route_dead_letter d
-             where d.id > coalesce((p_after ->> 'id')::uuid, '00000000-0000-0000-0000-000000000000')
-             order by d.id
-             limit p_limit
-        ), going as materialized (
-            select d.id
-              from page g
-              join public.iu_route_dead_letter d on d.id = g.id
-             where d.resolved_at < v_cutoff
-               -- A dead letter without any attempt is the only record of a decision.
-               and (d.attempt_no > 0 or not exists (select from public.event_outbox o where o.id = d.event_ref))
-               and public.fn_iu_retention_releasable(d.event_ref)
-               for update of d skip locked
-        ), gone as (
-            delete from public.iu_route_dead_letter d using going g where d.id = g.id returning d.id
-        )
-        select (select count(*) from gone), (select count(*) from page),
-               (select x.id from page x order by x.id desc limit 1)
-          into v_gone, v_looked, v_id;
-        if v_looked = p_limit then
-            v_after := jsonb_build_object('id', v_id);
-        end if;
+        select r.* into v_gone, v_looked, v_after
+          from public.fn_iu_retention_run_dead_letters(p_limit, v_cutoff, p_after) r;
     end if;
 
     update public.iu_retention_policy x
@@ -278,15 +417,6 @@ comment on function public.fn_iu_retention_run(text, integer, interval, jsonb) i
 
 -- The plan -----------------------------------------------------------------------------------------------
 
--- The conditions are those of a run; a test compares the two. Each row that is old enough has one verdict:
---
---   goes                    a run would delete it
---   unread                  a worker has not read it yet (who: the workers)
---   refusing                a cursor is refused (who: the workers and the reasons)
---   created_in_the_future   its created_at is not old, although its number is
---   event_still_there       it describes an event that is still in the outbox
---   open_dead_letter        it is an open dead letter, or an attempt of one
---   not_released            the completeness check lists its event, or another reader still needs it
 create or replace function public.fn_iu_retention_plan(p_keep interval default null, p_what text[] default null)
 returns table (what text, verdict text, who text, count bigint, oldest timestamptz, youngest timestamptz)
 language sql
@@ -315,46 +445,26 @@ as $$
           from policy p
          where p.what <> 'events'
     ), judged (what, verdict, who, at) as (
-        select 'events',
-               case when d.refusing is not null then 'refusing'
-                    when o.created_at >= d.cutoff then 'created_in_the_future'
-                    when u.who is not null then 'unread'
-                    when not public.fn_iu_retention_releasable(o.id) then 'not_released'
-                    else 'goes' end,
-               coalesce(d.refusing, u.who), o.created_at
+        select 'events', v.verdict, v.who, o.created_at
           from domain d
           join public.event_outbox o
             on o.event_domain = d.event_domain and (o.event_seq, o.id) < (d.young_seq, d.young_id)
-         cross join lateral (
-               select string_agg(c.worker_name, ', ' order by c.worker_name)
-                 from unnest(d.cursors) c
-                where not public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id)) u(who)
+         cross join lateral public.fn_iu_retention_event_verdict(
+               d.refusing, d.cursors, d.cutoff, o.created_at, o.xact_id, o.event_seq, o.id) v
         union all
-        select p.what,
-               case when p.refusing is not null then 'refusing'
-                    when exists (select from public.event_outbox o where o.id = a.event_ref) then 'event_still_there'
-                    when exists (select from public.iu_route_dead_letter l
-                                  where l.idempotency_key = a.idempotency_key and l.resolved_at is null)
-                        then 'open_dead_letter'
-                    when not public.fn_iu_retention_releasable(a.event_ref) then 'not_released'
-                    else 'goes' end,
-               p.refusing, a.created_at
+        select p.what, v.verdict, p.refusing, a.created_at
           from audit p
           join public.iu_route_attempt a
             on a.created_at < p.cutoff and a.id < p.young
            and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
+         cross join lateral public.fn_iu_retention_attempt_verdict(p.refusing, a.event_ref, a.idempotency_key) v
          where p.what = 'attempts'
         union all
-        select p.what,
-               case when p.refusing is not null then 'refusing'
-                    when l.resolved_at is null then 'open_dead_letter'
-                    when l.attempt_no = 0 and exists (select from public.event_outbox o where o.id = l.event_ref)
-                        then 'event_still_there'
-                    when not public.fn_iu_retention_releasable(l.event_ref) then 'not_released'
-                    else 'goes' end,
-               p.refusing, coalesce(l.resolved_at, l.created_at)
+        select p.what, v.verdict, p.refusing, coalesce(l.resolved_at, l.created_at)
           from audit p
           join public.iu_route_dead_letter l on coalesce(l.resolved_at, l.created_at) < p.cutoff
+         cross join lateral public.fn_iu_retention_dead_letter_verdict(
+               p.refusing, l.event_ref, l.attempt_no, l.resolved_at) v
          where p.what = 'dead_letters'
     )
     select j.what, j.verdict, j.who, count(*), min(j.at), max(j.at)

@@ -72,6 +72,34 @@ CREATE FUNCTION public.fn_iu_breaker_success(p_routes text[], p_arrived text[]) 
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body c44c600ed8c1d733>;
 
+CREATE TABLE public.iu_completeness_pass (
+    worker_name text NOT NULL,
+    pass bigint DEFAULT 0 NOT NULL,
+    started_at timestamp with time zone,
+    pos_seq bigint,
+    pos_id uuid,
+    from_seq bigint,
+    until_seq bigint,
+    walked boolean DEFAULT false NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    suspects bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    near bigint DEFAULT 0 NOT NULL,
+    width bigint DEFAULT 0 NOT NULL,
+    codes text[] DEFAULT '{}'::text[] NOT NULL,
+    paged_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    last_checked bigint,
+    last_seconds double precision,
+    CONSTRAINT iu_completeness_pass_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
+)
+WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
+
+CREATE FUNCTION public.fn_iu_completeness_begin(a public.iu_completeness_pass, p_event_domain text) RETURNS public.iu_completeness_pass
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body 60b6d32eae7b6c4f>;
+
 CREATE FUNCTION public.fn_iu_completeness_confirm(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -96,13 +124,18 @@ CREATE FUNCTION public.fn_iu_completeness_page(p_worker_name text, p_limit integ
     SET enable_sort TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body 2f249480b023ff5d>;
+    AS <body 2a3b9e670a150b38>;
 
 CREATE FUNCTION public.fn_iu_completeness_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS <body dc1b43d165abbf68>;
+
+CREATE FUNCTION public.fn_iu_completeness_walk(a public.iu_completeness_pass, p_event_domain text, p_limit integer) RETURNS public.iu_completeness_pass
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body 08accedea50d6751>;
 
 CREATE FUNCTION public.fn_iu_core_routes_enabled() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -578,7 +611,12 @@ CREATE FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone DE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET jit TO 'off'
-    AS <body 2aaf008df2cdc37d>;
+    AS <body 01c6b6b96b18ea50>;
+
+CREATE FUNCTION public.fn_iu_outbox_reanchor_plan(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body 2ab57f597f4c569c>;
 
 CREATE FUNCTION public.fn_iu_outbox_refusal(p_lineage uuid, p_prev pg_snapshot) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -612,20 +650,6 @@ CREATE FUNCTION public.fn_iu_progress_missing(p_worker_name text) RETURNS text[]
     SET row_security TO 'off'
     AS <body 91be90680269ec9e>;
 
-CREATE FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(event_domain text, cursors public.iu_route_worker_cursor[], refusing text, young_seq bigint, young_id uuid)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'off'
-    AS <body 338dfa579e8e89fa>;
-
-CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interval, p_what text[] DEFAULT NULL::text[]) RETURNS TABLE(what text, verdict text, who text, count bigint, oldest timestamp with time zone, youngest timestamp with time zone)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'off'
-    SET "TimeZone" TO 'UTC'
-    SET jit TO 'off'
-    AS <body 06aa6e81b6f6dd09>;
-
 CREATE TABLE public.iu_completeness_missing (
     worker_name text NOT NULL,
     event_ref uuid NOT NULL,
@@ -636,29 +660,6 @@ CREATE TABLE public.iu_completeness_missing (
     restamped_at timestamp with time zone,
     accepted_at timestamp with time zone
 );
-
-CREATE TABLE public.iu_completeness_pass (
-    worker_name text NOT NULL,
-    pass bigint DEFAULT 0 NOT NULL,
-    started_at timestamp with time zone,
-    pos_seq bigint,
-    pos_id uuid,
-    from_seq bigint,
-    until_seq bigint,
-    walked boolean DEFAULT false NOT NULL,
-    checked bigint DEFAULT 0 NOT NULL,
-    suspects bigint DEFAULT 0 NOT NULL,
-    missing bigint DEFAULT 0 NOT NULL,
-    near bigint DEFAULT 0 NOT NULL,
-    width bigint DEFAULT 0 NOT NULL,
-    codes text[] DEFAULT '{}'::text[] NOT NULL,
-    paged_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    last_checked bigint,
-    last_seconds double precision,
-    CONSTRAINT iu_completeness_pass_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
-)
-WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
 
 CREATE TABLE public.iu_route_attempt (
     id bigint NOT NULL,
@@ -704,11 +705,63 @@ CREATE FUNCTION public.fn_iu_retention_releasable(p_event_ref uuid) RETURNS bool
     SET plan_cache_mode TO 'force_generic_plan'
     <body 263ec1fe091f7380>;
 
+CREATE TABLE public.iu_route_dead_letter (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    worker_name text NOT NULL,
+    event_ref uuid NOT NULL,
+    route_kind text DEFAULT 'outbound'::text NOT NULL,
+    route_code text NOT NULL,
+    idempotency_key text NOT NULL,
+    attempt_no integer DEFAULT 1 NOT NULL,
+    event_snapshot jsonb NOT NULL,
+    failure_code text NOT NULL,
+    failure_detail text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    replay_count integer DEFAULT 0 NOT NULL,
+    last_replay_at timestamp with time zone,
+    resolved_at timestamp with time zone,
+    resolution text,
+    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT iu_route_dead_letter_resolved_chk CHECK (((resolved_at IS NULL) = (resolution IS NULL)))
+);
+
+CREATE FUNCTION public.fn_iu_retention_attempt_verdict(p_refusing text, p_event_ref uuid, p_idempotency_key text) RETURNS TABLE(verdict text)
+    LANGUAGE sql STABLE
+    <body 060989f867c5301c>;
+
+CREATE FUNCTION public.fn_iu_retention_dead_letter_verdict(p_refusing text, p_event_ref uuid, p_attempt_no integer, p_resolved_at timestamp with time zone) RETURNS TABLE(verdict text)
+    LANGUAGE sql STABLE
+    <body ae9384ff16b96703>;
+
+CREATE FUNCTION public.fn_iu_retention_domains(p_cutoff timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(event_domain text, cursors public.iu_route_worker_cursor[], refusing text, young_seq bigint, young_id uuid)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    AS <body 338dfa579e8e89fa>;
+
+CREATE FUNCTION public.fn_iu_retention_event_verdict(p_refusing text, p_cursors public.iu_route_worker_cursor[], p_cutoff timestamp with time zone, p_created_at timestamp with time zone, p_xact_id xid8, p_event_seq bigint, p_id uuid) RETURNS TABLE(verdict text, who text)
+    LANGUAGE sql STABLE
+    <body 86f78b36a5a87af4>;
+
+CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interval, p_what text[] DEFAULT NULL::text[]) RETURNS TABLE(what text, verdict text, who text, count bigint, oldest timestamp with time zone, youngest timestamp with time zone)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS <body cb5f225cbd463526>;
+
 CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 5000, p_keep interval DEFAULT NULL::interval, p_after jsonb DEFAULT NULL::jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
+    AS <body ffdf7d54978ca2ca>;
+
+CREATE FUNCTION public.fn_iu_retention_run_attempts(p_limit integer, p_cutoff timestamp with time zone, p_after jsonb, OUT gone bigint, OUT looked bigint, OUT after jsonb) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -716,7 +769,33 @@ CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 
     SET enable_mergejoin TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body b4f9e015e4db05f3>;
+    AS <body bfe62a462f6bee66>;
+
+CREATE FUNCTION public.fn_iu_retention_run_dead_letters(p_limit integer, p_cutoff timestamp with time zone, p_after jsonb, OUT gone bigint, OUT looked bigint, OUT after jsonb) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    AS <body 106af0edc7e875f6>;
+
+CREATE FUNCTION public.fn_iu_retention_run_events(p_limit integer, p_cutoff timestamp with time zone, p_after jsonb, OUT gone bigint, OUT looked bigint, OUT after jsonb) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    AS <body 28fbb73dbd8af73c>;
 
 CREATE FUNCTION public.fn_iu_ring_bell() RETURNS trigger
     LANGUAGE plpgsql
@@ -817,26 +896,6 @@ CREATE TABLE public.iu_outbox_anchor (
     xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT iu_outbox_anchor_one CHECK (one)
-);
-
-CREATE TABLE public.iu_route_dead_letter (
-    id uuid DEFAULT gen_random_uuid() NOT NULL,
-    worker_name text NOT NULL,
-    event_ref uuid NOT NULL,
-    route_kind text DEFAULT 'outbound'::text NOT NULL,
-    route_code text NOT NULL,
-    idempotency_key text NOT NULL,
-    attempt_no integer DEFAULT 1 NOT NULL,
-    event_snapshot jsonb NOT NULL,
-    failure_code text NOT NULL,
-    failure_detail text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    replay_count integer DEFAULT 0 NOT NULL,
-    last_replay_at timestamp with time zone,
-    resolved_at timestamp with time zone,
-    resolution text,
-    xact_id xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT iu_route_dead_letter_resolved_chk CHECK (((resolved_at IS NULL) = (resolution IS NULL)))
 );
 
 CREATE VIEW public.v_iu_trace_attempt AS
@@ -953,6 +1012,11 @@ CREATE FUNCTION public.fn_iu_trace_dead_letters(p_prev pg_snapshot, p_tick pg_sn
 CREATE FUNCTION public.fn_iu_trace_id(p_event_ref uuid, p_traceparent text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     <body be71d847c030791a>;
+
+CREATE FUNCTION public.fn_iu_trace_reanchor(p_lineage uuid, p_now pg_snapshot, p_foreign boolean, p_anchor xid8, p_anchored_at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body 0e788fdff4ec63dd>;
 
 CREATE FUNCTION public.fn_iu_trace_register(p_name text) RETURNS void
     LANGUAGE plpgsql

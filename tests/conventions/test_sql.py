@@ -162,6 +162,25 @@ def test_only_repeatable_files_create_functions_and_views():
     assert {name for name in names if names.count(name) > 1} == set()
 
 
+#: Longest plpgsql function, from "create" to the end of its body, in lines.
+LONGEST_FUNCTION = 120
+
+
+def test_no_function_is_too_long_to_be_read():
+    """No plpgsql function has more than 120 lines; a longer one is divided into functions with names."""
+    functions = re.compile(
+        r"^(create (?:or replace )?function public\.(\w+)(?:(?!^create ).)*?^\$\$;)", re.MULTILINE | re.DOTALL
+    )
+    long = {
+        f"{m.name}: {name}": size
+        for m in package_files()
+        for text, name in functions.findall(m.text())
+        if (size := len(text.splitlines())) > LONGEST_FUNCTION and m.number not in UNDIVIDED
+    }
+
+    assert long == {}
+
+
 def _creators() -> dict[str, set[str]]:
     """The files that create a table, type, view, sequence or function, by its name; overloaded functions share a name."""
     text = (sql_root() / "queries/package_objects.sql").read_text()

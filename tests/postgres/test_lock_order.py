@@ -253,7 +253,6 @@ COVERED = {
     "fn_iu_dead_letters_queue": "replay all",
     "fn_iu_dead_letters_replay": "replay all",
     "fn_iu_dead_letters_resolve": "resolve",
-    "fn_iu_retention_run": "",
     "fn_iu_route_dead_letter_replay": "replay, queued",
     "fn_iu_route_worker_run": "run, an event given up",
 }
