@@ -259,6 +259,17 @@ def test_each_mechanism_has_a_diagram(name):
     assert len(diagrams) >= (2 if name == "delivery" else 1)
 
 
+def test_every_path_in_the_map_exists():
+    """Each path of the tables in the map is a file or a folder of the repository, or of src/iu_listen."""
+    rows = [line for line in page("docs/map.md").splitlines() if line.startswith("| ")]
+    paths = {path for row in rows for path in re.findall(r"`([\w/.]+(?:\.py|\.sql|/))`", row)}
+
+    assert len(paths) >= 40
+    assert [
+        path for path in paths if not any((ROOT / folder / path).exists() for folder in (".", "src/iu_listen"))
+    ] == []
+
+
 def test_every_page_can_be_found():
     """Every page under docs/ is linked from the map."""
     text = page("docs/map.md")
