@@ -19,8 +19,15 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from iu_listen import embedded
-from iu_listen.embedded_keeper import Record, Server, beside, owner, render, write
-from iu_listen.embedded_keeper import run as run_as
+from iu_listen.embedded.keeper import (
+    Record,
+    Server,
+    file_beside,
+    render_settings,
+    run_as,
+    server_account,
+    write_private_file,
+)
 
 #: The file system in memory of Linux, and the free space that it needs, in bytes: several servers with their WAL.
 MEMORY, ROOM = Path("/dev/shm"), 8 * 2**30
@@ -33,7 +40,7 @@ def program(server: Server, name: str, *arguments: str | Path, cwd: Path | None 
     command: list[str | Path] = [server.bin / name, *arguments]
     if cwd is not None:
         command = ["/bin/sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", cwd, *command]
-    done = run_as(command, owner(server.data))
+    done = run_as(command, server_account(server.data))
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -41,7 +48,9 @@ def program(server: Server, name: str, *arguments: str | Path, cwd: Path | None 
 def psql(server: Server, script: str, database: str = "postgres") -> str:
     """Run statements without an event loop, for example during cleanup; return the output."""
     done = run_as(
-        [server.bin / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn(database)], owner(server.data), script
+        [server.bin / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn(database)],
+        server_account(server.data),
+        script,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout.strip()
@@ -72,7 +81,7 @@ def place(account_of: Path | None = None, under: Path | None = None) -> Iterator
     with TemporaryDirectory(prefix="iu-listen-tests-", dir=under or memory()) as name:
         path = Path(name)
         path.chmod(0o755)
-        if account_of is not None and (account := owner(account_of)):
+        if account_of is not None and (account := server_account(account_of)):
             os.chown(path, *account)
         yield path
 
@@ -101,7 +110,7 @@ def copy_of(
         under: The parent of the new directory with its data.
         settings: Settings in addition to those of the original; port and socket are the copy's own.
     """
-    record, account = Record.load(original.data), owner(original.data)
+    record, account = Record.load(original.data), server_account(original.data)
     assert record is not None
     with place(original.data, under) as home:
         # The same name, because postgresql.conf ends with an include of the file that has the name of the directory.
@@ -114,14 +123,14 @@ def copy_of(
         )
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1] if record.settings["listen_addresses"] else original.port
-        server = replace(original, data=data, socket_dir=sockets, log=beside(data, ".log"), port=port)
+        server = replace(original, data=data, socket_dir=sockets, log=file_beside(data, ".log"), port=port)
         mine = record.settings | {"port": str(port), "unix_socket_directories": str(sockets)} | settings
-        write(beside(data, ".conf"), render(mine), account)
-        write(server.log, "", account)
+        write_private_file(file_beside(data, ".conf"), render_settings(mine), account)
+        write_private_file(server.log, "", account)
         with suppress(FileNotFoundError):
-            shutil.copy(beside(original.data, ".password"), beside(data, ".password"))
+            shutil.copy(file_beside(original.data, ".password"), file_beside(data, ".password"))
         if signal:
-            write(data / f"{signal}.signal", "", account)
+            write_private_file(data / f"{signal}.signal", "", account)
         Record(server, mine, os.getpid()).save()
         try:
             yield server

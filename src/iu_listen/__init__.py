@@ -5,7 +5,7 @@ The packages:
     model/      data types                             flow/       control flow of the consumer
     postgres/   sessions and queries                   telemetry/  logs, metrics, traces
     targets/    targets of routes                      cli/        commands
-    app.py      assembles the parts                    embedded.py a PostgreSQL server without an installation
+    app.py      assembles the parts                    embedded/   a PostgreSQL server without an installation
 
 SQL is in the files of sql/, not in Python strings. docs/map.md is a guide to the code.
 """

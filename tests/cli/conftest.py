@@ -10,8 +10,7 @@ import pytest
 from clusters import place
 from conftest import Database
 from iu_listen import embedded
-from iu_listen.embedded_keeper import owner
-from iu_listen.embedded_keeper import run as run_as
+from iu_listen.embedded.keeper import run_as, server_account
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def standby(applied: Database) -> Iterator[str]:
     primary = applied.server
     if primary is None:
         pytest.skip("a standby can only be made of a server of ours")
-    account = owner(primary.data)
+    account = server_account(primary.data)
     with place() as root:
         data, socket = root / "data", root / "socket"
         data.mkdir(mode=0o700)

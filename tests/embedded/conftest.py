@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from embedded.embedded_helpers import processes, until
-from iu_listen import embedded
+from iu_listen.embedded import places
 
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="iu-embedded-", dir="/tmp"))
     path.chmod(0o755)
-    monkeypatch.setattr(embedded, "SYSTEM_DIRECTORIES", (path / "system",))
+    monkeypatch.setattr(places, "SYSTEM_DIRECTORIES", (path / "system",))
     try:
         yield path
         until(lambda: not processes(path))

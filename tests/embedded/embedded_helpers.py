@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iu_listen import embedded_keeper
 from iu_listen.embedded import Server, binaries
+from iu_listen.embedded.keeper import Record
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
 
@@ -89,7 +89,7 @@ class Command:
 
 
 def keeper(server: Server) -> int:
-    record = embedded_keeper.Record.load(server.data)
+    record = Record.load(server.data)
     assert record is not None
     return record.keeper
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from embedded.embedded_helpers import Command, keeper, nothing_runs, processes, query, until
-from iu_listen import embedded_keeper
 from iu_listen.embedded import running
+from iu_listen.embedded.keeper import server_account
 
 
 def test_killed_command(root: Path) -> None:
@@ -120,7 +120,7 @@ def test_stale_pid(root: Path) -> None:
         os.kill(victim, signal.SIGKILL)
     command.end()
     psutil.wait_procs([postmaster, *backends], timeout=20)
-    account = embedded_keeper.owner(server.data)
+    account = server_account(server.data)
     uid, gid = account or (None, None)
     with subprocess.Popen(["sleep", "60"], user=uid, group=gid) as innocent:
         for lock in (server.data / "postmaster.pid", server.socket_dir / ".s.PGSQL.5432.lock"):

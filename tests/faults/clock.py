@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from iu_listen.embedded_keeper import Server, owner
+from iu_listen.embedded.keeper import Server, server_account
 
 HOUR = 3600
 
@@ -66,7 +66,7 @@ def wall_clock() -> Iterator[Clock]:
 def going_by(clock: Clock, server: Server) -> Iterator[None]:
     """Make the server use this clock for the length of a block; it is restarted before and after."""
     server.stop()
-    account = owner(server.data)
+    account = server_account(server.data)
     uid, gid = account or (None, None)
     try:
         done = subprocess.run(

@@ -15,8 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from clusters import psql
-from iu_listen.embedded_keeper import Server, owner
-from iu_listen.embedded_keeper import run as run_as
+from iu_listen.embedded.keeper import Server, run_as, server_account
 
 PREFIX = "iu-listen-image-"
 
@@ -136,7 +135,7 @@ def wal_in(server: Server, place: Path) -> Iterator[None]:
 def _move(server: Server, source: Path, target: Path) -> None:
     server.stop()
     # Owner and modes are preserved.
-    done = run_as(["/bin/cp", "-a", source, target], owner(server.data))
+    done = run_as(["/bin/cp", "-a", source, target], server_account(server.data))
     assert done.returncode == 0, done.stdout
     shutil.rmtree(source)
 

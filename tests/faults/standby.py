@@ -13,8 +13,7 @@ import psutil
 
 from clusters import copy_of, psql
 from faults.cleanup_on_exit import mourned_by
-from iu_listen.embedded_keeper import Server, owner
-from iu_listen.embedded_keeper import run as run_as
+from iu_listen.embedded.keeper import Server, run_as, server_account
 from support import connected, wait_until
 
 NAME = "iu_standby"
@@ -33,7 +32,10 @@ def standby_of(primary: Server, under: Path | None = None, **settings: str) -> I
         with (
             copy_of(primary, *options, under=under, **settings) as server,
             mourned_by(
-                '"$1" stop -m immediate -D "$2"', server.bin / "pg_ctl", server.data, account=owner(server.data)
+                '"$1" stop -m immediate -D "$2"',
+                server.bin / "pg_ctl",
+                server.data,
+                account=server_account(server.data),
             ),
         ):
             server.start()
@@ -91,7 +93,7 @@ def behind(standby: Server) -> None:
 
 def promote(standby: Server) -> None:
     """Promote the standby, and wait until it accepts writes."""
-    done = run_as([standby.bin / "pg_ctl", "promote", "-s", "-w", "-D", standby.data], owner(standby.data))
+    done = run_as([standby.bin / "pg_ctl", "promote", "-s", "-w", "-D", standby.data], server_account(standby.data))
     assert done.returncode == 0, done.stdout
 
 

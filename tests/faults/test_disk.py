@@ -13,7 +13,7 @@ import pytest
 from clusters import psql
 from faults.disk import full, missing, small_filesystem, tables_in, wal_in
 from faults.load import each_once, go_on, write
-from iu_listen.embedded_keeper import EmbeddedError, Server, owner
+from iu_listen.embedded.keeper import EmbeddedError, Server, server_account
 from iu_listen.model.observation import BatchRan, SessionFailed, StateChanged
 from iu_listen.model.routing import State
 from support import Recorder, connected, consuming, open_gate, wait_until
@@ -52,7 +52,7 @@ async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary
     Fails when: the SQLSTATE filter is removed from the run, so that events become dead letters; or Refused ends it.
     """
     dsn = primary.tcp_dsn()
-    with small_filesystem(16, owner(primary.data)) as place, tables_in(primary, place, "iu_route_attempt"):
+    with small_filesystem(16, server_account(primary.data)) as place, tables_in(primary, place, "iu_route_attempt"):
         async with connected(dsn) as writer, consuming(dsn, reconnect_max=0.5) as seen:
             with full(place):
                 # Producers are not affected, because the outbox has space.
@@ -74,7 +74,7 @@ async def test_a_full_disk_under_everything_loses_nothing(primary):
     acknowledged: list[UUID] = []
     over = asyncio.Event()
     with (
-        small_filesystem(32, owner(primary.data)) as place,
+        small_filesystem(32, server_account(primary.data)) as place,
         tables_in(primary, place, "event_outbox", "iu_route_attempt", "iu_route_worker_cursor"),
     ):
         async with (
@@ -111,7 +111,7 @@ async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing
     dsn = primary.tcp_dsn()
     acknowledged: list[UUID] = []
     over = asyncio.Event()
-    with small_filesystem(96, owner(primary.data)) as place, wal_in(primary, place):
+    with small_filesystem(96, server_account(primary.data)) as place, wal_in(primary, place):
         async with consuming(dsn, reconnect_max=0.5) as seen, anyio.create_task_group() as tasks:
             for _ in range(4):
                 tasks.start_soon(write, dsn, over, acknowledged)

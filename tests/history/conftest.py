@@ -11,7 +11,7 @@ import pytest
 
 from clusters import FAR, cluster, dump, place, psql, restore
 from conftest import TestServer
-from iu_listen.embedded_keeper import Server
+from iu_listen.embedded.keeper import Server
 
 
 @dataclass(frozen=True)

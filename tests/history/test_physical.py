@@ -12,7 +12,7 @@ from clusters import cluster, copy_of, place, program, psql
 from conftest import Database, TestServer
 from history.past import Past, figures, lived, nothing_missing, reanchor, refusal
 from iu_listen import embedded
-from iu_listen.embedded_keeper import Server
+from iu_listen.embedded.keeper import Server
 from support import attempted, connected, drain, insert_event, open_gate, wait_until
 
 

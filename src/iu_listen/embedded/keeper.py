@@ -1,8 +1,8 @@
 """The keeper of one embedded PostgreSQL server: starts it, waits while commands use it, and stops it.
 
-`iu_listen.embedded` runs this file as a detached script. It imports only the standard library, so it starts in about
-20 ms, and independently of the import path of the package. The state that several processes share is in files beside
-the data directory `pg18`:
+`iu_listen.embedded.command` runs this file as a detached script. It imports only the standard library, so it
+starts in about 20 ms, and independently of the import path of the package. The state that several processes share is in
+files beside the data directory `pg18`:
 
     pg18.users    flock: shared by every command that uses the server; exclusive by the keeper that stops it
     pg18.start    flock: exclusive while a command or a keeper creates or starts the server
@@ -41,15 +41,15 @@ from urllib.parse import quote
 
 START_TIMEOUT = 300  # seconds; recovery of a full max_wal_size takes minutes on a slow disk
 STOP_TIMEOUT = 60  # seconds, the default of pg_ctl
-LOG_LIMIT = 16 * 2**20  # size in bytes from which a start of the server begins a new log
+MAX_LOG_BYTES = 16 * 2**20  # size in bytes from which a start of the server begins a new log
 
-IDENTITY = ("port", "unix_socket_directories", "unix_socket_permissions")
+RESERVED_SETTINGS = ("port", "unix_socket_directories", "unix_socket_permissions")
 
 # CREATE DATABASE is not allowed inside a DO block.
-ENSURE = r"SELECT 'CREATE DATABASE iu' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'iu') \gexec"
+CREATE_DATABASE = r"SELECT 'CREATE DATABASE iu' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'iu') \gexec"
 
 Account = tuple[int, int]  # uid and gid of the account that runs PostgreSQL if the command runs as root
-Done = subprocess.CompletedProcess[str]
+CompletedProcess = subprocess.CompletedProcess[str]
 
 
 class EmbeddedError(Exception):
@@ -79,8 +79,8 @@ class Server:
         """URI of a database through 127.0.0.1, with the password. Raises EmbeddedError if TCP is off."""
         record = Record.load(self.data)
         if record is None or not record.settings["listen_addresses"]:
-            raise EmbeddedError("this PostgreSQL listens on its unix socket only: start it with tcp=True")
-        password = beside(self.data, ".password").read_text(encoding="utf-8")
+            raise EmbeddedError("this PostgreSQL listens only on its unix socket; start it with tcp=True")
+        password = file_beside(self.data, ".password").read_text(encoding="utf-8")
         return f"postgresql://postgres:{password}@127.0.0.1:{self.port}/{quote(database)}"
 
     def pid(self) -> int | None:
@@ -103,17 +103,17 @@ class Server:
             with suppress(OSError), self.log.open(encoding="utf-8", errors="replace") as log:
                 log.seek(said)
                 heard = log.read()
-            raise EmbeddedError(f"PostgreSQL {self.major} did not start:\n{_end(heard or done.stdout)}")
+            raise EmbeddedError(f"PostgreSQL {self.major} did not start:\n{_last_lines(heard or done.stdout)}")
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server and wait for its end; mode is `smart`, `fast` or `immediate`. Raises EmbeddedError."""
         if self.pid() is not None:
             done = self._ctl("stop", "-t", str(STOP_TIMEOUT), "-m", mode)
             if done.returncode and self.pid() is not None:
-                raise EmbeddedError(f"PostgreSQL {self.major} did not stop:\n{_end(done.stdout)}")
+                raise EmbeddedError(f"PostgreSQL {self.major} did not stop:\n{_last_lines(done.stdout)}")
 
-    def _ctl(self, *arguments: str) -> Done:
-        return run([self.bin / "pg_ctl", *arguments, "-s", "-w", "-D", self.data], owner(self.data))
+    def _ctl(self, *arguments: str) -> CompletedProcess:
+        return run_as([self.bin / "pg_ctl", *arguments, "-s", "-w", "-D", self.data], server_account(self.data))
 
     def _forget_reused_pid(self) -> None:
         # After a crash of the machine, the pid in a lock file may belong to another program of the same account, and
@@ -137,7 +137,7 @@ class Record:
     def load(cls, data: Path) -> "Record | None":
         """The record of this data directory; None: there is none, or it is not valid."""
         try:
-            found = json.loads(beside(data, ".json").read_text(encoding="utf-8"))
+            found = json.loads(file_beside(data, ".json").read_text(encoding="utf-8"))
             places = {name: Path(found["server"][name]) for name in ("data", "socket_dir", "bin", "log")}
             return cls(Server(**found["server"] | places), found["settings"], found["keeper"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -145,22 +145,24 @@ class Record:
 
     def save(self) -> None:
         """Replace the record of this data directory."""
-        write(beside(self.server.data, ".json"), json.dumps(asdict(self), default=str, indent=1), None)
+        write_private_file(
+            file_beside(self.server.data, ".json"), json.dumps(asdict(self), default=str, indent=1), None
+        )
 
 
-def plain(error: OSError) -> str:
+def os_error_message(error: OSError) -> str:
     """Message for the operator about an error of the operating system."""
     where = error.filename or "the embedded PostgreSQL"
-    return f"cannot use {where}: {error.strerror}; give another IU_LISTEN_DATA_DIR, or --dsn"
+    return f"cannot use {where}: {error.strerror}; set another IU_LISTEN_DATA_DIR, or pass --dsn"
 
 
-def beside(data: Path, suffix: str) -> Path:
+def file_beside(data: Path, suffix: str) -> Path:
     """Path of a file that belongs to a data directory and is next to it."""
     return data.with_name(data.name + suffix)
 
 
 @contextmanager
-def locked(path: Path, how: int) -> Iterator[int]:
+def file_lock(path: Path, how: int) -> Iterator[int]:
     """Context that holds a flock; `how` as for fcntl.flock. With LOCK_NB, raises BlockingIOError if it is taken."""
     # Mode 0600: an account that may read the file could lock it and block every command.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -171,7 +173,7 @@ def locked(path: Path, how: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def write(path: Path, text: str, account: Account | None) -> None:
+def write_private_file(path: Path, text: str, account: Account | None) -> None:
     """Write a file that only its owner may read. It replaces an existing file."""
     descriptor, new = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -181,7 +183,7 @@ def write(path: Path, text: str, account: Account | None) -> None:
     os.replace(new, path)
 
 
-def owner(data: Path) -> Account | None:
+def server_account(data: Path) -> Account | None:
     """The account that runs PostgreSQL: the owner of the data if this process is root; None: the present account."""
     if os.geteuid() != 0:
         return None
@@ -189,7 +191,7 @@ def owner(data: Path) -> Account | None:
     return found.st_uid, found.st_gid
 
 
-def run(command: Sequence[str | Path], account: Account | None, text: str = "") -> Done:
+def run_as(command: Sequence[str | Path], account: Account | None, text: str = "") -> CompletedProcess:
     """Run a program as the account, without a terminal and without PG* variables. Its failure raises nothing."""
     uid, gid = account or (None, None)
     return subprocess.run(
@@ -205,22 +207,22 @@ def command_line(pid: int) -> str:
         with suppress(OSError):
             return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "))
         return ""
-    return run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], None).stdout
+    return run_as(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], None).stdout
 
 
-def render(settings: Mapping[str, str]) -> str:
+def render_settings(settings: Mapping[str, str]) -> str:
     """Format settings as a configuration file of PostgreSQL."""
     escapes = str.maketrans({"\\": "\\\\", "'": "''", "\n": "\\n"})
     return "".join(f"{name} = '{value.translate(escapes)}'\n" for name, value in settings.items())
 
 
-def _end(text: str) -> str:
+def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-15:])
 
 
 def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -> None:
     if data.exists() and any(data.iterdir()):
-        raise EmbeddedError(f"{data} is not empty and not PostgreSQL's: move it away")
+        raise EmbeddedError(f"{data} has files that are not PostgreSQL's; move it away")
     # initdb writes into a temporary directory, which is renamed when it is complete. The name is unique: an initdb that
     # outlives its keeper empties its directory if it fails, and must not empty a newer one.
     for stale in data.parent.glob(data.name + ".new-*"):
@@ -231,9 +233,9 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
             os.chown(new, *account)
         options = ["--encoding=UTF8", "--locale=C", "--data-checksums", "--username=postgres"]
         options += ["--auth-local=trust", "--auth-host=scram-sha-256", *([] if durable else ["--no-sync"])]
-        done = run([bin / "initdb", "-D", new, *options], account)
+        done = run_as([bin / "initdb", "-D", new, *options], account)
         if done.returncode:
-            raise EmbeddedError(f"initdb failed:\n{_end(done.stdout)}")
+            raise EmbeddedError(f"initdb failed:\n{_last_lines(done.stdout)}")
         append = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
         with os.fdopen(os.open(new / "postgresql.conf", append), "w", encoding="utf-8") as file:
             file.write(f"\ninclude '../{data.name}.conf'\n")
@@ -248,7 +250,7 @@ def _initialise(data: Path, bin: Path, account: Account | None, durable: bool) -
             os.close(descriptor)
 
 
-def _socket_directory(data: Path, account: Account | None) -> Path:
+def _create_socket_directory(data: Path, account: Account | None) -> Path:
     # In /tmp, because the path of a socket is limited to 107 bytes and the path of a clone may be longer. Another
     # account may have created the name, so the directory is used only if this account owns it and no other one has
     # access.
@@ -266,18 +268,18 @@ def _socket_directory(data: Path, account: Account | None) -> Path:
     return path
 
 
-def _prepare(server: Server, tcp: bool) -> None:
-    script = ENSURE + "\n"
+def _create_database_and_password(server: Server, tcp: bool) -> None:
+    script = CREATE_DATABASE + "\n"
     if tcp:
-        password = beside(server.data, ".password").read_text(encoding="utf-8")
+        password = file_beside(server.data, ".password").read_text(encoding="utf-8")
         script += f"ALTER ROLE postgres PASSWORD '{password}';\n"
     psql = [str(server.bin / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", server.dsn("postgres")]
-    done = run(psql, owner(server.data), script)
+    done = run_as(psql, server_account(server.data), script)
     if done.returncode:
-        raise EmbeddedError(f"PostgreSQL {server.major} started but does not answer:\n{_end(done.stdout)}")
+        raise EmbeddedError(f"PostgreSQL {server.major} started but does not answer:\n{_last_lines(done.stdout)}")
 
 
-def bring_up(
+def adopt_or_start(
     data: Path, bin: Path, major: int, account: Account | None, durable: bool, settings: dict[str, str]
 ) -> Server:
     """Adopt the running server of this data, or create and start one. Raises EmbeddedError and OSError."""
@@ -285,55 +287,55 @@ def bring_up(
     if record is not None and record.server.pid() is not None:
         record = replace(record, server=replace(record.server, bin=bin), keeper=os.getpid())
         with suppress(EmbeddedError):
-            _prepare(record.server, bool(record.settings["listen_addresses"]))
+            _create_database_and_password(record.server, bool(record.settings["listen_addresses"]))
             record.save()
             return record.server
         record.server.stop()  # it may have been shutting down already
 
     if not (data / "PG_VERSION").exists():
         _initialise(data, bin, account, durable)
-    if (made_by := (data / "PG_VERSION").read_text(encoding="utf-8").strip()) != str(major):
-        raise EmbeddedError(f"{data} was made by PostgreSQL {made_by}, not {major}: move it away")
+    if (version := (data / "PG_VERSION").read_text(encoding="utf-8").strip()) != str(major):
+        raise EmbeddedError(f"{data} was created by PostgreSQL {version}, not {major}; move it away")
     tcp = bool(settings["listen_addresses"])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1] if tcp else 5432
-    server = Server(major, data, _socket_directory(data, account), bin, beside(data, ".log"), port)
+    server = Server(major, data, _create_socket_directory(data, account), bin, file_beside(data, ".log"), port)
     server.stop()  # a server that runs without a record cannot be found by commands
-    settings = settings | dict(zip(IDENTITY, (str(port), str(server.socket_dir), "0700"), strict=True))
-    write(beside(data, ".conf"), render(settings), account)
+    settings = settings | dict(zip(RESERVED_SETTINGS, (str(port), str(server.socket_dir), "0700"), strict=True))
+    write_private_file(file_beside(data, ".conf"), render_settings(settings), account)
     if tcp:
-        write(beside(data, ".password"), secrets.token_urlsafe(24), None)
-    if server.log.exists() and server.log.stat().st_size > LOG_LIMIT:
-        os.replace(server.log, beside(data, ".log.1"))
+        write_private_file(file_beside(data, ".password"), secrets.token_urlsafe(24), None)
+    if server.log.exists() and server.log.stat().st_size > MAX_LOG_BYTES:
+        os.replace(server.log, file_beside(data, ".log.1"))
     if not server.log.exists():
-        write(server.log, "", account)
+        write_private_file(server.log, "", account)
     Record(server, settings, os.getpid()).save()
     try:
         server.start()
-        _prepare(server, tcp)
+        _create_database_and_password(server, tcp)
     except EmbeddedError:
         server.stop("immediate")
         raise
     return server
 
 
-def finish(server: Server) -> None:
+def stop_and_clean_up(server: Server) -> None:
     """Stop the server and remove its socket directory below /tmp."""
     server.stop()
     with suppress(OSError):
         server.socket_dir.rmdir()
 
 
-def keep(data: Path, locks: tuple[int, int], bin: str, **how: Any) -> None:
+def keep_while_used(data: Path, locks: tuple[int, int], bin: str, **how: Any) -> None:
     """Start the server, write the result to standard output as JSON, wait until no command uses it, and stop it.
 
     The result is null or the text of the error. `locks` are the inherited descriptors that hold `pg18.start` and
     `pg18.keeper`.
     """
     try:
-        server, failure = bring_up(data, Path(bin), **how), None
+        server, failure = adopt_or_start(data, Path(bin), **how), None
     except OSError as error:
-        failure = plain(error)
+        failure = os_error_message(error)
     except EmbeddedError as error:
         failure = str(error)
     with suppress(BrokenPipeError):  # the command may have ended; the server must still be stopped
@@ -342,8 +344,8 @@ def keep(data: Path, locks: tuple[int, int], bin: str, **how: Any) -> None:
         os.dup2(0, stream)  # closes the pipes: the command waits for their end
     os.close(locks[0])
     if failure is None:
-        with locked(beside(data, ".users"), fcntl.LOCK_EX):
-            finish(server)
+        with file_lock(file_beside(data, ".users"), fcntl.LOCK_EX):
+            stop_and_clean_up(server)
             os.close(locks[1])  # before `users`: the next holder of `users` must find no keeper
             os._exit(0)  # at once, because the last command waits for this end
 
@@ -353,4 +355,4 @@ if __name__ == "__main__":
         os._exit(0)  # the orphaned child leaves no zombie in the command, and no warning
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
-    keep(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    keep_while_used(Path(sys.argv[1]), **json.loads(sys.argv[2]))
