@@ -41,7 +41,7 @@ def test_public_cannot_call_the_worker(applied: Database, roles: Logins) -> None
     assert allowed(dsn, FORBIDDEN) == []
 
 
-def test_the_file_may_be_run_again_and_takes_back_what_it_does_not_give(applied: Database, roles: Logins) -> None:
+def test_roles_sql_can_be_repeated_and_revokes_other_grants(applied: Database, roles: Logins) -> None:
     """A second run changes nothing, except that it revokes a privilege that was granted by hand."""
 
     async def run() -> None:
@@ -63,7 +63,7 @@ def test_the_file_may_be_run_again_and_takes_back_what_it_does_not_give(applied:
     asyncio.run(run())
 
 
-def test_the_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles: Logins) -> None:
+def test_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles: Logins) -> None:
     """The group roles have no login, no attribute and no object, and roles.sql covers every object of the package."""
 
     async def run() -> None:

@@ -43,7 +43,7 @@ from iu_listen.postgres.worker import WorkerSession
 from support import WORKER, connected, consuming, open_gate, run_batch, wait_until
 
 
-def test_a_whole_consumer_runs_with_nothing_but_the_consumer_role(applied: Database, roles: Logins) -> None:
+def test_a_consumer_runs_with_only_the_consumer_role(applied: Database, roles: Logins) -> None:
     """A login role with only iu_listen_consumer listens, routes, skips, makes dead letters and passes the probe."""
     dsn = roles.add(CONSUMER)
 
@@ -79,7 +79,7 @@ def test_a_whole_consumer_runs_with_nothing_but_the_consumer_role(applied: Datab
     asyncio.run(run())
 
 
-def test_a_second_consumer_stands_by_with_the_consumer_role(applied: Database, roles: Logins) -> None:
+def test_a_standby_runs_with_only_the_consumer_role(applied: Database, roles: Logins) -> None:
     """A standby with only iu_listen_consumer has a heartbeat, and takes over the lease when the first consumer ends."""
     dsn = roles.add(CONSUMER)
 
@@ -192,7 +192,7 @@ async def run_dispatcher_statements(connection: asyncpg.Connection, settings: Se
 
 
 @pytest.mark.slow
-def test_the_consumer_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
+def test_a_consumer_needs_each_of_its_privileges(applied: Database, roles: Logins) -> None:
     """Without any single privilege of iu_listen_consumer, down to the column, a consumer cannot work."""
 
     async def run() -> None:
@@ -283,7 +283,7 @@ FORBIDDEN = (
 )
 
 
-def test_what_a_consumer_cannot_do(applied: Database, roles: Logins) -> None:
+def test_a_consumer_is_refused_every_forbidden_statement(applied: Database, roles: Logins) -> None:
     """A consumer cannot open a gate, write events, change the audit, resolve, create objects, or read units."""
     dsn = roles.add(CONSUMER)
 

@@ -34,7 +34,7 @@ async def run_export_statements(connection: asyncpg.Connection, settings: Settin
     assert len((await source.page(again, 100)).spans) == 3
 
 
-def test_the_exporter_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
+def test_an_exporter_needs_each_of_its_privileges(applied: Database, roles: Logins) -> None:
     """An exporter reads the data of spans and stores its position; without any one of its privileges it cannot."""
 
     async def run() -> None:
@@ -64,7 +64,7 @@ FORBIDDEN = (
 )
 
 
-def test_what_an_exporter_cannot_do(applied: Database, roles: Logins) -> None:
+def test_an_exporter_is_refused_every_forbidden_statement(applied: Database, roles: Logins) -> None:
     """An exporter cannot read a payload or change the audit, and has no other privilege."""
     dsn = roles.add(EXPORTER)
 

@@ -32,7 +32,7 @@ async def run_retention_statements(connection: asyncpg.Connection) -> None:
         assert gone == [1], (what, gone)
 
 
-def test_the_janitor_role_has_nothing_to_spare(applied: Database, roles: Logins) -> None:
+def test_a_janitor_needs_each_of_its_privileges(applied: Database, roles: Logins) -> None:
     """A janitor removes events, attempts and dead letters; without any single one of its privileges it cannot."""
 
     async def run() -> None:
@@ -75,7 +75,7 @@ FORBIDDEN = (
 )
 
 
-def test_what_a_janitor_cannot_do(applied: Database, roles: Logins) -> None:
+def test_a_janitor_is_refused_every_forbidden_statement(applied: Database, roles: Logins) -> None:
     """A janitor cannot set a policy, open a gate, move a cursor, route, or read a payload."""
     dsn = roles.add(JANITOR)
 

@@ -26,7 +26,7 @@ from iu_listen.postgres import completeness, queries
 from support import WORKER, connected, open_gate, run_batch
 
 
-def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Database, roles: Logins) -> None:
+def test_an_operator_can_change_gates_routes_and_cursors(applied: Database, roles: Logins) -> None:
     """A login role with only iu_listen_operator can run the CLI's statements for an operator."""
     dsn = roles.add(OPERATOR)
 
@@ -60,7 +60,7 @@ def test_an_operator_opens_gates_switches_routes_replays_and_resets(applied: Dat
     asyncio.run(run())
 
 
-def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles: Logins) -> None:
+def test_an_operator_can_cancel_replay_and_resolve_in_bulk(applied: Database, roles: Logins) -> None:
     """A login role with only iu_listen_operator cancels deliveries, and replays and resolves dead letters, in parts.
 
     Fails when: deploy/postgres/roles.sql does not let the operator lock a lease, or execute one of these functions.
@@ -97,7 +97,7 @@ def test_an_operator_cancels_replays_and_resolves_many(applied: Database, roles:
     asyncio.run(run())
 
 
-def test_an_operator_audits_and_repairs(applied: Database, roles: Logins) -> None:
+def test_an_operator_can_check_completeness_and_repair(applied: Database, roles: Logins) -> None:
     """A login role with only iu_listen_operator finds a deleted attempt, has it routed again, and accepts another.
 
     Fails when: deploy/postgres/roles.sql does not let the operator draw new positions, or write the tables of the
@@ -157,7 +157,7 @@ FORBIDDEN = (
 )
 
 
-def test_what_an_operator_cannot_do(applied: Database, roles: Logins) -> None:
+def test_an_operator_is_refused_every_forbidden_statement(applied: Database, roles: Logins) -> None:
     """An operator cannot add a gate, change a target, change the audit, or make a route live by SQL."""
     dsn = roles.add(OPERATOR)
 

@@ -15,7 +15,7 @@ from iu_listen.postgres.listener import BELL_KEY
 from support import connected
 
 
-def test_a_producer_writes_events_and_reads_none(applied: Database, roles: Logins) -> None:
+def test_a_producer_can_write_events_and_read_none(applied: Database, roles: Logins) -> None:
     """A login in iu_listen_producer can emit and insert, gets the id, and can neither read nor change an event.
 
     Fails when: the emitter reads rows that the role may not read, or the role may read payloads.
@@ -48,7 +48,7 @@ def test_a_producer_writes_events_and_reads_none(applied: Database, roles: Login
     asyncio.run(run())
 
 
-def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:
+def test_the_package_requires_no_new_privilege_of_producers(applied: Database, roles: Logins) -> None:
     """A role that could insert events before the package still can: stamp and bell need no EXECUTE privilege."""
     dsn = roles.add()
     execute(
@@ -73,7 +73,7 @@ def test_a_writer_needs_nothing_new(applied: Database, roles: Logins) -> None:
     asyncio.run(run())
 
 
-def test_the_application_may_do_what_it_may_in_its_own_tables(applied: Database, roles: Logins) -> None:
+def test_the_application_can_still_change_its_own_tables(applied: Database, roles: Logins) -> None:
     """After roles.sql, IU Core's application can still change its routes and settings.
 
     Fails when: a function that a guard calls with the privileges of the application is revoked from public.

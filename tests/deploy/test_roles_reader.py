@@ -15,7 +15,7 @@ from iu_listen.postgres import completeness, queries
 from support import WORKER, connected
 
 
-def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: Logins) -> None:
+def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Logins) -> None:
     """A login role with only iu_listen_reader runs every query of the state, in a read-only session."""
     dsn = roles.add(READER)
 
@@ -65,7 +65,7 @@ def test_a_reader_sees_the_state_and_changes_nothing(applied: Database, roles: L
 
 
 @pytest.mark.parametrize("group", [READER, OPERATOR])
-def test_a_reader_sees_no_statement_of_others(applied: Database, roles: Logins, group: str) -> None:
+def test_readers_and_operators_see_no_statement_of_other_sessions(applied: Database, roles: Logins, group: str) -> None:
     """Readers and operators cannot see statements of other sessions and the values in them, and doctor says so.
 
     Fails when: the group has pg_read_all_stats.
@@ -105,14 +105,14 @@ FORBIDDEN = (
 )
 
 
-def test_what_a_reader_cannot_do(applied: Database, roles: Logins) -> None:
+def test_a_reader_is_refused_every_forbidden_statement(applied: Database, roles: Logins) -> None:
     """A reader cannot read payloads, run a batch, replay, or move a cursor."""
     dsn = roles.add(READER)
 
     assert allowed(dsn, FORBIDDEN) == []
 
 
-def test_a_reader_may_verify(applied: Database, roles: Logins) -> None:
+def test_a_reader_can_run_all_checks(applied: Database, roles: Logins) -> None:
     """A reader can run all checks from W1 on, except the one that calls the delivery seam."""
     dsn = roles.add(READER, OPERATOR)
 

@@ -15,7 +15,7 @@ from iu_listen.embedded import running
 from iu_listen.embedded.keeper import server_account
 
 
-def test_killed_command(root: Path) -> None:
+def test_the_server_stops_after_its_command_was_killed(root: Path) -> None:
     """After SIGKILL of the command that started it, the server stops by itself and keeps the data."""
     command = Command(root)
     _, server = command.server()
@@ -27,7 +27,7 @@ def test_killed_command(root: Path) -> None:
         assert query(again.dsn(), "select n from kept") == "7"
 
 
-def test_survives_its_starter(root: Path) -> None:
+def test_the_server_survives_the_command_that_started_it(root: Path) -> None:
     """After SIGKILL of the command that started it, the server stays for another command that uses it."""
     starter, other = Command(root), Command(root)
     pid, server = starter.server()
@@ -40,7 +40,7 @@ def test_survives_its_starter(root: Path) -> None:
     assert nothing_runs(root)
 
 
-def test_killed_keeper(root: Path) -> None:
+def test_a_killed_keeper_is_replaced_by_the_next_command(root: Path) -> None:
     """After SIGKILL of the keeper, the next command adopts the running server and gives it a new keeper."""
     first = Command(root)
     pid, server = first.server()
@@ -57,7 +57,7 @@ def test_killed_keeper(root: Path) -> None:
     assert nothing_runs(root)
 
 
-def test_killed_keeper_and_nobody_else(root: Path) -> None:
+def test_the_last_command_stops_the_server_of_a_killed_keeper(root: Path) -> None:
     """If the keeper was killed, the last command stops the server itself."""
     command = Command(root)
     _, server = command.server()
@@ -67,7 +67,7 @@ def test_killed_keeper_and_nobody_else(root: Path) -> None:
     assert nothing_runs(root)
 
 
-def test_killed_keeper_and_command(root: Path) -> None:
+def test_a_server_without_keeper_and_commands_is_adopted(root: Path) -> None:
     """A server without its keeper and all its commands is adopted by the next command, and then stops."""
     command = Command(root)
     pid, server = command.server()
@@ -81,7 +81,7 @@ def test_killed_keeper_and_command(root: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_start(root: Path, how: int) -> None:
+def test_an_interrupted_start_leaves_nothing_behind(root: Path, how: int) -> None:
     """Ctrl-C or SIGKILL during the first start leaves no process and no incomplete data directory."""
     command = Command(root)
     until(lambda: list(root.glob("pg18.new-*")))
@@ -96,7 +96,7 @@ def test_interrupted_start(root: Path, how: int) -> None:
         assert query(server.dsn(), "select 1") == "1"
 
 
-def test_killed_initialisation(root: Path) -> None:
+def test_an_incomplete_data_directory_is_removed(root: Path) -> None:
     """An incomplete data directory, after all processes were killed, is removed by the next start."""
     command = Command(root)
     until(lambda: list(root.glob("pg18.new-*/PG_VERSION")))
@@ -110,7 +110,7 @@ def test_killed_initialisation(root: Path) -> None:
     assert not list(root.glob("pg18.new-*"))
 
 
-def test_stale_pid(root: Path) -> None:
+def test_a_stale_pid_does_not_prevent_the_start(root: Path) -> None:
     """A postmaster.pid that a crash has left does not prevent the start, even if another program has its process id."""
     command = Command(root)
     pid, server = command.server()
@@ -133,7 +133,7 @@ def test_stale_pid(root: Path) -> None:
         innocent.kill()
 
 
-def test_crashed_server(root: Path) -> None:
+def test_a_crashed_server_is_started_by_the_next_command(root: Path) -> None:
     """If the server crashed while commands use it, the next command starts it again for all."""
     with running(root, durable=False) as server:
         server.stop("immediate")

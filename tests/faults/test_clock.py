@@ -20,7 +20,7 @@ STEPS = (0, HOUR, 0, -HOUR, 0)
 AHEAD = "select extract(epoch from {} - clock_timestamp())::float8 from {}"
 
 
-async def test_a_consumer_does_not_care_what_time_it_is(primary):
+async def test_a_consumer_works_with_a_changed_clock(primary):
     """A consumer whose clock is set by an hour, forward and back, still works by the bell and loses no session.
 
     Fails when: a deadline, an interval or the cursor uses the wall clock.
@@ -48,7 +48,7 @@ async def test_a_consumer_does_not_care_what_time_it_is(primary):
             assert "lost" not in consumer.said
 
 
-async def test_a_server_does_not_care_what_time_it_is(primary):
+async def test_events_are_routed_on_a_server_with_a_changed_clock(primary):
     """On a server whose clock is set by an hour, forward and back, each event is routed once, woken by the bell.
 
     After each step the time of the last run is corrected without an event. A listener session with a

@@ -27,7 +27,7 @@ async def answers(dsn: str) -> bool:
     return False
 
 
-async def test_a_crash_at_any_step_of_a_page(primary):
+async def test_a_server_crash_at_any_step_of_a_page_loses_no_event(primary):
     """A server that crashes at any step of a page in the middle of a tick continues at that page without an operator.
 
     Fails when: the tick or its position is not stored in one transaction with the attempts.

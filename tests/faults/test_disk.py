@@ -46,7 +46,7 @@ async def down_again(server: Server) -> bool:
     return server.pid() is None or server.log.read_text().count("PANIC") > 1
 
 
-async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary):
+async def test_a_full_disk_for_attempts_delays_events_without_dead_letters(primary):
     """Without space for attempts the batch fails as a whole; with space, everything is routed without an operator.
 
     Fails when: the SQLSTATE filter is removed from the run, so that events become dead letters; or Refused ends it.
@@ -64,7 +64,7 @@ async def test_a_full_disk_under_the_audit_delays_events_and_blames_none(primary
         await nothing_given_up(dsn)
 
 
-async def test_a_full_disk_under_everything_loses_nothing(primary):
+async def test_a_full_disk_for_tables_loses_no_committed_event(primary):
     """Without space for events, producers fail, too; with space, they continue, and all committed events are routed.
 
     More events wait behind the closed gate than their attempts have space for in allocated pages: otherwise, because
@@ -103,7 +103,7 @@ async def test_a_full_disk_under_everything_loses_nothing(primary):
         await nothing_given_up(dsn)
 
 
-async def test_a_full_disk_under_the_log_takes_the_server_down_and_loses_nothing(primary):
+async def test_a_full_disk_for_wal_stops_the_server_and_loses_no_committed_event(primary):
     """Without space for WAL the server panics; after it is started with space, all committed events are routed.
 
     A slot of a replica that never returns keeps the WAL: otherwise a checkpoint might free space as fast as it is used.

@@ -59,7 +59,7 @@ def refusals(seen: Recorder) -> list[Observation]:
     return [o for o in seen.of(StateChanged) if o.state is State.REFUSING]
 
 
-async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
+async def test_a_promoted_standby_continues_at_the_position_of_the_primary(primary):
     """After two failovers under load no acknowledged event is lost, none is routed twice, and nothing is refused.
 
     Fails when: the cursor is not kept in the database, or the anchor treats a promoted standby as a foreign history.
@@ -90,7 +90,7 @@ async def test_a_promoted_standby_goes_on_where_the_primary_was(primary):
 
 
 @pytest.mark.slow
-async def test_a_standby_is_left_alone_until_it_is_promoted(primary):
+async def test_a_standby_server_is_reported_until_its_promotion(primary):
     """A consumer that is redirected to a standby reports it about once a second, and works after the promotion.
 
     Fails when: the consumer does not check whether the server accepts writes.
@@ -165,7 +165,7 @@ async def test_the_run_refuses_on_a_standby(primary, idle):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["crash", "promotion"])
-async def test_a_prepared_transaction_outlives_its_server(primary, fault):
+async def test_a_prepared_transaction_survives_crash_and_failover(primary, fault):
     """A transaction that was prepared before a crash or a failover is routed when it commits, and is not lost.
 
     Fails when: the cursor regards prepared transactions as ended, for example because it reads the running sessions.
@@ -212,7 +212,7 @@ async def test_a_prepared_transaction_outlives_its_server(primary, fault):
 STALLED = "select count(*) = 5 from pg_stat_activity where state = 'active' and wait_event in ('SyncRep', 'object')"
 
 
-async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
+async def test_commits_stalled_by_a_standby_lose_no_event(primary):
     """While a synchronous standby stands still, commits wait and are invisible; then the bell announces each at once.
 
     Fails when: a producer releases the bell lock before its event is visible, or the consumer is idle without that
@@ -257,7 +257,7 @@ async def test_commits_that_wait_for_a_standby_lose_nothing(primary):
 
 
 @pytest.mark.slow
-async def test_a_silent_writer_that_waits_for_a_standby_keeps_the_consumer_awake(primary):
+async def test_a_stalled_commit_without_notify_prevents_arming(primary):
     """A stalled commit of a producer that sent no NOTIFY keeps the consumer unarmed; then its event is found at once.
 
     Fails when: the producer's lock is released before the commit is visible, so that the consumer becomes idle.

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
 @pytest.mark.parametrize("order", ["none", "subject"])
 @pytest.mark.parametrize("major", embedded.MAJORS)
-async def test_a_consumer_that_outlives_its_history_delivers(major: int, order: str):
+async def test_a_running_consumer_delivers_after_its_server_returned_to_an_earlier_state(major: int, order: str):
     """After its server returned to an earlier state, a consumer that was running before delivers the new events.
 
     Fails when: a delivery session begins at the ids that an earlier session had reached. The restored lease row names

@@ -30,7 +30,7 @@ async def written_here(connection: asyncpg.Connection) -> list[UUID]:
     return events
 
 
-async def test_every_kind_of_event_after_a_restore(pair: Pair):
+async def test_every_kind_of_event_is_handled_after_a_restore(pair: Pair):
     """After a restore the worker refuses; after a reanchor it reads the unread events in order, and none twice.
 
     This covers late, partly read, own and old events, and events that were written in this cluster, one of them in
@@ -96,7 +96,7 @@ async def test_every_kind_of_event_after_a_restore(pair: Pair):
         assert [c.id for c in await verify(connection, live=True) if not c.passed] == []
 
 
-async def test_several_workers_read_at_least_once(pair: Pair):
+async def test_several_workers_read_events_at_least_once_after_a_restore(pair: Pair):
     """Events that one worker of a domain has not read are read again by all its workers; idempotency
     keys prevent second decisions.
 
@@ -123,7 +123,7 @@ async def test_several_workers_read_at_least_once(pair: Pair):
         await nothing_missing(worker)
 
 
-async def test_a_copy_of_a_copy(pair: Pair):
+async def test_events_of_a_copy_are_found_in_its_copy(pair: Pair):
     """Events that were written in a copy are found in a copy of that copy, although all its events were restored.
 
     Fails when: an event above hi_seq counts as read because of its stamp.
@@ -146,7 +146,7 @@ async def test_a_copy_of_a_copy(pair: Pair):
         await nothing_missing(worker)
 
 
-async def test_numbers_that_start_again(pair: Pair):
+async def test_events_with_restarted_numbers_are_found(pair: Pair):
     """If the sequence was not restored, new events are found by the xmin of their rows, and
     later numbers follow all others.
 
@@ -175,7 +175,7 @@ async def test_numbers_that_start_again(pair: Pair):
         await nothing_missing(worker)
 
 
-async def test_somebody_who_knows_since_when(pair: Pair):
+async def test_since_limits_the_events_that_are_read_again(pair: Pair):
     """With `--since`, newer events are read again, and older uncertain events count as read."""
     database = pair.new()
     past = await lived(pair.source.dsn(database))
@@ -194,7 +194,7 @@ async def test_somebody_who_knows_since_when(pair: Pair):
         await nothing_missing(worker)
 
 
-async def test_a_dump_of_a_busy_database(pair: Pair):
+async def test_a_dump_of_a_busy_database_is_adopted_without_a_loss(pair: Pair):
     """A dump that was taken beside producers and the worker is adopted without a loss.
 
     Fails when: the cursor and the events of a dump do not belong to one snapshot.

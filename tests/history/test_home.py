@@ -73,7 +73,7 @@ async def _waiting(connection: asyncpg.Connection, count: int) -> bool:
     return await pending(connection) == count
 
 
-async def test_a_second_address_is_known_while_another_consumer_delivers(live):
+async def test_a_standby_address_is_accepted_while_another_consumer_delivers(live):
     """A standby with another address becomes an accepted site while another consumer delivers, and can take over later.
 
     Fails when: only the first address is ever accepted.

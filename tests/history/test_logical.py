@@ -50,7 +50,7 @@ async def caught_up(source: asyncpg.Connection, target: asyncpg.Connection) -> N
 # Only the far cluster writes logical WAL.
 @pytest.mark.parametrize("pair", ["lower"], indirect=True)
 @pytest.mark.parametrize("gate", ["open", "closed"])
-async def test_a_move_by_logical_replication(pair: Pair, gate: str):
+async def test_a_move_by_logical_replication_loses_no_event(pair: Pair, gate: str):
     """After a move by logical replication the worker refuses; after a reanchor every event has exactly one attempt.
 
     This also holds if no event was read between the first copy and the end, so that unread events came with that copy.

@@ -38,7 +38,7 @@ def past(server: TestServer) -> Database:
 
 
 @pytest.mark.slow
-def test_a_physical_copy(past: Database):
+def test_a_physical_copy_continues_without_a_reanchor(past: Database):
     """A physical copy has the history of its original: it reads the unread events without a reanchor."""
     life = asyncio.run(lived(past.dsn))
     with copy_of(past.server) as copy:
@@ -47,7 +47,7 @@ def test_a_physical_copy(past: Database):
 
 
 @pytest.mark.slow
-def test_a_standby_is_refused(past: Database):
+def test_a_reanchor_on_a_standby_is_refused(past: Database):
     """A reanchor and its plan are refused on a standby, because its snapshots do not list transactions in progress."""
     life = asyncio.run(lived(past.dsn))
 
@@ -66,7 +66,7 @@ def test_a_standby_is_refused(past: Database):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("major", embedded.MAJORS)
-def test_recovery_to_a_point_in_time(major: int):
+def test_a_recovery_to_a_point_in_time_loses_no_event(major: int):
     """After a recovery to an earlier point the worker reads the events that the recovered
     cursor has not read, and loses none.
 
@@ -119,7 +119,7 @@ async def _promoted(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_pg_upgrade():
+def test_pg_upgrade_keeps_the_history():
     """pg_upgrade from 16 to 18 keeps the history: late, partly read and own events are read, and nothing is refused."""
     with place() as old_root, place() as new_root:
         with embedded.running(old_root, 16, durable=False) as old:
@@ -145,7 +145,7 @@ def test_pg_upgrade():
         "vacuum freeze {table}", "vacuum full {table}", "vacuum (full, freeze) {table}", "cluster {table} using {table}_pkey",
     ],
 )  # fmt: skip
-async def test_what_keeps_xmin_does_not_alarm(live, command: str):
+async def test_vacuum_and_cluster_keep_the_history(live, command: str):
     """VACUUM and CLUSTER of anchor, events and cursors keep xmin, and so the history."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
@@ -160,7 +160,7 @@ async def test_what_keeps_xmin_does_not_alarm(live, command: str):
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("events_too", [True, False], ids=["everything", "only the anchor"])
-async def test_an_anchor_that_was_rewritten(live, events_too: bool):
+async def test_a_rewritten_anchor_causes_a_refusal(live, events_too: bool):
     """A rewrite of the anchor causes a refusal, because it looks like a restore; the
     reanchor loses and repeats no event.
 

@@ -75,7 +75,7 @@ async def blocked(connection: asyncpg.Connection, pid: int) -> bool:
 # -- preconditions ------------------------------------------------------------------------------------------------
 
 
-async def test_it_demands_a_closed_gate(live):
+async def test_a_reanchor_requires_a_closed_gate(live):
     """While the worker gate is open, a reanchor raises an error and changes nothing."""
     async with connected(live.dsn) as worker:
         await restored(worker)
@@ -85,7 +85,7 @@ async def test_it_demands_a_closed_gate(live):
         assert await state(worker) == before
 
 
-async def test_it_demands_a_foreign_history(applied):
+async def test_a_reanchor_requires_a_foreign_history(applied):
     """If no worker refuses, a reanchor raises an error and changes nothing, unless it is forced."""
     async with connected(applied.dsn) as worker:
         before = await state(worker)
@@ -95,7 +95,7 @@ async def test_it_demands_a_foreign_history(applied):
         assert (await reanchor(worker, force=True))["status"] == "reanchored"
 
 
-async def test_it_demands_a_transaction_of_its_own(applied):
+async def test_a_reanchor_requires_its_own_transaction(applied):
     """After a write of the same transaction, or in a savepoint, a reanchor raises an error and changes nothing.
 
     Otherwise the anchor would belong to another transaction than the cursor.
@@ -134,7 +134,7 @@ async def test_a_plan_changes_nothing(live):
 @pytest.mark.parametrize(
     ("damage", "reason"), [(copied_cursor, "foreign_cursor"), (no_anchor, "anchor_missing"), (ahead, "cursor_ahead")]
 )
-async def test_a_cursor_that_proves_nothing(live, damage: Damage, reason: str):
+async def test_events_before_a_foreign_cursor_are_read_again(live, damage: Damage, reason: str):
     """If cursor and history do not belong together, the events before the cursor are uncertain and are read again.
 
     Fails when: a cursor of another lineage, without an anchor, or ahead of the server is accepted.
@@ -158,7 +158,7 @@ async def test_a_cursor_that_proves_nothing(live, damage: Damage, reason: str):
 
 
 @pytest.mark.parametrize("damage", [copied_cursor, no_anchor, ahead])
-async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage: Damage):
+async def test_since_overrides_a_foreign_cursor(live, damage: Damage):
     """With `--since`, older events count as read, regardless of the cursor."""
     async with connected(live.dsn) as worker:
         for _ in range(5):
@@ -178,7 +178,7 @@ async def test_a_cursor_that_proves_nothing_and_somebody_who_knows(live, damage:
         await nothing_missing(worker)
 
 
-async def test_stamps_of_another_history_among_our_own(live):
+async def test_since_finds_events_restored_without_triggers(live):
     """Events that were restored without triggers look read; a forced reanchor with `--since` reads them.
 
     Fails when: `--since` is ignored if the history is our own.
@@ -202,7 +202,7 @@ async def test_stamps_of_another_history_among_our_own(live):
         await nothing_missing(worker)
 
 
-async def test_a_cursor_that_was_put_to_now(live):
+async def test_skipped_events_stay_skipped_after_a_restore(live):
     """Events that a reset to the present skipped are still skipped after a restore.
 
     Fails when: the reset does not record the numbers that it skips.
@@ -221,7 +221,7 @@ async def test_a_cursor_that_was_put_to_now(live):
         assert await attempted(worker) == [unread]
 
 
-async def test_the_very_first_number(live):
+async def test_an_undrawn_first_number_is_not_drawn(live):
     """A number that the sequence offers and that was never drawn counts as not drawn.
 
     Fails when: hi_seq is the last_value of a sequence that was never called.
@@ -241,7 +241,7 @@ async def test_the_very_first_number(live):
         assert (plan["unread"], plan["uncertain"]) == (1, 0)
 
 
-async def test_a_log_in_partitions(partitioned):
+async def test_events_of_partitions_are_judged_separately(partitioned):
     """In a partitioned outbox each event is judged separately, although rows of different partitions have equal ctids.
 
     Fails when: rows are found again by their ctid alone.
@@ -266,7 +266,7 @@ async def test_a_log_in_partitions(partitioned):
 # -- beside other transactions ------------------------------------------------------------------------------------
 
 
-async def test_writers_do_not_wait(live):
+async def test_producers_commit_during_a_reanchor(live):
     """Producers commit during a reanchor, and their events are read once.
 
     Fails when: the reanchor locks event_outbox against producers.
@@ -290,7 +290,7 @@ async def test_writers_do_not_wait(live):
         await nothing_missing(worker)
 
 
-async def test_an_event_that_commits_while_it_judges(live):
+async def test_an_event_that_commits_during_a_reanchor_is_read(live):
     """An event that commits between the snapshot of a reanchor and the judging of rows is read.
 
     Only the reanchor can find it: its number is low, its stamp looks read, and `--since` excludes it.
@@ -314,7 +314,7 @@ async def test_an_event_that_commits_while_it_judges(live):
         assert await attempted(worker) == [event]
 
 
-async def test_an_event_that_is_stamped_meanwhile(live):
+async def test_an_event_stamped_during_a_reanchor_is_not_moved(live):
     """An event that is stamped again while a reanchor waits to move it into the past is not moved.
 
     Fails when: the reanchor updates another version of the row than the one that it judged.
@@ -338,7 +338,7 @@ async def test_an_event_that_is_stamped_meanwhile(live):
 
 
 @pytest.mark.slow
-async def test_again_and_again_among_writers(live):
+async def test_repeated_reanchors_read_each_event_once(live):
     """After many reanchors among producers and batches every event was read exactly once.
 
     Fails when: the snapshot is taken after the rows are judged, or rows are moved by more than one statement.
@@ -369,7 +369,7 @@ async def test_again_and_again_among_writers(live):
         )
 
 
-async def test_a_consumer_goes_on_by_itself(live):
+async def test_a_consumer_continues_after_the_reanchor(live):
     """A consumer reports that it refuses while the history is foreign, and works again after the reanchor."""
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker)]
@@ -393,7 +393,7 @@ async def _read(recorder, count: int) -> bool:
 # -- all or nothing -----------------------------------------------------------------------------------------------
 
 
-async def test_a_reanchor_that_is_ended_in_the_middle(live):
+async def test_an_interrupted_reanchor_changes_nothing(live):
     """A reanchor changes nothing if its session is ended, and can be repeated.
 
     Fails when: it commits before its end.

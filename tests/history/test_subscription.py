@@ -83,7 +83,7 @@ async def routed(connection: asyncpg.Connection, events: list[UUID]) -> None:
     [(True, "off"), (True, "on"), (False, "parallel")],
     ids=["positions-sent-along", "large-ones-streamed", "large-ones-applied-in-parallel"],
 )
-async def test_replicated_events_are_routed_as_they_commit_here(pair: Pair, stamped: bool, streaming: str):
+async def test_replicated_events_are_routed_when_they_commit(pair: Pair, stamped: bool, streaming: str):
     """Events of a subscription wake an idle consumer and are routed once, late and large transactions included.
 
     Fails when: stamp or bell are not ENABLE ALWAYS, or the position that the publisher sends is kept.
@@ -118,7 +118,7 @@ async def test_replicated_events_are_routed_as_they_commit_here(pair: Pair, stam
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "awake"])
-async def test_a_subscription_may_prepare(pair: Pair, asleep: bool):
+async def test_events_prepared_by_a_subscription_are_found(pair: Pair, asleep: bool):
     """A subscription with two_phase can prepare a transaction with events; the catch-up
     poll finds them after its commit.
 

@@ -35,7 +35,7 @@ async def spans(dsn: str) -> set[str]:
         return {row["span_id"] for row in await connection.fetch("select span_id from v_iu_route_attempt")}
 
 
-async def test_what_was_not_sent_before_a_restore_is_known(pair: Pair):
+async def test_a_reanchor_reports_since_when_spans_are_missing(pair: Pair):
     """The trace export refuses a restored database; a reanchor begins it anew and gives the time
     since which spans are missing.
 

@@ -20,7 +20,7 @@ from support import connected, insert_event, wait_until
 
 
 @pytest.mark.asyncio
-async def test_too_many_abandoned_calls_hold_their_route(live):
+async def test_too_many_abandoned_calls_pause_their_route(live):
     """When too many abandoned calls run, the route is paused with a reason, and other routes go on.
 
     It goes on when the calls have ended. The observation, the view and health give the reason.
@@ -128,7 +128,7 @@ async def main():
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_program_with_a_consumer_ends_beside_abandoned_calls(live, loop):
+def test_a_program_exits_in_time_despite_abandoned_calls(live, loop):
     """Leaving the block takes at most its grace period and a second; ``asyncio.run`` does not wait for abandoned calls.
 
     Fails when: the block waits for such a call, or the call remains a task that asyncio.run waits for.

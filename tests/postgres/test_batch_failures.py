@@ -64,7 +64,7 @@ async def _letters(connection: asyncpg.Connection) -> list[tuple]:
 
 
 @pytest.mark.parametrize("body", EVIL.values(), ids=EVIL)
-async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
+async def test_an_event_that_fails_its_batch_becomes_one_dead_letter(live, body):
     """An event becomes a dead letter alone if its function fails the batch, ends the server process or takes too long.
 
     Events before and after it are routed, and its other routes too, if the error names the route.
@@ -95,7 +95,7 @@ async def test_an_event_that_fails_its_batch_is_one_dead_letter(live, body):
         assert {r["event_ref"] for r in sent if r["route_code"] == "calm"} == {*before, evil, *after}
 
 
-async def test_a_trigger_that_fails_batches_is_found_by_halving(live):
+async def test_halving_the_page_isolates_an_event_whose_attempt_fails(live):
     """Among hundreds of events, halving the page finds the event for which no attempt can be written.
 
     Its failure cannot be recorded as an attempt either; its dead letter has the reason.
@@ -131,7 +131,7 @@ async def test_a_trigger_that_fails_batches_is_found_by_halving(live):
         assert len(await attempted(connection)) == 297
 
 
-async def test_what_was_learnt_outlives_the_consumer(live):
+async def test_failure_counts_survive_the_end_of_the_consumer(live):
     """The database counts the failures, so consumers that each end after one failure isolate the event as well.
 
     A consumer that starts after a failure takes half of the page.
@@ -162,7 +162,7 @@ async def test_what_was_learnt_outlives_the_consumer(live):
         assert seen.of(LeaseTaken)
 
 
-async def test_an_error_that_no_event_causes_gives_nothing_up(live):
+async def test_an_error_without_a_faulty_event_causes_no_dead_letter(live):
     """A missing table fails every batch and causes no dead letter; all events are routed when the table is back.
 
     Fails when: an event is given up although giving it up fails in the same way.
@@ -188,7 +188,7 @@ async def test_an_error_that_no_event_causes_gives_nothing_up(live):
         assert tuple(row) == (0, None, None)
 
 
-async def test_a_page_costs_less_than_the_deadline(live):
+async def test_a_page_shrinks_after_a_timeout(live):
     """If a page takes longer than its deadline because attempts are slow, smaller pages follow.
 
     Fails when: a page is bounded by the number of events or attempts only.
@@ -213,7 +213,7 @@ async def test_a_page_costs_less_than_the_deadline(live):
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
 
 
-async def test_a_page_is_bounded_by_its_attempts(live):
+async def test_a_page_is_limited_by_its_number_of_attempts(live):
     """If events go to many routes, a page has at most ten attempts for each event of the requested limit.
 
     A failure halves the number of events that the page really had.
@@ -240,7 +240,7 @@ async def test_a_page_is_bounded_by_its_attempts(live):
         assert await drain(connection, 20) == 25
 
 
-async def test_an_event_is_compared_with_few_of_many_routes(live):
+async def test_events_are_compared_only_with_routes_that_can_match(live):
     """Events of a page are compared only with the routes that events of the page can take; decisions stay the same.
 
     Fails when: each event of a page is compared with every route of the domain.
@@ -281,7 +281,7 @@ async def test_an_event_is_compared_with_few_of_many_routes(live):
         assert kept[1]["disabled"] <= 1
 
 
-async def test_the_page_grows_again(live):
+async def test_the_page_grows_again_after_quick_batches(live):
     """After a time-out, each quick full page doubles the next one, up to the requested limit.
 
     Fails when: the limit remains at the value of the failure.
@@ -300,7 +300,7 @@ async def test_the_page_grows_again(live):
         assert await drain(connection, 32) == 100 - sum(seen)
 
 
-async def test_the_event_is_named_by_the_error(live):
+async def test_the_error_of_a_batch_names_event_and_route(live):
     """The error of a batch names the event and the route in its fields, so no page needs to be halved.
 
     Fails when: the batch passes on the error of the function unchanged.
@@ -315,7 +315,7 @@ async def test_the_event_is_named_by_the_error(live):
         assert (error.table_name, error.column_name, error.constraint_name) == ("iu_outbound_route", "evil", str(evil))
 
 
-async def test_a_failing_consumer_says_so(live):
+async def test_a_consumer_with_failing_batches_reports_the_reason(live):
     """While every batch fails, heartbeat and health show failing with the reason, and the lease is reported once.
 
     Probes of the host and watchdogs see no progress.

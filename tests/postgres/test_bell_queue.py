@@ -30,7 +30,7 @@ def database(small: TestServer) -> Iterator[Database]:
     yield from small.create("applied")
 
 
-async def test_from_half_full_on_writers_stay_silent(database):
+async def test_producers_send_no_notify_from_a_half_full_queue_on(database):
     """A producer does not notify while the queue is half full or more, even if a consumer is idle.
 
     Fails when: the guard on the queue is taken out of the trigger.
@@ -44,7 +44,7 @@ async def test_from_half_full_on_writers_stay_silent(database):
             assert await heard() == 0
 
 
-async def test_a_full_queue_fails_no_writer(database):
+async def test_producers_commit_while_the_queue_is_full(database):
     """A producer commits into the outbox while the notification queue is full and a consumer is idle.
 
     Fails when: the guard on the queue is taken out of the trigger.
@@ -55,7 +55,7 @@ async def test_a_full_queue_fails_no_writer(database):
         assert {row["id"] for row in await writer.fetch("select id from event_outbox")} == events
 
 
-async def test_who_holds_the_queue_is_named(database):
+async def test_the_session_that_blocks_the_queue_is_reported(database):
     """The session that keeps the queue from being shortened is named, and when that
     session is ended the queue is empty.
 

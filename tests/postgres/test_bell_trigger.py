@@ -17,7 +17,7 @@ MANY = """
 
 
 @pytest.mark.parametrize("slot", [1, 2])
-async def test_a_writer_notifies_only_while_somebody_sleeps(applied, slot):
+async def test_a_producer_notifies_only_while_a_consumer_is_armed(applied, slot):
     """A commit notifies once while a bell lock is held, in either slot, and not at all while none is.
 
     Fails when: the try-lock is taken out (it always notifies), or a slot is not checked.
@@ -34,7 +34,7 @@ async def test_a_writer_notifies_only_while_somebody_sleeps(applied, slot):
         assert await heard() == 0
 
 
-async def test_writers_do_not_make_each_other_notify(applied):
+async def test_concurrent_producers_do_not_cause_a_notify(applied):
     """Two silent transactions at the same time do not take each other for an idle consumer.
 
     Fails when: the producer's try-lock is exclusive instead of shared.
@@ -49,7 +49,7 @@ async def test_writers_do_not_make_each_other_notify(applied):
         assert await heard() == 0
 
 
-async def test_the_decision_falls_at_commit(applied):
+async def test_a_producer_checks_for_an_armed_consumer_at_commit(applied):
     """A producer checks for an idle consumer when it commits, and holds no lock before that.
 
     Fails when: the trigger is not deferred.
@@ -67,7 +67,7 @@ async def test_the_decision_falls_at_commit(applied):
 
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
-async def test_a_writer_with_an_old_snapshot_knows_who_sleeps(applied, isolation):
+async def test_a_producer_with_an_old_snapshot_sees_an_armed_consumer(applied, isolation):
     """A producer notifies if a consumer is armed at its commit, even if its snapshot is older than the arming.
 
     It does not notify after the disarming, even if its snapshot is older than that.
@@ -96,7 +96,7 @@ async def nobody_asleep(connection) -> bool:
     return await sleepers(connection) == 0
 
 
-async def test_a_bulk_insert_asks_once(applied):
+async def test_a_bulk_insert_notifies_once(applied):
     """Ten thousand rows in one transaction queue the trigger once and notify once.
 
     Fails when: the setting iu.bell is taken out of WHEN.
@@ -114,7 +114,7 @@ async def test_a_bulk_insert_asks_once(applied):
         assert await heard() == 1
 
 
-async def test_every_transaction_of_a_session_asks(applied):
+async def test_each_transaction_of_a_session_notifies(applied):
     """The setting iu.bell of one transaction does not silence the next transaction of the same session.
 
     Fails when: iu.bell is set for the session.
@@ -125,7 +125,7 @@ async def test_every_transaction_of_a_session_asks(applied):
             assert await heard() == 1
 
 
-async def test_what_is_rolled_back_notifies_nobody(applied):
+async def test_a_rolled_back_transaction_sends_no_notify(applied):
     """A transaction that is rolled back sends no notification and leaves no lock."""
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         transaction = writer.transaction()
@@ -137,7 +137,7 @@ async def test_what_is_rolled_back_notifies_nobody(applied):
         assert await silent_writers(writer) == 0
 
 
-async def test_an_insert_after_a_rolled_back_one_notifies(applied):
+async def test_an_insert_after_a_rolled_back_savepoint_notifies(applied):
     """Rolling back a savepoint also resets iu.bell, so that a later insert notifies.
 
     Fails when: iu.bell keeps its value after the rollback of its savepoint.
@@ -152,7 +152,7 @@ async def test_an_insert_after_a_rolled_back_one_notifies(applied):
         assert await heard() == 1
 
 
-async def test_a_trigger_that_fired_in_a_rolled_back_savepoint_fires_again(applied):
+async def test_a_bell_trigger_fires_again_after_its_savepoint_is_rolled_back(applied):
     """After SET CONSTRAINTS IMMEDIATE in a savepoint that is rolled back, the lock is
     released and the commit checks again.
 
@@ -174,7 +174,7 @@ async def test_a_trigger_that_fired_in_a_rolled_back_savepoint_fires_again(appli
             assert await heard() == 1
 
 
-async def test_a_replica_session_rings_too(applied):
+async def test_a_session_in_replica_role_notifies(applied):
     """The trigger notifies under session_replication_role = replica, which logical replication uses.
 
     Fails when: ENABLE ALWAYS is taken out.
@@ -196,7 +196,7 @@ REGISTER = """
     values ('crm', 'alert', 'alert', 'immediate'), ('cr', 'alert', 'alert', 'immediate')"""
 
 
-async def test_only_events_that_a_worker_reads_ring(applied):
+async def test_only_events_of_a_domain_with_a_worker_notify(applied):
     """Events of a domain without a worker, and statements that insert nothing, do not notify; an
     event that moves into iu does.
 
@@ -214,7 +214,7 @@ async def test_only_events_that_a_worker_reads_ring(applied):
         assert await heard() == 1
 
 
-async def test_events_of_every_domain_with_a_worker_ring(applied):
+async def test_events_of_every_domain_with_a_worker_notify(applied):
     """A worker of another domain is notified from its registration on, also if the
     transaction wrote other events before.
 
@@ -237,7 +237,7 @@ async def test_events_of_every_domain_with_a_worker_ring(applied):
         assert await heard() == 1
 
 
-async def test_writers_of_a_domain_without_a_worker_hold_no_lock(applied):
+async def test_producers_of_a_domain_without_a_worker_hold_no_bell_lock(applied):
     """A producer of events that no worker reads does not keep the consumers of other domains busy.
 
     Fails when: the domain is checked after the locks were taken.
@@ -251,7 +251,7 @@ async def test_writers_of_a_domain_without_a_worker_hold_no_lock(applied):
         assert await silent_writers(admin) > 0
 
 
-async def test_a_writer_needs_no_privilege(applied):
+async def test_the_bell_requires_no_privilege_of_producers(applied):
     """A role that may only insert events can write those of every domain.
 
     Fails when: public may not read the domains.
@@ -272,7 +272,7 @@ async def test_a_writer_needs_no_privilege(applied):
             await admin.execute(f"drop owned by {name}; drop role {name}")
 
 
-async def test_only_gates_ring_among_the_settings(applied):
+async def test_a_changed_gate_notifies_and_other_settings_do_not(applied):
     """A change of a gate notifies, a change of any other key does not."""
     async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
         await writer.execute("insert into dot_config (key, value, description) values ('other', 'true', 'a test')")
@@ -283,7 +283,7 @@ async def test_only_gates_ring_among_the_settings(applied):
 
 @pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
 @pytest.mark.parametrize("spelling", ["prepare transaction '{}'", "PREPARE\n\t TRANSACTION '{}'"])
-async def test_prepare_transaction_never_fails_and_parks_no_lock(live, asleep, spelling):
+async def test_a_prepared_transaction_never_fails_and_keeps_no_bell_lock(live, asleep, spelling):
     """A two-phase transaction can be prepared whether or not a consumer is idle, and does not keep the lock.
 
     Fails when: the PREPARE guard is taken out of the trigger.

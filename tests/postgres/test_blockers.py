@@ -29,7 +29,7 @@ async def aged(connection: asyncpg.Connection, seconds: float) -> None:
     await connection.execute("create or replace view v_iu_blocker as " + view.replace("clock_timestamp()", older))
 
 
-async def test_nobody_is_in_the_way(live):
+async def test_a_healthy_database_has_no_blocker(live):
     """On a healthy database with producers, a consumer and its sessions there is no blocker."""
     async with consuming(live.dsn), connected(live.dsn) as writer, writer.transaction():
         await insert_event(writer)
@@ -37,7 +37,7 @@ async def test_nobody_is_in_the_way(live):
             assert await blockers(looker) == []
 
 
-async def test_an_open_writer_is_named(live):
+async def test_an_open_transaction_of_a_producer_is_reported(live):
     """A transaction that wrote events and stays open is named with pid, application, database, state and age.
 
     A reader is not named.
@@ -60,7 +60,7 @@ async def test_an_open_writer_is_named(live):
         assert await blockers(looker, "late_event") == []
 
 
-async def test_a_prepared_writer_is_named(live):
+async def test_a_prepared_transaction_of_a_producer_is_reported(live):
     """A prepared transaction that wrote events is named by its gid; one that wrote none is no late event."""
     async with connected(live.dsn) as writer, connected(live.dsn) as looker:
         if await writer.fetchval("show max_prepared_transactions") == "0":
@@ -81,7 +81,7 @@ async def test_a_prepared_writer_is_named(live):
                 await writer.execute(f"rollback prepared '{gid} {suffix}'")
 
 
-async def test_who_holds_back_vacuum_is_named(live):
+async def test_a_session_that_holds_back_vacuum_is_reported(live):
     """A session with an old snapshot is named, with the number of transactions that it holds back."""
     async with (
         connected(live.dsn) as looker,
@@ -98,7 +98,7 @@ async def test_who_holds_back_vacuum_is_named(live):
         assert found[0]["xids"] >= 5
 
 
-async def test_a_slot_that_nobody_reads_is_named(live):
+async def test_an_unused_replication_slot_is_reported(live):
     """A replication slot that holds back more than 100 000 transactions is named; a new one is not."""
     async with connected(live.dsn) as looker:
         view = await looker.fetchval("select pg_get_viewdef('v_iu_blocker')")
@@ -116,7 +116,7 @@ async def test_a_slot_that_nobody_reads_is_named(live):
     [(BELL_KEY, "bell_key"), (SLOT_KEY, "bell_key"), (LEASE_KEY, "lease")],
     ids=["bell", "slot", "lease"],
 )
-async def test_a_foreign_holder_of_our_keys_is_named(live, key, what):
+async def test_a_foreign_holder_of_our_advisory_locks_is_reported(live, key, what):
     """A session of another program that holds one of our advisory locks is named; a session of iu-listen is not.
 
     Fails when: the holder is not looked up, or our own sessions are named.
@@ -140,7 +140,7 @@ async def test_a_foreign_holder_of_our_keys_is_named(live, key, what):
         ("drop trigger zz_event_outbox_bell on event_outbox", "missing"),
     ],
 )
-async def test_a_trigger_that_does_not_fire_is_named(live, change, state):
+async def test_a_trigger_that_does_not_fire_is_reported(live, change, state):
     """A trigger of the package that is missing, disabled or not ENABLE ALWAYS is named with its effect."""
     async with connected(live.dsn) as looker:
         await looker.execute(change)
@@ -149,7 +149,7 @@ async def test_a_trigger_that_does_not_fire_is_named(live, change, state):
         assert "timer" in found["effect"]
 
 
-async def test_the_consumer_tells_culprits_by_name(live):
+async def test_the_consumer_reports_blockers_by_name(live):
     """A running consumer reports a disabled trigger once, by name, and reports when it is enabled again."""
     async with consuming(live.dsn, catch_up=0.5) as seen, connected(live.dsn) as admin:
         await admin.execute("alter table event_outbox disable trigger zz_event_outbox_bell")
@@ -160,7 +160,7 @@ async def test_the_consumer_tells_culprits_by_name(live):
         assert len(seen.of(BlockerFound)) == 1
 
 
-async def test_the_patrol_has_a_session_of_its_own(live):
+async def test_the_monitor_has_its_own_session(live):
     """While the consumer works, the monitor has a session, which is idle and outside any transaction."""
     async with consuming(live.dsn), connected(live.dsn) as looker:
 

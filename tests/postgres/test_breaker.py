@@ -167,7 +167,7 @@ TRANSITIONS = {
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 @pytest.mark.asyncio
-async def test_the_circuit_breaker_is_this_table(live, name):
+async def test_the_circuit_breaker_follows_its_state_table(live, name):
     """`fn_iu_breaker_after` is a pure function: the table lists each effect of an event on a circuit breaker.
 
     Fails when: a transition of the state table in the comment of `iu_delivery_breaker` is missing or differs.
@@ -183,7 +183,7 @@ async def test_the_circuit_breaker_is_this_table(live, name):
 
 
 @pytest.mark.asyncio
-async def test_a_success_closes_the_breaker_and_tells_whose_fault_it_was(live):
+async def test_a_success_closes_the_circuit_breaker_and_attributes_earlier_failures(live):
     """A success of any delivery closes the circuit breaker and decides whether earlier
     failures were caused by the event.
 
@@ -258,7 +258,7 @@ async def test_poison_events_do_not_stop_a_route(live, poisons, raises, order):
 
 
 @pytest.mark.asyncio
-async def test_an_outage_among_poison_events_loses_no_good_event(live):
+async def test_an_outage_spends_no_attempt_of_good_or_poison_events(live):
     """In an outage no event of a route, good or poison, spends an attempt.
 
     After the outage each good event is delivered and each poison event becomes a dead letter.
@@ -288,7 +288,7 @@ async def test_an_outage_among_poison_events_loses_no_good_event(live):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("stopped", ["null", "now()"], ids=["breaker", "budget"])
 @pytest.mark.parametrize("order", ["none", "subject"])
-async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order, stopped):
+async def test_a_quarantined_delivery_can_be_the_trial_delivery(live, order, stopped):
     """If all deliveries of a paused route are in quarantine, one of them becomes the trial delivery and ends the pause.
 
     The pause comes from an open circuit breaker or from a spent budget of dead letters.
@@ -313,7 +313,7 @@ async def test_a_delivery_that_is_attempted_alone_can_be_the_probe(live, order, 
 
 
 @pytest.mark.asyncio
-async def test_a_probe_that_the_consumer_does_not_have_is_followed_by_another_at_once(live):
+async def test_a_missing_trial_delivery_is_replaced_by_the_next_take(live):
     """If the consumer does not hold the trial delivery that the database records, the next take gets another at once.
 
     The consumer names the trial deliveries that it holds with each take. A trial delivery that was lost, or that an
@@ -353,7 +353,7 @@ async def further_questions(connection: asyncpg.Connection) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_probe_waits_until_it_may_begin(live):
+async def test_a_trial_delivery_waits_for_free_concurrency(live):
     """While calls from before an outage use up the concurrency, the trial delivery waits, and begins after them.
 
     Fails when: the trial delivery is given back because the route is paused, and is taken again and again.
@@ -387,7 +387,7 @@ async def test_a_probe_waits_until_it_may_begin(live):
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("probes", [0, 1, 2])
-async def test_one_probe_is_in_flight_at_a_time(live, probes):
+async def test_only_one_trial_delivery_is_in_flight(live, probes):
     """While a trial delivery is in flight, no other delivery of the route begins, whether the next
     turn is a new or a failed one.
 
@@ -531,7 +531,7 @@ def plays(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["none", "subject"])
-def test_good_events_arrive_and_poison_events_end(live, order):
+def test_good_events_are_delivered_once_and_poison_events_become_dead_letters(live, order):
     """For any set of poison events and outages, each good event arrives once and each poison
     event becomes one dead letter.
 

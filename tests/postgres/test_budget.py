@@ -106,7 +106,7 @@ async def dead_letters(connection: asyncpg.Connection) -> int:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_the_budget_of_dead_letters_is_this_table(live, case):
+async def test_the_budget_of_dead_letters_follows_its_state_table(live, case):
     """A number of dead letters in a row stops a route; only a successful delivery or an operator ends the row.
 
     Fails when: a success does not end the row; a delivery that was not attempted ends it; a rejection makes a dead
@@ -131,7 +131,7 @@ ANY = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
 
 
 @pytest.mark.parametrize("order", ["none", "subject"])
-async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed_delivery(live, order):
+async def test_trial_deliveries_of_a_stopped_route_are_newest_oldest_and_failed(live, order):
     """The trial deliveries of a stopped route are in turn the newest, the oldest and a failed delivery.
 
     On an ordered route the newest is one that waits for no other delivery.
@@ -158,7 +158,7 @@ async def test_a_stopped_route_is_probed_with_the_newest_the_oldest_and_a_failed
         assert probes == [newest, ids[1], newest, (ids[-2] if order == "none" else ids[-3]), ids[2]]
 
 
-async def test_a_probe_that_cannot_be_attempted_is_followed_by_another_at_once(live):
+async def test_an_impossible_trial_delivery_is_replaced_at_once(live):
     """A trial delivery with a payload that is too large becomes a dead letter, and the next one follows at once.
 
     It was not sent, so it is no answer of the target.
@@ -177,7 +177,7 @@ async def test_a_probe_that_cannot_be_attempted_is_followed_by_another_at_once(l
         assert other.delivery.id != taken.delivery.id
 
 
-async def test_what_was_not_attempted_closes_no_circuit_breaker(live):
+async def test_a_delivery_without_an_attempt_does_not_close_the_circuit_breaker(live):
     """In an outage a payload that is too large becomes a dead letter, and the circuit breaker stays open.
 
     Fails when: every rejection counts as an answer of the target.
@@ -213,7 +213,7 @@ async def refuses_bad(delivery: Delivery) -> None:
 
 
 @pytest.mark.parametrize("order", ["none", "subject"])
-async def test_one_writer_stops_no_other(live, order):
+async def test_poison_events_of_one_producer_do_not_stop_other_producers(live, order):
     """After the events of one producer have stopped the route, events of others arrive
     while most of its own still wait.
 
@@ -240,7 +240,7 @@ async def test_one_writer_stops_no_other(live, order):
         assert await dead_letters(connection) == 1000
 
 
-async def test_a_target_that_refuses_everything_makes_no_more_dead_letters_than_the_budget(live):
+async def test_a_rejecting_target_causes_no_more_dead_letters_than_the_budget(live):
     """A target that rejects everything causes no more dead letters than the budget; the other deliveries wait.
 
     Health gives a warning, and the deliveries go on without an operator when the target accepts events again.

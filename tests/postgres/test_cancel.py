@@ -17,7 +17,7 @@ from support import MANY, connected, insert_event, run_batch, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_cancelling_a_held_route_disturbs_nobody(live):
+async def test_cancelling_deliveries_of_a_paused_route_does_not_disturb_settlement(live):
     """While the circuit breaker is open, thousands of deliveries are cancelled beside the
     settlement of trial deliveries.
 
@@ -70,7 +70,7 @@ async def test_cancelling_a_held_route_disturbs_nobody(live):
         assert dead == found["count"]
 
 
-async def test_cancelled_deliveries_are_replayed_in_their_order(live):
+async def test_cancelled_deliveries_are_replayed_in_the_order_of_their_subject(live):
     """Deliveries of an ordered route that were cancelled in one statement are replayed in the order of their subject.
 
     Fails when: the dead letters of one transaction have the same time, so that their random ids decide.
@@ -91,7 +91,7 @@ async def test_cancelled_deliveries_are_replayed_in_their_order(live):
     assert [call.event.id for call in arrivals.calls] == events
 
 
-async def test_a_cancelled_delivery_is_a_dead_letter_with_its_attempt(live):
+async def test_a_cancelled_delivery_becomes_a_dead_letter_with_an_attempt(live):
     """Cancelling one event ends only its delivery; the dead letter has actor and reason, and an attempt is recorded.
 
     Fails when: the event is not compared, or the attempt is not written.

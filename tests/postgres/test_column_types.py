@@ -49,7 +49,7 @@ async def retype(connection: asyncpg.Connection, table: str, types: Iterable[tup
 
 
 @pytest.mark.parametrize("table", OF_A_MAPPER)
-async def test_columns_of_a_mapper_deliver(substrate, table: str):
+async def test_deliveries_work_with_varchar_and_timestamp_columns(substrate, table: str):
     """With varchar(n) and timestamp in a table of IU Core, events are routed, and delivered
     both by hand-over and by take.
 
@@ -72,7 +72,7 @@ async def test_columns_of_a_mapper_deliver(substrate, table: str):
         assert arrivals.calls[-1].event.occurred_at.tzinfo is not None
 
 
-async def test_a_payload_that_is_json_and_not_jsonb_is_delivered(substrate):
+async def test_a_payload_of_type_json_is_delivered(substrate):
     """safe_payload may be json: events are routed and delivered with their payload."""
     arrivals = Arrivals()
     async with connected(substrate.dsn) as connection:
@@ -101,7 +101,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("column", ODD)
-async def test_a_type_that_cannot_work_is_named_before_anything_is_applied(substrate, column: str):
+async def test_apply_and_doctor_refuse_an_unsupported_column_type(substrate, column: str):
     """apply and doctor name a column if the package cannot work with its type, and apply changes nothing.
 
     Fails when: only the existence of columns is checked.
@@ -121,7 +121,7 @@ async def test_a_type_that_cannot_work_is_named_before_anything_is_applied(subst
     assert column in done.out
 
 
-async def test_columns_change_their_types_beside_a_running_consumer(live):
+async def test_a_running_consumer_survives_a_change_of_column_types(live):
     """After ALTER COLUMN TYPE a running consumer goes on delivering, with plans for the new types."""
     arrivals = Arrivals()
     async with connected(live.dsn) as connection:

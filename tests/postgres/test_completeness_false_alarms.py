@@ -31,7 +31,7 @@ pytestmark = pytest.mark.asyncio
     ],
     ids=["added", "disabled", "moved", "deleted"],
 )
-async def test_a_route_that_changes_is_no_false_alarm(live, change):
+async def test_a_changed_route_causes_no_missing_event(live, change):
     """Events that were decided by earlier routes are complete, regardless of the present routes.
 
     Fails when: the wanted attempts are derived from the present routes, or suspected
@@ -49,7 +49,7 @@ async def test_a_route_that_changes_is_no_false_alarm(live, change):
         assert [a["status"] for a in await run_pass(worker, 21)] == ["passed"]
 
 
-async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspected(live):
+async def test_a_deleted_route_is_recorded_before_all_its_events_are_suspected(live):
     """When 10 000 events are suspected to lack an attempt, the pass confirms or clears them before it goes on.
 
     The other events of a deleted route are not suspected after that.
@@ -67,7 +67,7 @@ async def test_a_route_that_is_gone_is_learnt_before_all_its_events_are_suspecte
         ]  # fmt: skip
 
 
-async def test_a_half_read_tick(live):
+async def test_in_a_partly_read_tick_only_consumed_events_are_checked(live):
     """In a partly read tick the check covers the events that the cursor has passed, and no others.
 
     Fails when: the check takes all or none of the events of the tick as consumed.
@@ -83,7 +83,7 @@ async def test_a_half_read_tick(live):
         assert set(await missing_events(worker)) == set(events[:4])
 
 
-async def test_own_events(live):
+async def test_events_that_the_run_wrote_itself_are_checked(live):
     """Events of the very transaction that decided them are checked; events that it wrote afterwards are not.
 
     Fails when: the check ignores the cursor's record of own events.
@@ -98,7 +98,7 @@ async def test_own_events(live):
         assert set(await missing_events(worker)) == {events[2]}
 
 
-async def test_an_event_that_was_not_read_is_not_missing(live):
+async def test_an_unread_event_is_not_missing(live):
     """No event is missing for a new cursor, which has read none, or in an empty outbox."""
     async with connected(live.dsn) as worker:
         assert (await run_pass(worker))[-1]["checked"] == 0
@@ -106,7 +106,7 @@ async def test_an_event_that_was_not_read_is_not_missing(live):
         assert [(a["checked"], a["missing"]) for a in await run_pass(worker, 2)][-1] == (0, 0)
 
 
-async def test_a_late_commit_behind_the_position_is_seen_by_the_next_pass(live):
+async def test_a_late_commit_is_checked_by_the_next_pass(live):
     """If an event with a low number commits after a pass has gone past it, the next pass
     checks it, and not the current one."""
     async with connected(live.dsn) as worker, connected(live.dsn) as late:
@@ -125,7 +125,7 @@ async def test_a_late_commit_behind_the_position_is_seen_by_the_next_pass(live):
         assert set(await missing_events(worker)) == {event}
 
 
-async def test_an_event_that_is_pruned_is_missed_no_more(live):
+async def test_a_deleted_event_leaves_the_list_of_missing_events(live):
     """A missing event that is deleted leaves the list, and a pass goes on if events are deleted
     before and after its position.
 
@@ -143,7 +143,7 @@ async def test_an_event_that_is_pruned_is_missed_no_more(live):
         assert await worker.fetchval("select missing from v_iu_completeness where worker_name = $1", WORKER) == 1
 
 
-async def test_a_foreign_history_is_not_judged(live):
+async def test_a_foreign_history_is_not_checked(live):
     """While the cursor does not match the history of the database, the check gives the reason and does not begin.
 
     Fails when: the check does not test for a foreign history.
@@ -156,7 +156,7 @@ async def test_a_foreign_history_is_not_judged(live):
         assert await worker.fetchval("select count(*) from iu_completeness_pass") == 0
 
 
-async def test_nothing_in_flight_is_a_false_alarm(live):
+async def test_events_in_progress_are_not_missing(live):
     """While producers write and a consumer routes, no pass finds a missing event, not even for a moment.
 
     Fails when: the check ignores the cursor, or reads it in another snapshot than the attempts.

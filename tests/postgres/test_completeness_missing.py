@@ -13,7 +13,7 @@ from support import WORKER, attempted, connected, drain, insert_event
 pytestmark = pytest.mark.asyncio
 
 
-async def test_each_deleted_attempt_is_found_and_decided_again(live):
+async def test_each_deleted_attempt_is_found_and_repaired(live):
     """The check lists exactly the 25 of 2 000 events that lost their attempt, and a
     repair gives each one attempt again.
 
@@ -64,7 +64,7 @@ async def test_a_repair_is_idempotent(live):
         assert sorted(await attempted(worker)) == sorted([first, second])
 
 
-async def test_one_of_two_attempts_is_missed(live):
+async def test_one_missing_attempt_of_two_is_found(live):
     """An event that went to two routes and has one attempt left is found, with 1 of 2.
 
     Fails when: the batch does not record how many attempts a decision consists of, or the
@@ -85,7 +85,7 @@ async def test_one_of_two_attempts_is_missed(live):
         assert await worker.fetchval("select count(*) from iu_route_attempt") == 10
 
 
-async def test_every_kind_of_attempt_says_how_many_there_are(live):
+async def test_every_kind_of_attempt_records_the_number_of_routes(live):
     """Dry runs, skipped, failed and delivered attempts carry the number of routes that the event went to.
 
     Fails when: one of the ways to write an attempt leaves route_count out.
@@ -116,7 +116,7 @@ async def test_every_kind_of_attempt_says_how_many_there_are(live):
         assert (await run_pass(worker))[-1]["missing"] == 0
 
 
-async def test_attempts_that_were_written_before_the_count(live):
+async def test_an_attempt_without_a_route_count_is_sufficient(live):
     """If an attempt has no route_count, one attempt is enough and the event is not missing."""
     async with connected(live.dsn) as worker:
         await route(worker, "second", "version_applied")
@@ -129,7 +129,7 @@ async def test_attempts_that_were_written_before_the_count(live):
         assert await missing_events(worker) == {events[1]: (0, 1)}
 
 
-async def test_no_attempts_at_all(live):
+async def test_all_events_are_found_missing_when_all_attempts_are_deleted(live):
     """If all attempts are deleted, every event is found missing, and all can be decided again."""
     async with connected(live.dsn) as worker:
         await append_events(worker, 500)
@@ -141,7 +141,7 @@ async def test_no_attempts_at_all(live):
         assert (await run_pass(worker))[-1]["missing"] == 0
 
 
-async def test_dead_letters(live):
+async def test_a_dead_letter_counts_only_if_its_attempt_could_not_be_written(live):
     """A dead letter counts as an attempt if its attempt could not be written, and not if the attempt was deleted.
 
     Fails when: the batch does not mark the dead letter without attempt (attempt_no 0), or

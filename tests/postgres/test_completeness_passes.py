@@ -22,7 +22,7 @@ from support import WORKER, connect, connected, drain
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
+async def test_a_pass_continues_after_its_session_was_killed(live):
     """A session that ends in the middle of a page loses only that page; another session continues the pass.
 
     Each event is checked once.
@@ -44,7 +44,7 @@ async def test_a_pass_goes_on_where_a_killed_one_stopped(live):
         assert set(await missing_events(worker)) == {events[5], events[95]}
 
 
-async def test_two_auditors_share_a_pass(live):
+async def test_two_sessions_share_one_pass(live):
     """Two sessions that check one worker take turns in one pass, and both receive its result.
 
     Fails when: each begins a pass of its own, or the end of a pass begins another one.
@@ -71,7 +71,7 @@ async def test_a_new_pass_supersedes_a_running_one(live):
         assert (await check_page(worker, 20, new["pass"]))["checked"] == 40
 
 
-async def test_every_worker_has_its_own_audit(live):
+async def test_each_worker_has_its_own_completeness_check(live):
     """Workers of different domains are checked separately; two workers of one domain are
     both responsible for its events."""
     async with connected(live.dsn) as worker:
@@ -97,7 +97,7 @@ async def test_every_worker_has_its_own_audit(live):
             await check_page(worker, worker="nobody")
 
 
-async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
+async def test_a_page_reads_on_from_the_place_of_the_previous_page(live):
     """The first page looks its events up by their keys; the next pages read on from the place where those were found.
 
     Fails when: a page reads all attempts, or looks up every event by its key, or the place is not recorded.
@@ -129,7 +129,7 @@ async def test_a_page_reads_a_few_blocks_near_those_of_the_page_before_it(live):
         assert then["blocks"] < 5 * 1000
 
 
-async def test_pages_of_different_sizes_share_what_they_learn(live):
+async def test_pages_of_different_sizes_share_the_recorded_place(live):
     """A large page after a small one also reads its attempts in sequence; the consumer and a command can share a pass.
 
     Fails when: the distance to read is that of the page before, although the sizes differ.

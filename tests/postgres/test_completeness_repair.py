@@ -14,7 +14,7 @@ from support import WORKER, attempted, connected, drain, insert_event, open_gate
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_closed_gate_stops_the_decision_and_not_the_audit(live):
+async def test_a_closed_gate_stops_decisions_but_not_the_completeness_check(live):
     """With the worker gate closed the check finds, and a repair moves, the event, which waits in the backlog."""
     async with connected(live.dsn) as worker:
         events = await append_events(worker, 3)
@@ -50,7 +50,7 @@ async def test_repaired_events_keep_their_order(live):
         assert (await attempted(worker))[-30:] == lost
 
 
-async def test_what_no_decision_could_complete_is_accepted(live):
+async def test_a_repair_accepts_events_that_no_decision_can_complete(live):
     """An event that lacks an attempt of a route that is now disabled is not moved: the repair accepts it as it is.
 
     Fails when: the repair moves an event that a new decision would not complete, or leaves it
@@ -74,7 +74,7 @@ async def test_what_no_decision_could_complete_is_accepted(live):
         assert [a["status"] for a in await run_pass(worker)] == ["passed"]
 
 
-async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live):
+async def test_skipped_events_are_missing_until_they_are_accepted(live):
     """Events that a cursor skipped when it was reset to the present are missing until they are accepted."""
     async with connected(live.dsn) as worker:
         events = await append_events(worker, 3)
@@ -85,7 +85,7 @@ async def test_what_was_skipped_on_purpose_is_missing_until_it_is_accepted(live)
         assert (await run_pass(worker))[-1]["missing"] == 0
 
 
-async def test_health_tells_what_is_missing(live):
+async def test_health_warns_about_missing_events(live):
     """Health gives a warning with the number of missing events; without missing events there is no warning."""
     async with connected(live.dsn) as worker:
         for _ in range(5):

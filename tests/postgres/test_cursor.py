@@ -21,7 +21,7 @@ async def cursor_of(connection: asyncpg.Connection) -> asyncpg.Record:
     )
 
 
-async def test_late_commit_is_routed_when_it_commits(live):
+async def test_a_late_commit_is_routed_when_it_commits(live):
     """An event that commits after a younger event was read is read once by the next batch.
 
     Fails when: transactions that the previous tick listed as in progress are not looked up (branch a).
@@ -38,7 +38,7 @@ async def test_late_commit_is_routed_when_it_commits(live):
         assert await attempted(worker) == [second, first]
 
 
-async def test_xid_taken_long_before_the_insert(live):
+async def test_an_event_with_an_old_xid_is_read(live):
     """An event is read although its transaction is older than a tick that was consumed before the insert.
 
     Fails when: transactions that the previous tick listed as in progress are not looked up (branch a).
@@ -55,7 +55,7 @@ async def test_xid_taken_long_before_the_insert(live):
         assert await attempted(worker) == [second, first]
 
 
-async def test_number_drawn_long_before_the_xid(live):
+async def test_an_event_with_an_old_number_is_read(live):
     """An event is read although its number was drawn before that of an event that was already read.
 
     Its transaction got its xid later.
@@ -80,7 +80,7 @@ async def test_number_drawn_long_before_the_xid(live):
         assert await attempted(worker) == [second, first]
 
 
-async def test_open_writer_holds_nobody_up(live):
+async def test_an_open_producer_delays_no_other_event(live):
     """While one producer keeps its transaction open, the events of all other producers are read as they commit.
 
     Fails when: the tick ends at the oldest transaction that is in progress.
@@ -99,7 +99,7 @@ async def test_open_writer_holds_nobody_up(live):
 
 
 @pytest.mark.parametrize("savepoints", [2, 70])
-async def test_savepoints(live, savepoints):
+async def test_released_savepoints_are_read_and_rolled_back_ones_are_not(live, savepoints):
     """Events of a released savepoint are read with their transaction, and those of a rolled-back savepoint never.
 
     More than 64 savepoints, which overflow the subtransaction cache of the server, change nothing.
@@ -125,7 +125,7 @@ async def test_savepoints(live, savepoints):
         assert await attempted(worker) == [early, *kept]
 
 
-async def test_rolled_back_event_is_never_read(live):
+async def test_a_rolled_back_event_is_never_read(live):
     """A transaction that is rolled back leaves no event to read and delays no other event."""
     async with connected(live.dsn) as worker, connected(live.dsn) as writer:
         transaction = writer.transaction()
@@ -140,7 +140,7 @@ async def test_rolled_back_event_is_never_read(live):
 
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
-async def test_writer_with_an_old_snapshot(live, isolation):
+async def test_a_producer_with_an_old_snapshot_loses_no_event(live, isolation):
     """A producer with an old snapshot loses no event: the position depends on its transaction, not on its snapshot."""
     async with connected(live.dsn) as worker, connected(live.dsn) as writer, connected(live.dsn) as other:
         transaction = writer.transaction(isolation=isolation)
@@ -156,7 +156,7 @@ async def test_writer_with_an_old_snapshot(live, isolation):
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
-async def test_prepared_transaction(live, ending):
+async def test_a_prepared_transaction_delays_no_event_and_is_read_after_commit(live, ending):
     """An abandoned prepared transaction delays no other event, and its own event is read if it is committed.
 
     Fails when: the tick ends at the oldest transaction in progress, or branch a is missing.
@@ -181,7 +181,7 @@ async def test_prepared_transaction(live, ending):
 
 @pytest.mark.parametrize("limit", [1, 100])
 @pytest.mark.parametrize("known", [True, False], ids=["listed-by-prev", "new"])
-async def test_events_of_a_subject_follow_its_row_lock(live, known, limit):
+async def test_events_of_a_subject_are_read_in_the_order_of_its_row_lock(live, known, limit):
     """Events of one subject are read in the order in which their producers held its row lock, not in the order of xids.
 
     Fails when: a tick is ordered by xact_id, or its two branches are read one after the other instead of being merged.
@@ -208,7 +208,7 @@ async def test_events_of_a_subject_follow_its_row_lock(live, known, limit):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-async def test_big_tick_is_read_page_by_page(live, ties):
+async def test_a_large_tick_is_read_page_by_page(live, ties):
     """A tick larger than the limit is read in pages, in order, none twice, while newer events wait for the next tick.
 
     Fails when: the position inside a tick is the number without the id, or a page takes a new tick.
@@ -249,7 +249,7 @@ PAUSED = """
 
 
 @pytest.mark.parametrize("begun", ["before", "after"])
-async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live, begun):
+async def test_an_event_that_commits_after_the_tick_is_read_by_the_next_batch(live, begun):
     """An event that becomes visible between the tick and the page, which are separate
     statements, is read by the next batch.
 
@@ -284,7 +284,7 @@ async def test_what_commits_between_tick_and_page_belongs_to_the_next_tick(live,
         assert (await cursor_of(worker))["total_seen"] == 3
 
 
-async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):
+async def test_a_batch_that_ends_an_older_tick_reports_more(live):
     """A batch that reads the rest of an older tick reports that there may be more, because
     it has not read past that tick.
 
@@ -301,7 +301,7 @@ async def test_run_that_ends_an_older_tick_says_that_there_may_be_more(live):
         assert await attempted(worker) == events
 
 
-async def test_tick_of_exactly_one_page_ends(live):
+async def test_a_tick_of_exactly_one_page_ends(live):
     """A tick with exactly as many events as the limit reports that there may be more, and ends with an empty page."""
     async with connected(live.dsn) as worker:
         for _ in range(3):
@@ -313,7 +313,7 @@ async def test_tick_of_exactly_one_page_ends(live):
 
 
 @pytest.mark.parametrize("death", ["rollback", "terminated"])
-async def test_crash_between_pages(live, death):
+async def test_a_batch_that_ends_before_its_commit_is_repeated(live, death):
     """A batch that ends before its commit has neither read nor decided an event; the next one resumes at the same page."""
     async with connected(live.dsn) as worker, connected(live.dsn) as dying, connected(live.dsn) as writer:
         events = [await insert_event(writer) for _ in range(7)]
@@ -332,7 +332,7 @@ async def test_crash_between_pages(live, death):
         assert (await cursor_of(worker))["total_seen"] == 8
 
 
-async def test_reading_a_backlog_is_linear(live):
+async def test_reading_a_backlog_costs_linear_time(live):
     """Reading a tick of 20 000 events in 40 pages reads each event a bounded number of times, not once for each page.
 
     Fails when: a page is found through the transaction, which sorts the tick again, instead of through the order index.
@@ -348,7 +348,7 @@ async def test_reading_a_backlog_is_linear(live):
         assert await worker.fetchval("select count(distinct event_ref) from iu_route_attempt") == 20_000
 
 
-async def test_many_transactions_in_progress(live):
+async def test_events_are_found_among_many_transactions_in_progress(live):
     """Events are found when many transactions, some with events and most without, were in progress at the last tick."""
     writers = []
     async with connected(live.dsn) as worker:

@@ -58,7 +58,7 @@ async def overwritten(connection: asyncpg.Connection) -> None:
 
 
 @pytest.mark.parametrize("write", [invented, copied, replicated, overwritten])
-async def test_position_is_never_believed(live, write):
+async def test_a_position_claimed_by_a_producer_is_ignored(live, write):
     """An event is read once, after the older events, for any position that its producer claims and any way of writing.
 
     Fails when: the stamp is missing or conditional, does not fire for replicas, or an UPDATE of the domain skips it.
@@ -76,7 +76,7 @@ async def test_position_is_never_believed(live, write):
         assert await drain(worker) == 0
 
 
-async def test_claimed_future_is_not_believed(live):
+async def test_a_claimed_position_in_the_future_is_ignored(live):
     """An event that claims a position after all others is read in its place and does not delay later events.
 
     Fails when: the stamp accepts an explicit event_seq or xact_id.
@@ -91,7 +91,7 @@ async def test_claimed_future_is_not_believed(live):
         assert await attempted(worker) == [first, second]
 
 
-async def test_event_that_moves_into_the_domain(live):
+async def test_an_event_that_moves_into_the_domain_is_read(live):
     """An event that moves into the domain of the worker is read, although a tick has already passed its old position.
 
     Fails when: an UPDATE of event_domain does not stamp the event again.
@@ -108,7 +108,7 @@ async def test_event_that_moves_into_the_domain(live):
         assert await attempted(worker) == [event, moved]
 
 
-async def test_other_updates_do_not_stamp(live):
+async def test_updates_within_the_domain_do_not_stamp_again(live):
     """An UPDATE that does not change the domain does not make an event new."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
@@ -117,7 +117,7 @@ async def test_other_updates_do_not_stamp(live):
         assert await drain(worker) == 0
 
 
-async def test_other_domains_are_not_read(live):
+async def test_events_of_other_domains_are_not_read(live):
     """A worker reads only the events of its own domain, also if they lie between events of other domains."""
     async with connected(live.dsn) as worker:
         events = []
@@ -131,7 +131,7 @@ async def test_other_domains_are_not_read(live):
         assert await attempted(worker) == events
 
 
-async def test_events_older_than_the_package(substrate):
+async def test_events_older_than_the_package_are_read_first(substrate):
     """Events that were written before the package was installed are read from the beginning, in order of created_at.
 
     Fails when: migration 006 does not number them, or the position of the first page excludes numbers below zero.
@@ -153,7 +153,7 @@ async def test_events_older_than_the_package(substrate):
         assert await drain(worker) == 0
 
 
-async def test_events_older_than_the_package_may_be_left_out(substrate):
+async def test_events_older_than_the_package_can_be_skipped(substrate):
     """A cursor that is reset to the present before it starts reads no earlier event and every later event.
 
     Fails when: the reset stores anything but a tick.
@@ -174,7 +174,7 @@ async def test_events_older_than_the_package_may_be_left_out(substrate):
         assert set(await attempted(writer)) == set(events)
 
 
-async def test_the_package_is_applied_among_writers(substrate):
+async def test_the_package_is_applied_beside_running_producers(substrate):
     """While the package is applied, producers see no error, the outbox is not rewritten, and no event is missed.
 
     Fails when: a column is added with a volatile default, or an index is built under a lock.
@@ -210,7 +210,7 @@ async def test_the_package_is_applied_among_writers(substrate):
         assert Counter(await attempted(worker)) == Counter(written)
 
 
-async def test_sequence_set_back(live):
+async def test_a_reset_sequence_loses_and_repeats_no_event(live):
     """No event is lost or repeated after the sequence was set back, not even in the middle of a tick.
 
     Fails when: the lower end of a tick is derived from the sequence instead of from its rows.
@@ -264,7 +264,7 @@ async def ahead(connection: asyncpg.Connection) -> None:
         (ahead, "cursor_ahead"),
     ],
 )
-async def test_foreign_history_is_refused(live, damage, reason):
+async def test_a_foreign_history_is_refused(live, damage, reason):
     """If the cursor and the history do not belong together, the batch names the reason and reads no event.
 
     Fails when: the xmin of the anchor, its lineage, its presence, or a cursor ahead of the server is not checked.
@@ -280,7 +280,7 @@ async def test_foreign_history_is_refused(live, damage, reason):
 
 
 @pytest.mark.parametrize("command", ["vacuum full iu_outbox_anchor", "vacuum (full, freeze) iu_outbox_anchor"])
-async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
+async def test_vacuum_of_the_anchor_causes_no_refusal(live, command):
     """The anchor keeps its xmin through VACUUM, FULL and FREEZE included, so the history is not reported as foreign."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
@@ -288,7 +288,7 @@ async def test_vacuum_of_the_anchor_does_not_alarm(live, command):
         assert await drain(worker) == 1
 
 
-async def test_a_cursor_beyond_an_open_writer_consumes_nothing(live):
+async def test_a_cursor_past_an_open_transaction_is_an_error(live):
     """A cursor that was put past a transaction in progress causes an error until that
     transaction ends, and loses no event.
 
@@ -313,14 +313,14 @@ async def test_a_cursor_beyond_an_open_writer_consumes_nothing(live):
 
 
 @pytest.mark.parametrize("limit", [0, -1, None])
-async def test_limit_below_one(live, limit):
+async def test_a_batch_limit_below_one_is_refused(live, limit):
     """A batch limit below 1, or none, is an error that names the limit."""
     async with connected(live.dsn) as worker:
         with pytest.raises(asyncpg.InvalidParameterValueError, match="batch limit must be 1 or more"):
             await run_batch(worker, limit)
 
 
-async def test_unknown_worker(live):
+async def test_an_unregistered_worker_is_refused(live):
     """A worker that is not registered is an error that names it."""
     async with connected(live.dsn) as worker:
         with pytest.raises(asyncpg.PostgresError, match="worker nobody is not registered") as error:
@@ -328,7 +328,7 @@ async def test_unknown_worker(live):
         assert error.value.sqlstate == "P0002"
 
 
-async def test_workers_do_not_share_a_position(live):
+async def test_each_worker_has_its_own_position(live):
     """Each worker reads every event of its domain and writes no attempt for an event that another worker has decided."""
     async with connected(live.dsn) as worker:
         await worker.execute(

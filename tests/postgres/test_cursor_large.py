@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 OUTBOX = "^event_outbox$"
 
 
-async def test_an_open_writer_makes_no_run_dearer(live):
+async def test_an_open_producer_does_not_increase_the_cost_of_a_batch(live):
     """A batch reads no more rows because a producer has been in a transaction while many others committed.
 
     Fails when: a batch reads from the oldest transaction in progress onwards and skips the
@@ -44,7 +44,7 @@ async def test_an_open_writer_makes_no_run_dearer(live):
         assert await worker.fetchval("select count(distinct event_ref) from iu_route_attempt") == 2001
 
 
-async def test_a_plan_does_not_depend_on_the_statistics_of_the_day(live):
+async def test_plans_do_not_depend_on_statistics(live):
     """A session that planned its queries while the outbox was tiny and analyzed reads no
     more after the outbox has grown.
 
@@ -77,7 +77,7 @@ async def pages(session: asyncpg.Connection) -> int:
 
 
 @pytest.mark.slow
-async def test_what_is_past_is_not_walked_through(live):
+async def test_costs_do_not_grow_with_the_past_of_the_outbox(live):
     """The cost of a batch, of a trace export and of the queries for metrics does not grow with the past of the outbox.
 
     Fails when: the position in a tick and its lowest number are two bounds, so that the index scan begins at the
@@ -125,7 +125,7 @@ async def exported(source: TraceSession) -> int:
     return attempts
 
 
-async def test_a_tick_is_never_sorted_to_be_paged(live):
+async def test_paging_never_sorts_a_tick(live):
     """A backlog is read once, page by page, even if statistics make a tick look like a small part of a large outbox.
 
     Fails when: a batch may sort, because then each page reads the rest of the tick again.
@@ -150,7 +150,7 @@ MEASURED = """
 
 
 @pytest.mark.slow
-async def test_a_huge_transaction_costs_a_page_at_a_time(live):
+async def test_a_huge_transaction_is_read_with_the_memory_of_one_page(live):
     """One transaction of 100 000 events is read in order with the memory of one page, also if a batch is interrupted.
 
     Fails when: a batch reads more than a page, or keeps data of earlier pages.
@@ -184,7 +184,7 @@ def roomy(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.slow
-async def test_a_thousand_transactions_in_progress(roomy):
+async def test_events_are_read_beside_a_thousand_transactions_in_progress(roomy):
     """With a thousand transactions in progress, other events are read as they commit, and
     those of the thousand as well.
 

@@ -31,7 +31,7 @@ LIMITS = pytest.mark.parametrize("limit", [1, 2, 3, 1000])
 
 
 @LIMITS
-async def test_emit_and_run_in_one_transaction(live, limit):
+async def test_own_events_are_read_in_the_same_transaction(live, limit):
     """A transaction that emits events and runs batches reads its own events once, and none of them after its commit.
 
     Its later events are read by its next batch.
@@ -53,7 +53,7 @@ async def test_emit_and_run_in_one_transaction(live, limit):
 
 
 @LIMITS
-async def test_emit_and_run_with_a_tick_half_read(live, limit):
+async def test_own_events_are_read_after_a_partly_read_tick(live, limit):
     """Own events are also read once if the transaction begins with a partly read tick and ends with another.
 
     Fails when: the record of the own events read is removed while no tick covers them yet.
@@ -76,7 +76,7 @@ async def test_emit_and_run_with_a_tick_half_read(live, limit):
 
 
 @LIMITS
-async def test_two_transactions_that_emit_and_run(live, limit):
+async def test_a_second_emitting_transaction_keeps_the_record_of_own_events(live, limit):
     """A second transaction that emits and runs batches keeps the record of the own events that the first one read.
 
     Fails when: the record of the own events read is removed before a tick covers them.
@@ -95,7 +95,7 @@ async def test_two_transactions_that_emit_and_run(live, limit):
 
 
 @LIMITS
-async def test_own_events_do_not_overtake(live, limit):
+async def test_own_events_do_not_overtake_older_events(live, limit):
     """Own events wait for a tick that was taken after them, so that an older event of the same subject goes first.
 
     Fails when: own events are read after a tick that was taken in an earlier batch.
@@ -111,7 +111,7 @@ async def test_own_events_do_not_overtake(live, limit):
         assert await attempted(other) == events
 
 
-async def test_event_written_after_the_tick_of_its_own_transaction(live):
+async def test_an_event_written_after_the_own_batch_is_read_after_the_commit(live):
     """An event that a transaction writes after its batch is read by a batch after its commit.
 
     Fails when: the own transaction is not put back among those in progress in the tick.
@@ -126,7 +126,7 @@ async def test_event_written_after_the_tick_of_its_own_transaction(live):
         assert await attempted(other) == [first, second]
 
 
-async def test_own_xid_is_in_progress_in_the_tick(live):
+async def test_the_own_xid_is_in_progress_in_the_tick(live):
     """A tick lists the transaction that takes it as in progress even if a younger transaction has ended.
 
     Fails when: the own transaction is not put back among those in progress.
@@ -143,7 +143,7 @@ async def test_own_xid_is_in_progress_in_the_tick(live):
         assert await own.fetchval("select fn_iu_outbox_tick()::text = pg_current_snapshot()::text")
 
 
-async def test_rolled_back_run_forgets_its_own_events(live):
+async def test_a_rolled_back_batch_changes_nothing(live):
     """A transaction that emits, runs a batch and rolls back leaves no event, no attempt and no change of the cursor."""
     async with connected(live.dsn) as probe:
         with pytest.raises(ZeroDivisionError):
@@ -156,7 +156,7 @@ async def test_rolled_back_run_forgets_its_own_events(live):
         assert await attempted(probe) == [event]
 
 
-async def test_run_that_waited_for_another(live):
+async def test_a_batch_takes_its_tick_after_waiting_for_the_lock(live):
     """A batch that waits for the row lock of the cursor takes its tick afterwards and reads no event twice.
 
     Fails when: the tick is taken before, or in, the statement that locks the cursor (EvalPlanQual).
@@ -185,7 +185,7 @@ async def test_run_that_waited_for_another(live):
         assert await other.fetchval("select total_seen from iu_route_worker_cursor") == 3
 
 
-async def test_worker_in_an_old_snapshot_fails_safely(live):
+async def test_a_batch_in_an_old_snapshot_fails_and_loses_no_event(live):
     """A batch under REPEATABLE READ with a snapshot older than the cursor fails, may be
     tried again, and loses no event."""
     async with connected(live.dsn) as stale, connected(live.dsn) as other:
@@ -201,7 +201,7 @@ async def test_worker_in_an_old_snapshot_fails_safely(live):
         assert await attempted(other) == [event]
 
 
-async def test_looking_in_vain_takes_no_xid(live):
+async def test_a_batch_without_events_takes_no_xid(live):
     """A batch that finds no event shortly after another one takes no lock and no xid, and writes nothing.
 
     Fails when: the cursor is locked before it is known that there is an event to read.
@@ -225,7 +225,7 @@ async def test_looking_in_vain_takes_no_xid(live):
         assert (await run_batch(worker))["seen"] == 1
 
 
-async def test_run_of_a_future_is_no_run(live):
+async def test_a_last_batch_in_the_future_is_corrected(live):
     """If the time of the last batch lies in the future because the clock was set back, the next batch corrects it.
 
     Fails when: the check before the lock accepts a time in the future.

@@ -68,7 +68,7 @@ class Writer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
-async def test_random_interleavings(live, seed):
+async def test_random_interleavings_read_each_event_once_in_order(live, seed):
     """Each committed event is read once, no other event is read, and events of a subject are
     read in the order of its locks.
 

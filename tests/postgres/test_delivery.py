@@ -49,7 +49,7 @@ async def outcomes(connection: asyncpg.Connection) -> list[tuple[str, str, bool]
 # -- the path of a delivery ------------------------------------------------------------------------------------------
 
 
-async def test_an_event_is_delivered_in_the_transaction_that_decides(live):
+async def test_a_function_is_called_in_the_transaction_of_the_decision(live):
     """With all switches open the function is called once for each event, with key and event, and the attempt is sent.
 
     The call happens in the transaction of the batch.
@@ -69,7 +69,7 @@ async def test_an_event_is_delivered_in_the_transaction_that_decides(live):
         assert await delivered(connection) == events
 
 
-async def test_a_target_that_raises_takes_only_its_own_event_along(live):
+async def test_an_exception_of_a_function_affects_only_its_event(live):
     """An exception of the target undoes its writes and makes its event a dead letter; the other events are delivered.
 
     Fails when: only data errors count as the fault of the event, or a deferred constraint
@@ -95,7 +95,7 @@ async def test_a_target_that_raises_takes_only_its_own_event_along(live):
         assert set(await delivered(connection)) == set(events.values())
 
 
-async def test_what_no_event_can_help_fails_the_batch(live):
+async def test_an_error_without_a_faulty_event_fails_the_batch(live):
     """A deadlock, a full disk or a cancellation is not the fault of an event: the batch
     fails, and delivers when repeated.
 
@@ -126,7 +126,7 @@ LISTS = [None, "missing", "", "a,,b", "a;drop", f"{ROUTE},", f"x {ROUTE}"]
     ("closed", "value"),
     [(lock, value) for lock in KEYS for value in (LISTS if lock == "route_not_listed" else GATES)],
 )
-async def test_a_lock_that_is_closed_missing_or_malformed_lets_nothing_out(live, closed, value):
+async def test_a_closed_missing_or_malformed_switch_stops_deliveries(live, closed, value):
     """If any of the four switches is closed, missing or malformed, no event is delivered, and the switch is named.
 
     Fails when: a switch is not read, or is open by default.
@@ -163,7 +163,7 @@ CLOSING = {
 
 
 @pytest.mark.parametrize("closing", CLOSING)
-async def test_a_lock_that_closes_during_a_batch_stops_the_next_event(live, closing):
+async def test_a_switch_that_closes_during_a_batch_stops_the_next_event(live, closing):
     """Switches are read for each event: one that closes during a delivery stops the next event of the batch.
 
     Fails when: the switches, or the route, are read once for a batch.
@@ -224,7 +224,7 @@ async def test_only_an_allowed_function_is_called(live, setup, why):
 # -- the guard -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_route_is_live_only_while_it_is_on_the_list(live):
+async def test_a_route_is_live_only_while_it_is_listed(live):
     """Only a listed route can become live, and a route that is taken off the list is a dry run in the same transaction.
 
     Fails when: the guard or the trigger of the list is missing.
@@ -257,7 +257,7 @@ async def test_a_route_is_live_only_while_it_is_on_the_list(live):
             await connection.execute("update iu_outbound_route set route_code = 'renamed'")
 
 
-async def test_the_list_and_a_route_change_at_the_same_moment(live):
+async def test_a_simultaneous_change_of_list_and_route_ends_as_a_dry_run(live):
     """Taking a route off the list waits for a transaction that makes it live, and then makes it a dry run.
 
     So no route stays live without being listed.
@@ -282,7 +282,7 @@ async def test_the_list_and_a_route_change_at_the_same_moment(live):
         assert not await is_live(connection)
 
 
-async def test_who_and_why_are_kept(live):
+async def test_each_change_of_a_live_route_records_actor_and_reason(live):
     """Every way to make a route live, or a dry run, leaves a row with the actor and the reason."""
     async with connected(live.dsn) as connection:
         await go_live(connection)
@@ -297,7 +297,7 @@ async def test_who_and_why_are_kept(live):
         ]  # fmt: skip
 
 
-async def test_a_stop_works_without_the_right_to_write_about_it(live):
+async def test_a_route_can_be_stopped_without_the_right_to_record_it(live):
     """A role that may only change settings can take a route off the list; one that may only change routes can stop it.
 
     Fails when: a missing right to record the stop, or to change the route, prevents it.

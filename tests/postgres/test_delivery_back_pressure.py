@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True])
-async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
+async def test_unblocked_deliveries_are_taken_later_when_capacity_is_full(live, held):
     """If more subjects become free than fit into the prefetch, or the route is paused, each subject goes on later.
 
     Fails when: subjects that do not fit, or that belong to a paused route, are found only by the sweep, once in 30 s.
@@ -57,7 +57,7 @@ async def test_who_is_freed_when_there_is_no_room_is_not_forgotten(live, held):
         assert len(arrivals.arrived) == 1 + 2 * len(subjects)
 
 
-async def test_what_cannot_be_settled_bounds_what_begins(live):
+async def test_unsettled_deliveries_count_against_the_prefetch(live):
     """While outcomes cannot be settled, no more calls begin than the prefetch allows, because a
     crash would repeat each of them.
 

@@ -16,7 +16,7 @@ from support import connected, insert_event
 pytestmark = pytest.mark.asyncio
 
 
-async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
+async def test_a_failing_delivery_is_attempted_as_often_as_the_policy_allows(live):
     """A delivery that fails gets the three attempts of its policy, with a backoff, and then
     becomes a dead letter with a reason.
 
@@ -50,7 +50,7 @@ async def test_what_fails_is_tried_as_often_as_the_policy_says(live):
         assert [0.04 < row[0] < 5 for row in waits[1:]] == [True, True]
 
 
-async def test_a_rejected_event_is_a_dead_letter_at_once(live):
+async def test_a_rejected_event_becomes_a_dead_letter_at_its_first_attempt(live):
     """An event that the target rejects becomes a dead letter at its first attempt.
 
     Fails when: `Reject` counts as any other error.
@@ -68,7 +68,7 @@ async def test_a_rejected_event_is_a_dead_letter_at_once(live):
         assert await dead_letters(connection) == [("unknown_customer", "unknown customer", False)]
 
 
-async def test_an_error_of_somebody_else_keeps_its_text_to_itself(live):
+async def test_the_message_of_a_foreign_exception_is_not_stored(live):
     """An unexpected exception of a coroutine leads to a retry, and its message is not
     stored, because it may hold secrets.
 
@@ -88,7 +88,7 @@ async def test_an_error_of_somebody_else_keeps_its_text_to_itself(live):
         assert detail.startswith("ValueError (test_delivery_failure.py, line ")
 
 
-async def test_a_deadline_ends_an_attempt(live):
+async def test_an_attempt_ends_at_its_deadline(live):
     """An attempt that exceeds the deadline is cancelled and fails with the code timeout.
 
     Fails when: no deadline is set.
@@ -102,7 +102,7 @@ async def test_a_deadline_ends_an_attempt(live):
 
 
 @pytest.mark.parametrize("how", ["of what it waited for", "left behind"])
-async def test_a_cancellation_of_a_target_is_its_own(live, how):
+async def test_a_cancellation_by_a_target_affects_only_its_delivery(live, how):
     """If a target raises a cancellation, or leaves a callback that cancels its task later,
     at most its own delivery fails.
 
@@ -134,7 +134,7 @@ async def test_a_cancellation_of_a_target_is_its_own(live, how):
         assert await attempts(connection, events[0]) == [*failed, (len(failed) + 1, "sent", "delivered", None)]
 
 
-async def test_retry_after_is_honoured(live):
+async def test_retry_after_delays_the_next_attempt(live):
     """The next attempt waits for the `retry_after` of the target if that is longer than the backoff.
 
     Fails when: `retry_after` is ignored.
@@ -168,7 +168,7 @@ async def test_retry_after_is_honoured(live):
     ],
 )
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_a_wrong_policy_is_refused_where_it_is_written(live, policy, wrong):
+async def test_an_invalid_delivery_policy_is_refused_when_written(live, policy, wrong):
     """The database refuses an invalid delivery policy when it is written, and the error names the invalid part.
 
     Fails when: the policy is validated only at the delivery.

@@ -25,7 +25,7 @@ from support import MANY, connected, insert_event, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(live):
+async def test_in_flight_deliveries_are_settled_by_the_next_session(live):
     """If the database ends the session during a call, a new session settles its outcome, and the call is not repeated.
 
     Fails when: the consumer forgets its in-flight deliveries when it loses a session.
@@ -45,7 +45,7 @@ async def test_what_was_under_way_when_the_session_ended_is_settled_by_the_next(
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
-async def test_who_has_lost_the_lease_settles_nothing(live):
+async def test_a_consumer_without_the_lease_settles_nothing(live):
     """A consumer that has lost its lease drops its in-flight deliveries; the next lease holder
     delivers and settles them once.
 
@@ -74,7 +74,7 @@ async def test_who_has_lost_the_lease_settles_nothing(live):
 
 
 @pytest.mark.parametrize("lost", ["both", "the one that has the lease"])
-async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
+async def test_a_lost_session_cancels_calls_of_ordered_routes(live, monkeypatch, lost):
     """A consumer that loses its session cancels the call of an ordered route, because another consumer may begin it.
 
     Its next session makes the call again.
@@ -101,7 +101,7 @@ async def test_a_lost_session_ends_what_has_an_order(live, monkeypatch, lost):
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
-async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
+async def test_deliveries_of_an_old_answer_do_not_begin(live, monkeypatch):
     """A consumer that was suspended until its lease expired begins none of the deliveries that it had taken.
 
     Another consumer may hold the lease by then.
@@ -148,7 +148,7 @@ async def test_an_answer_from_long_ago_begins_nothing(live, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["none", "subject"])
 @pytest.mark.parametrize("late", ["the taker", "the batch", "nobody"])
-async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late, order):
+async def test_a_delivery_that_is_taken_twice_is_made_once(live, monkeypatch, late, order):
     """If a delivery is both handed over by a batch and taken, and one of the two answers
     comes late, it is delivered once.
 
@@ -193,7 +193,7 @@ async def test_an_event_that_two_took_is_delivered_once(live, monkeypatch, late,
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
-async def test_what_is_handed_over_late_does_not_begin_behind_a_lock(live, monkeypatch):
+async def test_a_late_hand_over_does_not_begin_behind_a_closed_switch(live, monkeypatch):
     """A hand-over that arrives after a switch was closed does not begin.
 
     The batch reads the switches before its commit, and the commit may take long.
@@ -236,7 +236,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-async def test_taken_or_handed_over_a_delivery_looks_the_same(live):
+async def test_take_and_hand_over_return_the_same_columns(live):
     """The functions of the take and of the hand-over return the same type, with the attributes of `Event` in its order.
 
     Fails when: a column is added to one of them or to `Event`, or is moved.
@@ -256,7 +256,7 @@ async def test_taken_or_handed_over_a_delivery_looks_the_same(live):
 
 
 @pytest.mark.slow
-async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, monkeypatch):
+async def test_deliveries_in_a_long_settlement_are_not_taken_again(live, monkeypatch):
     """If a settlement lasts longer than the lease, it succeeds in the end, and each of its deliveries is called once.
 
     Calls of one subject do not overlap.
@@ -281,7 +281,7 @@ async def test_what_was_given_up_while_it_is_settled_is_not_taken_again(live, mo
         assert [c.event.id for c in arrivals.calls[1:]] == events
 
 
-async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monkeypatch):
+async def test_returned_deliveries_are_taken_again_despite_a_late_answer(live, monkeypatch):
     """An answer that was requested before the consumer gave its deliveries back does not mark them as taken.
 
     Fails when: the position in an answer counts regardless of the age of the request.
@@ -308,7 +308,7 @@ async def test_what_was_given_back_is_taken_again_whatever_comes_late(live, monk
         assert len(arrivals.arrived) == 50
 
 
-async def test_the_lease_ends_with_its_session_or_its_time_and_not_before(live):
+async def test_the_delivery_lease_ends_with_its_session_or_its_time(live):
     """The delivery lease ends with the session of its holder or with its time, and not before.
 
     While the session lives and the lease is renewed, no other consumer gets it. After the session is gone, another

@@ -16,7 +16,7 @@ from support import connected, insert_event, rows_read, run_batch, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_route_keeps_the_order_of_a_subject(live):
+async def test_an_ordered_route_keeps_the_order_of_each_subject(live):
     """In an ordered route, a subject waits for its failed event while other subjects go on, and a
     view shows the parked deliveries.
 
@@ -56,7 +56,7 @@ async def test_a_route_keeps_the_order_of_a_subject(live):
         assert arrivals.most > 5
 
 
-async def test_a_batch_hands_over_what_nobody_holds_and_nobody_comes_before(live):
+async def test_a_batch_hands_over_the_first_untried_delivery_of_each_subject(live):
     """A batch hands over the first delivery of each subject among the untried deliveries, up to the given number.
 
     It hands over only deliveries after the given position, and does so even if the event was deleted.
@@ -114,7 +114,7 @@ async def test_a_batch_that_queues_nothing_reads_no_deliveries(live):
 
 
 @pytest.mark.slow
-async def test_a_replay_waits_for_those_of_its_subject_that_are_on_their_way(live):
+async def test_a_replay_waits_for_queued_deliveries_of_its_subject(live):
     """A replayed dead letter is delivered after the events of its subject that were queued before the replay.
 
     Fails when: a due delivery is taken before an earlier delivery of its subject.

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["unavailable", "failed"])
-async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
+async def test_an_outage_spends_no_attempts_and_affects_no_other_route(live, how):
     """A target that is down for half an hour causes no dead letter, and all its events are delivered afterwards.
 
     The other route delivers at once. The time is compressed: with the default settings the interval between trial
@@ -64,7 +64,7 @@ async def test_an_outage_spends_no_attempts_and_disturbs_nobody(live, how):
         assert [len(await attempts(connection, e, healthy)) for e in events] == [1] * 30
 
 
-async def test_a_clock_that_was_set_back_keeps_nothing_waiting(live):
+async def test_a_clock_that_was_set_back_delays_no_delivery(live):
     """A due time in the future, of a delivery or of a paused route, causes no wait after the clock was set back.
 
     Fails when: the dispatcher compares the clock only with the due time.
@@ -101,7 +101,7 @@ POISONED = """
 
 
 @pytest.mark.slow
-async def test_one_poison_event_is_one_dead_letter(live):
+async def test_one_poison_event_becomes_one_dead_letter(live):
     """One poison event among ten thousand events spends only its own attempts, and the circuit breaker stays closed.
 
     Fails when: the failures of one event count as an outage, or its attempts are never used up.

@@ -16,7 +16,7 @@ from support import connected, insert_event, run_batch, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_an_event_reaches_its_coroutine_and_is_settled(live):
+async def test_an_event_is_delivered_to_its_coroutine_and_settled(live):
     """The coroutine receives the event with its idempotency key, and the attempt is recorded as sent.
 
     The attempt has the start and the end of the call, and the delivery is removed.
@@ -45,7 +45,7 @@ async def test_an_event_reaches_its_coroutine_and_is_settled(live):
         assert row["target"] == "workflow event_outbox"
 
 
-async def test_a_second_reading_delivers_nothing_again(live):
+async def test_a_second_reading_delivers_no_event_again(live):
     """A cursor that was set back reads its events again and queues neither pending deliveries nor delivered events.
 
     Fails when: the batch looks only in the attempts, or only in the deliveries.
@@ -66,7 +66,7 @@ async def test_a_second_reading_delivers_nothing_again(live):
 
 
 @pytest.mark.parametrize("how", ["made anew", "beside it"])
-async def test_what_another_cursor_has_read_is_not_delivered_again(live, how):
+async def test_an_event_that_another_cursor_routed_is_not_delivered_again(live, how):
     """A cursor queues no event that another cursor of the same domain has routed.
 
     The other cursor either was deleted and is replaced by this one, or exists beside it.
@@ -98,7 +98,7 @@ async def test_what_another_cursor_has_read_is_not_delivered_again(live, how):
         assert await connection.fetchval("select count(*) from iu_route_attempt") == 2
 
 
-async def test_an_attempt_that_somebody_else_wrote_keeps_its_number(live):
+async def test_an_attempt_number_in_use_is_skipped(live):
     """If an attempt number is already used, by hand or by a restore, the attempt of the consumer gets the next number.
 
     Fails when: the attempt of the consumer is not recorded, or its settlement fails for ever.
@@ -119,7 +119,7 @@ async def test_an_attempt_that_somebody_else_wrote_keeps_its_number(live):
         assert arrivals.arrived == {one: 1, two: 1}
 
 
-async def test_deliveries_are_bounded_by_the_concurrency_of_their_route(live):
+async def test_simultaneous_calls_are_limited_by_the_concurrency_of_the_route(live):
     """The number of calls at one time reaches the `concurrency` of the route and never
     exceeds it, and all events arrive.
 

@@ -69,7 +69,7 @@ async def health(connection: asyncpg.Connection) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("happened", HAPPENED)
-async def test_deliveries_that_stand_still_are_red_unless_something_says_why(live, happened):
+async def test_stalled_deliveries_are_unhealthy_without_a_known_reason(live, happened):
     """Deliveries that are due while none is settled make the worker unhealthy, unless a known reason explains it.
 
     A known reason is a closed switch, an open circuit breaker, a long deadline, or a delivery that is not due.
@@ -89,7 +89,7 @@ async def test_deliveries_that_stand_still_are_red_unless_something_says_why(liv
 
 
 @pytest.mark.parametrize(("column", "code"), [("opened_at", "breaker_open"), ("stopped_at", "dead_letter_budget")])
-async def test_a_route_that_is_held_is_a_warning(live, column, code):
+async def test_a_paused_route_is_a_warning_of_health(live, column, code):
     """An open circuit breaker and a spent budget of dead letters are warnings of health, with the route and the reason.
 
     Fails when: health does not read iu_delivery_breaker.

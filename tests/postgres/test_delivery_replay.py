@@ -11,7 +11,7 @@ from support import connected, drain, insert_event
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_letter(live):
+async def test_a_replay_keeps_the_idempotency_key_and_resolves_the_dead_letter(live):
     """Two replay requests queue a dead letter once, and it is delivered as attempt 2 with the same idempotency key.
 
     The dead letter is resolved with the name of the operator.
@@ -48,7 +48,7 @@ async def test_a_replay_is_delivered_with_the_same_key_and_resolves_its_dead_let
         assert tuple(row) == ("replayed by ann: delivered", 1, 2)
 
 
-async def test_what_is_on_its_way_is_not_missing_and_is_not_removed(live):
+async def test_queued_events_are_neither_missing_nor_removed(live):
     """A queued event is not missing for the completeness check, and retention does not remove it
     before its delivery has ended.
 

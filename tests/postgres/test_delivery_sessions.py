@@ -31,7 +31,7 @@ async def no_session(connection: asyncpg.Connection) -> None:
     await wait_until(none, "there is no delivery session", 15)
 
 
-async def test_where_no_route_delivers_there_is_no_session(live):
+async def test_a_consumer_without_a_live_route_has_no_delivery_session(live):
     """A consumer without a live route checks once, and then has no delivery session.
 
     Fails when: closing a delivery session opens the next one, many times in a second.
@@ -45,7 +45,7 @@ async def test_where_no_route_delivers_there_is_no_session(live):
             await insert_event(connection)
 
 
-async def test_what_begins_without_an_event_is_found(live):
+async def test_a_replay_is_delivered_without_an_open_delivery_session(live):
     """A replay is delivered if it is queued while no delivery session is open and its route becomes live.
 
     Fails when: only a batch that queues deliveries opens a delivery session.
@@ -70,7 +70,7 @@ async def test_what_begins_without_an_event_is_found(live):
         assert arrivals.arrived == {event: 1}
 
 
-async def test_the_first_take_of_a_session_may_last_as_long_as_a_batch(live):
+async def test_the_first_take_of_a_session_has_the_deadline_of_a_batch(live):
     """The first take, which reads past all settled deliveries that vacuum kept, may last longer than `deadline`; a later
     take may not.
 

@@ -13,7 +13,7 @@ from support import connected, insert_event, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_stop_ends_what_is_under_way_and_hands_back_the_rest(live):
+async def test_a_graceful_shutdown_settles_running_calls_and_returns_the_rest(live):
     """A graceful shutdown begins no delivery, settles the calls that run, and leaves the others to the next consumer.
 
     Fails when: the shutdown cancels calls, or new calls begin.

@@ -33,7 +33,7 @@ OPEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lock", CLOSE)
-async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(live, lock):
+async def test_a_switch_that_closes_stops_deliveries_within_100_ms(live, lock):
     """No delivery begins later than 100 ms after the commit that closed a switch; the others
     arrive after the switch is open.
 
@@ -65,7 +65,7 @@ async def test_a_lock_that_closes_during_a_burst_stops_deliveries_within_100_ms(
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
-async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
+async def test_no_delivery_begins_while_the_database_does_not_answer(live):
     """While the database does not answer, deliveries that were taken do not begin, because
     a switch may have been closed.
 
@@ -93,7 +93,7 @@ async def test_nothing_begins_while_nobody_says_that_the_locks_are_open(live):
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
-async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live):
+async def test_a_closed_delivery_gate_is_named_by_an_attempt(live):
     """An event that is routed while the delivery gate is closed gets an attempt that names
     the gate, and is delivered later.
 
@@ -119,7 +119,7 @@ async def test_behind_a_closed_lock_an_attempt_says_so_and_the_event_waits(live)
 @pytest.mark.parametrize("kind", ["workflow", "external_endpoint"])
 @pytest.mark.parametrize("value", [None, "missing", "", "True", "true "])
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_a_delivery_gate_that_is_not_open_lets_nothing_be_taken(live, kind, value):
+async def test_a_delivery_gate_that_is_not_true_stops_every_take(live, kind, value):
     """Unless the value of the delivery gate is exactly true, no delivery of any kind of target is taken.
 
     The attempt of each event names the gate.
@@ -148,7 +148,7 @@ async def test_a_delivery_gate_that_is_not_open_lets_nothing_be_taken(live, kind
         assert await connection.fetchval(take, [ROUTE]) == await connection.fetchval(hand_over, [ROUTE]) == 2
 
 
-async def test_a_route_without_its_target_waits_and_says_so(live):
+async def test_a_route_without_its_target_is_paused_with_a_reason(live):
     """A consumer without the coroutine of a route pauses the route; a consumer that has it delivers the events.
 
     Fails when: the deliveries become dead letters, or the pause is not reported.

@@ -13,7 +13,7 @@ from support import connected, insert_event, run_batch
 pytestmark = pytest.mark.asyncio
 
 
-async def test_attempts_dead_letter_and_replay_are_one_trace(live):
+async def test_attempts_dead_letter_and_replay_form_one_trace(live):
     """Each attempt is a child of its event and links to the attempt before it.
 
     The dead letter is a child of the last attempt, and the replay is a child of the dead letter.
@@ -54,7 +54,7 @@ async def test_attempts_dead_letter_and_replay_are_one_trace(live):
         assert [call_span(row, span) for row, span in zip(rows, tried, strict=True)] == [None] * 4
 
 
-async def test_an_event_ends_before_any_of_its_attempts_begins(live):
+async def test_the_span_of_an_event_ends_before_its_attempts_begin(live):
     """No attempt begins before the span of its event has ended, whichever of two routes is exported first.
 
     Fails when: the span of the event ends where the first exported attempt began.
@@ -109,7 +109,7 @@ async def test_a_delivery_links_to_the_batch_that_queued_it(live):
     ("address", "target"),
     [(None, "workflow event_outbox"), ("https://h.example:8/s3cret?k=s3cret", "https://h.example:8")],
 )
-async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
+async def test_a_call_that_ended_its_process_becomes_a_span(live, address, target):
     """A call during which the process ended becomes a span that names the server, so spans of the target have a parent.
 
     Fails when: the attempt that the interruption spent does not name its target, or shows parts of
@@ -130,7 +130,7 @@ async def test_a_call_that_ended_its_process_is_a_span(live, address, target):
     assert "s3cret" not in str((sent, attempt, calls))
 
 
-async def test_an_attempt_links_to_the_one_before_it_that_was_written(live):
+async def test_an_attempt_links_to_the_last_attempt_that_was_written(live):
     """If there is no attempt with the preceding number, an attempt links to the last one before it, or to none.
 
     Fails when: the link assumes that an attempt exists for each number.

@@ -67,7 +67,7 @@ async def _fail(delivery: Delivery) -> None:
         raise Reject("broken: 🔑")
 
 
-async def test_another_encoding(odd):
+async def test_events_of_another_encoding_are_delivered(odd):
     """Events that the encoding can hold are routed and delivered; an error text that it
     cannot hold affects its event only.
 
@@ -88,7 +88,7 @@ async def test_another_encoding(odd):
         assert run(*command.split(), dsn=odd.dsn).code == 0, command
 
 
-async def test_what_it_cannot_hold(odd):
+async def test_a_text_that_the_encoding_cannot_hold_is_refused(odd):
     """A text that the database cannot hold is refused with an error about the encoding, not about JSON."""
     done = run("emit", "--address", "🔑", dsn=odd.dsn)
     assert done.code == 2
@@ -96,7 +96,7 @@ async def test_what_it_cannot_hold(odd):
     assert "JSON" not in done.err
 
 
-async def test_an_encoding_of_bytes_is_refused(undecodable):
+async def test_apply_refuses_the_encoding_sql_ascii(undecodable):
     """apply refuses SQL_ASCII, which accepts bytes of no encoding, at preflight check 1, and creates nothing.
 
     Fails when: preflight check 1 does not read the encoding.

@@ -38,7 +38,7 @@ async def stranger(live, server) -> AsyncIterator[asyncpg.Connection]:
         await admin.execute(f"drop role {name}")
 
 
-async def test_a_lock_of_a_stranger_is_no_lease(live, stranger):
+async def test_a_lock_of_a_foreign_session_is_no_lease(live, stranger):
     """While such a session holds the lock of the lease, one consumer works, another is standby, and the role is named.
 
     Fails when: the lock alone decides, or the application_name decides the owner of the lock.
@@ -79,7 +79,7 @@ async def test_a_lock_of_a_stranger_is_no_lease(live, stranger):
         assert len(first.of(LeaseTaken)) == 1
 
 
-async def test_a_consumer_of_ours_is_no_stranger(live):
+async def test_a_session_with_the_right_role_holds_the_lease(live):
     """A session of a role that may move the cursor holds the lease with any application name."""
     async with connected(live.dsn) as holder:
         await holder.fetchval(HOLD, LEASE_KEY, WORKER)

@@ -79,7 +79,7 @@ def roles(live: Database, server: TestServer) -> Iterator[Roles]:
         server.execute(f"drop role {name}")
 
 
-async def test_a_function_gets_no_rights_from_whoever_replays(live, roles):
+async def test_a_function_gets_no_rights_from_the_role_that_replays(live, roles):
     """A superuser, an owner, and a role that has assumed another one cannot replay; the role of the operator can.
 
     So the function gets no additional rights from its caller.
@@ -114,7 +114,7 @@ async def test_a_function_gets_no_rights_from_whoever_replays(live, roles):
         assert await admin.fetchval("select resolved_at is not null from iu_route_dead_letter")
 
 
-async def test_a_batch_of_a_superuser_calls_no_function_of_others(live, roles):
+async def test_a_batch_of_a_superuser_calls_no_function_of_another_role(live, roles):
     """If a superuser runs the batch, a function of another role is refused, and a function of its own is called."""
     async with connected(live.dsn) as admin:
         mallory, _ = await roles.add(admin)

@@ -47,7 +47,7 @@ async def beat(connection: asyncpg.Connection, seconds: int, state: str = "idle"
     )
 
 
-async def test_healthy(live):
+async def test_a_recent_batch_behind_open_gates_is_healthy(live):
     """A registered worker behind open gates that ran a moment ago is healthy, without reasons or warnings."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)
@@ -57,7 +57,7 @@ async def test_healthy(live):
         assert (answer["registered"], answer["backlog"], answer["state"]) == (True, 0, "no consumer")
 
 
-async def test_unregistered_worker_is_not_healthy(live):
+async def test_an_unregistered_worker_is_not_healthy(live):
     """A worker that is not registered is not healthy, and the answer gives this reason."""
     async with connected(live.dsn) as worker:
         answer = await health(worker, "nobody")
@@ -65,7 +65,7 @@ async def test_unregistered_worker_is_not_healthy(live):
         assert answer["reasons"] == ["worker is not registered"]
 
 
-async def test_closed_master_gate_is_not_healthy(live):
+async def test_a_closed_master_gate_is_not_healthy(live):
     """Behind a closed master gate no worker is healthy."""
     async with connected(live.dsn) as worker:
         await worker.execute("update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
@@ -73,7 +73,7 @@ async def test_closed_master_gate_is_not_healthy(live):
         assert (answer["healthy"], answer["reasons"]) == (False, ["master gate is closed"])
 
 
-async def test_closed_worker_gate_is_a_warning(applied):
+async def test_a_closed_worker_gate_is_a_warning(applied):
     """A worker behind a closed worker gate is healthy with a warning, however long it has been silent."""
     async with connected(applied.dsn) as worker:
         await gate_opened(worker, 3600)
@@ -83,7 +83,7 @@ async def test_closed_worker_gate_is_a_warning(applied):
 
 
 @pytest.mark.parametrize(("seconds", "healthy"), [(10, True), (20, False)])
-async def test_silence_since_the_gate_was_opened(live, seconds, healthy):
+async def test_a_worker_that_is_silent_since_its_gate_opened_is_not_healthy(live, seconds, healthy):
     """A worker is not healthy if its gate was opened more than three intervals ago and no consumer has ever run.
 
     Fails when: silence is counted only from a heartbeat or a batch.
@@ -108,7 +108,7 @@ async def test_silence_since_the_gate_was_opened(live, seconds, healthy):
         ("standing_by", 1, 5, False),
     ],
 )
-async def test_beat_breaks_the_silence(live, state, seconds, cadence, healthy):
+async def test_a_recent_heartbeat_is_healthy(live, state, seconds, cadence, healthy):
     """A worker is healthy if a heartbeat is younger than three of its intervals, and not
     from a consumer that does no work.
 
@@ -124,7 +124,7 @@ async def test_beat_breaks_the_silence(live, state, seconds, cadence, healthy):
         assert bool(answer["reasons"]) is not healthy
 
 
-async def test_health_without_the_heartbeat(live):
+async def test_health_works_without_the_heartbeat_table(live):
     """If migration 010 is not applied, a recent batch shows that the worker is not silent."""
     async with connected(live.dsn) as worker:
         await worker.execute("drop table iu_consumer_heartbeat")
@@ -134,7 +134,7 @@ async def test_health_without_the_heartbeat(live):
         assert (await health(worker))["healthy"]
 
 
-async def test_foreign_history_is_not_healthy(live):
+async def test_a_foreign_history_is_not_healthy(live):
     """A worker that would refuse is not healthy, and the answer gives the reason of the refusal."""
     async with connected(live.dsn) as worker:
         await worker.execute("update iu_route_worker_cursor set lineage = $1", uuid4())
@@ -142,7 +142,7 @@ async def test_foreign_history_is_not_healthy(live):
         assert (answer["healthy"], answer["reasons"]) == (False, ["worker refuses: foreign_cursor"])
 
 
-async def test_backlog_and_dead_letters_are_warnings(live):
+async def test_a_backlog_and_dead_letters_are_warnings(live):
     """Unread events and open dead letters are warnings with their figures, and do not make a worker unhealthy."""
     async with connected(live.dsn) as worker:
         await open_live_route(worker)
@@ -156,7 +156,7 @@ async def test_backlog_and_dead_letters_are_warnings(live):
         assert answer["backlog_oldest_at"]
 
 
-async def test_backlog_counts_what_is_unread(live):
+async def test_the_backlog_is_the_number_of_unread_events(live):
     """The backlog is exactly the number of events that later batches read, also inside a tick.
 
     These are the committed events of the domain that the worker has not read.
@@ -191,7 +191,7 @@ async def test_backlog_counts_what_is_unread(live):
         assert await backlog(worker) == 0
 
 
-async def test_backlog_knows_own_events(live):
+async def test_own_events_are_no_backlog(live):
     """Events that a transaction emitted and read itself are no backlog, neither before nor after its commit.
 
     Fails when: the view ignores the cursor's record of own events.
@@ -211,7 +211,7 @@ async def test_backlog_knows_own_events(live):
 
 
 @pytest.mark.parametrize(("seconds", "alive"), [(1, True), (20, False), (-3600, False)], ids=["young", "old", "future"])
-async def test_a_beat_of_a_future_is_no_sign_of_life(live, seconds, alive):
+async def test_a_heartbeat_in_the_future_is_ignored(live, seconds, alive):
     """A heartbeat in the future, from before the clock was set back, does not make a dead consumer look alive.
 
     Fails when: a heartbeat in the future counts as a recent one.
@@ -232,7 +232,7 @@ async def event_is_old(connection: asyncpg.Connection, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("ever", [False, True], ids=["no-consumer-ever", "a-run-before"])
-async def test_events_that_nobody_routes_are_not_healthy(live, ever):
+async def test_events_that_are_not_routed_are_not_healthy(live, ever):
     """Events that wait longer than the interval without being routed make a worker
     unhealthy before it counts as silent.
 
@@ -253,7 +253,7 @@ async def test_events_that_nobody_routes_are_not_healthy(live, ever):
         assert (await health(worker))["healthy"]
 
 
-async def test_an_event_that_commits_late_is_no_alarm(live):
+async def test_a_late_commit_does_not_make_a_worker_unhealthy(live):
     """An event that looks old when it commits does not make a worker unhealthy that polled a moment ago: it is behind.
 
     Fails when: the age of the event alone decides.
@@ -266,7 +266,7 @@ async def test_an_event_that_commits_late_is_no_alarm(live):
         assert (answer["healthy"], answer["condition"]) == (True, "behind")
 
 
-async def test_times_in_the_future_tell_nothing(live):
+async def test_times_in_the_future_do_not_hide_silence(live):
     """The times of a batch and of a heartbeat in the future, from before the clock was set back, do not hide silence.
 
     Fails when: a time in the future counts as a recent one.
@@ -280,7 +280,7 @@ async def test_times_in_the_future_tell_nothing(live):
         assert (answer["healthy"], answer["condition"]) == (False, "silent")
 
 
-async def test_an_export_that_stands_still_is_red(live):
+async def test_a_stalled_trace_export_is_not_healthy(live):
     """If attempts wait and none was exported for ten minutes, the worker is unhealthy, also in the metric.
 
     A trace export that makes progress is no reason, even with a large backlog.
@@ -306,7 +306,7 @@ async def test_an_export_that_stands_still_is_red(live):
         assert (await health(worker))["healthy"]
 
 
-async def test_an_audit_that_stands_still_is_red(live):
+async def test_a_stalled_completeness_check_is_not_healthy(live):
     """A pass of the completeness check without progress for ten minutes makes the worker unhealthy until the next page.
 
     Fails when: health looks at routing alone.
@@ -345,7 +345,7 @@ NEVER_RAN = "update iu_route_worker_cursor set last_run_at = null"
         (f"delete from iu_consumer_heartbeat; {NEVER_RAN}", "silent", "no consumer has ever run"),
     ],
 )  # fmt: skip
-async def test_the_condition_of_a_worker(live, arrange, condition, why):
+async def test_the_condition_is_the_same_in_function_and_view(live, arrange, condition, why):
     """The condition of a worker is one word with a reason, the same in the function and in the view.
 
     Fails when: two situations that look different to an operator get the same word.

@@ -14,7 +14,7 @@ from support import WORKER, connected, consuming, insert_event, open_gate, wait_
 pytestmark = pytest.mark.asyncio
 
 
-async def test_the_heartbeat_tells_every_state(applied):
+async def test_the_heartbeat_shows_each_state(applied):
     """The heartbeat identifies the consumer and shows gate_closed, idle, refusing and stopped with their reasons.
 
     Fails when: a change of state does not send a heartbeat at once.
@@ -46,7 +46,7 @@ async def test_the_heartbeat_tells_every_state(applied):
         assert row["beat_at"] > row["started_at"]
 
 
-async def test_the_heartbeat_tells_a_backlog(live):
+async def test_the_heartbeat_shows_a_backlog(live):
     """The heartbeat of a consumer with more than one batch of backlog shows busy, the number of routed events
     and the lag."""
     async with connected(live.dsn) as admin:
@@ -65,7 +65,7 @@ async def test_the_heartbeat_tells_a_backlog(live):
         assert (row["state"], row["events"], row["lag_seconds"]) == ("stopped", 300, None)
 
 
-async def test_a_heartbeat_that_cannot_be_written_is_said_ever_more_rarely(live):
+async def test_a_failing_heartbeat_is_reported_with_growing_pauses(live):
     """If the heartbeat cannot be written, events are still routed, and the error is reported with growing pauses.
 
     Fails when: the backoff is reset before the heartbeat is written.

@@ -43,7 +43,7 @@ async def memory_of(connection: asyncpg.Connection, statement: str, *values: Any
 
 
 @pytest.mark.parametrize("what", NUMBERS)
-async def test_a_value_whose_text_would_be_huge_is_not_converted(live, what):
+async def test_a_number_with_a_huge_text_is_not_converted(live, what):
     """A value of numbers with few bytes and many digits exceeds the limit, and the check
     needs no memory for the digits.
 

@@ -30,7 +30,7 @@ async def _insert(connection: asyncpg.Connection, payload: str) -> UUID:
 
 
 @pytest.mark.parametrize("payload", LARGE.values(), ids=LARGE)
-async def test_a_large_event_is_one_dead_letter(live, payload):
+async def test_a_large_event_becomes_one_bounded_dead_letter(live, payload):
     """An event that a function rejects becomes a dead letter of bounded size, for any payload; others are routed.
 
     Fails when: the batch converts the row with to_jsonb for the snapshot, which raises an error, or keeps a
@@ -60,7 +60,7 @@ async def test_a_large_event_is_one_dead_letter(live, payload):
         assert await connection.fetchval("select status from iu_route_attempt where event_ref = $1", small) == "dry_run"
 
 
-async def test_the_replay_of_a_large_event_reads_the_log(live):
+async def test_the_replay_of_a_large_event_reads_the_outbox(live):
     """A dead letter with a snapshot that is too large is replayed with the whole event from the outbox.
 
     If the event is gone, the replay fails with this reason.

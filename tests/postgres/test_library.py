@@ -37,7 +37,7 @@ async def _soon(answer: bool) -> bool:
     return answer
 
 
-async def test_what_happens_is_logged(live, caplog):
+async def test_work_and_dead_letters_are_logged(live, caplog):
     """Work is logged as INFO, dead letters as ERROR, with the fields in `extra` for JSON formatters."""
     caplog.set_level(logging.INFO, "iu_listen")
     async with connected(live.dsn) as admin:
@@ -50,7 +50,7 @@ async def test_what_happens_is_logged(live, caplog):
     assert record.iu_listen["count"] == 1
 
 
-async def test_observers_take_the_place_of_the_log(live, caplog):
+async def test_observers_replace_the_log(live, caplog):
     """With observers of the program's own, or with an empty list of them, nothing is logged."""
     caplog.set_level(logging.INFO, "iu_listen")
     async with Consumer(Settings(dsn=live.dsn), observers=(), wait=20):
@@ -58,7 +58,7 @@ async def test_observers_take_the_place_of_the_log(live, caplog):
     assert not [r for r in caplog.records if r.name == "iu_listen"]
 
 
-async def test_entering_waits_until_it_works(live):
+async def test_entering_waits_for_the_lease_or_standby(live):
     """With wait= the block begins when the consumer has the lease or is standby."""
     async with Consumer(Settings(dsn=live.dsn), wait=20):
         with anyio.fail_after(20):
@@ -66,7 +66,7 @@ async def test_entering_waits_until_it_works(live):
                 await second.ready(20)
 
 
-async def test_entering_raises_where_it_cannot_work(applied, substrate):
+async def test_entering_raises_a_permanent_error(applied, substrate):
     """A permanent error is raised at once, a temporary one after the wait, and no task is left running.
 
     Fails when: entering the block does not check, or leaves its tasks running.

@@ -32,7 +32,7 @@ async def routed(connection, events, within: float = 15) -> None:
     assert Counter(await attempted(connection)) == Counter(events)
 
 
-async def test_one_insert_wakes_a_sleeping_consumer(live):
+async def test_one_insert_wakes_an_idle_consumer(live):
     """A commit wakes an idle consumer, which routes the event. Fails when: the trigger does not notify."""
     async with connected(live.dsn) as writer, consuming(live.dsn, **ONLY_THE_BELL) as seen:
         await sleep_sets_in(writer)
@@ -42,7 +42,7 @@ async def test_one_insert_wakes_a_sleeping_consumer(live):
 
 
 @pytest.mark.slow
-async def test_no_burst_waits_for_the_timer(live):
+async def test_no_burst_waits_for_the_catch_up_poll(live):
     """Three hundred bursts at random moments, before, during and after the consumer
     becomes idle, are all routed at once.
 
@@ -71,7 +71,7 @@ async def test_no_burst_waits_for_the_timer(live):
         tasks.cancel_scope.cancel()
 
 
-async def test_under_load_nobody_notifies(live):
+async def test_producers_rarely_notify_under_load(live):
     """While a stream of commits keeps the consumer busy, fewer than a quarter of them notify.
 
     Fails when: a busy period does not disarm.
@@ -95,7 +95,7 @@ async def test_under_load_nobody_notifies(live):
         await sleep_sets_in(admin)
 
 
-async def test_a_silent_writer_keeps_it_awake_until_it_is_visible(live):
+async def test_a_producer_that_sent_no_notify_prevents_arming_until_it_commits(live):
     """A producer that sent no NOTIFY and has not committed prevents arming; its event is routed within
     100 ms (median) after its commit.
 
@@ -133,7 +133,7 @@ SLOW = """
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "awake"])
-async def test_a_commit_that_takes_long_after_our_trigger(live, asleep):
+async def test_a_slow_commit_after_the_bell_trigger_wakes_the_consumer(live, asleep):
     """If other triggers take long between the trigger of the bell and the commit, the event wakes
     the consumer when it is visible.
 
@@ -169,7 +169,7 @@ async def _more(seen, looks: int) -> bool:
     return len(seen.of(BatchRan)) > looks
 
 
-async def test_a_worker_of_another_domain_is_woken(live):
+async def test_a_consumer_of_another_domain_is_woken(live):
     """A consumer of any domain is woken by the bell, and finds no event without a notification.
 
     Fails when: the trigger knows domain iu only.
@@ -192,7 +192,7 @@ async def test_a_worker_of_another_domain_is_woken(live):
             assert not seen.of(NotificationMissed)
 
 
-async def test_a_disabled_trigger_is_found_out(live):
+async def test_a_disabled_trigger_is_reported_as_a_lost_wake_up(live):
     """With the trigger disabled the catch-up poll finds the event, and reports a lost wake-up.
 
     Fails when: the report is taken out.
@@ -208,7 +208,7 @@ async def test_a_disabled_trigger_is_found_out(live):
         await wait_until(lambda: writer.fetchval(counted), "the heartbeat counts it")
 
 
-async def test_a_gate_that_opens_is_obeyed_within_a_second(applied):
+async def test_an_idle_consumer_works_within_a_second_after_the_gate_opens(applied):
     """An idle consumer behind a closed gate works within a second after the gate opens, and stops when it closes.
 
     Fails when: the trigger on dot_config is taken out.
@@ -246,7 +246,7 @@ async def _register(connection, *workers: str) -> None:
         )
 
 
-async def test_two_processes_sleep_and_a_third_polls(live):
+async def test_two_consumers_arm_and_a_third_polls(live):
     """Two consumers take the slots; a third has none, reports it, polls, and loses no event.
 
     Fails when: a consumer without a slot arms, or waits for the catch-up poll.
@@ -269,7 +269,7 @@ async def test_two_processes_sleep_and_a_third_polls(live):
             await wait_until(lambda: _found(first, 2), "the consumer without a slot finds the next one", timeout=5)
 
 
-async def test_a_slot_that_falls_free_is_taken(live):
+async def test_a_free_slot_is_taken(live):
     """A consumer that found every slot taken takes the first one that becomes free, and arms with it.
 
     Fails when: a consumer tries to get a slot only at its start.
@@ -286,7 +286,7 @@ async def test_a_slot_that_falls_free_is_taken(live):
 
 
 @pytest.mark.parametrize("function", ["pg_advisory_lock", "pg_advisory_lock_shared"])
-async def test_an_application_that_holds_the_same_keys_costs_no_event(live, function):
+async def test_a_foreign_holder_of_the_bell_keys_costs_no_event(live, function):
     """If another application holds the advisory keys of the bell, the consumer cannot arm, and polls instead.
 
     Fails when: a refused arming counts as a granted one.
@@ -305,7 +305,7 @@ async def test_an_application_that_holds_the_same_keys_costs_no_event(live, func
             await routed(writer, events, within=2)
 
 
-async def test_a_prepared_event_is_found_by_the_timer(live):
+async def test_a_prepared_event_is_found_by_the_catch_up_poll(live):
     """An event of a prepared transaction, which may not notify, is found by the catch-up poll after its commit."""
     async with connected(live.dsn) as writer, connected(live.dsn) as admin:
         if await admin.fetchval("show max_prepared_transactions") == "0":

@@ -210,7 +210,7 @@ async def populate(connection: asyncpg.Connection) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_who_waits_for_a_lock_holds_none_that_comes_later(live, name):
+async def test_functions_take_row_locks_in_one_order(live, name):
     """A function that waits for a row of one table holds no row of a table that comes later in the lock order.
 
     Fails when: a function locks out of order (cancel: attempts before dead letters, or without the lease).
@@ -266,7 +266,7 @@ def locked(source: str) -> set[str]:
     return {*written, *held}
 
 
-async def test_every_function_that_locks_two_tables_is_looked_at(live):
+async def test_each_function_that_locks_two_tables_is_tested(live):
     """Each function that writes or locks rows of two of these tables is called above, directly or by another function.
 
     Fails when: a function is added that is not.

@@ -30,7 +30,7 @@ async def lag(connection: asyncpg.Connection, part: str, worker: str = WORKER) -
     ("statement", "times"),
     [("select * from fn_iu_metrics('iu_outbound_default')", 1), ("select * from v_iu_worker_health", 4)],
 )
-async def test_a_backlog_is_counted_once(live, statement, times):
+async def test_a_backlog_is_computed_once(live, statement, times):
     """Measuring one worker computes the health of that worker once; status computes it once for each worker.
 
     Fails when: all workers are computed and the others dropped afterwards, or each column computes it again.
@@ -47,7 +47,7 @@ async def test_a_backlog_is_counted_once(live, statement, times):
         assert calls == times
 
 
-async def test_a_consumer_measures_its_own_backlog(live):
+async def test_metrics_belong_to_the_requested_worker(live):
     """A figure belongs to the requested worker, or to the whole database."""
     async with connected(live.dsn) as connection:
         await connection.execute(OTHERS)
@@ -58,7 +58,7 @@ async def test_a_consumer_measures_its_own_backlog(live):
         assert (await lag(connection, "backlog", "other 1"))[0] == 0
 
 
-async def test_prepared_transactions_are_open(live):
+async def test_prepared_transactions_count_as_open(live):
     """Open transactions that wrote events are counted, both of sessions and prepared ones.
 
     Fails when: only sessions are counted.
@@ -83,7 +83,7 @@ async def test_prepared_transactions_are_open(live):
         assert (await lag(looker, "open_transaction"))[0] == 0
 
 
-async def test_a_busy_neighbour_hides_nobodys_latency(live):
+async def test_a_busy_worker_does_not_hide_the_latency_of_another(live):
     """The latency of decisions covers the worker's own attempts, also if another worker has decided more since.
 
     Fails when: the latest attempts are limited before those of the worker are selected.
@@ -107,7 +107,7 @@ async def test_a_busy_neighbour_hides_nobodys_latency(live):
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-async def test_what_is_abandoned_ends_in_the_server(live, pooled):
+async def test_an_abandoned_measurement_ends_on_the_server(live, pooled):
     """The server ends a slow measurement before its client gives it up, and no query is left running.
 
     Fails when: the session has no statement_timeout, or one longer than the client's deadline;
@@ -130,7 +130,7 @@ async def test_what_is_abandoned_ends_in_the_server(live, pooled):
         await wait_until(none, "nothing runs on")
 
 
-async def test_a_sample_is_what_it_says(live):
+async def test_a_measurement_has_all_its_figures(live):
     """The measuring session returns the latencies since its last query, and the figures of everything that waits."""
     async with (
         connected(live.dsn) as connection,

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.mark.parametrize("created_at", ["infinity", "-infinity", "20000-01-01"])
-async def test_an_odd_time_stops_nobody(live, created_at):
+async def test_an_event_with_an_odd_time_is_routed(live, created_at):
     """An event with a created_at that is infinite or far in the future is routed, and the consumer and status go on.
 
     Fails when: the high-water mark accepts any created_at.
@@ -40,7 +40,7 @@ async def test_an_odd_time_stops_nobody(live, created_at):
         assert worker["backlog"] == 0
 
 
-async def test_what_was_decided_is_not_delivered_by_a_second_reading(live):
+async def test_a_decided_event_is_not_delivered_after_a_reset(live):
     """After a reset, an event that has an attempt is not delivered, although its route is live by now.
 
     Fails when: fn_iu_route_deliver is called before the idempotency key is checked.
@@ -56,7 +56,7 @@ async def test_what_was_decided_is_not_delivered_by_a_second_reading(live):
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
 
 
-async def test_one_lost_wake_is_one_alarm(live):
+async def test_a_backlog_without_a_notification_is_one_lost_wake_up(live):
     """A backlog of several pages without a notification is one lost wake-up.
 
     Fails when: every page of it waits for a late notification and reports a lost wake-up.
@@ -76,7 +76,7 @@ async def test_one_lost_wake_is_one_alarm(live):
         assert len(observer.of(NotificationMissed)) == 1
 
 
-async def test_a_heartbeat_without_a_slot_says_that_it_polls(live):
+async def test_a_heartbeat_without_a_slot_shows_polling(live):
     """The heartbeat of a consumer that finds every bell slot taken does not show that it listens.
 
     Fails when: the heartbeat shows listening as soon as LISTEN works.

@@ -14,7 +14,7 @@ from support import connected, drain
 pytestmark = pytest.mark.asyncio
 
 
-async def test_months_are_made_ahead(partitioned):
+async def test_partitions_of_coming_months_are_created(partitioned):
     """Partitions for the coming months are created once, with their own indexes and triggers, and accept events."""
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
@@ -28,7 +28,7 @@ async def test_months_are_made_ahead(partitioned):
         assert await c.fetchval("select tableoid::regclass::text from event_outbox where id = $1", made) == expected[1]
 
 
-async def test_what_lies_in_the_default_partition_is_in_the_way(partitioned):
+async def test_rows_in_the_default_partition_prevent_a_month(partitioned):
     """A month that already has events in the default partition is not created, with a message; the others are."""
     async with connected(partitioned.dsn) as c:
         await add_default_partition(c)
@@ -44,7 +44,7 @@ async def test_what_lies_in_the_default_partition_is_in_the_way(partitioned):
         ]
 
 
-async def test_a_month_that_is_cut_elsewhere_is_filled(partitioned):
+async def test_the_rest_of_a_partly_covered_month_is_created(partitioned):
     """If a part of a month has a partition already, partitions for the rest of the month,
     before and after it, are created."""
     async with connected(partitioned.dsn) as c:
@@ -64,7 +64,7 @@ async def test_a_month_that_is_cut_elsewhere_is_filled(partitioned):
         assert len(holes) == 1
 
 
-async def test_other_kinds_of_partitions_are_left_alone(empty):
+async def test_partitions_by_another_key_are_not_changed(empty):
     """An outbox that is partitioned by another key is reported as such and left alone."""
     async with session(empty.dsn, name="test") as c:
         await c.execute("set search_path = public")

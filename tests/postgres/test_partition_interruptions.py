@@ -32,7 +32,7 @@ async def interrupt_detaching(database: Database, part: str, reader: asyncpg.Con
 
 
 @pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
-async def test_an_interrupted_detaching_is_finished(partitioned, drop):
+async def test_an_interrupted_detaching_is_completed_by_the_next_run(partitioned, drop):
     """The next run finalizes a partition that is still being detached, and then opens or drops the table.
 
     Fails when: pending partitions are not looked for, because then no other partition can be detached.
@@ -52,7 +52,7 @@ async def test_an_interrupted_detaching_is_finished(partitioned, drop):
             assert not await c.fetchval("select count(*) from pg_trigger where tgrelid = $1::text::regclass", part)
 
 
-async def test_a_run_that_died_after_closing_leaves_a_month_that_can_be_opened(partitioned):
+async def test_a_month_closed_by_an_interrupted_run_is_opened_again(partitioned):
     """A closed month rejects producers with a reason, and a run with a policy that keeps the month opens it again."""
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
@@ -66,7 +66,7 @@ async def test_a_run_that_died_after_closing_leaves_a_month_that_can_be_opened(p
         assert await drain(c) == 1
 
 
-async def test_a_run_that_died_after_detaching_is_finished(partitioned):
+async def test_a_run_interrupted_after_detaching_is_completed(partitioned):
     """A table that is detached but still closed is opened and made independent by the next run."""
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")

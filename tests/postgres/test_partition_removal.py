@@ -25,7 +25,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
 @pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
-async def test_a_month_goes_whole(partitioned, drop, default):
+async def test_an_old_and_read_month_is_removed_as_a_whole(partitioned, drop, default):
     """A month that is old and read leaves the outbox in one step: it is detached as an
     independent table, or dropped."""
     async with connected(partitioned.dsn) as c:
@@ -51,7 +51,7 @@ async def test_a_month_goes_whole(partitioned, drop, default):
                 await migrate.roll_back_files(s, (await migrate.package_state(s)).begun, lambda _: None)
 
 
-async def test_a_month_that_is_not_read_stays(partitioned):
+async def test_a_month_with_an_unread_event_is_kept(partitioned):
     """One unread event keeps its month in the outbox, while rows of that month that were read are removed one by one.
 
     Fails when: the bounds of a month alone decide.
@@ -73,7 +73,7 @@ async def test_a_month_that_is_not_read_stays(partitioned):
         assert (await maintain_partitions(partitioned.dsn)).done[0] == {"partition": part, "did": "detached", "rows": 1}
 
 
-async def test_a_month_with_rows_of_others_stays(partitioned):
+async def test_a_month_with_events_of_other_domains_is_kept(partitioned):
     """A month with events of a domain without a worker is never detached; the events of the
     worker's domain are removed from it.
 
@@ -93,7 +93,7 @@ async def test_a_month_with_rows_of_others_stays(partitioned):
         assert await c.fetchval("select array_agg(event_domain) from event_outbox") == ["system"]
 
 
-async def test_a_month_that_was_written_just_now_stays(partitioned):
+async def test_a_month_with_recently_written_events_is_kept(partitioned):
     """A month is kept if its events were written recently, although their created_at is old."""
     async with connected(partitioned.dsn) as c:
         await append_event(c, 0)
@@ -103,7 +103,7 @@ async def test_a_month_that_was_written_just_now_stays(partitioned):
         assert await partition_of_month(c, 4) in await partitions(c)
 
 
-async def test_nothing_goes_while_a_worker_refuses(partitioned):
+async def test_no_month_is_removed_while_a_worker_refuses(partitioned):
     """While a cursor is refused, no month is detached."""
     async with connected(partitioned.dsn) as c:
         await append_event(c, 4)
@@ -113,7 +113,7 @@ async def test_nothing_goes_while_a_worker_refuses(partitioned):
 
 
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
-async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned, default):
+async def test_a_month_with_an_uncommitted_event_is_kept(partitioned, default):
     """Retention waits for an uncommitted event in an old month, keeps the month, and the event is read.
 
     Fails when: the month is not closed before it is checked. Then the producer commits while the detaching waits for
@@ -150,7 +150,7 @@ async def test_an_event_that_is_still_being_written_keeps_its_month(partitioned,
 @pytest.mark.slow
 @pytest.mark.parametrize("prepared", [False, True], ids=["open", "prepared"])
 @pytest.mark.parametrize("default", [False, True], ids=["concurrently", "beside a default"])
-async def test_a_writer_that_stays_is_named(partitioned, default, prepared, monkeypatch):
+async def test_a_transaction_that_prevents_detaching_is_reported(partitioned, default, prepared, monkeypatch):
     """Retention names the session or prepared transaction, with its age, that keeps a month from being detached.
 
     It waits only for a limited time.

@@ -61,7 +61,7 @@ async def test_an_interrupted_index_is_built_again(empty):
         assert not await c.fetchval("select count(*) from pg_class where relname ~ 'event_outbox_(tick|order)'")
 
 
-async def test_the_probe_proves_it_there(empty):
+async def test_the_probe_passes_on_a_partitioned_outbox(empty):
     """On a partitioned outbox, SETUP and the tests A to H of the probe give the expected
     figures and leave nothing behind."""
     async with session(empty.dsn, name="test") as c:
@@ -108,7 +108,7 @@ async def insert_as_replica(connection: asyncpg.Connection, part: str) -> None:
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["old", "made ahead"])
 @pytest.mark.parametrize("write", [insert_into_outbox, insert_into_partition, copy_into_partition, insert_as_replica])
-async def test_every_way_into_a_partition_is_stamped_and_rings(partitioned, write, fresh):
+async def test_every_way_of_writing_a_partition_stamps_and_notifies(partitioned, write, fresh):
     """An event that is written to the outbox or to a partition is stamped and notifies an idle consumer.
 
     This holds for INSERT and COPY, and if ordinary triggers do not fire.

@@ -75,7 +75,7 @@ async def routed(connection, events, within: float = 15) -> None:
     assert Counter(await attempted(connection)) == Counter(events)
 
 
-async def test_both_ends_have_the_kernel_look_for_a_dead_peer(there):
+async def test_both_ends_use_tcp_keepalive(there):
     """Over TCP both ends detect a host that is gone, even while no data is to be sent.
 
     Fails when: keepalive, or the timeout for unacknowledged data, is not set on one of the two ends.
@@ -102,7 +102,7 @@ async def next_of(seen: Recorder, kind: type, before: int, timeout: float = 15) 
     return await wait_until(came, f"there is another {kind.__name__}", timeout)
 
 
-async def test_a_path_that_swallows_everything_is_found_by_its_deadline(there):
+async def test_a_stalled_path_is_found_by_a_deadline(there):
     """A deadline finds a stalled path, which raises no error by itself; when it works again, the consumer goes on.
 
     Fails when: a wait for the database has no deadline of its own.
@@ -127,7 +127,7 @@ async def _failures(seen: Recorder, at_least: int) -> bool:
     return len(seen.of(SessionFailed)) >= at_least
 
 
-async def test_an_answer_that_was_lost_is_found_before_its_deadline(there):
+async def test_a_dropped_connection_is_found_before_the_deadline(there):
     """If a router drops the connections, a batch is given up within seconds, not only at its deadline.
 
     The consumer gets its lease back at once, although the server still has the session that held it.
@@ -157,7 +157,7 @@ async def _worker_failed(seen: Recorder, before: int) -> SessionFailed | None:
     return next((o for o in seen.seen[before:] if isinstance(o, SessionFailed) and o.session == "worker"), None)
 
 
-async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
+async def test_a_stalled_listener_session_is_found_by_its_checks(there):
     """If only the path of the listener session stalls, events are found by the catch-up poll until
     watch() fails, then by polling.
 
@@ -183,7 +183,7 @@ async def test_a_bell_that_went_deaf_is_found_by_its_checks(there):
         assert {f.session for f in seen.of(SessionFailed)} == {"listener"}
 
 
-async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobody(there):
+async def test_a_lost_listener_session_is_ended_by_the_server(there):
     """The server ends a listener session that is lost in the middle of a statement, because it
     blocks the notification queue.
 
@@ -217,7 +217,7 @@ async def test_a_bell_that_is_forgotten_in_the_middle_of_a_statement_holds_nobod
             await wait_until(over, "its session is over", 5)
 
 
-async def test_a_bell_that_does_not_listen_any_more_is_replaced(there):
+async def test_a_listener_session_without_its_listen_is_replaced(there):
     """A listener session that is alive but has lost its LISTEN is replaced.
 
     Fails when: watch() only tests that the session answers.
@@ -263,7 +263,7 @@ async def test_refused_connections_are_tried_again(there):
     ["pg_backend_pid", "pg_is_in_recovery", "pg_try_advisory_lock", "fn_iu_route_worker_run", "iu_consumer_heartbeat",
      "LISTEN", "pg_notify"],
 )  # fmt: skip
-async def test_a_reset_at_any_step_of_the_start_is_survived(there, step):
+async def test_a_connection_reset_at_any_step_of_the_start_is_survived(there, step):
     """If the connection breaks at any step of the start, the consumer reports it, tries again and works.
 
     Fails when: an error of the driver passes unchanged through a step of opening a session.
@@ -331,7 +331,7 @@ async def beside_messages(dsn: str, first: int, *, cut: bool) -> int:
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
 @every_other(1)
-async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there, first):
+async def test_a_session_lost_at_any_message_loses_no_event(there, first):
     """If a session is cut at any message between connect and idle, the consumer recovers and each event is routed once.
 
     Fails when: the loss of a session at some step ends the consumer, or the batch after LISTEN is taken out.
@@ -342,7 +342,7 @@ async def test_whatever_message_a_session_is_lost_over_nothing_else_is(there, fi
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_once")
 @every_other(2)
-async def test_an_event_beside_any_message_is_woken_for(there, first):
+async def test_an_event_that_commits_at_any_message_wakes_the_consumer(there, first):
     """An event that commits at any message of the consumer is routed without the catch-up poll.
 
     Fails when: the batch after LISTEN or after arming is taken out, or the notification is cleared after the batch.
@@ -351,7 +351,7 @@ async def test_an_event_beside_any_message_is_woken_for(there, first):
 
 
 @pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "in-a-batch"])
-async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, asleep):
+async def test_a_consumer_behind_a_dead_path_stops_in_bounded_time(there, asleep):
     """A consumer that is stopped while its database does not answer ends after its deadlines, and reports the stop."""
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
         recorder = Recorder()
@@ -372,7 +372,7 @@ async def test_stopped_behind_a_dead_path_it_leaves_in_bounded_time(there, aslee
             assert time.monotonic() - began < 2 * QUICK["deadline"] + 1
 
 
-async def test_sigterm_while_nothing_answers_any_more(there):
+async def test_sigterm_ends_a_consumer_that_gets_no_answers(there):
     """If sessions are silent and new ones get no answer, SIGTERM ends the process within its
     grace period, with exit code 0.
 

@@ -45,7 +45,7 @@ async def letters(connection: asyncpg.Connection) -> dict[UUID, str]:
 
 @pytest.mark.parametrize("what", LARGE)
 @pytest.mark.parametrize("how", ["taken", "handed over"])
-async def test_a_payload_that_is_too_large_is_a_dead_letter(live, what, how):
+async def test_a_too_large_payload_becomes_a_dead_letter(live, what, how):
     """An event with a payload that is too large becomes a dead letter and never reaches the consumer; other events do.
 
     Fails when: payloads are converted with the batch, or without a limit.
@@ -71,7 +71,7 @@ async def test_a_payload_that_is_too_large_is_a_dead_letter(live, what, how):
 
 
 @pytest.mark.slow
-async def test_a_payload_beyond_what_the_server_can_hold_is_a_dead_letter(live):
+async def test_a_payload_that_the_server_cannot_build_becomes_a_dead_letter(live):
     """A payload with a text of more than 1 GB, which the server cannot make, becomes a dead letter like any other.
 
     Fails when: the conversion is not guarded, or a snapshot is made of it.
@@ -89,7 +89,7 @@ async def test_a_payload_beyond_what_the_server_can_hold_is_a_dead_letter(live):
         assert await letters(connection) == {large: "payload_too_large"}
 
 
-async def test_payloads_are_taken_under_a_budget_of_bytes(live):
+async def test_payloads_in_memory_are_limited_in_bytes(live):
     """The payloads in memory have no more bytes than the budget and one payload, however many deliveries fit otherwise.
 
     Fails when: payloads are limited only by their number.
@@ -118,7 +118,7 @@ async def test_payloads_are_taken_under_a_budget_of_bytes(live):
         assert 100_000 <= most <= 250_000 + 2 * 101_000
 
 
-async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
+async def test_a_take_reads_only_the_deliveries_that_it_returns(live):
     """A take reads only the deliveries that it returns, by their ids, however many others wait for the route.
 
     Fails when: PostgreSQL 16 plans one scan for all ids while the table is empty, and then reads all rows of the route.
@@ -145,7 +145,7 @@ async def test_the_deliveries_of_a_take_are_read_by_their_ids(live):
         assert [row["delivery_id"] for row in await connection.fetch(ROWS, ROUTE, ids)] == sorted(ids)
 
 
-async def test_an_event_that_is_gone_is_a_dead_letter(live):
+async def test_a_delivery_of_a_deleted_event_becomes_a_dead_letter(live):
     """A delivery becomes a dead letter if its event was deleted, and is not delivered without a payload.
 
     Fails when: a missing row counts as one without values.
@@ -164,7 +164,7 @@ async def test_an_event_that_is_gone_is_a_dead_letter(live):
 
 @pytest.mark.parametrize("how", ["taken", "handed over"])
 @pytest.mark.parametrize("when", ["infinity", "-infinity", "0044-03-15 12:00:00+00 BC", "12026-11-29 12:00:00+00"])
-async def test_a_time_that_python_cannot_hold_is_a_dead_letter(live, when, how):
+async def test_a_time_that_python_cannot_represent_becomes_a_dead_letter(live, when, how):
     """An event with a time that Python cannot represent becomes a dead letter, and other deliveries can be read.
 
     Fails when: the times are sent unchanged.
@@ -195,7 +195,7 @@ REFUSE = {
 
 
 @pytest.mark.parametrize("refused", REFUSE)
-async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, refused):
+async def test_a_refused_outcome_delays_no_other_delivery(live, refused):
     """If a CHECK of the application rejects attempts of one route, its events become dead
     letters; the other route delivers.
 
@@ -220,7 +220,7 @@ async def test_an_outcome_that_the_database_refuses_keeps_no_other_back(live, re
         assert await connection.fetchval("select count(*) from iu_route_attempt where route_code = $1", ROUTE) == 20
 
 
-async def test_an_outcome_does_not_overtake_its_subject(live):
+async def test_an_outcome_waits_for_earlier_deliveries_of_its_subject(live):
     """After a failover to a copy that is behind, the outcome of a delivery waits for earlier deliveries of its subject.
 
     The copy lacks the settlement of the earlier delivery, which is attempted again; so must be the later one.
@@ -247,7 +247,7 @@ async def test_an_outcome_does_not_overtake_its_subject(live):
         assert await pending(taker) == 0
 
 
-async def test_an_outcome_of_another_event_settles_nothing(live):
+async def test_an_outcome_of_another_event_settles_no_delivery(live):
     """A copy that is behind assigns the same delivery ids again; an outcome from before
     does not settle such a delivery.
 

@@ -44,7 +44,7 @@ def dsns() -> Iterator[tuple[str, str]]:
                 yield direct, pooler.dsn
 
 
-async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
+async def test_a_consumer_behind_a_transaction_pooler_polls(dsns):
     """Behind a pooler in transaction mode the consumer reports within 5 s that it polls, and routes all events.
 
     Fails when: LISTEN is not tested, or a session parameter or named statement is sent through the pooler.
@@ -63,7 +63,7 @@ async def test_a_transaction_pooler_is_found_out_and_polled_through(dsns):
         assert observer.of(Listening) == []
 
 
-async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
+async def test_a_direct_listener_session_wakes_a_pooled_worker(dsns):
     """With a listen_dsn that bypasses the pooler, notifications wake the consumer, and
     batches go through the pooler."""
     direct, pooled = dsns
@@ -78,7 +78,7 @@ async def test_a_direct_bell_beside_a_pooled_worker_wakes(dsns):
         assert event in await attempted(connection)
 
 
-async def test_nothing_of_ours_stays_in_the_pooled_sessions(dsns):
+async def test_a_consumer_leaves_pooled_sessions_unchanged(dsns):
     """After a consumer used the pooler, its server sessions have no setting, lock or
     prepared statement of the consumer."""
     direct, pooled = dsns
@@ -97,7 +97,7 @@ async def test_nothing_of_ours_stays_in_the_pooled_sessions(dsns):
     assert (locks, left, idle) == (0, 0, "0")
 
 
-async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
+async def test_an_export_ended_through_a_pooler_leaves_no_lock(dsns):
     """trace-export --end holds its lock only during its transaction, because a session of the pooler stays open.
 
     Fails when: the lease is taken for the life of the session.
@@ -116,7 +116,7 @@ async def test_an_export_that_is_ended_through_a_pooler_leaves_no_lock(dsns):
             await traces.end(operator, "traces")
 
 
-async def test_a_pooler_in_statement_mode_is_named(dsns):
+async def test_a_pooler_in_statement_mode_is_refused_with_a_hint(dsns):
     """A pooler in statement mode causes an error with a hint that names the setting to change.
 
     Fails when: every error before a session is open counts as an unreachable server.
@@ -141,7 +141,7 @@ LEFT = """
        and s.name not in ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'extra_float_digits')"""
 
 
-async def test_no_command_leaves_a_setting_or_a_lock_in_the_pool(dsns):
+async def test_commands_leave_pooled_sessions_unchanged(dsns):
     """Commands through a transaction pooler set a safe search_path, and leave its sessions unchanged.
 
     Fails when: a setting is made for the session (lock_timeout of an apply), or the driver makes one.

@@ -41,7 +41,7 @@ async def end_uncleanly(connection: asyncpg.Connection, count: int) -> set[int]:
 
 
 @pytest.mark.parametrize("count", [1, 5])
-async def test_what_was_in_flight_at_an_unclean_end_is_to_be_attempted_alone(live, count):
+async def test_deliveries_in_flight_at_a_crash_are_quarantined(live, count):
     """A single delivery in flight spends an attempt, several spend none; exactly these deliveries are marked as alone.
 
     Fails when: fn_iu_delivery_interrupted does not set the mark, or fn_iu_delivery_settle_failed does not.
@@ -57,7 +57,7 @@ async def test_what_was_in_flight_at_an_unclean_end_is_to_be_attempted_alone(liv
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.02])
-async def test_a_suspect_is_attempted_while_no_other_delivery_is_in_flight(live, spread):
+async def test_quarantined_deliveries_are_attempted_alone(live, spread):
     """Five deliveries in quarantine, of two routes, are called one after another; other deliveries run in parallel.
 
     Fails when: the mark does not reach the consumer, a delivery in quarantine does not wait for in-flight deliveries,

@@ -36,7 +36,7 @@ async def attempts(connection: asyncpg.Connection) -> list[tuple]:
     return [tuple(row) for row in rows]
 
 
-async def test_replay_as_a_dry_run(live):
+async def test_a_replay_on_a_dry_run_resolves_the_dead_letter(live):
     """A replay decides by the current state of the route, with the next attempt number and
     the same key, and resolves it."""
     async with connected(live.dsn) as worker:
@@ -53,7 +53,7 @@ async def test_replay_as_a_dry_run(live):
         assert await worker.fetchval("select count(*) from v_iu_route_dead_letter_open") == 0
 
 
-async def test_replay_reads_nothing_but_the_snapshot(live):
+async def test_a_replay_reads_only_the_snapshot(live):
     """A replay does not need the event, because the dead letter has a snapshot."""
     async with connected(live.dsn) as worker:
         event, letter = await give_up(worker)
@@ -62,7 +62,7 @@ async def test_replay_reads_nothing_but_the_snapshot(live):
         assert (await replay(worker, letter))["resolved"]
 
 
-async def test_replay_that_fails_again(live):
+async def test_a_failed_replay_keeps_the_dead_letter_open(live):
     """A replay that fails is recorded as the next failed attempt, and the dead letter stays open."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -78,7 +78,7 @@ async def test_replay_that_fails_again(live):
         assert (row["replay_count"], row["attempt_no"], row["failure_detail"][:6]) == (2, 3, "0A000:")
 
 
-async def test_replay_whose_failure_cannot_be_audited(live):
+async def test_a_replay_whose_attempt_cannot_be_written_is_counted(live):
     """If a replay fails and its attempt cannot be written, the replay is counted, the dead letter
     stays open, no error is raised.
 
@@ -94,7 +94,7 @@ async def test_replay_whose_failure_cannot_be_audited(live):
         assert "; audit: " in row["failure_detail"]
 
 
-async def test_replay_in_bad_surroundings(live):
+async def test_a_replay_without_resources_raises_and_changes_nothing(live):
     """A replay that fails for lack of disk space, memory or a lock raises an error and does not change the dead letter.
 
     Fails when: the SQLSTATE of an error is not checked before a replay is recorded as failed.
@@ -112,7 +112,7 @@ async def test_replay_in_bad_surroundings(live):
         assert len(await attempts(worker)) == 1
 
 
-async def test_replay_on_a_disabled_route(live):
+async def test_a_replay_on_a_disabled_route_is_skipped(live):
     """A replay on a disabled route is skipped and leaves the dead letter open, until the route is enabled."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -124,7 +124,7 @@ async def test_replay_on_a_disabled_route(live):
         assert [a[0] for a in await attempts(worker)] == ["failed", "skipped", "dry_run"]
 
 
-async def test_replay_on_a_route_that_is_gone(live):
+async def test_a_replay_on_a_deleted_route_resolves_the_dead_letter(live):
     """A replay on a route that no longer exists returns no_route and resolves the dead letter."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -133,7 +133,7 @@ async def test_replay_on_a_route_that_is_gone(live):
         assert (answer["status"], answer["decision"], answer["resolved"]) == ("replayed", "no_route", True)
 
 
-async def test_replay_of_a_resolved_dead_letter(live):
+async def test_a_resolved_dead_letter_is_not_replayed(live):
     """A dead letter that is resolved is not decided again.
 
     Fails when: a replay does not check for an earlier resolution.
@@ -149,7 +149,7 @@ async def test_replay_of_a_resolved_dead_letter(live):
         assert len(await attempts(worker)) == 2
 
 
-async def test_replay_of_an_unknown_dead_letter(live):
+async def test_a_replay_of_an_unknown_dead_letter_is_refused(live):
     """A dead letter that does not exist is an error that names it."""
     async with connected(live.dsn) as worker:
         letter = uuid4()
@@ -159,7 +159,7 @@ async def test_replay_of_an_unknown_dead_letter(live):
 
 
 @pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
-async def test_replay_behind_a_closed_gate(live, gate):
+async def test_a_replay_behind_a_closed_gate_decides_nothing(live, gate):
     """Behind a closed gate a replay decides nothing. Fails when: a replay does not read the gates."""
     async with connected(live.dsn) as worker:
         _, letter = await give_up(worker)
@@ -169,7 +169,7 @@ async def test_replay_behind_a_closed_gate(live, gate):
         assert len(await attempts(worker)) == 1
 
 
-async def test_event_given_up_again_reopens_its_dead_letter(live):
+async def test_an_event_given_up_again_reopens_its_dead_letter(live):
     """An event that is read again and given up again reopens its one dead letter.
 
     Fails when: a second failure under the same key is suppressed although the dead letter was resolved.
@@ -190,7 +190,7 @@ async def test_event_given_up_again_reopens_its_dead_letter(live):
         assert (row["id"], row["event_ref"], row["replay_count"]) == (letter, event, 1)
 
 
-async def test_the_dead_letters_of_one_batch_keep_the_order_of_their_events(live):
+async def test_dead_letters_of_one_batch_are_replayed_in_order(live):
     """Events that fail in one batch are replayed in the order of their positions, although they fail in one transaction.
 
     Fails when: all dead letters of a batch have the same time, so that their random ids decide.

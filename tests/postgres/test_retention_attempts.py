@@ -19,7 +19,7 @@ from support import WORKER, connected, drain, insert_event, run_batch
 pytestmark = pytest.mark.asyncio
 
 
-async def test_attempts_stay_while_their_event_does(live):
+async def test_attempts_are_kept_while_their_event_exists(live):
     """Attempts are removed only after their event, because an event without attempts would look undecided.
 
     Fails when: age alone decides about attempts.
@@ -39,7 +39,7 @@ async def test_attempts_stay_while_their_event_does(live):
         assert [row["event_ref"] for row in rest] == [kept]
 
 
-async def test_attempts_younger_than_the_policy_stay(live):
+async def test_attempts_younger_than_the_policy_are_kept(live):
     """The age of an attempt is counted from its decision."""
     async with connected(live.dsn) as c:
         await old_event(c)
@@ -49,7 +49,7 @@ async def test_attempts_younger_than_the_policy_stay(live):
         assert await c.fetchval("select count(*) from iu_route_attempt") == 1
 
 
-async def test_attempts_that_the_worker_did_not_write_stay(live):
+async def test_attempts_of_other_programs_are_kept(live):
     """Attempts with other idempotency keys, inbound ones among them, are never removed,
     because the table belongs to IU Core.
 
@@ -65,7 +65,7 @@ async def test_attempts_that_the_worker_did_not_write_stay(live):
         assert await c.fetchval("select count(*) from iu_route_attempt") == 2
 
 
-async def test_an_open_dead_letter_keeps_its_attempts_and_itself(live):
+async def test_an_open_dead_letter_and_its_attempts_are_kept(live):
     """The event of an open dead letter may be removed; its attempts are kept, so that a replay continues their numbers.
 
     After the dead letter is resolved, it and its attempts may be removed.
@@ -89,7 +89,7 @@ async def test_an_open_dead_letter_keeps_its_attempts_and_itself(live):
         assert await remove(c, "dead_letters") == 1
 
 
-async def test_a_dead_letter_that_is_the_only_proof_stays_with_its_event(live):
+async def test_a_dead_letter_without_an_attempt_is_kept_with_its_event(live):
     """While its event exists, a dead letter is kept as proof of the decision if its attempt
     could not be written (attempt 0).
 
@@ -108,7 +108,7 @@ async def test_a_dead_letter_that_is_the_only_proof_stays_with_its_event(live):
 
 
 @pytest.mark.parametrize("audit_too", [False, True])
-async def test_a_cursor_that_is_set_back_afterwards_decides_nothing_again(live, audit_too):
+async def test_a_cursor_reset_after_retention_decides_no_event_again(live, audit_too):
     """After retention, a cursor that is set back decides no event again, whether or not the
     attempts were removed as well.
 
@@ -132,7 +132,7 @@ async def test_a_cursor_that_is_set_back_afterwards_decides_nothing_again(live, 
         assert await c.fetchval("select count(*) from iu_route_attempt") == before
 
 
-async def test_another_reader_of_the_audit_has_one_place_to_object(live):
+async def test_an_application_can_prevent_the_removal_of_an_event(live):
     """If fn_iu_retention_releasable returns false for an event, the event, its attempts and its dead letter are kept.
 
     Fails when: one of the three policies does not call it.
@@ -155,7 +155,7 @@ async def test_another_reader_of_the_audit_has_one_place_to_object(live):
         assert plan == {("attempts", "not_released", None): 2, ("dead_letters", "not_released", None): 1}
 
 
-async def test_what_the_audit_misses_stays(live):
+async def test_an_incomplete_event_is_kept(live):
     """An event that lacks attempts is kept until it is repaired or accepted, because a
     removed event cannot be repaired.
 

@@ -13,7 +13,7 @@ from support import connected, drain
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_batch_is_bounded_and_goes_on_where_the_last_one_ended(live):
+async def test_a_batch_is_bounded_and_continues_after_the_previous_one(live):
     """A batch reads no more rows than its limit, and a run reads each row once, kept rows included.
 
     Fails when: a page has no limit, or each batch begins at the start.
@@ -49,7 +49,7 @@ async def test_pages_are_ordered_by_number_and_id(live):
         assert await remove(c, limit=1) == 3
 
 
-async def test_what_somebody_has_locked_is_left_for_the_next_run(live):
+async def test_locked_rows_are_left_for_the_next_run(live):
     """A run waits for no row lock, and a row that moves to another domain meanwhile is judged by its new state.
 
     Fails when: SKIP LOCKED is missing, so that the run waits until it is cancelled.
@@ -72,7 +72,7 @@ async def test_what_somebody_has_locked_is_left_for_the_next_run(live):
         assert {first, third}.isdisjoint(await remaining_events(c))
 
 
-async def test_two_runs_at_once_do_each_row_once(live):
+async def test_two_simultaneous_runs_remove_each_row_once(live):
     """Two runs at the same time remove all rows between them, each row once, and do not wait for each other."""
     async with connected(live.dsn) as c, connected(live.dsn) as one, connected(live.dsn) as two:
         await c.execute(
@@ -97,7 +97,7 @@ async def test_two_runs_at_once_do_each_row_once(live):
         (("events", 10, "0"), "must be kept for some time, not for 00:00:00"),
     ],
 )
-async def test_nonsense_is_refused(live, arguments, says):
+async def test_invalid_arguments_are_refused(live, arguments, says):
     """An invalid argument raises InvalidParameterValue with a message that names it."""
     what, limit, keep = arguments
     async with connected(live.dsn) as c:
@@ -105,7 +105,7 @@ async def test_nonsense_is_refused(live, arguments, says):
             await c.fetchval("select fn_iu_retention_run($1, $2, $3::text::interval)", what, limit, keep)
 
 
-async def test_a_policy_holds_no_nonsense(live):
+async def test_an_invalid_policy_is_refused(live):
     """The table rejects an unknown policy and a duration that is not positive."""
     async with connected(live.dsn) as c:
         for statement in (

@@ -20,7 +20,7 @@ from support import WORKER, connected, drain, insert_event, open_gate, run_batch
 pytestmark = pytest.mark.asyncio
 
 
-async def test_nothing_goes_until_a_policy_is_set(live):
+async def test_no_event_is_removed_until_a_policy_is_enabled(live):
     """After the install every policy is disabled, and a run of a disabled policy removes nothing.
 
     Fails when: a policy is enabled by default, or is not read.
@@ -37,7 +37,7 @@ async def test_nothing_goes_until_a_policy_is_set(live):
         assert (policy["last_gone"], policy["total_gone"], policy["last_run_at"] is None) == (1, 1, False)
 
 
-async def test_a_late_commit_is_never_removed_unseen(live):
+async def test_a_late_commit_is_never_removed_unread(live):
     """An event with an old created_at that commits late is kept until it was read.
 
     Fails when: age alone decides, without fn_iu_outbox_consumed.
@@ -59,7 +59,7 @@ async def test_a_late_commit_is_never_removed_unseen(live):
         assert [row["event_ref"] for row in attempts] == [before, event]
 
 
-async def test_every_cursor_of_a_domain_must_have_read_it(live):
+async def test_an_event_is_kept_until_every_cursor_has_read_it(live):
     """If a domain has two workers, an event is kept until the slower one has read it, and the plan names that worker.
 
     Fails when: one cursor is enough.
@@ -77,7 +77,7 @@ async def test_every_cursor_of_a_domain_must_have_read_it(live):
         assert await remove(c) == 1
 
 
-async def test_a_half_read_tick_protects_its_rest(live):
+async def test_unread_events_of_a_partly_read_tick_are_kept(live):
     """While a tick is read in pages, only events before the position may be removed.
 
     Fails when: the tick counts as read as soon as it is taken.
@@ -91,7 +91,7 @@ async def test_a_half_read_tick_protects_its_rest(live):
         assert await remove(c) == 3
 
 
-async def test_own_events_of_a_worker_may_go_when_they_are_read(live):
+async def test_own_events_are_removed_when_they_are_read(live):
     """Events that a transaction wrote and routed itself count as read; those that it wrote afterwards do not.
 
     Fails when: the cursor's record of own events is ignored, or applies to the whole transaction.
@@ -108,7 +108,7 @@ async def test_own_events_of_a_worker_may_go_when_they_are_read(live):
         assert await remove(other) == 1
 
 
-async def test_a_refusing_worker_holds_its_domain_and_the_audit(live):
+async def test_a_refusing_worker_stops_retention_of_its_domain(live):
     """While a cursor is refused, no event of its domain and no attempt is removed, and
     the plan gives worker and reason.
 
@@ -136,7 +136,7 @@ async def test_a_refusing_worker_holds_its_domain_and_the_audit(live):
         }
 
 
-async def test_other_domains_are_never_touched(live):
+async def test_events_of_domains_without_a_worker_are_kept(live):
     """Events of a domain without a cursor are kept at any age; with a cursor they are subject to retention.
 
     Fails when: the domain is not checked.
@@ -154,7 +154,7 @@ async def test_other_domains_are_never_touched(live):
         assert await remove(c) == 1
 
 
-async def test_every_domain_has_its_turn(live):
+async def test_a_run_visits_every_domain_with_a_worker(live):
     """A run goes through all domains that have a cursor, page by page."""
     async with connected(live.dsn) as c:
         await add_worker(c, "second", "system")
@@ -170,7 +170,7 @@ async def test_every_domain_has_its_turn(live):
 
 
 @pytest.mark.parametrize("created", ["'infinity'", "now() + interval '1 year'", "now() + interval '1 minute'"])
-async def test_a_date_in_the_future_is_kept_and_proves_nothing(live, created):
+async def test_an_event_of_the_future_is_kept_and_stops_no_run(live, created):
     """An event with created_at in the future is kept, and the events behind it are removed all the same.
 
     Fails when: any event that is not old ends the run, or the future counts as past.
@@ -186,7 +186,7 @@ async def test_a_date_in_the_future_is_kept_and_proves_nothing(live, created):
 
 
 @pytest.mark.parametrize("created", ["'-infinity'", "'epoch'", "now() - interval '100 days'"])
-async def test_age_is_that_of_the_writing(live, created):
+async def test_the_age_of_an_event_is_the_age_of_its_insert(live, created):
     """An event that was written after a young one is young, even if its created_at is old.
 
     Such a created_at is a faked past, or comes from a very old transaction.
@@ -206,7 +206,7 @@ async def test_age_is_that_of_the_writing(live, created):
 
 
 @pytest.mark.parametrize("created", ["'-infinity'", "'epoch'"])
-async def test_a_faked_past_goes_only_when_it_was_read(live, created):
+async def test_an_event_with_a_faked_past_is_kept_until_it_is_read(live, created):
     """An event with a very old created_at is kept until every cursor has read it. Fails when: age alone decides."""
     async with connected(live.dsn) as c:
         event = await old_event(c, created)
@@ -216,7 +216,7 @@ async def test_a_faked_past_goes_only_when_it_was_read(live, created):
         assert await remove(c) == 1
 
 
-async def test_events_older_than_the_package_go_when_they_were_read(substrate):
+async def test_events_older_than_the_package_are_removed_after_reading(substrate):
     """Events from before the install are numbered below zero, read first, and removed like other events."""
     async with session(substrate.dsn, name="test") as c:
         await c.execute("set search_path = public")

@@ -24,7 +24,7 @@ async def remove(session: asyncpg.Connection, what: str) -> int:
 
 
 @pytest.mark.parametrize("known", KNOWN)
-async def test_a_row_that_goes_costs_a_few_reads(live, known):
+async def test_removing_a_row_costs_a_few_reads(live, known):
     """Retention reads each page of events, attempts and dead letters once, and related rows by their keys.
 
     Fails when: a run may read a whole table.
@@ -33,7 +33,7 @@ async def test_a_row_that_goes_costs_a_few_reads(live, known):
 
 
 @pytest.mark.parametrize("known", KNOWN)
-async def test_a_row_that_goes_from_partitions_costs_a_few_reads(partitioned, known):
+async def test_removing_a_row_from_partitions_costs_a_few_reads(partitioned, known):
     """Retention reads as few rows if the outbox is partitioned by month.
 
     Fails when: the locked row may be looked up by the index on its domain, which all rows of the page share, so that a

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_the_plan_says_what_a_run_does(live, seed):
+async def test_a_run_removes_exactly_the_planned_rows(live, seed):
     """For any outbox, a run removes exactly the rows of the plan, and the plan is empty afterwards."""
     dice = random.Random(seed)
     created = [
@@ -52,7 +52,7 @@ async def test_the_plan_says_what_a_run_does(live, seed):
             assert not [key for key in await planned_counts(c) if key[:2] == (what, "goes")]
 
 
-async def test_the_file_is_verified_and_goes_back(applied):
+async def test_the_retention_migration_is_verified_and_rolled_back(applied):
     """The checks W22 and W23 pass; the rollback refuses while a policy is enabled, and
     removes all its objects otherwise."""
     async with session(applied.dsn, name="test") as c:

@@ -40,7 +40,7 @@ async def untouched(connection: asyncpg.Connection) -> bool:
 # Decisions ----------------------------------------------------------------------------------------------
 
 
-async def test_enabled_route_is_a_dry_run(live):
+async def test_an_enabled_route_is_a_dry_run(live):
     """An event with an enabled route is recorded as a dry run, and is not delivered."""
     async with connected(live.dsn) as worker:
         event = await insert_event(worker)
@@ -54,7 +54,7 @@ async def test_enabled_route_is_a_dry_run(live):
         assert key == f"outbound:{ROUTE}:{event}"
 
 
-async def test_event_without_a_route_is_skipped(live):
+async def test_an_event_without_a_route_is_skipped(live):
     """An event that no route selects gets one skipped attempt with the decision no_route."""
     async with connected(live.dsn) as worker:
         await register(worker, "born")
@@ -63,7 +63,7 @@ async def test_event_without_a_route_is_skipped(live):
         assert await attempts(worker) == [(event, "(none)", "skipped", "no_route", False, None, 1)]
 
 
-async def test_event_with_disabled_routes_is_skipped(live):
+async def test_an_event_with_disabled_routes_is_skipped(live):
     """An event with only disabled routes gets one skipped attempt with the decision route_disabled."""
     async with connected(live.dsn) as worker:
         await route(worker, "a", "born", enabled=False)
@@ -87,7 +87,7 @@ async def test_each_matching_route_gets_an_attempt(live):
         assert [a[0] for a in found] == [events[0]] * 2 + [events[1]] * 2
 
 
-async def test_reading_again_decides_nothing_again(live):
+async def test_a_second_reading_writes_no_second_decision(live):
     """A cursor that was set back reads its events again and writes no second decision.
 
     Fails when: the idempotency key of an attempt is not unique, or not a function of event and route.
@@ -105,7 +105,7 @@ async def test_reading_again_decides_nothing_again(live):
         assert await attempts(worker) == before
 
 
-async def test_totals_and_marks(live):
+async def test_the_cursor_keeps_totals_and_the_latest_event(live):
     """The cursor counts the events seen, attempts, skipped and dead-lettered events, and
     names the latest routed event."""
     async with connected(live.dsn) as worker:
@@ -128,7 +128,7 @@ async def test_totals_and_marks(live):
 
 
 @pytest.mark.parametrize("bad", [[0], [999], [500], [0, 1, 499, 500, 501, 999]])
-async def test_poison_among_a_thousand(live, bad):
+async def test_one_poison_event_among_a_thousand_becomes_one_dead_letter(live, bad):
     """An event for which no attempt can be written becomes one dead letter and one failed attempt;
     all others are routed in order.
 
@@ -154,7 +154,7 @@ async def test_poison_among_a_thousand(live, bad):
 
 @pytest.mark.parametrize("status", ["dry_run", "%"], ids=["decision", "and-its-failure"])
 @pytest.mark.parametrize("sqlstate", ["22012", "23514", "44000", "54000", "P0001", "P0002"])
-async def test_fault_of_an_event(live, sqlstate, status):
+async def test_an_error_of_an_event_makes_it_a_dead_letter(live, sqlstate, status):
     """An error that an event can cause makes that event a dead letter, even if the failed attempt cannot be written.
 
     Fails when: a class of errors is missing where the page is halved, or where the failed attempt is written.
@@ -171,7 +171,7 @@ async def test_fault_of_an_event(live, sqlstate, status):
         assert letter["failure_detail"] == (f"{detail}; audit: cannot swallow this" if status == "%" else detail)
 
 
-async def test_event_that_breaks_a_check(live):
+async def test_an_event_that_violates_a_check_becomes_a_dead_letter(live):
     """An event becomes a dead letter if its attempt violates a CHECK, and the other events of the page do not."""
     async with connected(live.dsn) as worker:
         events = [await insert_event(worker) for _ in range(5)]
@@ -184,7 +184,7 @@ async def test_event_that_breaks_a_check(live):
         assert (letter["event_ref"], letter["failure_detail"][:6]) == (events[2], "23514:")
 
 
-async def test_event_that_is_poison_for_two_routes(live):
+async def test_a_poison_event_of_two_routes_becomes_two_dead_letters(live):
     """A poison event that two routes select is one dead letter for each of them."""
     async with connected(live.dsn) as worker:
         await route(worker, "second", "version_applied")
@@ -194,7 +194,7 @@ async def test_event_that_is_poison_for_two_routes(live):
         assert {d["route_code"] for d in await dead_letters(worker)} == {ROUTE, "second"}
 
 
-async def test_dead_letter_holds_the_whole_event(live):
+async def test_a_dead_letter_contains_the_whole_event(live):
     """A dead letter contains every column of its event, so that a replay needs no other data."""
     async with connected(live.dsn) as worker:
         await poison(worker)
@@ -207,7 +207,7 @@ async def test_dead_letter_holds_the_whole_event(live):
 
 
 @pytest.mark.parametrize("sqlstate", ["53100", "42501", "40001", "55P03", "57P01", "0A000", "XX000"])
-async def test_fault_of_the_surroundings(live, sqlstate):
+async def test_an_environment_error_fails_the_batch(live, sqlstate):
     """A full disk, a missing privilege or a lost lock is not the fault of an event: the
     batch fails and consumes no event.
 
@@ -228,7 +228,7 @@ async def test_fault_of_the_surroundings(live, sqlstate):
 # -- targets that are not implemented --------------------------------------------------------------------
 
 
-async def test_live_route_ends_at_the_seam(live):
+async def test_a_live_route_without_a_target_kind_makes_a_dead_letter(live):
     """A live route to a kind of target that is not implemented makes a dead letter and a failed
     attempt; nothing is delivered.
 
@@ -246,7 +246,7 @@ async def test_live_route_ends_at_the_seam(live):
         assert [d["failure_detail"][:31] for d in await dead_letters(worker)] == ["0A000: delivery is not built: r"] * 2
 
 
-async def test_fault_of_the_surroundings_at_the_seam(live):
+async def test_an_environment_error_during_a_delivery_fails_the_batch(live):
     """A delivery that fails for lack of disk space, memory or a lock is not the fault of the event: the batch fails.
 
     Fails when: every error of fn_iu_route_deliver counts as the fault of the event.
@@ -263,7 +263,7 @@ async def test_fault_of_the_surroundings_at_the_seam(live):
         assert await untouched(worker)
 
 
-async def test_route_that_changes_during_a_run(live):
+async def test_a_route_that_changes_during_a_batch_has_no_effect_on_it(live):
     """A batch decides all its events by the routes that it found at its start, even if a route changes meanwhile.
 
     So no route gets an event twice or misses one.
@@ -291,7 +291,7 @@ async def test_route_that_changes_during_a_run(live):
 
 @pytest.mark.parametrize("value", ["false", "TRUE", "true ", " true", "t", "1", "", None])
 @pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
-async def test_closed_gate(live, gate, value):
+async def test_a_gate_is_open_only_with_the_exact_value_true(live, gate, value):
     """Only the exact word true opens a gate; behind a closed gate no event is read or decided, and no lock is taken.
 
     Fails when: a gate is not read, or its value is read as a boolean.
@@ -308,7 +308,7 @@ async def test_closed_gate(live, gate, value):
 
 
 @pytest.mark.parametrize("gate", ["routes_master_enabled", "route_worker_enabled"])
-async def test_missing_gate(live, gate):
+async def test_a_missing_gate_is_closed(live, gate):
     """A gate that does not exist is closed."""
     async with connected(live.dsn) as worker:
         await insert_event(worker)

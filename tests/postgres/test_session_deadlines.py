@@ -29,7 +29,7 @@ async def freeze_event_loop(connection: asyncpg.Connection, until: float) -> Non
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize(("deadline", "lost"), [(0.2, NoAnswer), (20, SessionLost)])
-async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(live, deadline, lost):
+async def test_a_session_that_ends_within_a_statement_is_lost(live, deadline, lost):
     """If a deadline or another task ends the session between the two steps of a statement, only the session is lost.
 
     The driver first parses a statement and then binds it.
@@ -54,7 +54,7 @@ async def test_a_session_that_ends_between_the_two_steps_of_a_statement_is_lost(
 
 
 @pytest.mark.both_loops
-async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(live):
+async def test_an_answer_that_arrived_counts_after_the_deadline(live):
     """If a process was suspended and finds both the answer and an expired deadline, the
     answer counts and the session stays.
 
@@ -75,7 +75,7 @@ async def test_an_answer_that_has_arrived_counts_although_the_deadline_is_over(l
 
 
 @pytest.mark.both_loops
-async def test_what_is_not_answered_in_time_is_called_that(live):
+async def test_a_missed_deadline_is_named_by_the_error(live):
     """A deadline of any length ends the session, and the error names the deadline.
 
     Fails when: a clock is compared to find out whether the deadline was the cause, because a loop that counts whole

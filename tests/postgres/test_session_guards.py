@@ -53,7 +53,7 @@ async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dic
     return found
 
 
-async def test_every_session_of_a_consumer_is_guarded(live):
+async def test_every_session_of_a_consumer_has_safe_settings(live):
     """Each session looks names up in pg_catalog only and hides no row, and its statements
     end before its client gives up.
 
@@ -100,7 +100,7 @@ async def test_repeated_statements_are_parsed_once(live):
     assert plans == dict.fromkeys(plans, 3)
 
 
-async def test_a_long_lock_leaves_no_sessions_behind(live):
+async def test_a_long_table_lock_leaves_a_bounded_number_of_sessions(live):
     """While event_outbox is locked, a consumer that gives up its waits again and again
     has a bounded number of sessions.
 
@@ -135,7 +135,7 @@ async def _written(connection: asyncpg.Connection) -> bool:
     return True
 
 
-async def test_temporary_objects_of_a_session_mislead_no_function(live):
+async def test_temporary_objects_do_not_replace_tables_of_functions(live):
     """Temporary tables and domains with names of tables and types that our functions use are not used by them.
 
     Fails when: the search_path of a function, or of a session of ours, does not name pg_temp last.
@@ -155,7 +155,7 @@ async def test_temporary_objects_of_a_session_mislead_no_function(live):
 
 
 @pytest.mark.parametrize("guard", ["former sessions are ended", "the server ends them"])
-async def test_a_session_that_was_given_up_ends_on_the_server(live, guard: str):
+async def test_an_abandoned_session_ends_on_the_server(live, guard: str):
     """A statement that waits for a lock ends soon after its client has gone: by the next session, or by the server."""
     sessions = PostgresSessions(Settings(dsn=live.dsn, batch_deadline=60))
     async with connected(live.dsn) as locker, locker.transaction():
@@ -219,7 +219,7 @@ def hidden(live, server):
 
 @pytest.mark.parametrize("hiding", HIDING)
 @pytest.mark.parametrize("table", ["event_outbox", "iu_route_attempt", "iu_outbound_route", "dot_config"])
-async def test_a_hidden_row_is_an_error(live, hidden, hiding: str, table: str):
+async def test_rows_hidden_by_a_policy_are_an_error(live, hidden, hiding: str, table: str):
     """A role from which a policy hides rows gets an error, both in a session of a consumer and in its own session.
 
     Fails when: row_security is on in our sessions, or in fn_iu_route_worker_run.

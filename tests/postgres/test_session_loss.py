@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.mark.parametrize(("session_name", "kind"), [("worker", "worker"), ("listener", "listener")])
-async def test_a_killed_session_is_replaced(live, session_name, kind):
+async def test_a_terminated_session_is_replaced(live, session_name, kind):
     """A session that an administrator ends is replaced automatically, and no event is lost or routed twice.
 
     Fails when: a loss of that session ends its loop, or the first batch after it is taken out.
@@ -44,7 +44,7 @@ async def test_a_killed_session_is_replaced(live, session_name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_a_bell_that_is_ended_a_hundred_times_is_replaced_a_hundred_times(live):
+async def test_a_listener_session_is_replaced_each_of_a_hundred_times(live):
     """A listener session that is ended a hundred times is replaced each time, leaks no
     session or file, and still wakes.
 
@@ -68,7 +68,7 @@ async def test_a_bell_that_is_ended_a_hundred_times_is_replaced_a_hundred_times(
         assert psutil.Process().num_fds() <= files + 2
 
 
-async def test_an_event_that_commits_late_is_routed_when_it_commits(live):
+async def test_a_late_commit_is_routed_by_a_running_consumer(live):
     """An event whose transaction outlived the routing of later events is routed within
     100 ms (median) after its commit.
 
@@ -101,7 +101,7 @@ async def batch_found_event(seen, looks: int) -> bool:
     return any(b.batch.seen for b in seen.of(BatchRan)[looks:])
 
 
-async def test_a_cancelled_consumer_leaves_at_once_and_loses_nothing(live):
+async def test_a_cancelled_consumer_ends_at_once_and_loses_no_event(live):
     """A consumer that is cancelled while its batch waits for a lock ends at once, and its event is decided once later.
 
     Fails when: the batch is shielded, so that neither the grace period nor a second signal could end it.

@@ -18,7 +18,7 @@ from support import WORKER, connected, consuming, insert_event, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_sessions_say_who_they_are(live):
+async def test_sessions_have_names_of_purpose_and_worker(live):
     """pg_stat_activity names every session by its purpose and its worker, and none is in a transaction."""
     async with connected(live.dsn) as admin, consuming(live.dsn, completeness_interval=0, **ONLY_THE_BELL):
         await sleep_sets_in(admin)
@@ -37,7 +37,7 @@ async def test_sessions_say_who_they_are(live):
         await wait_until(sessions, "there is a session for the bell, one for the patrol and one for the work")
 
 
-async def test_a_session_reads_and_writes_in_one_style(live):
+async def test_a_session_sets_its_own_styles(live):
     """A session sets time zone, styles and digits itself, regardless of the settings of the database.
 
     Fails when: a session takes them from the role or the database.
@@ -62,7 +62,7 @@ async def test_a_session_reads_and_writes_in_one_style(live):
             assert await connection.fetchval("select current_setting($1)", setting) == ours
 
 
-async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
+async def test_sessions_of_a_dead_host_end_by_idle_session_timeout(live):
     """Both sessions have an idle_session_timeout: that of the worker is the lease, that
     of the bell three of its checks.
 
@@ -75,7 +75,7 @@ async def test_the_server_bounds_how_long_a_dead_host_holds_anything(live):
         assert await bell._connection.fetchval(show) == "30s"
 
 
-async def test_the_bell_session_writes_nothing(live):
+async def test_the_listener_session_is_read_only(live):
     """The server rejects writes of the listener session.
 
     The trigger does not see an armed lock of its own session, so an event that this session wrote would send no NOTIFY.
@@ -88,7 +88,7 @@ async def test_the_bell_session_writes_nothing(live):
             await insert_event(bell._connection)
 
 
-async def test_a_forked_process_has_an_identity_of_its_own():
+async def test_a_forked_process_has_its_own_identity():
     """After a fork the child has another identity and no former sessions, although the object was made before the fork.
 
     Fails when: the identity is that of the process that made the object.

@@ -22,7 +22,7 @@ from support import Recorder, connected, consuming, insert_event, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_standby_takes_over_from_one_that_stops(live):
+async def test_a_standby_takes_the_lease_when_the_holder_stops(live):
     """When the lease holder stops, the standby takes the lease, reports it, and routes new events.
 
     Fails when: a standby does not try again.
@@ -54,7 +54,7 @@ async def test_a_standby_takes_over_from_one_that_stops(live):
         assert len(standby.recorder.of(StandingBy)) == 1
 
 
-async def test_a_frozen_holder_loses_the_lease(live):
+async def test_a_frozen_lease_holder_loses_the_lease(live):
     """The server ends the session of a lease holder that sends nothing for the duration of the lease.
 
     Another consumer then takes the lease.

@@ -14,7 +14,7 @@ from support import attempted, connected, consuming, insert_event, wait_until
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_session_that_is_ended_at_any_step_of_a_batch(live):
+async def test_a_session_ended_at_any_step_of_a_batch_leaves_no_effect(live):
     """If the session of a batch is ended at any step, no effect of the batch is left, and its events are routed once.
 
     Fails when: events, attempts and cursor are not changed in one transaction.

@@ -83,7 +83,7 @@ async def search_all(connection: asyncpg.Connection, after: int) -> list[tuple[l
 
 
 @pytest.mark.slow
-async def test_other_subjects_are_delivered_beside_200_000_that_wait(live, monkeypatch):
+async def test_other_subjects_are_delivered_beside_200_000_parked_deliveries(live, monkeypatch):
     """Events of other subjects are delivered although 200 000 parked deliveries of one subject precede them.
 
     The consumer reads each parked delivery at most once, in search of deliveries without a subject, although it sweeps
@@ -106,7 +106,7 @@ async def test_other_subjects_are_delivered_beside_200_000_that_wait(live, monke
 
 
 @pytest.mark.slow
-async def test_a_question_for_more_passes_what_waits(live):
+async def test_a_take_passes_parked_deliveries_once(live):
     """One take passes 200 000 parked deliveries, the next take reads none of them, and a sweep reads one.
 
     Fails when: the position passes only the rows that were read, or a sweep reads the deliveries
@@ -127,7 +127,7 @@ async def test_a_question_for_more_passes_what_waits(live):
 
 
 @pytest.mark.parametrize("order", ["subject", "none"])
-async def test_retries_that_wait_for_their_time_are_not_read(live, order):
+async def test_retries_that_are_not_due_are_not_read(live, order):
     """A take does not read thousands of deliveries that are not yet due again, also on a route without order.
 
     Fails when: their due time is compared with a volatile function, which rules out an index search.
@@ -143,7 +143,7 @@ async def test_retries_that_wait_for_their_time_are_not_read(live, order):
 
 
 @pytest.mark.parametrize("planned", ["while it is empty", "when it was analyzed"])
-async def test_who_is_first_is_found_without_those_who_wait(live, planned):
+async def test_the_first_delivery_of_a_subject_is_found_by_one_row(live, planned):
     """The check whether a delivery is the first of its subject reads one row, with any statistics of the planner.
 
     Fails when: another index can answer the query for the first delivery, or the query is a join.
@@ -181,7 +181,7 @@ async def test_who_is_first_is_found_without_those_who_wait(live, planned):
         await gives_the_first(id)
 
 
-async def test_a_sweep_of_many_subjects_is_cut_into_parts(live):
+async def test_a_sweep_of_many_subjects_is_split_into_parts(live):
     """A part of a sweep looks at 500 subjects, however many deliveries each has, and the parts omit no subject.
 
     Fails when: a part has no bound, or the next part does not begin where the last one ended.
@@ -196,7 +196,7 @@ async def test_a_sweep_of_many_subjects_is_cut_into_parts(live):
 
 
 @pytest.mark.slow
-async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_held_back(live):
+async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_delayed(live):
     """The parts of a sweep, by subject and by id, also bound the number of deleted rows that VACUUM cannot remove yet.
 
     Fails when: a part is bounded only by a number of deliveries, which does not count deleted rows.
@@ -218,7 +218,7 @@ async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_held_back(live):
 # -- nothing is forgotten ----------------------------------------------------------------------------------------------
 
 
-async def test_what_the_position_has_passed_is_found(live, monkeypatch):
+async def test_deliveries_behind_the_position_are_found(live, monkeypatch):
     """Deliveries of other subjects, and without a subject, that lie between thousands of
     parked deliveries are delivered.
 
@@ -240,7 +240,7 @@ async def test_what_the_position_has_passed_is_found(live, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["deleted", "of another worker"])
-async def test_a_subject_that_the_consumer_did_not_free_goes_on(live, monkeypatch, how):
+async def test_a_subject_unblocked_by_another_session_continues(live, monkeypatch, how):
     """A parked delivery goes on when the delivery before it is deleted by hand or ended by another worker.
 
     Fails when: only settlements free a subject.
@@ -269,7 +269,7 @@ async def test_a_subject_that_the_consumer_did_not_free_goes_on(live, monkeypatc
             await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[second]), "the one that waited")
 
 
-async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypatch):
+async def test_a_subject_continues_when_its_next_delivery_fits(live, monkeypatch):
     """If the next delivery of a subject exceeds `prefetch_bytes`, it is taken when other deliveries have ended.
 
     Fails when: a freed subject is requested only once, regardless of the answer.
@@ -297,7 +297,7 @@ async def test_a_subject_whose_next_delivery_did_not_fit_goes_on(live, monkeypat
         assert list(arrivals.arrived) == [first, large, second]
 
 
-async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
+async def test_returned_deliveries_are_taken_again_after_a_pause(live, monkeypatch):
     """Deliveries that were given back unstarted when their route was paused are taken again
     after the pause, without a sweep.
 
@@ -325,7 +325,7 @@ async def test_what_is_given_back_is_asked_for_again(live, monkeypatch):
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
-async def test_the_successor_of_a_cancelled_delivery_goes_on(live, monkeypatch):
+async def test_the_delivery_behind_a_cancelled_one_continues(live, monkeypatch):
     """If a delivery is cancelled while its route is paused, the parked delivery behind it goes on when the pause ends.
 
     Fails when: no sweep follows the end of a pause.
@@ -352,7 +352,7 @@ async def test_the_successor_of_a_cancelled_delivery_goes_on(live, monkeypatch):
         assert list(arrivals.arrived) == [second]
 
 
-async def test_the_position_does_not_pass_what_becomes_visible_later(live):
+async def test_the_position_does_not_pass_an_uncommitted_batch(live):
     """The position stays before the delivery of a batch that has not committed, although a replay with a higher id has.
 
     Fails when: the position passes all deliveries up to the last id, regardless of the transaction that queued them.
@@ -373,7 +373,7 @@ async def test_the_position_does_not_pass_what_becomes_visible_later(live):
         assert ([t.delivery.id for t in supply.taken], state.after) == ([late], late)
 
 
-async def test_a_cursor_that_was_made_anew_forgets_no_delivery(live):
+async def test_deliveries_of_a_deleted_cursor_are_delivered(live):
     """Deliveries that a worker queued before its cursor was deleted and made anew are delivered.
 
     Fails when: only deliveries up to the last id that the cursor records are looked for; the new cursor records none.
@@ -394,7 +394,7 @@ async def test_a_cursor_that_was_made_anew_forgets_no_delivery(live):
         assert arrivals.arrived == {event: 1}
 
 
-async def test_ids_that_were_set_back_hide_no_delivery(live):
+async def test_lower_ids_hide_no_delivery(live):
     """If new deliveries get lower ids than pending ones, a new session finds both.
 
     This happens in a database that was moved without its sequences.
@@ -415,7 +415,7 @@ async def test_ids_that_were_set_back_hide_no_delivery(live):
         assert arrivals.arrived == dict.fromkeys(events, 1)
 
 
-async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
+async def test_a_sweep_ignores_deliveries_after_the_position(live):
     """A sweep does not find subjects whose first delivery lies after the position or is not yet due.
 
     It does find a replay at any position, because the take in the order of ids does not look for replays.
@@ -437,7 +437,7 @@ async def test_a_sweep_leaves_alone_what_the_position_will_reach(live):
         assert await found(id - 1) == [key]
 
 
-async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
+async def test_trial_deliveries_alternate_between_new_and_failed_ones(live):
     """Trial deliveries alternate between new deliveries and one that has failed, also if subjects were freed.
 
     Fails when: a freed subject comes first in every turn.
@@ -463,7 +463,7 @@ async def test_probes_are_in_turns_a_new_delivery_and_one_that_has_failed(live):
 # -- replays -----------------------------------------------------------------------------------------------------------
 
 
-async def test_replays_of_one_subject_wait_without_being_read(live):
+async def test_replays_of_one_subject_are_parked_unread(live):
     """Of many replayed dead letters of one subject one is due; the others are parked and are not read.
 
     They are delivered one after another, also those that were replayed singly.

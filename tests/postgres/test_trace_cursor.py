@@ -44,7 +44,7 @@ async def exported(source: TraceSession) -> int:
 # -- two readers ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_that_waited_moves_nothing_back(live):
+async def test_a_reader_that_waited_does_not_move_the_position_back(live):
     """A reader that waited for the commit of another one compares with the new position, and does not move it back.
 
     Fails when: the position is computed from the state before the row was locked.
@@ -81,7 +81,7 @@ async def test_a_reader_that_waited_moves_nothing_back(live):
 # -- stamps of another history -------------------------------------------------------------------------------------
 
 
-async def test_an_open_transaction_with_a_restored_number_is_no_tick(live):
+async def test_a_restored_transaction_number_causes_no_endless_ticks(live):
     """If a restored attempt has the number of a transaction that is in progress here, it does not cause endless ticks.
 
     Fails when: transactions in progress are looked up, too.
@@ -99,7 +99,7 @@ async def test_an_open_transaction_with_a_restored_number_is_no_tick(live):
         assert await source.tick() is None
 
 
-async def test_restored_attempts_do_not_hold_retention_back(live):
+async def test_restored_attempts_do_not_delay_retention(live):
     """After a restore into lower transaction ids and a reanchor, a restored event with its attempts may be removed.
 
     Fails when: attempts with stamps that this cluster has not reached wait for an export.
@@ -116,7 +116,7 @@ async def test_restored_attempts_do_not_hold_retention_back(live):
         assert await connection.fetchval("select fn_iu_retention_releasable($1)", event) is True
 
 
-async def test_what_a_reanchor_has_told_is_not_told_again(live):
+async def test_a_second_reanchor_reports_only_the_current_history(live):
     """A second reanchor gives the time of the oldest unexported attempt of the current history only, or none.
 
     Fails when: attempts that the first reanchor covered count again, by their stamps or by the time of the last export.
@@ -169,7 +169,7 @@ async def test_attempts_of_another_history_link_to_no_batch(live):
         assert own.links[1] == batch_link(place.lineage, made_by)
 
 
-async def test_a_foreign_stamp_tells_no_time(live):
+async def test_a_foreign_stamp_gives_no_commit_time(live):
     """If the stamp of an event belongs to another transaction, that transaction's commit
     time is not used for the event.
 

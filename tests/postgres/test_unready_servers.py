@@ -23,7 +23,7 @@ from support import Recorder, connected, consuming, drain, insert_event, open_ga
 pytestmark = pytest.mark.asyncio
 
 
-async def test_without_the_package_it_waits_for_it(substrate):
+async def test_a_consumer_waits_for_the_package(substrate):
     """A consumer that starts before the install reports the missing function, and works after the install."""
     early = BackgroundConsumer(substrate.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
     async with connected(substrate.dsn) as admin, anyio.create_task_group() as tasks:
@@ -43,7 +43,7 @@ async def apply_package(dsn: str) -> None:
         await migrate.apply_files(connection, state.pending, {}, lambda _: None)
 
 
-async def test_an_unknown_worker_is_said_and_waited_for(live):
+async def test_an_unknown_worker_is_reported_and_its_heartbeat_accepted(live):
     """A worker that is not registered is an error that names it; its heartbeat is accepted, and other workers go on."""
     async with connected(live.dsn) as admin:
         outbox = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "worker": "nobody"})).worker()
@@ -54,7 +54,7 @@ async def test_an_unknown_worker_is_said_and_waited_for(live):
             assert await drain(admin) == 0
 
 
-async def test_with_listening_switched_off_it_polls(live):
+async def test_a_consumer_without_listen_polls(live):
     """With listen = off the consumer opens no listener session, gives the reason once, and
     polls; the heartbeat shows it."""
     async with connected(live.dsn) as admin, consuming(live.dsn, listening=False, listen=False) as seen:
@@ -66,7 +66,7 @@ async def test_with_listening_switched_off_it_polls(live):
         assert not (await latest_heartbeat(admin))["listening"]
 
 
-async def test_a_server_that_takes_no_writes_is_left_alone(live):
+async def test_a_read_only_server_is_reported_and_retried(live):
     """A read-only server is reported and tried again with growing pauses until it accepts writes.
 
     Fails when: the check for a standby or read-only server is taken out, or does not name the setting.

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("server", ["pg18"], indi
     ("fault", "protocol"),
     [(fault, "http/protobuf") for fault in FAULTS] + [("receiver killed", "grpc"), ("gone", "grpc")],
 )
-def test_every_row_is_a_span_exactly(live, fault, protocol):
+def test_each_row_is_exported_as_one_span(live, fault, protocol):
     """After a burst with dead letters, replays and a fault in its middle, the receiver has each row, and no other.
 
     When the fault ended, the receiver lacked some rows; otherwise the test would prove nothing.

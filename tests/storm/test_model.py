@@ -54,7 +54,7 @@ def audit(model) -> list[Attempt]:
     return [*attempts(first, 0), *attempts(second, 0), *attempts(savepoints, 0, 2)]
 
 
-def test_a_right_audit_is_clean(model, audit):
+def test_a_correct_audit_has_no_violation(model, audit):
     """With one attempt for each committed event and route, and subjects in order, nothing is wrong."""
     verdict = judged(model, audit, read=4)
 
@@ -82,7 +82,7 @@ def test_a_second_attempt_is_a_duplicate(model, audit):
     assert (verdict.duplicated, verdict.lost) == (1, 0)
 
 
-def test_a_second_reading_that_its_key_hid_is_seen(model, audit):
+def test_a_suppressed_second_reading_is_counted(model, audit):
     """A cursor that reports more events read than were routed has read some twice."""
     verdict = judged(model, audit, read=5)
 
@@ -91,7 +91,7 @@ def test_a_second_reading_that_its_key_hid_is_seen(model, audit):
 
 
 @pytest.mark.parametrize("route", [0, 1])
-def test_events_of_a_subject_in_the_wrong_order(model, audit, route):
+def test_reversed_events_of_a_subject_are_disordered(model, audit, route):
     """Two events of one subject in reverse order are disordered, on the route on which they are reversed."""
     audit[route], audit[2 + route] = audit[2 + route], audit[route]
     verdict = judged(model, audit)
@@ -100,7 +100,7 @@ def test_events_of_a_subject_in_the_wrong_order(model, audit, route):
     assert verdict.blockers[0].route == ROUTES[route]
 
 
-def test_rows_of_one_transaction_in_the_wrong_order(model):
+def test_reversed_rows_of_one_transaction_are_disordered(model):
     """Two events that one transaction wrote for one subject must be in the order in which it wrote them."""
     tx = committed(model, "several", rows=2, turns={0: (3, 1), 1: (3, 1)})
 
@@ -108,7 +108,7 @@ def test_rows_of_one_transaction_in_the_wrong_order(model):
     assert judged(model, attempts(tx, 1, 0)).disordered == 2
 
 
-def test_what_rolled_back_is_invented(model, audit):
+def test_an_attempt_for_a_rolled_back_event_is_invented(model, audit):
     """An attempt for an event of a transaction that rolled back, is open or has an unknown outcome is invented."""
     for fate in (Fate.ROLLED_BACK, Fate.OPEN, Fate.UNKNOWN):
         tx = model.begin("aborted")
@@ -120,14 +120,14 @@ def test_what_rolled_back_is_invented(model, audit):
     assert (verdict.invented, verdict.lost) == (6, 0)
 
 
-def test_what_a_savepoint_took_back_is_invented(model, audit):
+def test_an_attempt_for_a_rolled_back_savepoint_is_invented(model, audit):
     """An attempt for a row that was rolled back to a savepoint is invented, although its transaction committed."""
     (savepoints,) = [tx for tx in model.transactions.values() if tx.undone]
 
     assert judged(model, [*audit, *attempts(savepoints, 1)]).invented == 2
 
 
-def test_nobody_s_event_and_nobody_s_route_are_invented(model, audit):
+def test_attempts_for_unknown_events_and_routes_are_invented(model, audit):
     """An attempt for an unknown event, for a disabled route, or with another decision is invented."""
     first = next(iter(model.transactions.values()))
     stranger = Transaction(5, "?", rows=1)
@@ -181,13 +181,13 @@ def ending(model: Model, **wrong: Any) -> Verdict:
     return judge.verdict()
 
 
-def test_planned_endings_are_clean(model):
+def test_planned_outcomes_have_no_violation(model):
     """A poison event that is one dead letter in audit and table, and events with either permitted ending, are clean."""
     assert ending(model).clean
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_another_ending_is_seen(model, what):
+def test_an_outcome_that_is_not_permitted_is_counted(model, what):
     """An event with a wrong ending is misended, and neither lost nor duplicated."""
     verdict = ending(model, **WRONG[what])
 
@@ -195,21 +195,21 @@ def test_another_ending_is_seen(model, what):
     assert not verdict.clean
 
 
-def test_a_second_ending_is_a_duplicate(model):
+def test_a_second_outcome_is_a_duplicate(model):
     """An event that was sent and became a dead letter as well is duplicated."""
     verdict = ending(model, audit=[*RIGHT["audit"], (1, "dead_letter", "refused")], letters=[*RIGHT["letters"]])
 
     assert verdict.duplicated == 1
 
 
-def test_an_event_that_is_not_over_is_lost(model):
+def test_an_event_without_an_outcome_is_lost(model):
     """A poison event without an ending is lost, like any other event."""
     verdict = ending(model, audit=RIGHT["audit"][1:], letters=RIGHT["letters"][1:])
 
     assert (verdict.lost, verdict.misended) == (1, 0)
 
 
-def test_an_unknown_outcome_is_settled_by_all_rows_or_none(model):
+def test_an_unknown_commit_is_decided_by_all_rows_or_none(model):
     """All rows found means committed, none means rolled back; some means a torn transaction, and raises."""
     for found, fate in ((3, Fate.COMMITTED), (0, Fate.ROLLED_BACK)):
         tx = model.begin("several")
@@ -221,7 +221,7 @@ def test_an_unknown_outcome_is_settled_by_all_rows_or_none(model):
         tx.settle(2)
 
 
-def test_a_hole_in_the_turns_of_a_subject_is_seen(model, audit):
+def test_a_gap_in_the_turns_of_a_subject_is_reported(model, audit):
     """A missing turn is reported as a hole: the model is then wrong, and its verdict does not count."""
     assert model.holes() == []
     committed(model, "short", turns={0: (7, 4)})

@@ -26,7 +26,7 @@ SENT = "select (select count(*) from iu_route_attempt where status = 'sent')"
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
-async def test_subjects_keep_their_order_through_failures_and_kills(live, tmp_path):
+async def test_subjects_keep_their_order_despite_failures_and_kills(live, tmp_path):
     """Events of many subjects, one in 50 failing once, the consumer killed five times: in order, one at a time, all
     there.
 

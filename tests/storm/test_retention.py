@@ -59,7 +59,7 @@ class Writers:
         self.committed |= set(ids)
 
 
-async def test_nothing_unseen_disappears(live):
+async def test_retention_removes_no_unrouted_event(live):
     """While retention removes old events, every committed event gets exactly one attempt, and no writer fails.
 
     Fails when: the age alone decides which events are removed.
@@ -67,7 +67,7 @@ async def test_nothing_unseen_disappears(live):
     await storm(live.dsn)
 
 
-async def test_nothing_unseen_disappears_from_partitions(partitioned):
+async def test_retention_removes_no_unrouted_event_from_partitions(partitioned):
     """Nothing unrouted is removed from a partitioned outbox whose default partition takes events of other years.
 
     Fails when: the age alone decides which events are removed.

@@ -34,7 +34,7 @@ DEALT = _dealt()
 
 
 @pytest.mark.parametrize(("major", "other"), [(16, 18), (18, 16)])
-def test_nothing_is_lost_in_a_storm(major, other):
+def test_no_event_is_lost_in_a_storm(major, other):
     """Through every fault of the table, each committed event has one attempt on each route, ordered by subject.
 
     Fails when: the cursor loses late commits, the stamp accepts a position from the producer, two consumers work at the

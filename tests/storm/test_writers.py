@@ -13,7 +13,7 @@ WRITERS = 8
 EVENTS_EACH = 400
 
 
-async def test_under_load_everything_is_routed_and_hardly_anybody_notifies(live):
+async def test_under_load_every_event_is_routed_and_few_producers_notify(live):
     """Every event of concurrent writers gets its attempt, and fewer than one commit in twenty notifies.
 
     Fails when: producers send NOTIFY also while the consumer is busy, or the consumer becomes idle under load.

@@ -26,7 +26,7 @@ async def new_version(connection, unit=None):
     return unit
 
 
-async def test_a_new_version_is_an_event(live):
+async def test_a_new_version_writes_an_event(live):
     """A version after the first writes an event to the outbox, in the transaction of the version."""
     async with connected(live.dsn) as connection:
         unit = await new_version(connection)
@@ -36,7 +36,7 @@ async def test_a_new_version_is_an_event(live):
     assert [tuple(row) for row in events] == [("version_applied", unit)]
 
 
-async def test_an_event_wakes_the_sleeping_consumer(live):
+async def test_an_event_wakes_the_idle_consumer(live):
     """A committed event sends NOTIFY, and the idle consumer routes it a moment later."""
     async with consuming(live.dsn) as observer, connected(live.dsn) as connection:
         await sleep_sets_in(connection)
@@ -59,7 +59,7 @@ async def test_every_decision_is_audited(live):
     assert (attempt["status"], attempt["decision"], attempt["delivered"]) == ("dry_run", "dry_run", False)
 
 
-async def test_a_closed_gate_stops_everything(applied):
+async def test_a_closed_gate_stops_the_worker(applied):
     """After the apply the worker gate is closed, and a run reads nothing."""
     async with connected(applied.dsn) as connection:
         await insert_event(connection)
@@ -69,7 +69,7 @@ async def test_a_closed_gate_stops_everything(applied):
         assert await attempted(connection) == []
 
 
-async def test_an_event_that_commits_late_is_not_lost(live):
+async def test_a_late_commit_is_not_lost(live):
     """An event of an older transaction is routed when it commits, and no other event waited for it."""
     async with connected(live.dsn) as slow, connected(live.dsn) as quick:
         transaction = slow.transaction()
@@ -85,7 +85,7 @@ async def test_an_event_that_commits_late_is_not_lost(live):
         assert await attempted(quick) == [early, late]
 
 
-async def test_nothing_is_missing_after_an_absence(live):
+async def test_a_backlog_is_routed_after_an_absence(live):
     """Events that were written while no consumer ran are routed when one starts."""
     async with connected(live.dsn) as connection:
         events = [await insert_event(connection) for _ in range(20)]
