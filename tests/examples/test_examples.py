@@ -25,6 +25,7 @@ def server() -> Iterator[TestServer]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_outputs_in_a_page_are_those_of_its_commands(page, server):
     """The commands of the examples of a page are executed in their order, and write what the page shows.
