@@ -259,6 +259,35 @@ def test_each_mechanism_has_a_diagram(name):
     assert len(diagrams) >= (2 if name == "delivery" else 1)
 
 
+def test_every_new_name_in_the_changelog_exists():
+    """The last column of the table of renames has names that the code has: identifiers, or paths without an ending."""
+    code = "\n".join(
+        file.read_text()
+        for folder in ("src", "sql", "deploy", "docs/reference")
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in {".py", ".sql", ".yaml", ".md"}
+    )
+    table = section(page("CHANGELOG.md"), "### Renames")
+    names = [
+        (kind, name)
+        for kind, cell in re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", cell)
+    ]
+
+    def exists(kind: str, name: str) -> bool:
+        if kind == "Python module":
+            return any((ROOT / "src/iu_listen" / path).exists() for path in (name, f"{name}.py"))
+        if kind == "SQL file":
+            return (ROOT / "sql" / f"{name}.up.sql").exists()
+        return (
+            re.search(rf"\b{re.escape(name.rpartition('.')[2] if kind == 'SQL column' else name.lstrip('-'))}\b", code)
+            is not None
+        )
+
+    assert len(names) >= 150
+    assert [name for kind, name in names if not exists(kind, name)] == []
+
+
 def test_every_path_in_the_map_exists():
     """Each path of the tables in the map is a file or a folder of the repository, or of src/iu_listen."""
     rows = [line for line in page("docs/map.md").splitlines() if line.startswith("| ")]
