@@ -104,7 +104,7 @@ def test_a_repair_is_planned_confirmed_and_done(lossy):
         assert lost(lossy.dsn) == set()
         assert value(lossy.dsn, "select count(*) from iu_route_attempt") == 300
         # The repair sent NOTIFY: the consumer did not find the events by its catch-up poll.
-        assert "wake-up lost" not in service.said
+        assert "missed notification" not in service.said
         assert service.end() == 0
     assert "complete" in run("completeness", "--repair", "--yes", dsn=lossy.dsn).out
     findings = {f["what"]: f for f in run("doctor", "--json", dsn=lossy.dsn).json["findings"]}
@@ -231,13 +231,13 @@ def test_the_service_audits_by_itself(lossy):
     """A running consumer audits by itself, logs missing attempts once a pass, and status shows the result."""
     env = {"IU_LISTEN_COMPLETENESS_INTERVAL": "0.2"}
     with running("run", "--log-format", "json", dsn=lossy.dsn, env=env) as service:
-        service.until_it_says("attempts are missing")
+        service.until_it_says("without attempts")
         assert '"events": 25' in service.said
         (audit,) = run("status", "--json", dsn=lossy.dsn).json["audits"]
         assert audit["missing"] == 25
         assert run("completeness", "--repair", "--yes", dsn=lossy.dsn).code == 0
-        said = service.said.count("attempts are missing")
+        said = service.said.count("without attempts")
         passes = value(lossy.dsn, "select pass from iu_completeness_pass")
         seen(lossy.dsn, f"select pass > {passes + 2} from iu_completeness_pass")
-        assert service.said.count("attempts are missing") <= said + 1
+        assert service.said.count("without attempts") <= said + 1
         assert service.end() == 0

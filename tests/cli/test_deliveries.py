@@ -49,7 +49,7 @@ def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
     """
     with running("run", "--log-format", "json", dsn=ready, env=module) as consumer:
         run("emit", dsn=ready)
-        consumer.until_it_says("a route is held")
+        consumer.until_it_says("route paused")
         consumer.until_it_says("there is no target called event_outbox")
     assert value(ready, "select count(*) from iu_route_delivery") == 1
     with running("run", "--app", "my_targets", dsn=ready, env=module):

@@ -56,7 +56,7 @@ def test_what_a_target_lacks_is_seen_everywhere(ready, kind, reference, options,
     """
     aim(ready, kind, reference, options)
     with running("run", "--log-format", "json", dsn=ready) as consumer:
-        consumer.until_it_says("a route is held")
+        consumer.until_it_says("route paused")
         assert seen(ready, "select paused_by = 'no_target' from v_iu_delivery")
         for command in ("delivery", "list"), ("status",), ("doctor",):
             done = run(*command, dsn=ready)

@@ -106,7 +106,7 @@ class TestStopping:
     def test_gate_closed(self, applied, number):
         """Waiting for a gate: the consumer ends at once."""
         with running(*JSON, dsn=applied.dsn) as consumer:
-            consumer.until_it_says("waiting for a gate to open")
+            consumer.until_it_says("waiting: a gate is closed")
             stopped_at_once(consumer, number)
         assert value(applied.dsn, STATE) == "stopped"
         nothing_half_done(applied.dsn)
@@ -114,13 +114,13 @@ class TestStopping:
     def test_standing_by(self, live, number):
         """Standby: it ends at once, and the active consumer is not affected."""
         with running(*JSON, dsn=live.dsn) as active:
-            active.until_it_says('"active"')
+            active.until_it_says('"lease taken"')
             with running(*JSON, dsn=live.dsn) as standby:
                 standby.until_it_says("standing by")
                 stopped_at_once(standby, number)
             assert run("emit", dsn=live.dsn).code == 0
             seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
-            assert '"active"' not in standby.said
+            assert '"lease taken"' not in standby.said
             assert active.end() == 0
         nothing_half_done(live.dsn)
 
@@ -183,9 +183,9 @@ def test_it_starts_against_a_closed_gate(applied):
     """The consumer starts with a closed gate, logs that once, and works within a second after the gate is opened."""
     run("emit", dsn=applied.dsn)
     with running(*JSON, "--catch-up", "0.5", "--session-timeout", "5", dsn=applied.dsn) as consumer:
-        consumer.until_it_says("waiting for a gate to open")
+        consumer.until_it_says("waiting: a gate is closed")
         seen(applied.dsn, "select (wakes ->> 'catch_up')::int >= 3 from iu_consumer_heartbeat")
-        assert consumer.said.count("waiting for a gate to open") == 1
+        assert consumer.said.count("waiting: a gate is closed") == 1
         assert each_once(applied.dsn) == 0
         opened = run("gate", "open", "worker", "--json", dsn=applied.dsn)
         assert opened.code == 0
@@ -205,7 +205,7 @@ def test_a_gate_that_is_closed_under_way(live):
     with running(*JSON, dsn=live.dsn) as consumer:
         seen(live.dsn, ASLEEP)
         run("gate", "close", "worker", dsn=live.dsn)
-        consumer.until_it_says("waiting for a gate to open")
+        consumer.until_it_says("waiting: a gate is closed")
         run("emit", "--count", "5", dsn=live.dsn)
         assert each_once(live.dsn) == 0
         run("gate", "open", "worker", dsn=live.dsn)
@@ -240,7 +240,7 @@ def test_the_standby_takes_over(live):
         first, second = (active, standby) if active.process.pid == first else (standby, active)
         second.until_it_says("standing by")
         assert first.end(signal.SIGKILL) == -signal.SIGKILL
-        second.until_it_says('"active"')
+        second.until_it_says('"lease taken"')
         run("emit", dsn=live.dsn)
         seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
         assert second.end() == 0

@@ -264,7 +264,7 @@ def test_a_secret_is_never_said(live, command, protocol, name):
         "OTEL_RESOURCE_ATTRIBUTES": "s3cret",
     }  # fmt: skip
     with running(command, dsn=live.dsn, env=env) as going:
-        going.until_it_says("Held back" if command == "trace-export" else "traces are held back")
+        going.until_it_says("Held back" if command == "trace-export" else "trace export delayed")
         going.until_it_says("opentelemetry")
         going.end(signal.SIGINT)
         assert "s3cret" not in going.said
@@ -346,7 +346,7 @@ def test_nothing_is_missing_after_kill_9(live, receiver):
                 time.sleep(0.01)
             consumer.process.kill()
     with running("run", dsn=live.dsn, env=env) as consumer:
-        consumer.until_it_says("active")
+        consumer.until_it_says("lease taken")
         seen(live.dsn, "select count(*) = 3000 from iu_route_attempt", timeout=30)
         seen(live.dsn, IDLE, timeout=30)
         assert consumer.end() == 0

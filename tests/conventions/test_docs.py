@@ -181,7 +181,7 @@ def test_every_observation_is_documented():
 
 
 def test_every_log_line_is_documented():
-    """heartbeats-and-states.md has every line that LogWatcher can write."""
+    """heartbeats-and-states.md has every line that LogObserver can write."""
     text = page("docs/reference/heartbeats-and-states.md")
     source = page("src/iu_listen/telemetry/logs.py")
     lines = re.findall(r"log\.(?:info|warning|error)\(\s*\"([^\"]+)\"", source)

@@ -45,8 +45,8 @@ async def test_work_and_dead_letters_are_logged(live, caplog):
         async with Consumer(Settings(dsn=live.dsn), wait=20):
             assert "active worker=iu_outbound_default" in _said(caplog, logging.INFO)
             await insert_event(admin)
-            await wait_until(lambda: _soon("dead letters" in _said(caplog, logging.ERROR)), "it is said")
-    (record,) = [r for r in caplog.records if r.getMessage().startswith("dead letters")]
+            await wait_until(lambda: _soon("events became dead letters" in _said(caplog, logging.ERROR)), "it is said")
+    (record,) = [r for r in caplog.records if r.getMessage().startswith("events became dead letters")]
     assert record.iu_listen["count"] == 1
 
 

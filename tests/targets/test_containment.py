@@ -200,7 +200,7 @@ def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what)
                 assert running.starts == 1
             assert running.code == 0
             lines = [json.loads(line) for line in running.log.read_text().splitlines()]
-            (line,) = [line for line in lines if line["event"] == "a call was abandoned: it ignores its cancellation"]
+            (line,) = [line for line in lines if line["event"] == "call abandoned: the target ignores its cancellation"]
             assert (line["route"], line["target"], line["still_running"]) == ("one", "workflow one", 1)
             assert lines[-1]["event"].startswith("ended without waiting" if what == "thread" else "stopped")
             # The consumer has given back its lease, so the next consumer need not suspect an unclean end.
@@ -226,7 +226,7 @@ def test_what_a_call_leaves_behind_keeps_no_process(live, tmp_path, what):
                 assert await endings(connection) == {event: "sent"}
             assert (running.starts, running.code) == (1, 0)
             lines = [json.loads(line)["event"] for line in running.log.read_text().splitlines()]
-            assert lines[-2:] == ["stopped", "ended without waiting for what coroutines left behind"]
+            assert lines[-2:] == ["stopped", "process ended while tasks or threads of targets were still running"]
             assert await connection.fetchval("select released from iu_delivery_lease")
 
     asyncio.run(run())

@@ -36,7 +36,7 @@ from iu_listen.cli import (
 from iu_listen.cli.ending import UNEXPECTED
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.version import VERSION
-from iu_listen.telemetry.logs import error_line
+from iu_listen.telemetry.logs import log_error
 
 HELP = """Listens to a PostgreSQL outbox: routes every committed event once, audits it, and shows that it does.
 
@@ -172,7 +172,7 @@ def _answer_error(argv: list[str], message: str, hint: str, code: int) -> bool:
     if words[:1] == ["run"]:
         if "--json" not in words and os.environ.get("IU_LISTEN_LOG_FORMAT") != "json":
             return False
-        error_line(message, hint, code)
+        log_error(message, hint, code)
         return True
     if "--json" in words and not output.answered():
         output.as_json({"error": {"message": message, "hint": hint, "exit_code": code}})

@@ -16,7 +16,7 @@ import time
 from typing import Final
 
 from iu_listen.model.observation import Observation, Stopping
-from iu_listen.telemetry.logs import left_behind_line
+from iu_listen.telemetry.logs import log_running_threads
 
 #: Exit code of a fault of the program.
 UNEXPECTED: Final = 70
@@ -61,7 +61,7 @@ class Ending:
         main = threading.main_thread()
         threads = sorted(t.name for t in threading.enumerate() if not t.daemon and t is not main)
         if threads or not self._loop_ended:
-            left_behind_line(threads)
+            log_running_threads(threads)
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()

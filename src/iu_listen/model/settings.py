@@ -42,58 +42,68 @@ def _setting(
 class Settings:
     """The settings of one process. Frozen; its ``repr`` shows no secret. Durations are in seconds."""
 
-    dsn: str | None = _setting(None, "Connection string. Without it the PG* variables count, else the embedded server.")
-    site: str | None = _setting(
-        None, "Name of the place where the database is. Default: host and port of the connection string."
+    dsn: str | None = _setting(
+        None, "Connection string of the database. Default: the PG* variables; without them the embedded server."
     )
-    listen_dsn: str | None = _setting(None, "Connection string of the bell session, where `dsn` goes through a pooler.")
-    worker: str = _setting(DEFAULT_WORKER, "Name of the worker to run or to look at.")
+    site: str | None = _setting(
+        None, "Name of the site of the database. Default: host and port of the connection string."
+    )
+    listen_dsn: str | None = _setting(
+        None, "Connection string of the listener session, if `dsn` goes through a connection pooler."
+    )
+    worker: str = _setting(DEFAULT_WORKER, "Name of the worker.")
     batch_limit: int = _setting(
-        5000, "Most events that one batch (one transaction) takes, and a tenth of its most attempts.", 1, 100_000
+        5000,
+        "Largest number of events of a batch (one transaction). A batch has at most ten times as many attempts.",
+        1,
+        100_000,
     )
     catch_up: float = _setting(
-        5.0, "Longest sleep before a look without any bell; also the cadence of the heartbeat.", 0.1, 300
+        5.0, "Interval of the catch-up poll of an idle consumer, and of the heartbeat.", 0.1, 300
     )
-    linger: float = _setting(0.05, "Silence after a busy spell before the consumer sleeps again.", 0.001, 10)
-    busy_interval: float = _setting(0.002, "Pause between looks while events keep coming.", 0.0001, 1)
-    poll_interval: float = _setting(0.05, "Pause between looks where there is no bell.", 0.001, 60)
-    listen: bool = _setting(True, "False: never LISTEN, always poll.")
+    linger: float = _setting(0.05, "Time without events after which a busy consumer becomes idle.", 0.001, 10)
+    busy_interval: float = _setting(0.002, "Pause between two batches of a busy consumer.", 0.0001, 1)
+    poll_interval: float = _setting(0.05, "Pause between two batches where LISTEN is not available.", 0.001, 60)
+    listen: bool = _setting(True, "False: do not use LISTEN/NOTIFY, always poll.")
     session_timeout: float = _setting(
-        15.0, "A session that says nothing for so long is ended by the server; a standby takes over.", 1, 3600
+        15.0, "Idle time after which the server ends a session of a consumer; then a standby takes over.", 1, 3600
     )
-    deadline: float = _setting(8.0, "Longest wait for an answer of the database to anything but a batch.", 0.5, 300)
-    batch_deadline: float = _setting(60.0, "Longest wait for a batch, or for the first take of a session.", 1, 3600)
+    deadline: float = _setting(8.0, "Longest duration of a statement that is not a batch.", 0.5, 300)
+    batch_deadline: float = _setting(60.0, "Longest duration of a batch, and of the first take of a session.", 1, 3600)
     completeness_interval: float = _setting(
-        3600.0, "Pause between two audits of completeness by the running consumer; 0: none.", 0, 2_592_000
+        3600.0, "Pause between two completeness checks of a running consumer; 0: no checks.", 0, 2_592_000
     )
-    grace_period: float = _setting(10.0, "Longest wait for the running batch when asked to stop.", 0.1, 300)
-    reconnect_max: float = _setting(1.0, "Longest pause between two tries to connect.", 0.1, 300)
+    grace_period: float = _setting(10.0, "Longest time that a graceful shutdown waits.", 0.1, 300)
+    reconnect_max: float = _setting(1.0, "Longest pause before the next attempt to connect.", 0.1, 300)
     payload_max: int = _setting(
         16_777_216,
-        "Largest payload that is delivered, in bytes of its text; a larger one becomes a dead letter.",
+        "Largest payload that is delivered, in bytes of its text. A larger one becomes a dead letter.",
         1024,
         268_435_456,
     )
     prefetch_bytes: int = _setting(
         33_554_432,
-        "How many bytes of payloads are held for deliveries in flight and prefetched ones, of all routes together.",
+        "Largest total size of the payloads in memory (in-flight deliveries and prefetch of all routes), in bytes.",
         1024,
         1_073_741_824,
     )
     app: str | None = _setting(
-        None, "Where the coroutines are that live routes deliver to: `module`, or `module:attribute`."
+        None, "Module with the coroutines that are targets of live routes: `module`, or `module:attribute`."
     )
     secrets: str = _setting(
         "IU_SECRET_*",
-        "Secrets that a route may name, with commas between: names of variables, prefixes (`CRM_*`), directories.",
+        "Secrets that a route may use, separated by commas: names of variables, prefixes (`CRM_*`), directories.",
     )
     allow_private: str = _setting(
-        "", "Hosts that a route may reach although they are not public, with commas between: CIDRs and names."
+        "",
+        "Receivers that a route may reach although they are not public, separated by commas: CIDRs, host names.",
     )
     log_format: str = _setting(
-        "auto", "console, json, or auto: console on a terminal.", choices=("auto", "console", "json")
+        "auto",
+        "Format of the log: `console`, `json`, or `auto` (`console` on a terminal, else `json`).",
+        choices=("auto", "console", "json"),
     )
-    data_dir: str = _setting(".iu-listen", "Where the embedded server keeps its data.")
+    data_dir: str = _setting(".iu-listen", "Directory for the data of the embedded server.")
     embedded_major: int = _setting(18, "Major version of the embedded server.", choices=(16, 18))
 
     def __repr__(self) -> str:

@@ -49,18 +49,20 @@ LOGGED_BATCH_EVENTS = 1000
 SAME_FAILURE_INTERVAL = 60.0
 
 #: The hint for a target that ignores its cancellation.
-ABANDONED_HINT = "pass on CancelledError; wait for no thread without a timeout: docs/how-to/delivery.md"
+ABANDONED_HINT = (
+    "a target must let CancelledError pass and must not wait for a thread without a timeout: docs/how-to/delivery.md"
+)
 #: The hints for paused routes, by reason.
 PAUSE_HINTS = {
     "master_gate_closed": "iu-listen gate open master",
     "worker_gate_closed": "iu-listen gate open worker",
     "delivery_gate_closed": "iu-listen gate open delivery",
     "route_not_listed": "iu-listen route live CODE",
-    "route_disabled": "iu-listen route live CODE, or delivery cancel CODE",
-    "dry_run": "iu-listen route live CODE, or delivery cancel CODE",
-    "breaker_open": "nothing is lost: the target is tried again and again",
-    "dead_letter_budget": "the first event that it takes ends this; iu-listen dead-letter list, route resume CODE",
-    "no_target": "iu-listen run --app MODULE; docs/how-to/delivery.md",
+    "route_disabled": "iu-listen route live CODE, or iu-listen delivery cancel CODE",
+    "dry_run": "iu-listen route live CODE, or iu-listen delivery cancel CODE",
+    "breaker_open": "no event is lost: trial deliveries continue until one succeeds",
+    "dead_letter_budget": "iu-listen dead-letter list, then route resume CODE; a successful delivery resumes it, too",
+    "no_target": "give the module of the target: iu-listen run --app MODULE; docs/how-to/delivery.md",
 }
 
 
@@ -80,36 +82,36 @@ def configure(log_format: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     # All lines of the process must have the log format; asyncio would write its own lines to stderr in another format.
-    install_sdk_log_filter(_foreign, ("opentelemetry", "asyncio"))
+    install_sdk_log_filter(_write_library_message, ("opentelemetry", "asyncio"))
 
 
-def _foreign(who: str, why: str) -> None:
-    if who.startswith("opentelemetry"):
-        structlog.get_logger().warning("the SDK of OpenTelemetry says", logger=who, why=why)
+def _write_library_message(logger: str, why: str) -> None:
+    if logger.startswith("opentelemetry"):
+        structlog.get_logger().warning("message of the OpenTelemetry SDK", logger=logger, why=why)
     else:
-        structlog.get_logger().warning("asyncio says", logger=who, why=why)
+        structlog.get_logger().warning("message of asyncio", logger=logger, why=why)
 
 
-def error_line(message: str, hint: str, exit_code: int) -> None:
+def log_error(message: str, hint: str, exit_code: int) -> None:
     """Log the error that ends a process, as a JSON line."""
     configure("json")
     structlog.get_logger().error(message, hint=hint, exit_code=exit_code)
 
 
-def left_behind_line(threads: Sequence[str]) -> None:
+def log_running_threads(threads: Sequence[str]) -> None:
     """Log that the process ends although threads, or a task (if ``threads`` is empty), are still running."""
     structlog.get_logger().warning(
-        "ended without waiting for what coroutines left behind", threads=list(threads), hint=ABANDONED_HINT
+        "process ended while tasks or threads of targets were still running", threads=list(threads), hint=ABANDONED_HINT
     )
 
 
-def _named(blocker: Blocker) -> dict[str, Any]:
+def _blocker_fields(blocker: Blocker) -> dict[str, Any]:
     """The known facts about a blocker, as fields of a log line."""
     facts = asdict(blocker)
     return {name: round(v, 1) if isinstance(v, float) else v for name, v in facts.items() if v is not None}
 
 
-def _span_of(batch: Batch) -> dict[str, str]:
+def _span_fields(batch: Batch) -> dict[str, str]:
     """The trace id and the span id of a batch, under the field names that OpenTelemetry specifies for logs."""
     return batch_link(batch.lineage, batch.xact_id)._asdict() if batch.xact_id else {}
 
@@ -122,17 +124,17 @@ class StandardLog:
 
     def info(self, event: str, **fields: Any) -> None:
         """Log a line at level INFO."""
-        self._say(logging.INFO, event, fields)
+        self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
         """Log a line at level WARNING."""
-        self._say(logging.WARNING, event, fields)
+        self._write(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
         """Log a line at level ERROR."""
-        self._say(logging.ERROR, event, fields)
+        self._write(logging.ERROR, event, fields)
 
-    def _say(self, level: int, event: str, fields: dict[str, Any]) -> None:
+    def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         words = "".join(f" {name}={visible(str(value))}" for name, value in fields.items() if value is not None)
         self._logger.log(level, "%s%s", event, words, extra={"iu_listen": fields})
 
@@ -146,18 +148,18 @@ class LogObserver:
 
     def __init__(self, log: Any = None) -> None:
         self._log = log or structlog.get_logger()
-        self._told: dict[str, tuple[str, float]] = {}
+        self._last_logged: dict[str, tuple[str, float]] = {}
 
-    def _is_news(self, who: str, why: str) -> bool:
+    def _is_news(self, subject: str, why: str) -> bool:
         """Whether a failure is to be logged: its reason is new, or the last line is SAME_FAILURE_INTERVAL seconds old.
 
         Without this limit an outage would write a line for each try.
         """
         now = time.monotonic()
-        before, at = self._told.get(who, ("", float("-inf")))
+        before, at = self._last_logged.get(subject, ("", float("-inf")))
         if why == before and now - at < SAME_FAILURE_INTERVAL:
             return False
-        self._told[who] = why, now
+        self._last_logged[subject] = why, now
         return True
 
     def observe(self, observation: Observation, /) -> None:  # noqa: C901, PLR0912, PLR0915 a table, a line for each
@@ -167,20 +169,20 @@ class LogObserver:
             case Started(worker, database):
                 log.info("started", worker=worker, database=database)
             case StandingBy(worker, holder):
-                log.info("standing by: another consumer is active", worker=worker, holder=holder)
+                log.info("standby: another consumer holds the lease", worker=worker, holder=holder)
             case LeaseTaken(worker):
-                log.info("active", worker=worker)
+                log.info("lease taken", worker=worker)
             case Listening(None):
-                log.warning("listening, but every bell slot is taken: polling between looks")
+                log.warning("listening, but every bell slot is taken: polling")
             case Listening(slot) if self._is_news("listening", str(slot)):
                 log.info("listening", slot=slot)
             case Polling(why):
-                log.warning("polling: there is no bell", why=why)
+                log.warning("LISTEN/NOTIFY is unavailable, polling", why=why)
             case StateChanged(worker, State.IDLE, _):
                 log.info("working", worker=worker)
             case StateChanged(worker, State.GATE_CLOSED, why):
                 log.warning(
-                    "waiting for a gate to open",
+                    "waiting: a gate is closed",
                     worker=worker,
                     gate=why,
                     hint=f"iu-listen gate open {why.removesuffix('_gate_closed')}",
@@ -189,47 +191,47 @@ class LogObserver:
                 log.error("not working", worker=worker, state=str(state), why=why)
             case BatchRan(worker, wake, batch) if batch.dead_lettered:
                 log.error(
-                    "dead letters",
+                    "events became dead letters",
                     worker=worker,
                     count=batch.dead_lettered,
                     wake=str(wake),
                     hint="iu-listen dead-letter list",
-                    **_span_of(batch),
+                    **_span_fields(batch),
                 )
             case BatchRan(worker, wake, batch) if batch.seen >= LOGGED_BATCH_EVENTS:
                 log.info(
-                    "batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
-                    **_span_of(batch),
+                    "large batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
+                    **_span_fields(batch),
                 )  # fmt: skip
             case BatchRan() | HeartbeatWritten() | Listening():
                 pass
             case NotificationMissed(worker, events):
                 log.error(
-                    "wake-up lost: the catch-up timer found events that nobody rang for", worker=worker, events=events,
-                    hint="is zz_event_outbox_bell enabled? iu-listen doctor",
+                    "missed notification: the catch-up poll found committed events", worker=worker, events=events,
+                    hint="the trigger zz_event_outbox_bell may be disabled; run iu-listen doctor",
                 )  # fmt: skip
             case BlockerFound(worker, blocker):
-                log.warning("blocker", worker=worker, **_named(blocker))
+                log.warning("blocker found", worker=worker, **_blocker_fields(blocker))
             case BlockerCleared(worker, blocker):
-                log.info("blocker gone", worker=worker, **_named(blocker))
+                log.info("blocker ended", worker=worker, **_blocker_fields(blocker))
             case CompletenessChecked(_, _, 0, _):
                 pass
             case CompletenessChecked(worker, checked, missing, _):
                 log.error(
-                    "attempts are missing", worker=worker, events=missing, checked=checked,
+                    "completeness check found events without attempts", worker=worker, events=missing, checked=checked,
                     hint="iu-listen completeness --repair",
                 )  # fmt: skip
             case CallAbandoned(worker, route, called, running):
                 if self._is_news(f"abandoned {route}", called):
                     log.warning(
-                        "a call was abandoned: it ignores its cancellation", worker=worker, route=route, target=called,
-                        still_running=running, hint=ABANDONED_HINT,
+                        "call abandoned: the target ignores its cancellation", worker=worker, route=route,
+                        target=called, still_running=running, hint=ABANDONED_HINT,
                     )  # fmt: skip
             case RoutePaused(worker, route, paused_by, why, hint):
                 hint = hint or PAUSE_HINTS[paused_by]
-                log.warning("a route is held", worker=worker, route=route, paused_by=paused_by, why=why, hint=hint)
+                log.warning("route paused", worker=worker, route=route, paused_by=paused_by, why=why, hint=hint)
             case RouteResumed(worker, route, paused_by):
-                log.info("a route delivers again", worker=worker, route=route, was_held_by=paused_by)
+                log.info("route resumed", worker=worker, route=route, was_paused_by=paused_by)
             case DeliveriesSettled(worker, _, dead) if dead:
                 log.error(
                     "deliveries became dead letters", worker=worker, count=dead, hint="iu-listen dead-letter list"
@@ -238,18 +240,20 @@ class LogObserver:
                 pass
             case SpansExported(_, rejected, _, why) if rejected:
                 if self._is_news("refused", ""):
-                    log.error("the collector refused spans for good", spans=rejected, why=why)
+                    log.error("the collector rejected spans for good", spans=rejected, why=why)
             case SpansExported() | MetricsTaken() | MetricsFailed():
                 pass
             case ExportDelayed(why, _, str(poison)):
                 if self._is_news("malformed", ""):
-                    log.error("a span is left out: the collector calls it malformed", span_id=poison, why=why)
+                    log.error("span skipped: the collector calls it malformed", span_id=poison, why=why)
             case ExportDelayed(why, retry_in, None):
                 if self._is_news("collector", why):
-                    log.warning("traces are held back: nothing is lost", why=why, retry_in_s=round(retry_in, 2))
+                    log.warning(
+                        "trace export delayed: the spans are sent again", why=why, retry_in_s=round(retry_in, 2)
+                    )
             case SessionFailed(session, why, retry_in):
                 if session == "listener":
-                    self._told.pop("listening", None)
+                    self._last_logged.pop("listening", None)
                 if self._is_news(session, why):
                     log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
             case Stopping(why):
