@@ -1,7 +1,7 @@
 -- The worker: its gate, the delivery seam, the batch, the replay of one dead letter, health, and three views.
 --
 -- needs: 005, 006, 007, 008, functions/event_snapshot, functions/outbox_position, functions/trace_ids
--- calls: 010, 012, 019, 020, 021, functions/completeness, functions/metrics, functions/monitoring
+-- calls: 010, 012, 021, functions/completeness, functions/delivery_status, functions/delivery_switches, functions/metrics, functions/monitoring, functions/sql_targets
 -- locks: nothing that exists
 
 -- Gate ---------------------------------------------------------------------------------------------------
@@ -965,7 +965,7 @@ begin
         v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);
     end if;
 
-    -- 020 may be absent.
+    -- functions/delivery_status may be absent.
     if v_gate and v_master and to_regprocedure('public.fn_iu_delivery_progress_missing(text)') is not null then
         v_reasons := v_reasons || public.fn_iu_delivery_progress_missing(p_worker_name);
     end if;
@@ -993,7 +993,7 @@ begin
           join public.iu_outbound_route r on r.route_code = u.route_code
          where u.worker_name = p_worker_name and r.enabled and not r.dry_run;
     end if;
-    -- 019 may be absent.
+    -- 012 may be absent.
     if to_regclass('public.iu_delivery_breaker') is not null then
         select v_warnings || coalesce(jsonb_agg(
                    jsonb_build_object('code', case when b.stopped_at is not null then 'dead_letter_budget' else 'breaker_open' end,

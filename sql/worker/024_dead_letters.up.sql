@@ -12,7 +12,7 @@
 -- A settlement locks the lease first. A part that changes many deliveries, or many dead letters of queued routes, also
 -- locks the lease, so it never runs at the same time as a settlement.
 --
--- needs: 008, 009, 011, 012, 019, functions/event_snapshot, functions/trace_ids
+-- needs: 008, 009, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids
 -- locks: nothing that exists
 
 -- Cancel -------------------------------------------------------------------------------------------------

@@ -321,7 +321,7 @@ def portrait(dsn: str) -> dict[str, list[str]]:
 def kinds(catalogue: list[str]) -> dict[str, set[str]]:
     """Names of tables, views, functions and other objects in a catalogue, by kind."""
     found: dict[str, set[str]] = {}
-    relations = {"r": "table", "v": "view", "S": "sequence", "i": "index"}
+    relations = {"r": "table", "v": "view", "S": "sequence", "i": "index", "c": "type"}
     for line in catalogue:
         # The name of a function includes its argument types, and the name of a type may have several words.
         kind, name, *rest = re.findall(r"\S+\([^)]*\)|\S+", line)

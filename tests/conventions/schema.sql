@@ -856,7 +856,7 @@ CREATE FUNCTION public.fn_iu_route_worker_health(p_worker_name text) RETURNS jso
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body 41f3a8fb56466880>;
+    AS <body 7f4db5b683f9037d>;
 
 CREATE FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql

@@ -1,6 +1,6 @@
 """The circuit breaker of a route: its state machine as a table, and its effect on good and on poison events.
 
-The migrations are 019 and 020.
+The SQL is in functions/circuit_breaker.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The budget of dead letters: the cases that stop a route, and those that end the stop.
 
-The migrations are 019 and 020; the reasons are in docs/why/delivery.md.
+The SQL is in functions/circuit_breaker; the reasons are in docs/why/delivery.md.
 """
 
 from __future__ import annotations

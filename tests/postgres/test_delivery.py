@@ -1,6 +1,6 @@
 """Delivery: the four switches, the guard of the routes, and targets that are SQL functions.
 
-The migration is 012_delivery.
+The SQL is in functions/delivery_switches, delivery_guards, live_routes and sql_targets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The path of a delivery: queued by the batch, called by the consumer, settled in sets.
 
-The migrations are 012, 019 and 020.
+The SQL is in functions/delivery_take and delivery_settle.
 """
 
 from __future__ import annotations

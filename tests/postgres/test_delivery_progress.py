@@ -1,6 +1,6 @@
 """Health detects deliveries that make no progress, and names the reason of a paused route.
 
-The migrations are 009 and 020.
+The SQL is in worker/009 and functions/delivery_status.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Quarantine: deliveries that were in flight when a lease ended uncleanly are attempted alone.
 
-The migrations are 019 and 020; the code is in flow/quarantine.py.
+The SQL is in functions/delivery_lease and delivery_settle; the code is in flow/quarantine.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Parked deliveries: they cost nothing while they wait for an earlier delivery of their subject, and none is forgotten.
 
-The migration is 022.
+The SQL is in functions/delivery_sweep and delivery_take.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Room(Enum):
 
 @dataclass(slots=True)
 class Sweep:
-    """Progress of the sweep of a route: the search for deliveries before its position (sql/worker/022).
+    """Progress of the sweep of a route: the search for deliveries before its position (sql/functions/delivery_sweep).
 
     Attributes:
         key: The next search begins at this subject key; None: no subjects are searched.

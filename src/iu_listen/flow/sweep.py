@@ -1,4 +1,4 @@
-"""The sweep: finds deliveries before the positions of their routes that may go on (sql/worker/022)."""
+"""The sweep: finds deliveries before the positions of their routes that may go on (sql/functions/delivery_sweep)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The delivery session: takes deliveries that are due, and records the outcomes of their calls.
 
-It consists of two database sessions, so that the next deliveries are taken while outcomes are recorded. The SQL of the
-delivery lease and of the circuit breaker is in the file 019 of the package.
+It consists of two database sessions, so that the next deliveries are taken while outcomes are recorded. The SQL is in
+the files delivery_take, delivery_settle, delivery_lease, circuit_breaker and delivery_sweep of sql/functions/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
--- Drops delivery. The safety check forbids live routes again, and only the seam (009) is left.
+-- Drops the tables of deliveries. The safety check forbids live routes again, and only the seam (009) is left.
 --
--- loses: the record of the routes that went live or back to dry run, and why; the delivery policies of routes
+-- loses: the record of the routes that went live or back to dry run, and why; the delivery policies of routes; which routes were paused or stopped, and why
 -- refuses: while a route is live, or while deliveries are pending
 -- locks: iu_outbound_route and dot_config exclusively, briefly, to create a trigger and a check
 
@@ -21,34 +21,21 @@ end
 $$;
 
 -- "if exists": a package with missing objects must be removable as well.
+drop trigger if exists zz_iu_outbound_route_guard on public.iu_outbound_route;
+drop trigger if exists zz_dot_config_live_routes on public.dot_config;
 alter table public.iu_outbound_route drop constraint if exists iu_outbound_route_safe_chk;
 alter table public.iu_outbound_route
     add constraint iu_outbound_route_safe_chk check (enabled = false or dry_run = true);
 comment on constraint iu_outbound_route_safe_chk on public.iu_outbound_route is
     'An enabled route must be a dry run, so no route can deliver.';
 
-drop function if exists public.fn_iu_route_dispatch(text, uuid, jsonb);
-drop function if exists public.fn_iu_route_live(text, boolean, text, text);
-drop function if exists public.fn_iu_delivery_problems(public.iu_outbound_route);
-drop function if exists public.fn_iu_delivery_function(text);
-drop function if exists public.fn_iu_delivery_caller(regprocedure);
-drop function if exists public.fn_iu_delivery_list_guard() cascade;
-drop function if exists public.fn_iu_outbound_route_guard() cascade;
-drop function if exists public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]);
-drop function if exists public.fn_iu_delivery_closed_switch(text);
-drop function if exists public.fn_iu_delivery_list(text);
-drop function if exists public.fn_iu_delivery_enabled();
-drop function if exists public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]);
+drop type if exists public.iu_deliverable;
+drop type if exists public.iu_delivery_failure;
+drop table if exists public.iu_delivery_breaker;
+drop table if exists public.iu_delivery_lease;
 drop table if exists public.iu_delivery_unusable;
 drop table if exists public.iu_delivery_change;
 drop table if exists public.iu_route_delivery;
-drop function if exists public.fn_iu_delivery_options_check(text, text, jsonb);
-drop function if exists public.fn_iu_delivery_options(text);
-drop function if exists public.fn_iu_delivery_scheme(text);
-drop function if exists public.fn_iu_delivery_policy_check(jsonb);
-drop function if exists public.fn_iu_delivery_backoff(jsonb, integer);
-drop function if exists public.fn_iu_delivery_policy_of(text);
-drop function if exists public.fn_iu_delivery_policy(jsonb);
 alter table public.iu_outbound_route drop column if exists delivery_policy;
 delete from public.dot_config d
  where d.key in ('iu_core.delivery_enabled', 'iu_core.delivery_live_routes', 'iu_core.delivery_sql_functions',

@@ -1,6 +1,6 @@
 -- The sweep: finds deliveries that the position of their route has passed and that may go on.
 --
--- fn_iu_delivery_take (020) reads deliveries that were never attempted by their ids, from a position that only goes
+-- fn_iu_delivery_take reads deliveries that were never attempted by their ids, from a position that only goes
 -- forward. Three kinds of deliveries lie before it:
 --
 --   kind of delivery                            how it is found
@@ -19,8 +19,9 @@
 -- one thousandth of all keys (they are hashes) is searched first, then four times as many, and so on; ids are searched
 -- in parts of 10 000; and the elapsed time is checked between two parts.
 --
--- needs: 008, 012
--- locks: nothing that exists
+-- kind: repeatable
+-- needs: 012
+-- locks: nothing that other sessions use
 
 create or replace function public.fn_iu_delivery_sweep(
     p_worker_name text, p_route_code text, p_key bigint, p_position bigint, out keys bigint[], out key bigint)

@@ -1,12 +1,12 @@
--- Taking the deliveries that are attempted next, and the views and checks of deliveries.
---
--- needs: 008, 009, 012, 019, functions/event_snapshot
--- locks: nothing that exists
-
--- Payload ------------------------------------------------------------------------------------------------
+-- The take: reads the deliveries that are attempted next.
 --
 -- Payloads are converted one by one. A payload that is too large is neither converted as a whole nor sent to the
--- consumer (005).
+-- consumer (functions/event_snapshot).
+--
+-- kind: repeatable
+-- needs: 008, 012, functions/delivery_policy, functions/delivery_switches, functions/event_snapshot
+-- locks: nothing that other sessions use
+
 create or replace function public.fn_iu_event_payload(p_payload jsonb, p_limit bigint)
 returns text
 language plpgsql
@@ -19,35 +19,6 @@ end
 $$;
 comment on function public.fn_iu_event_payload(jsonb, bigint) is
     'A payload as text. Null: its text has more than p_limit bytes, or its binary form more than four times as many.';
-
--- Take ---------------------------------------------------------------------------------------------------
-
-create type public.iu_deliverable as (
-    route           jsonb,
-    route_code      text,
-    delivery_id     bigint,
-    attempt_no      integer,
-    subject_key     bigint,
-    alone           boolean,
-    problem         text,
-    event_ref       uuid,
-    event_domain    text,
-    event_type      text,
-    event_stream    text,
-    subject         text,
-    subject_table   text,
-    source_system   text,
-    actor_ref       text,
-    correlation_id  text,
-    occurred_at     timestamptz,
-    created_at      timestamptz,
-    traceparent     text,
-    payload         text
-);
-comment on type public.iu_deliverable is
-    'A delivery with its event, as a consumer takes it. The attributes from event_ref on are those of the class Event of '
-    'the consumer (model/delivery.py), in the same order. problem: why the delivery cannot be given to a target. Null: '
-    'it can be. route: only in a row without a delivery, the state of a route (fn_iu_delivery_take).';
 
 -- The first delivery of a subject is the first row with a key >= the subject's key in the order of
 -- iu_route_delivery_subject_idx. The query is written in this way because no other index has that order. A session may
@@ -124,7 +95,7 @@ comment on function public.fn_iu_delivery_due(text, text, integer, bigint[], tex
 -- On an ordered route only the first delivery of each subject is returned; the position passes the others. If nearly
 -- all rows that were looked at wait for an earlier delivery, the position passes all queued deliveries: a million
 -- deliveries of one subject must not delay the next event of another subject. The deliveries that the position passed
--- unread are left to the sweep (022).
+-- unread are left to the sweep (functions/delivery_sweep).
 create or replace function public.fn_iu_delivery_new(
     p_worker_name text, p_route_code text, p_ordered boolean, p_capacity integer, p_position bigint, p_queued_id bigint,
     out ids bigint[], out new_position bigint, out passed bigint)
@@ -535,98 +506,3 @@ end
 $$;
 comment on function public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]) is
     'Deliveries of the given routes that were never attempted, if the routes are not paused. Writes nothing.';
-
--- Views and checks ---------------------------------------------------------------------------------------
-
-create or replace view public.v_iu_delivery as
-select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
-       d.since, coalesce(h.paused_by, case when u.why is not null then 'no_target' end) as paused_by,
-       case when h.paused_by is null then u.why else b.why end as why, b.opened_at, b.stopped_at,
-       case when h.paused_by is null then u.hint
-            when h.paused_by = 'breaker_open' and b.why = 'address_refused'
-                then 'Its host has an address that is not public. If it is meant, start the consumer with '
-                     'IU_LISTEN_ALLOW_PRIVATE=HOST'
-            when h.paused_by = 'dead_letter_budget'
-                then 'Its target took no event between so many dead letters, and is attempted again and again: the first '
-                     'event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '
-                     || r.route_code || '. To go on at once: iu-listen route resume ' || r.route_code end as hint
-  from public.iu_outbound_route r
-  left join public.iu_delivery_breaker b on b.route_code = r.route_code
- cross join lateral (
-       select public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) as paused_by
-       offset 0) h
-  left join lateral (
-       select x.why, x.hint
-         from public.iu_delivery_unusable x
-        where x.route_code = r.route_code
-        order by x.since
-        limit 1) u on true
-  left join lateral (
-       select count(*) as pending, count(*) filter (where x.tries > 0) as retrying, min(x.created_at) as since
-         from public.iu_route_delivery x
-        where x.route_code = r.route_code) d on true
- where r.target_kind in ('workflow', 'external_endpoint') and (r.enabled and not r.dry_run or d.pending > 0);
-comment on view public.v_iu_delivery is
-    'Each live route with a target that the consumer calls, and each such route with pending deliveries: their number, '
-    'since when the oldest waits, and why the route is paused.';
-
--- Detects waiting deliveries while none is settled and no reason is known: no closed switch, no open circuit breaker,
--- no missing target. The limit is the deadline of the route plus one minute, because a single attempt may take as long
--- as the deadline. A delivery behind an earlier one of its subject waits for that one. Of the first hundred deliveries,
--- the oldest one that does not wait in this way is judged, so a subject with a long queue costs a bounded number of
--- rows.
-create or replace function public.fn_iu_delivery_progress_missing(p_worker_name text)
-returns text[]
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-set row_security = off
-as $$
-    select coalesce(array_agg(format('deliveries of route %s wait, the oldest for %s s, and none was settled', w.route_code,
-                                     round(extract(epoch from clock_timestamp() - w.since))) order by w.route_code), '{}')
-      from (select r.route_code,
-                   (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'deadline')::double precision + 60 as seconds,
-                   (select n.created_at
-                      from (select d.id, d.subject_key, d.created_at
-                              from public.iu_route_delivery d
-                             where d.route_code = r.route_code and d.due_at is null and d.worker_name = p_worker_name
-                             order by d.id
-                             limit 100) n
-                     where n.subject_key is null
-                        or n.id = (select h.id from public.fn_iu_delivery_first(r.route_code, n.subject_key) h)
-                     order by n.id
-                     limit 1) as new_since,
-                   (select d.due_at
-                      from public.iu_route_delivery d
-                     where d.route_code = r.route_code and d.due_at is not null and d.worker_name = p_worker_name
-                     order by d.due_at
-                     limit 1) as due_since
-              from public.iu_outbound_route r
-              left join public.iu_delivery_breaker b on b.route_code = r.route_code
-             where r.event_domain = (select c.event_domain from public.iu_route_worker_cursor c
-                                      where c.worker_name = p_worker_name)
-               and r.target_kind in ('workflow', 'external_endpoint') and r.enabled and not r.dry_run
-               and public.fn_iu_delivery_paused_by(r.route_code, r.enabled, r.dry_run, b.stopped_at, b.opened_at) is null
-               and not exists (select from public.iu_delivery_unusable u
-                                where u.route_code = r.route_code and u.worker_name = p_worker_name)) q
-     cross join lateral (select q.route_code, least(q.new_since, q.due_since) as since, q.seconds) w
-     where w.since < clock_timestamp() - w.seconds * interval '1 second'
-       and not exists (select from public.iu_delivery_lease l
-                        where l.worker_name = p_worker_name
-                          and l.settled_at > clock_timestamp() - w.seconds * interval '1 second')
-$$;
-comment on function public.fn_iu_delivery_progress_missing(text) is
-    'One sentence for each route with deliveries that wait while none is settled and no reason is known.';
-
-create or replace view public.v_iu_delivery_parked as
-select h.route_code, h.subject_key, q.depth - 1 as depth, h.event_ref as waits_for, h.created_at as since, h.tries,
-       nullif(h.due_at, 'infinity') as due_at, h.failure_code
-  from (select d.route_code, d.subject_key, min(d.id) as id, count(*) as depth
-          from public.iu_route_delivery d
-         where d.subject_key is not null
-         group by d.route_code, d.subject_key
-        having count(*) > 1) q
-  join public.iu_route_delivery h on h.route_code = q.route_code and h.id = q.id;
-comment on view public.v_iu_delivery_parked is
-    'Subjects with deliveries that wait for an earlier one: their number (depth), the event they wait for, and the '
-    'time at which its delivery was queued.';

@@ -1,13 +1,10 @@
--- Drops the functions that choose the next deliveries, and the views of deliveries. Deliveries wait.
+-- Drops the functions that read the next deliveries. Deliveries wait.
 --
 -- loses: nothing
 -- refuses: never
 -- locks: nothing that other sessions use
 
 -- "if exists": a package with missing objects must be removable as well.
-drop function if exists public.fn_iu_delivery_progress_missing(text);
-drop view if exists public.v_iu_delivery_parked;
-drop view if exists public.v_iu_delivery;
 drop function if exists public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]);
 drop function if exists public.fn_iu_delivery_take(
     text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint);
@@ -20,4 +17,3 @@ drop function if exists public.fn_iu_delivery_new(text, text, boolean, integer, 
 drop function if exists public.fn_iu_delivery_due(text, text, integer, bigint[], text[], bigint[]);
 drop function if exists public.fn_iu_delivery_first(text, bigint);
 drop function if exists public.fn_iu_event_payload(jsonb, bigint);
-drop type if exists public.iu_deliverable;
