@@ -149,7 +149,7 @@ def test_plan(server, kind, request):
     assert [line.split()[2].rstrip(":") for line in done.out.splitlines() if line.startswith("would apply")] == would
     if would:
         assert "locks: ACCESS EXCLUSIVE on event_outbox" in done.out
-    assert f"Plan: {len(would)} file(s) would be applied; nothing was changed." in done.out
+    assert f"Plan: {len(would)} files would be applied; nothing was changed." in done.out
     assert portrait(dsn) == before
 
 
@@ -261,7 +261,7 @@ def test_base_and_a_closed_gate(empty):
     )
     done = refused(1, "no views here")("apply", "--base", *WAIVED, dsn=empty.dsn)
     last = done.out.rstrip().splitlines()[-1]
-    assert last == "Closed: 8 probe passed. The substrate was created, and nothing else was changed."
+    assert last == "Closed gates: 8 probe passed. Only the base was created."
     assert value(empty.dsn, "select count(*) from event_outbox") == 0
 
 
@@ -349,7 +349,7 @@ def test_a_failed_verification_takes_everything_back(substrate, tmp_path):
     """An apply whose result does not verify is reverted, including the files that were already committed."""
     execute(substrate.dsn, "update dot_config set value = 'false' where key = 'iu_core.routes_master_enabled'")
     before = portrait(substrate.dsn)
-    refused(1, "W8", "gate open master", "Everything was taken back.")("apply", *WAIVED, dsn=substrate.dsn)
+    refused(1, "W8", "gate open master", "All changes were rolled back.")("apply", *WAIVED, dsn=substrate.dsn)
     assert portrait(substrate.dsn) == before
 
 

@@ -84,7 +84,7 @@ def test_the_probe_takes_a_large_apply_back(substrate):
     done = run("apply", "--no-backup", "x", dsn=substrate.dsn)
 
     assert done.code == 1
-    assert "Everything was taken back" in done.err
+    assert "All changes were rolled back" in done.err
     assert value(substrate.dsn, "select to_regclass('public.iu_route_worker_cursor')") is None
 
 
@@ -107,8 +107,8 @@ def test_what_cannot_be_taken_back_goes_on(substrate):
 
     assert done.code == 1
     assert "observed" in done.err.splitlines()[0]
-    assert "It could not be taken back: no drops in office hours" in done.err
-    assert "files are applied, and inert. iu-listen apply goes on" in done.err
+    assert "The files of this run could not be rolled back: no drops in office hours" in done.err
+    assert "files are applied, and inert. `iu-listen apply` continues" in done.err
     execute(
         substrate.dsn,
         "drop event trigger test_no_drops; drop trigger aa_test on event_outbox",

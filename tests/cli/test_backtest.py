@@ -51,9 +51,9 @@ def test_a_new_route_is_shown_what_it_would_take(past):
     assert backtest(past.dsn, "new") == {("take", "no_route"): 3, ("take", "not decided"): 2}
     assert backtest(past.dsn, "new", "--since", "30 days") == {("take", "no_route"): 4, ("take", "not decided"): 2}
     done = run("route", "backtest", "new", dsn=past.dsn)
-    assert "skipped: no route took it" in done.out
+    assert "skipped: no route selected it" in done.out
     assert "nothing was changed" in done.err
-    assert "No event since" in run("route", "backtest", "new", "--since", "1 s", dsn=past.dsn).err
+    assert "The route selects no event since" in run("route", "backtest", "new", "--since", "1 s", dsn=past.dsn).err
 
 
 def test_a_changed_route_is_shown_what_it_would_leave(past):
@@ -88,5 +88,5 @@ def test_nothing_is_changed(past):
 
 def test_what_is_typed_wrong(past):
     """An unknown route or an invalid time is reported, with the permitted values."""
-    refused(2, "there is no route nowhere", f"Routes: {ROUTE}", dsn=past.dsn)("route", "backtest", "nowhere")
+    refused(2, "there is no route nowhere", f"Existing routes: {ROUTE}", dsn=past.dsn)("route", "backtest", "nowhere")
     refused(2, "sometime is no point in time", dsn=past.dsn)("route", "backtest", ROUTE, "--since", "sometime")

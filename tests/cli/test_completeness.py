@@ -90,7 +90,7 @@ def test_a_repair_is_planned_confirmed_and_done(lossy):
     before = value(lossy.dsn, positions)
     plan = run("completeness", "--repair", "--plan", "--json", dsn=lossy.dsn)
     assert (plan.code, plan.json["repair"]) == (0, {"restamped": 25, "accepted": 0, "done": False})
-    refused(1, "Plan: 25 to be decided once more.", "nothing was changed", "--yes")(
+    refused(1, "Plan: 25 events to be routed again.", "nothing was changed", "--yes")(
         "completeness", "--repair", dsn=lossy.dsn
     )
     assert (value(lossy.dsn, positions), lost(lossy.dsn)) == (before, missing)
@@ -122,11 +122,11 @@ def test_a_repair_is_planned_confirmed_and_done(lossy):
 def test_a_repair_that_nobody_decides_says_why(lossy, change, why):
     """Without a consumer, or with a closed gate, a repair ends at once, names the reason, and exits with 1."""
     execute(lossy.dsn, change)
-    done = refused(1, "Done: 25 to be decided once more.", f"25 wait: {why}.")(
+    done = refused(1, "Done: 25 events to be routed again.", f"25 events still waiting: {why}.")(
         "completeness", "--repair", "--yes", dsn=lossy.dsn
     )
     assert done.seconds < 20
-    assert "waits for the consumer" in done.out
+    assert "waits until the consumer routes it again" in done.out
     execute(lossy.dsn, "update dot_config set value = 'true' where key like '%worker_enabled'")
     execute(lossy.dsn, DRAIN)
     assert run("completeness", dsn=lossy.dsn).code == 0
@@ -146,20 +146,20 @@ def test_what_cannot_be_completed_is_accepted_and_told(live):
         "delete from iu_route_attempt where id = (select min(id) from iu_route_attempt where route_code = 'second')",
     )
     execute(live.dsn, "delete from iu_outbound_route where route_code = 'second'")
-    done = refused(1, "no decision of today would write what it lacks")("completeness", dsn=live.dsn)
+    done = refused(1, "cannot be repaired: its route is disabled or gone")("completeness", dsn=live.dsn)
     assert " 1 " in done.out
     done = run("completeness", "--repair", "--yes", "--json", dsn=live.dsn)
     assert (done.code, done.json["accepted"], done.json["missing"]) == (0, 1, 0)
     assert [e["state"] for e in done.json["events"]] == ["accepted"]
     done = run("completeness", dsn=live.dsn)
     assert done.code == 0
-    assert "1 more are accepted" in done.err
+    assert "1 more incomplete event accepted" in done.err
     assert "accepted" in run("doctor", dsn=live.dsn).out
 
 
 def test_accept(lossy):
     """--accept accepts all missing attempts: they stay listed, are not routed, and no longer cause an alarm."""
-    refused(1, "Plan: 25 accepted as they are.")("completeness", "--accept", dsn=lossy.dsn)
+    refused(1, "Plan: 25 incomplete events accepted.")("completeness", "--accept", dsn=lossy.dsn)
     done = run("completeness", "--accept", "--yes", "--json", dsn=lossy.dsn)
     assert (done.code, done.json["accept"], done.json["complete"]) == (0, {"accepted": 25, "done": True}, True)
     assert len(lost(lossy.dsn)) == 25

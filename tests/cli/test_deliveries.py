@@ -87,7 +87,7 @@ def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
     execute(ready, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
     listed = run("delivery", "list", "--json", dsn=ready).json
     assert [(r["route"], r["pending"], r["paused_by"]) for r in listed["routes"]] == [(ROUTE, 1, None)]
-    refused(1, "nothing of it can be cancelled", f"iu-listen route dry {ROUTE}")(
+    refused(1, "its deliveries cannot be cancelled", f"iu-listen route dry {ROUTE}")(
         "delivery", "cancel", ROUTE, "--why", "x", dsn=ready
     )
     run("route", "dry", ROUTE, dsn=ready)
@@ -120,7 +120,7 @@ def test_a_policy_is_shown_set_and_refused(ready):
         "route", "policy", ROUTE, "deadline=-1", dsn=ready
     )
     refused(1, "there is no retries")("route", "policy", ROUTE, "retries=3", dsn=ready)
-    refused(2, "is no name=value")("route", "policy", ROUTE, "retries", dsn=ready)
+    refused(2, "has not the form NAME=VALUE")("route", "policy", ROUTE, "retries", dsn=ready)
     refused(2, "there is no route nowhere")("route", "policy", "nowhere", dsn=ready)
 
 
@@ -131,7 +131,7 @@ def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_
     Fails when: the budget is not counted, a command does not show the stop, or resume does not reach the consumer.
     """
     run("route", "policy", ROUTE, "dead_letters_in_a_row=2", "concurrency=1", "probe_max=3600", dsn=ready)
-    assert "was not held" in run("route", "resume", ROUTE, dsn=ready).out
+    assert "was not paused by its circuit breaker" in run("route", "resume", ROUTE, dsn=ready).out
     reject = tmp_path / "arrived.reject"
     reject.touch()
     with running("run", "--app", "my_targets", "--log-format", "json", dsn=ready, env=module) as consumer:
@@ -145,8 +145,8 @@ def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_
         # health is about the consumer, which could work; a failing target does not make it unhealthy.
         assert found.code == 0
         for command in ("status", "doctor"):
-            assert "paused by dead_letter_budget" in run(command, dsn=ready).out
-        assert f"{ROUTE} goes on" in run("route", "resume", ROUTE, dsn=ready).out
+            assert "is paused: dead letter budget" in run(command, dsn=ready).out
+        assert f"{ROUTE} is resumed" in run("route", "resume", ROUTE, dsn=ready).out
         assert seen(ready, "select count(*) = 4 from iu_route_dead_letter")
         reject.unlink()
         assert seen(ready, "select count(*) = 0 from iu_route_delivery")

@@ -40,7 +40,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
     assert value(ready, LIVE) is False
 
     done = run("route", "live", ROUTE, "--why", "CRM-118", "--actor", "ann", "--yes", dsn=ready)
-    assert "Still closed: the delivery gate. iu-listen gate open delivery" in done.err
+    assert "The delivery gate is still closed. Open it: iu-listen gate open delivery" in done.err
     assert "is live, and delivery gate closed" in run("doctor", dsn=ready).out
     run("gate", "open", "delivery", dsn=ready)
     run("emit", dsn=ready)

@@ -132,7 +132,7 @@ def test_status_of_a_consumer(live):
         assert shown["wakes"]["start_up"] >= 1
         done = run("status", dsn=live.dsn)
         assert f"{platform.node()}:{consumer.process.pid}" in done.out
-        assert "bell" in done.out
+        assert "notifications" in done.out
 
         assert run("health", "--here", dsn=live.dsn).code == 0
         assert run("health", "--here", "--json", dsn=live.dsn).json["healthy"] is True
@@ -140,7 +140,7 @@ def test_status_of_a_consumer(live):
         lease = [f for f in run("doctor", "--json", dsn=live.dsn).json["findings"] if f["what"] == "lease"]
         assert "iu-listen worker iu_outbound_default" in lease[0]["found"]
         assert consumer.end() == 0
-    refused(1, "has beaten")("health", "--here", dsn=live.dsn)
+    refused(1, "has sent a heartbeat")("health", "--here", dsn=live.dsn)
     (shown,) = run("status", "--json", dsn=live.dsn).json["consumers"]
     assert (shown["state"], shown["silent"]) == ("stopped", False)
 
@@ -202,7 +202,7 @@ def test_doctor(live):
     assert done.json["pass"] is True
     assert {f["level"] for f in done.json["findings"]} == {"ok"}
     assert {f["what"] for f in done.json["findings"]} >= {
-        "server", "substrate", "package", "gates", "history", "health", "triggers", "path", "lease",
+        "server", "substrate", "package", "gates", "history", "health", "triggers", "connection", "lease",
         "notification queue", "open transactions",
     }  # fmt: skip
 
@@ -272,7 +272,7 @@ def test_cursor(live):
     assert "iu_outbound_default" in run("cursor", "show", dsn=dsn).out
 
     before = portrait(dsn)
-    refused(1, "3 events of domain iu are read again", "--yes")("cursor", "reset", "--to", "beginning", dsn=dsn)
+    refused(1, "all 3 events of domain iu are read again", "--yes")("cursor", "reset", "--to", "beginning", dsn=dsn)
     done = run("cursor", "reset", "--to", "beginning", "--plan", "--json", dsn=dsn)
     assert done.code == 0
     assert done.json["done"] is False
@@ -290,7 +290,7 @@ def test_cursor(live):
 
     run("emit", "--count", "2", dsn=dsn)
     run("gate", "close", "worker", dsn=dsn)
-    assert "2 waiting events are never routed" in run("cursor", "reset", "--to", "now", "--yes", dsn=dsn).out
+    assert "never routes its backlog (2 events)" in run("cursor", "reset", "--to", "now", "--yes", dsn=dsn).out
     run("gate", "open", "worker", dsn=dsn)
     execute(dsn, ROUTE_ONCE)
     assert value(dsn, "select count(*) from iu_route_attempt") == 3
@@ -333,7 +333,7 @@ def test_version_and_help(server):
     assert (done.code, len(done.out.split())) == (0, 1)
     done = run("--help")
     assert done.code == 0
-    for word in ("probe", "apply", "verify", "rollback", "dead-letter", "doctor", "3 cannot reach the database"):
+    for word in ("probe", "apply", "verify", "rollback", "dead-letter", "doctor", "3 database not reachable"):
         assert word in done.out
 
 

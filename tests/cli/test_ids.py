@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli.command import POISON, REMEDY, ROUTE, execute, on_one_server, refused, rows, run
-from iu_listen.admin.ids import between, is_id
+from iu_listen.admin.ids import id_range, is_id
 from iu_listen.postgres.sqlfiles import query
 
 pytestmark = on_one_server
@@ -61,7 +61,7 @@ def test_a_beginning_of_several(known):
         ["trace", "abcd"],
         ["delivery", "cancel", ROUTE, "--why", "x", "--event", "abcd"],
     ):
-        done = refused(2, "several events", ONE, TWO, "Type more")(*command, dsn=dsn)
+        done = refused(2, "is ambiguous", "several events", ONE, TWO, "Use more characters")(*command, dsn=dsn)
         assert THREE not in done.err
     for command in (["dead-letter", "show", "feed"], ["dead-letter", "replay", "feed"], ["trace", "feed"]):
         refused(2, "several dead letters", "feed0000", "feed0002")(*command, dsn=dsn)
@@ -82,7 +82,7 @@ def test_the_look_up_is_a_range_of_an_index(live, kind):
                                           event_snapshot, failure_code, failure_detail)
         select 'w', gen_random_uuid(), 'outbound', 'r', 'k' || n, 1, '{}', 'c', 'd' from generate_series(1, 5000) n;
         analyze event_outbox, iu_route_dead_letter""")  # fmt: skip
-    plan = rows(live.dsn, f"explain (analyze, buffers, format text) {query(f'ids/{kind}')}", *between("abcd"))
+    plan = rows(live.dsn, f"explain (analyze, buffers, format text) {query(f'ids/{kind}')}", *id_range("abcd"))
     text = "\n".join(row[0] for row in plan)
     assert "Index" in text, text
     assert "Seq Scan" not in text
@@ -95,6 +95,6 @@ def test_what_an_id_is(server):
         assert is_id(text)
     for text in ("", "abc", "-", "a-b-c", "xyz12", ONE + "0", "abcd ", "abcd\n"):
         assert not is_id(text)
-    low, high = between("abcd0001-0000-4")
+    low, high = id_range("abcd0001-0000-4")
     assert str(low) == "abcd0001-0000-4000-0000-000000000000"
     assert str(high) == "abcd0001-0000-4fff-ffff-ffffffffffff"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.command import POISON, REMEDY, ROUTE, Tree, execute, on_one_server, rows, run, running
-from iu_listen.cli.output import AS_IT_IS, NAMES
+from iu_listen.cli.output import FOREIGN_VALUE_KEYS, JSON_KEYS
 
 pytestmark = on_one_server
 
@@ -63,7 +63,7 @@ def _keys(value: object) -> set[str]:
         return set()
     found = set(value)
     for key, below in value.items():
-        if key not in AS_IT_IS | NAMED_BY_OTHERS:
+        if key not in FOREIGN_VALUE_KEYS | NAMED_BY_OTHERS:
             found |= _keys(below)
     return found
 
@@ -77,7 +77,7 @@ def test_one_name_for_one_thing(busy):
         assert done.out, (command, done.err)
         keys = _keys(json.loads(done.out))
         assert "error" not in keys, (command, done.out)
-        assert not keys & set(NAMES), (command, keys & set(NAMES))
+        assert not keys & set(JSON_KEYS), (command, keys & set(JSON_KEYS))
         assert not keys - known, (command, keys - known)
 
 
@@ -117,8 +117,8 @@ def test_an_error_of_the_service_is_a_line_of_its_log(live):
 def test_figures_that_json_does_not_have(live, tmp_path):
     """Numbers that JSON cannot represent become text, so that the document is valid."""
     tree = Tree(tmp_path)
-    tree.edit("src/iu_listen/cli/change.py", '            _print_gates(await gates.all_gates(connection), where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")',
-              '            _print_gates([{"gate": float("inf")}, {"gate": float("nan")}], where)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")')  # fmt: skip
+    tree.edit("src/iu_listen/cli/gate.py", '            _print_answer(await gates.all_gates(connection), options)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")',
+              '            _print_answer([{"gate": float("inf")}, {"gate": float("nan")}], options)\n        return 0\n\n    return anyio.run(run)\n\n\n@gate.command(name="open")')  # fmt: skip
     with running("gate", "show", "--json", dsn=live.dsn, env=tree.env) as command:
         assert command.ended(30) == 0
         assert json.loads(command.said) == [{"gate": "inf"}, {"gate": "nan"}]

@@ -38,13 +38,13 @@ def test_from_the_refusal_to_the_end(live):
     assert done.code == 0
     assert "refuses: foreign_history" in done.out
     assert "nothing was changed" in done.out
-    refused(1, "Say --yes")("cursor", "reanchor", dsn=dsn)
+    refused(1, "Add --yes")("cursor", "reanchor", dsn=dsn)
     refused(1, "the worker gate is open", "gate close worker")("cursor", "reanchor", "--yes", dsn=dsn)
     assert portrait(dsn) == before
 
     run("gate", "close", "worker", dsn=dsn)
     done = run("cursor", "reanchor", "--yes", dsn=dsn)
-    assert (done.code, done.out.strip()) == (0, "Done: 2 event(s) are to be read, 0 were moved into the past.")
+    assert (done.code, done.out.strip()) == (0, "Done: 2 events are to be read, 0 events count as read.")
     assert "gate open worker" in done.err
     assert "iu-listen completeness" in done.err
     run("gate", "open", "worker", dsn=dsn)
@@ -98,14 +98,14 @@ def test_uncertain_events_are_explained(live):
     assert "refuses: anchor_missing" in done.out
     assert "Uncertain events are read again" in done.out
     assert "--since" in done.out
-    assert "behind the events" in done.out
+    assert "behind the newest event" in done.out
 
 
 def test_a_cursor_that_somebody_holds(applied):
     """reanchor waits for a running batch for a limited time."""
     execute(applied.dsn, RESTORED)
     with holding(applied.dsn, "select from iu_route_worker_cursor for update"):
-        refused(1, "somebody holds a cursor", "Try again")("cursor", "reanchor", "--yes", dsn=applied.dsn)
+        refused(1, "a cursor is locked", "Repeat the command")("cursor", "reanchor", "--yes", dsn=applied.dsn)
 
 
 def test_killed_in_the_middle(applied):

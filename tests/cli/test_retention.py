@@ -14,7 +14,7 @@ import time
 import pytest
 
 from cli.command import environment, execute, holding, on_one_server, refused, rows, run, running, seen, value
-from iu_listen.admin.retention import LOCK_NAME, RETENTION_KEY
+from iu_listen.admin.retention import RETENTION_KEY, RETENTION_LOCK_NAME
 
 pytestmark = on_one_server
 
@@ -49,22 +49,22 @@ def test_policies_are_shown_and_set(live):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("set", "events"), 2, "say --keep or --off"),
-        (("set", "events", "--keep", "1d", "--off"), 2, "say --keep or --off"),
+        (("set", "events"), 2, "either --keep or --off is required"),
+        (("set", "events", "--keep", "1d", "--off"), 2, "either --keep or --off is required"),
         (("set", "units", "--keep", "1d"), 2, "units"),
         (("set", "events", "--keep", "90"), 2, "90 has no unit"),
         (("set", "events", "--keep", "00:10:00"), 2, "has no unit"),
         (("set", "events", "--keep=-5d"), 2, "not for -5d"),
         (("set", "events", "--keep", "0d"), 2, "not for 0d"),
-        (("set", "events", "--keep", "5 parsecs"), 2, "5 parsecs is no interval"),
-        (("set", "events", "--keep", "1000000 years"), 2, "is no interval to keep something for"),
-        (("plan", "--keep", "soon"), 2, "soon is no interval"),
+        (("set", "events", "--keep", "5 parsecs"), 2, "cannot read '5 parsecs' as an interval"),
+        (("set", "events", "--keep", "1000000 years"), 2, "as an interval"),
+        (("plan", "--keep", "soon"), 2, "cannot read 'soon' as an interval"),
         (("plan", "--what", "units"), 2, "units"),
         (("run", "--keep=-1h", "--yes"), 2, "not for -1h"),
         (("run", "--batch", "0", "--yes"), 2, "must be from 1"),
         (("run", "--pause=-1", "--yes"), 2, "must be from 0"),
         (("run", "--ahead", "1000", "--yes"), 2, "must be from 0"),
-        (("run", "--what", "events", "--yes"), 1, "the policy of events is off"),
+        (("run", "--what", "events", "--yes"), 1, "the policy for events is off"),
     ],
 )
 def test_what_is_typed_wrong(live, arguments, code, says):
@@ -93,11 +93,15 @@ def test_the_plan_names_the_culprits(live):
     assert [(r["worker"], r["prev"], r["last_run_at"]) for r in plan["readers"]] == [("sleepy", "3:3:", None)]
     assert plan["partitions"] is None
     done = run("retention", "plan", "--what", "events", dsn=live.dsn)
-    for words in ("0 older than 90 days would go, but the policy is off", "not read yet by sleepy", "never"):
+    for words in (
+        "0 rows older than 90 days would be removed, but the policy is off",
+        "not read yet by worker sleepy",
+        "never",
+    ):
         assert words in done.out
     assert "attempts" not in done.out
     execute(live.dsn, "delete from iu_route_worker_cursor where worker_name = 'sleepy'")
-    assert "5 older than 90 days would go" in run("retention", "plan", dsn=live.dsn).out
+    assert "5 rows older than 90 days would be removed" in run("retention", "plan", dsn=live.dsn).out
     assert value(live.dsn, LEFT) == 5
 
 
@@ -111,7 +115,7 @@ def test_a_policy_that_nobody_runs_is_noticed(live):
         (finding,) = [f for f in run("doctor", "--json", dsn=live.dsn).json["findings"] if f["what"] == "retention"]
         return finding["level"], finding["found"]
 
-    assert found() == ("ok", "off: everything is kept")
+    assert found() == ("ok", "off: all rows are kept")
     run("retention", "set", "events", "--keep", "90d", dsn=live.dsn)
     assert found() == ("ok", "events 90 days")
     execute(live.dsn, "update iu_retention_policy set updated_at = now() - interval '3 days'")
@@ -129,7 +133,9 @@ def test_a_run_needs_yes_and_a_policy(live):
     assert run("retention", "run", "--yes", "--json", dsn=live.dsn).json == {"status": "nothing_enabled"}
     assert "No policy is enabled" in run("retention", "run", "--yes", dsn=live.dsn).out
     run("retention", "set", "events", "--keep", "90d", dsn=live.dsn)
-    refused(1, "5 older than 90 days would go", "nothing was removed", "--yes", dsn=live.dsn)("retention", "run")
+    refused(1, "5 rows older than 90 days would be removed", "nothing was removed", "--yes", dsn=live.dsn)(
+        "retention", "run"
+    )
     assert value(live.dsn, LEFT) == 5
     done = run("retention", "run", "--yes", "--batch", "2", "--pause", "0", dsn=live.dsn)
     assert done.code == 0
@@ -156,7 +162,7 @@ def test_a_run_says_what_held_back_the_rest(live):
     execute(live.dsn, LOG.format(n=4))
     done = run("retention", "run", "--keep", "90d", "--yes", dsn=live.dsn)
     assert done.code == 0
-    for words in ("Removed 3 events", "not read yet by iu_outbound_default", "Who holds it back"):
+    for words in ("Removed 3 events", "not read yet by worker iu_outbound_default", "Workers that keep rows"):
         assert words in done.out
     assert "iu-listen status" in done.err
 
@@ -167,10 +173,10 @@ def test_a_second_run_leaves_it_to_the_first(live):
     Fails when: the lock is not taken.
     """
     read_log(live.dsn, 3)
-    with holding(live.dsn, f"select pg_advisory_lock({RETENTION_KEY}, hashtext('{LOCK_NAME}'))"):
+    with holding(live.dsn, f"select pg_advisory_lock({RETENTION_KEY}, hashtext('{RETENTION_LOCK_NAME}'))"):
         done = run("retention", "run", "--keep", "90d", "--yes", dsn=live.dsn)
         assert done.code == 0
-        assert re.search(r"Another run is at it \(pid \d+.*\); nothing was done", done.out)
+        assert re.search(r"Another run is in progress \(pid \d+.*\); nothing was removed", done.out)
         assert run("retention", "run", "--keep", "90d", "--yes", "--json", dsn=live.dsn).json["status"] == "busy"
         assert value(live.dsn, LEFT) == 3
     assert run("retention", "run", "--keep", "90d", "--yes", "--json", dsn=live.dsn).json["removed"]["events"] == 3
@@ -186,7 +192,7 @@ def test_a_run_may_be_ended_at_any_moment(live, number, code):
         seen(live.dsn, f"select count(*) <= 90 from ({LEFT.replace('count(*)', '*')}) x")
         assert command.end(number) == code
         if number != signal.SIGKILL:
-            assert "Ended early. Gone: " in command.said
+            assert "Interrupted. Removed: " in command.said
     left = value(live.dsn, LEFT)
     assert left % 10 == 0
     assert 0 < left < 100
@@ -244,7 +250,7 @@ def test_partitions_are_planned_and_done(partitioned):
     assert len(plan["partitions"]["create"]) == 3
     assert whole
     words = run("retention", "plan", "--keep", "70d", dsn=partitioned.dsn).out
-    assert "goes whole" in words
+    assert "would be removed as a whole" in words
     assert f"would create {plan['partitions']['create'][0]['name']}" in words
     done = run("retention", "run", "--keep", "70d", "--yes", "--json", dsn=partitioned.dsn).json
     did = [(row["did"], row["partition"]) for row in done["partitions"]["done"]]

@@ -133,7 +133,7 @@ def test_a_ledger_with_a_gap(applied, substrate):
 @on_one_server
 def test_nothing_to_take_back(substrate):
     """On a database without the package there is nothing to roll back: exit code 2."""
-    refused(2, "nothing of the package is here")("rollback", "--yes", dsn=substrate.dsn)
+    refused(2, "no file of the package is applied")("rollback", "--yes", dsn=substrate.dsn)
 
 
 # -- verify ------------------------------------------------------------------------------------------------------

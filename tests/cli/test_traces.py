@@ -225,7 +225,7 @@ def test_beside_a_consumer_that_is_scraped_it_goes_without_metrics(live, receive
         env = pointing_at(receiver, OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT=port)
         done = run("trace-export", "--since", "1h", dsn=live.dsn, env=env)
     assert done.code == 0
-    assert "Without metrics: OTEL_METRICS_EXPORTER=prometheus cannot begin" in done.err
+    assert "Metrics are off: OTEL_METRICS_EXPORTER=prometheus cannot begin" in done.err
     assert complete(live.dsn, receiver)
 
 
@@ -264,7 +264,7 @@ def test_a_secret_is_never_said(live, command, protocol, name):
         "OTEL_RESOURCE_ATTRIBUTES": "s3cret",
     }  # fmt: skip
     with running(command, dsn=live.dsn, env=env) as going:
-        going.until_it_says("Held back" if command == "trace-export" else "trace export delayed")
+        going.until_it_says("The export is delayed" if command == "trace-export" else "trace export delayed")
         going.until_it_says("opentelemetry")
         going.end(signal.SIGINT)
         assert "s3cret" not in going.said
@@ -307,7 +307,7 @@ def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):
     receiver.stop()
     env = pointing_at(receiver, OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20s3cret")
     with running("trace-export", dsn=live.dsn, env=env) as command:
-        command.until_it_says("Held back, nothing is lost: no way to the collector: Connection refused")
+        command.until_it_says("The export is delayed, and no span is lost: no way to the collector: Connection refused")
         receiver.start()
         assert command.ended(30) == 0
         assert "Exported 6 spans" in command.said
@@ -409,12 +409,12 @@ def test_where_batches_are_no_spans_attempts_link_to_none(live, receiver, how):
 
 def test_an_export_is_ended_for_good(live, receiver):
     """--end removes the trace cursor, so that retention no longer waits for it; it is refused while the export runs."""
-    assert run("trace-export", "--end", dsn=live.dsn).out == "There is no export.\n"
+    assert run("trace-export", "--end", dsn=live.dsn).out == "There is no trace export.\n"
     with running("trace-export", "--follow", dsn=live.dsn, env=pointing_at(receiver)) as export:
         seen(live.dsn, "select count(*) = 1 from iu_trace_cursor")
         execute(live.dsn, EVENTS.format(3) + ";" + WORK)
         seen(live.dsn, "select exported = 6 from iu_trace_cursor")
-        refused(1, "the export runs", dsn=live.dsn)("trace-export", "--end")
+        refused(1, "the trace export is running", dsn=live.dsn)("trace-export", "--end")
         export.end()
     assert run("trace-export", "--end", "--json", dsn=live.dsn).json == {"ended": True, "exported": 6}
     assert value(live.dsn, "select count(*) from iu_trace_cursor") == 0

@@ -111,31 +111,31 @@ def test_demo(place):
             "PASS",
             "2 000 events written and routed in",
             "demo/customer-busy",
-            "nobody knows this customer",
-            "replayed: queued, and delivered",
+            "unknown customer",
+            "replay: queued, then delivered",
             "breaker open",
             "the circuit breaker is closed",
             "Summary",
         ):
             assert words in said
-        figures = {line[:43].strip() for line in said.partition(" measured")[2].splitlines() if line.strip()}
-        excerpt = README.read_text().partition("```text\n measured")[2].partition("```")[0]
+        figures = {line[:43].strip() for line in said.partition(" measurement")[2].splitlines() if line.strip()}
+        excerpt = README.read_text().partition("```text\n measurement")[2].partition("```")[0]
         assert {line[:43].strip() for line in excerpt.splitlines() if line.strip()} - {"─" * 42} == figures - {"─" * 42}
-        last = next(line for line in said.splitlines() if "events written / events decided" in line)
-        written, _, decided = last.partition("decided")[2].partition("/")
+        last = next(line for line in said.splitlines() if "events written / events routed" in line)
+        written, _, decided = last.partition("events routed")[2].partition("/")
         assert written.strip() == decided.strip() != ""
 
 
 PHASES = (
-    "1. A PostgreSQL of its own",
+    "1. An embedded PostgreSQL server",
     "2. The substrate",
     "3. The probe",
-    "4. Business",
+    "4. Single events",
     "5. A burst",
-    "6. One route goes live",
-    "7. The receiver goes away",
+    "6. A live route",
+    "7. The receiver stops",
     "8. The consumer is killed",
-    "9. It is started again",
+    "9. A new consumer is started",
 )
 
 
@@ -170,8 +170,8 @@ def test_a_burst_is_as_large_as_asked(place, burst):
 def test_two_demos_at_once(place):
     """A second demo on the same server is refused by a session lock, and the first one continues."""
     with running(*DEMO, env=there(place)) as command:
-        command.until_it_says("4. Business")
-        refused(1, "another demo runs")(*DEMO, env=there(place))
+        command.until_it_says("4. Single events")
+        refused(1, "another demo is running")(*DEMO, env=there(place))
         assert command.ended(120) == 0
         assert "Summary" in command.said
     nothing_runs(place)
@@ -186,7 +186,7 @@ def test_demo_after_all_that(place):
 def test_up(place, number):
     """up prepares everything and routes; other commands use its server; a signal ends consumer and server with 0."""
     with running("up", "--log-format", "json", env=there(place)) as command:
-        command.until_it_says("Everything runs")
+        command.until_it_says("The service is running")
         command.until_it_says('"listening"')
         event = run("emit", "--json", env=there(place)).json["events"][0]
         with embedded.running(place / "data") as server:

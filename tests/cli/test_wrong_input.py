@@ -190,10 +190,13 @@ def test_a_worker_that_nobody_registered(applied):
     [
         (["--payload", "{"], ("the payload is not JSON", "Quote it")),
         (["--payload", "[1]"], ("must be a JSON object",)),
-        (["--payload", '{"n": NaN}'], ("the database cannot hold what was given",)),
-        (["--payload", '{"n": "\\u0000"}'], ("the database cannot hold what was given",)),
-        (["--payload", '{"password": "x"}'], ("must not enter the log", "body, content, raw", "password")),
-        (["--type", "never_heard_of"], ("never_heard_of is not registered and active", "Registered: version_applied")),
+        (["--payload", '{"n": NaN}'], ("the database cannot store this value",)),
+        (["--payload", '{"n": "\\u0000"}'], ("the database cannot store this value",)),
+        (["--payload", '{"password": "x"}'], ("the payload has a forbidden key", "body, content, raw", "password")),
+        (
+            ["--type", "never_heard_of"],
+            ("never_heard_of is not registered and active", "Registered types: version_applied"),
+        ),
         (["--count", "0"], ("--count", "from 1")),
         (["--count", "99999999999"], ("--count", "1000000")),
         (["--count", "many"], ("--count", "int")),
@@ -264,8 +267,8 @@ def test_a_lease_that_could_not_be_kept():
         (["gate", "open"], ("NAME",)),
         (["dead-letter", "show", "x"], ("UUID",)),
         (["dead-letter", "replay", "x"], ("UUID",)),
-        (["dead-letter", "replay"], ("say which dead letters", "--all")),
-        (["dead-letter", "replay", NOBODY, "--all"], ("say which dead letters",)),
+        (["dead-letter", "replay"], ("either ids of dead letters or --all", "dead-letter list")),
+        (["dead-letter", "replay", NOBODY, "--all"], ("either ids of dead letters or --all",)),
         (["cursor", "reset"], ("--to",)),
         (["cursor", "reset", "--to", "nirvana"], ("beginning", "now")),
         (["attempts", "--event", "x"], ("UUID",)),
@@ -294,7 +297,7 @@ def test_what_is_not_there(applied):
 
 def test_up_is_for_the_embedded_server():
     """up with a database in the environment exits with 2, and names the alternative."""
-    refused(2, "`up` is for the embedded server", "iu-listen apply")("up", **NOWHERE)
+    refused(2, "`up` uses the embedded server", "iu-listen apply")("up", **NOWHERE)
 
 
 def test_a_reader_that_has_read_enough():

@@ -112,7 +112,7 @@ async def test_an_export_ended_through_a_pooler_leaves_no_lock(dsns):
         # A trace export that has its own session keeps its lease.
         await other.fetchval("select fn_iu_trace_register('traces')")
         assert await other.fetchval("select pg_try_advisory_lock($1, hashtext('traces'))", trace.TRACE_KEY)
-        with pytest.raises(Refused, match="the export runs"):
+        with pytest.raises(Refused, match="the trace export is running"):
             await traces.end(operator, "traces")
 
 

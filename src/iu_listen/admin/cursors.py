@@ -14,7 +14,7 @@ from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import query
 
 #: Longest wait of a reanchor for a batch that is running, in milliseconds.
-REANCHOR_WAIT_MS: Final = 5000
+REANCHOR_LOCK_TIMEOUT_MS: Final = 5000
 
 
 async def reanchor(connection: Connection, since: datetime | None, *, force: bool, plan: bool) -> Row:
@@ -26,8 +26,10 @@ async def reanchor(connection: Connection, since: datetime | None, *, force: boo
     try:
         # The anchor must contain the id of this transaction, so there must be no savepoint.
         async with connection.transaction():
-            await connection.execute(f"set local lock_timeout = {REANCHOR_WAIT_MS}")
+            await connection.execute(f"set local lock_timeout = {REANCHOR_LOCK_TIMEOUT_MS}")
             answer: Row = json.loads(await connection.fetchval(query("reanchor"), since, force, plan))
     except asyncpg.LockNotAvailableError as error:
-        raise Refused("somebody holds a cursor: a batch, or another reanchor", "Try again in a moment.") from error
+        raise Refused(
+            "a cursor is locked by a running batch or by another reanchor", "Repeat the command in a few seconds."
+        ) from error
     return answer

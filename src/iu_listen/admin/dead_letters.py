@@ -18,13 +18,13 @@ from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection
 
 #: Largest number up to which dead letters are counted for a list; a larger number is shown as "more than".
-MOST_COUNTED: Final = 10_000
+MAX_COUNT: Final = 10_000
 #: Largest number of dead letters or deliveries in one transaction.
-PART: Final = 1000
+MAX_PART: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter:
+class DeadLetterFilter:
     """Selects dead letters. An attribute that is None does not restrict the selection.
 
     Attributes:
@@ -48,15 +48,15 @@ class Filter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class DeadLetterPage:
     """A page of dead letters.
 
     Attributes:
-        letters: The dead letters of this page, the newest first.
-        total: Number of dead letters on all pages, counted up to MOST_COUNTED + 1.
+        rows: The dead letters of this page, the newest first.
+        total: Number of dead letters on all pages, counted up to MAX_COUNT + 1.
     """
 
-    letters: list[Row]
+    rows: list[Row]
     total: int
 
 
@@ -79,44 +79,46 @@ class BulkPlan:
         return sum(group["count"] for group in self.groups)
 
 
-async def page(connection: Connection, which: Filter, *, resolved: bool, before: UUID | None, limit: int) -> Listed:
+async def page(
+    connection: Connection, filter: DeadLetterFilter, *, resolved: bool, before: UUID | None, limit: int
+) -> DeadLetterPage:
     """A page of dead letters that are older than ``before``, the newest first.
 
     Raises:
         ConfigurationError: There is no dead letter with the id ``before``.
     """
     if before is not None and await queries.rows(connection, "dead_letter/missing", [before]):
-        raise no_such_letter(before)
-    ids = await _of_subject(connection, which, resolved=resolved)
-    letters = await queries.rows(connection, "list_dead_letters", resolved, *which.columns, ids, before, limit)
-    if before is None and len(letters) < limit:
-        return Listed(letters=letters, total=len(letters))
-    total = await queries.value(connection, "dead_letter/count", resolved, *which.columns, ids, MOST_COUNTED + 1)
-    return Listed(letters=letters, total=total)
+        raise no_such_dead_letter(before)
+    ids = await _of_subject(connection, filter, resolved=resolved)
+    found = await queries.rows(connection, "list_dead_letters", resolved, *filter.columns, ids, before, limit)
+    if before is None and len(found) < limit:
+        return DeadLetterPage(rows=found, total=len(found))
+    total = await queries.value(connection, "dead_letter/count", resolved, *filter.columns, ids, MAX_COUNT + 1)
+    return DeadLetterPage(rows=found, total=total)
 
 
 async def kinds(connection: Connection) -> list[Row]:
-    """Open dead letters by route and failure code, each counted up to MOST_COUNTED + 1."""
-    return await queries.rows(connection, "dead_letter/kinds", MOST_COUNTED + 1)
+    """Open dead letters by route and failure code, each counted up to MAX_COUNT + 1."""
+    return await queries.rows(connection, "dead_letter/kinds", MAX_COUNT + 1)
 
 
 def counted(count: int) -> str:
-    """The text for a count; above MOST_COUNTED it begins with "more than"."""
-    words = number(min(count, MOST_COUNTED))
-    return f"more than {words}" if count > MOST_COUNTED else words
+    """The text for a count; above MAX_COUNT it begins with "more than"."""
+    words = number(min(count, MAX_COUNT))
+    return f"more than {words}" if count > MAX_COUNT else words
 
 
-async def plan(connection: Connection, which: Filter) -> BulkPlan:
+async def plan(connection: Connection, filter: DeadLetterFilter) -> BulkPlan:
     """The dead letters that a bulk replay or resolution with this filter would change now."""
     until = await queries.value(connection, "dead_letter/now")
-    ids = await _of_subject(connection, which, resolved=False)
-    return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *which.columns, ids, until))
+    ids = await _of_subject(connection, filter, resolved=False)
+    return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *filter.columns, ids, until))
 
 
-async def _of_subject(connection: Connection, which: Filter, *, resolved: bool) -> list[UUID] | None:
-    if which.subject is None:
+async def _of_subject(connection: Connection, filter: DeadLetterFilter, *, resolved: bool) -> list[UUID] | None:
+    if filter.subject is None:
         return None
-    return [row["id"] for row in await queries.rows(connection, "dead_letter/of_subject", which.subject, resolved)]
+    return [row["id"] for row in await queries.rows(connection, "dead_letter/of_subject", filter.subject, resolved)]
 
 
 async def show(connection: Connection, id: UUID) -> Row:
@@ -127,24 +129,29 @@ async def show(connection: Connection, id: UUID) -> Row:
     """
     found = await queries.rows(connection, "show_dead_letter", id)
     if not found:
-        raise no_such_letter(id)
+        raise no_such_dead_letter(id)
     return found[0]
 
 
 async def replay_all(
-    connection: Connection, planned: BulkPlan, which: Filter, actor: str | None, why: str | None, rate: float | None
+    connection: Connection,
+    planned: BulkPlan,
+    filter: DeadLetterFilter,
+    actor: str | None,
+    why: str | None,
+    rate: float | None,
 ) -> AsyncIterator[Row]:
     """Replay the planned dead letters in parts. Each part is one transaction, and yields its route_code and its answer.
 
     Args:
         connection: The session.
         planned: The result of plan().
-        which: The filter that was given to plan().
+        filter: The filter that was given to plan().
         actor: Name that is recorded; None: the database user.
         why: Reason that is recorded.
         rate: Largest number of replays in a second; None: no limit.
     """
-    limit = max(1, min(PART, int(rate))) if rate else PART
+    limit = max(1, min(MAX_PART, int(rate))) if rate else MAX_PART
     # One route after the other, so that all dead letters of a part have the same route and get the same decision.
     for route in dict.fromkeys(group["route_code"] for group in planned.groups):
         at: datetime | None = None
@@ -153,8 +160,8 @@ async def replay_all(
         while more:
             answer = json.loads(
                 await queries.value(
-                    connection, "dead_letter/replay_part", route, which.failure, which.since, which.event,
-                    which.subject, actor, why, planned.until, at, id, limit,
+                    connection, "dead_letter/replay_part", route, filter.failure, filter.since, filter.event,
+                    filter.subject, actor, why, planned.until, at, id, limit,
                 )
             )  # fmt: skip
             yield {"route_code": route, **answer}
@@ -180,13 +187,13 @@ async def resolve(connection: Connection, ids: list[UUID], why: str, actor: str 
 
 
 async def resolve_all(
-    connection: Connection, planned: BulkPlan, which: Filter, why: str, actor: str | None
+    connection: Connection, planned: BulkPlan, filter: DeadLetterFilter, why: str, actor: str | None
 ) -> AsyncIterator[tuple[int, int]]:
     """Resolve the planned dead letters in parts; yields for each part the numbers of examined and resolved ones."""
     at: datetime | None = None
     id: UUID | None = None
     while part := await queries.rows(
-        connection, "dead_letter/open_part", *which.columns, which.subject, planned.until, at, id, PART
+        connection, "dead_letter/open_part", *filter.columns, filter.subject, planned.until, at, id, MAX_PART
     ):
         count: int = await queries.value(connection, "dead_letter/resolve", [row["id"] for row in part], why, actor)
         yield len(part), count
@@ -200,12 +207,12 @@ async def require(connection: Connection, ids: list[UUID]) -> None:
         ConfigurationError: One of the ids belongs to no dead letter.
     """
     if missing := await queries.rows(connection, "dead_letter/missing", ids):
-        raise no_such_letter(missing[0]["id"])
+        raise no_such_dead_letter(missing[0]["id"])
 
 
-def no_such_letter(id: UUID) -> ConfigurationError:
+def no_such_dead_letter(id: UUID) -> ConfigurationError:
     """The error for an id that no dead letter has."""
-    return ConfigurationError(f"there is no dead letter {id}", "iu-listen dead-letter list --resolved")
+    return ConfigurationError(f"there is no dead letter {id}", "`iu-listen dead-letter list --resolved` lists all.")
 
 
 async def cancel_plan(connection: Connection, route: str, event: UUID | None) -> Row:
@@ -223,7 +230,7 @@ async def cancel(
     after, more = 0, True
     while more:
         answer = json.loads(
-            await queries.value(connection, "delivery/cancel", route, event, why, actor, after, until, PART)
+            await queries.value(connection, "delivery/cancel", route, event, why, actor, after, until, MAX_PART)
         )
         after, more = answer["after"], answer["more"]
         yield answer["cancelled"]

@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from iu_listen.admin import dead_letters as letters
-from iu_listen.admin import gates
+from iu_listen.admin import dead_letters, gates
 from iu_listen.admin.health import blocker_phrase, worker_health
 from iu_listen.install.migrate import package_state, substrate_missing, substrate_odd
 from iu_listen.install.verify import verify
@@ -18,11 +17,11 @@ from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import Connection
 
 #: Age of the oldest attempt that is not exported from which the trace export counts as late, in seconds.
-LATE_TRACES: Final = 60.0
+LATE_EXPORT_SECONDS: Final = 60.0
 
 
 #: Kinds of blockers that can be found only by a role that sees the state and the age of other sessions.
-OF_SESSIONS: Final = frozenset({"late_event", "vacuum", "notify_queue"})
+SESSION_BLOCKERS: Final = frozenset({"late_event", "vacuum", "notify_queue"})
 
 #: Severity of a finding.
 Level = Literal["ok", "warn", "fail"]
@@ -47,17 +46,17 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
     found = [f async for f in _installation(connection)]
     if any(f.level == "fail" for f in found):
         return found
-    looks: tuple[Callable[[Connection, str], Awaitable[Finding | list[Finding]]], ...] = (
-        _gates, _delivery, _letters, _history, _policies, _site, _health, _audit, _traces, _retention, _verification,
-        _path, _lease, _queue, _emits,
+    checks: tuple[Callable[[Connection, str], Awaitable[Finding | list[Finding]]], ...] = (
+        _gates, _delivery, _dead_letters, _history, _policies, _site, _health, _completeness, _traces, _retention,
+        _verification, _path, _lease, _queue, _emits,
     )  # fmt: skip
-    for look in looks:
+    for check in checks:
         try:
-            one = await look(connection, worker)
+            one = await check(connection, worker)
             found += one if isinstance(one, list) else [one]
         except IuListenError as error:
-            found.append(Finding("warn", look.__name__.strip("_"), error.message, error.hint))
-    return found + [f async for f in _culprits(connection)]
+            found.append(Finding("warn", check.__name__.strip("_"), error.message, error.hint))
+    return found + [f async for f in _blockers(connection)]
 
 
 async def _installation(connection: Connection) -> AsyncIterator[Finding]:
@@ -71,53 +70,57 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
         yield Finding(
             "fail",
             "substrate",
-            f"{len(missing)} missing, {missing[0]} first",
-            "Is this the database of IU Core? For an empty one: iu-listen apply --base",
+            f"{len(missing)} objects are missing, for example {missing[0]}",
+            "Check that this is the database of IU Core. In an empty database use: iu-listen apply --base",
         )
         return
     if odd := await substrate_odd(connection):
-        yield Finding("fail", "substrate", "; ".join(odd[:3]), "Give the column its type back.")
+        yield Finding("fail", "substrate", "; ".join(odd[:3]), "Restore the type of the column.")
     else:
-        yield Finding("ok", "substrate", "in the expected shape")
+        yield Finding("ok", "substrate", "all tables and columns are as expected")
     package = await package_state(connection)
     if drift := package.drift():
-        yield Finding("fail", "package", "; ".join(drift[:3]), "docs/how-to/repair.md")
+        yield Finding("fail", "package", "; ".join(drift[:3]), "See docs/how-to/repair.md.")
     elif not package.complete:
         yield Finding("fail", "package", f"{package.pending[0].name} is pending", "iu-listen apply --plan")
     else:
-        yield Finding("ok", "package", f"{len(package.recorded)} files applied, unchanged since")
+        yield Finding("ok", "package", f"{len(package.recorded)} files are applied and unchanged")
 
 
-async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG001 one shape for all looks
-    if closed := await gates.in_the_way(connection):
+async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG001 one signature for all checks
+    if closed := await gates.closed_gates(connection):
         return Finding("warn", "gates", f"closed: {', '.join(closed)}", f"iu-listen gate open {closed[0]}")
-    return Finding("ok", "gates", "open")
+    return Finding("ok", "gates", "the master gate and the worker gate are open")
 
 
 async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # noqa: ARG001
     live = await queries.rows(connection, "live_routes")
     found = []
     for route in live:
-        if route["lock"]:
-            comes = "wait" if route["queued"] else "become dead letters"
-            words = f"{route['route_code']} is live, and {route['lock'].replace('_', ' ')}: its events {comes}"
+        if route["closed_switch"]:
+            result = "wait" if route["queued"] else "become dead letters"
+            switch = route["closed_switch"].replace("_", " ")
+            words = f"route {route['route_code']} is live, but a switch is closed ({switch}): its events {result}"
             found.append(Finding("warn", "delivery", words, f"iu-listen route live {route['route_code']} --plan"))
-    locked = {route["route_code"] for route in live if route["lock"]}
+    switched_off = {route["route_code"] for route in live if route["closed_switch"]}
     for row in await queries.rows(connection, "delivery/routes"):
-        if row["paused_by"] and row["route_code"] not in locked:
-            words = f"{row['route_code']}: {number(row['pending'])} wait, paused by {row['paused_by']}"
+        if row["paused_by"] and row["route_code"] not in switched_off:
+            pause = row["paused_by"].replace("_", " ")
+            words = f"route {row['route_code']} is paused: {pause}; {number(row['pending'])} deliveries wait"
             # Retries cannot repair these problems; an operator must act.
             level: Level = "fail" if row["paused_by"] == "no_target" or row["why"] == "address_refused" else "warn"
             hint = row["hint"] or "iu-listen delivery list"
             found.append(Finding(level, "delivery", f"{words} ({row['why']})" if row["why"] else words, hint))
-    return found or [Finding("ok", "delivery", f"live: {', '.join(r['route_code'] for r in live) or 'none'}")]
+    return found or [Finding("ok", "delivery", f"live routes: {', '.join(r['route_code'] for r in live) or 'none'}")]
 
 
-async def _letters(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    kinds = await letters.kinds(connection)
+async def _dead_letters(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
+    kinds = await dead_letters.kinds(connection)
     if not kinds:
-        return Finding("ok", "dead letters", "none is open")
-    words = ", ".join(f"{letters.counted(k['open'])} {k['failure_code']} of {k['route_code']}" for k in kinds)
+        return Finding("ok", "dead letters", "no dead letter is open")
+    words = ", ".join(
+        f"{dead_letters.counted(k['open'])} with {k['failure_code']} of route {k['route_code']}" for k in kinds
+    )
     return Finding("warn", "dead letters", words, "iu-listen dead-letter list")
 
 
@@ -125,30 +128,30 @@ async def _history(connection: Connection, worker: str) -> Finding:
     for row in await queries.rows(connection, "workers"):
         if row["worker_name"] == worker:
             if row["refusal"]:
-                hint = "The cursor was not written here: iu-listen cursor reanchor --plan"
+                hint = "The cursor does not belong to this database's history: iu-listen cursor reanchor --plan"
                 return Finding("fail", "history", row["refusal"], hint)
-            return Finding("ok", "history", "our own")
+            return Finding("ok", "history", "the cursor belongs to this database's history")
     return Finding("fail", "worker", f"{worker} is not registered", "iu-listen cursor show")
 
 
 async def _policies(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     rows = await queries.rows(connection, "row_security")
     if not rows:
-        return Finding("ok", "row level security", "on none of the tables")
+        return Finding("ok", "row level security", "off for all tables")
     words = ", ".join(row["name"] for row in rows)
-    hint = "A role that consumes needs BYPASSRLS, or to own these tables without FORCE."
+    hint = "The role of a consumer needs BYPASSRLS, or must own these tables without FORCE."
     if any(row["active"] for row in rows):
-        return Finding("fail", "row level security", f"hides rows from this role: {words}", hint)
-    return Finding("warn", "row level security", f"on {words}: other roles are refused", hint)
+        return Finding("fail", "row level security", f"hides rows from this role in {words}", hint)
+    return Finding("warn", "row level security", f"on for {words}: other roles are refused", hint)
 
 
 async def _site(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     rows = await queries.rows(connection, "sites")
     if waiting := next((row for row in rows if row["accepted_at"] is None and row["recent"]), None):
-        words = f"a consumer at {waiting['site']} may not deliver: is this database a copy?"
-        return Finding("fail", "site", words, f"If it may: iu-listen cursor site --accept {waiting['site']}")
+        words = f"a consumer at {waiting['site']} may not deliver: this database may be a copy"
+        return Finding("fail", "site", words, f"If it is not a copy: iu-listen cursor site --accept {waiting['site']}")
     known = ", ".join(row["site"] for row in rows if row["accepted_at"]) or "none yet"
-    return Finding("ok", "site", f"consumers deliver from: {known}")
+    return Finding("ok", "site", f"accepted sites: {known}")
 
 
 async def _health(connection: Connection, worker: str) -> Finding:
@@ -156,14 +159,14 @@ async def _health(connection: Connection, worker: str) -> Finding:
     if not health["healthy"]:
         reasons = humane("; ".join(health["reasons"]))
         absent = "silent" in reasons or "nobody routes" in reasons
-        return Finding("fail", "health", reasons, "Is a consumer running? iu-listen run" if absent else "")
+        return Finding("fail", "health", reasons, "Check that a consumer is running: iu-listen run" if absent else "")
     if health["warnings"]:
         words = ", ".join(f"{w['code'].replace('_', ' ')} {number(w['figure'])}" for w in health["warnings"])
         return Finding("warn", "health", f"healthy, with {words}", "iu-listen status")
     return Finding("ok", "health", f"healthy, {health['condition'].replace('_', ' ')}")
 
 
-async def _audit(connection: Connection, worker: str) -> Finding:
+async def _completeness(connection: Connection, worker: str) -> Finding:
     for row in await queries.rows(connection, "completeness/passes"):
         if row["worker_name"] == worker and row["missing"]:
             return Finding(
@@ -173,9 +176,9 @@ async def _audit(connection: Connection, worker: str) -> Finding:
                 "iu-listen completeness --repair",
             )
         if row["worker_name"] == worker and row["finished_at"]:
-            accepted = f", {number(row['accepted'])} accepted as they are" if row["accepted"] else ""
+            accepted = f", {number(row['accepted'])} incomplete events accepted" if row["accepted"] else ""
             return Finding("ok", "completeness", f"complete at {row['finished_at']:%Y-%m-%d %H:%M:%S}Z{accepted}")
-    return Finding("ok", "completeness", "none has ended yet", "iu-listen completeness")
+    return Finding("ok", "completeness", "no pass has ended yet", "iu-listen completeness")
 
 
 async def _traces(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
@@ -184,21 +187,26 @@ async def _traces(connection: Connection, worker: str) -> Finding:  # noqa: ARG0
         return Finding("ok", "traces", "not exported")
     row = exports[0]
     if row["refusal"]:
-        return Finding("fail", "traces", f"the cursor is not believed: {row['refusal']}", "docs/how-to/repair.md")
-    if row["seconds"] > LATE_TRACES:
+        return Finding(
+            "fail",
+            "traces",
+            f"the cursor of the export does not belong to this database's history: {row['refusal']}",
+            "See docs/how-to/repair.md.",
+        )
+    if row["seconds"] > LATE_EXPORT_SECONDS:
         words = f"{number(row['waiting'])} attempts are not exported, the oldest for {duration(row['seconds'])}"
-        hint = "Does the collector take them? docs/how-to/traces.md. Or for good: iu-listen trace-export --end"
+        hint = "Check the collector (docs/how-to/traces.md), or end the export: iu-listen trace-export --end"
         return Finding("warn", "traces", words, hint)
-    return Finding("ok", "traces", f"exported: {number(row['exported'])} spans")
+    return Finding("ok", "traces", f"{number(row['exported'])} spans are exported")
 
 
 async def _retention(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     on = [p for p in await queries.rows(connection, "retention/policies") if p["enabled"]]
     idle = [p["what"] for p in on if p["idle"]]
     if idle:
-        hint = "Does its timer run? iu-listen retention plan"
+        hint = "Check the timer of `iu-listen retention run`; `iu-listen retention plan` shows the old rows."
         return Finding("warn", "retention", f"no run for two days: {', '.join(idle)}", hint)
-    words = ", ".join(f"{p['what']} {p['keep']}" for p in on) or "off: everything is kept"
+    words = ", ".join(f"{p['what']} {p['keep']}" for p in on) or "off: all rows are kept"
     return Finding("ok", "retention", words)
 
 
@@ -206,24 +214,24 @@ async def _verification(connection: Connection, worker: str) -> Finding:  # noqa
     wrong = [c for c in await verify(connection, live=True) if not c.passed]
     if wrong:
         words = "; ".join(f"{c.id} {c.label}: expected {c.expected}, observed {c.observed}" for c in wrong)
-        return Finding("fail", "verification", words, "docs/how-to/repair.md")
-    return Finding("ok", "verification", "W checks as a running worker's must be")
+        return Finding("fail", "verification", words, "See docs/how-to/repair.md.")
+    return Finding("ok", "verification", "all W checks pass, for a running worker")
 
 
 async def _path(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
     if connection.pooled:
-        hint = "In transaction mode LISTEN does not work through it: give --listen-dsn a direct connection."
-        return Finding("warn", "path", "a pooler stands between us and the server", hint)
-    return Finding("ok", "path", "direct")
+        hint = "LISTEN does not work through a transaction pooler: set --listen-dsn to a direct connection."
+        return Finding("warn", "connection", "through a pooler", hint)
+    return Finding("ok", "connection", "direct")
 
 
 async def _lease(connection: Connection, worker: str) -> Finding:
     (row,) = await queries.rows(connection, "lease_holder", LEASE_KEY, worker)
     holder = row["words"]
     if row["strangers"]:
-        hint = "Consumers work without it. Whose session is it? End it: select pg_terminate_backend(pid)"
-        return Finding("fail", "lease", f"its lock is held by a stranger: {holder}", hint)
-    return Finding("ok", "lease", f"held by {holder}" if holder != "nobody any more" else "free: no consumer is active")
+        hint = "Consumers ignore that lock. End the session: select pg_terminate_backend(pid)"
+        return Finding("fail", "lease", f"a foreign session holds the lock of the lease: {holder}", hint)
+    return Finding("ok", "lease", f"held by {holder}" if holder else "free: no consumer is active")
 
 
 async def _queue(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
@@ -234,49 +242,57 @@ async def _emits(connection: Connection, worker: str) -> Finding:  # noqa: ARG00
     rows = await queries.rows(connection, "refused_emits")
     if not rows:
         hint = "docs/how-to/producers.md#an-event-that-is-refused"
-        return Finding("ok", "refused events", "not counted: this emitter answers null for unregistered types", hint)
+        return Finding("ok", "refused events", "not counted: this emitter returns null for unregistered types", hint)
     if rows[0]["refused"]:
         return Finding(
             "warn",
             "refused events",
-            f"{number(rows[0]['refused'])} of unregistered types, so far",
-            "Register the type; then count anew: select setval('iu_emit_refused_seq', 1, false)",
+            f"{number(rows[0]['refused'])} events of unregistered types were refused",
+            "Register the type; then reset the count: select setval('iu_emit_refused_seq', 1, false)",
         )
     return Finding("ok", "refused events", "none")
 
 
 #: For each kind of blocker (v_iu_blocker): severity, title and hint of the finding, and the text if there is none.
-_BLOCKERS: Final[dict[str, tuple[Literal["warn", "fail"], str, str, str]]] = {
+_BLOCKER_FINDINGS: Final[dict[str, tuple[Literal["warn", "fail"], str, str, str]]] = {
     "trigger": (
-        "fail", "triggers", "alter table {table} enable always trigger {name}", "stamps and bells fire always",
+        "fail", "triggers", "alter table {table} enable always trigger {name}",
+        "the triggers of the package always fire",
     ),
-    "lease": ("fail", "foreign lease", "Whose session is it? End it: select pg_terminate_backend({pid})", ""),
-    "bell_key": ("warn", "bell keys", "Whose session is it? It uses our advisory locks.", "held by ours only"),
-    "notify_queue": ("warn", "notify queue held", "End that session: select pg_terminate_backend({pid})", ""),
+    "lease": (
+        "fail", "foreign lease", "Find the owner of that session, and end it: select pg_terminate_backend({pid})", "",
+    ),
+    "bell_key": (
+        "warn", "bell keys", "That session uses the advisory locks of iu-listen. Find its owner.",
+        "used only by iu-listen",
+    ),
+    "notify_queue": ("warn", "notification queue blocked", "End that session: select pg_terminate_backend({pid})", ""),
     "late_event": (
         "warn", "open transactions", "Their events are routed when they commit; nothing else waits.",
-        "none that may have written events is older than 10 s",
+        "no transaction that may have written events is older than 10 s",
     ),
-    "vacuum": ("warn", "vacuum", "docs/how-to/repair.md#vacuum-is-held-back", "held back by nobody for five minutes"),
+    "vacuum": (
+        "warn", "vacuum", "See docs/how-to/repair.md#vacuum-is-held-back.", "not delayed for five minutes or longer",
+    ),
 }  # fmt: skip
 
 
-async def _culprits(connection: Connection) -> AsyncIterator[Finding]:
+async def _blockers(connection: Connection) -> AsyncIterator[Finding]:
     rows = await queries.rows(connection, "blockers")
     sees = await queries.value(connection, "sees_sessions")
     if not sees:
         yield Finding(
             "warn",
             "other sessions",
-            "this role sees neither their state nor their age, so not all who are in the way can be named",
-            "Ask as the login of the consumer. (pg_read_all_stats would show the statements of everybody, too.)",
+            "this role cannot see their state and age, so some blockers cannot be found",
+            "Use the login of the consumer. (pg_read_all_stats would also show the statements of other sessions.)",
         )
-    for what, (level, title, hint, fine) in _BLOCKERS.items():
+    for what, (level, title, hint, fine) in _BLOCKER_FINDINGS.items():
         mine = [row for row in rows if row["what"] == what]
         if mine:
             table, _, name = mine[0]["who"].partition(".")
             words = "; ".join(blocker_phrase(row) for row in mine[:5])
             words += f"; and {len(mine) - 5} more" if len(mine) > 5 else ""
             yield Finding(level, title, words, hint.format(table=table, name=name, pid=mine[0]["pid"]))
-        elif fine and (sees or what not in OF_SESSIONS):
+        elif fine and (sees or what not in SESSION_BLOCKERS):
             yield Finding("ok", title, fine)

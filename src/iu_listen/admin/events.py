@@ -29,17 +29,19 @@ async def emit(
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != "event_outbox_safe_payload_chk":
             raise
-        hint = "Events carry metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
-        raise ConfigurationError("the payload has a key that must not enter the log", hint) from error
+        hint = (
+            "Events contain metadata only. Forbidden: body, content, raw, vector, embedding, secret, token, password."
+        )
+        raise ConfigurationError("the payload has a forbidden key", hint) from error
     except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError) as error:
         # Python accepts NaN and NUL in JSON. PostgreSQL refuses them, and characters that its encoding does not have.
-        raise ConfigurationError(f"the database cannot hold what was given: {error}") from error
+        raise ConfigurationError(f"the database cannot store this value: {error}") from error
     ids = [row["id"] for row in found if row["id"] is not None]
     if ids:
         return ids
     known = [row["event_type"] for row in await rows(connection, "registered_types")]
     if event_type not in known:
         raise ConfigurationError(
-            f"event type {event_type} is not registered and active", f"Registered: {', '.join(known)}."
+            f"the event type {event_type} is not registered and active", f"Registered types: {', '.join(known)}."
         )
-    raise Refused("the master gate is closed: nothing is emitted", "iu-listen gate open master")
+    raise Refused("no event was written, because the master gate is closed", "Open it: iu-listen gate open master")

@@ -23,7 +23,7 @@ async def all_gates(connection: Connection) -> list[Row]:
     ]
 
 
-async def in_the_way(connection: Connection) -> list[str]:
+async def closed_gates(connection: Connection) -> list[str]:
     """The closed gates that stop routing. The delivery gate does not stop routing, and is closed by default."""
     return [g["gate"] for g in await all_gates(connection) if not g["open"] and g["gate"] != "delivery"]
 
@@ -36,4 +36,7 @@ async def set_gate(connection: Connection, gate: str, *, opened: bool) -> None:
     """
     changed = await rows(connection, "set_gate", GATES[gate], "true" if opened else "false")
     if not changed:
-        raise Refused(f"{GATES[gate]} is missing from dot_config, so the gate is closed", "iu-listen apply creates it.")
+        raise Refused(
+            f"the key {GATES[gate]} is missing in dot_config, so the gate is closed",
+            "`iu-listen apply` creates the key.",
+        )

@@ -17,16 +17,16 @@ from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection, ask, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
 
-#: First key of the advisory lock that allows one run at a time; the second key is a hash of LOCK_NAME.
+#: First key of the advisory lock that allows one run at a time; the second key is a hash of RETENTION_LOCK_NAME.
 RETENTION_KEY: Final = 726005
-LOCK_NAME: Final = "retention"
+RETENTION_LOCK_NAME: Final = "retention"
 #: The tables that have policies, in the order of a run: attempts are removed after their events.
-WHAT: Final = ("events", "attempts", "dead_letters")
+POLICY_NAMES: Final = ("events", "attempts", "dead_letters")
 #: Longest time that a change of partitions may make readers and producers of the outbox wait, in milliseconds.
-STALL_MS: Final = 200
+PARTITION_LOCK_TIMEOUT_MS: Final = 200
 #: Longest wait of DETACH CONCURRENTLY for transactions that have used the outbox, in milliseconds. No other session
 #: waits meanwhile.
-DETACH_MS: Final = 60_000
+DETACH_TIMEOUT_MS: Final = 60_000
 
 
 async def interval(connection: Connection, text: str) -> str:
@@ -35,17 +35,17 @@ async def interval(connection: Connection, text: str) -> str:
     Raises:
         ConfigurationError: The text is not an interval, has no unit, or is not positive.
     """
-    hint = "As in 90d, 12h or '3 months'."
+    hint = "For example 90d, 12h or '3 months'."
     if not any(c.isalpha() for c in text):
         # PostgreSQL reads a number without a unit as seconds. A user who types 90 probably means days.
-        raise ConfigurationError(f"{text} has no unit", hint)
+        raise ConfigurationError(f"the interval {text} has no unit", hint)
     try:
         row = await connection.fetchrow(query("retention/interval"), text)
     except asyncpg.DataError as error:
-        raise ConfigurationError(f"{text} is no interval to keep something for: {error}", hint) from error
+        raise ConfigurationError(f"cannot read {text!r} as an interval: {error}", hint) from error
     assert row is not None
     if not row["positive"]:
-        raise ConfigurationError(f"what is kept must be kept for some time, not for {text}", hint)
+        raise ConfigurationError(f"the interval must be positive, not {text}", hint)
     return str(row["keep"])
 
 
@@ -60,7 +60,7 @@ async def only_run(connection: Connection) -> AsyncIterator[str | None]:
         yield None
     else:
         # The lock ends with the session, at the end of the command. A lock that a foreign role holds is ignored.
-        (row,) = await queries.rows(connection, "take_lease", RETENTION_KEY, LOCK_NAME)
+        (row,) = await queries.rows(connection, "take_lease", RETENTION_KEY, RETENTION_LOCK_NAME)
         yield None if row["mine"] or row["strangers"] else row["words"]
 
 
@@ -125,10 +125,10 @@ class PartitionMaintainer:
         self.done: list[Row] = []
         self.held: list[Row] = []
 
-    async def tend(self, plan: Row) -> None:
+    async def apply(self, plan: Row) -> None:
         """Make the changes of the plan, as far as they are possible now."""
         if self._connection.pooled:
-            self._hold("", "behind a pooler partitions are left alone")
+            self._hold("", "partitions cannot be changed through a transaction pooler")
         elif not plan["by_time"]:
             self._hold("", "event_outbox is partitioned, but not by range of created_at alone")
         elif not plan["owner"]:
@@ -148,7 +148,7 @@ class PartitionMaintainer:
     async def _finish(self) -> None:
         for row in await queries.rows(self._connection, "retention/unfinished"):
             if row["pending"]:
-                await self._execute(row, "finalize", DETACH_MS, tries=1)
+                await self._execute(row, "finalize", DETACH_TIMEOUT_MS, tries=1)
         # Read again: the partitions that were just finalized are among these rows.
         for row in await queries.rows(self._connection, "retention/unfinished"):
             if not row["pending"] and await self._execute(row, self._end):
@@ -157,9 +157,9 @@ class PartitionMaintainer:
     async def _create(self, months: Iterable[Row]) -> None:
         for month in months:
             if month["in_the_way"]:
-                self._hold(month["name"], f"{month['in_the_way']} rows of the default partition belong there")
+                self._hold(month["name"], f"{month['in_the_way']} rows of this month are in the default partition")
             elif month["taken"]:
-                self._hold(month["name"], "a table of this name exists, and is no partition")
+                self._hold(month["name"], "a table with this name exists, and is not a partition")
             elif await self._statement(month["name"], None, month["statement"]):
                 self._did(month["name"], "created", 0)
 
@@ -176,7 +176,7 @@ class PartitionMaintainer:
             if not await self._still_whole(partition):
                 await self._execute(partition, "open")
                 return
-            if not await self._execute(partition, "detach_concurrently", DETACH_MS, tries=1):
+            if not await self._execute(partition, "detach_concurrently", DETACH_TIMEOUT_MS, tries=1):
                 return
             await self._execute(partition, self._end)
         else:
@@ -201,17 +201,17 @@ class PartitionMaintainer:
         now = await queries.rows(self._connection, "retention/partitions", self._keep, partition["oid"])
         if now and now[0]["whole"]:
             return True
-        self._hold(partition["name"], "events came in that somebody has to read first")
+        self._hold(partition["name"], "new events arrived that a worker has not read")
         return False
 
     async def _words(self, row: Row) -> Row:
         return (await queries.rows(self._connection, "retention/retire", row["oid"]))[0]
 
-    async def _execute(self, row: Row, step: str, timeout_ms: int = STALL_MS, tries: int = 10) -> bool:
+    async def _execute(self, row: Row, step: str, timeout_ms: int = PARTITION_LOCK_TIMEOUT_MS, tries: int = 10) -> bool:
         return await self._statement(row["name"], row["oid"], (await self._words(row))[step], timeout_ms, tries)
 
     async def _statement(
-        self, name: str, oid: int | None, statement: str, timeout_ms: int = STALL_MS, tries: int = 10
+        self, name: str, oid: int | None, statement: str, timeout_ms: int = PARTITION_LOCK_TIMEOUT_MS, tries: int = 10
     ) -> bool:
         async def work() -> None:
             await self._connection.execute(statement)
@@ -219,7 +219,7 @@ class PartitionMaintainer:
         return await self._patient(name, oid, work, timeout_ms, tries)
 
     async def _patient(
-        self, name: str, oid: int | None, work: Any, timeout_ms: int = STALL_MS, tries: int = 10
+        self, name: str, oid: int | None, work: Any, timeout_ms: int = PARTITION_LOCK_TIMEOUT_MS, tries: int = 10
     ) -> bool:
         """Do the work, and return whether a lock was available in one of the tries; if not, note the lock holders."""
         try:
@@ -229,7 +229,7 @@ class PartitionMaintainer:
                 raise
             holders = await queries.rows(self._connection, "retention/lockers", oid) if oid else []
             who = "; ".join(row["who"] for row in holders)
-            self._hold(name, "a lock could not be had" + (f": {who}" if who else ""))
+            self._hold(name, "no lock was available" + (f"; lock holders: {who}" if who else ""))
             return False
         return True
 

@@ -30,5 +30,5 @@ async def moment(connection: Connection, text: str) -> datetime:
             ago: datetime = await connection.fetchval(query("ago"), text)
             return ago
     raise ConfigurationError(
-        f"{text} is no point in time and no interval", "As in 2h, '3 days' or 2026-11-24T15:00:00Z."
+        f"cannot read {text!r} as a timestamp or an interval", "Examples: 2h, '3 days', 2026-11-24T15:00:00Z."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from iu_listen.admin.ids import SHORTEST, between, is_id, whole
+from iu_listen.admin.ids import MIN_PREFIX_CHARS, complete_id, id_range, is_id
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.spans import Span, attempt_span, call_span, event_span, letter_span
 from iu_listen.postgres import queries
@@ -25,9 +25,11 @@ async def end(connection: Connection, name: str) -> int | None:
     with translate_driver_errors():
         async with connection.transaction():
             if not await queries.value(connection, "trace/lock", TRACE_KEY, name):
-                holder = await queries.value(connection, "lease_holder", TRACE_KEY, name)
-                hint = "End that process first, or start it without OTEL_TRACES_EXPORTER."
-                raise Refused(f"the export runs: {holder}", hint)
+                holder = (
+                    await queries.value(connection, "lease_holder", TRACE_KEY, name) or "its session has just ended"
+                )
+                hint = "Stop that process first, or start it without OTEL_TRACES_EXPORTER."
+                raise Refused(f"the trace export is running: {holder}", hint)
             spans: int | None = await queries.value(connection, "trace/forget", name)
     return spans
 
@@ -46,8 +48,8 @@ async def life(connection: Connection, what: str) -> list[Span]:
     try:
         event = await _event(connection, what)
     except ValueError:
-        hint = "An event's id, an attempt's number, a dead letter's id, or a trace id: iu-listen attempts"
-        raise ConfigurationError(f"{what} is no id", hint) from None
+        hint = "Use the id of an event, the number of an attempt, the id of a dead letter, or a trace id."
+        raise ConfigurationError(f"{what} is not an id", hint) from None
     if event is None:
         return []
     attempts = await queries.rows(connection, "trace/attempts_of", event)
@@ -66,11 +68,11 @@ async def _event(connection: Connection, what: str) -> UUID | None:
     if what.isdecimal() and len(what) < len(str(2**63)):
         found: UUID | None = await queries.value(connection, "trace/event_of_attempt", int(what))
         # A number may also be the first characters of a UUID.
-        if found or len(what) < SHORTEST:
+        if found or len(what) < MIN_PREFIX_CHARS:
             return found
     if not is_id(what):
         raise ValueError(what)
-    low, high = between(what)
+    low, high = id_range(what)
     if low == high:
         return UUID(str(await queries.value(connection, "trace/event_of_letter", low) or low))
     letters = await queries.rows(connection, "ids/dead_letter", low, high)
@@ -78,9 +80,10 @@ async def _event(connection: Connection, what: str) -> UUID | None:
     if letters and events:
         both = ", ".join(str(row["id"]) for row in [*letters, *events])
         raise ConfigurationError(
-            f"dead letters and events have an id that begins with {what}: {both}", "Type more of it."
+            f"the id {what} is ambiguous; it begins the ids of dead letters and events: {both}",
+            "Use more characters of the id.",
         )
     if letters:
-        low = await whole(connection, "dead_letter", what)
+        low = await complete_id(connection, "dead_letter", what)
         return UUID(str(await queries.value(connection, "trace/event_of_letter", low)))
-    return await whole(connection, "event", what) if events else None
+    return await complete_id(connection, "event", what) if events else None

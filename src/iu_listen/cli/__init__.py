@@ -1,8 +1,6 @@
 """The command line: it parses arguments, calls functions and prints results. It contains no SQL and no decisions.
 
-It also translates errors to exit codes:
-0 fine · 1 the answer is no · 2 usage or configuration · 3 cannot reach the database ·
-4 the answer could not be written · 70 a fault of the program.
+It also translates errors to exit codes; HELP lists them.
 """
 
 from __future__ import annotations
@@ -17,38 +15,43 @@ from types import FrameType
 from cyclopts import App, CycloptsError, Parameter
 
 from iu_listen.cli import (
-    change,
+    attempts,
     completeness,
     cursor,
     dead_letter,
-    deliveries,
     delivery,
     demo,
+    doctor,
     emit,
+    gate,
+    health,
     install,
-    outlet,
     output,
     retention,
+    route,
+    route_policy,
     service,
     status,
+    streams,
     traces,
 )
-from iu_listen.cli.ending import UNEXPECTED
+from iu_listen.cli.exit_timer import EXIT_INTERNAL_ERROR
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.version import VERSION
 from iu_listen.telemetry.logs import log_error
 
-HELP = """Listens to a PostgreSQL outbox: routes every committed event once, audits it, and shows that it does.
+HELP = """Listen to a PostgreSQL outbox: route every committed event exactly once, and record each decision.
 
-The first five minutes: `iu-listen demo` shows everything on a database of its own.
-On your database: `apply --plan`, `apply`, `gate open worker`, `run`; then `status`, `health`, `doctor`.
+To begin, run `iu-listen demo`; it uses a separate database.
+On your database use `apply --plan`, `apply`, `gate open worker`, `run`; then `status`, `health`, `doctor`.
 
-The database is --dsn, else IU_LISTEN_DSN, else the PG* variables, else an embedded server in .iu-listen/.
-Exit codes: 0 fine, 1 the answer is no, 2 usage or configuration, 3 cannot reach the database, 4 the answer could not
-be written, 70 a fault of the program."""
+The database is that of --dsn, else of IU_LISTEN_DSN, else of the PG* variables, else an embedded server in .iu-listen/.
+
+Exit codes: 0 success; 1 check failed or request refused; 2 wrong usage or configuration; 3 database not reachable;
+4 answer could not be written; 70 internal error."""
 
 #: Exit code of an answer that could not be written.
-ANSWER_LOST = 4
+EXIT_ANSWER_LOST = 4
 
 
 def _default(value: object) -> str | None:
@@ -70,10 +73,14 @@ for group in (
     demo,
     install,
     status,
+    health,
+    doctor,
+    attempts,
     completeness,
-    change,
+    gate,
+    route,
+    route_policy,
     delivery,
-    deliveries,
     dead_letter,
     cursor,
     retention,
@@ -89,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; None: those of the process.
     """
-    outlet.install()
+    streams.install()
     code = _run(list(sys.argv[1:] if argv is None else argv))
-    lost = outlet.answer_lost()
+    lost = streams.answer_lost()
     if lost is not None:
-        output.problem(f"the answer could not be written: {lost.strerror}", "What the command had to do, it has done.")
-    return ANSWER_LOST if lost is not None and code == 0 else code
+        output.problem(f"the answer could not be written: {lost.strerror}", "The command itself was completed.")
+    return EXIT_ANSWER_LOST if lost is not None and code == 0 else code
 
 
 def _run(argv: list[str]) -> int:
@@ -122,15 +129,15 @@ def _run(argv: list[str]) -> int:
             error_console=output.err(),
             result_action="return_value",
         )
-    except CycloptsError as wrong:
-        _answer_error(argv, str(wrong), "", 2)
+    except CycloptsError as usage_error:
+        _answer_error(argv, str(usage_error), "", 2)
         return 2
     except KeyboardInterrupt:
         return 143 if terminated else 130
     except (Exception, BaseExceptionGroup) as raised:  # noqa: BLE001 the last resort of a command
         error = _ours(raised)
         if error is None:
-            return _unexpected(raised, argv)
+            return _internal_error(raised, argv)
         if not _answer_error(argv, error.message, error.hint, error.exit_code):
             output.problem(error.message, error.hint)
         return error.exit_code
@@ -146,8 +153,8 @@ def _ours(raised: BaseException) -> IuListenError | None:
     return raised if isinstance(raised, IuListenError) else None
 
 
-def _unexpected(raised: BaseException, argv: list[str]) -> int:
-    """Report a fault of the program with its traceback on stderr, and return the exit code 70.
+def _internal_error(raised: BaseException, argv: list[str]) -> int:
+    """Report an internal error with its traceback on stderr, and return the exit code 70.
 
     The text of the exception is not shown, because it may contain a secret or a payload.
     """
@@ -156,10 +163,11 @@ def _unexpected(raised: BaseException, argv: list[str]) -> int:
     frames = "".join(traceback.format_tb(raised.__traceback__))
     output.note(f"Traceback (most recent call last):\n{frames}{type(raised).__name__}")
     output.problem(
-        f"unexpected {type(raised).__name__}", "This is a fault of iu-listen: report it with the lines above."
+        f"internal error: {type(raised).__name__}",
+        "This is an internal error of iu-listen. Please report it with the traceback above.",
     )
-    _answer_error(argv, f"unexpected {type(raised).__name__}", "", UNEXPECTED)
-    return UNEXPECTED
+    _answer_error(argv, f"internal error: {type(raised).__name__}", "", EXIT_INTERNAL_ERROR)
+    return EXIT_INTERNAL_ERROR
 
 
 def _answer_error(argv: list[str], message: str, hint: str, code: int) -> bool:

@@ -1,4 +1,4 @@
-"""audit: the completeness check. It lists events that lack attempts, and lets the worker route them again."""
+"""The command completeness: list events that lack attempts, and let the worker route them again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from iu_listen.admin import gates
 from iu_listen.cli import output
-from iu_listen.cli.context import ConnectionOptions, looking
-from iu_listen.cli.status import Worker
+from iu_listen.cli.confirm import not_confirmed
+from iu_listen.cli.context import ConnectionOptions, connected
+from iu_listen.cli.parameters import WorkerName
 from iu_listen.flow.completeness import Pace
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, Refused
@@ -23,20 +24,20 @@ from iu_listen.postgres.session import Connection
 
 #: Largest number of events of a page, which is one statement, and longest intended duration of a page, in seconds. No
 #: timeout ends a page earlier.
-PAGE: Final = 5000
-PAGE_SECONDS: Final = 60.0
+MAX_PAGE_EVENTS: Final = 5000
+TARGET_PAGE_SECONDS: Final = 60.0
 #: Largest number of events in one transaction of a repair.
-REPAIR_PAGE: Final = 1000
+MAX_REPAIR_EVENTS: Final = 1000
 #: Largest number of incomplete events that are listed.
-LISTED: Final = 100
+MAX_LISTED_EVENTS: Final = 100
 #: Longest wait of a repair for a consumer that makes no progress, in seconds.
-PATIENCE: Final = 30.0
+REPAIR_TIMEOUT: Final = 30.0
 
 #: Descriptions of the states of an incomplete event.
-STATES: Final = {
-    "repairable": "can be decided once more",
-    "waiting": "waits for the consumer",
-    "not_repairable": "no decision of today would write what it lacks",
+STATE_PHRASES: Final = {
+    "repairable": "can be repaired: use --repair",
+    "waiting": "waits until the consumer routes it again",
+    "not_repairable": "cannot be repaired: its route is disabled or gone; use --accept",
     "accepted": "accepted as it is",
 }
 
@@ -48,37 +49,42 @@ def register(app: App) -> None:
 
 def run(
     *,
-    worker: Worker = None,
+    worker: WorkerName = None,
     resume: Annotated[
-        bool, Parameter(help="Go on with a pass that was interrupted, or begin anew.", negative="--fresh")
+        bool, Parameter(help="Continue an interrupted pass, or begin a new one. Default: --fresh.", negative="--fresh")
     ] = False,
-    repair: Annotated[bool, Parameter(help="Have incomplete events decided once more.", negative=())] = False,
+    repair: Annotated[bool, Parameter(help="Let the worker route incomplete events again.", negative=())] = False,
     accept: Annotated[
-        bool, Parameter(help="Take incomplete events as they are; they alarm no more.", negative=())
+        bool, Parameter(help="Accept incomplete events as they are; they raise no further alarm.", negative=())
     ] = False,
-    plan: Annotated[bool, Parameter(help="With --repair or --accept: show what would happen.", negative=())] = False,
-    yes: Annotated[bool, Parameter(help="With --repair or --accept: really do it.", negative=())] = False,
-    where: ConnectionOptions | None = None,
+    plan: Annotated[
+        bool, Parameter(help="With --repair or --accept: show the changes without making them.", negative=())
+    ] = False,
+    yes: Annotated[bool, Parameter(help="With --repair or --accept: confirm the change.", negative=())] = False,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Look whether every event behind the cursor has its attempts. Exit 1 when one has not.
+    """Check whether every event behind the cursor has its attempts. Exit 1 if an event lacks attempts.
 
-    The walk is bounded and resumable: Ctrl-C leaves its position for --resume. It may run at any time; what is being
-    decided meanwhile is no false alarm. --repair puts incomplete events before the cursor again; keys suppress what
-    was decided already.
+    The command may run at any time: events that are being decided meanwhile cause no false alarm. After Ctrl-C the
+    position is kept for --resume. --repair moves incomplete events in front of the cursor, so that the worker routes
+    them again; idempotency keys suppress decisions that were already made.
     """
     if repair and accept:
-        raise ConfigurationError("--repair and --accept exclude each other", "Repair first, then accept what is left.")
+        raise ConfigurationError(
+            "--repair and --accept exclude each other",
+            "Use --repair first, then --accept for the events that are left.",
+        )
     if (plan or yes) and not (repair or accept):
-        raise ConfigurationError(f"{'--plan' if plan else '--yes'} goes with --repair or --accept", "")
-    machine = bool(where and where.json)
+        raise ConfigurationError(f"{'--plan' if plan else '--yes'} requires --repair or --accept", "")
+    machine = bool(options and options.json)
 
     async def inside() -> int:
-        async with looking(where, worker=worker) as (door, connection):
-            name = door.settings.worker
+        async with connected(options, worker=worker) as (context, connection):
+            name = context.settings.worker
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
             await requirements.require_worker(connection, name)
-            page = await _walk(connection, name, resume=resume)
+            page = await _run_pass(connection, name, resume=resume)
             answer = await _findings(connection, name, page)
             if not machine:
                 _print_findings(answer)
@@ -87,7 +93,7 @@ def run(
                 if plan or not yes:
                     _print_plan(answer, change, machine=machine)
                     if not plan:
-                        raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                        raise not_confirmed()
                     return 0
                 done = await (_repair if repair else _accept)(connection, name)
                 answer |= await _findings(connection, name, page)
@@ -104,9 +110,9 @@ def run(
 # -- check -------------------------------------------------------------------------------------------------------
 
 
-async def _walk(connection: Connection, worker: str, *, resume: bool) -> CompletenessPage:
+async def _run_pass(connection: Connection, worker: str, *, resume: bool) -> CompletenessPage:
     """Run a pass to its end; with ``resume`` continue the interrupted pass."""
-    number, pace = None if resume else 0, Pace(PAGE, PAGE_SECONDS)
+    number, pace = None if resume else 0, Pace(MAX_PAGE_EVENTS, TARGET_PAGE_SECONDS)
     with _progress("completeness") as step:
         try:
             while True:
@@ -114,15 +120,21 @@ async def _walk(connection: Connection, worker: str, *, resume: bool) -> Complet
                 page = await completeness.page(connection, worker, pace.events, number)
                 pace.took(anyio.current_time() - began)
                 if page.status == "refused":
-                    raise Refused(f"the cursor is not believed: {page.reason}", "docs/how-to/repair.md")
+                    raise Refused(
+                        f"the cursor does not belong to this database's history: {page.reason}",
+                        "See docs/how-to/repair.md.",
+                    )
                 if page.status == "superseded":
-                    raise Refused("somebody else began another audit", "Join it: iu-listen completeness --resume")
+                    raise Refused(
+                        "another command has begun a new pass of the completeness check",
+                        "Continue that pass: iu-listen completeness --resume",
+                    )
                 step(page)
                 if page.over:
                     return page
                 number = page.number
         except anyio.get_cancelled_exc_class():
-            output.note("Stopped. Go on with: iu-listen completeness --resume")
+            output.note("Interrupted. Continue with: iu-listen completeness --resume")
             raise
 
 
@@ -163,7 +175,7 @@ async def _findings(connection: Connection, worker: str, page: CompletenessPage)
         "seconds": page.seconds,
         "complete": counts["missing"] == 0,
         **counts,
-        "events": await queries.rows(connection, "completeness/missing", worker, LISTED),
+        "events": await queries.rows(connection, "completeness/missing", worker, MAX_LISTED_EVENTS),
     }
 
 
@@ -176,7 +188,7 @@ def _print_findings(answer: dict[str, Any]) -> None:
         markup=True,
     )
     if answer["accepted"]:
-        output.note(f"{output.text(answer['accepted'])} more are accepted as they are.")
+        output.note(f"{output.plural(answer['accepted'], 'more incomplete event')} accepted.")
     _print_events(answer)
 
 
@@ -185,14 +197,21 @@ def _print_events(answer: dict[str, Any]) -> None:
     if not listed:
         return
     output.table(
-        ("event", "type", "attempts", "of", "noticed", "what now"),
+        ("event", "type", "attempts", "expected", "found", "action"),
         (
-            (e["event_ref"], e["event_type"], e["found"], e["wanted"], output.ago(e["found_at"]), STATES[e["state"]])
+            (
+                e["event_ref"],
+                e["event_type"],
+                e["found"],
+                e["wanted"],
+                output.ago(e["found_at"]),
+                STATE_PHRASES[e["state"]],
+            )
             for e in listed
         ),
     )
     if answer["missing"] > len(listed):
-        output.note(f"… and {output.text(answer['missing'] - len(listed))} more.")
+        output.note(f"{output.plural(answer['missing'] - len(listed), 'more event')} not shown.")
 
 
 # -- repair and accept -------------------------------------------------------------------------------------------
@@ -209,14 +228,14 @@ def _print_plan(answer: dict[str, Any], change: dict[str, Any], *, machine: bool
     if machine:
         output.as_json(answer)
     else:
-        output.line(f"Plan: {_words(change)}.")
+        output.line(f"Plan: {_change_phrase(change)}.")
 
 
-def _words(change: dict[str, Any]) -> str:
-    accepted = f"{output.text(change['accepted'])} {STATES['accepted'].replace('it is', 'they are')}"
+def _change_phrase(change: dict[str, Any]) -> str:
+    accepted = f"{output.plural(change['accepted'], 'incomplete event')} accepted"
     if "restamped" not in change:
         return accepted
-    restamped = f"{output.text(change['restamped'])} to be decided once more"
+    restamped = f"{output.plural(change['restamped'], 'event')} to be routed again"
     return f"{restamped}, {accepted}" if change["accepted"] else restamped
 
 
@@ -229,16 +248,16 @@ async def _repair(connection: Connection, worker: str) -> dict[str, Any]:
     done: dict[str, Any] = {"restamped": 0, "accepted": 0, "done": True}
     more = True
     while more:
-        answer = await completeness.repair(connection, worker, REPAIR_PAGE)
+        answer = await completeness.repair(connection, worker, MAX_REPAIR_EVENTS)
         done["restamped"] += answer["restamped"]
         done["accepted"] += answer["accepted"]
         more = answer["more"]
-    done["why"] = await _wait_until_decided(connection, worker)
+    done["why"] = await _wait_until_routed(connection, worker)
     await completeness.confirm(connection, worker)
     return done
 
 
-async def _wait_until_decided(connection: Connection, worker: str) -> str | None:
+async def _wait_until_routed(connection: Connection, worker: str) -> str | None:
     """Wait until no repaired event is waiting.
 
     Returns:
@@ -250,13 +269,13 @@ async def _wait_until_decided(connection: Connection, worker: str) -> str | None
         console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         total = waiting = (await completeness.counts(connection, worker))["waiting"]
-        task = bar.add_task("decided", total=total)
+        task = bar.add_task("routed again", total=total)
         since, asked = anyio.current_time(), 0.0
         while waiting:
-            if why := await _held_up(connection, worker):
-                return why
-            if anyio.current_time() - since > PATIENCE:
-                return f"nothing was decided within {PATIENCE:g} s"
+            if obstacle := await _obstacle(connection, worker):
+                return obstacle
+            if anyio.current_time() - since > REPAIR_TIMEOUT:
+                return f"no event was routed within {REPAIR_TIMEOUT:g} s"
             await anyio.sleep(max(0.1, 4 * asked))
             before, began = waiting, anyio.current_time()
             waiting = (await completeness.counts(connection, worker))["waiting"]
@@ -267,9 +286,9 @@ async def _wait_until_decided(connection: Connection, worker: str) -> str | None
     return None
 
 
-async def _held_up(connection: Connection, worker: str) -> str | None:
+async def _obstacle(connection: Connection, worker: str) -> str | None:
     """The reason why no consumer routes events now; None: a consumer does."""
-    if closed := await gates.in_the_way(connection):
+    if closed := await gates.closed_gates(connection):
         return f"the {closed[0]} gate is closed"
     active = [
         c for c in await queries.rows(connection, "consumers")
@@ -279,9 +298,9 @@ async def _held_up(connection: Connection, worker: str) -> str | None:
 
 
 def _print_change(answer: dict[str, Any], done: dict[str, Any]) -> None:
-    output.line(f"Done: {_words(done)}.")
+    output.line(f"Done: {_change_phrase(done)}.")
     if done.get("why"):
-        output.line(f"{output.text(answer['waiting'])} wait: {done['why']}.")
+        output.line(f"{output.plural(answer['waiting'], 'event')} still waiting: {done['why']}.")
     if answer["missing"]:
         _print_events(answer)
     else:

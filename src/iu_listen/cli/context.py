@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,17 +20,6 @@ from iu_listen.postgres.session import Connection, session
 EMBEDDED_DATABASE = "iu"
 
 
-def between(low: float, high: float) -> Callable[[Any, Any], None]:
-    """A validator for a numeric option with this range."""
-
-    def check(_: Any, value: float | None) -> None:
-        # The comparison is written so that it also refuses nan.
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"must be from {low} to {high}")
-
-    return check
-
-
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ConnectionOptions:
@@ -40,7 +29,7 @@ class ConnectionOptions:
         str | None,
         Parameter(help="Connection string, also IU_LISTEN_DSN. Default: PG* variables, else the embedded server."),
     ] = None
-    json: Annotated[bool, Parameter(help="Answer for machines.", negative=())] = False
+    json: Annotated[bool, Parameter(help="Print the answer as JSON.", negative=())] = False
 
 
 @dataclass(frozen=True)
@@ -63,17 +52,17 @@ class CommandContext:
 
 
 @contextmanager
-def opened(where: ConnectionOptions | None, **overrides: Any) -> Iterator[CommandContext]:
+def open_context(options: ConnectionOptions | None, **overrides: Any) -> Iterator[CommandContext]:
     """Read the settings of a command. If they name no database, run the embedded server during the block.
 
     Raises:
         ConfigurationError: A setting is invalid, or no database is named and there is no embedded server.
         DatabaseUnreachable: The embedded server does not start.
     """
-    settings = Settings.load(os.environ, {"dsn": where.dsn if where else None, **overrides})
-    if where and where.dsn is not None and not where.dsn.strip():
+    settings = Settings.load(os.environ, {"dsn": options.dsn if options else None, **overrides})
+    if options and options.dsn is not None and not options.dsn.strip():
         # For example an unset variable of the shell. Any default would be a database that the user did not name.
-        raise ConfigurationError("--dsn is empty", "Leave it out to use IU_LISTEN_DSN or the PG* variables.")
+        raise ConfigurationError("--dsn is empty", "Omit it to use IU_LISTEN_DSN or the PG* variables.")
     if settings.dsn or any(os.environ.get(name) for name in DATABASE_VARIABLES):
         yield CommandContext(settings, tuple(_programs()), None)
         return
@@ -92,7 +81,7 @@ def running_server(settings: Settings) -> Iterator[embedded.Server]:
     except embedded.EmbeddedUnavailable as error:
         raise ConfigurationError(str(error)) from error
     except embedded.EmbeddedError as error:
-        raise DatabaseUnreachable(f"the embedded server: {error}") from error
+        raise DatabaseUnreachable(f"the embedded server does not work: {error}") from error
 
 
 def with_dsn(settings: Settings, dsn: str) -> Settings:
@@ -109,10 +98,10 @@ def _programs() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def looking(
-    where: ConnectionOptions | None, **overrides: Any
+async def connected(
+    options: ConnectionOptions | None, **overrides: Any
 ) -> AsyncIterator[tuple[CommandContext, Connection]]:
     """The database of a command, and one session to it."""
-    with opened(where, **overrides) as door:
-        async with door.session() as connection:
-            yield door, connection
+    with open_context(options, **overrides) as context:
+        async with context.session() as connection:
+            yield context, connection

@@ -10,15 +10,14 @@ from cyclopts import App, Parameter
 
 from iu_listen.admin import cursors, gates, times
 from iu_listen.cli import output
-from iu_listen.cli.change import Plan
-from iu_listen.cli.context import ConnectionOptions, looking
+from iu_listen.cli.confirm import not_confirmed
+from iu_listen.cli.context import ConnectionOptions, connected
+from iu_listen.cli.parameters import Plan, WorkerName, Yes
 from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
 from iu_listen.postgres import queries
 
-Yes = Annotated[bool, Parameter(help="Really do it.", negative=())]
-
-cursor = App(name="cursor", help="Show where workers are, and put them somewhere else.")
+cursor = App(name="cursor", help="Show and move the cursors of workers.")
 
 
 def register(app: App) -> None:
@@ -27,18 +26,18 @@ def register(app: App) -> None:
 
 
 @cursor.command(name="show")
-def cursor_show(*, where: ConnectionOptions | None = None) -> int:
-    """Show where every worker is."""
+def cursor_show(*, options: ConnectionOptions | None = None) -> int:
+    """Show the cursor of every worker."""
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             found = await queries.rows(connection, "workers")
-        if where and where.json:
+        if options and options.json:
             output.as_json(found)
         else:
             output.table(
-                ("worker", "domain", "youngest event routed", "of", "backlog", "consumed", "in a tick"),
+                ("worker", "domain", "newest event routed", "created", "backlog", "cursor", "open tick"),
                 (
                     (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"],
                      w["backlog"], w["prev"], w["tick"])
@@ -54,30 +53,34 @@ def cursor_show(*, where: ConnectionOptions | None = None) -> int:
 def cursor_site(
     *,
     accept: Annotated[
-        str | None, Parameter(help="Let the consumers of this site deliver; `last`: of the one that was refused last.")
+        str | None,
+        Parameter(help="Let the consumers of this site deliver; `last` means the site that was refused last."),
     ] = None,
-    where: ConnectionOptions | None = None,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Show from where consumers reach the database, and let those of a new site deliver.
+    """Show the sites from which consumers use the database, or let the consumers of a new site deliver.
 
-    A consumer at an address that is not known delivers nothing, because the database may be a copy of another one.
+    A consumer at an unknown address delivers nothing, because the database may be a copy of another one.
     """
 
     async def run() -> list[queries.Row]:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             if accept is not None:
                 chosen = None if accept == "last" else accept
                 if not await queries.rows(connection, "accept_site", chosen, None):
-                    raise Refused(f"no consumer came from {accept}", "iu-listen cursor site")
+                    raise Refused(
+                        f"no consumer was refused at site {accept}" if accept != "last" else "no consumer was refused",
+                        "`iu-listen cursor site` lists the sites.",
+                    )
             return await queries.rows(connection, "sites")
 
     found = anyio.run(run)
-    if where and where.json:
+    if options and options.json:
         output.as_json(found)
     else:
         output.table(
-            ("site", "last seen", "may deliver since", "by"),
+            ("site", "last seen", "may deliver since", "accepted by"),
             ((s["site"], s["seen_at"], s["accepted_at"] or "no", s["accepted_by"]) for s in found),
         )
     return 0
@@ -86,24 +89,22 @@ def cursor_site(
 @cursor.command(name="reset")
 def cursor_reset(
     *,
-    to: Annotated[Literal["beginning", "now"], Parameter(help="Where to.")],
-    worker: Annotated[
-        str | None, Parameter(help="Which worker. Default: IU_LISTEN_WORKER, else iu_outbound_default.")
-    ] = None,
+    to: Annotated[Literal["beginning", "now"], Parameter(help="New position of the cursor.")],
+    worker: WorkerName = None,
     plan: Plan = False,
     yes: Yes = False,
-    where: ConnectionOptions | None = None,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Put a worker somewhere else.
+    """Move the cursor of a worker. The worker gate must be closed.
 
-    To the beginning: everything is read again; idempotency keys suppress second decisions. To now: what waits is
-    never routed by this worker. The worker gate must be closed.
+    With `beginning`, all events are read again, and idempotency keys suppress second decisions. With `now`, this worker
+    never routes its present backlog.
     """
-    machine = bool(where and where.json)
+    machine = bool(options and options.json)
 
     async def run() -> int:
-        async with looking(where, worker=worker) as (door, connection):
-            name = door.settings.worker
+        async with connected(options, worker=worker) as (context, connection):
+            name = context.settings.worker
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
             await requirements.require_worker(connection, name)
@@ -111,18 +112,20 @@ def cursor_reset(
             if to == "beginning":
                 total = await queries.value(connection, "count_events", mine["event_domain"])
                 domain = mine["event_domain"]
-                effect = f"{output.text(total)} events of domain {domain} are read again; decided ones stay as they are"
+                effect = (
+                    f"all {output.text(total)} events of domain {domain} are read again; decisions that were made stay"
+                )
             else:
-                effect = f"{output.text(mine['backlog'])} waiting events are never routed by {name}"
+                effect = f"the worker {name} never routes its backlog ({output.plural(mine['backlog'], 'event')})"
             if plan or not yes:
                 if machine:
                     output.as_json({"worker": name, "to": to, "effect": effect, "done": False})
                 else:
-                    output.line(f"Plan: {effect}.")
+                    output.line(f"Plan: {effect}. Nothing was changed.")
                     if any(g["open"] for g in await gates.all_gates(connection) if g["gate"] == "worker"):
-                        output.note("Refused while the worker gate is open: iu-listen gate close worker")
+                        output.note("The worker gate is open. Close it before the reset: iu-listen gate close worker")
                 if not plan:
-                    raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                    raise not_confirmed()
                 return 0
             if any(g["open"] for g in await gates.all_gates(connection) if g["gate"] == "worker"):
                 raise Refused("the worker gate is open", "Close it first: iu-listen gate close worker")
@@ -140,23 +143,24 @@ def cursor_reset(
 def cursor_reanchor(
     *,
     since: Annotated[
-        str | None, Parameter(help="Read what was created since then again: 2h, '3 days', or ISO 8601.")
+        str | None,
+        Parameter(help="Read all events again that were created since this time: 2h, '3 days', or ISO 8601."),
     ] = None,
-    force: Annotated[bool, Parameter(help="Although no worker refuses.", negative=())] = False,
+    force: Annotated[bool, Parameter(help="Reanchor even if no worker refuses to work.", negative=())] = False,
     plan: Plan = False,
     yes: Yes = False,
-    where: ConnectionOptions | None = None,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Make a foreign history our own, after a restore or a logical copy.
+    """Adopt a foreign history, after a restore or a logical copy. The worker gate must be closed.
 
-    What a worker has not read is read, what is uncertain is read again, and idempotency keys suppress second
-    decisions; with --since the uncertain events before that time count as read. All workers move, all or nothing,
-    and writers do not wait. The worker gate must be closed.
+    Events that a worker has not read are read, uncertain events are read again, and idempotency keys suppress second
+    decisions. With --since, uncertain events before that time count as read. The cursors of all workers are changed in
+    one transaction, and producers do not wait.
     """
-    machine = bool(where and where.json)
+    machine = bool(options and options.json)
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
             moment = await times.moment(connection, since) if since else None
@@ -168,7 +172,7 @@ def cursor_reanchor(
                 else:
                     _print_plan(found, moment)
                 if not plan:
-                    raise Refused("nothing was changed", "Say --yes to do it, or --plan to only look.")
+                    raise not_confirmed()
                 return 0
             did = await cursors.reanchor(connection, moment, force=force, plan=False)
             if machine:
@@ -176,16 +180,16 @@ def cursor_reanchor(
                     answer | {"done": True} | {k: did[k] for k in ("lineage", "again", "past", "traces_since")}
                 )
             else:
-                again, past = output.text(did["again"]), output.text(did["past"])
-                output.line(f"Done: {again} event(s) are to be read, {past} were moved into the past.")
+                again, past = output.plural(did["again"], "event"), output.plural(did["past"], "event")
+                output.line(f"Done: {again} are to be read, {past} count as read.")
                 output.note(
-                    "Next: iu-listen gate open worker. When nothing waits any more, iu-listen completeness shows that"
-                    " nothing is missing."
+                    "Next: `iu-listen gate open worker`. When the backlog is empty, `iu-listen completeness` checks"
+                    " that every event has its attempts."
                 )
                 if did["traces_since"]:
                     output.note(
-                        f"Traces: the export begins anew. What it had not sent: iu-listen trace-export --since"
-                        f" '{did['traces_since']}'"
+                        "The trace export begins anew. To export the spans that were not sent: iu-listen trace-export"
+                        f" --since '{did['traces_since']}'"
                     )
         return 0
 
@@ -194,7 +198,7 @@ def cursor_reanchor(
 
 def _print_plan(found: dict[str, Any], since: datetime | None) -> None:
     output.table(
-        ("worker", "domain", "reads", "events", "unread", "uncertain", "to be read", "into the past"),
+        ("worker", "domain", "reads", "events", "unread", "uncertain", "to be read", "count as read"),
         (
             (w["worker_name"], w["event_domain"], output.mark(not w["refusal"], "yes", f"refuses: {w['refusal']}"),
              w["events"], w["unread"], w["uncertain"], w["again"], w["past"])
@@ -203,10 +207,13 @@ def _print_plan(found: dict[str, Any], since: datetime | None) -> None:
     )  # fmt: skip
     if found["numbers_behind"]:
         output.line(
-            f"The sequence is {output.text(found['numbers_behind'])} behind the events; it is put ahead of them."
+            f"The sequence of event numbers is {output.text(found['numbers_behind'])} behind the newest event; the"
+            " reanchor moves it ahead."
         )
     if not since and any(w["uncertain"] for w in found["workers"]):
-        output.line("Uncertain events are read again. If you know since when events may be missing, say --since.")
+        output.line(
+            "Uncertain events are read again. If you know since which time attempts may be missing, use --since."
+        )
     if not found["foreign"]:
-        output.line("No worker refuses: the history is our own, and only --force would change anything.")
+        output.line("No worker refuses: the history is not foreign, and the command changes nothing without --force.")
     output.line("Plan: nothing was changed.")

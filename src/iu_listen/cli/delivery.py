@@ -1,143 +1,154 @@
-"""The commands route live and route dry: they let a route deliver, or turn it back to a dry run."""
+"""The command group delivery: list and cancel deliveries."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.admin import routes
+from iu_listen.admin import dead_letters
+from iu_listen.admin.ids import complete_id
+from iu_listen.admin.routes import no_such_route
 from iu_listen.cli import output
-from iu_listen.cli.ask import confirmed, reason
-from iu_listen.cli.change import Plan, no_such_route, route
-from iu_listen.cli.context import ConnectionOptions, looking
+from iu_listen.cli.confirm import require_confirmation, require_reason
+from iu_listen.cli.context import ConnectionOptions, connected
+from iu_listen.cli.parameters import ID, Actor, NoQuestion, Plan, in_range
+from iu_listen.cli.progress import progress_bar
 from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
 from iu_listen.postgres import queries
-from iu_listen.postgres.session import Connection
-from iu_listen.targets.check import TargetVerdict, check
 
-#: The switches of a delivery in the order in which they are tested, each with the command that opens it.
-LOCKS = {
-    "master": "iu-listen gate open master",
-    "worker": "iu-listen gate open worker",
-    "delivery": "iu-listen gate open delivery",
-    "listed": "this command",
-}
+delivery = App(name="delivery", help="List and cancel deliveries.")
 
 
-def register(app: App) -> None:  # noqa: ARG001 they are commands of route, which is registered
-    """Add these commands."""
-    route.command(live, name="live")
-    route.command(dry, name="dry")
+def register(app: App) -> None:
+    """Add this group."""
+    app.command(delivery)
 
 
-def live(
+def print_delivering_routes(routes: list[queries.Row]) -> None:
+    """Print the table of routes that deliver, and below it the hints for paused routes."""
+    output.table(
+        ("route", "target", "deliveries", "retrying", "oldest", "paused by", "reason"),
+        (
+            (r["route_code"], f"{r['target_kind']} {mask(r['target_ref'])}", r["pending"], r["retrying"],
+             output.ago(r["since"]), output.mark(not r["paused_by"], "–", output.text(r["paused_by"])), r["why"])
+            for r in routes
+        ),
+    )  # fmt: skip
+    for row in routes:
+        if row["hint"]:
+            output.note(f"{row['route_code']}: {row['hint']}")
+
+
+@delivery.command(name="list")
+def delivery_list(
+    *,
+    limit: Annotated[int, Parameter(help="Largest number of parked subjects.", validator=in_range(1, 1_000_000))] = 20,
+    options: ConnectionOptions | None = None,
+) -> int:
+    """List every route that delivers, and the subjects with parked deliveries.
+
+    The list shows the number of deliveries of each route, the age of the oldest, and the reason if the route is paused.
+    On an ordered route, a delivery is parked while an earlier event of its subject waits for its next attempt.
+    """
+
+    async def run() -> dict[str, list[queries.Row]]:
+        async with connected(options) as (_, connection):
+            await requirements.require_package(connection)
+            return {
+                "routes": await queries.rows(connection, "delivery/routes"),
+                "parked": await queries.rows(connection, "delivery/parked", limit + 1),
+            }
+
+    found = anyio.run(run)
+    more, found["parked"] = len(found["parked"]) > limit, found["parked"][:limit]
+    if options and options.json:
+        output.as_json(found)
+        return 0
+    print_delivering_routes(found["routes"])
+    if found["parked"]:
+        output.table(
+            ("route", "parked subject", "parked deliveries", "waits for event", "since", "attempts", "failure"),
+            (
+                (p["route_code"], p["subject"], p["depth"], p["waits_for"], output.ago(p["since"]), p["tries"],
+                 p["failure_code"])
+                for p in found["parked"]
+            ),
+        )  # fmt: skip
+    if more:
+        output.note(f"Only {output.text(limit)} parked subjects are shown. To see more, use --limit.")
+    return 0
+
+
+@delivery.command(name="cancel")
+def delivery_cancel(
     code: str,
     /,
     *,
-    why: Annotated[str, Parameter(help="Why; recorded in iu_delivery_change.")],
-    actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
+    why: Annotated[str, Parameter(help="Reason; stored in the dead letters.")],
+    event: Annotated[str | None, ID, Parameter(help="Only the delivery of this event.")] = None,
+    actor: Actor = None,
     plan: Plan = False,
-    yes: Annotated[bool, Parameter(help="Do it without asking.", negative=())] = False,
-    where: ConnectionOptions | None = None,
+    yes: NoQuestion = False,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Let a route deliver: put it on the list of live routes, enable it, end its dry run.
+    """End the deliveries of a paused route (route dry CODE). Each becomes a dead letter, which can be replayed.
 
-    That is the last of four locks; the others are the gates master, worker and delivery. Look first: `route backtest`.
-    Events that were decided before are not delivered; dead letters are when they are replayed. Exit 1, also of the
-    plan, when there can be no event for it, or nothing can be delivered to its target.
+    The command works in parts, one transaction each: the consumer goes on meanwhile, and after Ctrl-C the rest is
+    unchanged.
     """
-    reason(why)
+    require_reason(why)
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
-            found = await _locks(connection, code)
-            verdict = await problem(connection, found)
-            refused = verdict.problem if verdict.certain else ""
-            answer = _shown(found) | {"problem": refused or None, "done": False}
-            if plan or refused or not (where and where.json):
-                _tell(answer, where)
-            if refused:
-                raise Refused(f"{code} cannot deliver: {refused}", f"Nothing was changed. {verdict.hint}".strip())
-            if verdict.problem:
-                output.note(f"Not looked at whole: {verdict.problem}. {verdict.hint}")
+            one = await complete_id(connection, "event", event) if event else None
+            found = await dead_letters.cancel_plan(connection, code, one)
+            if not found["known"] and not found["count"]:
+                raise await no_such_route(connection, code)
+            if found["known"] and not found["paused_by"]:
+                raise Refused(
+                    f"route {code} is live: its deliveries cannot be cancelled",
+                    f"Make it a dry run first: iu-listen route dry {code}",
+                )
+            if plan or (found["count"] and not yes and not (options and options.json)):
+                _print_plan(code, found, options, plan=plan)
             if plan:
                 return 0
-            confirmed(f"Let {code} deliver?", yes=yes)
-            await routes.route_live(connection, code, live=True, why=why, actor=actor)
-            after = _shown(await _locks(connection, code))
-        if where and where.json:
-            output.as_json(after | {"problem": None, "done": True})
+            count = 0
+            if found["count"]:
+                if event is None:
+                    require_confirmation(f"Cancel {output.text(found['count'])} deliveries of {code}?", yes=yes)
+                with progress_bar("cancelling", found["count"]) as advance:
+                    async for part in dead_letters.cancel(connection, code, one, found["last_id"], why, actor):
+                        count += part
+                        advance(part)
+        if options and options.json:
+            output.as_json({"route": code, "cancelled": count})
         else:
-            output.line(f"{code} is live.")
-            for lock, how in LOCKS.items():
-                if not after[lock]:
-                    output.note(f"Still closed: the {lock} gate. {how}")
+            output.line(f"Cancelled: {output.plural(count, 'delivery', 'deliveries')}.")
         return 0
 
     return anyio.run(run)
 
 
-def dry(
-    code: str,
-    /,
-    *,
-    why: Annotated[str | None, Parameter(help="Why; recorded in iu_delivery_change.")] = None,
-    actor: Annotated[str | None, Parameter(help="Who asks; recorded. Default: the database user.")] = None,
-    where: ConnectionOptions | None = None,
-) -> int:
-    """Turn a route back to dry run, at once: the event that is being delivered is the last one."""
-
-    async def run() -> dict[str, Any]:
-        async with looking(where) as (_, connection):
-            await requirements.require_package(connection)
-            await requirements.require_primary(connection)
-            await _locks(connection, code)
-            await routes.route_live(connection, code, live=False, why=why, actor=actor)
-            return _shown(await _locks(connection, code))
-
-    after = anyio.run(run)
-    if where and where.json:
-        output.as_json(after | {"problem": None, "done": True})
-    else:
-        output.line(f"{code} is a dry run.")
-    return 0
-
-
-async def _locks(connection: Connection, code: str) -> dict[str, Any]:
-    found = await queries.rows(connection, "route_switches", code)
-    if not found:
-        raise await no_such_route(connection, code)
-    return found[0]
-
-
-def _shown(found: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a route that are shown, with a password in its address masked."""
-    return {name: value for name, value in found.items() if name != "policy"} | {
-        "target_ref": mask(found["target_ref"])
-    }
-
-
-async def problem(connection: Connection, found: dict[str, Any]) -> TargetVerdict:
-    """The problem that prevents deliveries of this route: first checked by the database, then by this process."""
-    for row in await queries.rows(connection, "delivery/problems", found["route_code"]):
-        return TargetVerdict(row["problem"], row["hint"] or "")
-    return check(found["target_kind"], found["target_ref"], json.loads(found["policy"]).get("target") or {})
-
-
-def _tell(answer: dict[str, Any], where: ConnectionOptions | None) -> None:
-    if where and where.json:
-        output.as_json(answer)
+def _print_plan(code: str, found: queries.Row, options: ConnectionOptions | None, *, plan: bool) -> None:
+    if options and options.json:
+        output.as_json(
+            {"route": code, "would_cancel": found["count"], "paused_by": found["paused_by"],
+             "oldest_at": found["oldest_at"], "newest_at": found["newest_at"]}
+        )  # fmt: skip
         return
     output.table(
-        ("lock", "", "opened by"),
-        ((lock, output.mark(answer[lock], "open", "closed"), how) for lock, how in LOCKS.items()),
+        ("route", "paused by", "deliveries", "oldest", "newest"),
+        ((code, found["paused_by"], found["count"], output.ago(found["oldest_at"]), output.ago(found["newest_at"])),),
     )
-    delivers = "cannot deliver" if answer["problem"] else "delivers"
-    output.line(f"Plan: {answer['route_code']} {delivers} to {answer['target_kind']} {answer['target_ref']}.")
+    if plan:
+        output.note(
+            f"Plan: {output.plural(found['count'], 'delivery', 'deliveries')} would become dead letters;"
+            " nothing was changed."
+        )

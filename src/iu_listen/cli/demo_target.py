@@ -13,14 +13,14 @@ from iu_listen.model.delivery import Delivery, Failed, Reject, Unavailable
 from iu_listen.targets.python import target
 
 #: The environment variable with the port of the receiver, for the consumer of the demo.
-PORT: Final = "IU_DEMO_RECEIVER"
+RECEIVER_PORT_VARIABLE: Final = "IU_DEMO_RECEIVER"
 
 
 @target("demo-crm")
 async def to_crm(delivery: Delivery) -> None:
     """Send one event to the receiver."""
     try:
-        stream = await anyio.connect_tcp("127.0.0.1", int(os.environ[PORT]))
+        stream = await anyio.connect_tcp("127.0.0.1", int(os.environ[RECEIVER_PORT_VARIABLE]))
     except OSError as error:
         raise Unavailable("the receiver is not there") from error
     async with stream:
@@ -70,7 +70,7 @@ class Receiver:
                 self.busy.remove(call["subject"])
                 answer = "later"
             elif call["subject"] in self.unknown:
-                answer = "nobody knows this customer"
+                answer = "unknown customer"
             else:
                 self.taken.add(call["key"])
                 answer = "taken"

@@ -1,4 +1,4 @@
-"""emit: write events through the governed emitter."""
+"""The command emit: write events through the governed emitter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 
 from iu_listen.admin import events
 from iu_listen.cli import output
-from iu_listen.cli.context import ConnectionOptions, between, looking
+from iu_listen.cli.context import ConnectionOptions, connected
+from iu_listen.cli.parameters import in_range
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError
 
@@ -25,19 +26,23 @@ def emit(
     *,
     type: Annotated[str, Parameter(help="Event type, registered and active.")] = "version_applied",
     address: Annotated[str, Parameter(help="Canonical address of the subject.")] = "iu-listen/emit",
-    subject: Annotated[UUID | None, Parameter(help="Id of the subject; a new one each without it.")] = None,
-    actor: Annotated[str, Parameter(help="Who does it.")] = "iu-listen emit",
+    subject: Annotated[UUID | None, Parameter(help="Id of the subject. Default: a new one for each event.")] = None,
+    actor: Annotated[str, Parameter(help="Actor of the events.")] = "iu-listen emit",
     payload: Annotated[str, Parameter(help="JSON object of metadata.")] = "{}",
-    count: Annotated[int, Parameter(help="How many events, in one transaction.", validator=between(1, 1_000_000))] = 1,
-    where: ConnectionOptions | None = None,
+    count: Annotated[
+        int, Parameter(help="Number of events, in one transaction.", validator=in_range(1, 1_000_000))
+    ] = 1,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Write events to the outbox, through fn_iu_emit_event like everybody else."""
+    """Write events to the outbox, through fn_iu_emit_event like every producer. The command prints their ids."""
     try:
         parsed = json.loads(payload)
     except (ValueError, RecursionError) as error:
         if not isinstance(error, json.JSONDecodeError):
-            why = "a number in it is too long" if isinstance(error, ValueError) else "it is nested too deeply"
-            raise ConfigurationError(f"the payload cannot be read: {why}") from error
+            reason = (
+                "it contains a number that is too long" if isinstance(error, ValueError) else "it is nested too deeply"
+            )
+            raise ConfigurationError(f"the payload cannot be read: {reason}") from error
         raise ConfigurationError(
             f"the payload is not JSON: {error}", """Quote it: --payload '{"key": "value"}'"""
         ) from error
@@ -45,11 +50,11 @@ def emit(
         raise ConfigurationError("the payload must be a JSON object", """For example: --payload '{"key": "value"}'""")
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_substrate(connection)
             await requirements.require_primary(connection)
             ids = await events.emit(connection, type, address, subject, actor, payload, count)
-        if where and where.json:
+        if options and options.json:
             output.as_json({"events": ids})
         elif count == 1:
             output.line(str(ids[0]))

@@ -16,11 +16,11 @@ from rich.segment import Segment
 from rich.text import Text
 
 #: Longest word that is never folded, in characters: an id has 36. A longer word, for example an address, may be folded.
-LONGEST_WORD = 40
+MAX_WORD_CHARS = 40
 #: Longest text that is always kept in one line, in characters.
-SHORT = 10
+MAX_UNFOLDED_CHARS = 10
 #: Number of blanks between two columns: with and without enough space, and between a name and its value.
-ROOMY, NARROW, RECORD = 3, 2, 2
+WIDE_GAP, NARROW_GAP, RECORD_GAP = 3, 2, 2
 #: Characters to the left and to the right of a table with a header.
 MARGIN = 1
 
@@ -149,9 +149,9 @@ def _drawn(
 def fitting(console: Console, forms: Sequence[Form], title: str) -> Grid:
     """The first form that fits the console as a table; if none fits, the first form with one block for each row."""
     for form in forms:
-        for gap in (ROOMY, NARROW):
+        for gap in (WIDE_GAP, NARROW_GAP):
             room = console.width - 2 * MARGIN - gap * (len(form.columns) - 1)
-            if widths := _widths(form, room, whole=gap == ROOMY):
+            if widths := _widths(form, room, whole=gap == WIDE_GAP):
                 return Grid(form.rows, widths, gap, title, form.columns)
     return _records(console, forms[0], title)
 
@@ -183,12 +183,12 @@ def _width(cell: Cell) -> int:
 def _words(cell: Cell) -> list[str]:
     if isinstance(cell, Branch):
         # Words longer than LONGEST_WORD are folded in a tree as well.
-        return [cell.prefix + word[:LONGEST_WORD] for word in cell.words.split()]
+        return [cell.prefix + word[:MAX_WORD_CHARS] for word in cell.words.split()]
     # A bar with its blanks, and a figure with its unit, count as one word.
     return (
         [cell.plain]
-        if cell.no_wrap or len(cell.plain) <= SHORT
-        else [word[:LONGEST_WORD] for word in cell.plain.split()]
+        if cell.no_wrap or len(cell.plain) <= MAX_UNFOLDED_CHARS
+        else [word[:MAX_WORD_CHARS] for word in cell.plain.split()]
     )
 
 
@@ -204,7 +204,7 @@ def _lines(console: Console, cell: Cell, width: int) -> list[Text]:
 def _records(console: Console, form: Form, title: str) -> Grid:
     """One block for each row: each cell on its own line, after the name of its column."""
     names = max(map(cell_len, form.columns))
-    return Grid(_separated(form), [names, console.width - names - RECORD], RECORD, title)
+    return Grid(_separated(form), [names, console.width - names - RECORD_GAP], RECORD_GAP, title)
 
 
 def _separated(form: Form) -> Iterator[tuple[Text, Cell]]:

@@ -27,7 +27,7 @@ PIPE_WIDTH = 200
 
 
 #: Smallest and largest width of a line, in characters, whatever the terminal or COLUMNS says.
-NARROWEST, WIDEST = 40, 1000
+MIN_WIDTH, MAX_WIDTH = 40, 1000
 
 
 class _Console(Console):
@@ -44,7 +44,7 @@ class _Console(Console):
 
 def _console(stream: Any) -> Console:
     columns = shutil.get_terminal_size((PIPE_WIDTH, 0) if not stream.isatty() else (80, 0)).columns
-    return _Console(file=stream, highlight=False, soft_wrap=True, width=min(max(columns, NARROWEST), WIDEST))
+    return _Console(file=stream, highlight=False, soft_wrap=True, width=min(max(columns, MIN_WIDTH), MAX_WIDTH))
 
 
 def out() -> Console:
@@ -58,7 +58,7 @@ def err() -> Console:
 
 
 #: Names of keys in JSON answers, by the name of the column or of the function's result.
-NAMES: Final = {
+JSON_KEYS: Final = {
     "worker_name": "worker",
     "route_code": "route",
     "event_ref": "event",
@@ -66,7 +66,7 @@ NAMES: Final = {
     "dead_letter_id": "id",
 }
 #: Keys whose values come from users; their content is not renamed.
-AS_IT_IS: Final = frozenset({"event_snapshot", "policy", "set", "options"})
+FOREIGN_VALUE_KEYS: Final = frozenset({"event_snapshot", "policy", "set", "options"})
 
 _answered = False
 
@@ -81,7 +81,7 @@ def as_json(answer: Any, *, named: bool = True) -> None:
     global _answered  # noqa: PLW0603 a command has one answer, and so has a process
     # With an encoding other than UTF, JSON escapes keep the text unchanged; replaced characters would change it.
     whole = "utf" in (sys.stdout.encoding or "").lower()
-    document = json.dumps(_named(answer) if named else answer, default=_plain, indent=2, ensure_ascii=not whole)
+    document = json.dumps(_renamed(answer) if named else answer, default=_plain, indent=2, ensure_ascii=not whole)
     print(json_visible(document), flush=True)  # noqa: T201 stdout is the interface
     _answered = True
 
@@ -91,11 +91,11 @@ def answered() -> bool:
     return _answered
 
 
-def _named(value: Any) -> Any:
+def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {NAMES.get(k, k): v if k in AS_IT_IS else _named(v) for k, v in value.items()}
+        return {JSON_KEYS.get(k, k): v if k in FOREIGN_VALUE_KEYS else _renamed(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_named(one) for one in value]
+        return [_renamed(one) for one in value]
     # JSON has no representation of NaN and infinity.
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -174,6 +174,11 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return visible(str(value))
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """A count with its noun, for example ``1 file`` or ``3 files``."""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
 def ago(when: datetime | None) -> str:

@@ -12,47 +12,49 @@ from cyclopts import App, Parameter
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from iu_listen.admin import retention as keeping
+from iu_listen.admin import retention as admin_retention
 from iu_listen.cli import output
-from iu_listen.cli.context import ConnectionOptions, between, looking, opened
+from iu_listen.cli.context import ConnectionOptions, connected, open_context
+from iu_listen.cli.parameters import in_range
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection, session
 
-What = Literal["events", "attempts", "dead_letters"]
-Whats = Annotated[
-    list[What] | None,
-    Parameter(
-        name="--what", help="Only these. Default: every enabled policy; all with --keep, and in a plan.", negative=()
-    ),
+PolicyName = Literal["events", "attempts", "dead_letters"]
+PolicyNames = Annotated[
+    list[PolicyName] | None,
+    Parameter(name="--what", help="Only this policy; may be repeated.", negative=()),
 ]
-Keep = Annotated[
-    str | None, Parameter(help="Keep what is younger, as in 90d, 12h, '3 months', instead of what the policy says.")
+KeepInterval = Annotated[
+    str | None, Parameter(help="Use this interval (90d, 12h, '3 months') instead of those of the policies.")
 ]
-Ahead = Annotated[
+MonthsAhead = Annotated[
     int,
-    Parameter(help="Where event_outbox is partitioned: how many months ahead have one.", validator=between(0, 120)),
+    Parameter(
+        help="If event_outbox is partitioned: number of future months that have a partition.",
+        validator=in_range(0, 120),
+    ),
 ]
 
 #: The description and the hint for each verdict of the plan.
-VERDICTS = {
-    "unread": ("not read yet by", "Is its consumer running? iu-listen status"),
-    "refusing": ("its worker refuses:", "docs/how-to/repair.md"),
-    "created_in_the_future": ("created_at lies in the future", "It goes when that time has come and gone."),
+VERDICT_PHRASES = {
+    "unread": ("not read yet by worker", "Check that the consumer is running: iu-listen status"),
+    "refusing": ("a worker refuses to work:", "See docs/how-to/repair.md."),
+    "created_in_the_future": ("created_at is in the future", "These rows are removed after that time."),
     "event_still_there": (
-        "their event is still in the log",
-        "They go after it: iu-listen retention set events --keep …",
+        "the event still exists",
+        "Attempts are removed after their events: iu-listen retention set events --keep …",
     ),
-    "open_dead_letter": ("of an open dead letter", "iu-listen dead-letter list"),
+    "open_dead_letter": ("belongs to an open dead letter", "Replay or resolve it: iu-listen dead-letter list"),
     "not_released": (
-        "the audit misses attempts of it, or its traces are not exported yet",
-        "iu-listen completeness; iu-listen status says how far the export is",
+        "attempts are missing, or spans are not exported yet",
+        "Use `iu-listen completeness`; `iu-listen status` shows the position of the trace export.",
     ),
 }
 
-retention = App(name="retention", help="Show and set what is kept how long; remove what nobody needs any more.")
+retention = App(name="retention", help="Show and set retention policies, and remove old rows.")
 
 
 def register(app: App) -> None:
@@ -64,13 +66,13 @@ def register(app: App) -> None:
 
 
 @retention.command(name="show")
-def retention_show(*, where: ConnectionOptions | None = None) -> int:
-    """Show the policies, and what the last run did."""
+def retention_show(*, options: ConnectionOptions | None = None) -> int:
+    """Show the policies and the result of the last run."""
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
-            _print_policies(await queries.rows(connection, "retention/policies"), where)
+            _print_policies(await queries.rows(connection, "retention/policies"), options)
         return 0
 
     return anyio.run(run)
@@ -78,34 +80,38 @@ def retention_show(*, where: ConnectionOptions | None = None) -> int:
 
 @retention.command(name="set")
 def retention_set(
-    what: What,
+    what: PolicyName,
     /,
     *,
-    keep: Annotated[str | None, Parameter(help="Keep what is younger, as in 90d, 12h, '3 months'.")] = None,
-    off: Annotated[bool, Parameter(help="Switch the policy off: everything is kept.", negative=())] = False,
-    where: ConnectionOptions | None = None,
+    keep: Annotated[
+        str | None, Parameter(help="Keep rows that are younger than this interval: 90d, 12h, '3 months'.")
+    ] = None,
+    off: Annotated[bool, Parameter(help="Switch the policy off: all rows are kept.", negative=())] = False,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Set a policy and switch it on, or switch it off. Removes nothing by itself; `retention run` does."""
+    """Set a policy and switch it on, or switch it off. The command itself removes nothing; `retention run` does."""
     if (keep is None) != off:
-        raise ConfigurationError("say --keep or --off", "As in --keep 90d.")
+        raise ConfigurationError("either --keep or --off is required", "For example: --keep 90d")
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
-            await keeping.set_policy(connection, what, keep and await keeping.interval(connection, keep))
-            _print_policies(await queries.rows(connection, "retention/policies"), where)
+            await admin_retention.set_policy(
+                connection, what, keep and await admin_retention.interval(connection, keep)
+            )
+            _print_policies(await queries.rows(connection, "retention/policies"), options)
         return 0
 
     return anyio.run(run)
 
 
-def _print_policies(found: list[Row], where: ConnectionOptions | None) -> None:
-    if where and where.json:
+def _print_policies(found: list[Row], options: ConnectionOptions | None) -> None:
+    if options and options.json:
         output.as_json(found)
     else:
         output.table(
-            ("what", "kept for", "", "last run", "it removed", "in total"),
+            ("policy", "kept for", "state", "last run", "removed", "removed in total"),
             (
                 (p["what"], p["keep"], output.mark(p["enabled"], "on", "off"), output.ago(p["last_run_at"]),
                  p["last_gone"], p["total_gone"])
@@ -119,22 +125,29 @@ def _print_policies(found: list[Row], where: ConnectionOptions | None) -> None:
 
 @retention.command(name="plan")
 def retention_plan(
-    *, what: Whats = None, keep: Keep = None, ahead: Ahead = 3, where: ConnectionOptions | None = None
+    *,
+    what: PolicyNames = None,
+    keep: KeepInterval = None,
+    ahead: MonthsAhead = 3,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Show what a run would remove now, and what holds back the rest. Changes nothing."""
+    """Show the rows that a run would remove now, and the reasons that keep other old rows.
+
+    The command changes nothing. Without --what it also shows policies that are off.
+    """
 
     async def run() -> int:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
-            plan = await _Plan.make(connection, what, keep, ahead)
+            plan = await _RetentionPlan.make(connection, what, keep, ahead)
             # The plan also shows policies that are off, so that a user sees their effect before setting them.
-            plan.print(where)
+            plan.print(options)
         return 0
 
     return anyio.run(run)
 
 
-class _Plan:
+class _RetentionPlan:
     """The rows that a run would remove, and the rows that are old enough but held back, with the reasons."""
 
     def __init__(self, policies: list[Row], keep: str | None, chosen: list[str]) -> None:
@@ -146,14 +159,16 @@ class _Plan:
         self.partitions: Row | None = None
 
     @classmethod
-    async def make(cls, connection: Connection, what: list[What] | None, keep: str | None, ahead: int) -> _Plan:
+    async def make(
+        cls, connection: Connection, what: list[PolicyName] | None, keep: str | None, ahead: int
+    ) -> _RetentionPlan:
         """Create a plan from the present state of the database."""
-        keep = keep and await keeping.interval(connection, keep)
+        keep = keep and await admin_retention.interval(connection, keep)
         policies = await queries.rows(connection, "retention/policies")
-        plan = cls(policies, keep, [w for w in keeping.WHAT if not what or w in what])
+        plan = cls(policies, keep, [w for w in admin_retention.POLICY_NAMES if not what or w in what])
         await plan.look(connection)
         if "events" in plan.chosen:
-            plan.partitions = await keeping.partitions(connection, plan.kept("events"), ahead)
+            plan.partitions = await admin_retention.partitions(connection, plan.kept("events"), ahead)
         return plan
 
     async def look(self, connection: Connection) -> None:
@@ -184,9 +199,9 @@ class _Plan:
             "partitions": self.partitions,
         }  # fmt: skip
 
-    def print(self, where: ConnectionOptions | None) -> None:
+    def print(self, options: ConnectionOptions | None) -> None:
         """Print the plan as tables, or as JSON."""
-        if where and where.json:
+        if options and options.json:
             output.as_json(self.as_json())
             return
         on = {p["what"] for p in self.policies if p["enabled"] or self.keep}
@@ -198,7 +213,10 @@ class _Plan:
                 else ""
             )
             off = "" if what in on else ", but the policy is off"
-            output.line(f"{what}: {output.text(self.going[what])} older than {self.kept(what)} would go{since}{off}.")
+            output.line(
+                f"{what}: {output.plural(self.going[what], 'row')} older than {self.kept(what)} would be removed"
+                f"{since}{off}."
+            )
         self.print_held()
         if self.partitions:
             _print_partitions(self.partitions)
@@ -208,25 +226,25 @@ class _Plan:
         held = self.held
         if held:
             output.table(
-                ("what", "why", "rows", "oldest", "youngest"),
+                ("policy", "reason", "rows", "oldest", "newest"),
                 (
-                    (v["what"], " ".join(filter(None, (VERDICTS[v["verdict"]][0], v["who"]))), v["count"], v["oldest"],
-                     v["youngest"])
+                    (v["what"], " ".join(filter(None, (VERDICT_PHRASES[v["verdict"]][0], v["who"]))), v["count"],
+                     v["oldest"], v["youngest"])
                     for v in held
                 ),
-                "Old enough, and stays",
+                "Old rows that stay",
             )  # fmt: skip
         if blockers := self.blockers:
             output.table(
-                ("worker", "domain", "youngest event read", "last run", "consumed", "refuses"),
+                ("worker", "domain", "newest event read", "last run", "cursor", "refuses"),
                 (
                     (r["worker_name"], r["event_domain"], r["last_created_at"], output.ago(r["last_run_at"]), r["prev"],
                      r["refusal"])
                     for r in blockers
                 ),
-                "Who holds it back",
+                "Workers that keep rows",
             )  # fmt: skip
-        for hint in dict.fromkeys(VERDICTS[v["verdict"]][1] for v in held):
+        for hint in dict.fromkeys(VERDICT_PHRASES[v["verdict"]][1] for v in held):
             output.note(hint)
 
     @property
@@ -237,32 +255,36 @@ class _Plan:
 
 
 def _print_partitions(found: Row) -> None:
-    def fate(p: Row) -> str:
+    def result(p: Row) -> str:
         if p["pending"]:
-            return "its detaching was interrupted; is finished"
+            return "its removal was interrupted, and will be completed"
         if p["whole"]:
-            return "goes whole"
+            return "would be removed as a whole"
         if p["others"] or p["held"]:
-            why = [f"{p['others']} rows of domains that are not ours"] if p["others"] else []
-            why += [f"{p['held']} rows that have to stay" + (f" ({p['who']})" if p["who"] else "")] if p["held"] else []
+            why = [f"{p['others']} rows of domains without a worker"] if p["others"] else []
+            why += [f"{p['held']} rows that must stay" + (f" ({p['who']})" if p["who"] else "")] if p["held"] else []
             return "stays: " + ", ".join(why)
         return "stays"
 
     output.table(
-        ("partition", "from", "to", "rows", ""),
+        ("partition", "from", "to", "rows", "result"),
         (
-            (p["name"], p["from"] or "default", p["to"], p["rows"] if p["rows"] or p["whole"] else None, fate(p))
+            (p["name"], p["from"] or "default", p["to"], p["rows"] if p["rows"] or p["whole"] else None, result(p))
             for p in found["partitions"]
         ),
         "Partitions",
     )
     for month in found["create"]:
-        way = f"; in the way: {month['in_the_way']} rows of the default partition" if month["in_the_way"] else ""
-        output.line(f"would create {month['name']}{way}")
+        obstacle = (
+            f"; prevented by {month['in_the_way']} rows of this month in the default partition"
+            if month["in_the_way"]
+            else ""
+        )
+        output.line(f"would create {month['name']}{obstacle}")
     if not found["by_time"]:
-        output.note("event_outbox is not partitioned by range of created_at alone: its partitions are left alone.")
+        output.note("event_outbox is not partitioned by range of created_at alone, so its partitions are not changed.")
     elif not found["owner"]:
-        output.note("Only the owner of event_outbox may change its partitions.")
+        output.note("The partitions are not changed, because this role is not the owner of event_outbox.")
 
 
 # -- run ---------------------------------------------------------------------------------------------------------
@@ -271,77 +293,87 @@ def _print_partitions(found: Row) -> None:
 @retention.command(name="run")
 def retention_run(
     *,
-    what: Whats = None,
-    keep: Keep = None,
-    batch: Annotated[int, Parameter(help="Rows that one transaction looks at.", validator=between(1, 100_000))] = 5000,
+    what: PolicyNames = None,
+    keep: KeepInterval = None,
+    batch: Annotated[
+        int, Parameter(help="Number of rows that one transaction reads.", validator=in_range(1, 100_000))
+    ] = 5000,
     pause: Annotated[
-        float, Parameter(help="Pause after a batch that removed something, s.", validator=between(0, 3600))
+        float, Parameter(help="Pause after a batch that removed rows, in seconds.", validator=in_range(0, 3600))
     ] = 0.1,
-    ahead: Ahead = 3,
+    ahead: MonthsAhead = 3,
     drop: Annotated[
-        bool, Parameter(help="Drop partitions that go whole, instead of keeping them as tables.", negative=())
+        bool, Parameter(help="Drop detached months, instead of keeping them as tables.", negative=())
     ] = False,
-    yes: Annotated[bool, Parameter(help="Really do it.", negative=())] = False,
-    where: ConnectionOptions | None = None,
+    yes: Annotated[bool, Parameter(help="Confirm the change.", negative=())] = False,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Remove what is old enough and what every reader has read, in small transactions.
+    """Remove rows that are old enough and that every reader has read, in small transactions.
 
-    Without --yes it shows the plan, and exits with 1. While another run is at it, it says so and exits with 0.
-    Ctrl-C at any moment leaves nothing half done: what is gone is gone, and the next run does the rest.
+    Without --what the command applies every enabled policy; with --keep it applies all. Without --yes it shows the plan
+    and exits with 1. Without an enabled policy, or while another run is in progress, it does nothing and exits with 0.
+    After Ctrl-C the next run removes the remaining rows.
     """
-    machine = bool(where and where.json)
+    machine = bool(options and options.json)
 
     async def run() -> int:
-        with opened(where) as door:
+        with open_context(options) as context:
             # A frozen run must not hold its lock without end, so the server ends a session that is idle for this time.
             idle = max(60.0, 2 * pause)
             name = "iu-listen retention"
             async with session(
-                door.settings.dsn, name=name, deadline=door.settings.deadline, idle_timeout=idle
+                context.settings.dsn, name=name, deadline=context.settings.deadline, idle_timeout=idle
             ) as connection:
                 await requirements.require_package(connection)
                 await requirements.require_primary(connection)
                 chosen = await _chosen(connection, what, keep)
-                plan = await _Plan.make(connection, chosen, keep, ahead) if chosen else None
+                plan = await _RetentionPlan.make(connection, chosen, keep, ahead) if chosen else None
                 if not yes:
                     if plan:
-                        plan.print(where)
-                    raise Refused("nothing was removed", "Say --yes to do it.")
+                        plan.print(options)
+                    raise Refused("nothing was removed", "Add --yes to remove the rows.")
                 if plan is None:
                     words = "no policy is enabled: nothing was removed"
                     return _print_end({"status": "nothing_enabled"}, words, machine=machine)
-                async with keeping.only_run(connection) as other:
+                async with admin_retention.only_run(connection) as other:
                     if other:
-                        words = f"another run is at it ({other}); nothing was done"
+                        words = f"another run is in progress ({other}); nothing was removed"
                         return _print_end({"status": "busy", "holder": other}, words, machine=machine)
-                    return await _remove(connection, plan, batch, pause, door.settings.batch_deadline, drop, machine)
+                    return await _remove(connection, plan, batch, pause, context.settings.batch_deadline, drop, machine)
 
     return anyio.run(run)
 
 
-async def _chosen(connection: Connection, what: list[What] | None, keep: str | None) -> list[What]:
+async def _chosen(connection: Connection, what: list[PolicyName] | None, keep: str | None) -> list[PolicyName]:
     """The policies that a run applies."""
-    on: list[What] = [p["what"] for p in await queries.rows(connection, "retention/policies") if p["enabled"] or keep]
+    on: list[PolicyName] = [
+        p["what"] for p in await queries.rows(connection, "retention/policies") if p["enabled"] or keep
+    ]
     if what and (off := [w for w in what if w not in on]):
-        raise Refused(f"the policy of {off[0]} is off", f"iu-listen retention set {off[0]} --keep 90d, or give --keep.")
+        raise Refused(
+            f"the policy for {off[0]} is off",
+            f"Switch it on (iu-listen retention set {off[0]} --keep 90d), or use --keep.",
+        )
     return [w for w in on if not what or w in what]
 
 
 async def _remove(
-    connection: Connection, plan: _Plan, batch: int, pause: float, deadline: float, drop: bool, machine: bool
+    connection: Connection, plan: _RetentionPlan, batch: int, pause: float, deadline: float, drop: bool, machine: bool
 ) -> int:
     began = time.monotonic()
     removed = dict.fromkeys(plan.chosen, 0)
-    tender = None
+    maintainer = None
     ended = False
     try:
         if plan.partitions:
-            tender = keeping.PartitionMaintainer(connection, plan.kept("events"), drop=drop)
-            await tender.tend(plan.partitions)
+            maintainer = admin_retention.PartitionMaintainer(connection, plan.kept("events"), drop=drop)
+            await maintainer.apply(plan.partitions)
             await plan.look(connection)
         for what in plan.chosen:
             with _progress(what, plan.going[what]) as advance:
-                async with aclosing(keeping.batches(connection, what, plan.keep, batch, pause, deadline)) as answers:
+                async with aclosing(
+                    admin_retention.batches(connection, what, plan.keep, batch, pause, deadline)
+                ) as answers:
                     async for answer in answers:
                         removed[what] += answer["gone"]
                         advance(answer["gone"])
@@ -350,19 +382,19 @@ async def _remove(
     finally:
         if not ended:
             gone = ", ".join(f"{output.text(n)} {what}" for what, n in removed.items())
-            output.note(f"Ended early. Gone: {gone}. Nothing is half done; the next run does the rest.")
+            output.note(f"Interrupted. Removed: {gone}. The next run removes the remaining rows.")
     seconds = time.monotonic() - began
     if machine:
         output.as_json({
             "status": "ran", "removed": removed, "seconds": round(seconds, 3),
             "held": plan.held, "readers": plan.blockers,
-            "partitions": {"done": tender.done, "held": tender.held} if tender else None,
+            "partitions": {"done": maintainer.done, "held": maintainer.held} if maintainer else None,
         })  # fmt: skip
         return 0
-    for row in tender.done if tender else []:
+    for row in maintainer.done if maintainer else []:
         output.line(f"{row['did']} {row['partition']}" + (f", {output.text(row['rows'])} rows" if row["rows"] else ""))
-    for row in tender.held if tender else []:
-        output.line(f"left alone{': ' * bool(row['partition'])}{row['partition']}: {row['why']}")
+    for row in maintainer.held if maintainer else []:
+        output.line(f"not changed: {row['partition']}{': ' * bool(row['partition'])}{row['why']}")
     total = sum(removed.values())
     rate = f", {output.text(round(total / seconds))} rows/s" if total else ""
     output.line(
@@ -380,7 +412,7 @@ def _print_end(answer: dict[str, Any], words: str, *, machine: bool) -> int:
     return 0
 
 
-class _Rate(ProgressColumn):
+class _RateColumn(ProgressColumn):
     """A column with the number of rows in a second."""
 
     def render(self, task: Task) -> Text:
@@ -392,7 +424,7 @@ def _progress(what: str, total: int) -> Iterator[Any]:
     """A progress bar on a terminal; yields a function that is called with the number of removed rows."""
     console = output.err()
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _Rate(),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _RateColumn(),
         TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=total)

@@ -11,8 +11,8 @@ from cyclopts import App, Parameter
 from iu_listen.admin import gates
 from iu_listen.app import serve
 from iu_listen.cli import output
-from iu_listen.cli.context import CommandContext, ConnectionOptions, opened
-from iu_listen.cli.ending import UNEXPECTED, Ending
+from iu_listen.cli.context import CommandContext, ConnectionOptions, open_context
+from iu_listen.cli.exit_timer import EXIT_INTERNAL_ERROR, ExitTimer
 from iu_listen.cli.install import apply_on
 from iu_listen.flow.ports import Observer
 from iu_listen.install import requirements
@@ -31,6 +31,8 @@ from iu_listen.telemetry.sdk_exporters import samples_all
 from iu_listen.telemetry.sdk_logs import close_exporters
 from iu_listen.telemetry.systemd import SystemdObserver
 
+LogFormat = Annotated[str | None, Parameter(help="Log format: console, json or auto.")]
+
 
 def register(app: App) -> None:
     """Add these commands."""
@@ -40,59 +42,69 @@ def register(app: App) -> None:
 
 def run(
     *,
-    worker: Annotated[str | None, Parameter(help="Which worker to run.")] = None,
-    batch_limit: Annotated[int | None, Parameter(help="Most events in one transaction.")] = None,
+    worker: Annotated[str | None, Parameter(help="Name of the worker to run.")] = None,
+    batch_limit: Annotated[int | None, Parameter(help="Largest number of events in one batch.")] = None,
     catch_up: Annotated[
-        float | None, Parameter(help="Longest sleep without any bell, and cadence of the heartbeat, s.")
+        float | None, Parameter(help="Interval of the catch-up poll and of the heartbeat, in seconds.")
     ] = None,
-    linger: Annotated[float | None, Parameter(help="Silence that ends a busy spell, s.")] = None,
-    poll_interval: Annotated[float | None, Parameter(help="Pause between looks where there is no bell, s.")] = None,
-    listen: Annotated[bool | None, Parameter(help="LISTEN, or only poll.")] = None,
-    listen_dsn: Annotated[str | None, Parameter(help="Direct connection for the bell, past a pooler.")] = None,
-    session_timeout: Annotated[float | None, Parameter(help="After how much silence a standby takes over, s.")] = None,
-    grace_period: Annotated[
-        float | None, Parameter(help="Longest wait for the running batch when asked to stop, s.")
+    linger: Annotated[
+        float | None, Parameter(help="Time without events after which a busy consumer becomes idle, in seconds.")
     ] = None,
-    log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None,
+    poll_interval: Annotated[
+        float | None, Parameter(help="Interval of polling if notifications are not available, in seconds.")
+    ] = None,
+    listen: Annotated[bool | None, Parameter(help="Use notifications (LISTEN), or only poll.")] = None,
+    listen_dsn: Annotated[
+        str | None, Parameter(help="Connection string of the listener session, if --dsn goes through a pooler.")
+    ] = None,
+    session_timeout: Annotated[
+        float | None,
+        Parameter(help="Idle time after which the server ends a session and a standby takes over, in seconds."),
+    ] = None,
+    grace_period: Annotated[float | None, Parameter(help="Grace period of a graceful shutdown, in seconds.")] = None,
+    log_format: LogFormat = None,
     app: Annotated[
-        str | None, Parameter(help="Where coroutines are that live routes deliver to: module, or module:attribute.")
+        str | None,
+        Parameter(help="Location of the coroutines to which live routes deliver: module, or module:attribute."),
     ] = None,
-    where: ConnectionOptions | None = None,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Run the consumer until SIGTERM or SIGINT. The running batch ends first; a second signal leaves at once.
+    """Run the consumer until SIGTERM or SIGINT. The running batch is completed; a second signal ends it at once.
 
-    It starts against a closed gate, says so once, and works as soon as the gate opens. A lost connection is a log
-    line and a retry. Every other setting is an environment variable: docs/reference/settings.md.
+    If a gate is closed, the consumer starts nevertheless, reports the gate once, and works as soon as it opens. A lost
+    connection is logged and retried. Every other setting is an environment variable: docs/reference/settings.md.
     """
     overrides = {
         "worker": worker, "batch_limit": batch_limit, "catch_up": catch_up, "linger": linger,
         "poll_interval": poll_interval, "listen": listen, "listen_dsn": listen_dsn, "session_timeout": session_timeout,
         "grace_period": grace_period,
-        "log_format": "json" if where and where.json else log_format, "app": app,
+        "log_format": "json" if options and options.json else log_format, "app": app,
     }  # fmt: skip
-    with opened(where, **overrides) as door:
-        configure(door.settings.log_format)
-        _run_service(door)
+    with open_context(options, **overrides) as context:
+        configure(context.settings.log_format)
+        _run_service(context)
     return 0
 
 
-def _run_service(door: CommandContext) -> None:
-    ending = Ending(door.settings.grace_period)
-    anyio.run(_check_then_serve, door, ending)
-    ending.loop_ended()
+def _run_service(context: CommandContext) -> None:
+    exit_timer = ExitTimer(context.settings.grace_period)
+    anyio.run(_check_then_serve, context, exit_timer)
+    exit_timer.loop_ended()
 
 
-async def _check_then_serve(door: CommandContext, ending: Ending) -> None:
+async def _check_then_serve(context: CommandContext, exit_timer: ExitTimer) -> None:
     """Check the preconditions, then serve. An error of a check ends the process; later errors lead to retries."""
-    async with door.session() as connection:
+    async with context.session() as connection:
         await requirements.require_primary(connection)
         await requirements.require_package(connection)
-        await requirements.require_worker(connection, door.settings.worker)
+        await requirements.require_worker(connection, context.settings.worker)
         target = (await queries.rows(connection, "target"))[0]
-    functions = load(door.settings.app) if door.settings.app else ()
-    targets = Targets(functions, os.environ, secrets=door.settings.secrets, allow_private=door.settings.allow_private)
-    if door.settings.listen and door.settings.listen_dsn:
-        async with session(door.settings.listen_dsn, name="iu-listen cli", deadline=door.settings.deadline):
+    functions = load(context.settings.app) if context.settings.app else ()
+    targets = Targets(
+        functions, os.environ, secrets=context.settings.secrets, allow_private=context.settings.allow_private
+    )
+    if context.settings.listen and context.settings.listen_dsn:
+        async with session(context.settings.listen_dsn, name="iu-listen cli", deadline=context.settings.deadline):
             pass
     # Created before the exporters of the SDK, so that an invalid OTLP variable is reported once, by this check.
     traces = create_collector(os.environ)
@@ -101,65 +113,65 @@ async def _check_then_serve(door: CommandContext, ending: Ending) -> None:
     observers: list[Observer] = [
         LogObserver(),
         SystemdObserver(),
-        ending,
+        exit_timer,
         *([spans] if spans else []),
         *([metrics] if metrics else []),
     ]
     database = f"{target['database']}, PostgreSQL {target['server_version']}"
-    code = UNEXPECTED
+    code = EXIT_INTERNAL_ERROR
     try:
         await serve(
-            door.settings, observers, database, collector=traces, measuring=metrics is not None, targets=targets,
+            context.settings, observers, database, collector=traces, measuring=metrics is not None, targets=targets,
             batches=samples_all(os.environ),
         )  # fmt: skip
         code = 0
     finally:
         close_exporters((spans, metrics, traces))
-        ending.begin(code)
+        exit_timer.begin(code)
 
 
-def up(*, log_format: Annotated[str | None, Parameter(help="console, json or auto.")] = None) -> int:
-    """Start everything on the embedded server: database, package, open gate, consumer. Ctrl-C ends it.
+def up(*, log_format: LogFormat = None) -> int:
+    """Start a complete service on the embedded server: database, package, open gate, consumer. Ctrl-C ends it.
 
-    The data stays in .iu-listen/. Other commands use the same server meanwhile.
+    The data stays in .iu-listen/, and other commands use the same server meanwhile.
     """
-    with opened(None, log_format=log_format) as door:
-        if door.server is None:
+    with open_context(None, log_format=log_format) as context:
+        if context.server is None:
             raise ConfigurationError(
-                "`up` is for the embedded server, and a database is named by the environment",
-                "On your own database: iu-listen apply, iu-listen gate open worker, iu-listen run",
+                "`up` uses the embedded server, but the environment names a database",
+                "On that database use: iu-listen apply, iu-listen gate open worker, iu-listen run",
             )
-        configure(door.settings.log_format)
-        anyio.run(_prepare, door)
-        output.note(_next_steps(door))
-        _run_service(door)
+        configure(context.settings.log_format)
+        anyio.run(_prepare, context)
+        output.note(_next_steps(context))
+        _run_service(context)
     return 0
 
 
-async def _prepare(door: CommandContext) -> None:
+async def _prepare(context: CommandContext) -> None:
     """Create the base, apply the package after its preflight checks, and open the worker gate, as far as needed."""
-    async with door.session() as connection:
+    async with context.session() as connection:
         fresh = bool(await substrate_missing(connection)) or not (await package_state(connection)).complete
         if fresh:
-            terms = ApplyOptions(
-                dsn=door.settings.dsn, no_backup="embedded database, new", programs=door.programs, base=True
+            apply_options = ApplyOptions(
+                dsn=context.settings.dsn, no_backup="embedded database, new", programs=context.programs, base=True
             )
-            if await apply_on(door, connection, terms, machine=False):
+            if await apply_on(context, connection, apply_options, machine=False):
                 raise ConfigurationError(
                     "the embedded database could not be set up",
-                    f"Start afresh: remove {door.settings.data_dir}",
+                    f"Remove {context.settings.data_dir} to begin with a new one.",
                 )
             await gates.set_gate(connection, "worker", opened=True)
 
 
-def _next_steps(door: CommandContext) -> str:
-    assert door.server is not None
+def _next_steps(context: CommandContext) -> str:
+    assert context.server is not None
     return f"""
-Everything runs. In another terminal, in this directory (first: . .venv/bin/activate):
+The service is running. In another terminal, in this directory (first: . .venv/bin/activate):
   iu-listen emit              write an event
-  iu-listen status            gates, backlog, consumers
-  iu-listen attempts          what was decided
-  iu-listen doctor            anything wrong?
-  {door.server.bin}/psql '{door.settings.dsn}'
-Ctrl-C stops the consumer and the database; the data stays in {door.settings.data_dir}/.
+  iu-listen status            health, gates, backlog, consumers
+  iu-listen attempts          decisions about events
+  iu-listen doctor            possible faults
+  {context.server.bin}/psql '{context.settings.dsn}'
+Ctrl-C stops the consumer and the database; the data stays in {context.settings.data_dir}/.
 """

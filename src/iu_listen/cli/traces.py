@@ -1,4 +1,4 @@
-"""The commands trace, which shows the life of one event from its rows, and trace-export, which exports all spans."""
+"""The commands trace, which shows the processing of one event, and trace-export, which exports all spans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iu_listen.admin import times
 from iu_listen.admin import traces as admin_traces
 from iu_listen.app import EXPORT, Observers, PostgresSessions
 from iu_listen.cli import output, waterfall
-from iu_listen.cli.context import ConnectionOptions, looking, opened
+from iu_listen.cli.context import ConnectionOptions, connected, open_context
 from iu_listen.flow.trace_export import Export
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
@@ -34,7 +34,7 @@ from iu_listen.telemetry.sdk_logs import close_exporters, install_sdk_log_filter
 
 
 def register(app: App) -> None:
-    """Add this command."""
+    """Add these commands."""
     app.command(trace_one, name="trace")
     app.command(trace_export, name="trace-export")
 
@@ -43,31 +43,34 @@ def trace_one(
     what: str,
     /,
     *,
-    html: Annotated[Path | None, Parameter(help="Write the waterfall to this file, as a page.")] = None,
+    html: Annotated[Path | None, Parameter(help="Write the waterfall to this file, as an HTML page.")] = None,
     open_: Annotated[bool, Parameter(name="--open", help="Show the page in a browser.", negative=())] = False,
-    where: ConnectionOptions | None = None,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Show what became of an event: its transaction, every attempt, the dead letter, the replay. Needs no backend.
+    """Show the processing of an event: its transaction, every attempt, the dead letter, the replay.
 
-    WHAT is the id of an event, an attempt's number, a dead letter's id, or a trace id that is an event's. --json gives
-    OTLP/JSON.
+    WHAT is the id of an event, the number of an attempt, the id of a dead letter, or the trace id of an event. The
+    command reads only the database and needs no tracing backend. With --json it prints OTLP/JSON.
     """
 
     async def run() -> list[Span]:
-        async with looking(where) as (_, connection):
+        async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             return await admin_traces.life(connection, what)
 
     spans = anyio.run(run)
     if not spans:
-        raise Refused(f"nothing is known of {what}", "Is it another database? iu-listen attempts lists what there is.")
+        raise Refused(
+            f"there is no event, attempt or dead letter with the id {what}",
+            "Check the database, and list existing ids: iu-listen attempts",
+        )
     if html or open_:
         file = html or Path(tempfile.mkdtemp(prefix="iu-listen-")) / f"{spans[0].trace_id}.html"
         file.write_text(waterfall.page(spans), encoding="utf-8")
         output.note(f"Written: {file}")
         if open_:
             webbrowser.open(file.resolve().as_uri())
-    elif where and where.json:
+    elif options and options.json:
         output.as_json(as_json(spans, resource(os.environ).attributes), named=False)
     else:
         waterfall.draw(spans)
@@ -77,79 +80,96 @@ def trace_one(
 def trace_export(
     *,
     follow: Annotated[
-        bool, Parameter(help="Go on until Ctrl-C, instead of ending when all is exported.", negative=())
+        bool, Parameter(help="Continue until Ctrl-C, instead of ending when all spans are exported.", negative=())
     ] = False,
     since: Annotated[
-        str | None, Parameter(help="Once more what was written since then: 2h, '3 days', or ISO 8601.")
+        str | None,
+        Parameter(help="Export again the rows that were written since this time: 2h, '3 days', or ISO 8601."),
     ] = None,
     end: Annotated[
-        bool, Parameter(help="End the export for good: retention waits for it no more.", negative=())
+        bool, Parameter(help="End the export permanently: retention no longer waits for it.", negative=())
     ] = False,
-    where: ConnectionOptions | None = None,
+    options: ConnectionOptions | None = None,
 ) -> int:
-    """Export attempts and dead letters as spans, to the OTLP collector that OTEL_EXPORTER_OTLP_* name.
+    """Export attempts and dead letters as spans to the OTLP collector that the variables OTEL_EXPORTER_OTLP_* name.
 
-    `run` does this by itself where OTEL_TRACES_EXPORTER=otlp is set; this is for a process of its own, or for a period
-    that is wanted once more. A repetition does no harm: ids are fixed, and backends take equal ids for one span.
-    The first export begins now; what is older is exported with --since. Ctrl-C at any moment loses nothing.
+    `run` exports them itself if OTEL_TRACES_EXPORTER=otlp is set. Use this command for an export in a separate process,
+    or to export a period again. A repeated export is harmless: span ids are fixed, and backends store equal ids as one
+    span. The first export begins at the present; use --since for older rows. Ctrl-C loses nothing. Exit 1 if the
+    collector refused spans permanently.
     """
     if follow + bool(since) + end > 1:
-        raise ConfigurationError("--follow, --since and --end exclude each other", "Say one of them.")
+        raise ConfigurationError("--follow, --since and --end exclude each other", "Use only one of them.")
     if end:
-        return _end(where)
-    install_sdk_log_filter(lambda who, words: output.note(f"{who}: {words}"))
+        return _end(options)
+    install_sdk_log_filter(lambda logger, words: output.note(f"{logger}: {words}"))
     enabled = {**os.environ, "OTEL_SDK_DISABLED": "false"}
     named = [name for name in exporter_names(enabled, "traces") if name in EXPORTER_PROTOCOLS]
-    there = create_collector(enabled | {"OTEL_TRACES_EXPORTER": named[0] if named else "otlp"})
-    assert there is not None
+    client = create_collector(enabled | {"OTEL_TRACES_EXPORTER": named[0] if named else "otlp"})
+    assert client is not None
     metrics: MetricObserver | None = None
     try:
-        with opened(where) as door, _progress() as teller:
+        with open_context(options) as context, _progress() as export_progress:
 
             async def run() -> None:
                 nonlocal metrics
-                async with door.session() as connection:
+                async with context.session() as connection:
                     await requirements.require_package(connection)
                     await requirements.require_primary(connection)
                     moment = await times.moment(connection, since) if since else None
                     database = (await queries.rows(connection, "target"))[0]["database"]
                 metrics = _metrics(database)
                 export = Export(
-                    PostgresSessions(door.settings, batches=False),
-                    there,
-                    Observers([teller, metrics] if metrics else [teller]),
+                    PostgresSessions(context.settings, batches=False),
+                    client,
+                    Observers([export_progress, metrics] if metrics else [export_progress]),
                 )
                 await (export.run() if follow else export.once(moment))
 
             anyio.run(run)
     except SessionLost as lost:
-        raise DatabaseUnreachable(lost.message, lost.hint or "Nothing is lost: try again.") from lost
+        raise DatabaseUnreachable(lost.message, lost.hint or "No span is lost. Repeat the command.") from lost
     finally:
-        close_exporters((there, metrics))
-    if where and where.json:
-        output.as_json({"exported": teller.exported, "rejected": teller.rejected, "seconds": round(teller.seconds, 3)})
+        close_exporters((client, metrics))
+    if options and options.json:
+        output.as_json(
+            {
+                "exported": export_progress.exported,
+                "rejected": export_progress.rejected,
+                "seconds": round(export_progress.seconds, 3),
+            }
+        )
     else:
-        refused = f", {output.text(teller.rejected)} were refused for good" if teller.rejected else ""
-        output.line(f"Exported {output.text(teller.exported)} spans in {output.duration(teller.seconds)}{refused}.")
-    return 1 if teller.rejected else 0
+        refused = (
+            f"; the collector refused {output.text(export_progress.rejected)} permanently"
+            if export_progress.rejected
+            else ""
+        )
+        output.line(
+            f"Exported {output.plural(export_progress.exported, 'span')}"
+            f" in {output.duration(export_progress.seconds)}{refused}."
+        )
+    return 1 if export_progress.rejected else 0
 
 
-def _end(where: ConnectionOptions | None) -> int:
+def _end(options: ConnectionOptions | None) -> int:
     """Remove the cursor of the export, if no process uses it."""
 
     async def run() -> int | None:
-        with opened(where) as door:
-            async with door.session() as connection:
+        with open_context(options) as context:
+            async with context.session() as connection:
                 await requirements.require_package(connection)
                 return await admin_traces.end(connection, EXPORT)
 
     spans = anyio.run(run)
-    if where and where.json:
+    if options and options.json:
         output.as_json({"ended": spans is not None, "exported": spans or 0})
     elif spans is None:
-        output.line("There is no export.")
+        output.line("There is no trace export.")
     else:
-        output.line(f"Ended: {output.text(spans)} spans were exported. The next export begins anew.")
+        output.line(
+            f"The trace export is ended; it had exported {output.plural(spans, 'span')}. The next export begins anew."
+        )
     return 0
 
 
@@ -160,11 +180,11 @@ def _metrics(database: str) -> MetricObserver | None:
     except ConfigurationError as error:
         if not isinstance(error.__cause__, OSError):
             raise
-        output.note(f"Without metrics: {error.message}. {error.hint}")
+        output.note(f"Metrics are off: {error.message}. {error.hint}")
         return None
 
 
-class _Teller:
+class _ExportProgress:
     """An observer that counts exported spans and updates a progress bar."""
 
     def __init__(self, bar: Progress) -> None:
@@ -185,14 +205,18 @@ class _Teller:
                 self.exported += spans
                 self.rejected += rejected
                 if rejected:
-                    self._say(f"Refused for good: {why or 'the collector does not say why'}.")
+                    self._say(f"The collector refused spans permanently: {why or 'it gave no reason'}.")
                 rate = round(self.exported / max(self.seconds, 0.001))
                 words = f"{output.text(self.exported)} spans, {output.text(rate)}/s"
                 self._bar.update(self._task, spans=words)
             case ExportDelayed(why, _, str(poison)):
-                self._say(f"Left out, as others that are refused so: span {poison}, {why}.", why)
+                self._say(
+                    f"Span {poison} is left out, because the collector refuses it: {why}."
+                    " The same applies to similar spans.",
+                    why,
+                )
             case ExportDelayed(why, pause, None) | SessionFailed(_, why, pause):
-                self._say(f"Held back, nothing is lost: {why}; again in {pause:.1f} s.", why)
+                self._say(f"The export is delayed, and no span is lost: {why}; next try in {pause:.1f} s.", why)
 
     def _say(self, line: str, why: str = "") -> None:
         """Print a line once for each reason; a long outage would otherwise print a line for each try."""
@@ -202,10 +226,10 @@ class _Teller:
 
 
 @contextmanager
-def _progress() -> Iterator[_Teller]:
+def _progress() -> Iterator[_ExportProgress]:
     console = output.err()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[spans]}"),
         console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
-        yield _Teller(bar)
+        yield _ExportProgress(bar)

@@ -16,9 +16,9 @@ from iu_listen.model.spans import Span
 from iu_listen.model.text import visible
 
 #: Width of the timeline in the terminal, in characters.
-WIDTH = 32
+TIMELINE_WIDTH = 32
 #: The title of the timeline's column: a blank.
-BAR = " "
+TIMELINE_TITLE = " "
 
 
 def tree(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
@@ -76,7 +76,7 @@ def length(nanoseconds: int) -> str:
     return output.duration(nanoseconds / 10**9)
 
 
-def ends(spans: Sequence[Span]) -> tuple[int, int]:
+def time_range(spans: Sequence[Span]) -> tuple[int, int]:
     """The start of the first span, and the time until the end of the last span; both in nanoseconds."""
     began = min(span.start for span in spans)
     return began, max(max(span.end for span in spans) - began, 1)
@@ -84,26 +84,31 @@ def ends(spans: Sequence[Span]) -> tuple[int, int]:
 
 def draw(spans: Sequence[Span]) -> None:
     """Draw the waterfall in the terminal."""
-    began, whole = ends(spans)
+    began, whole = time_range(spans)
     rows, narrow = [], []
     for depth, span in tree(spans):
-        left = min((span.start - began) * WIDTH // whole, WIDTH - 1)
-        wide = max(1, min(WIDTH - left, round((span.end - span.start) * WIDTH / whole)))
+        left = min((span.start - began) * TIMELINE_WIDTH // whole, TIMELINE_WIDTH - 1)
+        wide = max(1, min(TIMELINE_WIDTH - left, round((span.end - span.start) * TIMELINE_WIDTH / whole)))
         colour = "red" if span.error is not None else "cyan"
-        bar = Text(" " * left + "━" * wide + " " * (WIDTH - left - wide), colour, no_wrap=True)
+        bar = Text(" " * left + "━" * wide + " " * (TIMELINE_WIDTH - left - wide), colour, no_wrap=True)
         what = Branch("  " * (depth - 1) + "└ " * (depth > 0), visible(title(span)))
         came = Text(visible(result(span)), "red" if span.error is not None else "")
         rows.append((what, f"+{length(span.start - began)}", length(span.end - span.start), bar, came))
         below = Branch(what.prefix, f"{what.words}\n{came.plain}", str(came.style))
         narrow.append((below, *rows[-1][1:3]))
-    output.table(("", "begins", "takes", BAR, "result"), rows, spare=(BAR,), narrow=(("", "begins", "takes"), narrow))
+    output.table(
+        ("step", "start", "duration", TIMELINE_TITLE, "result"),
+        rows,
+        spare=(TIMELINE_TITLE,),
+        narrow=(("step", "start", "duration"), narrow),
+    )
     output.note(
-        f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z, {length(whole)} in all; "
+        f"{datetime.fromtimestamp(began / 10**9, UTC):%Y-%m-%d %H:%M:%S}Z, total {length(whole)}; "
         f"trace id {spans[0].trace_id}"
     )
 
 
-ROW = """<details$bad>
+HTML_ROW = """<details$bad>
 <summary><span style="padding-left:${indent}rem"><b>$what</b><span class="came">$came</span></span>
 <span class="time">+$begins</span><span class="time">$takes</span>
 <span class="line"><span class="bar" style="left:$left%;width:$wide%"></span></span></summary>
@@ -112,12 +117,12 @@ ROW = """<details$bad>
 
 def page(spans: Sequence[Span]) -> str:
     """The waterfall as an HTML page without scripts and without external resources."""
-    began, whole = ends(spans)
+    began, whole = time_range(spans)
     rows = []
     for depth, span in tree(spans):
         facts = {"span id": span.span_id, "parent": span.parent_id or None} | dict(span.attributes)
         rows.append(
-            Template(ROW).substitute(
+            Template(HTML_ROW).substitute(
                 bad=' class="bad"' if span.error is not None else "",
                 indent=1.2 * depth,
                 what=escape(title(span)),

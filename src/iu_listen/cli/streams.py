@@ -15,7 +15,7 @@ import sys
 from typing import Final
 
 #: Replacements for the non-ASCII characters of this program's texts, for terminals and files with ASCII only.
-PLAIN: Final = str.maketrans({
+ASCII_REPLACEMENTS: Final = str.maketrans({
     "–": "-", "—": "-", "→": "->", "…": "...", "└": "`", "├": "|", "│": "|", "─": "-", "━": "=", "·": ".",
     "↻": "o", "•": "*", "×": "x", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "’": "'", "╸": "=", "╺": "=",
 })  # fmt: skip
@@ -26,27 +26,31 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
-    plain = missing.translate(PLAIN)
+    plain = missing.translate(ASCII_REPLACEMENTS)
     return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 codecs.register_error("iu_listen_plain", _replace)
 
 
-class _Outlet(io.RawIOBase):
+class _SafeStream(io.RawIOBase):
     """A stream on a file descriptor whose write() never raises an OSError.
+
+    Args:
+        descriptor: The file descriptor.
+        retry: Whether later writes are tried after a write has failed.
 
     Attributes:
         failed: The error of a write; None: all writes succeeded.
-        left: Whether the reader has closed the pipe.
+        reader_closed: Whether the reader has closed the pipe.
     """
 
-    def __init__(self, descriptor: int, *, again: bool) -> None:
+    def __init__(self, descriptor: int, *, retry: bool) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._again = again
+        self._retry = retry
         self.failed: OSError | None = None
-        self.left = False
+        self.reader_closed = False
 
     def writable(self) -> bool:
         return True
@@ -61,7 +65,7 @@ class _Outlet(io.RawIOBase):
         whole = memoryview(data).cast("B")  # type: ignore[arg-type]
         # After an error nothing more is written to stdout: an answer with a gap is worse than a truncated one. A log on
         # stderr continues when writing is possible again.
-        if (self.failed or self.left) and not self._again:
+        if (self.failed or self.reader_closed) and not self._retry:
             return len(whole)
         while True:
             try:
@@ -69,7 +73,7 @@ class _Outlet(io.RawIOBase):
             except BlockingIOError:
                 select.select([], [self._descriptor], [])
             except BrokenPipeError:
-                self.left = True
+                self.reader_closed = True
                 return len(whole)
             except OSError as error:
                 self.failed = error
@@ -91,11 +95,11 @@ def install() -> None:
             encoding, buffering = stream.encoding, stream.line_buffering
         else:
             continue
-        outlet = _Outlet(number, again=name == "stderr")
+        safe = _SafeStream(number, retry=name == "stderr")
         if number in absent:
-            outlet.failed = OSError(9, "it is closed")
+            safe.failed = OSError(9, "stdout is closed")
         new = io.TextIOWrapper(
-            io.BufferedWriter(outlet), encoding, "iu_listen_plain", line_buffering=buffering or name == "stderr",
+            io.BufferedWriter(safe), encoding, "iu_listen_plain", line_buffering=buffering or name == "stderr",
             write_through=name == "stderr",
         )  # fmt: skip
         new.mode = "w"  # type: ignore[misc]
@@ -104,20 +108,20 @@ def install() -> None:
 
 def answer_lost() -> OSError | None:
     """The error because of which the answer is incomplete; None: it is complete, or its reader closed the pipe."""
-    outlet = _outlet()
+    stream = _stdout_stream()
     sys.stdout.flush()
-    return outlet.failed if outlet else None
+    return stream.failed if stream else None
 
 
-def reader_left() -> bool:
+def reader_closed() -> bool:
     """Whether further output is useless: the reader has closed the pipe, or a write has failed."""
-    outlet = _outlet()
-    return outlet is not None and (outlet.left or outlet.failed is not None)
+    stream = _stdout_stream()
+    return stream is not None and (stream.reader_closed or stream.failed is not None)
 
 
-def _outlet() -> _Outlet | None:
+def _stdout_stream() -> _SafeStream | None:
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return raw if isinstance(raw, _Outlet) else None
+    return raw if isinstance(raw, _SafeStream) else None
 
 
 def _is_open(number: int) -> bool:

@@ -18,13 +18,13 @@ from typing import Final
 from iu_listen.model.observation import Observation, Stopping
 from iu_listen.telemetry.logs import log_running_threads
 
-#: Exit code of a fault of the program.
-UNEXPECTED: Final = 70
+#: Exit code of an internal error of the program.
+EXIT_INTERNAL_ERROR: Final = 70
 #: Shortest time that remaining tasks and threads get, even if the grace period is over, in seconds.
-AT_LEAST: Final = 1.0
+MIN_EXIT_DELAY: Final = 1.0
 
 
-class Ending:
+class ExitTimer:
     """Ends the process if remaining tasks or threads keep it running.
 
     It is an observer, because it has to notice the start of the shutdown.
@@ -49,7 +49,7 @@ class Ending:
         Args:
             code: The exit code.
         """
-        timer = threading.Timer(max(AT_LEAST, self._until - time.monotonic()), self._leave, (code,))
+        timer = threading.Timer(max(MIN_EXIT_DELAY, self._until - time.monotonic()), self._leave, (code,))
         timer.daemon = True
         timer.start()
 
