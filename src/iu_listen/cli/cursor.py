@@ -54,7 +54,9 @@ def cursor_site(
     *,
     accept: Annotated[
         str | None,
-        Parameter(help="Let the consumers of this site deliver; `last` means the site that was refused last."),
+        Parameter(
+            help="Let the consumers of this site deliver; the value `last` means the site that was refused last."
+        ),
     ] = None,
     options: ConnectionOptions | None = None,
 ) -> int:
@@ -97,8 +99,8 @@ def cursor_reset(
 ) -> int:
     """Move the cursor of a worker. The worker gate must be closed.
 
-    With `beginning`, all events are read again, and idempotency keys suppress second decisions. With `now`, this worker
-    never routes its present backlog.
+    With --to beginning, all events are read again, and idempotency keys suppress second decisions. With --to now, this
+    worker never routes its present backlog.
     """
     machine = bool(options and options.json)
 
@@ -144,7 +146,7 @@ def cursor_reanchor(
     *,
     since: Annotated[
         str | None,
-        Parameter(help="Read all events again that were created since this time: 2h, '3 days', or ISO 8601."),
+        Parameter(help="Read again all events that were created since this time: 2h, '3 days', or ISO 8601."),
     ] = None,
     force: Annotated[bool, Parameter(help="Reanchor even if no worker refuses to work.", negative=())] = False,
     plan: Plan = False,

@@ -34,7 +34,7 @@ def emit(
     ] = 1,
     options: ConnectionOptions | None = None,
 ) -> int:
-    """Write events to the outbox, through fn_iu_emit_event like every producer. The command prints their ids."""
+    """Write events to the outbox through fn_iu_emit_event, as producers do, and print their ids."""
     try:
         parsed = json.loads(payload)
     except (ValueError, RecursionError) as error:

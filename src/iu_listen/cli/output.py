@@ -42,9 +42,9 @@ class _Console(Console):
                 yield segment
 
 
-def _console(stream: Any) -> Console:
+def _console(stream: Any, *, soft_wrap: bool = True) -> Console:
     columns = shutil.get_terminal_size((PIPE_WIDTH, 0) if not stream.isatty() else (80, 0)).columns
-    return _Console(file=stream, highlight=False, soft_wrap=True, width=min(max(columns, MIN_WIDTH), MAX_WIDTH))
+    return _Console(file=stream, highlight=False, soft_wrap=soft_wrap, width=min(max(columns, MIN_WIDTH), MAX_WIDTH))
 
 
 def out() -> Console:
@@ -55,6 +55,11 @@ def out() -> Console:
 def err() -> Console:
     """The console of errors, hints and progress."""
     return _console(sys.stderr)
+
+
+def help_out() -> Console:
+    """The console of help texts, which are wrapped between words."""
+    return _console(sys.stdout, soft_wrap=False)
 
 
 #: Names of keys in JSON answers, by the name of the column or of the function's result.

@@ -16,6 +16,7 @@ from iu_listen.admin import retention as admin_retention
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions, connected, open_context
 from iu_listen.cli.parameters import in_range
+from iu_listen.cli.retention_plan import RetentionPlan
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import queries
@@ -37,22 +38,6 @@ MonthsAhead = Annotated[
         validator=in_range(0, 120),
     ),
 ]
-
-#: The description and the hint for each verdict of the plan.
-VERDICT_PHRASES = {
-    "unread": ("not read yet by worker", "Check that the consumer is running: iu-listen status"),
-    "refusing": ("a worker refuses to work:", "See docs/how-to/repair.md."),
-    "created_in_the_future": ("created_at is in the future", "These rows are removed after that time."),
-    "event_still_there": (
-        "the event still exists",
-        "Attempts are removed after their events: iu-listen retention set events --keep …",
-    ),
-    "open_dead_letter": ("belongs to an open dead letter", "Replay or resolve it: iu-listen dead-letter list"),
-    "not_released": (
-        "attempts are missing, or spans are not exported yet",
-        "Use `iu-listen completeness`; `iu-listen status` shows the position of the trace export.",
-    ),
-}
 
 retention = App(name="retention", help="Show and set retention policies, and remove old rows.")
 
@@ -89,7 +74,7 @@ def retention_set(
     off: Annotated[bool, Parameter(help="Switch the policy off: all rows are kept.", negative=())] = False,
     options: ConnectionOptions | None = None,
 ) -> int:
-    """Set a policy and switch it on, or switch it off. The command itself removes nothing; `retention run` does."""
+    """Set a policy and switch it on, or switch it off. The command removes nothing; use `retention run`."""
     if (keep is None) != off:
         raise ConfigurationError("either --keep or --off is required", "For example: --keep 90d")
 
@@ -139,152 +124,12 @@ def retention_plan(
     async def run() -> int:
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
-            plan = await _RetentionPlan.make(connection, what, keep, ahead)
+            plan = await RetentionPlan.make(connection, what, keep, ahead)
             # The plan also shows policies that are off, so that a user sees their effect before setting them.
             plan.print(options)
         return 0
 
     return anyio.run(run)
-
-
-class _RetentionPlan:
-    """The rows that a run would remove, and the rows that are old enough but held back, with the reasons."""
-
-    def __init__(self, policies: list[Row], keep: str | None, chosen: list[str]) -> None:
-        self.policies = policies
-        self.keep = keep
-        self.chosen = chosen
-        self.verdicts: list[Row] = []
-        self.readers: list[Row] = []
-        self.partitions: Row | None = None
-
-    @classmethod
-    async def make(
-        cls, connection: Connection, what: list[PolicyName] | None, keep: str | None, ahead: int
-    ) -> _RetentionPlan:
-        """Create a plan from the present state of the database."""
-        keep = keep and await admin_retention.interval(connection, keep)
-        policies = await queries.rows(connection, "retention/policies")
-        plan = cls(policies, keep, [w for w in admin_retention.POLICY_NAMES if not what or w in what])
-        await plan.look(connection)
-        if "events" in plan.chosen:
-            plan.partitions = await admin_retention.partitions(connection, plan.kept("events"), ahead)
-        return plan
-
-    async def look(self, connection: Connection) -> None:
-        """Read the verdicts of the plan and the positions of the readers (again)."""
-        self.verdicts = await queries.rows(connection, "retention/plan", self.keep, self.chosen)
-        self.readers = await queries.rows(connection, "retention/readers")
-
-    def kept(self, what: str) -> str:
-        """The interval for which the rows of a policy are kept."""
-        return self.keep or str(next(p["keep"] for p in self.policies if p["what"] == what))
-
-    @property
-    def going(self) -> dict[str, int]:
-        """The number of rows that would be removed, by policy."""
-        return {
-            w: sum(v["count"] for v in self.verdicts if v["what"] == w and v["verdict"] == "goes") for w in self.chosen
-        }
-
-    @property
-    def held(self) -> list[Row]:
-        """The verdicts about rows that are old enough, but held back."""
-        return [v for v in self.verdicts if v["verdict"] != "goes"]
-
-    def as_json(self) -> Row:
-        """The machine-readable form of the plan."""
-        return {
-            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self.blockers,
-            "partitions": self.partitions,
-        }  # fmt: skip
-
-    def print(self, options: ConnectionOptions | None) -> None:
-        """Print the plan as tables, or as JSON."""
-        if options and options.json:
-            output.as_json(self.as_json())
-            return
-        on = {p["what"] for p in self.policies if p["enabled"] or self.keep}
-        goes = {v["what"]: v for v in self.verdicts if v["verdict"] == "goes"}
-        for what in self.chosen:
-            since = (
-                f" (from {output.text(goes[what]['oldest'])} to {output.text(goes[what]['youngest'])})"
-                if what in goes
-                else ""
-            )
-            off = "" if what in on else ", but the policy is off"
-            output.line(
-                f"{what}: {output.plural(self.going[what], 'row')} older than {self.kept(what)} would be removed"
-                f"{since}{off}."
-            )
-        self.print_held()
-        if self.partitions:
-            _print_partitions(self.partitions)
-
-    def print_held(self) -> None:
-        """Print the rows that are old enough but held back, each with a hint."""
-        held = self.held
-        if held:
-            output.table(
-                ("policy", "reason", "rows", "oldest", "newest"),
-                (
-                    (v["what"], " ".join(filter(None, (VERDICT_PHRASES[v["verdict"]][0], v["who"]))), v["count"],
-                     v["oldest"], v["youngest"])
-                    for v in held
-                ),
-                "Old rows that stay",
-            )  # fmt: skip
-        if blockers := self.blockers:
-            output.table(
-                ("worker", "domain", "newest event read", "last run", "cursor", "refuses"),
-                (
-                    (r["worker_name"], r["event_domain"], r["last_created_at"], output.ago(r["last_run_at"]), r["prev"],
-                     r["refusal"])
-                    for r in blockers
-                ),
-                "Workers that keep rows",
-            )  # fmt: skip
-        for hint in dict.fromkeys(VERDICT_PHRASES[v["verdict"]][1] for v in held):
-            output.note(hint)
-
-    @property
-    def blockers(self) -> list[Row]:
-        """The workers that hold rows back, with their positions."""
-        named = {name for v in self.verdicts if v["verdict"] == "unread" for name in v["who"].split(", ")}
-        return [r for r in self.readers if r["worker_name"] in named or r["refusal"]]
-
-
-def _print_partitions(found: Row) -> None:
-    def result(p: Row) -> str:
-        if p["pending"]:
-            return "its removal was interrupted, and will be completed"
-        if p["whole"]:
-            return "would be removed as a whole"
-        if p["others"] or p["held"]:
-            why = [f"{p['others']} rows of domains without a worker"] if p["others"] else []
-            why += [f"{p['held']} rows that must stay" + (f" ({p['who']})" if p["who"] else "")] if p["held"] else []
-            return "stays: " + ", ".join(why)
-        return "stays"
-
-    output.table(
-        ("partition", "from", "to", "rows", "result"),
-        (
-            (p["name"], p["from"] or "default", p["to"], p["rows"] if p["rows"] or p["whole"] else None, result(p))
-            for p in found["partitions"]
-        ),
-        "Partitions",
-    )
-    for month in found["create"]:
-        obstacle = (
-            f"; prevented by {month['in_the_way']} rows of this month in the default partition"
-            if month["in_the_way"]
-            else ""
-        )
-        output.line(f"would create {month['name']}{obstacle}")
-    if not found["by_time"]:
-        output.note("event_outbox is not partitioned by range of created_at alone, so its partitions are not changed.")
-    elif not found["owner"]:
-        output.note("The partitions are not changed, because this role is not the owner of event_outbox.")
 
 
 # -- run ---------------------------------------------------------------------------------------------------------
@@ -327,7 +172,7 @@ def retention_run(
                 await requirements.require_package(connection)
                 await requirements.require_primary(connection)
                 chosen = await _chosen(connection, what, keep)
-                plan = await _RetentionPlan.make(connection, chosen, keep, ahead) if chosen else None
+                plan = await RetentionPlan.make(connection, chosen, keep, ahead) if chosen else None
                 if not yes:
                     if plan:
                         plan.print(options)
@@ -358,7 +203,7 @@ async def _chosen(connection: Connection, what: list[PolicyName] | None, keep: s
 
 
 async def _remove(
-    connection: Connection, plan: _RetentionPlan, batch: int, pause: float, deadline: float, drop: bool, machine: bool
+    connection: Connection, plan: RetentionPlan, batch: int, pause: float, deadline: float, drop: bool, machine: bool
 ) -> int:
     began = time.monotonic()
     removed = dict.fromkeys(plan.chosen, 0)

@@ -165,9 +165,9 @@ def route_live(
 ) -> int:
     """Let a route deliver: add it to the list of live routes, enable it, and end its dry run.
 
-    This is the last of four switches; the others are the gates master, worker and delivery. Use `route backtest` first.
-    Events that were decided before are not delivered; their dead letters are delivered if they are replayed. Exit 1,
-    also with --plan, if no event can match the route, or its target cannot receive deliveries.
+    This is the last of four switches; the others are the gates master, worker and delivery. Use the command
+    `route backtest` first. Events that were decided before are not delivered; their dead letters are delivered if they
+    are replayed. Exit 1, also with --plan, if no event can match the route, or its target cannot receive deliveries.
     """
     require_reason(why)
 

@@ -41,7 +41,7 @@ def status(
 ) -> int:
     """Show whether every worker is healthy, with reasons.
 
-    Below stand blockers, open dead letters, gates, workers, consumers, attempts, completeness checks, deliveries and
+    Then show blockers, open dead letters, gates, workers, consumers, attempts, completeness checks, deliveries and
     trace exports.
     """
 

@@ -93,10 +93,10 @@ def trace_export(
 ) -> int:
     """Export attempts and dead letters as spans to the OTLP collector that the variables OTEL_EXPORTER_OTLP_* name.
 
-    `run` exports them itself if OTEL_TRACES_EXPORTER=otlp is set. Use this command for an export in a separate process,
-    or to export a period again. A repeated export is harmless: span ids are fixed, and backends store equal ids as one
-    span. The first export begins at the present; use --since for older rows. Ctrl-C loses nothing. Exit 1 if the
-    collector refused spans permanently.
+    The command `run` exports them itself if OTEL_TRACES_EXPORTER=otlp is set. Use `trace-export` for an export in a
+    separate process, or to export a period again. A repeated export is harmless: span ids are fixed, and backends store
+    equal ids as one span. The first export begins at the present; use --since for older rows. Ctrl-C loses nothing.
+    Exit 1 if the collector refused spans permanently.
     """
     if follow + bool(since) + end > 1:
         raise ConfigurationError("--follow, --since and --end exclude each other", "Use only one of them.")
