@@ -170,7 +170,7 @@ async def wait_until(condition: Callable[[], Awaitable[Any]], what: str, timeout
                 await anyio.sleep(0.005)
             return answer
     except TimeoutError:
-        raise AssertionError(f"waited {timeout} s in vain until {what}") from None
+        raise AssertionError(f"not true within {timeout} s: {what}") from None
 
 
 @asynccontextmanager

@@ -20,9 +20,9 @@ from iu_listen.model import observation
 from iu_listen.model.routing import State, Wake
 from iu_listen.model.settings import PREFIX, Settings
 from iu_listen.postgres.sqlfiles import all_files, base_files, package_files
-from storm import faults_heavy, faults_inside  # noqa: F401 they enter their faults into the table
+from storm import faults_heavy, faults_internal  # noqa: F401 they enter their faults into the table
 from storm.faults import FAULTS
-from storm.kinds import KINDS
+from storm.transaction_kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

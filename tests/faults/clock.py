@@ -21,7 +21,7 @@ LIBRARY = next(
 )
 
 
-def missing() -> str:
+def unavailable() -> str:
     """The reason why no clock can be set here; empty if it can."""
     return "" if LIBRARY else "libfaketime is not installed"
 

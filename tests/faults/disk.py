@@ -21,7 +21,7 @@ PREFIX = "iu-listen-image-"
 
 
 @cache
-def missing() -> str:
+def unavailable() -> str:
     """The reason why no small filesystem is possible here; empty if it is."""
     try:
         with small_filesystem(1):
@@ -68,7 +68,7 @@ def _sweep() -> None:
 def own_disk(megabytes: int) -> Iterator[Path]:
     """A directory with a separate filesystem of at most half of the free space; if not possible, a plain directory."""
     with ExitStack() as stack:
-        if missing():
+        if unavailable():
             place = Path(stack.enter_context(TemporaryDirectory(prefix=PREFIX)))
         else:
             free = shutil.disk_usage(tempfile.gettempdir()).free // 2**20

@@ -23,7 +23,7 @@ PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbi
 ACCOUNT = (pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid) if os.geteuid() == 0 else None
 
 
-def missing() -> str:
+def unavailable() -> str:
     """The reason why there is no pooler here; empty if there is."""
     return "" if PROGRAM else "pgbouncer is not installed"
 

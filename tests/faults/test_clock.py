@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cli.command import running
-from faults.clock import HOUR, going_by, missing, wall_clock
+from faults.clock import HOUR, going_by, unavailable, wall_clock
 from faults.load import each_once, routed
 from iu_listen.model.observation import BatchRan, NotificationMissed, SessionFailed
 from postgres.listener_helpers import sleep_sets_in
 from support import connected, consuming, insert_event, wait_until
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(unavailable()), reason=unavailable())]
 
 #: Offsets in seconds: forward, back, behind, and back.
 STEPS = (0, HOUR, 0, -HOUR, 0)

@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 
 from clusters import psql
-from faults.disk import full, missing, small_filesystem, tables_in, wal_in
+from faults.disk import full, small_filesystem, tables_in, unavailable, wal_in
 from faults.load import each_once, go_on, write
 from iu_listen.embedded.keeper import EmbeddedError, Server, server_account
 from iu_listen.model.observation import BatchRan, SessionFailed, StateChanged
 from iu_listen.model.routing import State
 from support import Recorder, connected, consuming, open_gate, wait_until
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(unavailable()), reason=unavailable())]
 
 #: As many events as a large batch.
 MANY = """

@@ -9,17 +9,19 @@ from dataclasses import astuple, fields
 
 from clusters import cluster, psql
 from iu_listen.cli import output
-from soak.strikes import FAULTS
-from soak.traces import Verdict, soak
+from soak.burst import Verdict, soak
+from soak.faults import FAULTS
 from support import apply_package
 
 
 def main() -> int:
     """Read the command line, run the bursts, and print the verdicts."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=100_000, help="of each burst")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long a fault lasts at least")
-    parser.add_argument("--only", action="append", default=[], choices=FAULTS, help="only this; repeatable")
+    parser.add_argument("--events", type=int, default=100_000, help="number of events of each burst")
+    parser.add_argument("--seconds", type=float, default=60.0, help="shortest duration of a fault")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=FAULTS, help="run only this fault; may be repeated"
+    )
     parser.add_argument("--protocol", default="http/protobuf", choices=("http/protobuf", "grpc"))
     parser.add_argument("--pg", type=int, default=18, help="major version of the embedded PostgreSQL: 16 or 18")
     options = parser.parse_args()

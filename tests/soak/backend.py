@@ -24,7 +24,7 @@ class Backend:
 
     def __init__(self, protocol: str, home: Path) -> None:
         self._protocol = protocol
-        self._file = home / "taken"
+        self._file = home / "accepted"
         self._port = 0
         self.start()
 
@@ -42,7 +42,7 @@ class Backend:
         return self._process.stdout.readline().strip()
 
     def behave(self, how: str) -> None:
-        """Change its behaviour: keep, 503, 429 or hangs."""
+        """Change its behaviour: keep, 503, 429 or no answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{how}\n")
         self._process.stdin.flush()
@@ -60,13 +60,13 @@ class Backend:
         """Size of the file of accepted spans, in bytes; it grows with every accepted request."""
         return self._file.stat().st_size
 
-    def taken(self) -> list[tuple[str, str]]:
+    def accepted(self) -> list[tuple[str, str]]:
         """Span id and name of every accepted span, repetitions included; a truncated line does not count."""
         return [(line[:16], line[17:]) for line in self._file.read_text().splitlines() if len(line) > 17]
 
     def rows(self) -> set[str]:
         """Span ids of the accepted attempts and dead letters."""
-        return {span for span, name in self.taken() if name in NAMES}
+        return {span for span, name in self.accepted() if name in NAMES}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A trace receiver in a separate process that can be killed: it writes spans to a file before it acknowledges them.
 
-Standard input has its behaviour, one in each line: keep, 503, 429, hangs.
+Standard input has its behaviour, one in each line: keep, 503, 429, no answer.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def name(span: Any) -> str:
 
 def main(protocol: str, port: str, file: str) -> None:
     """Receive until the process is killed."""
-    with Path(file).open("ab", buffering=0) as taken:
+    with Path(file).open("ab", buffering=0) as accepted:
 
         def keep(self: Receiver, request: Any) -> None:
             spans = [span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans]
-            taken.write(b"".join(f"{span.span_id.hex()} {name(span)}\n".encode() for span in spans))
+            accepted.write(b"".join(f"{span.span_id.hex()} {name(span)}\n".encode() for span in spans))
 
         # A killed predecessor may have left an incomplete line.
-        taken.write(b"\n")
+        accepted.write(b"\n")
         kind, behaviours = (GrpcReceiver, GRPC) if protocol == "grpc" else (Receiver, HTTP)
         receiver = type("Filing", (kind,), {"keep": keep})(int(port))
         print(receiver.endpoint, flush=True)
@@ -46,7 +46,7 @@ def main(protocol: str, port: str, file: str) -> None:
             return behaviours["503"](request)
 
         for line in sys.stdin:
-            receiver.behaviour = hangs if line.strip() == "hangs" else behaviours[line.strip()]
+            receiver.behaviour = hangs if line.strip() == "no answer" else behaviours[line.strip()]
             print("yes", flush=True)
 
 

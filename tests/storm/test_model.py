@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from storm.model import ARRIVED, SENT, Doom, Fate, Judge, Model, Transaction, Verdict
+from storm.model import SENT, TARGET_CALLS, Model, PlannedOutcome, Transaction, TransactionState, Verdict, Verifier
 
 ROUTES = ("first", "second")
 
@@ -20,7 +20,7 @@ def committed(model: Model, kind: str, rows: int = 1, turns: dict[int, tuple[int
     tx = model.begin(kind)
     tx.add(rows)
     tx.turns = tuple((row, *turn) for row, turn in (turns or {}).items())
-    tx.fate = Fate.COMMITTED
+    tx.state = TransactionState.COMMITTED
     return tx
 
 
@@ -30,10 +30,10 @@ def attempts(tx: Transaction, *rows: int) -> list[Attempt]:
 
 
 def judged(model: Model, audit: list[Attempt], read: int | None = None) -> Verdict:
-    judge = Judge(model, ROUTES)
+    verifier = Verifier(model, ROUTES)
     for attempt in audit:
-        judge.hear(*attempt)
-    return judge.verdict(read)
+        verifier.add_attempt(*attempt)
+    return verifier.verdict(read)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def audit(model) -> list[Attempt]:
     savepoints.undo([1])
     rolled_back = model.begin("aborted")
     rolled_back.add()
-    rolled_back.fate = Fate.ROLLED_BACK
+    rolled_back.state = TransactionState.ROLLED_BACK
     return [*attempts(first, 0), *attempts(second, 0), *attempts(savepoints, 0, 2)]
 
 
@@ -58,8 +58,8 @@ def test_a_correct_audit_has_no_violation(model, audit):
     """With one attempt for each committed event and route, and subjects in order, nothing is wrong."""
     verdict = judged(model, audit, read=4)
 
-    assert verdict.clean
-    assert verdict.blockers == []
+    assert verdict.passed
+    assert verdict.violations == []
     assert model.events == 4
 
 
@@ -70,9 +70,9 @@ def test_a_missing_attempt_is_a_lost_event(model, audit, gone):
     verdict = judged(model, audit)
 
     assert verdict.lost == 1
-    (blocker,) = verdict.blockers
-    assert (blocker.wrong, blocker.event.bytes, blocker.route) == ("lost", event, route)
-    assert blocker.kind == model.transactions[int.from_bytes(event[:8])].kind
+    (violation,) = verdict.violations
+    assert (violation.check, violation.event.bytes, violation.route) == ("lost", event, route)
+    assert violation.kind == model.transactions[int.from_bytes(event[:8])].kind
 
 
 def test_a_second_attempt_is_a_duplicate(model, audit):
@@ -86,8 +86,8 @@ def test_a_suppressed_second_reading_is_counted(model, audit):
     """A cursor that reports more events read than were routed has read some twice."""
     verdict = judged(model, audit, read=5)
 
-    assert verdict.reread == 1
-    assert not verdict.clean
+    assert verdict.read_twice == 1
+    assert not verdict.passed
 
 
 @pytest.mark.parametrize("route", [0, 1])
@@ -97,23 +97,23 @@ def test_reversed_events_of_a_subject_are_disordered(model, audit, route):
     verdict = judged(model, audit)
 
     assert verdict.disordered == 1
-    assert verdict.blockers[0].route == ROUTES[route]
+    assert verdict.violations[0].route == ROUTES[route]
 
 
 def test_reversed_rows_of_one_transaction_are_disordered(model):
     """Two events that one transaction wrote for one subject must be in the order in which it wrote them."""
     tx = committed(model, "several", rows=2, turns={0: (3, 1), 1: (3, 1)})
 
-    assert judged(model, attempts(tx, 0, 1)).clean
+    assert judged(model, attempts(tx, 0, 1)).passed
     assert judged(model, attempts(tx, 1, 0)).disordered == 2
 
 
 def test_an_attempt_for_a_rolled_back_event_is_invented(model, audit):
     """An attempt for an event of a transaction that rolled back, is open or has an unknown outcome is invented."""
-    for fate in (Fate.ROLLED_BACK, Fate.OPEN, Fate.UNKNOWN):
+    for state in (TransactionState.ROLLED_BACK, TransactionState.OPEN, TransactionState.UNKNOWN):
         tx = model.begin("aborted")
         tx.add()
-        tx.fate = fate
+        tx.state = state
         audit += attempts(tx, 0)
     verdict = judged(model, audit)
 
@@ -141,9 +141,9 @@ def test_attempts_for_unknown_events_and_routes_are_invented(model, audit):
     assert judged(model, [*audit, *wrong]).invented == 4
 
 
-POISON = Doom("poison", frozenset({"broken"}))
-EITHER = Doom("either", frozenset({SENT, "refused"}), arrives=True)
-#: Endings of the events with these dooms, in the audit, in the notes of the target and in the table of dead letters.
+POISON = PlannedOutcome("poison", frozenset({"broken"}))
+EITHER = PlannedOutcome("either", frozenset({SENT, "refused"}), calls_succeed=True)
+#: Outcomes of these planned events, in the audit, in the log of the target and in the table of dead letters.
 RIGHT = {
     "audit": [(0, "dead_letter", "broken"), (1, "delivered", ""), (2, "dead_letter", "refused")],
     "arrived": [1, 2],
@@ -163,66 +163,66 @@ WRONG = {
 }  # fmt: skip
 
 
-def ending(model: Model, **wrong: Any) -> Verdict:
+def verdict_of(model: Model, **wrong: Any) -> Verdict:
     """The verdict on a poison event, two events that may end in two ways, and a good one."""
     said = {**RIGHT, "good": ("delivered", ""), **wrong}
-    tx, good = committed(model, "doomed", rows=3), committed(model, "short")
-    tx.dooms = {0: POISON, 1: EITHER, 2: EITHER}
-    judge = Judge(model, ("live", ARRIVED))
+    tx, good = committed(model, "planned", rows=3), committed(model, "short")
+    tx.planned = {0: POISON, 1: EITHER, 2: EITHER}
+    verifier = Verifier(model, ("live", TARGET_CALLS))
     for row, decision, code in said["audit"]:
-        judge.hear(tx.event(row).bytes, "live", decision, code)
-    judge.hear(good.event(0).bytes, "live", *said["good"])
+        verifier.add_attempt(tx.event(row).bytes, "live", decision, code)
+    verifier.add_attempt(good.event(0).bytes, "live", *said["good"])
     for event in [*(tx.event(row) for row in said["arrived"]), good.event(0)]:
-        judge.hear(event.bytes, ARRIVED, "delivered")
+        verifier.add_attempt(event.bytes, TARGET_CALLS, "delivered")
     letters = [(tx.event(row).bytes, "live", code) for row, code in said["letters"]]
     if said["good"][0] == "dead_letter":
         letters.append((good.event(0).bytes, "live", said["good"][1]))
-    assert judge.compare_letters(letters) == len(letters)
-    return judge.verdict()
+    assert verifier.compare_dead_letters(letters) == len(letters)
+    return verifier.verdict()
 
 
 def test_planned_outcomes_have_no_violation(model):
-    """A poison event that is one dead letter in audit and table, and events with either permitted ending, are clean."""
-    assert ending(model).clean
+    """A poison event that is one dead letter in audit and table, and events with either permitted outcome, have no violation."""
+    assert verdict_of(model).passed
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_an_outcome_that_is_not_permitted_is_counted(model, what):
-    """An event with a wrong ending is misended, and neither lost nor duplicated."""
-    verdict = ending(model, **WRONG[what])
+    """An event with an outcome that is not permitted is counted, and neither lost nor duplicated."""
+    verdict = verdict_of(model, **WRONG[what])
 
-    assert (verdict.misended, verdict.lost, verdict.duplicated) == (1, 0, 0)
-    assert not verdict.clean
+    assert (verdict.wrong_outcome, verdict.lost, verdict.duplicated) == (1, 0, 0)
+    assert not verdict.passed
 
 
 def test_a_second_outcome_is_a_duplicate(model):
     """An event that was sent and became a dead letter as well is duplicated."""
-    verdict = ending(model, audit=[*RIGHT["audit"], (1, "dead_letter", "refused")], letters=[*RIGHT["letters"]])
+    verdict = verdict_of(model, audit=[*RIGHT["audit"], (1, "dead_letter", "refused")], letters=[*RIGHT["letters"]])
 
     assert verdict.duplicated == 1
 
 
 def test_an_event_without_an_outcome_is_lost(model):
-    """A poison event without an ending is lost, like any other event."""
-    verdict = ending(model, audit=RIGHT["audit"][1:], letters=RIGHT["letters"][1:])
+    """A poison event without an outcome is lost, like any other event."""
+    verdict = verdict_of(model, audit=RIGHT["audit"][1:], letters=RIGHT["letters"][1:])
 
-    assert (verdict.lost, verdict.misended) == (1, 0)
+    assert (verdict.lost, verdict.wrong_outcome) == (1, 0)
 
 
 def test_an_unknown_commit_is_decided_by_all_rows_or_none(model):
     """All rows found means committed, none means rolled back; some means a torn transaction, and raises."""
-    for found, fate in ((3, Fate.COMMITTED), (0, Fate.ROLLED_BACK)):
+    for found, state in ((3, TransactionState.COMMITTED), (0, TransactionState.ROLLED_BACK)):
         tx = model.begin("several")
         tx.add(4)
         tx.undo([2])
-        tx.settle(found)
-        assert tx.fate is fate
+        tx.decide(found)
+        assert tx.state is state
     with pytest.raises(AssertionError, match="2 of 3"):
-        tx.settle(2)
+        tx.decide(2)
 
 
 def test_a_gap_in_the_turns_of_a_subject_is_reported(model, audit):
-    """A missing turn is reported as a hole: the model is then wrong, and its verdict does not count."""
-    assert model.holes() == []
+    """A missing turn is reported as a gap: the model is then wrong, and its verdict does not count."""
+    assert model.gaps() == []
     committed(model, "short", turns={0: (7, 4)})
-    assert model.holes() == [7]
+    assert model.gaps() == [7]

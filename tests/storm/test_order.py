@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from postgres.delivery_helpers import add_route, attempts, settled
-from storm.arrivals import Arrivals
-from storm.ground import Consumer
+from storm.call_log import CallLog
+from storm.environment import Consumer
 from support import connected
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -33,7 +33,7 @@ async def test_subjects_keep_their_order_despite_failures_and_kills(live, tmp_pa
     Fails when: the take does not select the first event of a subject, or an in-flight delivery is not taken again after
     a kill.
     """
-    dice = random.Random(5)
+    rng = random.Random(5)
     subjects = [uuid4() for _ in range(SUBJECTS)]
     written: dict[str, list[UUID]] = defaultdict(list)
     consumer = Consumer("consumer", live.dsn, tmp_path)
@@ -41,7 +41,7 @@ async def test_subjects_keep_their_order_despite_failures_and_kills(live, tmp_pa
         await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
         await add_route(connection, "storm", order="subject", concurrency=50, attempts=1000, backoff=0.01)
         for _ in range(EVENTS // 100):
-            chosen = dice.choices(subjects, k=100)
+            chosen = rng.choices(subjects, k=100)
             rows = await connection.fetch(
                 """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
                    select 'iu', 'version_applied', 'update', 'immediate', s from unnest($1::uuid[]) with ordinality t(s, n)
@@ -56,7 +56,7 @@ async def test_subjects_keep_their_order_despite_failures_and_kills(live, tmp_pa
                 wanted = EVENTS * kill // (KILLS + 1)
                 while await connection.fetchval(SENT + " >= $1", wanted) is not True:
                     await asyncio.sleep(0.01)
-                await consumer.killed()
+                await consumer.kill_and_wait()
             await settled(connection, 60 + EVENTS / 100)
         finally:
             await consumer.end()
@@ -69,8 +69,8 @@ async def test_subjects_keep_their_order_despite_failures_and_kills(live, tmp_pa
         sent = "select count(*), count(distinct event_ref) from iu_route_attempt where route_code = 'storm' and status = 'sent'"
         assert tuple(await connection.fetchrow(sent)) == (EVENTS, EVENTS)
 
-    noted = Arrivals.read([consumer.arrived])
-    assert (noted.crowded, noted.stray) == ({}, 0)
+    noted = CallLog.read([consumer.call_log_file])
+    assert (noted.overlapping, noted.unmatched) == ({}, 0)
     arrived: dict[str, list[UUID]] = defaultdict(list)
     for event, subject in noted.first.items():
         arrived[subject].append(event)

@@ -1,4 +1,4 @@
-"""Retention under load: writers of every kind, a consumer, and retention runs that keep only 50 ms."""
+"""Retention under load: producers of every kind, a consumer, and retention runs that keep only 50 ms."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ INSERT = """
 CREATED = ("now()", "now()", "now()", "now() - interval '1 year'", "'-infinity'", "now() + interval '1 second'")
 
 
-class Writers:
+class Producers:
     """Writers with short and long transactions, batches and rollbacks; they keep committed events and errors."""
 
     def __init__(self, dsn: str, seed: int) -> None:
         self.dsn = dsn
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.committed: set[UUID] = set()
         self.errors: list[BaseException] = []
         self.over = False
@@ -44,15 +44,15 @@ class Writers:
                     self.errors.append(error)
 
     async def _once(self, connection: asyncpg.Connection) -> None:
-        ids = [uuid4() for _ in range(self.dice.choice([1, 1, 1, 5, 200]))]
-        statement = INSERT.format(created=self.dice.choice(CREATED))
+        ids = [uuid4() for _ in range(self.rng.choice([1, 1, 1, 5, 200]))]
+        statement = INSERT.format(created=self.rng.choice(CREATED))
         transaction = connection.transaction()
         await transaction.start()
         await connection.execute(statement, ids)
-        if self.dice.random() < 0.2:
+        if self.rng.random() < 0.2:
             # Commits late: other events are routed and removed meanwhile.
-            await connection.execute("select pg_sleep($1)", self.dice.random() * 0.3)
-        if self.dice.random() < 0.1:
+            await connection.execute("select pg_sleep($1)", self.rng.random() * 0.3)
+        if self.rng.random() < 0.1:
             await transaction.rollback()
             return
         await transaction.commit()
@@ -60,7 +60,7 @@ class Writers:
 
 
 async def test_retention_removes_no_unrouted_event(live):
-    """While retention removes old events, every committed event gets exactly one attempt, and no writer fails.
+    """While retention removes old events, every committed event gets exactly one attempt, and no producer fails.
 
     Fails when: the age alone decides which events are removed.
     """
@@ -79,7 +79,7 @@ async def test_retention_removes_no_unrouted_event_from_partitions(partitioned):
 
 async def storm(dsn: str) -> None:
     """Write, consume and remove at the same time; then compare."""
-    writers = Writers(dsn, seed=4)
+    producers = Producers(dsn, seed=4)
     gone = 0
 
     async def clean() -> None:
@@ -89,7 +89,7 @@ async def storm(dsn: str) -> None:
             over = False
             while not over:
                 # One more pass begins after all have written: the progress of the passes before depends on the machine.
-                over = writers.over
+                over = producers.over
                 async for answer in retention.batches(
                     connection, "events", "50 ms", 300, 0.001, settings.batch_deadline
                 ):
@@ -98,24 +98,26 @@ async def storm(dsn: str) -> None:
     async with consuming(dsn), connected(dsn) as c:
         async with anyio.create_task_group() as tasks:
             for _ in range(6):
-                tasks.start_soon(writers.write)
+                tasks.start_soon(producers.write)
             for _ in range(2):
                 tasks.start_soon(clean)
             await wait_until(lambda: _enough(c), "4 000 events were decided", timeout=60)
-            writers.over = True
+            producers.over = True
 
         async def all_decided() -> bool:
-            return await c.fetchval("select count(distinct event_ref) from iu_route_attempt") >= len(writers.committed)
+            return await c.fetchval("select count(distinct event_ref) from iu_route_attempt") >= len(
+                producers.committed
+            )
 
         await wait_until(all_decided, "every committed event is decided", timeout=30)
         rows = await c.fetch("select event_ref, count(*) as n from iu_route_attempt group by 1")
         left = await c.fetchval("select count(*) from event_outbox")
         deadlocks = await c.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
-    assert {row["event_ref"] for row in rows} == writers.committed
+    assert {row["event_ref"] for row in rows} == producers.committed
     assert {row["n"] for row in rows} == {1}
-    assert writers.errors == []
+    assert producers.errors == []
     assert deadlocks == 0
-    assert gone == len(writers.committed) - left
+    assert gone == len(producers.committed) - left
     assert gone > 1000, json.dumps({"gone": gone, "left": left})
 
 

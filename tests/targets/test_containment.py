@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from postgres.delivery_helpers import add_route, pending
-from storm.ground import Consumer
+from storm.environment import Consumer
 from support import connected, wait_until
 from targets.misbehaving import FAILS, IGNORES, KILLS, LEAVES, REJECTS, UNAVAILABLE
 
@@ -70,10 +70,10 @@ async def consumer(dsn: str, folder: Path) -> AsyncIterator[Consumer]:
         yield running
     finally:
         await running.end()
-    assert running.obeyed, "it did not end when it was asked to"
+    assert running.stopped_by_sigterm, "it did not end when it was asked to"
 
 
-async def endings(connection: asyncpg.Connection) -> dict[UUID, str]:
+async def outcomes(connection: asyncpg.Connection) -> dict[UUID, str]:
     """How each event has ended: sent, or the failure code of its dead letter. Two endings of an event are an error."""
     rows = await connection.fetch(
         """select event_ref, 'sent' as ending from iu_route_attempt where status = 'sent'
@@ -102,12 +102,12 @@ def test_a_delivery_that_ends_the_process_becomes_a_dead_letter(live, tmp_path, 
                 good += [await emit(connection, route, "return") for route in ROUTES for _ in range(5)]
 
                 async def over() -> bool:
-                    found = await endings(connection)
+                    found = await outcomes(connection)
                     return killer in found and found.keys() >= set(good)
 
                 await wait_until(over, f"each event has ended; after {running.starts} starts", BOUND)
                 assert await pending(connection) == 0
-                found = await endings(connection)
+                found = await outcomes(connection)
                 assert found == dict.fromkeys(good, "sent") | {killer: "interrupted"}
                 rows = await connection.fetch(
                     "select decision, failure_code from iu_route_attempt where event_ref = $1 order by attempt_no",
@@ -124,7 +124,7 @@ def test_a_delivery_that_ends_the_process_becomes_a_dead_letter(live, tmp_path, 
 
 
 async def _ended(connection: asyncpg.Connection, event: UUID) -> bool:
-    return event in await endings(connection)
+    return event in await outcomes(connection)
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
@@ -145,11 +145,11 @@ def test_whatever_a_target_raises_is_the_outcome_of_its_own_delivery(live, tmp_p
                     # Good events keep coming: with bad ones alone, the circuit breaker would see an outage.
                     good.extend([await emit(connection, route, "return") for route in ROUTES])
                     await asyncio.sleep(0.25)
-                    return (await endings(connection)).keys() >= set(bad)
+                    return (await outcomes(connection)).keys() >= set(bad)
 
                 await wait_until(over, "each bad event has ended", 60)
                 await wait_until(lambda: _none_pending(connection), "the good events have ended", 60)
-                found = await endings(connection)
+                found = await outcomes(connection)
                 assert found.keys() == {*bad, *good}
                 assert {found[event] for event in good} == {"sent"}
                 assert "sent" not in {found[event] for event in bad}
@@ -188,10 +188,10 @@ def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what)
                 good = [await emit(connection, route, "return") for route in ROUTES for _ in range(5)]
 
                 async def over() -> bool:
-                    return (await endings(connection)).keys() == {bad, *good}
+                    return (await outcomes(connection)).keys() == {bad, *good}
 
                 await wait_until(over, "each event has ended", 30)
-                assert await endings(connection) == dict.fromkeys(good, "sent") | {bad: "target_ignores_cancellation"}
+                assert await outcomes(connection) == dict.fromkeys(good, "sent") | {bad: "target_ignores_cancellation"}
                 rows = await connection.fetch(
                     "select decision, failure_code from iu_route_attempt where event_ref = $1 order by attempt_no", bad
                 )
@@ -223,7 +223,7 @@ def test_what_a_call_leaves_behind_keeps_no_process(live, tmp_path, what):
             async with consumer(live.dsn, tmp_path) as running:
                 event = await emit(connection, "one", what, "return")
                 await wait_until(lambda: _ended(connection, event), "the event has ended", 30)
-                assert await endings(connection) == {event: "sent"}
+                assert await outcomes(connection) == {event: "sent"}
             assert (running.starts, running.code) == (1, 0)
             lines = [json.loads(line)["event"] for line in running.log.read_text().splitlines()]
             assert lines[-2:] == ["stopped", "process ended while tasks or threads of targets were still running"]
@@ -266,19 +266,19 @@ async def play(dsn: str, folder: Path, drawn: dict[str, Any]) -> None:
                 scripts[await emit(connection, route, *script, subject=subjects[subject])] = script
             for _ in range(drawn["kills"]):
                 await wait_until(lambda: asyncio.sleep(0, running.pid), "a process")
-                await running.killed()
+                await running.kill_and_wait()
 
             async def over() -> bool:
                 # Good events keep coming: otherwise an unavailable target of the last event counts as an outage.
                 for route in ROUTES:
                     scripts[await emit(connection, route, "return")] = ("return",)
                 await asyncio.sleep(0.25)
-                found = await endings(connection)
+                found = await outcomes(connection)
                 return all(event in found for event in list(scripts)[: len(drawn["scripts"])])
 
             await wait_until(over, f"every event has ended: {json.dumps(drawn)}", BOUND)
             await wait_until(lambda: _none_pending(connection), "the good events have ended", 60)
-        found = await endings(connection)
+        found = await outcomes(connection)
     assert found.keys() == scripts.keys()
     for event, script in scripts.items():
         if script[-1] == "return" and script[0] not in REJECTS:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from postgres.delivery_helpers import ROUTE, open_route, settled
-from storm.arrivals import Arrivals
-from storm.ground import Consumer
+from storm.call_log import CallLog
+from storm.environment import Consumer
 from support import connected
 from targets import test_kafka, test_nats, test_redis
 from targets.brokers import Server, free_port, valkey
@@ -154,7 +154,7 @@ async def deliver(dsn: str, folder: Path, there: Counterpart) -> None:
                 while await connection.fetchval(SENT) < EVENTS * share * 0.95:
                     await asyncio.sleep(0.01)
                 if whom == "consumer":
-                    await consumer.killed()
+                    await consumer.kill_and_wait()
                 else:
                     there.kill()
                     await asyncio.sleep(1.5)
@@ -173,8 +173,8 @@ async def deliver(dsn: str, folder: Path, there: Counterpart) -> None:
     got = await there.keys()
     wire = len(got)
     if there.address is None:
-        noted = Arrivals.read([consumer.arrived])
-        got, wire = [f"outbound:{ROUTE}:{event}" for event in noted.first], len(noted.first) + noted.again
+        noted = CallLog.read([consumer.call_log_file])
+        got, wire = [f"outbound:{ROUTE}:{event}" for event in noted.first], len(noted.first) + noted.repeated_calls
     assert set(got) == wanted
     assert len(got) == EVENTS or not there.once
     print(f"{wire} on the wire for {EVENTS} events, {consumer.starts} starts")

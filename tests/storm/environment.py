@@ -1,7 +1,7 @@
-"""The ground of the storm: a PostgreSQL, a proxy that can break connections, and consumers that are restarted.
+"""The environment of the storm: a PostgreSQL, a proxy that can break connections, and consumers that are restarted.
 
-    writers, checks ───────────────► server        Ground.connect(): the server that takes writes at present
-    consumer 1, 2 ──► Ground.path ──► server        a proxy whose address stays the same when the server changes
+    producers, checks ──────────────► server        Environment.connect(): the server that takes writes at present
+    consumer 1, 2 ──► Environment.path ──► server        a proxy whose address stays the same when the server changes
 
 Consumers are real processes, `iu-listen run`: one is active, one is a standby. Their lease, intervals and deadlines are
 short, so that a storm has many faults in a short time; the bounds of recovery in faults.py depend on the same values.
@@ -31,19 +31,19 @@ from proxy import Proxy
 from support import WORKER, open_gate
 
 if TYPE_CHECKING:
-    from storm.writers import Writers
+    from storm.producers import Producers
 
 TESTS = Path(__file__).parents[1]
 
 #: Settings of the consumers, in seconds; the defaults are 15, 5, 10, 60 and 10.
-LEASE, CATCH_UP, DEADLINE, BATCH_DEADLINE, RECONNECT_MAX = 3.0, 1.0, 4.0, 15.0, 1.0
+SESSION_TIMEOUT, CATCH_UP, DEADLINE, BATCH_DEADLINE, RECONNECT_MAX = 3.0, 1.0, 4.0, 15.0, 1.0
 #: Pause of the supervisor before it starts a consumer again, in seconds.
-RESTART_AFTER = 0.2
+RESTART_DELAY = 0.2
 #: Default time limit of every wait, in seconds; exceeding it is a failure.
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 
 #: full_page_writes is on, because PostgreSQL is killed; fsync is off, because the kernel is not.
-OPTIONS = {
+SERVER_OPTIONS = {
     "full_page_writes": "on",
     "max_connections": "150",
     "max_prepared_transactions": "50",
@@ -70,23 +70,23 @@ SCHEMA = """
               "dead_letters_in_a_row": 1000000}'),
            ('storm.disabled', 'iu', 'version_applied', 'update', 'report', 'storm', false, true, '{}');
     create schema storm;
-    -- Each row is a subject. turn counts its events: whoever holds the row lock draws the next one.
+    -- Each row is a subject. turn counts its events: the transaction that holds the row lock draws the next one.
     create table storm.subject (id int primary key, turn bigint not null default 0) with (fillfactor = 20);
     insert into storm.subject select generate_series(0, 99);
-    -- What an event does to the target; or a payload that is stored in few bytes, and whose text is too large to be delivered.
-    create function storm.payload(p_doom text) returns jsonb language sql volatile as $$
-        select case when p_doom = 'huge digits' then jsonb_agg(1e131071::numeric)
-                    when p_doom = 'huge text' then jsonb_build_object('a', string_agg(repeat('x', 100000), ''))
-                    else jsonb_build_object('do', p_doom) end
-          from generate_series(1, case when p_doom like 'huge %' then 200 else 1 end)
+    -- The payload that makes the target behave as planned; or one of few stored bytes whose text is too large to be delivered.
+    create function storm.payload(p_behavior text) returns jsonb language sql volatile as $$
+        select case when p_behavior = 'huge digits' then jsonb_agg(1e131071::numeric)
+                    when p_behavior = 'huge text' then jsonb_build_object('a', string_agg(repeat('x', 100000), ''))
+                    else jsonb_build_object('do', p_behavior) end
+          from generate_series(1, case when p_behavior like 'huge %' then 200 else 1 end)
     $$;
-    -- Whether an event is one that only says that it arrives; for a CHECK that refuses that.
+    -- Whether the event asks for a successful call; for a CHECK that refuses its attempt.
     create function storm.returns(p_event uuid) returns boolean language sql stable as $$
         select exists (select from public.event_outbox o where o.id = p_event and o.safe_payload ->> 'do' = 'return')
     $$;
-    -- For the naive cursor that is shown for contrast.
+    -- For the naive cursor that is run for comparison.
     create index storm_created_at on event_outbox (event_domain, created_at, id);
-    -- n subtransactions, each third of them rolled back.
+    -- One subtransaction for each row; every third one is rolled back.
     create function storm.subtransactions(p_key bigint, p_from int, p_to int) returns void language plpgsql as $$
     begin
         for n in p_from .. p_to loop
@@ -101,7 +101,7 @@ SCHEMA = """
             end;
         end loop;
     end $$;
-    -- The id of an event says which transaction wrote it, and which of its rows it is.
+    -- The id of an event consists of the key of its transaction and the number of its row.
     create function storm.event(p_key bigint, p_row int) returns uuid language sql immutable as $$
         select (lpad(to_hex(p_key), 16, '0') || lpad(to_hex(p_row), 16, '0'))::uuid
     $$;
@@ -124,22 +124,22 @@ class Consumer:
         folder: Directory of its log file.
 
     Attributes:
-        arrived: The file of calls that its target writes (storm/target.py).
+        call_log_file: The file of calls that its target writes (storm/target.py).
         environ: Additional environment variables, from its next start on.
         starts: Number of starts.
-        obeyed: Whether SIGTERM ended it at the end; False: it had to be killed.
+        stopped_by_sigterm: Whether SIGTERM ended it at the end; False: it had to be killed.
     """
 
     def __init__(self, name: str, dsn: str, folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
-        self.arrived = folder / f"{name}.arrived"
+        self.call_log_file = folder / f"{name}.calls"
         self.environ: dict[str, str] = {}
         self._dsn = dsn
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.starts = 0
-        self.obeyed = True
+        self.stopped_by_sigterm = True
 
     @property
     def pid(self) -> int | None:
@@ -160,7 +160,7 @@ class Consumer:
         if self.pid is not None:
             os.kill(self.pid, number)
 
-    async def killed(self) -> None:
+    async def kill_and_wait(self) -> None:
         """Kill the process, and wait until it was started again."""
         starts = self.starts
         self.signal(signal.SIGKILL)
@@ -176,11 +176,11 @@ class Consumer:
     async def _keep(self) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_", "OTEL_"))}
         settings = {
-            "SESSION_TIMEOUT": LEASE, "CATCH_UP": CATCH_UP, "DEADLINE": DEADLINE, "BATCH_DEADLINE": BATCH_DEADLINE,
+            "SESSION_TIMEOUT": SESSION_TIMEOUT, "CATCH_UP": CATCH_UP, "DEADLINE": DEADLINE, "BATCH_DEADLINE": BATCH_DEADLINE,
             "RECONNECT_MAX": RECONNECT_MAX, "LOG_FORMAT": "json", "DSN": self._dsn, "APP": "storm.target",
         }  # fmt: skip
         environ = clean | {f"IU_LISTEN_{name}": str(value) for name, value in settings.items()}
-        environ |= {"PYTHONPATH": str(TESTS), "STORM_ARRIVED": str(self.arrived)}
+        environ |= {"PYTHONPATH": str(TESTS), "STORM_CALL_LOG": str(self.call_log_file)}
         try:
             while True:
                 with self.log.open("ab") as log:
@@ -189,28 +189,28 @@ class Consumer:
                     )
                 self.starts += 1
                 await self._process.wait()
-                await asyncio.sleep(RESTART_AFTER)
+                await asyncio.sleep(RESTART_DELAY)
         finally:
             await self._leave()
 
     async def _leave(self) -> None:
         if (process := self._process) is None or process.returncode is not None:
             return
-        # A frozen process is thawed first, because it could not handle SIGTERM.
+        # A frozen process is resumed first, because it could not handle SIGTERM.
         process.send_signal(signal.SIGCONT)
         process.terminate()
         try:
             async with asyncio.timeout(15):
                 await process.wait()
         except TimeoutError:
-            self.obeyed = False
+            self.stopped_by_sigterm = False
             process.kill()
             await process.wait()
 
 
 @dataclass
-class Ground:
-    """The environment of a storm, on which faults and writers act.
+class Environment:
+    """The environment of a storm, on which faults and producers act.
 
     Attributes:
         server: The server that takes writes at present. A fault that promotes another one sets it, and calls
@@ -219,32 +219,32 @@ class Ground:
         consumers: The processes, in the order of their first starts.
         home: The data directory, also of further servers; a separate filesystem if possible (faults/disk.py).
         folder: Directory of the logs that are kept when the storm fails.
-        dice: Random numbers for faults, which run one after the other.
-        writers: The writers; set when they start.
-        cutting: Whether a fault that cuts writers is active: their lost connections are not errors.
-        healed_at: End of the latest such fault: older sessions may detect the loss later.
-        forgiving: Whether a fault is active under which writers may fail, as a full disk.
-        brief: Whether the storm is short: then faults that last are short, too.
+        rng: Random numbers for faults, which run one after the other.
+        producers: The producers; set when they start.
+        cuts_sessions: Whether a fault that cuts producers is active: their lost connections are not errors.
+        repaired_at: End of the latest such fault: older sessions may detect the loss later.
+        errors_allowed: Whether a fault is active under which producers may fail, as a full disk.
+        short: Whether the storm is short: then faults that last are short, too.
         measuring: Whether a recovery is being measured: only the consumers may run batches.
         notes: State of faults and background actions.
-        leftovers: Resources of faults that are closed when the storm is over.
+        cleanup: Resources of faults that are closed when the storm is over.
     """
 
     server: embedded.Server
     path: Proxy
     home: Path
     folder: Path
-    dice: random.Random
+    rng: random.Random
     consumers: list[Consumer] = field(default_factory=list)
-    writers: Writers | None = None
-    cutting: bool = False
-    healed_at: float = 0.0
-    forgiving: bool = False
-    brief: bool = False
+    producers: Producers | None = None
+    cuts_sessions: bool = False
+    repaired_at: float = 0.0
+    errors_allowed: bool = False
+    short: bool = False
     measuring: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
-    leftovers: ExitStack = field(default_factory=ExitStack)
-    _scout: Session | None = None
+    cleanup: ExitStack = field(default_factory=ExitStack)
+    _query_session: Session | None = None
 
     @property
     def dsn(self) -> str:
@@ -262,35 +262,35 @@ class Ground:
 
     async def rows(self, query: str, *args: Any) -> list[asyncpg.Record]:
         """Run a query on the present server; repeat it for up to PATIENCE seconds while the server is not available."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + WAIT_TIMEOUT
         while True:
-            scout, self._scout = self._scout, None
+            query_session, self._query_session = self._query_session, None
             try:
-                scout = scout or await self.connect("storm scout")
-                found = await scout.fetch(query, *args)
-            except LOST:
-                if scout:
-                    scout.terminate()
+                query_session = query_session or await self.connect("storm scout")
+                found = await query_session.fetch(query, *args)
+            except CONNECTION_ERRORS:
+                if query_session:
+                    query_session.terminate()
                 if time.monotonic() > until:
                     raise
                 await asyncio.sleep(0.05)
             else:
-                if self._scout:
-                    scout.terminate()
+                if self._query_session:
+                    query_session.terminate()
                 else:
-                    self._scout = scout
+                    self._query_session = query_session
                 return found
 
     async def value(self, query: str, *args: Any) -> Any:
         """Return the single value of a query."""
         return (await self.rows(query, *args))[0][0]
 
-    async def until(self, query: str, *args: Any, within: float = PATIENCE, pause: float = 0.005) -> float:
+    async def until(self, query: str, *args: Any, within: float = WAIT_TIMEOUT, pause: float = 0.005) -> float:
         """Repeat a query until its single value is true; return the seconds that it took. Raises TimeoutError."""
         began = time.monotonic()
         while not await self.value(query, *args):
             if time.monotonic() - began > within:
-                raise TimeoutError(f"not within {within} s: {query}")
+                raise TimeoutError(f"the query was not true within {within} s: {query}")
             await asyncio.sleep(pause)
         return time.monotonic() - began
 
@@ -301,15 +301,15 @@ class Ground:
         for consumer in self.consumers:
             consumer.signal(signal.SIGTERM)
         starts = [c.starts for c in self.consumers]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WAIT_TIMEOUT):
             while any(c.starts == before for c, before in zip(self.consumers, starts, strict=True)):
                 await asyncio.sleep(0.02)
-        await self.leader()
+        await self.active_consumer()
 
-    async def leader(self) -> Consumer:
+    async def active_consumer(self) -> Consumer:
         """Return the active consumer, by a heartbeat from now on: an older one may be of a killed process."""
         now = await self.value("select clock_timestamp()")
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + WAIT_TIMEOUT
         while time.monotonic() < until:
             beats = await self.rows(
                 """select pid from iu_consumer_heartbeat
@@ -330,16 +330,16 @@ class Ground:
             "select (select pid from pg_locks where locktype = 'advisory' and classid = $1 and granted)", LEASE_KEY
         )
 
-    async def until_said(self, words: str, before: int) -> float:
+    async def wait_for_log(self, words: str, before: int) -> float:
         """Wait until the logs contain these words more often than ``before``; return the seconds that it took."""
         began = time.monotonic()
-        while self.said(words) <= before:
-            if time.monotonic() - began > PATIENCE:
-                raise TimeoutError(f"not said within {PATIENCE} s: {words}")
+        while self.count_log_lines(words) <= before:
+            if time.monotonic() - began > WAIT_TIMEOUT:
+                raise TimeoutError(f"the logs did not contain this within {WAIT_TIMEOUT} s: {words}")
             await asyncio.sleep(0.02)
         return time.monotonic() - began
 
-    def said(self, words: str) -> int:
+    def count_log_lines(self, words: str) -> int:
         """How often the logs of all consumers contain these words so far."""
         return self.logs().count(words)
 
@@ -349,7 +349,7 @@ class Ground:
 
 
 #: The exceptions of a session that was lost, and of a server that is not available.
-LOST = (
+CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -362,17 +362,19 @@ LOST = (
 
 
 @asynccontextmanager
-async def prepared(major: int, home: Path, folder: Path, dice: random.Random, consumers: int) -> AsyncIterator[Ground]:
-    """Prepare a ground with server, proxy and consumers, without writers.
+async def prepare_environment(
+    major: int, home: Path, folder: Path, rng: random.Random, consumers: int
+) -> AsyncIterator[Environment]:
+    """Prepare an environment with server, proxy and consumers, without producers.
 
     Args:
         major: Major version of PostgreSQL.
         home: Data directory; the operating system account of PostgreSQL must have access.
         folder: Directory of the logs.
-        dice: Random numbers for the faults.
+        rng: Random numbers for the faults.
         consumers: Number of consumers.
     """
-    options = OPTIONS | (SMALL_QUEUE if major >= SINCE_SMALL_QUEUES else {})
+    options = SERVER_OPTIONS | (SMALL_QUEUE if major >= SINCE_SMALL_QUEUES else {})
     with embedded.running(home, major, durable=False, tcp=True, options=options) as server:
         async with session(server.dsn(), name="storm") as connection:
             await migrate.apply_base(connection)
@@ -381,16 +383,16 @@ async def prepared(major: int, home: Path, folder: Path, dice: random.Random, co
             await connection.execute(SCHEMA)
         await open_gate(server.dsn())
         async with Proxy(server.tcp_dsn()).running() as path:
-            ground = Ground(server, path, home, folder, dice)
+            environment = Environment(server, path, home, folder, rng)
             try:
                 for number in range(1, consumers + 1):
-                    ground.consumers.append(Consumer(f"consumer-{number}", path.dsn, folder))
-                    ground.consumers[-1].begin()
-                await ground.leader()
-                yield ground
+                    environment.consumers.append(Consumer(f"consumer-{number}", path.dsn, folder))
+                    environment.consumers[-1].begin()
+                await environment.active_consumer()
+                yield environment
             finally:
-                for consumer in ground.consumers:
+                for consumer in environment.consumers:
                     await consumer.end()
-                if ground._scout:
-                    ground._scout.terminate()
-                ground.leftovers.close()
+                if environment._query_session:
+                    environment._query_session.terminate()
+                environment.cleanup.close()

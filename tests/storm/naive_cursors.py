@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from storm.ground import LOST, Ground, Session
+from storm.environment import CONNECTION_ERRORS, Environment, Session
 
 #: Pause between two reads, in seconds.
 PAUSE = 0.015
 
 
 @dataclass
-class Naive:
+class NaiveCursor:
     """A naive cursor.
 
     Attributes:
@@ -32,43 +32,43 @@ class Naive:
     """
 
     name: str
-    look: str
+    query: str
     position: list[Any]
     read: int = 0
 
     async def step(self, session: Session) -> None:
         """Read the events that are new according to this cursor."""
-        if found := await session.fetchrow(self.look, *self.position):
+        if found := await session.fetchrow(self.query, *self.position):
             *self.position, events = found
             self.read += events
 
-    async def keep_looking(self, ground: Ground) -> None:
+    async def keep_reading(self, environment: Environment) -> None:
         """Read again and again; connect again after every restart of the server."""
         while True:
             session = None
             try:
-                session = await ground.connect(f"storm naive {self.name}")
+                session = await environment.connect(f"storm naive {self.name}")
                 while True:
                     await self.step(session)
                     await asyncio.sleep(PAUSE)
-            except LOST:
+            except CONNECTION_ERRORS:
                 await asyncio.sleep(0.05)
             finally:
                 if session:
                     session.terminate()
 
 
-def naive() -> list[Naive]:
+def create_naive_cursors() -> list[NaiveCursor]:
     """Return both cursors at their initial positions."""
     return [
-        Naive(
+        NaiveCursor(
             "created_at",
             """select created_at, id, count(*) filter (where canonical_address is null) over () from event_outbox
                 where event_domain = 'iu' and (created_at, id) > ($1, $2)
                 order by created_at desc, id desc limit 1""",
             [datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)],
         ),
-        Naive(
+        NaiveCursor(
             "event_seq",
             """select event_seq, count(*) filter (where canonical_address is null) over () from event_outbox
                 where event_domain = 'iu' and event_seq > $1

@@ -9,32 +9,32 @@ from pathlib import Path
 from uuid import UUID
 
 #: The subject that target.py writes for an event without a subject.
-NOBODY = "-"
+NO_SUBJECT = "-"
 
 
 @dataclass
-class Arrivals:
+class CallLog:
     """The calls that the targets of all consumers noted, in the order of the machine's monotonic clock.
 
     Attributes:
         first: The subject of each event, by event id, in the order of the first successful calls.
         calls: Number of calls that began.
         again: Number of calls that succeeded for an event that had already arrived.
-        stray: Number of calls that ended without a recorded beginning, for example in a consumer that was frozen
+        unmatched: Number of calls that ended without a recorded beginning, for example in a consumer that was frozen
             meanwhile.
-        crowded: Subjects with a call that began while the call for another event of the subject had not ended, with
+        overlapping: Subjects with a call that began while the call for another event of the subject had not ended, with
             details. A call that never ended belongs to a consumer that was killed: the next call of its subject must be
             for the same event.
     """
 
     first: dict[UUID, str] = field(default_factory=dict)
     calls: int = 0
-    again: int = 0
-    stray: int = 0
-    crowded: dict[str, str] = field(default_factory=dict)
+    repeated_calls: int = 0
+    unmatched: int = 0
+    overlapping: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, files: Iterable[Path], promotions: Iterable[int] = ()) -> Arrivals:
+    def read(cls, files: Iterable[Path], promotions: Iterable[int] = ()) -> CallLog:
         """Read the files of the consumers. A file that does not exist counts as empty.
 
         Args:
@@ -58,15 +58,15 @@ class Arrivals:
             if what == "began":
                 found.calls += 1
                 before, since, whose = busy.get(subject, (event, at, who))
-                if subject != NOBODY and before != event:
+                if subject != NO_SUBJECT and before != event:
                     age = (at - since) / 1e6
-                    found.crowded[subject] = (
+                    found.overlapping[subject] = (
                         f"{who} began {event} {age:.1f} ms after {whose} began {before}, at {at / 1e9:.3f} s"
                     )
                 busy[subject] = event, at, who
                 continue
-            found.stray += subject != NOBODY and busy.pop(subject, None) is None
+            found.unmatched += subject != NO_SUBJECT and busy.pop(subject, None) is None
             if what == "ended":
-                found.again += UUID(event) in found.first
+                found.repeated_calls += UUID(event) in found.first
                 found.first.setdefault(UUID(event), subject)
         return found

@@ -1,4 +1,4 @@
-"""Many writers at full speed while the consumer runs: a short version of bench/writers.py, without its timings."""
+"""Many producers at full speed while the consumer runs: a short version of bench/writers.py, without its timings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVENTS_EACH = 400
 
 
 async def test_under_load_every_event_is_routed_and_few_producers_notify(live):
-    """Every event of concurrent writers gets its attempt, and fewer than one commit in twenty notifies.
+    """Every event of concurrent producers gets its attempt, and fewer than one commit in twenty notifies.
 
     Fails when: producers send NOTIFY also while the consumer is busy, or the consumer becomes idle under load.
     """

@@ -13,7 +13,7 @@ from typing import Final
 
 from cli.command import Running, run
 from soak.backend import backend
-from soak.strikes import WRITERS, Pen, Scene, asked, strike
+from soak.faults import PRODUCERS, Participants, Producers, inject, query_after_pause
 from support import connected, wait_until
 
 #: One event in fifty cannot be recorded as dry run; one in three of these always fails, the others are replayed.
@@ -37,9 +37,9 @@ SPANS: Final = """
     union all select call_span_id from v_iu_route_attempt where call_span_id is not null
     union all select fn_iu_span_id('dead_letter', id::text) from iu_route_dead_letter
 """
-SOME: Final = "select exported > $1 from iu_trace_cursor"
-REPLAYED: Final = "select not exists (select from iu_route_dead_letter where replay_count = 0)"
-IDLE: Final = "select fn_iu_trace_tick('traces') ->> 'status' = 'idle'"
+SOME_EXPORTED: Final = "select exported > $1 from iu_trace_cursor"
+ALL_REPLAYED: Final = "select not exists (select from iu_route_dead_letter where replay_count = 0)"
+EXPORT_IDLE: Final = "select fn_iu_trace_tick('traces') ->> 'status' = 'idle'"
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,22 @@ class Verdict:
     Attributes:
         fault: The name of the fault.
         rows: Number of attempts and dead letters.
-        held: Number of rows that the receiver lacked when the fault ended; with several faults, the largest.
+        delayed: Number of rows that the receiver lacked when the fault ended; with several faults, the largest.
         missing: Number of rows that the receiver does not have.
         invented: Number of spans of attempts and dead letters that do not exist.
         repeated: Number of repeated spans.
-        letters: Number of dead letters.
+        dead_letters: Number of dead letters.
         replays: Number of attempts after the first.
         seconds: Duration of the burst.
     """
 
     fault: str
     rows: int
-    held: int
+    delayed: int
     missing: int
     invented: int
     repeated: int
-    letters: int
+    dead_letters: int
     replays: int
     seconds: float
 
@@ -93,39 +93,45 @@ async def soak(
         AssertionError: the fault had no effect: the receiver lacked nothing when it ended.
     """
     began = time.monotonic()
-    with backend(protocol) as there:
+    with backend(protocol) as receiver:
         environ = {
-            "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": there.endpoint, "IU_LISTEN_SESSION_TIMEOUT": "6",
+            "OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "IU_LISTEN_SESSION_TIMEOUT": "6",
             "OTEL_EXPORTER_OTLP_TIMEOUT": "2000", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }  # fmt: skip
         assert run("trace-export", dsn=dsn, env=environ).code == 0
 
-        def begin() -> Running:
+        def start_consumer() -> Running:
             return Running("run", dsn=dsn, env=environ)
 
-        async with connected(dsn) as watching:
-            await watching.execute(POISON)
-            scene = Scene(there, begin, begin(), Pen(), watching)
+        async with connected(dsn) as connection:
+            await connection.execute(POISON)
+            participants = Participants(receiver, start_consumer, start_consumer(), Producers(), connection)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    going = [tasks.create_task(scene.pen.write(dsn)) for _ in range(WRITERS)]
-                    going.append(tasks.create_task(_replay(dsn)))
-                    await scene.pen.allow(events // 2)
-                    await wait_until(lambda: asked(watching, SOME, events // 10), "some are exported", 600)
-                    await strike(fault, scene, events - events // 2, seconds, kills)
-                    await scene.routed()
-                    await wait_until(lambda: asked(watching, REPLAYED), "every dead letter was replayed", 600)
-                    for task in going:
+                    running = [tasks.create_task(participants.producers.write(dsn)) for _ in range(PRODUCERS)]
+                    running.append(tasks.create_task(_replay(dsn)))
+                    await participants.producers.allow(events // 2)
+                    await wait_until(
+                        lambda: query_after_pause(connection, SOME_EXPORTED, events // 10),
+                        "the first spans are exported",
+                        600,
+                    )
+                    await inject(fault, participants, events - events // 2, seconds, kills)
+                    await participants.wait_until_routed()
+                    await wait_until(
+                        lambda: query_after_pause(connection, ALL_REPLAYED), "every dead letter is replayed", 600
+                    )
+                    for task in running:
                         task.cancel()
-                await wait_until(lambda: asked(watching, IDLE), "all is exported", 1800)
-                assert scene.consumer.end(timeout=60) == 0
+                await wait_until(lambda: query_after_pause(connection, EXPORT_IDLE), "all spans are exported", 1800)
+                assert participants.consumer.end(timeout=60) == 0
             finally:
-                scene.consumer.close()
-            expected = {row[0] for row in await watching.fetch(SPANS)}
-            letters = await watching.fetchval("select count(*) from iu_route_dead_letter")
-            replays = await watching.fetchval("select count(*) from iu_route_attempt where attempt_no > 1")
-        taken, found = there.taken(), there.rows()
+                participants.consumer.close()
+            expected = {row[0] for row in await connection.fetch(SPANS)}
+            dead_letters = await connection.fetchval("select count(*) from iu_route_dead_letter")
+            replays = await connection.fetchval("select count(*) from iu_route_attempt where attempt_no > 1")
+        accepted, found = receiver.accepted(), receiver.rows()
     return Verdict(
-        fault, len(expected), scene.held, len(expected - found), len(found - expected),
-        len(taken) - len({span for span, _ in taken}), letters, replays, time.monotonic() - began,
+        fault, len(expected), participants.delayed, len(expected - found), len(found - expected),
+        len(accepted) - len({span for span, _ in accepted}), dead_letters, replays, time.monotonic() - began,
     )  # fmt: skip
