@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from cli.command import run
-from faults.pooler import missing, pooling
+from faults.pooler import pooling, unavailable
 from iu_listen import embedded
 from iu_listen.admin import traces
 from iu_listen.model.errors import Refused
@@ -25,7 +25,7 @@ from support import apply_package, attempted, connected, consuming, insert_event
 pytestmark = [
     pytest.mark.asyncio,
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
+    pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
 ]
 
 
