@@ -111,6 +111,8 @@ def anew(shown: Sequence[str], written: Sequence[str], ids: dict[str, str]) -> l
     written = [line for number, line in enumerate(written) if line or (number and written[number - 1])]
     written = "\n".join(written).strip("\n").split("\n")
     kept = written if SKIPPED not in [line.strip() for line in shown] else list(_without_skipped(shown, written))
+    # A line whose words are the same stays as it is, so that a rewritten page changes as little as possible.
+    kept = [next((old for old in shown if len(old) == len(line) and fits(old, line)), line) for line in kept]
     before, after = ID.findall("\n".join(shown)), ID.findall("\n".join(kept))
     if len(before) == len(after):
         for old, new in zip(before, after, strict=True):
