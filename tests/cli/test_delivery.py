@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli.command import execute, on_one_server, refused, rows, run, value
-from postgres.routes import OPEN, SQL_TARGET
+from postgres.routes import OPEN_DELIVERY, SQL_TARGET
 
 pytestmark = on_one_server
 
@@ -83,7 +83,7 @@ def test_what_keeps_a_route_from_going_live(ready, setup, arguments, code, words
 
 def test_the_package_is_not_taken_back_while_a_route_is_live(ready):
     """rollback refuses while a route is live and says how to turn it to dry; then the check of IU Core is restored."""
-    execute(ready, OPEN.format(ROUTE))
+    execute(ready, OPEN_DELIVERY.format(ROUTE))
     run("route", "live", ROUTE, "--why", "x", "--yes", dsn=ready)
     run("gate", "close", "worker", dsn=ready)
     refused(1, f"route {ROUTE} is live", "iu-listen route dry")("rollback", "--yes", dsn=ready)

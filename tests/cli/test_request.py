@@ -25,14 +25,14 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from cli.command import POISON, REMEDY, execute, on_one_server, rows, run, running, seen
 from iu_listen import trace_context
-from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from support import connected
 from telemetry.agent import Agent, agent
 
 pytestmark = on_one_server
 
 #: Settings under which only the bell wakes the consumer.
-TIMER_OUT_OF_REACH = {f"IU_LISTEN_{name.upper()}": str(value) for name, value in ONLY_THE_BELL.items()}
+TIMER_OUT_OF_REACH = {f"IU_LISTEN_{name.upper()}": str(value) for name, value in NO_CATCH_UP.items()}
 INSERT = """
     insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, canonical_address, correlation_id)
     values ('iu', 'version_applied', 'update', 'immediate', $1, 'order 7') returning id
@@ -81,7 +81,7 @@ def application(dsn: str, tracer: Tracer) -> Iterator[str]:
 async def asleep(dsn: str) -> None:
     """Wait until a consumer is idle: only then does a producer send NOTIFY."""
     async with connected(dsn) as watching:
-        await sleep_sets_in(watching)
+        await wait_until_armed(watching)
 
 
 @pytest.fixture

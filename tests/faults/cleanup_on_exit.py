@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def mourned_by(script: str, *args: object, account: tuple[int, int] | None = None) -> Iterator[None]:
+def cleanup_after_process(script: str, *args: object, account: tuple[int, int] | None = None) -> Iterator[None]:
     """If this process ends within the block in any way, a shell runs ``script`` with these arguments."""
     uid, gid = account or (None, None)
     # The shell waits for a line that never comes, until this process ends and the kernel closes the pipe.

@@ -63,7 +63,7 @@ def wall_clock() -> Iterator[Clock]:
 
 
 @contextmanager
-def going_by(clock: Clock, server: Server) -> Iterator[None]:
+def using_clock(clock: Clock, server: Server) -> Iterator[None]:
     """Make the server use this clock for the length of a block; it is restarted before and after."""
     server.stop()
     account = server_account(server.data)

@@ -33,7 +33,7 @@ def unavailable() -> str:
 @contextmanager
 def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> Iterator[Path]:
     """A directory with limited space; unused space costs nothing. Raises OSError if it is not possible."""
-    _sweep()
+    _remove_stale_filesystems()
     with TemporaryDirectory(prefix=PREFIX) as name, (Path(name) / "new").open("wb") as file:
         image, place = Path(name) / "image", Path(name) / "disk"
         Path(name).chmod(0o755)
@@ -54,7 +54,7 @@ def small_filesystem(megabytes: int, account: tuple[int, int] | None = None) -> 
             _run("umount", "--lazy", place)
 
 
-def _sweep() -> None:
+def _remove_stale_filesystems() -> None:
     """Remove filesystems of killed processes; the kernel has released the lock of a process that has ended."""
     for image in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/image"):
         with suppress(OSError), image.open("rb") as file:
@@ -89,7 +89,7 @@ def _run(*command: str | Path) -> None:
 
 
 @contextmanager
-def full(place: Path) -> Iterator[None]:
+def filled_disk(place: Path) -> Iterator[None]:
     """Leave no free block for the length of a block."""
     ballast = place / "ballast"
     try:

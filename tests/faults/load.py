@@ -12,7 +12,7 @@ import asyncpg
 from support import attempted, connected, insert_event, wait_until
 
 
-async def write(dsn: str, until: asyncio.Event, acknowledged: list[UUID]) -> None:
+async def append_events(dsn: str, until: asyncio.Event, acknowledged: list[UUID]) -> None:
     """Write events one after the other, reconnect after every loss, and collect the acknowledged events."""
     while not until.is_set():
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
@@ -21,7 +21,7 @@ async def write(dsn: str, until: asyncio.Event, acknowledged: list[UUID]) -> Non
                     acknowledged.append(await insert_event(connection))
 
 
-async def go_on(acknowledged: list[UUID], more: int) -> None:
+async def wait_for_more_events(acknowledged: list[UUID], more: int) -> None:
     enough = len(acknowledged) + more
 
     async def written() -> bool:
@@ -30,14 +30,14 @@ async def go_on(acknowledged: list[UUID], more: int) -> None:
     await wait_until(written, f"{more} more events are written", 30)
 
 
-async def routed(connection, event: UUID, within: float = 15) -> None:
+async def wait_until_attempted(connection, event: UUID, within: float = 15) -> None:
     async def there() -> bool:
         return event in await attempted(connection)
 
     await wait_until(there, "it is attempted", within)
 
 
-async def each_once(dsn: str, within: float = 15) -> set[UUID]:
+async def check_each_event_once(dsn: str, within: float = 15) -> set[UUID]:
     """Wait until every event of the outbox has one attempt, and no attempt is without its event; return the events."""
     async with connected(dsn) as connection:
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from faults.cleanup_on_exit import mourned_by
+from faults.cleanup_on_exit import cleanup_after_process
 from support import wait_until
 
 PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -92,7 +92,7 @@ def pooling(upstream: str, mode: str = "transaction") -> Iterator[Pooler]:
         home.chmod(0o755)
         pooler = Pooler(upstream, home, mode)
         try:
-            with mourned_by('kill -9 "$(cat "$1")"', pooler.pid_file):
+            with cleanup_after_process('kill -9 "$(cat "$1")"', pooler.pid_file):
                 yield pooler
         finally:
             pooler.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from clusters import copy_of, psql
-from faults.cleanup_on_exit import mourned_by
+from faults.cleanup_on_exit import cleanup_after_process
 from iu_listen.embedded.keeper import Server, run_as, server_account
 from support import connected, wait_until
 
@@ -31,7 +31,7 @@ def standby_of(primary: Server, under: Path | None = None, **settings: str) -> I
     try:
         with (
             copy_of(primary, *options, under=under, **settings) as server,
-            mourned_by(
+            cleanup_after_process(
                 '"$1" stop -m immediate -D "$2"',
                 server.bin / "pg_ctl",
                 server.data,
@@ -80,7 +80,7 @@ async def synchronous(primary: Server) -> AsyncIterator[None]:
             psql(primary, "select pg_reload_conf()")
 
 
-def behind(standby: Server) -> None:
+def stop_receiving(standby: Server) -> None:
     """Let the standby receive no more data, permanently."""
     psql(standby, "alter system set primary_conninfo = ''")
     psql(standby, "select pg_reload_conf()")
@@ -97,13 +97,13 @@ def promote(standby: Server) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def replayed(standby: Server) -> str:
+def replayed_position(standby: Server) -> str:
     """The WAL position up to which the standby has replayed."""
     return psql(standby, "select pg_last_wal_replay_lsn()")
 
 
 @contextmanager
-def frozen(server: Server) -> Iterator[None]:
+def suspended(server: Server) -> Iterator[None]:
     """Stop all processes of the server, as on a machine that hangs: its sockets stay open, and nothing answers."""
     pid = server.pid()
     assert pid is not None

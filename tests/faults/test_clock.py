@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cli.command import running
-from faults.clock import HOUR, going_by, unavailable, wall_clock
-from faults.load import each_once, routed
+from faults.clock import HOUR, unavailable, using_clock, wall_clock
+from faults.load import check_each_event_once, wait_until_attempted
 from iu_listen.model.observation import BatchRan, NotificationMissed, SessionFailed
-from postgres.listener_helpers import sleep_sets_in
+from postgres.listener_helpers import wait_until_armed
 from support import connected, consuming, insert_event, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow, pytest.mark.skipif(bool(unavailable()), reason=unavailable())]
@@ -32,8 +32,8 @@ async def test_a_consumer_works_with_a_changed_clock(primary):
             async with connected(dsn) as writer:
                 for step in STEPS:
                     clock.set(step)
-                    await sleep_sets_in(writer)
-                    await routed(writer, await insert_event(writer), within=5)
+                    await wait_until_armed(writer)
+                    await wait_until_attempted(writer, await insert_event(writer), within=5)
 
                     async def told(step: int = step) -> bool:
                         ahead = await writer.fetchval(AHEAD.format("last_wake_at", "iu_consumer_heartbeat"))
@@ -41,7 +41,7 @@ async def test_a_consumer_works_with_a_changed_clock(primary):
 
                     # The only time by the consumer's own clock; it proves that the clock was really set.
                     await wait_until(told, "it tells the time that it believes")
-                await each_once(dsn)
+                await check_each_event_once(dsn)
                 assert await writer.fetchval("select count(*) from iu_consumer_heartbeat") == 1
             assert consumer.end() == 0
             assert "session failed" not in consumer.said
@@ -56,7 +56,7 @@ async def test_events_are_routed_on_a_server_with_a_changed_clock(primary):
     was set by an hour. Fails when: the cursor uses created_at, or a last run in the future is trusted.
     """
     dsn = primary.tcp_dsn()
-    with wall_clock() as clock, going_by(clock, primary):
+    with wall_clock() as clock, using_clock(clock, primary):
         async with consuming(dsn, catch_up=1, session_timeout=3) as seen, connected(dsn) as writer:
             for step in STEPS:
                 clock.set(step)
@@ -69,11 +69,11 @@ async def test_events_are_routed_on_a_server_with_a_changed_clock(primary):
                     await wait_until(right, f"{noted} comes right")
 
                 for _ in range(3):
-                    await sleep_sets_in(writer)
-                    await routed(writer, await insert_event(writer), within=5)
+                    await wait_until_armed(writer)
+                    await wait_until_attempted(writer, await insert_event(writer), within=5)
             span = "select extract(epoch from max(created_at) - min(created_at))::float8 from event_outbox"
             assert await writer.fetchval(span) > 1.9 * HOUR
-            assert len(await each_once(dsn)) == 3 * len(STEPS)
+            assert len(await check_each_event_once(dsn)) == 3 * len(STEPS)
             spared = (
                 {"listener"} if await writer.fetchval("select current_setting('transaction_timeout', true)") else set()
             )

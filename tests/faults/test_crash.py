@@ -9,7 +9,7 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
-from faults.load import each_once
+from faults.load import check_each_event_once
 from steps import DETAINED, STEPS, held, waiting
 from support import connected, consuming, insert_event, run_batch, wait_until
 
@@ -50,6 +50,6 @@ async def test_a_server_crash_at_any_step_of_a_page_loses_no_event(primary):
             # The session that holds the lock ends with the server.
             await wait_until(lambda: over(holder), "the server is down")
             await wait_until(lambda: answers(dsn), "the server is up again")
-            await each_once(dsn)
+            await check_each_event_once(dsn)
     async with connected(dsn) as admin:
         assert await admin.fetchval("select total_seen from iu_route_worker_cursor") == 7 * len(STEPS)

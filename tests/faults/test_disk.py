@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from clusters import psql
-from faults.disk import full, small_filesystem, tables_in, unavailable, wal_in
-from faults.load import each_once, go_on, write
+from faults.disk import filled_disk, small_filesystem, tables_in, unavailable, wal_in
+from faults.load import append_events, check_each_event_once, wait_for_more_events
 from iu_listen.embedded.keeper import EmbeddedError, Server, server_account
 from iu_listen.model.observation import BatchRan, SessionFailed, StateChanged
 from iu_listen.model.routing import State
@@ -54,13 +54,13 @@ async def test_a_full_disk_for_attempts_delays_events_without_dead_letters(prima
     dsn = primary.tcp_dsn()
     with small_filesystem(16, server_account(primary.data)) as place, tables_in(primary, place, "iu_route_attempt"):
         async with connected(dsn) as writer, consuming(dsn, reconnect_max=0.5) as seen:
-            with full(place):
+            with filled_disk(place):
                 # Producers are not affected, because the outbox has space.
                 for _ in range(3):
                     await writer.execute(MANY)
                 await refused(seen, 3)
                 assert sum(b.batch.seen for b in seen.of(BatchRan)) < 6000
-            assert len(await each_once(dsn)) == 6000
+            assert len(await check_each_event_once(dsn)) == 6000
         await nothing_given_up(dsn)
 
 
@@ -83,21 +83,21 @@ async def test_a_full_disk_for_tables_loses_no_committed_event(primary):
             connected(dsn) as bulk,
         ):
             for _ in range(4):
-                tasks.start_soon(write, dsn, over, acknowledged)
-            await go_on(acknowledged, 100)
+                tasks.start_soon(append_events, dsn, over, acknowledged)
+            await wait_for_more_events(acknowledged, 100)
             await open_gate(dsn, "false")
             await seen.wait_for(StateChanged, lambda changed: changed.state is State.GATE_CLOSED)
             for _ in range(3):
                 await bulk.execute(MANY)
-            with full(place):
+            with filled_disk(place):
                 with pytest.raises(asyncpg.DiskFullError):
                     for _ in range(100):
                         await bulk.execute(MANY)
                 await open_gate(dsn)
                 await refused(seen, 1)
-            await go_on(acknowledged, 100)
+            await wait_for_more_events(acknowledged, 100)
             over.set()
-            events = await each_once(dsn)
+            events = await check_each_event_once(dsn)
             assert set(acknowledged) <= events
             assert len(events) >= 6000 + len(acknowledged)
         await nothing_given_up(dsn)
@@ -114,10 +114,10 @@ async def test_a_full_disk_for_wal_stops_the_server_and_loses_no_committed_event
     with small_filesystem(96, server_account(primary.data)) as place, wal_in(primary, place):
         async with consuming(dsn, reconnect_max=0.5) as seen, anyio.create_task_group() as tasks:
             for _ in range(4):
-                tasks.start_soon(write, dsn, over, acknowledged)
-            await go_on(acknowledged, 100)
+                tasks.start_soon(append_events, dsn, over, acknowledged)
+            await wait_for_more_events(acknowledged, 100)
             psql(primary, "select pg_create_physical_replication_slot('gone', true)")
-            with full(place):
+            with filled_disk(place):
                 with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
                     async with connected(dsn) as bulk:
                         for _ in range(100):
@@ -129,8 +129,8 @@ async def test_a_full_disk_for_wal_stops_the_server_and_loses_no_committed_event
                     await asyncio.to_thread(primary.start)
             await asyncio.to_thread(primary.start)
             psql(primary, "select pg_drop_replication_slot('gone')")
-            await go_on(acknowledged, 100)
+            await wait_for_more_events(acknowledged, 100)
             over.set()
-            assert set(acknowledged) <= await each_once(dsn, 30)
+            assert set(acknowledged) <= await check_each_event_once(dsn, 30)
             assert seen.of(SessionFailed)
         await nothing_given_up(dsn)

@@ -15,13 +15,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from clusters import psql
-from faults.load import each_once, go_on, routed, write
-from faults.standby import frozen, promote, standby_of, synchronous
+from faults.load import append_events, check_each_event_once, wait_for_more_events, wait_until_attempted
+from faults.standby import promote, standby_of, suspended, synchronous
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
 from iu_listen.model.routing import State
 from iu_listen.postgres.listener import SLOTS
 from iu_listen.telemetry.logs import LogObserver
-from postgres.listener_helpers import ONLY_THE_BELL, silent_writers, sleep_sets_in, sleepers
+from postgres.listener_helpers import NO_CATCH_UP, count_armed_locks, count_shared_locks, wait_until_armed
 from proxy import Proxy
 from support import WORKER, Recorder, connected, consuming, insert_event, wait_until
 
@@ -73,18 +73,18 @@ async def test_a_promoted_standby_continues_at_the_position_of_the_primary(prima
         anyio.create_task_group() as tasks,
     ):
         for _ in range(4):
-            tasks.start_soon(write, path.dsn, over, acknowledged)
+            tasks.start_soon(append_events, path.dsn, over, acknowledged)
         async with synchronous(primary):
-            await go_on(acknowledged, 100)
+            await wait_for_more_events(acknowledged, 100)
             await fail_over(primary, second, path)
-        await go_on(acknowledged, 100)
+        await wait_for_more_events(acknowledged, 100)
         async with following(second) as third:
             async with synchronous(second):
-                await go_on(acknowledged, 100)
+                await wait_for_more_events(acknowledged, 100)
                 await fail_over(second, third, path)
-            await go_on(acknowledged, 100)
+            await wait_for_more_events(acknowledged, 100)
             over.set()
-            assert set(acknowledged) <= await each_once(third.tcp_dsn())
+            assert set(acknowledged) <= await check_each_event_once(third.tcp_dsn())
             assert refusals(seen) == []
             assert psql(third, "select left(pg_walfile_name(pg_current_wal_lsn()), 8)") == "00000003"
 
@@ -121,7 +121,7 @@ async def test_a_standby_server_is_reported_until_its_promotion(primary):
             promoted = time.monotonic()
             await recorder.wait_for(BatchRan, lambda b: b.batch.seen)
             assert time.monotonic() - promoted < 4
-            assert await each_once(standby.tcp_dsn()) == events
+            assert await check_each_event_once(standby.tcp_dsn()) == events
             over.set()
 
 
@@ -186,10 +186,10 @@ async def test_a_prepared_transaction_survives_crash_and_failover(primary, fault
         async with connected(path.dsn) as writer:
             await writer.execute(statement.format(id=kept, name="kept"))
             await writer.execute(statement.format(id=dropped, name="dropped"))
-            assert await silent_writers(writer) == 0
+            assert await count_shared_locks(writer) == 0
             # The cursor passes both prepared transactions.
             before = await insert_event(writer)
-            await routed(writer, before)
+            await wait_until_attempted(writer, before)
             assert await writer.fetchval(in_progress)
         if fault == "crash":
             await asyncio.to_thread(primary.stop, "immediate")
@@ -198,13 +198,13 @@ async def test_a_prepared_transaction_survives_crash_and_failover(primary, fault
             await fail_over(primary, standby, path)
         async with connected(path.dsn) as writer:
             after = await insert_event(writer)
-            await routed(writer, after)
+            await wait_until_attempted(writer, after)
             await writer.execute("rollback prepared 'dropped'")
             await writer.execute("commit prepared 'kept'")
             # COMMIT PREPARED sends no NOTIFY, so the catch-up poll finds the event.
-            await routed(writer, kept, within=5)
+            await wait_until_attempted(writer, kept, within=5)
         there = primary if fault == "crash" else standby
-        assert await each_once(there.tcp_dsn()) == {before, after, kept}
+        assert await check_each_event_once(there.tcp_dsn()) == {before, after, kept}
         assert refusals(seen) == []
 
 
@@ -226,19 +226,19 @@ async def test_commits_stalled_by_a_standby_lose_no_event(primary):
         async with connected(dsn) as writer:
             visible.append(event := await insert_event(writer))
             began = time.monotonic()
-            await routed(writer, event)
+            await wait_until_attempted(writer, event)
             waits.append(time.monotonic() - began)
 
     async with (
         following(primary) as standby,
         synchronous(primary),
         connected(dsn) as admin,
-        consuming(dsn, **ONLY_THE_BELL),
+        consuming(dsn, **NO_CATCH_UP),
         anyio.create_task_group() as tasks,
     ):
         for done in (0, 5, 10):
-            await sleep_sets_in(admin)
-            with frozen(standby):
+            await wait_until_armed(admin)
+            with suspended(standby):
                 for _ in range(5):
                     tasks.start_soon(write_one)
                 await wait_until(lambda: admin.fetchval(STALLED), "five commits wait")
@@ -248,7 +248,7 @@ async def test_commits_stalled_by_a_standby_lose_no_event(primary):
                 return len(waits) == so_many
 
             await wait_until(all_routed, "five events are routed")
-        assert await each_once(dsn) == set(visible)
+        assert await check_each_event_once(dsn) == set(visible)
     print(
         f"{len(waits)} events behind a stalled standby waited {statistics.median(waits) * 1000:.0f} ms, {max(waits) * 1000:.0f} ms at most, once visible"
     )
@@ -270,7 +270,7 @@ async def test_a_stalled_commit_without_notify_prevents_arming(primary):
         following(primary) as standby,
         synchronous(primary),
         connected(dsn) as admin,
-        consuming(local, **ONLY_THE_BELL, **rhythm) as seen,
+        consuming(local, **NO_CATCH_UP, **rhythm) as seen,
         anyio.create_task_group() as tasks,
     ):
         await admin.execute(f"insert into event_outbox ({COLUMNS}) select {VALUES} from generate_series(1, 20)")
@@ -281,15 +281,15 @@ async def test_a_stalled_commit_without_notify_prevents_arming(primary):
             async with connected(dsn) as writer:
                 event = await insert_event(writer)
                 began = time.monotonic()
-                await routed(writer, event)
+                await wait_until_attempted(writer, event)
                 waits.append(time.monotonic() - began)
 
-        with frozen(standby):
+        with suspended(standby):
             for _ in range(3):
                 tasks.start_soon(write_one)
 
             async def all_silent() -> bool:
-                return await silent_writers(admin) == 3 * len(SLOTS)
+                return await count_shared_locks(admin) == 3 * len(SLOTS)
 
             await wait_until(all_silent, "three commits wait, and nobody was told")
             looks = len(seen.of(BatchRan))
@@ -298,7 +298,7 @@ async def test_a_stalled_commit_without_notify_prevents_arming(primary):
                 return len(seen.of(BatchRan)) > looks + rhythm["linger"] / rhythm["busy_interval"] + 40
 
             await wait_until(awake_beyond_linger, "it tries to arm in vain, and looks again and again", 30)
-            assert await sleepers(admin) == 0
+            assert await count_armed_locks(admin) == 0
             assert not waits
 
         async def all_routed() -> bool:
@@ -306,4 +306,4 @@ async def test_a_stalled_commit_without_notify_prevents_arming(primary):
 
         await wait_until(all_routed, "three events are routed")
         assert max(waits) < 1
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)

@@ -27,14 +27,14 @@ UNROUTED = """
 
 
 @dataclass(frozen=True)
-class Past:
+class EventHistory:
     """The events that the worker had read, and those that it had not."""
 
     read: tuple[UUID, ...]
     unread: tuple[UUID, ...]
 
 
-async def lived(dsn: str) -> Past:
+async def create_event_history(dsn: str) -> EventHistory:
     """Fill an empty database: a partly read tick, late commits, and own events of the worker."""
     async with session(dsn, name="tests") as connection:
         await migrate.apply_base(connection)
@@ -61,10 +61,10 @@ async def lived(dsn: str) -> Past:
         after = [await insert_event(worker) for _ in range(2)]
         cursor = await worker.fetchrow("select tick, own_xid from iu_route_worker_cursor")
         assert None not in tuple(cursor)
-    return Past(tuple(legacy + own + page[:3]), tuple(unread + page[3:] + after))
+    return EventHistory(tuple(legacy + own + page[:3]), tuple(unread + page[3:] + after))
 
 
-async def also_read_by(connection: asyncpg.Connection, worker: str, limit: int) -> list[UUID]:
+async def add_partial_reader(connection: asyncpg.Connection, worker: str, limit: int) -> list[UUID]:
     """Register another worker and let it read one page from the beginning; return the events that it has not read."""
     await connection.execute(
         """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
@@ -93,7 +93,7 @@ async def reanchor(
     return answer
 
 
-async def figures(
+async def planned_figures(
     connection: asyncpg.Connection, since: datetime | None = None, worker: str = WORKER
 ) -> dict[str, Any]:
     """The figures of the plan for one worker."""
@@ -101,7 +101,7 @@ async def figures(
     return next(w for w in plan["workers"] if w["worker_name"] == worker)
 
 
-async def state(connection: asyncpg.Connection) -> list[Any]:
+async def changeable_rows(connection: asyncpg.Connection) -> list[Any]:
     """All rows that a reanchor may change, except the sequence."""
     return [
         await connection.fetch(f"select x.xmin, x::text from {table} x order by 2")
@@ -117,7 +117,7 @@ async def refusal(connection: asyncpg.Connection, worker: str = WORKER) -> str |
     return why
 
 
-async def nothing_missing(connection: asyncpg.Connection) -> None:
+async def assert_complete(connection: asyncpg.Connection) -> None:
     """Assert that every event of the domain has exactly one attempt, and that there is no backlog."""
     wrong = await connection.fetch(
         """select o.id, count(a.id) from event_outbox o left join iu_route_attempt a on a.event_ref = o.id

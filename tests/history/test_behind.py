@@ -11,7 +11,7 @@ import pytest
 
 from clusters import cluster
 from iu_listen import embedded
-from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, delivering, open_route, wait_until_settled
 from support import MANY, apply_package, connected, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -25,31 +25,31 @@ async def test_a_running_consumer_delivers_after_its_server_returned_to_an_earli
     Fails when: a delivery session begins at the ids that an earlier session had reached. The restored lease row names
     this consumer, so the consumer is not a new owner.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     with cluster(major) as server:
         dsn = server.dsn("postgres")
         await apply_package(dsn)
         async with connected(dsn) as connection:
             await open_route(connection, order=order)
-        async with delivering(dsn, arrivals.target()):
+        async with delivering(dsn, recording.target()):
             async with connected(dsn) as connection:
                 await connection.execute(MANY, 10)
-                await settled(connection)
+                await wait_until_settled(connection)
             before = Path(f"{server.data}.before")
             server.stop()
             subprocess.run(["cp", "-a", server.data, before], check=True)
             server.start()
             await wait_until(lambda: _emit(dsn, 500), "the server takes writes")
             async with connected(dsn) as connection:
-                await settled(connection)
-            assert arrivals.arrived.total() == 510
+                await wait_until_settled(connection)
+            assert recording.delivered.total() == 510
             server.stop("immediate")
             shutil.rmtree(server.data)
             before.rename(server.data)
             server.start()
             await wait_until(lambda: _emit(dsn, 50), "the server takes writes")
             async with connected(dsn) as connection:
-                await settled(connection)
+                await wait_until_settled(connection)
                 assert await connection.fetchval("select count(*) from iu_route_attempt where status = 'sent'") == 60
 
 

@@ -11,7 +11,16 @@ import pytest
 
 from clusters import psql
 from history.conftest import Pair
-from history.past import FOREIGN_DOMAIN, also_read_by, figures, lived, nothing_missing, reanchor, refusal, state
+from history.past import (
+    FOREIGN_DOMAIN,
+    add_partial_reader,
+    assert_complete,
+    changeable_rows,
+    create_event_history,
+    planned_figures,
+    reanchor,
+    refusal,
+)
 from iu_listen.install.verify import verify
 from iu_listen.postgres.session import session
 from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch
@@ -40,7 +49,7 @@ async def test_every_kind_of_event_is_handled_after_a_restore(pair: Pair):
     lineage is left out of the reanchor.
     """
     database = pair.new()
-    past = await lived(pair.source.dsn(database))
+    past = await create_event_history(pair.source.dsn(database))
     dsn = pair.travel(database)
     async with connected(dsn) as worker, connected(dsn) as writer:
         await writer.execute("begin")
@@ -50,11 +59,11 @@ async def test_every_kind_of_event_is_handled_after_a_restore(pair: Pair):
             "select id, xact_id from event_outbox where event_domain = 'system' order by id"
         )
 
-        before = await state(worker)
+        before = await changeable_rows(worker)
         answer = await run_batch(worker)
         assert (answer["status"], answer["reason"]) == ("foreign_history", "foreign_history")
-        plan = await figures(worker)
-        assert await state(worker) == before
+        plan = await planned_figures(worker)
+        assert await changeable_rows(worker) == before
         beyond = len(past.read) if pair.beyond else 0
         assert plan == {
             "worker_name": WORKER, "event_domain": "iu", "refusal": "foreign_history",
@@ -91,7 +100,7 @@ async def test_every_kind_of_event_is_handled_after_a_restore(pair: Pair):
         assert (await attempted(worker))[-1] == open_event
         await insert_event(worker)
         assert await drain(worker) == 1
-        await nothing_missing(worker)
+        await assert_complete(worker)
     async with session(dsn, name="tests") as connection:
         assert [c.id for c in await verify(connection, live=True) if not c.passed] == []
 
@@ -103,15 +112,15 @@ async def test_several_workers_read_events_at_least_once_after_a_restore(pair: P
     Fails when: only one cursor is checked for unread events, or the other cursors are not moved.
     """
     database = pair.new()
-    past = await lived(pair.source.dsn(database))
+    past = await create_event_history(pair.source.dsn(database))
     async with connected(pair.source.dsn(database)) as worker:
-        left = await also_read_by(worker, "second", 5)
+        left = await add_partial_reader(worker, "second", 5)
         before = await attempted(worker)
     dsn = pair.travel(database)
     async with connected(dsn) as worker:
         native = await written_here(worker)
         unread = {*left, *past.unread, *native}
-        first, second = await figures(worker), await figures(worker, worker="second")
+        first, second = await planned_figures(worker), await planned_figures(worker, worker="second")
         assert (first["unread"], second["unread"]) == (len(past.unread) + 2, len(left) + 2)
         assert first["again"] == second["again"] == len(unread)
         await open_gate(dsn, "false")
@@ -120,7 +129,7 @@ async def test_several_workers_read_events_at_least_once_after_a_restore(pair: P
         assert await drain(worker, 3) == len(unread)
         assert await drain(worker, 100, "second") == len(unread)
         assert (await attempted(worker))[: len(before)] == before
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_events_of_a_copy_are_found_in_its_copy(pair: Pair):
@@ -129,7 +138,7 @@ async def test_events_of_a_copy_are_found_in_its_copy(pair: Pair):
     Fails when: an event above hi_seq counts as read because of its stamp.
     """
     database = pair.new()
-    past = await lived(pair.source.dsn(database))
+    past = await create_event_history(pair.source.dsn(database))
     copy = pair.travel(database)
     async with connected(copy) as writer:
         unread = [*past.unread, *await written_here(writer)]
@@ -137,13 +146,13 @@ async def test_events_of_a_copy_are_found_in_its_copy(pair: Pair):
     dsn = pair.back().travel(database)
     async with connected(dsn) as worker:
         assert await refusal(worker) == "foreign_history"
-        plan = await figures(worker)
+        plan = await planned_figures(worker)
         assert (plan["unread"], plan["uncertain"]) == (len(unread), 0)
         await open_gate(dsn, "false")
         await reanchor(worker)
         await open_gate(dsn)
         assert await drain(worker) == len(unread)
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_events_with_restarted_numbers_are_found(pair: Pair):
@@ -153,14 +162,14 @@ async def test_events_with_restarted_numbers_are_found(pair: Pair):
     Fails when: only numbers are compared, or the sequence is not advanced.
     """
     database = pair.new()
-    past = await lived(pair.source.dsn(database))
+    past = await create_event_history(pair.source.dsn(database))
     dsn = pair.travel(database)
     async with connected(dsn) as worker:
         highest = await worker.fetchval("select max(event_seq) from event_outbox")
         await worker.fetchval("select setval('event_outbox_event_seq', 1, false)")
         native = await written_here(worker)
         assert await worker.fetchval("select max(event_seq) from event_outbox") == highest
-        found, plan = await figures(worker), await reanchor(worker, plan=True)
+        found, plan = await planned_figures(worker), await reanchor(worker, plan=True)
         assert plan["numbers_behind"] > 0
         # In a cluster with higher ids these stamps lie beyond the cursor; in one with lower ids they look read.
         assert found["uncertain"] == (len(native) if pair.beyond else 0)
@@ -172,26 +181,26 @@ async def test_events_with_restarted_numbers_are_found(pair: Pair):
         await open_gate(dsn)
         assert await drain(worker, 3) == len(past.unread) + len(native) + 1
         assert (await attempted(worker))[-1] == young
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_since_limits_the_events_that_are_read_again(pair: Pair):
     """With `--since`, newer events are read again, and older uncertain events count as read."""
     database = pair.new()
-    past = await lived(pair.source.dsn(database))
+    past = await create_event_history(pair.source.dsn(database))
     dsn = pair.travel(database)
     async with connected(dsn) as worker:
         await worker.fetchval("select setval('event_outbox_event_seq', 1, false)")
         native = await written_here(worker)
         old, new = datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(minutes=1)
         total = len(past.read) + len(past.unread) + len(native)
-        assert (await figures(worker, old))["again"] == total
-        assert (await figures(worker, new))["again"] == len(past.unread) + (0 if pair.beyond else len(native))
+        assert (await planned_figures(worker, old))["again"] == total
+        assert (await planned_figures(worker, new))["again"] == len(past.unread) + (0 if pair.beyond else len(native))
         await open_gate(dsn, "false")
         assert (await reanchor(worker, old))["again"] == total
         await open_gate(dsn)
         assert await drain(worker) == total
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_a_dump_of_a_busy_database_is_adopted_without_a_loss(pair: Pair):
@@ -201,7 +210,7 @@ async def test_a_dump_of_a_busy_database_is_adopted_without_a_loss(pair: Pair):
     """
     database = pair.new()
     source = pair.source.dsn(database)
-    await lived(source)
+    await create_event_history(source)
     writing = True
 
     async def write() -> None:
@@ -232,4 +241,4 @@ async def test_a_dump_of_a_busy_database_is_adopted_without_a_loss(pair: Pair):
         assert (await reanchor(worker))["again"] == unread
         await open_gate(dsn)
         assert await drain(worker) == unread
-        await nothing_missing(worker)
+        await assert_complete(worker)

@@ -12,7 +12,7 @@ from clusters import cluster, copy_of
 from history.past import reanchor
 from iu_listen import embedded
 from iu_listen.model.observation import DeliveriesSettled, SessionFailed, StateChanged
-from postgres.delivery_helpers import Arrivals, delivering, open_route, pending, settled
+from postgres.delivery_helpers import RecordingTarget, count_deliveries, delivering, open_route, wait_until_settled
 from support import MANY, apply_package, connected, consuming, insert_event, open_gate, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -29,7 +29,7 @@ async def test_a_clone_beside_its_original_delivers_nothing(major: int):
 
     Fails when: the delivery session does not check its site.
     """
-    first, second = Arrivals(), Arrivals()
+    first, second = RecordingTarget(), RecordingTarget()
     with cluster(major) as original:
         dsn = original.dsn("postgres")
         await apply_package(dsn)
@@ -37,7 +37,7 @@ async def test_a_clone_beside_its_original_delivers_nothing(major: int):
             await open_route(connection)
             async with delivering(dsn, first.target()):
                 await connection.execute(MANY, 5)
-                await settled(connection)
+                await wait_until_settled(connection)
                 await connection.execute("update dot_config set value = 'false' where key = 'iu_core.delivery_enabled'")
                 await connection.execute(MANY, 20)
                 await wait_until(lambda: _waiting(connection, 20), "20 deliveries wait")
@@ -52,8 +52,8 @@ async def test_a_clone_beside_its_original_delivers_nothing(major: int):
                         async with delivering(there, second.target(), catch_up=0.5) as seen:
                             refused = await seen.wait_for(SessionFailed, lambda o: o.session == "delivery")
                             assert "may be a copy" in refused.why
-                            await settled(connection)
-                            assert first.arrived.total() == 25
+                            await wait_until_settled(connection)
+                            assert first.delivered.total() == 25
                             # The clone routes, because routing has no effect outside its database.
                             await clone.execute(MANY, 3)
                             await wait_until(lambda: _waiting(clone, 23), "the clone has routed")
@@ -65,12 +65,12 @@ async def test_a_clone_beside_its_original_delivers_nothing(major: int):
                             assert "cursor site --accept" in doctor.out
                             done = await asyncio.to_thread(run, "cursor", "site", "--accept", "last", dsn=there)
                             assert done.code == 0, done.err
-                            await settled(clone)
-                            assert second.arrived.total() == 23
+                            await wait_until_settled(clone)
+                            assert second.delivered.total() == 23
 
 
 async def _waiting(connection: asyncpg.Connection, count: int) -> bool:
-    return await pending(connection) == count
+    return await count_deliveries(connection) == count
 
 
 async def test_a_standby_address_is_accepted_while_another_consumer_delivers(live):
@@ -78,21 +78,21 @@ async def test_a_standby_address_is_accepted_while_another_consumer_delivers(liv
 
     Fails when: only the first address is ever accepted.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
-        async with delivering(live.dsn, arrivals.target(), site="a") as first:
+        async with delivering(live.dsn, recording.target(), site="a") as first:
             await insert_event(connection)
             await first.wait_for(DeliveriesSettled)
             async with consuming(live.dsn, listening=False, waits_for=object, site="b"):
                 await wait_until(lambda: _accepted(connection, "b"), "the second site is known")
-        async with delivering(live.dsn, arrivals.target(), site="b"):
+        async with delivering(live.dsn, recording.target(), site="b"):
             await insert_event(connection)
-            await settled(connection)
-        async with delivering(live.dsn, arrivals.target(), site="c") as third:
+            await wait_until_settled(connection)
+        async with delivering(live.dsn, recording.target(), site="c") as third:
             await insert_event(connection)
             await third.wait_for(SessionFailed, lambda o: o.session == "delivery")
-    assert arrivals.arrived.total() == 2
+    assert recording.delivered.total() == 2
 
 
 async def _accepted(connection: asyncpg.Connection, site: str) -> bool:
@@ -130,7 +130,7 @@ async def test_another_cluster_is_refused(live):
 
     Fails when: the identifier is not compared, or the major version is ignored.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await connection.execute("update iu_outbox_home set system_identifier = 7, major = 14")
@@ -140,7 +140,7 @@ async def test_another_cluster_is_refused(live):
         )
         await connection.execute("update iu_outbox_home set system_identifier = 7")
         await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()) as seen:
+        async with delivering(live.dsn, recording.target()) as seen:
             said = await seen.wait_for(StateChanged, lambda o: o.why)
             assert said.why == "foreign_system"
             await seen.wait_for(SessionFailed, lambda o: o.session == "delivery")
@@ -148,6 +148,6 @@ async def test_another_cluster_is_refused(live):
         async with connected(live.dsn) as other:
             await reanchor(other)
         await open_gate(live.dsn)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-    assert arrivals.arrived.total() == 1
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+    assert recording.delivered.total() == 1

@@ -7,7 +7,7 @@ import pytest
 
 from clusters import program, psql, restore
 from history.conftest import Pair
-from history.past import figures, lived, nothing_missing, reanchor, refusal
+from history.past import assert_complete, create_event_history, planned_figures, reanchor, refusal
 from support import attempted, connected, drain, insert_event, open_gate, run_batch, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -59,7 +59,7 @@ async def test_a_move_by_logical_replication_loses_no_event(pair: Pair, gate: st
     """
     database = pair.new()
     source = pair.source.dsn(database)
-    await lived(source)
+    await create_event_history(source)
     psql(pair.source, PUBLISHED, database)
     dsn = await replicated(pair, database)
     async with connected(source) as old, connected(dsn) as worker:
@@ -74,7 +74,7 @@ async def test_a_move_by_logical_replication_loses_no_event(pair: Pair, gate: st
 
         assert await refusal(worker) == "foreign_history"
         assert (await run_batch(worker))["seen"] == 0
-        plan = await figures(worker)
+        plan = await planned_figures(worker)
         assert plan["again"] == plan["events"]
         assert plan["uncertain"] > 0
         await open_gate(dsn, "false")
@@ -82,4 +82,4 @@ async def test_a_move_by_logical_replication_loses_no_event(pair: Pair, gate: st
         await open_gate(dsn)
         assert await drain(worker, 4) == plan["events"]
         assert set(left) <= set(await attempted(worker))
-        await nothing_missing(worker)
+        await assert_complete(worker)

@@ -10,7 +10,7 @@ import pytest
 
 from clusters import cluster, copy_of, place, program, psql
 from conftest import Database, TestServer
-from history.past import Past, figures, lived, nothing_missing, reanchor, refusal
+from history.past import EventHistory, assert_complete, create_event_history, planned_figures, reanchor, refusal
 from iu_listen import embedded
 from iu_listen.embedded.keeper import Server
 from support import attempted, connected, drain, insert_event, open_gate, wait_until
@@ -26,7 +26,7 @@ async def goes_on(dsn: str, unread: list[UUID]) -> None:
         young = await insert_event(worker)
         assert await drain(worker) == 1
         assert (await attempted(worker))[-1] == young
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def past(server: TestServer) -> Database:
 @pytest.mark.slow
 def test_a_physical_copy_continues_without_a_reanchor(past: Database):
     """A physical copy has the history of its original: it reads the unread events without a reanchor."""
-    life = asyncio.run(lived(past.dsn))
+    life = asyncio.run(create_event_history(past.dsn))
     with copy_of(past.server) as copy:
         copy.start()
         asyncio.run(goes_on(copy.dsn(past.dsn.split("@/")[1].split("?")[0]), list(life.unread)))
@@ -49,7 +49,7 @@ def test_a_physical_copy_continues_without_a_reanchor(past: Database):
 @pytest.mark.slow
 def test_a_reanchor_on_a_standby_is_refused(past: Database):
     """A reanchor and its plan are refused on a standby, because its snapshots do not list transactions in progress."""
-    life = asyncio.run(lived(past.dsn))
+    life = asyncio.run(create_event_history(past.dsn))
 
     async def refused(dsn: str) -> None:
         async with connected(dsn) as reader:
@@ -74,8 +74,8 @@ def test_a_recovery_to_a_point_in_time_loses_no_event(major: int):
     transaction ids that are used again.
     """
 
-    async def until_the_point(dsn: str) -> Past:
-        life = await lived(dsn)
+    async def until_the_point(dsn: str) -> EventHistory:
+        life = await create_event_history(dsn)
         async with connected(dsn) as connection:
             await connection.fetchval("select pg_create_restore_point('here')")
         return life
@@ -123,7 +123,7 @@ def test_pg_upgrade_keeps_the_history():
     """pg_upgrade from 16 to 18 keeps the history: late, partly read and own events are read, and nothing is refused."""
     with place() as old_root, place() as new_root:
         with embedded.running(old_root, 16, durable=False) as old:
-            life = asyncio.run(lived(old.dsn()))
+            life = asyncio.run(create_event_history(old.dsn()))
         with embedded.running(new_root, 18, durable=False) as new:
             psql(new, "drop database iu")
         with place(new.data) as work:
@@ -177,11 +177,11 @@ async def test_a_rewritten_anchor_causes_a_refusal(live, events_too: bool):
             )
         assert await refusal(worker) == "foreign_history"
         events.append(await insert_event(worker))
-        plan = await figures(worker)
+        plan = await planned_figures(worker)
         assert (plan["unread"], plan["uncertain"], plan["past"]) == (2, 0 if events_too else 3, 0)
         await open_gate(live.dsn, "false")
         await reanchor(worker)
         await open_gate(live.dsn)
         assert await drain(worker) == plan["again"]
         assert await attempted(worker) == events
-        await nothing_missing(worker)
+        await assert_complete(worker)

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from history.past import figures, nothing_missing, reanchor, refusal, state
+from history.past import assert_complete, changeable_rows, planned_figures, reanchor, refusal
 from iu_listen.model.observation import BatchRan, StateChanged
 from iu_listen.model.routing import State
 from iu_listen.postgres.sqlfiles import query
@@ -79,19 +79,19 @@ async def test_a_reanchor_requires_a_closed_gate(live):
     """While the worker gate is open, a reanchor raises an error and changes nothing."""
     async with connected(live.dsn) as worker:
         await restored(worker)
-        before = await state(worker)
+        before = await changeable_rows(worker)
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="the worker gate is open"):
             await reanchor(worker)
-        assert await state(worker) == before
+        assert await changeable_rows(worker) == before
 
 
 async def test_a_reanchor_requires_a_foreign_history(applied):
     """If no worker refuses, a reanchor raises an error and changes nothing, unless it is forced."""
     async with connected(applied.dsn) as worker:
-        before = await state(worker)
+        before = await changeable_rows(worker)
         with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="no worker refuses"):
             await reanchor(worker)
-        assert await state(worker) == before
+        assert await changeable_rows(worker) == before
         assert (await reanchor(worker, force=True))["status"] == "reanchored"
 
 
@@ -104,7 +104,7 @@ async def test_a_reanchor_requires_its_own_transaction(applied):
     """
     async with connected(applied.dsn) as worker:
         await restored(worker)
-        before = await state(worker)
+        before = await changeable_rows(worker)
         with pytest.raises(asyncpg.ActiveSQLTransactionError, match="has written already"):
             async with worker.transaction():
                 await insert_event(worker)
@@ -112,7 +112,7 @@ async def test_a_reanchor_requires_its_own_transaction(applied):
         with pytest.raises(asyncpg.ActiveSQLTransactionError, match="made in a savepoint"):
             async with worker.transaction(), worker.transaction():
                 await reanchor(worker)
-        assert await state(worker) == before
+        assert await changeable_rows(worker) == before
 
 
 async def test_a_plan_changes_nothing(live):
@@ -120,12 +120,12 @@ async def test_a_plan_changes_nothing(live):
     async with connected(live.dsn) as worker:
         await insert_event(worker)
         await restored(worker)
-        before = await state(worker)
+        before = await changeable_rows(worker)
         async with worker.transaction(readonly=True):
             plan = await reanchor(worker, plan=True)
             assert await worker.fetchval("select pg_current_xact_id_if_assigned()") is None
         assert (plan["status"], plan["foreign"], plan["workers"][0]["unread"]) == ("planned", True, 1)
-        assert await state(worker) == before
+        assert await changeable_rows(worker) == before
 
 
 # -- certain and uncertain events ---------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ async def test_events_before_a_foreign_cursor_are_read_again(live, damage: Damag
         await damage(worker)
         events += [await insert_event(worker) for _ in range(2)]
         assert await refusal(worker) == reason
-        plan = await figures(worker)
+        plan = await planned_figures(worker)
         assert plan["unread"] + plan["uncertain"] == plan["again"] == 9
         assert plan["uncertain"] >= 5
         await open_gate(live.dsn, "false")
@@ -154,7 +154,7 @@ async def test_events_before_a_foreign_cursor_are_read_again(live, damage: Damag
         await open_gate(live.dsn)
         assert await drain(worker, 2) == 9
         assert await attempted(worker) == events
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 @pytest.mark.parametrize("damage", [copied_cursor, no_anchor, ahead])
@@ -170,12 +170,12 @@ async def test_since_overrides_a_foreign_cursor(live, damage: Damage):
         await open_gate(live.dsn, "false")
         since = datetime.now(UTC) - timedelta(days=1)
         # An event is read at any age if the cursor does not know its number or its stamp.
-        assert (await figures(worker, since))["again"] == 3
+        assert (await planned_figures(worker, since))["again"] == 3
         assert (await reanchor(worker, since))["again"] == 3
         await open_gate(live.dsn)
         assert await drain(worker) == 3
         assert (await attempted(worker))[5:] == missing
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_since_finds_events_restored_without_triggers(live):
@@ -199,7 +199,7 @@ async def test_since_finds_events_restored_without_triggers(live):
         assert (await reanchor(worker, datetime.now(UTC) - timedelta(hours=1), force=True))["again"] == 3
         await open_gate(live.dsn)
         assert await drain(worker) == 3
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_skipped_events_stay_skipped_after_a_restore(live):
@@ -213,7 +213,7 @@ async def test_skipped_events_stay_skipped_after_a_restore(live):
         await worker.fetchval(query("reset_cursor"), WORKER, None)
         await restored(worker)
         unread = await insert_event(worker)
-        assert (await figures(worker))["again"] == 1
+        assert (await planned_figures(worker))["again"] == 1
         await open_gate(live.dsn, "false")
         await reanchor(worker)
         await open_gate(live.dsn)
@@ -237,7 +237,7 @@ async def test_an_undrawn_first_number_is_not_drawn(live):
                values ('iu', 'version_applied', 'update', 'immediate', 7)"""
         )
         assert await worker.fetchval("select event_seq from event_outbox") == 1
-        plan = await figures(worker)
+        plan = await planned_figures(worker)
         assert (plan["unread"], plan["uncertain"]) == (1, 0)
 
 
@@ -260,7 +260,7 @@ async def test_events_of_partitions_are_judged_separately(partitioned):
         assert (answer["again"], answer["past"]) == (10, 10)
         await open_gate(partitioned.dsn)
         assert await drain(worker) == 10
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 # -- beside other transactions ------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ async def test_producers_commit_during_a_reanchor(live):
         await insert_event(writer)
         await open_gate(live.dsn)
         assert await drain(worker) == 4
-        await nothing_missing(worker)
+        await assert_complete(worker)
 
 
 async def test_an_event_that_commits_during_a_reanchor_is_read(live):
@@ -363,7 +363,7 @@ async def test_repeated_reanchors_read_each_event_once(live):
         writing = False
         await asyncio.gather(*tasks)
         await drain(worker)
-        await nothing_missing(worker)
+        await assert_complete(worker)
         assert await worker.fetchval("select total_seen from iu_route_worker_cursor") == await worker.fetchval(
             "select count(*) from event_outbox"
         )
@@ -404,7 +404,7 @@ async def test_an_interrupted_reanchor_changes_nothing(live):
         unread = [await insert_event(worker) for _ in range(3)]
         await restored(worker)
         await open_gate(live.dsn, "false")
-        before = await state(worker)
+        before = await changeable_rows(worker)
         await holder.execute("begin")
         await holder.execute("select from event_outbox where id = $1 for update", unread[-1])
         async with connected(live.dsn) as victim:
@@ -414,7 +414,7 @@ async def test_an_interrupted_reanchor_changes_nothing(live):
             with pytest.raises((asyncpg.AdminShutdownError, asyncpg.PostgresConnectionError)):
                 await ended
         await holder.execute("rollback")
-        assert await state(worker) == before
+        assert await changeable_rows(worker) == before
         assert (await reanchor(worker))["again"] == 3
         await open_gate(live.dsn)
         assert await drain(worker) == 3

@@ -16,7 +16,7 @@ from iu_listen.install import migrate
 from iu_listen.model.observation import BatchRan
 from iu_listen.model.routing import Wake
 from iu_listen.postgres.session import session
-from postgres.listener_helpers import ONLY_THE_BELL, silent_writers, sleep_sets_in
+from postgres.listener_helpers import NO_CATCH_UP, count_shared_locks, wait_until_armed
 from support import apply_package, attempted, connected, consuming, insert_event, open_gate, wait_until
 
 # Only the far cluster writes logical WAL; its transaction ids lie far beyond those of the subscriber.
@@ -93,9 +93,9 @@ async def test_replicated_events_are_routed_when_they_commit(pair: Pair, stamped
         connected(source) as writer,
         connected(source) as late,
         connected(target) as admin,
-        consuming(target, **ONLY_THE_BELL) as seen,
+        consuming(target, **NO_CATCH_UP) as seen,
     ):
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         events = [await insert_event(writer)]
         await routed(admin, events)
         transaction = late.transaction()
@@ -134,7 +134,7 @@ async def test_events_prepared_by_a_subscription_are_found(pair: Pair, asleep: b
         enabled = "select subtwophasestate = 'e' from pg_subscription where subname = current_database()"
         await wait_until(lambda: admin.fetchval(enabled), "two_phase is enabled", 30)
         if asleep:
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
         gid = await writer.fetchval("select current_database()")
         await writer.execute("begin")
         event = await insert_event(writer)
@@ -142,7 +142,7 @@ async def test_events_prepared_by_a_subscription_are_found(pair: Pair, asleep: b
         prepared = "select count(*) = 1 from pg_prepared_xacts where database = current_database()"
         try:
             await wait_until(lambda: admin.fetchval(prepared), "it is prepared here too")
-            assert await silent_writers(admin) == 0
+            assert await count_shared_locks(admin) == 0
         finally:
             await writer.execute(f"commit prepared '{gid}'")
         await routed(admin, [event])

@@ -23,29 +23,29 @@ ROUTE = "iu.version_applied.workflow"
 
 
 @dataclass
-class Arrivals:
+class RecordingTarget:
     """A coroutine target that records every call, and then calls ``behave``."""
 
     behave: Callable[[Delivery], Awaitable[Any]] | None = None
     calls: list[Delivery] = field(default_factory=list)
-    arrived: Counter[UUID] = field(default_factory=Counter)
+    delivered: Counter[UUID] = field(default_factory=Counter)
     running: Counter[str | None] = field(default_factory=Counter)
-    most: int = 0
+    max_running: int = 0
     """The highest number of simultaneous calls, of all subjects."""
-    crowded: set[str | None] = field(default_factory=set)
+    overlapping: set[str | None] = field(default_factory=set)
     """Subjects that had two simultaneous calls."""
 
     async def __call__(self, delivery: Delivery) -> None:
         subject = delivery.event.subject
         self.calls.append(delivery)
         self.running[subject] += 1
-        self.most = max(self.most, self.running.total())
+        self.max_running = max(self.max_running, self.running.total())
         if self.running[subject] > 1:
-            self.crowded.add(subject)
+            self.overlapping.add(subject)
         try:
             if self.behave is not None:
                 await self.behave(delivery)
-            self.arrived[delivery.event.id] += 1
+            self.delivered[delivery.event.id] += 1
         finally:
             self.running[subject] -= 1
 
@@ -94,15 +94,17 @@ async def delivering(dsn: str, *targets: PythonTarget, **settings: Any) -> Async
     assert recorder.of(Stopped), "the consumer had to be cancelled"
 
 
-async def pending(connection: asyncpg.Connection) -> int:
+async def count_deliveries(connection: asyncpg.Connection) -> int:
     count: int = await connection.fetchval("select count(*) from iu_route_delivery")
     return count
 
 
-async def settled(connection: asyncpg.Connection, timeout: float = 20) -> None:
+async def wait_until_settled(connection: asyncpg.Connection, timeout: float = 20) -> None:
     """Wait until there is no backlog and no delivery."""
     with anyio.fail_after(timeout):
-        while await connection.fetchval("select sum(backlog) from v_iu_event_backlog") or await pending(connection):
+        while await connection.fetchval("select sum(backlog) from v_iu_event_backlog") or await count_deliveries(
+            connection
+        ):
             await anyio.sleep(0.01)
 
 

@@ -12,7 +12,7 @@ from iu_listen.model.routing import CHANNEL
 from support import connected, wait_until
 
 #: Settings under which only a notification can wake the consumer: the catch-up poll is 300 s away.
-ONLY_THE_BELL = {"catch_up": 300, "session_timeout": 1000}
+NO_CATCH_UP = {"catch_up": 300, "session_timeout": 1000}
 
 _HOLDERS = """
     select count(*) from pg_locks l join pg_database d on d.oid = l.database
@@ -20,12 +20,12 @@ _HOLDERS = """
        and l.classid = 726001 and l.objsubid = 2 and l.mode = $1"""
 
 
-async def sleepers(connection: asyncpg.Connection) -> int:
+async def count_armed_locks(connection: asyncpg.Connection) -> int:
     """The number of bell locks that are held exclusively."""
     return await connection.fetchval(_HOLDERS, "ExclusiveLock")
 
 
-async def silent_writers(connection: asyncpg.Connection) -> int:
+async def count_shared_locks(connection: asyncpg.Connection) -> int:
     """The number of bell locks that are held shared, by running or prepared transactions."""
     return await connection.fetchval(_HOLDERS, "ShareLock")
 
@@ -37,18 +37,18 @@ _BUSY = """
        and (a.state <> 'idle' or a.state_change > clock_timestamp() - interval '50 ms')"""
 
 
-async def sleep_sets_in(connection: asyncpg.Connection, how_many: int = 1) -> None:
+async def wait_until_armed(connection: asyncpg.Connection, how_many: int = 1) -> None:
     """Wait until so many consumers hold a bell lock and have run one more batch, so
     that only the bell finds an event."""
 
     async def asleep() -> bool:
-        return await sleepers(connection) == how_many and not await connection.fetchval(_BUSY)
+        return await count_armed_locks(connection) == how_many and not await connection.fetchval(_BUSY)
 
     await wait_until(asleep, f"{how_many} consumers sleep")
 
 
 @asynccontextmanager
-async def listening(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+async def counting_notifications(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
     """Yields a function that returns the number of notifications since its last call."""
     async with connected(dsn) as ear, connected(dsn) as mouth:
         heard: list[str] = []
@@ -76,7 +76,7 @@ async def listening(dsn: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
 
 
 @asynccontextmanager
-async def somebody_asleep(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Connection]:
+async def armed_session(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Connection]:
     """A session that holds a bell lock as an idle consumer does."""
     async with connected(dsn) as sleeper:
         await sleeper.fetchval("select pg_advisory_lock(726001, $1)", slot)
@@ -94,16 +94,16 @@ async def queue_filled(dsn: str, usage: float) -> AsyncIterator[float]:
         await idler.add_listener("another", lambda *_: None)
         await idler.execute("begin")
         await idler.fetchval("select 1")
-        full = 0
-        while await filler.fetchval("select pg_notification_queue_usage()") < usage and full < 3:
+        queue_is_full = 0
+        while await filler.fetchval("select pg_notification_queue_usage()") < usage and queue_is_full < 3:
             try:
                 await filler.execute("select pg_notify('another', repeat('x', 7900))")
             except asyncpg.ProgramLimitExceededError:
-                full += 1
+                queue_is_full += 1
         yield await filler.fetchval("select pg_notification_queue_usage()")
 
 
-async def full(connection: asyncpg.Connection) -> bool:
+async def queue_is_full(connection: asyncpg.Connection) -> bool:
     """Whether a NOTIFY fails now because the queue is full."""
     try:
         await connection.execute(f"select pg_notify('{CHANNEL}', repeat('y', 7900))")

@@ -24,16 +24,16 @@ create trigger test_poison before insert on iu_route_attempt for each row execut
 """
 
 
-async def poison(connection: asyncpg.Connection, status: str = "dry_run") -> None:
+async def add_poison_trigger(connection: asyncpg.Connection, status: str = "dry_run") -> None:
     """Let attempts with this status fail for events with a poison note."""
     await connection.execute(POISON.format(status=status))
 
 
-async def route(
+async def add_dry_run_route(
     connection: asyncpg.Connection, code: str, event_type: str, *, enabled: bool = True, dry_run: bool = True
 ) -> None:
     """Register an event type, if it is new, and a route for it."""
-    await register(connection, event_type)
+    await register_event_type(connection, event_type)
     await connection.execute(
         """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
            values ($1, 'iu', $2, 'update', 'workflow', 'test', $3, $4)""",
@@ -44,14 +44,14 @@ async def route(
     )
 
 
-async def register(connection: asyncpg.Connection, event_type: str) -> None:
+async def register_event_type(connection: asyncpg.Connection, event_type: str) -> None:
     """Register an event type."""
     await connection.execute(
         "insert into event_type_registry values ('iu', $1, 'update', 'immediate') on conflict do nothing", event_type
     )
 
 
-async def emit(connection: asyncpg.Connection, event_type: str) -> UUID:
+async def append_event(connection: asyncpg.Connection, event_type: str) -> UUID:
     """Append an event of a type."""
     return await connection.fetchval(
         """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
@@ -60,7 +60,7 @@ async def emit(connection: asyncpg.Connection, event_type: str) -> UUID:
     )
 
 
-OPEN = """
+OPEN_DELIVERY = """
     update dot_config set value = 'true' where key = 'iu_core.delivery_enabled';
     update dot_config set value = '{}' where key = 'iu_core.delivery_live_routes';
 """
@@ -69,7 +69,7 @@ OPEN = """
 async def open_live_route(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
     """Make a route live with a target kind that is not implemented (`vector`), so that each delivery fails."""
     await connection.execute(
-        OPEN.format(route)
+        OPEN_DELIVERY.format(route)
         + f"update iu_outbound_route set dry_run = false, target_kind = 'vector' where route_code = '{route}'"
     )
 
@@ -97,7 +97,7 @@ SQL_TARGET = """
 """
 
 
-async def go_live(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
+async def open_sql_function_route(connection: asyncpg.Connection, route: str = "iu.version_applied.workflow") -> None:
     """Open all switches, and let the route deliver to the SQL target."""
     await connection.execute(SQL_TARGET)
     await connection.execute(

@@ -15,7 +15,7 @@ from iu_listen import Delivery
 from iu_listen.flow.call_executor import MOST_ABANDONED
 from iu_listen.model.observation import CallAbandoned, RoutePaused, RouteResumed
 from iu_listen.targets.python import PythonTarget
-from postgres.delivery_helpers import ROUTE, add_route, delivering, open_route, pending
+from postgres.delivery_helpers import ROUTE, add_route, count_deliveries, delivering, open_route
 from support import connected, insert_event, wait_until
 
 
@@ -94,7 +94,7 @@ async def _soon(answer: object) -> bool:
 
 
 async def _none(connection) -> bool:
-    return not await pending(connection)
+    return not await count_deliveries(connection)
 
 
 PROGRAM = """

@@ -11,7 +11,7 @@ import pytest
 from iu_listen.model.observation import HeartbeatWritten, LeaseTaken, SessionFailed
 from iu_listen.model.routing import State
 from iu_listen.postgres import queries
-from postgres.routes import emit, go_live, register, route
+from postgres.routes import add_dry_run_route, append_event, open_sql_function_route, register_event_type
 from support import WORKER, attempted, connected, consuming, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -32,10 +32,10 @@ EVIL = {
 
 async def _evil(connection: asyncpg.Connection, body: str) -> None:
     """Two routes to SQL functions for events of the type "thing"; the route "evil" misbehaves for the note "evil"."""
-    await register(connection, "thing")
+    await register_event_type(connection, "thing")
     for code in ("evil", "calm"):
-        await route(connection, code, "thing")
-        await go_live(connection, code)
+        await add_dry_run_route(connection, code, "thing")
+        await open_sql_function_route(connection, code)
     await connection.execute(
         f"""create function public.evil(idempotency_key text, event jsonb) returns void language plpgsql as $$
             begin
@@ -221,7 +221,7 @@ async def test_a_page_is_limited_by_its_number_of_attempts(live):
     Fails when: a page is bounded by the number of its events only, or a failure halves the requested limit.
     """
     async with connected(live.dsn) as connection:
-        await register(connection, "thing")
+        await register_event_type(connection, "thing")
         await connection.execute(
             """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
                select 'r' || n, 'iu', 'thing', 'update', 'report', 'x', n <= 50 from generate_series(1, 200) n"""
@@ -247,7 +247,7 @@ async def test_events_are_compared_only_with_routes_that_can_match(live):
     """
     async with connected(live.dsn) as connection:
         for kind in ("thing", "other"):
-            await register(connection, kind)
+            await register_event_type(connection, kind)
         await connection.execute(
             """insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
                select 'r' || n, 'iu', case n % 3 when 0 then 'thing' when 1 then 'other' else 'third' end, 'update', 'report',
@@ -328,7 +328,7 @@ async def test_a_consumer_with_failing_batches_reports_the_reason(live):
         consuming(live.dsn, reconnect_max=0.1, catch_up=0.2, session_timeout=2) as seen,
     ):
         await connection.execute("alter table iu_route_attempt rename to hidden")
-        await emit(connection, "version_applied")
+        await append_event(connection, "version_applied")
 
         async def failing() -> asyncpg.Record:
             return await connection.fetchrow(

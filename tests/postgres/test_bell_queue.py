@@ -12,7 +12,14 @@ from conftest import Database, TestServer
 from iu_listen.model.observation import BatchRan, Listening, SessionFailed
 from iu_listen.model.routing import Wake
 from iu_listen.postgres import queries
-from postgres.listener_helpers import ONLY_THE_BELL, full, listening, queue_filled, sleep_sets_in, somebody_asleep
+from postgres.listener_helpers import (
+    NO_CATCH_UP,
+    armed_session,
+    counting_notifications,
+    queue_filled,
+    queue_is_full,
+    wait_until_armed,
+)
 from support import attempted, connected, consuming, insert_event, open_gate, wait_until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -35,7 +42,11 @@ async def test_producers_send_no_notify_from_a_half_full_queue_on(database):
 
     Fails when: the guard on the queue is taken out of the trigger.
     """
-    async with connected(database.dsn) as writer, listening(database.dsn) as heard, somebody_asleep(database.dsn):
+    async with (
+        connected(database.dsn) as writer,
+        counting_notifications(database.dsn) as heard,
+        armed_session(database.dsn),
+    ):
         await insert_event(writer)
         assert await heard() == 1
         async with queue_filled(database.dsn, 0.5) as usage:
@@ -49,8 +60,8 @@ async def test_producers_commit_while_the_queue_is_full(database):
 
     Fails when: the guard on the queue is taken out of the trigger.
     """
-    async with connected(database.dsn) as writer, somebody_asleep(database.dsn), queue_filled(database.dsn, 1.0):
-        assert await full(writer)
+    async with connected(database.dsn) as writer, armed_session(database.dsn), queue_filled(database.dsn, 1.0):
+        assert await queue_is_full(writer)
         events = {await insert_event(writer) for _ in range(10)}
         assert {row["id"] for row in await writer.fetch("select id from event_outbox")} == events
 
@@ -83,9 +94,9 @@ async def test_a_consumer_that_starts_with_a_full_queue_polls(database):
     """
     await open_gate(database.dsn)
     async with connected(database.dsn) as writer:
-        settings = {**ONLY_THE_BELL, "reconnect_max": 0.2}
+        settings = {**NO_CATCH_UP, "reconnect_max": 0.2}
         async with queue_filled(database.dsn, 1.0) as _:
-            assert await full(writer)
+            assert await queue_is_full(writer)
             event = await insert_event(writer)
             consumer = consuming(database.dsn, listening=False, **settings)
             seen = await consumer.__aenter__()
@@ -100,7 +111,7 @@ async def test_a_consumer_that_starts_with_a_full_queue_polls(database):
                 raise
         try:
             await seen.wait_for(Listening)
-            await sleep_sets_in(writer)
+            await wait_until_armed(writer)
             later = await insert_event(writer)
             await wait_until(lambda: _has(writer, later), "the next event is attempted", timeout=5)
             assert await attempted(writer) == [event, later]

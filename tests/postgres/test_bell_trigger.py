@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from postgres.listener_helpers import listening, silent_writers, sleepers, somebody_asleep
+from postgres.listener_helpers import armed_session, count_armed_locks, count_shared_locks, counting_notifications
 from support import connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -22,11 +22,11 @@ async def test_a_producer_notifies_only_while_a_consumer_is_armed(applied, slot)
 
     Fails when: the try-lock is taken out (it always notifies), or a slot is not checked.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard:
+    async with connected(applied.dsn) as writer, counting_notifications(applied.dsn) as heard:
         for _ in range(20):
             await insert_event(writer)
         assert await heard() == 0
-        async with somebody_asleep(applied.dsn, slot):
+        async with armed_session(applied.dsn, slot):
             await insert_event(writer)
             assert await heard() == 1
         await writer.fetchval("select pg_advisory_lock(726001, $1), pg_advisory_unlock(726001, $1)", slot)
@@ -39,7 +39,11 @@ async def test_concurrent_producers_do_not_cause_a_notify(applied):
 
     Fails when: the producer's try-lock is exclusive instead of shared.
     """
-    async with connected(applied.dsn) as first, connected(applied.dsn) as second, listening(applied.dsn) as heard:
+    async with (
+        connected(applied.dsn) as first,
+        connected(applied.dsn) as second,
+        counting_notifications(applied.dsn) as heard,
+    ):
         transaction = first.transaction()
         await transaction.start()
         await insert_event(first)
@@ -54,10 +58,14 @@ async def test_a_producer_checks_for_an_armed_consumer_at_commit(applied):
 
     Fails when: the trigger is not deferred.
     """
-    async with connected(applied.dsn) as writer, connected(applied.dsn) as sleeper, listening(applied.dsn) as heard:
+    async with (
+        connected(applied.dsn) as writer,
+        connected(applied.dsn) as sleeper,
+        counting_notifications(applied.dsn) as heard,
+    ):
         async with writer.transaction():
             await insert_event(writer)
-            assert await silent_writers(sleeper) == 0
+            assert await count_shared_locks(sleeper) == 0
             assert await sleeper.fetchval("select pg_try_advisory_lock(726001, 1)")
         assert await heard() == 1
         async with writer.transaction():
@@ -74,12 +82,12 @@ async def test_a_producer_with_an_old_snapshot_sees_an_armed_consumer(applied, i
 
     Fails when: the armed state is a row, which a producer sees as it was at its snapshot.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard:
+    async with connected(applied.dsn) as writer, counting_notifications(applied.dsn) as heard:
         look = "select count(*) from event_outbox, iu_consumer_heartbeat"
         transaction = writer.transaction(isolation=isolation)
         await transaction.start()
         await writer.fetchval(look)
-        async with somebody_asleep(applied.dsn):
+        async with armed_session(applied.dsn):
             await insert_event(writer)
             await transaction.commit()
             assert await heard() == 1
@@ -93,7 +101,7 @@ async def test_a_producer_with_an_old_snapshot_sees_an_armed_consumer(applied, i
 
 
 async def nobody_asleep(connection) -> bool:
-    return await sleepers(connection) == 0
+    return await count_armed_locks(connection) == 0
 
 
 async def test_a_bulk_insert_notifies_once(applied):
@@ -101,7 +109,11 @@ async def test_a_bulk_insert_notifies_once(applied):
 
     Fails when: the setting iu.bell is taken out of WHEN.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         async with writer.transaction():
             await writer.execute("set local track_functions = 'all'")
             await writer.execute(MANY, 10_000)
@@ -119,7 +131,11 @@ async def test_each_transaction_of_a_session_notifies(applied):
 
     Fails when: iu.bell is set for the session.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         for _ in range(5):
             await insert_event(writer)
             assert await heard() == 1
@@ -127,14 +143,18 @@ async def test_each_transaction_of_a_session_notifies(applied):
 
 async def test_a_rolled_back_transaction_sends_no_notify(applied):
     """A transaction that is rolled back sends no notification and leaves no lock."""
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         transaction = writer.transaction()
         await transaction.start()
         await insert_event(writer)
         await writer.execute("set constraints all immediate")
         await transaction.rollback()
         assert await heard() == 0
-        assert await silent_writers(writer) == 0
+        assert await count_shared_locks(writer) == 0
 
 
 async def test_an_insert_after_a_rolled_back_savepoint_notifies(applied):
@@ -142,7 +162,11 @@ async def test_an_insert_after_a_rolled_back_savepoint_notifies(applied):
 
     Fails when: iu.bell keeps its value after the rollback of its savepoint.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         async with writer.transaction():
             inner = writer.transaction()
             await inner.start()
@@ -158,18 +182,22 @@ async def test_a_bell_trigger_fires_again_after_its_savepoint_is_rolled_back(app
 
     Fails when: the lock, iu.bell or the fired state is not undone with the savepoint.
     """
-    async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, listening(applied.dsn) as heard:
+    async with (
+        connected(applied.dsn) as writer,
+        connected(applied.dsn) as admin,
+        counting_notifications(applied.dsn) as heard,
+    ):
         transaction = writer.transaction()
         await transaction.start()
         inner = writer.transaction()
         await inner.start()
         await insert_event(writer)
         await writer.execute("set constraints all immediate")
-        assert await silent_writers(admin) > 0
+        assert await count_shared_locks(admin) > 0
         await inner.rollback()
-        assert await silent_writers(admin) == 0
+        assert await count_shared_locks(admin) == 0
         await insert_event(writer)
-        async with somebody_asleep(applied.dsn):
+        async with armed_session(applied.dsn):
             await transaction.commit()
             assert await heard() == 1
 
@@ -179,7 +207,11 @@ async def test_a_session_in_replica_role_notifies(applied):
 
     Fails when: ENABLE ALWAYS is taken out.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         await writer.execute("set session_replication_role = replica")
         await insert_event(writer)
         assert await heard() == 1
@@ -202,7 +234,11 @@ async def test_only_events_of_a_domain_with_a_worker_notify(applied):
 
     Fails when: the cursors are not checked for the domain.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         other = await writer.fetchval(OTHER, "system")
         await writer.execute(MANY, 0)
         assert await heard() == 0
@@ -220,7 +256,11 @@ async def test_events_of_every_domain_with_a_worker_notify(applied):
 
     Fails when: WHEN knows domain iu only, or iu.bell records the transaction without its domains.
     """
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         await writer.execute(REGISTER)
         await writer.fetchval(OTHER, "crm")
         assert await heard() == 0
@@ -245,10 +285,10 @@ async def test_producers_of_a_domain_without_a_worker_hold_no_bell_lock(applied)
     async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, writer.transaction():
         await writer.fetchval(OTHER, "system")
         await writer.execute("set constraints all immediate")
-        assert await silent_writers(admin) == 0
+        assert await count_shared_locks(admin) == 0
         await insert_event(writer)
         await writer.execute("set constraints all immediate")
-        assert await silent_writers(admin) > 0
+        assert await count_shared_locks(admin) > 0
 
 
 async def test_the_bell_requires_no_privilege_of_producers(applied):
@@ -257,7 +297,11 @@ async def test_the_bell_requires_no_privilege_of_producers(applied):
     Fails when: public may not read the domains.
     """
     name = f"writer_{uuid4().hex[:8]}"
-    async with connected(applied.dsn) as admin, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as admin,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         await admin.execute(REGISTER)
         await admin.execute(WORKER_OF, "crm")
         await admin.execute(f"create role {name}; grant insert, select on event_outbox to {name}")
@@ -274,7 +318,11 @@ async def test_the_bell_requires_no_privilege_of_producers(applied):
 
 async def test_a_changed_gate_notifies_and_other_settings_do_not(applied):
     """A change of a gate notifies, a change of any other key does not."""
-    async with connected(applied.dsn) as writer, listening(applied.dsn) as heard, somebody_asleep(applied.dsn):
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
         await writer.execute("insert into dot_config (key, value, description) values ('other', 'true', 'a test')")
         assert await heard() == 0
         await writer.execute("update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
@@ -291,7 +339,7 @@ async def test_a_prepared_transaction_never_fails_and_keeps_no_bell_lock(live, a
     async with connected(live.dsn) as writer, connected(live.dsn) as admin:
         if await admin.fetchval("show max_prepared_transactions") == "0":
             pytest.skip("max_prepared_transactions is 0")
-        sleeper = somebody_asleep(live.dsn) if asleep else connected(live.dsn)
+        sleeper = armed_session(live.dsn) if asleep else connected(live.dsn)
         async with sleeper:
             name = uuid4().hex
             await writer.execute("begin")
@@ -299,7 +347,7 @@ async def test_a_prepared_transaction_never_fails_and_keeps_no_bell_lock(live, a
             await writer.execute("update dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'")
             await writer.execute(spelling.format(name))
             try:
-                assert await silent_writers(admin) == 0
+                assert await count_shared_locks(admin) == 0
             finally:
                 await admin.execute(f"commit prepared '{name}'")
             assert await drain(admin) == 1

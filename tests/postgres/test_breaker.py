@@ -22,7 +22,14 @@ from iu_listen import Settings
 from iu_listen.model.delivery import Failed, Outcome, Reject, Result, TakenDelivery, TakeRequest, Unavailable
 from iu_listen.model.observation import RoutePaused, RouteResumed
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, pending, settled
+from postgres.delivery_helpers import (
+    ROUTE,
+    RecordingTarget,
+    count_deliveries,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import MANY, connected, drain, insert_event, wait_until
 
 # -- the state machine -----------------------------------------------------------------------------------------------
@@ -220,10 +227,10 @@ async def letters(connection: asyncpg.Connection) -> Counter[UUID]:
     return Counter(row["event_ref"] for row in await connection.fetch("select event_ref from iu_route_dead_letter"))
 
 
-async def ended(connection: asyncpg.Connection, arrivals: Arrivals, good: set[UUID], poison: set[UUID]) -> None:
+async def ended(connection: asyncpg.Connection, recording: RecordingTarget, good: set[UUID], poison: set[UUID]) -> None:
     """Wait until all deliveries have ended; each good event has arrived, each poison event is one dead letter."""
-    await settled(connection, 60)
-    assert set(arrivals.arrived) == good
+    await wait_until_settled(connection, 60)
+    assert set(recording.delivered) == good
     assert await letters(connection) == dict.fromkeys(poison, 1)
 
 
@@ -242,19 +249,19 @@ async def test_poison_events_do_not_stop_a_route(live, poisons, raises, order):
         if delivery.event.data["note"] == "poison":
             raise raises("poison")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, backoff=0.05, backoff_max=0.2, probe_max=0.2, order=order)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             poison = {await insert_event(connection, note="poison") for _ in range(poisons)}
             await wait_until(
                 lambda: connection.fetchval("select count(*) >= $1 from iu_route_attempt", poisons + 2), "attempts"
             )
             good = set()
-            while await pending(connection) or len(good) < 5:
+            while await count_deliveries(connection) or len(good) < 5:
                 good.add(await insert_event(connection, note="good"))
-                await wait_until(lambda: asyncio.sleep(0, good <= set(arrivals.arrived)), "the good event", 10)
-            await ended(connection, arrivals, good, poison)
+                await wait_until(lambda: asyncio.sleep(0, good <= set(recording.delivered)), "the good event", 10)
+            await ended(connection, recording, good, poison)
 
 
 @pytest.mark.asyncio
@@ -273,16 +280,16 @@ async def test_an_outage_spends_no_attempt_of_good_or_poison_events(live):
         if delivery.event.data["note"] == "poison":
             raise Reject("poison") if delivery.id % 2 else ValueError("poison")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=3, backoff=0.02, backoff_max=0.1, probe_max=0.1, breaker=3)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             poison = {await insert_event(connection, note="poison") for _ in range(10)}
             good = {await insert_event(connection, note="good") for _ in range(10)}
             await wait_until(lambda: connection.fetchval("select trials >= 20 from iu_delivery_breaker"), "trials")
             assert await connection.fetchval("select max(tries) from iu_route_delivery") == 0
             down = False
-            await ended(connection, arrivals, good, poison)
+            await ended(connection, recording, good, poison)
 
 
 @pytest.mark.asyncio
@@ -295,7 +302,7 @@ async def test_a_quarantined_delivery_can_be_the_trial_delivery(live, order, sto
 
     Fails when: a delivery in quarantine is given back because its route is paused.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection, order=order)
         await connection.execute(MANY, 5)
@@ -306,10 +313,10 @@ async def test_a_quarantined_delivery_can_be_the_trial_delivery(live, order, sto
                 values ($1, now(), now(), {stopped})""",
             ROUTE,
         )
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert len(arrivals.arrived) == 5
-        assert arrivals.most == 1
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+        assert len(recording.delivered) == 5
+        assert recording.max_running == 1
 
 
 @pytest.mark.asyncio
@@ -365,13 +372,13 @@ async def test_a_trial_delivery_waits_for_free_concurrency(live):
             await release.wait()
             raise Failed("slow")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=2, deadline=3600)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             for _ in range(2):
                 await insert_event(connection, note="slow")
-            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 2), "slow calls")
+            await wait_until(lambda: asyncio.sleep(0, len(recording.calls) == 2), "slow calls")
             await connection.execute(OPENED, ROUTE, 0)
             await recorder.wait_for(RoutePaused)
             good = await insert_event(connection, note="good")
@@ -380,9 +387,9 @@ async def test_a_trial_delivery_waits_for_free_concurrency(live):
             await further_questions(connection)
             assert await connection.fetchval(probing) == taken
             release.set()
-            await wait_until(lambda: asyncio.sleep(0, good in arrivals.arrived), "the probe arrives")
+            await wait_until(lambda: asyncio.sleep(0, good in recording.delivered), "the probe arrives")
             await recorder.wait_for(RouteResumed)
-            await settled(connection)
+            await wait_until_settled(connection)
 
 
 @pytest.mark.asyncio
@@ -394,19 +401,19 @@ async def test_only_one_trial_delivery_is_in_flight(live, probes):
     Fails when: the consumer does not report that it holds the trial delivery.
     """
     release = asyncio.Event()
-    arrivals = Arrivals(lambda _: release.wait())
+    recording = RecordingTarget(lambda _: release.wait())
     async with connected(live.dsn) as connection:
         await open_route(connection, deadline=3600)
         await connection.execute(MANY, 20)
         await drain(connection)
         await connection.execute(OPENED, ROUTE, probes)
-        async with delivering(live.dsn, arrivals.target()):
-            await wait_until(lambda: asyncio.sleep(0, arrivals.calls != []), "a probe")
+        async with delivering(live.dsn, recording.target()):
+            await wait_until(lambda: asyncio.sleep(0, recording.calls != []), "a probe")
             await further_questions(connection)
-            assert arrivals.most == 1
+            assert recording.max_running == 1
             release.set()
-            await settled(connection)
-        assert len(arrivals.arrived) == 20
+            await wait_until_settled(connection)
+        assert len(recording.delivered) == 20
 
 
 # -- a model ----------------------------------------------------------------------------------------------------------
@@ -429,7 +436,7 @@ class Target:
     def __init__(self, poison: dict[UUID, Result], down: dict[int, Result]) -> None:
         self.poison = poison
         self.down = down
-        self.arrived: Counter[UUID] = Counter()
+        self.delivered: Counter[UUID] = Counter()
         self._succeeded: float = -10.0
 
     def attempt(self, taken: TakenDelivery, step: int) -> Outcome:
@@ -438,7 +445,7 @@ class Target:
         beside = step - self._succeeded < 2
         if result in {Result.SENT, Result.REJECTED}:
             self._succeeded = step
-        self.arrived[event] += result is Result.SENT
+        self.delivered[event] += result is Result.SENT
         return Outcome(taken, result, 0.0, 0.0, "code", "detail", None, beside, "it")
 
 
@@ -485,7 +492,7 @@ async def play(
         assert (await session.take_lease()).held
         left, after = list(events), 0
         for step in count():
-            if not left and step % 4 == 0 and await pending(connection):
+            if not left and step % 4 == 0 and await count_deliveries(connection):
                 # A target that rejects the last event cannot be told from one that is down: one more event arrives.
                 left = [uuid4()]
                 events |= {left[0]: left[0]}
@@ -494,7 +501,7 @@ async def play(
                 await connection.execute(INSERT, event, events[event])
             if wave:
                 await drain(connection)
-            if not left and not await pending(connection):
+            if not left and not await count_deliveries(connection):
                 break
             assert step < 500, [dict(r) for r in await connection.fetch(STUCK)]
             want = TakeRequest(route=ROUTE, room=rooms[step % len(rooms)], after=after, deadline=1)
@@ -507,7 +514,7 @@ async def play(
                 await connection.execute(ELAPSE)
         dead = await letters(connection)
     assert dead == Counter(target.poison.keys())
-    assert +target.arrived == Counter(event for event in events if event not in target.poison)
+    assert +target.delivered == Counter(event for event in events if event not in target.poison)
 
 
 @st.composite

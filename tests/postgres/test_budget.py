@@ -18,7 +18,14 @@ from iu_listen import Settings
 from iu_listen.model.delivery import Delivery, Event, Outcome, Reject, Result, TakenDelivery, TakeRequest
 from iu_listen.model.observation import RoutePaused, RouteResumed
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, pending, settled
+from postgres.delivery_helpers import (
+    ROUTE,
+    RecordingTarget,
+    count_deliveries,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import MANY, WORKER, connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -221,22 +228,22 @@ async def test_poison_events_of_one_producer_do_not_stop_other_producers(live, o
 
     Fails when: a stopped route makes no trial deliveries, or only with the oldest events.
     """
-    arrivals = Arrivals(refuses_bad)
+    recording = RecordingTarget(refuses_bad)
     async with connected(live.dsn) as connection:
         await open_route(connection, dead_letters_in_a_row=5, probe_max=0.2, order=order)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             await connection.execute(BAD, 1000)
             held = await recorder.wait_for(RoutePaused)
             assert held.paused_by == "dead_letter_budget"
             good = [await insert_event(connection, note="good")]
-            await wait_until(lambda: asyncio.sleep(0, good[0] in arrivals.arrived), "the good event arrives")
-            assert await pending(connection) > 500
+            await wait_until(lambda: asyncio.sleep(0, good[0] in recording.delivered), "the good event arrives")
+            assert await count_deliveries(connection) > 500
             await recorder.wait_for(RouteResumed)
             # Other producers go on: all their events arrive, and each bad event becomes one dead letter.
-            while await pending(connection) > 0:
+            while await count_deliveries(connection) > 0:
                 good.append(await insert_event(connection, note="good"))
-                await wait_until(lambda: asyncio.sleep(0, good[-1] in arrivals.arrived), "the good event arrives")
-        assert arrivals.arrived == dict.fromkeys(good, 1)
+                await wait_until(lambda: asyncio.sleep(0, good[-1] in recording.delivered), "the good event arrives")
+        assert recording.delivered == dict.fromkeys(good, 1)
         assert await dead_letters(connection) == 1000
 
 
@@ -255,16 +262,16 @@ async def test_a_rejecting_target_causes_no_more_dead_letters_than_the_budget(li
         if broken:
             raise Reject("everything is wrong", code="http_400")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, dead_letters_in_a_row=5, concurrency=10, probe_max=0.05)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             await connection.execute(MANY, 500)
             held = await recorder.wait_for(RoutePaused)
             assert (held.paused_by, held.why) == ("dead_letter_budget", "http_400")
             probes = "select trials >= 20 from iu_delivery_breaker"
             await wait_until(lambda: connection.fetchval(probes), "refused probes")
-            assert (await dead_letters(connection), await pending(connection)) == (5, 495)
+            assert (await dead_letters(connection), await count_deliveries(connection)) == (5, 495)
             # The five rejected, those in flight at the stop, and the trial deliveries; ten times as many had been
             # taken.
             assert len(began) < 5 + 5 + 10 + 60
@@ -273,6 +280,6 @@ async def test_a_rejecting_target_causes_no_more_dead_letters_than_the_budget(li
             (warning,) = [w for w in answer["warnings"] if w["code"] == "dead_letter_budget"]
             assert warning["detail"].startswith(f"{ROUTE}: http_400")
             broken = False
-            await settled(connection)
+            await wait_until_settled(connection)
         assert await dead_letters(connection) == 5
-        assert len(arrivals.arrived) == 495
+        assert len(recording.delivered) == 495

@@ -11,7 +11,15 @@ from iu_listen.admin import dead_letters as letters
 from iu_listen.model.delivery import Delivery, Unavailable
 from iu_listen.model.observation import SessionFailed
 from iu_listen.postgres.session import session
-from postgres.delivery_helpers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import (
+    ROUTE,
+    RecordingTarget,
+    add_route,
+    attempts,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import MANY, connected, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -26,7 +34,7 @@ async def test_cancelling_deliveries_of_a_paused_route_does_not_disturb_settleme
     Fails when: cancel takes no lease while settling writes attempts before it locks their
     deliveries, or cancel is one transaction.
     """
-    down, up = Arrivals(), Arrivals()
+    down, up = RecordingTarget(), RecordingTarget()
 
     async def nobody_there(delivery: Delivery) -> None:
         raise Unavailable("down")
@@ -50,7 +58,7 @@ async def test_cancelling_deliveries_of_a_paused_route_does_not_disturb_settleme
                     began = anyio.current_time()
                     event = await insert_event(connection)
                     with anyio.fail_after(15):
-                        while not up.arrived[event]:
+                        while not up.delivered[event]:
                             await anyio.sleep(0.001)
                     slowest = max(slowest, anyio.current_time() - began)
 
@@ -75,7 +83,7 @@ async def test_cancelled_deliveries_are_replayed_in_the_order_of_their_subject(l
 
     Fails when: the dead letters of one transaction have the same time, so that their random ids decide.
     """
-    subject, arrivals = uuid4(), Arrivals()
+    subject, recording = uuid4(), RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
         events = [await insert_event(connection, subject) for _ in range(50)]
@@ -86,9 +94,9 @@ async def test_cancelled_deliveries_are_replayed_in_the_order_of_their_subject(l
         await connection.fetchval(
             "select fn_iu_dead_letters_replay($1, null, null, null, null, 'ann', clock_timestamp(), null, null)", ROUTE
         )
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-    assert [call.event.id for call in arrivals.calls] == events
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+    assert [call.event.id for call in recording.calls] == events
 
 
 async def test_a_cancelled_delivery_becomes_a_dead_letter_with_an_attempt(live):

@@ -14,7 +14,7 @@ from cli.command import run
 from iu_listen.admin.doctor import examine
 from iu_listen.install import migrate
 from iu_listen.postgres.session import session
-from postgres.delivery_helpers import Arrivals, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, attempts, delivering, open_route, wait_until_settled
 from support import WORKER, attempted, connected, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -55,7 +55,7 @@ async def test_deliveries_work_with_varchar_and_timestamp_columns(substrate, tab
 
     Fails when: fn_iu_delivery_take or fn_iu_delivery_hand_over returns a column of the application without a cast.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(substrate.dsn) as connection:
         await retype(connection, table, OF_A_MAPPER[table].items())
         async with session(substrate.dsn, name="test") as migrator:
@@ -63,18 +63,18 @@ async def test_deliveries_work_with_varchar_and_timestamp_columns(substrate, tab
         await open_gate(substrate.dsn)
         await open_route(connection)
         first = await insert_event(connection)
-        async with delivering(substrate.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(substrate.dsn, recording.target()):
+            await wait_until_settled(connection)
             second = await insert_event(connection)
-            await settled(connection)
-        assert arrivals.arrived == {first: 1, second: 1}
+            await wait_until_settled(connection)
+        assert recording.delivered == {first: 1, second: 1}
         assert await attempts(connection, second) == [(1, "sent", "delivered", None)]
-        assert arrivals.calls[-1].event.occurred_at.tzinfo is not None
+        assert recording.calls[-1].event.occurred_at.tzinfo is not None
 
 
 async def test_a_payload_of_type_json_is_delivered(substrate):
     """safe_payload may be json: events are routed and delivered with their payload."""
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(substrate.dsn) as connection:
         await connection.execute(
             """alter table event_outbox drop constraint event_outbox_safe_payload_chk,
@@ -84,11 +84,11 @@ async def test_a_payload_of_type_json_is_delivered(substrate):
             await migrate.apply_files(migrator, (await migrate.package_state(migrator)).pending, {}, lambda _: None)
         await open_gate(substrate.dsn)
         await open_route(connection)
-        async with delivering(substrate.dsn, arrivals.target()):
+        async with delivering(substrate.dsn, recording.target()):
             event = await insert_event(connection, note="kept")
-            await settled(connection)
-    assert arrivals.arrived == {event: 1}
-    assert json.loads(arrivals.calls[0].event.payload) == {"note": "kept"}
+            await wait_until_settled(connection)
+    assert recording.delivered == {event: 1}
+    assert json.loads(recording.calls[0].event.payload) == {"note": "kept"}
 
 
 ODD = {
@@ -123,12 +123,12 @@ async def test_apply_and_doctor_refuse_an_unsupported_column_type(substrate, col
 
 async def test_a_running_consumer_survives_a_change_of_column_types(live):
     """After ALTER COLUMN TYPE a running consumer goes on delivering, with plans for the new types."""
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
-        async with delivering(live.dsn, arrivals.target(), reconnect_max=0.2):
+        async with delivering(live.dsn, recording.target(), reconnect_max=0.2):
             first = await insert_event(connection)
-            await settled(connection)
+            await wait_until_settled(connection)
             for column, kind in (
                 ("actor_ref", "varchar(99)"),
                 ("source_system", "varchar(99)"),
@@ -142,5 +142,5 @@ async def test_a_running_consumer_survives_a_change_of_column_types(live):
                 return second in await attempted(connection)
 
             await wait_until(routed, "the second event is routed and delivered")
-            await settled(connection)
-    assert arrivals.arrived == {first: 1, second: 1}
+            await wait_until_settled(connection)
+    assert recording.delivered == {first: 1, second: 1}

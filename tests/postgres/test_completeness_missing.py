@@ -7,7 +7,15 @@ import random
 import pytest
 
 from postgres.completeness_helpers import append_events, confirm, delete_attempts, missing_events, repair, run_pass
-from postgres.routes import OPEN, ROUTE, emit, open_live_route, poison, register, route
+from postgres.routes import (
+    OPEN_DELIVERY,
+    ROUTE,
+    add_dry_run_route,
+    add_poison_trigger,
+    append_event,
+    open_live_route,
+    register_event_type,
+)
 from support import WORKER, attempted, connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -71,7 +79,7 @@ async def test_one_missing_attempt_of_two_is_found(live):
     check does not compare that number.
     """
     async with connected(live.dsn) as worker:
-        await route(worker, "second", "version_applied")
+        await add_dry_run_route(worker, "second", "version_applied")
         events = await append_events(worker, 5)
         await drain(worker)
         assert (await run_pass(worker))[-1]["missing"] == 0
@@ -91,12 +99,12 @@ async def test_every_kind_of_attempt_records_the_number_of_routes(live):
     Fails when: one of the ways to write an attempt leaves route_count out.
     """
     async with connected(live.dsn) as worker:
-        await poison(worker)
-        await route(worker, "second", "version_applied")
-        await route(worker, "dry", "sent")
-        await register(worker, "noted")
+        await add_poison_trigger(worker)
+        await add_dry_run_route(worker, "second", "version_applied")
+        await add_dry_run_route(worker, "dry", "sent")
+        await register_event_type(worker, "noted")
         await open_live_route(worker)
-        await worker.execute(OPEN.format(f"{ROUTE},live"))
+        await worker.execute(OPEN_DELIVERY.format(f"{ROUTE},live"))
         await worker.execute(
             "insert into iu_outbound_route select 'live', event_domain, 'sent', event_stream, target_kind, target_ref, true, false"
             "  from iu_outbound_route where route_code = $1", ROUTE,
@@ -106,8 +114,8 @@ async def test_every_kind_of_attempt_records_the_number_of_routes(live):
                language plpgsql as $$ begin return case when p_route_code = 'live' then '{}' else 'no json' end; end $$"""
         )
         await insert_event(worker, note="poison P0001")
-        await emit(worker, "sent")
-        await emit(worker, "noted")
+        await append_event(worker, "sent")
+        await append_event(worker, "noted")
         await drain(worker)
         rows = await worker.fetch("select route_code, status, route_count from iu_route_attempt")
         assert sorted(tuple(row) for row in rows) == [
@@ -119,7 +127,7 @@ async def test_every_kind_of_attempt_records_the_number_of_routes(live):
 async def test_an_attempt_without_a_route_count_is_sufficient(live):
     """If an attempt has no route_count, one attempt is enough and the event is not missing."""
     async with connected(live.dsn) as worker:
-        await route(worker, "second", "version_applied")
+        await add_dry_run_route(worker, "second", "version_applied")
         events = await append_events(worker, 3)
         await drain(worker)
         await worker.execute("update iu_route_attempt set route_count = null")
@@ -148,14 +156,14 @@ async def test_a_dead_letter_counts_only_if_its_attempt_could_not_be_written(liv
     the check does not look there.
     """
     async with connected(live.dsn) as worker:
-        await poison(worker, "%")
+        await add_poison_trigger(worker, "%")
         unaudited = await insert_event(worker, note="poison P0001")
         await drain(worker)
         assert await worker.fetchval("select attempt_no from iu_route_dead_letter") == 0
         assert [a["missing"] for a in await run_pass(worker)] == [0]
 
         await worker.execute("drop trigger test_poison on iu_route_attempt; drop function test_poison()")
-        await poison(worker)
+        await add_poison_trigger(worker)
         audited = await insert_event(worker, note="poison P0001")
         await drain(worker)
         await delete_attempts(worker, audited)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from postgres.completeness_helpers import append_events, confirm, delete_attempts, missing_events, repair, run_pass
-from postgres.routes import route
+from postgres.routes import add_dry_run_route
 from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -57,7 +57,7 @@ async def test_a_repair_accepts_events_that_no_decision_can_complete(live):
     in the list of missing events.
     """
     async with connected(live.dsn) as worker:
-        await route(worker, "second", "version_applied")
+        await add_dry_run_route(worker, "second", "version_applied")
         events = await append_events(worker, 3)
         await drain(worker)
         await worker.execute("update iu_outbound_route set enabled = false where route_code = 'second'")

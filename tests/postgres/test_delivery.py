@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from postgres.routes import go_live
+from postgres.routes import open_sql_function_route
 from support import connected, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -55,7 +55,7 @@ async def test_a_function_is_called_in_the_transaction_of_the_decision(live):
     The call happens in the transaction of the batch.
     """
     async with connected(live.dsn) as connection:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         events = [await insert_event(connection, note=str(n)) for n in range(3)]
         answer = await run_batch(connection)
         assert (answer["attempts_written"], answer["dead_lettered"]) == (3, 0)
@@ -77,7 +77,7 @@ async def test_an_exception_of_a_function_affects_only_its_event(live):
     """
     faults = ["22012", "42501", "42P01", "23505", "P0001", "0A000", "2F005", "55000", "deferred"]
     async with connected(live.dsn) as connection:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         events = {
             fault: await insert_event(connection, note=f"raise {fault}" if fault else "") for fault in ["", *faults]
         }
@@ -102,7 +102,7 @@ async def test_an_error_without_a_faulty_event_fails_the_batch(live):
     Fails when: every error of a target makes a dead letter.
     """
     async with connected(live.dsn) as connection:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         event = await insert_event(connection, note="raise 40P01")
         with pytest.raises(asyncpg.DeadlockDetectedError):
             await run_batch(connection)
@@ -132,7 +132,7 @@ async def test_a_closed_missing_or_malformed_switch_stops_deliveries(live, close
     Fails when: a switch is not read, or is open by default.
     """
     async with connected(live.dsn) as connection:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         assert await lock(connection) is None
         if value == "missing":
             await connection.execute("delete from dot_config where key = $1", KEYS[closed])
@@ -169,7 +169,7 @@ async def test_a_switch_that_closes_during_a_batch_stops_the_next_event(live, cl
     Fails when: the switches, or the route, are read once for a batch.
     """
     async with connected(live.dsn) as connection, connected(live.dsn) as operator:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         events = [await insert_event(connection, note="wait" if n == 1 else "") for n in range(3)]
         await operator.execute("select pg_advisory_lock(4711)")
         running = asyncio.create_task(run_batch(connection))
@@ -213,7 +213,7 @@ async def test_a_switch_that_closes_during_a_batch_stops_the_next_event(live, cl
 async def test_only_an_allowed_function_is_called(live, setup, why):
     """Only a function that is on the list, has the signature and runs with the rights of its caller is called."""
     async with connected(live.dsn) as connection:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         await connection.execute(setup)
         await insert_event(connection)
         await run_batch(connection)
@@ -244,7 +244,7 @@ async def test_a_route_is_live_only_while_it_is_listed(live):
             "truncate dot_config",
         ):
             kept = await connection.fetch("select key, value, description from dot_config")
-            await go_live(connection)
+            await open_sql_function_route(connection)
             assert await is_live(connection)
             await connection.execute(take_off)
             assert not await is_live(connection)
@@ -253,7 +253,7 @@ async def test_a_route_is_live_only_while_it_is_listed(live):
                 [tuple(row) for row in kept],
             )
         with pytest.raises(asyncpg.CheckViolationError):
-            await go_live(connection)
+            await open_sql_function_route(connection)
             await connection.execute("update iu_outbound_route set route_code = 'renamed'")
 
 
@@ -265,7 +265,7 @@ async def test_a_simultaneous_change_of_list_and_route_ends_as_a_dry_run(live):
     Fails when: the guard reads the list without locking it.
     """
     async with connected(live.dsn) as connection, connected(live.dsn) as other:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         await connection.execute("update iu_outbound_route set dry_run = true")
         await connection.execute("begin")
         await connection.execute("update iu_outbound_route set dry_run = false")
@@ -285,7 +285,7 @@ async def test_a_simultaneous_change_of_list_and_route_ends_as_a_dry_run(live):
 async def test_each_change_of_a_live_route_records_actor_and_reason(live):
     """Every way to make a route live, or a dry run, leaves a row with the actor and the reason."""
     async with connected(live.dsn) as connection:
-        await go_live(connection)
+        await open_sql_function_route(connection)
         await connection.fetchval("select fn_iu_route_live($1, false, 'incident 7', 'ann')", ROUTE)
         await connection.fetchval("select fn_iu_route_live($1, true, 'mended', 'bob')", ROUTE)
         await connection.execute("update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
@@ -304,7 +304,7 @@ async def test_a_route_can_be_stopped_without_the_right_to_record_it(live):
     """
     async with connected(live.dsn) as connection:
         name = "stop_" + (await connection.fetchval("select current_database()"))[-12:]
-        await go_live(connection)
+        await open_sql_function_route(connection)
         await connection.execute(
             f"""create role {name};
                 grant select, update on dot_config to {name};
@@ -315,7 +315,7 @@ async def test_a_route_can_be_stopped_without_the_right_to_record_it(live):
                 await connection.execute(f"set local role {name}")
                 await connection.execute("update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
             assert await lock(connection) == "route_not_listed"
-            await go_live(connection)
+            await open_sql_function_route(connection)
             await connection.execute(
                 f"revoke all on dot_config from {name}; grant select, update on iu_outbound_route to {name}"
             )

@@ -11,7 +11,7 @@ import pytest
 from iu_listen.flow.route import AHEAD
 from iu_listen.model.delivery import Unavailable
 from iu_listen.model.observation import RoutePaused
-from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, delivering, open_route, wait_until_settled
 from support import MANY, connected, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -27,19 +27,19 @@ async def test_unblocked_deliveries_are_taken_later_when_capacity_is_full(live, 
     ready = anyio.Event()
 
     async def behave(_):
-        if held and len(arrivals.calls) == 1 + len(subjects):
+        if held and len(recording.calls) == 1 + len(subjects):
             # The last call pauses the route after the other deliveries have arrived.
             raise Unavailable("for a moment", retry_after=0.5)
         await ready.wait()
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     subjects = [uuid4() for _ in range(1 + AHEAD)]
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=20 if held else 1, order="subject", probe_max=0.1)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             ready.set()
             await insert_event(connection)
-            await settled(connection)
+            await wait_until_settled(connection)
             async with connection.transaction():
                 if held:
                     ready = anyio.Event()
@@ -49,12 +49,12 @@ async def test_unblocked_deliveries_are_taken_later_when_capacity_is_full(live, 
                     for _ in range(2):
                         for subject in subjects:
                             await insert_event(other, subject=subject)
-                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 1 + len(subjects)), "calls")
+                await wait_until(lambda: asyncio.sleep(0, len(recording.calls) == 1 + len(subjects)), "calls")
             if held:
                 await recorder.wait_for(RoutePaused)
                 ready.set()
-            await settled(connection, 15)
-        assert len(arrivals.arrived) == 1 + 2 * len(subjects)
+            await wait_until_settled(connection, 15)
+        assert len(recording.delivered) == 1 + 2 * len(subjects)
 
 
 async def test_unsettled_deliveries_count_against_the_prefetch(live):
@@ -63,19 +63,19 @@ async def test_unsettled_deliveries_count_against_the_prefetch(live):
 
     Fails when: only the calls that still run count against the prefetch.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=2)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             await insert_event(connection)
-            await settled(connection)
+            await wait_until_settled(connection)
             async with connection.transaction():
                 await connection.execute("select from iu_delivery_lease for update")
                 async with connected(live.dsn) as other:
                     await other.execute(MANY, 100)
-                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > 10), "calls")
+                await wait_until(lambda: asyncio.sleep(0, len(recording.calls) > 10), "calls")
                 await asyncio.sleep(0.5)
-                assert len(arrivals.calls) <= 1 + 2 * (1 + AHEAD)
-            await settled(connection)
-        assert len(arrivals.arrived) == 101
-        assert set(arrivals.arrived.values()) == {1}
+                assert len(recording.calls) <= 1 + 2 * (1 + AHEAD)
+            await wait_until_settled(connection)
+        assert len(recording.delivered) == 101
+        assert set(recording.delivered.values()) == {1}

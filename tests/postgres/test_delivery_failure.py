@@ -10,7 +10,14 @@ import asyncpg
 import pytest
 
 from iu_listen.model.delivery import Failed, Reject
-from postgres.delivery_helpers import Arrivals, attempts, dead_letters, delivering, open_route, settled
+from postgres.delivery_helpers import (
+    RecordingTarget,
+    attempts,
+    dead_letters,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import connected, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -29,13 +36,13 @@ async def test_a_failing_delivery_is_attempted_as_often_as_the_policy_allows(liv
         if delivery.event.data["note"] == "bad":
             raise Failed("no, not this", code="not_this")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         # The failures of one event do not open the circuit breaker.
         await open_route(connection, attempts=3, backoff=0.1, breaker=2)
         bad, good = await insert_event(connection, note="bad"), await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
         assert await attempts(connection, bad) == [
             (1, "failed", "retry", "not_this"),
             (2, "failed", "retry", "not_this"),
@@ -62,8 +69,8 @@ async def test_a_rejected_event_becomes_a_dead_letter_at_its_first_attempt(live)
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
-        async with delivering(live.dsn, Arrivals(behave).target()):
-            await settled(connection)
+        async with delivering(live.dsn, RecordingTarget(behave).target()):
+            await wait_until_settled(connection)
         assert await attempts(connection, event) == [(1, "failed", "dead_letter", "unknown_customer")]
         assert await dead_letters(connection) == [("unknown_customer", "unknown customer", False)]
 
@@ -81,8 +88,8 @@ async def test_the_message_of_a_foreign_exception_is_not_stored(live):
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=1)
         await insert_event(connection)
-        async with delivering(live.dsn, Arrivals(behave).target()):
-            await settled(connection)
+        async with delivering(live.dsn, RecordingTarget(behave).target()):
+            await wait_until_settled(connection)
         ((code, detail, _),) = await dead_letters(connection)
         assert code == "target_error"
         assert detail.startswith("ValueError (test_delivery_failure.py, line ")
@@ -96,8 +103,8 @@ async def test_an_attempt_ends_at_its_deadline(live):
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=2, backoff=0.01, deadline=0.2)
         event = await insert_event(connection)
-        async with delivering(live.dsn, Arrivals(lambda _: anyio.sleep(60)).target()):
-            await settled(connection)
+        async with delivering(live.dsn, RecordingTarget(lambda _: anyio.sleep(60)).target()):
+            await wait_until_settled(connection)
         assert [a[3] for a in await attempts(connection, event)] == ["timeout", "timeout"]
 
 
@@ -120,16 +127,16 @@ async def test_a_cancellation_by_a_target_affects_only_its_delivery(live, how):
             broken.cancel()
             await broken
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, backoff=0.01)
         events = []
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             for _ in range(4):
                 events.append(await insert_event(connection))
-                await settled(connection)
+                await wait_until_settled(connection)
                 await anyio.sleep(0.1)
-        assert set(arrivals.arrived) == set(events)
+        assert set(recording.delivered) == set(events)
         failed = [] if how == "left behind" else [(1, "failed", "retry", "target_cancelled")]
         assert await attempts(connection, events[0]) == [*failed, (len(failed) + 1, "sent", "delivered", None)]
 
@@ -149,8 +156,8 @@ async def test_retry_after_delays_the_next_attempt(live):
     async with connected(live.dsn) as connection:
         await open_route(connection, backoff=0.001)
         await insert_event(connection)
-        async with delivering(live.dsn, Arrivals(behave).target()):
-            await settled(connection)
+        async with delivering(live.dsn, RecordingTarget(behave).target()):
+            await wait_until_settled(connection)
     assert times[1] - times[0] > 0.75
 
 

@@ -19,7 +19,14 @@ from iu_listen.model.observation import DeliveriesSettled, RoutePaused
 from iu_listen.model.routing import Batch
 from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.worker import WorkerSession
-from postgres.delivery_helpers import Arrivals, attempts, delivering, open_route, pending, settled
+from postgres.delivery_helpers import (
+    RecordingTarget,
+    attempts,
+    count_deliveries,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import MANY, connected, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -30,18 +37,18 @@ async def test_in_flight_deliveries_are_settled_by_the_next_session(live):
 
     Fails when: the consumer forgets its in-flight deliveries when it loses a session.
     """
-    arrivals = Arrivals(lambda _: anyio.sleep(1.0))
+    recording = RecordingTarget(lambda _: anyio.sleep(1.0))
     async with connected(live.dsn) as connection:
         await open_route(connection)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             event = await insert_event(connection)
-            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            await wait_until(lambda: asyncio.sleep(0, recording.calls), "the call")
             ended = await connection.fetchval(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like 'iu-listen %' and datname = current_database()"
             )
             assert ended >= 2
-            await settled(connection)
-        assert [c.event.id for c in arrivals.calls] == [event]
+            await wait_until_settled(connection)
+        assert [c.event.id for c in recording.calls] == [event]
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
@@ -52,24 +59,24 @@ async def test_a_consumer_without_the_lease_settles_nothing(live):
     Fails when: the settlement does not check the lease.
     """
     gate = anyio.Event()
-    arrivals = Arrivals(lambda _: gate.wait())
+    recording = RecordingTarget(lambda _: gate.wait())
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target(), session_timeout=60) as recorder:
-            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+        async with delivering(live.dsn, recording.target(), session_timeout=60) as recorder:
+            await wait_until(lambda: asyncio.sleep(0, recording.calls), "the call")
             thief = uuid4()
             await connection.execute(
                 "update iu_delivery_lease set owner = $1, backend = null, renewed_at = clock_timestamp()", thief
             )
             # The next renewal, after at most 1 s, finds the loss: long before the lease of 60 s would have expired.
-            await wait_until(lambda: asyncio.sleep(0, not arrivals.running.total()), "it to be given up", timeout=10)
+            await wait_until(lambda: asyncio.sleep(0, not recording.running.total()), "it to be given up", timeout=10)
             gate.set()
             await asyncio.sleep(0.3)
             assert recorder.of(DeliveriesSettled) == []
-            assert await pending(connection) == 1
+            assert await count_deliveries(connection) == 1
             await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
-            await settled(connection)
+            await wait_until_settled(connection)
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
@@ -83,21 +90,21 @@ async def test_a_lost_session_cancels_calls_of_ordered_routes(live, monkeypatch,
     the loss only at its next query.
     """
     monkeypatch.setattr(dispatcher, "TICK", 60)
-    arrivals = Arrivals(lambda delivery: anyio.sleep(0 if len(arrivals.calls) > 1 else 600))
+    recording = RecordingTarget(lambda delivery: anyio.sleep(0 if len(recording.calls) > 1 else 600))
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", deadline=900)
-        async with delivering(live.dsn, arrivals.target(), session_timeout=60):
+        async with delivering(live.dsn, recording.target(), session_timeout=60):
             event = await insert_event(connection, subject=uuid4())
-            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "the call")
+            await wait_until(lambda: asyncio.sleep(0, recording.calls), "the call")
             await connection.execute(
                 """select pg_terminate_backend(a.pid) from pg_stat_activity a
                     where a.application_name like 'iu-listen delivery %' and a.datname = current_database()
                       and ($1 or a.pid = (select backend from iu_delivery_lease))""",
                 lost == "both",
             )
-            await settled(connection)
-        assert [c.event.id for c in arrivals.calls] == [event, event]
-        assert arrivals.crowded == set()
+            await wait_until_settled(connection)
+        assert [c.event.id for c in recording.calls] == [event, event]
+        assert recording.overlapping == set()
         assert await attempts(connection, event) == [(1, "sent", "delivered", None)]
 
 
@@ -109,7 +116,7 @@ async def test_deliveries_of_an_old_answer_do_not_begin(live, monkeypatch):
     Fails when: the age of an answer is measured from the moment at which it is read, for example by a frozen consumer
     that goes on.
     """
-    arrivals, take, settle = Arrivals(), DeliverySession.take, DeliverySession.settle
+    recording, take, settle = RecordingTarget(), DeliverySession.take, DeliverySession.settle
     asleep, awake, events = anyio.Event(), anyio.Event(), list[UUID]()
 
     async def late(self, *args):
@@ -128,21 +135,21 @@ async def test_deliveries_of_an_old_answer_do_not_begin(live, monkeypatch):
     monkeypatch.setattr(DeliverySession, "settle", later)
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
-        async with delivering(live.dsn, arrivals.target(), session_timeout=2):
+        async with delivering(live.dsn, recording.target(), session_timeout=2):
             with anyio.fail_after(20):
                 while not asleep.is_set():
                     events.append(await insert_event(connection, subject=uuid4()))
                     await anyio.sleep(0.02)
             await anyio.sleep(2)
-            before, thief = len(arrivals.calls), uuid4()
+            before, thief = len(recording.calls), uuid4()
             lease = "select fn_iu_delivery_lease('iu_outbound_default', $1, 60, true, null) ->> 'held'"
             assert await connection.fetchval(lease, thief) == "true"
             awake.set()
             await anyio.sleep(1)
-            assert len(arrivals.calls) == before
+            assert len(recording.calls) == before
             await connection.execute("select fn_iu_delivery_release('iu_outbound_default', $1)", thief)
-            await settled(connection)
-        assert set(arrivals.arrived) == set(events)
+            await wait_until_settled(connection)
+        assert set(recording.delivered) == set(events)
 
 
 @pytest.mark.slow
@@ -156,7 +163,7 @@ async def test_a_delivery_that_is_taken_twice_is_made_once(live, monkeypatch, la
     settled since it was asked for.
     """
     monkeypatch.setattr(sweep, "RESCAN", -1)
-    arrivals, take, run_batch = Arrivals(), DeliverySession.take, WorkerSession.run_batch
+    recording, take, run_batch = RecordingTarget(), DeliverySession.take, WorkerSession.run_batch
 
     async def slow_take(self, *args):
         answer = await take(self, *args)
@@ -180,17 +187,17 @@ async def test_a_delivery_that_is_taken_twice_is_made_once(live, monkeypatch, la
     monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
     async with connected(live.dsn) as connection:
         await open_route(connection, order=order)
-        async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
+        async with Consumer(Settings(dsn=live.dsn), targets=[recording.target()]) as consumer:
             # Wait until the consumer knows the route and is idle.
             events = [await insert_event(connection)]
-            await settled(connection)
+            await wait_until_settled(connection)
             for _ in range(5):
                 await wait_until(lambda: asyncio.sleep(0, not consumer._deliverer._ledger), "rest")
                 events.append(await insert_event(connection))
                 await wait_until(lambda: asyncio.sleep(0, len(handed) >= len(events) - 1), "a hand-over")
-                await settled(connection)
+                await wait_until_settled(connection)
             await anyio.sleep(0.6)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 async def test_a_late_hand_over_does_not_begin_behind_a_closed_switch(live, monkeypatch):
@@ -200,7 +207,7 @@ async def test_a_late_hand_over_does_not_begin_behind_a_closed_switch(live, monk
 
     Fails when: the dispatcher does not compare a hand-over with its own state of the route.
     """
-    arrivals, run_batch, handed = Arrivals(), WorkerSession.run_batch, list[float]()
+    recording, run_batch, handed = RecordingTarget(), WorkerSession.run_batch, list[float]()
 
     async def slow_batch(self, limit, wants, give):
         given: list[tuple[Any, ...]] = []
@@ -211,22 +218,22 @@ async def test_a_late_hand_over_does_not_begin_behind_a_closed_switch(live, monk
                 await recorder.wait_for(RoutePaused)
                 give(*given[0])
                 await anyio.sleep(0.1)
-                handed.append(len(arrivals.calls))
+                handed.append(len(recording.calls))
                 await closer.execute(gate, "true")
         return batch
 
     gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
     async with connected(live.dsn) as connection:
         await open_route(connection)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             events = [await insert_event(connection)]
-            await settled(connection)
+            await wait_until_settled(connection)
             monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
             while not handed:
                 events.append(await insert_event(connection))
-                await settled(connection)
+                await wait_until_settled(connection)
         assert handed == [len(events) - 1]
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 #: Attributes of `Event` that have another name in the database.
@@ -265,20 +272,20 @@ async def test_deliveries_in_a_long_settlement_are_not_taken_again(live, monkeyp
     in the table, for example while a commit waits for a synchronous standby.
     """
     monkeypatch.setattr(dispatcher, "TICK", 0.05)
-    arrivals, subject = Arrivals(lambda _: anyio.sleep(0.05)), uuid4()
+    recording, subject = RecordingTarget(lambda _: anyio.sleep(0.05)), uuid4()
     async with connected(live.dsn) as connection, connected(live.dsn) as other:
         await open_route(connection, order="subject")
-        async with delivering(live.dsn, arrivals.target(), session_timeout=4):
+        async with delivering(live.dsn, recording.target(), session_timeout=4):
             await insert_event(connection)
-            await settled(connection)
+            await wait_until_settled(connection)
             async with other.transaction():
                 await other.execute("lock table iu_route_attempt in share row exclusive mode")
                 events = [await insert_event(connection, subject=subject) for _ in range(3)]
-                await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) == 2), "the call")
+                await wait_until(lambda: asyncio.sleep(0, len(recording.calls) == 2), "the call")
                 await anyio.sleep(4.5)
-            await settled(connection)
-        assert arrivals.crowded == set()
-        assert [c.event.id for c in arrivals.calls[1:]] == events
+            await wait_until_settled(connection)
+        assert recording.overlapping == set()
+        assert [c.event.id for c in recording.calls[1:]] == events
 
 
 async def test_returned_deliveries_are_taken_again_despite_a_late_answer(live, monkeypatch):
@@ -287,7 +294,7 @@ async def test_returned_deliveries_are_taken_again_despite_a_late_answer(live, m
     Fails when: the position in an answer counts regardless of the age of the request.
     """
     take, asked = DeliverySession.take, anyio.Event()
-    arrivals = Arrivals(lambda _: anyio.sleep(0.01))
+    recording = RecordingTarget(lambda _: anyio.sleep(0.01))
 
     async def slow_take(self, wants, *args):
         answer = await take(self, wants, *args)
@@ -299,13 +306,13 @@ async def test_returned_deliveries_are_taken_again_despite_a_late_answer(live, m
     monkeypatch.setattr(DeliverySession, "take", slow_take)
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=1)
-        async with Consumer(Settings(dsn=live.dsn), targets=[arrivals.target()]) as consumer:
+        async with Consumer(Settings(dsn=live.dsn), targets=[recording.target()]) as consumer:
             await connection.execute(MANY, 50)
             with anyio.fail_after(20):
                 await asked.wait()
             consumer._deliverer._forget()
-            await settled(connection)
-        assert len(arrivals.arrived) == 50
+            await wait_until_settled(connection)
+        assert len(recording.delivered) == 50
 
 
 async def test_the_delivery_lease_ends_with_its_session_or_its_time(live):

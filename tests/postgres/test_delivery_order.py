@@ -10,7 +10,7 @@ import pytest
 
 from iu_listen.model.delivery import Failed, Reject
 from iu_listen.postgres.sqlfiles import query
-from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, RecordingTarget, delivering, open_route, wait_until_settled
 from support import connected, insert_event, rows_read, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -32,7 +32,7 @@ async def test_an_ordered_route_keeps_the_order_of_each_subject(live):
             raise Failed("not yet")
         await anyio.sleep(0.002)
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=1000, backoff=0.02, backoff_max=0.05, order="subject", concurrency=20)
         subjects = [uuid4() for _ in range(10)]
@@ -41,19 +41,19 @@ async def test_an_ordered_route_keeps_the_order_of_each_subject(live):
             others[subjects[n % 10]].append(await insert_event(connection, subject=subjects[n % 10]))
             if n % 20 == 0:
                 mine.append(await insert_event(connection, subject=slow))
-        async with delivering(live.dsn, arrivals.target()):
-            await wait_until(lambda: asyncio.sleep(0, len(arrivals.arrived) == 200), "the others")
+        async with delivering(live.dsn, recording.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(recording.delivered) == 200), "the others")
             parked = await connection.fetchrow(
                 "select depth, waits_for, tries > 0 as tried, since from v_iu_delivery_parked"
             )
             assert tuple(parked)[:3] == (9, mine[0], True)
-            assert {c.event.id for c in arrivals.calls if c.event.subject == str(slow)} == {mine[0]}
+            assert {c.event.id for c in recording.calls if c.event.subject == str(slow)} == {mine[0]}
             blocked = False
-            await settled(connection)
+            await wait_until_settled(connection)
         for subject, events in {**others, slow: mine}.items():
-            assert list(dict.fromkeys(c.event.id for c in arrivals.calls if c.event.subject == str(subject))) == events
-        assert arrivals.crowded == set()
-        assert arrivals.most > 5
+            assert list(dict.fromkeys(c.event.id for c in recording.calls if c.event.subject == str(subject))) == events
+        assert recording.overlapping == set()
+        assert recording.max_running > 5
 
 
 async def test_a_batch_hands_over_the_first_untried_delivery_of_each_subject(live):
@@ -128,20 +128,20 @@ async def test_a_replay_waits_for_queued_deliveries_of_its_subject(live):
         if delivery.event.data["note"] == "slow" and blocked:
             raise Failed("not yet")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", attempts=1000, backoff=0.05, backoff_max=0.05)
         dead = await insert_event(connection, subject=subject, note="dead")
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
             slow = await insert_event(connection, subject=subject, note="slow")
-            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > 2), "a second event that is tried again")
+            await wait_until(lambda: asyncio.sleep(0, len(recording.calls) > 2), "a second event that is tried again")
             bad = False
             await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
-            seen = len(arrivals.calls)
-            await wait_until(lambda: asyncio.sleep(0, len(arrivals.calls) > seen + 5), "more tries")
-            assert {c.event.id for c in arrivals.calls[1:]} == {slow}
+            seen = len(recording.calls)
+            await wait_until(lambda: asyncio.sleep(0, len(recording.calls) > seen + 5), "more tries")
+            assert {c.event.id for c in recording.calls[1:]} == {slow}
             blocked = False
-            await settled(connection)
-        assert list(arrivals.arrived) == [slow, dead]
-        assert arrivals.crowded == set()
+            await wait_until_settled(connection)
+        assert list(recording.delivered) == [slow, dead]
+        assert recording.overlapping == set()

@@ -10,13 +10,13 @@ from iu_listen.model.delivery import Failed, Unavailable
 from iu_listen.model.observation import RoutePaused, RouteResumed
 from postgres.delivery_helpers import (
     ROUTE,
-    Arrivals,
+    RecordingTarget,
     add_route,
     attempts,
     dead_letters,
     delivering,
     open_route,
-    settled,
+    wait_until_settled,
 )
 from support import connected, insert_event, wait_until
 
@@ -39,7 +39,7 @@ async def test_an_outage_spends_no_attempts_and_affects_no_other_route(live, how
         if down:
             raise (Unavailable if how == "unavailable" else Failed)("down", code="down")
 
-    hit, other = Arrivals(behave), Arrivals()
+    hit, other = RecordingTarget(behave), RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=5, backoff=0.01, backoff_max=0.02, breaker=5, probe_max=0.03)
         healthy = await add_route(connection, "healthy")
@@ -48,7 +48,7 @@ async def test_an_outage_spends_no_attempts_and_affects_no_other_route(live, how
             held = await recorder.wait_for(RoutePaused)
             assert (held.route, held.paused_by, held.why) == (ROUTE, "breaker_open", "down")
             await wait_until(lambda: connection.fetchval("select trials >= 120 from iu_delivery_breaker"), "trials")
-            assert set(other.arrived) == set(events)
+            assert set(other.delivered) == set(events)
             calls = len(hit.calls)
             assert await connection.fetchval("select max(tries) from iu_route_delivery") == 0
             assert (
@@ -56,10 +56,10 @@ async def test_an_outage_spends_no_attempts_and_affects_no_other_route(live, how
                 == "breaker_open"
             )
             down = False
-            await settled(connection)
+            await wait_until_settled(connection)
             await recorder.wait_for(RouteResumed)
         assert calls < 30 + 120 + 30  # At most the first thirty, then one at a time.
-        assert hit.arrived == dict.fromkeys(events, 1)
+        assert hit.delivered == dict.fromkeys(events, 1)
         assert await dead_letters(connection) == []
         assert [len(await attempts(connection, e, healthy)) for e in events] == [1] * 30
 
@@ -75,19 +75,19 @@ async def test_a_clock_that_was_set_back_delays_no_delivery(live):
         if down:
             raise Unavailable("down")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     future = "clock_timestamp() + interval '1 hour'"
     async with connected(live.dsn) as connection:
         await open_route(connection, breaker=1, probe_max=0.05)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             event = await insert_event(connection)
             await recorder.wait_for(RoutePaused)
             await connection.execute(f"update iu_delivery_breaker set opened_at = {future}, trial_at = {future}")
             await connection.execute(f"update iu_route_delivery set failed_at = {future}, due_at = {future}")
             # Not earlier: if the row changes while its success is settled, the delivery is made once more.
             down = False
-            await settled(connection)
-        assert arrivals.arrived == {event: 1}
+            await wait_until_settled(connection)
+        assert recording.delivered == {event: 1}
 
 
 #: Many events: one in a thousand belongs to one subject, and one event of that subject is poison.
@@ -112,16 +112,16 @@ async def test_one_poison_event_becomes_one_dead_letter(live):
         if delivery.event.data["note"] == "poison":
             raise Failed("never", code="never")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=4, backoff=0.01, breaker=2, order="subject")
         events = [row["id"] for row in await connection.fetch(POISONED, subject, 10_000)]
-        async with delivering(live.dsn, arrivals.target()) as recorder:
-            await settled(connection, 60)
+        async with delivering(live.dsn, recording.target()) as recorder:
+            await wait_until_settled(connection, 60)
             assert recorder.of(RoutePaused) == []
         assert [code for code, _, _ in await dead_letters(connection)] == ["never"]
         assert len(await attempts(connection, events[5000])) == 4
-        assert arrivals.arrived == dict.fromkeys(events[:5000] + events[5001:], 1)
+        assert recording.delivered == dict.fromkeys(events[:5000] + events[5001:], 1)
         # The later events of its subject waited until the poison event was given up, and then were delivered.
-        same = [c.event.id for c in arrivals.calls if c.event.subject == str(subject)]
+        same = [c.event.id for c in recording.calls if c.event.subject == str(subject)]
         assert same == events[0:5000:1000] + [events[5000]] * 4 + events[6000::1000]

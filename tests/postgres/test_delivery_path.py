@@ -10,7 +10,15 @@ import asyncio
 import anyio
 import pytest
 
-from postgres.delivery_helpers import ROUTE, Arrivals, attempts, delivering, open_route, pending, settled
+from postgres.delivery_helpers import (
+    ROUTE,
+    RecordingTarget,
+    attempts,
+    count_deliveries,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import connected, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -23,13 +31,13 @@ async def test_an_event_is_delivered_to_its_coroutine_and_settled(live):
 
     Fails when: the batch does not queue the delivery, the dispatcher does not take it, or its outcome is not settled.
     """
-    arrivals = Arrivals(lambda _: anyio.sleep(0.05))
+    recording = RecordingTarget(lambda _: anyio.sleep(0.05))
     async with connected(live.dsn) as connection:
         await open_route(connection)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             event = await insert_event(connection, note="hello")
-            await settled(connection)
-        (call,) = arrivals.calls
+            await wait_until_settled(connection)
+        (call,) = recording.calls
         assert (call.event.id, call.route, call.attempt) == (event, ROUTE, 1)
         assert call.idempotency_key == f"outbound:{ROUTE}:{event}"
         assert call.event.data == {"note": "hello"}
@@ -50,7 +58,7 @@ async def test_a_second_reading_delivers_no_event_again(live):
 
     Fails when: the batch looks only in the attempts, or only in the deliveries.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         events = [await insert_event(connection) for _ in range(5)]
@@ -60,9 +68,9 @@ async def test_a_second_reading_delivers_no_event_again(live):
                 "update iu_route_worker_cursor set prev = '3:3:', tick = null, pos_seq = null, pos_id = null"
             )
             assert (await run_batch(connection))["queued"] == 0
-            async with delivering(live.dsn, arrivals.target()):
-                await settled(connection)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+            async with delivering(live.dsn, recording.target()):
+                await wait_until_settled(connection)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 @pytest.mark.parametrize("how", ["made anew", "beside it"])
@@ -75,7 +83,7 @@ async def test_an_event_that_another_cursor_routed_is_not_delivered_again(live, 
     """
     new = """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
              select $1, 'iu', lineage from iu_outbox_anchor"""
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await insert_event(connection)
         assert (await run_batch(connection))["seen"] == 1
@@ -85,8 +93,8 @@ async def test_an_event_that_another_cursor_routed_is_not_delivered_again(live, 
         await open_route(connection)
         await insert_event(connection)
         assert (await run_batch(connection))["queued"] == 1
-        async with delivering(live.dsn, arrivals.target()):
-            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived), "the delivery")
+        async with delivering(live.dsn, recording.target()):
+            await wait_until(lambda: asyncio.sleep(0, recording.delivered), "the delivery")
         await insert_event(connection)
         assert (await run_batch(connection))["queued"] == 1
         if how == "made anew":
@@ -94,7 +102,7 @@ async def test_an_event_that_another_cursor_routed_is_not_delivered_again(live, 
             await connection.execute(new, "another")
         again = await run_batch(connection, worker="another")
         assert (again["seen"], again["queued"]) == (3 if how == "made anew" else 2, 0)
-        assert await pending(connection) == 1
+        assert await count_deliveries(connection) == 1
         assert await connection.fetchval("select count(*) from iu_route_attempt") == 2
 
 
@@ -103,7 +111,7 @@ async def test_an_attempt_number_in_use_is_skipped(live):
 
     Fails when: the attempt of the consumer is not recorded, or its settlement fails for ever.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     by_hand = """insert into iu_route_attempt (event_ref, route_kind, route_code, status, decision, idempotency_key, attempt_no)
                  select event_ref, route_kind, route_code, 'failed', 'by hand', 'outbound:' || route_code || ':' || event_ref, 1
                    from iu_route_delivery where event_ref = $1"""
@@ -112,11 +120,11 @@ async def test_an_attempt_number_in_use_is_skipped(live):
         one, two = await insert_event(connection), await insert_event(connection)
         assert (await run_batch(connection))["queued"] == 2
         await connection.execute(by_hand, one)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
         assert await attempts(connection, one) == [(1, "failed", "by hand", None), (2, "sent", "delivered", None)]
         assert await attempts(connection, two) == [(1, "sent", "delivered", None)]
-        assert arrivals.arrived == {one: 1, two: 1}
+        assert recording.delivered == {one: 1, two: 1}
 
 
 async def test_simultaneous_calls_are_limited_by_the_concurrency_of_the_route(live):
@@ -125,12 +133,12 @@ async def test_simultaneous_calls_are_limited_by_the_concurrency_of_the_route(li
 
     Fails when: the dispatcher ignores `concurrency`.
     """
-    arrivals = Arrivals(lambda _: anyio.sleep(0.01))
+    recording = RecordingTarget(lambda _: anyio.sleep(0.01))
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=7)
         for _ in range(100):
             await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-    assert arrivals.most == 7
-    assert len(arrivals.arrived) == 100
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+    assert recording.max_running == 7
+    assert len(recording.delivered) == 100

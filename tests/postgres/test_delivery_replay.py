@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iu_listen.model.delivery import Reject
-from postgres.delivery_helpers import Arrivals, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, attempts, delivering, open_route, wait_until_settled
 from support import connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -24,12 +24,12 @@ async def test_a_replay_keeps_the_idempotency_key_and_resolves_the_dead_letter(l
         if bad:
             raise Reject("broken")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
             bad = False
             letter = await connection.fetchval("select id from iu_route_dead_letter")
             await connection.execute("delete from event_outbox where id = $1", event)
@@ -37,9 +37,9 @@ async def test_a_replay_keeps_the_idempotency_key_and_resolves_the_dead_letter(l
             async with connection.transaction():
                 assert await connection.fetchval(replay, letter) == "queued"
                 assert await connection.fetchval(replay, letter) == "already_queued"
-            await settled(connection)
-        assert len({c.idempotency_key for c in arrivals.calls}) == 1
-        assert arrivals.calls[1].event.data == arrivals.calls[0].event.data
+            await wait_until_settled(connection)
+        assert len({c.idempotency_key for c in recording.calls}) == 1
+        assert recording.calls[1].event.data == recording.calls[0].event.data
         assert await attempts(connection, event) == [
             (1, "failed", "dead_letter", "reject"),
             (2, "sent", "delivered", None),

@@ -12,7 +12,7 @@ from iu_listen.model.delivery import Reject, TakeRequest
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import Listening
 from iu_listen.model.settings import Settings
-from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, RecordingTarget, delivering, open_route, wait_until_settled
 from support import connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -36,7 +36,7 @@ async def test_a_consumer_without_a_live_route_has_no_delivery_session(live):
 
     Fails when: closing a delivery session opens the next one, many times in a second.
     """
-    async with connected(live.dsn) as connection, delivering(live.dsn, Arrivals().target()) as seen:
+    async with connected(live.dsn) as connection, delivering(live.dsn, RecordingTarget().target()) as seen:
         await seen.wait_for(Listening)
         await no_session(connection)
         for _ in range(50):
@@ -54,20 +54,20 @@ async def test_a_replay_is_delivered_without_an_open_delivery_session(live):
     async def reject(_: object) -> None:
         raise Reject("broken")
 
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
-        async with delivering(live.dsn, Arrivals(reject).target()):
-            await settled(connection)
+        async with delivering(live.dsn, RecordingTarget(reject).target()):
+            await wait_until_settled(connection)
         await connection.execute("update iu_outbound_route set dry_run = true")
-        async with delivering(live.dsn, arrivals.target()) as seen:
+        async with delivering(live.dsn, recording.target()) as seen:
             await seen.wait_for(Listening)
             await no_session(connection)
             await open_route(connection)
             await connection.execute("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
-            await settled(connection)
-        assert arrivals.arrived == {event: 1}
+            await wait_until_settled(connection)
+        assert recording.delivered == {event: 1}
 
 
 async def test_the_first_take_of_a_session_has_the_deadline_of_a_batch(live):

@@ -9,7 +9,16 @@ import anyio
 import pytest
 
 from iu_listen.model.observation import RoutePaused
-from postgres.delivery_helpers import ROUTE, Arrivals, attempts, dead_letters, delivering, open_route, pending, settled
+from postgres.delivery_helpers import (
+    ROUTE,
+    RecordingTarget,
+    attempts,
+    count_deliveries,
+    dead_letters,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import connected, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -45,11 +54,11 @@ async def test_a_switch_that_closes_stops_deliveries_within_100_ms(live, lock):
         begun.append(time.monotonic())
         await anyio.sleep(0.004)
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=4)
         events = [await insert_event(connection) for _ in range(400)]
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             await wait_until(lambda: asyncio.sleep(0, len(begun) > 20), "a burst")
             await connection.execute(CLOSE[lock])
             closed = time.monotonic()
@@ -59,10 +68,10 @@ async def test_a_switch_that_closes_stops_deliveries_within_100_ms(live, lock):
             await asyncio.sleep(0.3)
             assert max(begun) - closed < 0.1
             assert len(begun) < 400
-            assert await pending(connection) == 400 - len(arrivals.arrived)
+            assert await count_deliveries(connection) == 400 - len(recording.delivered)
             await connection.execute(OPEN[lock])
-            await settled(connection)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+            await wait_until_settled(connection)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 async def test_no_delivery_begins_while_the_database_does_not_answer(live):
@@ -77,11 +86,11 @@ async def test_no_delivery_begins_while_the_database_does_not_answer(live):
         begun.append(time.monotonic())
         await anyio.sleep(0.04)
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=1)
         events = [await insert_event(connection) for _ in range(20)]
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             await wait_until(lambda: asyncio.sleep(0, len(begun) > 3), "deliveries")
             async with connection.transaction():
                 await connection.execute("lock table iu_delivery_breaker in access exclusive mode")
@@ -89,8 +98,8 @@ async def test_no_delivery_begins_while_the_database_does_not_answer(live):
                 await asyncio.sleep(0.5)
                 assert max(begun) - locked < 0.1
                 assert len(begun) < 20
-            await settled(connection)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+            await wait_until_settled(connection)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 async def test_a_closed_delivery_gate_is_named_by_an_attempt(live):
@@ -99,16 +108,16 @@ async def test_a_closed_delivery_gate_is_named_by_an_attempt(live):
 
     Fails when: the event becomes a dead letter, or no attempt names the gate.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await connection.execute(CLOSE["delivery_gate_closed"])
         event = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             await recorder.wait_for(RoutePaused, lambda h: h.paused_by == "delivery_gate_closed")
             assert await attempts(connection, event) == [(1, "pending", "delivery_gate_closed", None)]
             await connection.execute(OPEN["delivery_gate_closed"])
-            await settled(connection)
+            await wait_until_settled(connection)
         assert await attempts(connection, event) == [
             (1, "pending", "delivery_gate_closed", None),
             (2, "sent", "delivered", None),
@@ -153,13 +162,13 @@ async def test_a_route_without_its_target_is_paused_with_a_reason(live):
 
     Fails when: the deliveries become dead letters, or the pause is not reported.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
         async with delivering(live.dsn) as recorder:
             held = await recorder.wait_for(RoutePaused)
             assert (held.paused_by, held.why) == ("no_target", "there is no target called event_outbox (known: none)")
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert arrivals.arrived == {event: 1}
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+        assert recording.delivered == {event: 1}

@@ -7,7 +7,7 @@ import pytest
 
 from iu_listen.model.delivery import Failed
 from iu_listen.model.spans import attempt_span, attempt_spans, batch_link, call_span, event_span, letter_span
-from postgres.delivery_helpers import ROUTE, Arrivals, add_route, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, RecordingTarget, add_route, delivering, open_route, wait_until_settled
 from support import connected, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -26,15 +26,15 @@ async def test_attempts_dead_letter_and_replay_form_one_trace(live):
         if bad:
             raise Failed("no")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=3, backoff=0.01)
         event = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
             bad = False
             await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
-            await settled(connection)
+            await wait_until_settled(connection)
         rows = await connection.fetch("select * from v_iu_trace_attempt order by attempt_no")
         one, two, three, replay = (attempt_span(row, "") for row in rows)
         sent = event_span(rows[0])
@@ -49,7 +49,7 @@ async def test_attempts_dead_letter_and_replay_form_one_trace(live):
         assert all(span.start >= begins[span.parent_id] for span in spans[1:])
         assert all(span.end >= span.start for span in spans)
         tried = (one, two, three, replay)
-        assert [call.traceparent[36:52] for call in arrivals.calls] == [span.span_id for span in tried]
+        assert [call.traceparent[36:52] for call in recording.calls] == [span.span_id for span in tried]
         assert [span.attributes["iu.target"] for span in tried] == ["workflow event_outbox"] * 4
         assert [call_span(row, span) for row, span in zip(rows, tried, strict=True)] == [None] * 4
 
@@ -62,10 +62,10 @@ async def test_the_span_of_an_event_ends_before_its_attempts_begin(live):
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await add_route(connection, "second")
-        slow = Arrivals(lambda _: anyio.sleep(0.02))
-        async with delivering(live.dsn, Arrivals().target(), slow.target("second")):
+        slow = RecordingTarget(lambda _: anyio.sleep(0.02))
+        async with delivering(live.dsn, RecordingTarget().target(), slow.target("second")):
             await insert_event(connection)
-            await settled(connection)
+            await wait_until_settled(connection)
         found = await connection.fetch("select * from v_iu_trace_attempt order by created_at")
         assert len({row["created_at"] for row in found}) == 2
         unknown = [dict(row) | {"commit_at": None} for row in found]
@@ -81,15 +81,15 @@ async def test_a_delivery_links_to_the_batch_that_queued_it(live):
 
     Fails when: it links to the transaction that wrote the attempt, or to none.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await insert_event(connection)
         await insert_event(connection)
         assert (await run_batch(connection))["queued"] == 2
         batch = await connection.fetchval("select distinct batch_xact_id from iu_route_delivery")
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
         await insert_event(connection)
         assert (await run_batch(connection))["queued"] == 1
         later = await connection.fetchval("select batch_xact_id from iu_route_delivery")
@@ -135,13 +135,13 @@ async def test_an_attempt_links_to_the_last_attempt_that_was_written(live):
 
     Fails when: the link assumes that an attempt exists for each number.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await insert_event(connection)
         assert (await run_batch(connection))["queued"] == 1
         await connection.execute("update iu_route_delivery set attempt_no = 3")
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
         (row,) = await connection.fetch("select * from v_iu_trace_attempt")
     assert [link.span_id for link in attempt_span(row, "").links] == [event_span(row).span_id]

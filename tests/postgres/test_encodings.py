@@ -12,7 +12,7 @@ import pytest
 
 from cli.command import on_one_server, run
 from iu_listen import Delivery, Reject
-from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, delivering, open_route, wait_until_settled
 from support import connected
 
 pytestmark = [pytest.mark.asyncio, on_one_server]
@@ -73,17 +73,17 @@ async def test_events_of_another_encoding_are_delivered(odd):
 
     Fails when: a file of the package has a character that is not ASCII.
     """
-    arrivals = Arrivals(_fail)
+    recording = RecordingTarget(_fail)
     async with connected(odd.dsn) as connection:
         await open_route(connection, attempts=1)
         await connection.execute(WRITE, [odd.fits, "fails", "a/b"])
-        async with delivering(odd.dsn, arrivals.target()):
-            await settled(connection)
+        async with delivering(odd.dsn, recording.target()):
+            await wait_until_settled(connection)
         letters = await connection.fetch(
             "select event_snapshot ->> 'canonical_address', failure_code, failure_detail from iu_route_dead_letter"
         )
     assert [(subject, code) for subject, code, _ in letters] == [("fails", "outcome_refused")]
-    assert sorted(call.event.subject for call in arrivals.calls) == sorted([odd.fits, "fails", "a/b"])
+    assert sorted(call.event.subject for call in recording.calls) == sorted([odd.fits, "fails", "a/b"])
     for command in ("status", "doctor", "attempts", "dead-letter list"):
         assert run(*command.split(), dsn=odd.dsn).code == 0, command
 

@@ -7,7 +7,7 @@ import pytest
 from iu_listen.model.observation import (
     SessionFailed,
 )
-from postgres.listener_helpers import ONLY_THE_BELL
+from postgres.listener_helpers import NO_CATCH_UP
 from postgres.session_helpers import latest_heartbeat, wait_until_routed
 from support import WORKER, connected, consuming, insert_event, open_gate, wait_until
 
@@ -29,7 +29,7 @@ async def test_the_heartbeat_shows_each_state(applied):
             await wait_until(so, f"the heartbeat says {state}", timeout=5)
             return await latest_heartbeat(admin)
 
-        async with consuming(applied.dsn, **ONLY_THE_BELL):
+        async with consuming(applied.dsn, **NO_CATCH_UP):
             row = await says("gate_closed")
             assert row["state_detail"] == "worker_gate_closed"
             assert (row["worker_name"], row["cadence_seconds"]) == (WORKER, 300)
@@ -56,7 +56,7 @@ async def test_the_heartbeat_shows_a_backlog(live):
             row = await latest_heartbeat(admin)
             return row is not None and row["state"] == "busy" and row
 
-        async with consuming(live.dsn, **ONLY_THE_BELL, batch_limit=1):
+        async with consuming(live.dsn, **NO_CATCH_UP, batch_limit=1):
             row = await wait_until(busy, "the heartbeat says busy", timeout=5)
             assert 1 <= row["events"] < 300
             assert row["lag_seconds"] >= 0
@@ -72,7 +72,7 @@ async def test_a_failing_heartbeat_is_reported_with_growing_pauses(live):
     """
     async with connected(live.dsn) as admin:
         await admin.execute("drop table iu_consumer_heartbeat")
-        async with consuming(live.dsn, listening=False, **ONLY_THE_BELL, reconnect_max=1) as seen:
+        async with consuming(live.dsn, listening=False, **NO_CATCH_UP, reconnect_max=1) as seen:
             event = await insert_event(admin)
             await wait_until_routed(admin, [event])
             failed = await seen.wait_for(SessionFailed, lambda f: f.session == "worker" and f.retry_in > 0.3)

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from postgres.routes import go_live, register, route
+from postgres.routes import add_dry_run_route, open_sql_function_route, register_event_type
 from support import connected, drain, insert_event
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
@@ -37,9 +37,9 @@ async def test_a_large_event_becomes_one_bounded_dead_letter(live, payload):
     payload that cannot be read as text.
     """
     async with connected(live.dsn) as connection:
-        await register(connection, "large_thing")
-        await route(connection, "large", "large_thing")
-        await go_live(connection, "large")
+        await register_event_type(connection, "large_thing")
+        await add_dry_run_route(connection, "large", "large_thing")
+        await open_sql_function_route(connection, "large")
         await connection.execute(
             """create or replace function public.arrive(idempotency_key text, event jsonb) returns void language plpgsql as $$
                begin
@@ -68,9 +68,9 @@ async def test_the_replay_of_a_large_event_reads_the_outbox(live):
     Fails when: the replay passes the bounded snapshot to the function.
     """
     async with connected(live.dsn) as connection:
-        await register(connection, "large_thing")
-        await route(connection, "large", "large_thing")
-        await go_live(connection, "large")
+        await register_event_type(connection, "large_thing")
+        await add_dry_run_route(connection, "large", "large_thing")
+        await open_sql_function_route(connection, "large")
         await connection.execute(
             """create table public.asked (bytes bigint);
                create or replace function public.arrive(idempotency_key text, event jsonb) returns void language plpgsql as $$

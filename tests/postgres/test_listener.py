@@ -16,7 +16,13 @@ import pytest
 
 from iu_listen.model.observation import BatchRan, Listening, NotificationMissed, StateChanged
 from iu_listen.model.routing import State, Wake
-from postgres.listener_helpers import ONLY_THE_BELL, listening, silent_writers, sleep_sets_in, sleepers
+from postgres.listener_helpers import (
+    NO_CATCH_UP,
+    count_armed_locks,
+    count_shared_locks,
+    counting_notifications,
+    wait_until_armed,
+)
 from support import attempted, connected, consuming, insert_event, open_gate, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -34,8 +40,8 @@ async def routed(connection, events, within: float = 15) -> None:
 
 async def test_one_insert_wakes_an_idle_consumer(live):
     """A commit wakes an idle consumer, which routes the event. Fails when: the trigger does not notify."""
-    async with connected(live.dsn) as writer, consuming(live.dsn, **ONLY_THE_BELL) as seen:
-        await sleep_sets_in(writer)
+    async with connected(live.dsn) as writer, consuming(live.dsn, **NO_CATCH_UP) as seen:
+        await wait_until_armed(writer)
         await insert_event(writer)
         ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
         assert (ran.wake, ran.batch.seen) == (Wake.NOTIFY, 1)
@@ -50,7 +56,7 @@ async def test_no_burst_waits_for_the_catch_up_poll(live):
     without holding their lock until they are visible.
     """
     rng, events = random.Random(726), []
-    async with consuming(live.dsn, **ONLY_THE_BELL, linger=0.01) as seen, anyio.create_task_group() as tasks:
+    async with consuming(live.dsn, **NO_CATCH_UP, linger=0.01) as seen, anyio.create_task_group() as tasks:
         async with connected(live.dsn) as a, connected(live.dsn) as b, connected(live.dsn) as c:
 
             async def burst(writer, size: int) -> None:
@@ -78,8 +84,8 @@ async def test_producers_rarely_notify_under_load(live):
     """
     async with (
         connected(live.dsn) as admin,
-        listening(live.dsn) as heard,
-        consuming(live.dsn, **ONLY_THE_BELL, linger=0.5),
+        counting_notifications(live.dsn) as heard,
+        consuming(live.dsn, **NO_CATCH_UP, linger=0.5),
         AsyncExitStack() as stack,
     ):
 
@@ -87,12 +93,12 @@ async def test_producers_rarely_notify_under_load(live):
             return [await insert_event(writer) for _ in range(500)]
 
         writers = [await stack.enter_async_context(connected(live.dsn)) for _ in range(4)]
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         await heard()
         events = list(chain.from_iterable(await asyncio.gather(*map(stream, writers))))
         assert await heard() < len(events) / 4
         await routed(admin, events)
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
 
 
 async def test_a_producer_that_sent_no_notify_prevents_arming_until_it_commits(live):
@@ -108,18 +114,18 @@ async def test_a_producer_that_sent_no_notify_prevents_arming_until_it_commits(l
             await transaction.start()
             event = await insert_event(writer)
             await writer.execute("set constraints all immediate")
-            assert await silent_writers(admin) == 2
-            async with consuming(live.dsn, **ONLY_THE_BELL) as seen:
+            assert await count_shared_locks(admin) == 2
+            async with consuming(live.dsn, **NO_CATCH_UP) as seen:
                 for _ in range(20):
                     looks = len(seen.of(BatchRan))
                     await wait_until(lambda looks=looks: _more(seen, looks), "it looks again")
-                assert await sleepers(admin) == 0
+                assert await count_armed_locks(admin) == 0
                 assert not await admin.fetchval("select count(*) from iu_route_attempt where event_ref = $1", event)
                 await transaction.commit()
                 committed = time.monotonic()
                 await seen.wait_for(BatchRan, lambda b: b.batch.seen == 1)
                 took.append(time.monotonic() - committed)
-                await sleep_sets_in(admin)
+                await wait_until_armed(admin)
     assert statistics.median(took) < 0.1
 
 
@@ -147,22 +153,22 @@ async def test_a_slow_commit_after_the_bell_trigger_wakes_the_consumer(live, asl
         await holder.fetchval("select pg_advisory_lock(4713)")
         stack = AsyncExitStack()
         if asleep:
-            seen = await stack.enter_async_context(consuming(live.dsn, **ONLY_THE_BELL))
-            await sleep_sets_in(admin)
+            seen = await stack.enter_async_context(consuming(live.dsn, **NO_CATCH_UP))
+            await wait_until_armed(admin)
         writing = asyncio.create_task(insert_event(writer))
         waits = "select wait_event = 'advisory' from pg_stat_activity where pid = $1"
         await wait_until(lambda: admin.fetchval(waits, writer.get_server_pid()), "the commit waits")
         if not asleep:
-            assert await silent_writers(admin) == 2
-            seen = await stack.enter_async_context(consuming(live.dsn, **ONLY_THE_BELL))
+            assert await count_shared_locks(admin) == 2
+            seen = await stack.enter_async_context(consuming(live.dsn, **NO_CATCH_UP))
         async with stack:
             looks = len(seen.of(BatchRan))
             if not asleep:
                 await wait_until(lambda: _more(seen, looks + 10), "it looks again and again")
-                assert await sleepers(admin) == 0
+                assert await count_armed_locks(admin) == 0
             await holder.fetchval("select pg_advisory_unlock(4713)")
             await routed(admin, [await writing], within=5)
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
 
 
 async def _more(seen, looks: int) -> bool:
@@ -181,8 +187,8 @@ async def test_a_consumer_of_another_domain_is_woken(live):
                insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
                select 'crm', 'crm', c.lineage from iu_route_worker_cursor c"""
         )
-        async with consuming(live.dsn, worker="crm", **ONLY_THE_BELL) as seen:
-            await sleep_sets_in(writer)
+        async with consuming(live.dsn, worker="crm", **NO_CATCH_UP) as seen:
+            await wait_until_armed(writer)
             await writer.execute(
                 """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
                    values ('crm', 'alert', 'alert', 'immediate')"""
@@ -199,7 +205,7 @@ async def test_a_disabled_trigger_is_reported_as_a_lost_wake_up(live):
     """
     async with connected(live.dsn) as writer, consuming(live.dsn, catch_up=0.3) as seen:
         await writer.execute("alter table event_outbox disable trigger zz_event_outbox_bell")
-        await sleep_sets_in(writer)
+        await wait_until_armed(writer)
         await insert_event(writer)
         assert (await seen.wait_for(NotificationMissed)).events == 1
         ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
@@ -213,17 +219,17 @@ async def test_an_idle_consumer_works_within_a_second_after_the_gate_opens(appli
 
     Fails when: the trigger on dot_config is taken out.
     """
-    async with connected(applied.dsn) as writer, consuming(applied.dsn, **ONLY_THE_BELL) as seen:
+    async with connected(applied.dsn) as writer, consuming(applied.dsn, **NO_CATCH_UP) as seen:
         await seen.wait_for(StateChanged, lambda s: s.state is State.GATE_CLOSED)
         event = await insert_event(writer)
-        await sleep_sets_in(writer)
+        await wait_until_armed(writer)
         began = time.monotonic()
         await open_gate(applied.dsn)
         ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
         assert ran.wake is Wake.NOTIFY
         assert time.monotonic() - began < 1
         await routed(writer, [event])
-        await sleep_sets_in(writer)
+        await wait_until_armed(writer)
         noted = len(seen.of(StateChanged))
         await open_gate(applied.dsn, "false")
         await wait_until(lambda: _closed(seen, noted), "the closed gate is noticed", timeout=1)
@@ -254,12 +260,12 @@ async def test_two_consumers_arm_and_a_third_polls(live):
     async with connected(live.dsn) as writer:
         await _register(writer, "second", "third")
         async with (
-            consuming(live.dsn, **ONLY_THE_BELL, worker="second") as second,
+            consuming(live.dsn, **NO_CATCH_UP, worker="second") as second,
             consuming(live.dsn, catch_up=0.5, worker="third") as third,
-            consuming(live.dsn, **ONLY_THE_BELL) as first,
+            consuming(live.dsn, **NO_CATCH_UP) as first,
         ):
             assert first.of(Listening)[0].slot is None
-            await sleep_sets_in(writer, 2)
+            await wait_until_armed(writer, 2)
             await insert_event(writer)
             for seen in (first, second, third):
                 ran = await seen.wait_for(BatchRan, lambda b: b.batch.seen)
@@ -280,9 +286,9 @@ async def test_a_free_slot_is_taken(live):
             assert seen.of(Listening)[0].slot is None
             looks = len(seen.of(BatchRan))
             await wait_until(lambda: _more(seen, looks + 10), "it polls")
-            assert await sleepers(admin) == 0
+            assert await count_armed_locks(admin) == 0
             await other.fetchval("select pg_advisory_unlock(726002, 2)")
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
 
 
 @pytest.mark.parametrize("function", ["pg_advisory_lock", "pg_advisory_lock_shared"])
@@ -293,14 +299,14 @@ async def test_a_foreign_holder_of_the_bell_keys_costs_no_event(live, function):
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as foreign:
         await foreign.fetchval(f"select {function}(726001, 1), {function}(726001, 2)")
-        async with consuming(live.dsn, **ONLY_THE_BELL) as seen:
+        async with consuming(live.dsn, **NO_CATCH_UP) as seen:
             events = []
             for _ in range(10):
                 events.append(await insert_event(writer))
                 await routed(writer, events, within=2)
             assert Wake.CATCH_UP not in {b.wake for b in seen.of(BatchRan)}
             await foreign.fetchval("select pg_advisory_unlock_all()")
-            await sleep_sets_in(writer)
+            await wait_until_armed(writer)
             events.append(await insert_event(writer))
             await routed(writer, events, within=2)
 
@@ -311,7 +317,7 @@ async def test_a_prepared_event_is_found_by_the_catch_up_poll(live):
         if await admin.fetchval("show max_prepared_transactions") == "0":
             pytest.skip("max_prepared_transactions is 0")
         async with consuming(live.dsn, catch_up=0.3):
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             await writer.execute("begin")
             event = await insert_event(writer)
             await writer.execute("prepare transaction 'iu_listen_test'")

@@ -9,7 +9,7 @@ from iu_listen.install import migrate
 from iu_listen.model.observation import BatchRan, NotificationMissed
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
-from postgres.listener_helpers import ONLY_THE_BELL
+from postgres.listener_helpers import NO_CATCH_UP
 from postgres.routes import open_live_route
 from support import attempted, connected, consuming, drain, insert_event, wait_until
 
@@ -83,7 +83,7 @@ async def test_a_heartbeat_without_a_slot_shows_polling(live):
     """
     async with connected(live.dsn) as other, connected(live.dsn) as connection:
         await other.execute("select pg_advisory_lock(726002, 1), pg_advisory_lock(726002, 2)")
-        async with consuming(live.dsn, **ONLY_THE_BELL):
+        async with consuming(live.dsn, **NO_CATCH_UP):
 
             async def beaten() -> bool:
                 return await connection.fetchval("select count(*) > 0 from iu_consumer_heartbeat")

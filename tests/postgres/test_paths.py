@@ -24,7 +24,7 @@ from iu_listen.flow.consumer import ConsumerLoop
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, Stopped
 from iu_listen.model.settings import Settings
-from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from proxy import Proxy
 from support import Recorder, attempted, connected, consuming, insert_event, open_gate, wait_until
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio
 #: Losses are found within seconds.
 QUICK = {"catch_up": 0.5, "deadline": 1, "batch_deadline": 1, "reconnect_max": 0.3}
 #: Only a notification wakes the consumer, and it reconnects at once after a loss.
-EAGER = {**QUICK, **ONLY_THE_BELL, "reconnect_max": 0.1}
+EAGER = {**QUICK, **NO_CATCH_UP, "reconnect_max": 0.1}
 #: The consumer still waits for an answer when it is asked to stop.
 SLOW_TO_GIVE_UP = {"IU_LISTEN_DEADLINE": "60", "IU_LISTEN_BATCH_DEADLINE": "60", "IU_LISTEN_SESSION_TIMEOUT": "100"}
 #: The longest time, in seconds, until a silent path is found: one idle period, one deadline, and 1 s for a slow
@@ -108,7 +108,7 @@ async def test_a_stalled_path_is_found_by_a_deadline(there):
     Fails when: a wait for the database has no deadline of its own.
     """
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **QUICK) as seen:
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         before, began = len(seen.seen), time.monotonic()
         proxy.stalled = True
         failed = await next_of(seen, SessionFailed, before)
@@ -120,7 +120,7 @@ async def test_a_stalled_path_is_found_by_a_deadline(there):
         proxy.stalled = False
         await routed(admin, events, within=5)
         await next_of(seen, Listening, before)
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
 
 
 async def _failures(seen: Recorder, at_least: int) -> bool:
@@ -137,7 +137,7 @@ async def test_a_dropped_connection_is_found_before_the_deadline(there):
     """
     patient = {"catch_up": 0.5, "deadline": 5, "batch_deadline": 600, "session_timeout": 1000, "reconnect_max": 0.3}
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin, consuming(proxy.dsn, **patient) as seen:
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         await wait_until(lambda: _patrols(admin), "the patrol has its session")
         before = len(seen.seen)
         proxy.swallow()
@@ -168,7 +168,7 @@ async def test_a_stalled_listener_session_is_found_by_its_checks(there):
         connected(there.dsn) as admin,
         consuming(there.dsn, listen_dsn=proxy.dsn, **QUICK) as seen,
     ):
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         before, began = len(seen.seen), time.monotonic()
         proxy.stalled = True
         events = [await insert_event(admin)]
@@ -234,11 +234,11 @@ async def test_reset_connections_are_replaced_at_once(there):
     async with (
         proxied(there.dsn) as proxy,
         connected(there.dsn) as admin,
-        consuming(proxy.dsn, **{**QUICK, **ONLY_THE_BELL}) as seen,
+        consuming(proxy.dsn, **{**QUICK, **NO_CATCH_UP}) as seen,
     ):
         events = []
         for _ in range(5):
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             before = len(seen.seen)
             proxy.reset()
             events.append(await insert_event(admin))
@@ -273,7 +273,7 @@ async def test_a_connection_reset_at_any_step_of_the_start_is_survived(there, st
         event = await insert_event(admin)
         async with consuming(proxy.dsn, **QUICK) as seen:
             await routed(admin, [event], within=5)
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             assert not proxy.reset_on
             assert len(seen.of(SessionFailed)) == 1
 
@@ -302,7 +302,7 @@ async def beside_messages(dsn: str, first: int, *, cut: bool) -> int:
         connected(dsn) as writer,
         consuming(proxy.dsn, **EAGER) as seen,
     ):
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         events: list[UUID] = []
         for number in range(first, 1000, 2):
             passed, done = 0, anyio.Event()
@@ -320,7 +320,7 @@ async def beside_messages(dsn: str, first: int, *, cut: bool) -> int:
             proxy.asked = asked
             proxy.reset()
             await next_of(seen, Listening, before)
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             if passed < number:
                 return number - 1
             await done.wait()
@@ -355,13 +355,13 @@ async def test_a_consumer_behind_a_dead_path_stops_in_bounded_time(there, asleep
     """A consumer that is stopped while its database does not answer ends after its deadlines, and reports the stop."""
     async with proxied(there.dsn) as proxy, connected(there.dsn) as admin:
         recorder = Recorder()
-        settings = {**QUICK, **(ONLY_THE_BELL if asleep else {})}
+        settings = {**QUICK, **(NO_CATCH_UP if asleep else {})}
         consumer = ConsumerLoop(
             loaded := Settings.load({}, {"dsn": proxy.dsn, **settings}), PostgresSessions(loaded), recorder
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consumer.run)
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             proxy.stalled = True
             if not asleep:
                 looks = len(recorder.of(BatchRan))
@@ -384,7 +384,7 @@ async def test_sigterm_ends_a_consumer_that_gets_no_answers(there):
             "run", "--log-format", "json", "--grace-period", str(grace), dsn=proxy.dsn, env=SLOW_TO_GIVE_UP
         )
         try:
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             proxy.mute = True
             proxy.swallow()
             said = consumer.said.count("session failed")
@@ -407,9 +407,9 @@ async def test_a_restart_of_the_server_is_survived(there, mode):
     every event is attempted once."""
     if there.server is None:
         pytest.skip("this server is not ours to restart")
-    async with consuming(there.dsn, **{**QUICK, **ONLY_THE_BELL}) as seen:
+    async with consuming(there.dsn, **{**QUICK, **NO_CATCH_UP}) as seen:
         async with connected(there.dsn) as admin:
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             events = [await insert_event(admin)]
             await routed(admin, events)
         before = len(seen.seen)

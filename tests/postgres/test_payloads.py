@@ -14,7 +14,16 @@ import pytest
 from iu_listen import Settings
 from iu_listen.model.delivery import Failed, Outcome, Result, TakeRequest
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.delivery_helpers import ROUTE, Arrivals, add_route, attempts, delivering, open_route, pending, settled
+from postgres.delivery_helpers import (
+    ROUTE,
+    RecordingTarget,
+    add_route,
+    attempts,
+    count_deliveries,
+    delivering,
+    open_route,
+    wait_until_settled,
+)
 from support import connected, drain, insert_event
 
 pytestmark = pytest.mark.asyncio
@@ -50,7 +59,7 @@ async def test_a_too_large_payload_becomes_a_dead_letter(live, what, how):
 
     Fails when: payloads are converted with the batch, or without a limit.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         if how == "taken":
@@ -58,14 +67,14 @@ async def test_a_too_large_payload_becomes_a_dead_letter(live, what, how):
             large = await connection.fetchval(INSERT.format(LARGE[what]))
             good.append(await insert_event(connection))
             await drain(connection)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             if how == "handed over":
                 async with connection.transaction():
                     good = [await insert_event(connection)]
                     large = await connection.fetchval(INSERT.format(LARGE[what]))
                     good.append(await insert_event(connection))
-            await settled(connection, 60)
-        assert arrivals.arrived == dict.fromkeys(good, 1)
+            await wait_until_settled(connection, 60)
+        assert recording.delivered == dict.fromkeys(good, 1)
         assert await letters(connection) == {large: "payload_too_large"}
         assert await attempts(connection, large) == [(1, "failed", "dead_letter", "payload_too_large")]
 
@@ -76,16 +85,16 @@ async def test_a_payload_that_the_server_cannot_build_becomes_a_dead_letter(live
 
     Fails when: the conversion is not guarded, or a snapshot is made of it.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         large = await connection.fetchval(
             INSERT.format("(select jsonb_agg(1e131071::numeric) from generate_series(1, 9000))")
         )
         good = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection, 60)
-        assert set(arrivals.arrived) == {good}
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection, 60)
+        assert set(recording.delivered) == {good}
         assert await letters(connection) == {large: "payload_too_large"}
 
 
@@ -104,16 +113,16 @@ async def test_payloads_in_memory_are_limited_in_bytes(live):
         most = max(most, sum(held))
         held.pop()
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=50)
         other = await add_route(connection, "other")
         for _ in range(30):
             await connection.execute(INSERT.format("jsonb_build_object('a', repeat('x', 100000))"))
-        beside = Arrivals()
-        async with delivering(live.dsn, arrivals.target(), beside.target(other), prefetch_bytes=250_000):
-            await settled(connection, 60)
-        assert len(arrivals.arrived) == len(beside.arrived) == 30
+        beside = RecordingTarget()
+        async with delivering(live.dsn, recording.target(), beside.target(other), prefetch_bytes=250_000):
+            await wait_until_settled(connection, 60)
+        assert len(recording.delivered) == len(beside.delivered) == 30
         # The budget, and one payload for each route that has none.
         assert 100_000 <= most <= 250_000 + 2 * 101_000
 
@@ -150,15 +159,15 @@ async def test_a_delivery_of_a_deleted_event_becomes_a_dead_letter(live):
 
     Fails when: a missing row counts as one without values.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
         await drain(connection)
         await connection.execute("delete from event_outbox")
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert arrivals.calls == []
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+        assert recording.calls == []
         assert await letters(connection) == {event: "event_missing"}
 
 
@@ -169,7 +178,7 @@ async def test_a_time_that_python_cannot_represent_becomes_a_dead_letter(live, w
 
     Fails when: the times are sent unchanged.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     odd = """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, occurred_at)
              values ('iu', 'version_applied', 'update', 'immediate', $1::text::timestamptz) returning id"""
     async with connected(live.dsn) as connection:
@@ -178,12 +187,12 @@ async def test_a_time_that_python_cannot_represent_becomes_a_dead_letter(live, w
             event = await connection.fetchval(odd, when)
             good = await insert_event(connection)
             await drain(connection)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             if how == "handed over":
                 event = await connection.fetchval(odd, when)
                 good = await insert_event(connection)
-            await settled(connection)
-        assert set(arrivals.arrived) == {good}
+            await wait_until_settled(connection)
+        assert set(recording.delivered) == {good}
         assert await letters(connection) == {event: "event_out_of_range"}
 
 
@@ -206,15 +215,15 @@ async def test_a_refused_outcome_delays_no_other_delivery(live, refused):
         if refused == "what failed" and delivery.event.data["note"] == "bad":
             raise Failed("no", code="x")
 
-    odd, arrivals = Arrivals(behave), Arrivals()
+    odd, recording = RecordingTarget(behave), RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=2, backoff=0.01)
         await add_route(connection, "odd", attempts=2, backoff=0.01)
         await connection.execute(REFUSE[refused])
-        async with delivering(live.dsn, odd.target("odd"), arrivals.target()):
+        async with delivering(live.dsn, odd.target("odd"), recording.target()):
             events = [await insert_event(connection, note="" if n % 7 else "bad") for n in range(20)]
-            await settled(connection, 40)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+            await wait_until_settled(connection, 40)
+        assert recording.delivered == dict.fromkeys(events, 1)
         ended = events[::7] if refused == "what failed" else events
         assert await letters(connection) == dict.fromkeys(ended, "outcome_refused")
         assert await connection.fetchval("select count(*) from iu_route_attempt where route_code = $1", ROUTE) == 20
@@ -240,11 +249,11 @@ async def test_an_outcome_waits_for_earlier_deliveries_of_its_subject(live):
         second = replace(first, delivery=replace(first.delivery, id=first.delivery.id + 1, event=later))
         done = [Outcome(taken, Result.SENT, 0.0, 0.0, "x") for taken in (second, first)]
         assert await session.settle(done[:1]) == 0
-        assert await pending(taker) == 2
+        assert await count_deliveries(taker) == 2
         # In the order of the subject both are settled.
         assert await session.settle(done[1:]) == 0
         assert await session.settle(done[:1]) == 0
-        assert await pending(taker) == 0
+        assert await count_deliveries(taker) == 0
 
 
 async def test_an_outcome_of_another_event_settles_no_delivery(live):
@@ -266,5 +275,5 @@ async def test_an_outcome_of_another_event_settles_no_delivery(live):
             object.__setattr__(delivery.delivery.event, "id", uuid4())
         done = [Outcome(t, r, 0.0, 0.0, "x") for t, r in zip(taken, (Result.SENT, Result.REJECTED), strict=True)]
         assert await session.settle(done) == 0
-        assert await pending(taker) == 2
+        assert await count_deliveries(taker) == 2
         assert await taker.fetchval("select count(*) from iu_route_attempt") == 0

@@ -19,7 +19,7 @@ from iu_listen.model.observation import BatchRan, Listening, Polling
 from iu_listen.model.routing import Wake
 from iu_listen.postgres import trace
 from iu_listen.postgres.session import session
-from postgres.listener_helpers import sleep_sets_in
+from postgres.listener_helpers import wait_until_armed
 from support import apply_package, attempted, connected, consuming, insert_event, wait_until
 
 pytestmark = [
@@ -71,7 +71,7 @@ async def test_a_direct_listener_session_wakes_a_pooled_worker(dsns):
         consuming(pooled, listen_dsn=direct, catch_up=300, session_timeout=1000) as observer,
         connected(direct) as connection,
     ):
-        await sleep_sets_in(connection)
+        await wait_until_armed(connection)
         event = await insert_event(connection)
         await observer.wait_for(BatchRan, lambda o: o.wake is Wake.NOTIFY and o.batch.seen)
 

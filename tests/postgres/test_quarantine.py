@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from iu_listen import Delivery
-from postgres.delivery_helpers import Arrivals, add_route, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, add_route, delivering, open_route, wait_until_settled
 from support import MANY, connected, drain
 
 pytestmark = pytest.mark.asyncio
@@ -74,11 +74,11 @@ async def test_quarantined_deliveries_are_attempted_alone(live, spread):
             most[id] = max(most.get(id, 0), len(running))
         running.remove(delivery.id)
 
-    arrivals, others = Arrivals(behave), Arrivals(behave)
+    recording, others = RecordingTarget(behave), RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         suspects = await end_uncleanly(connection, 5)
-        async with delivering(live.dsn, arrivals.target(), others.target(OTHER)):
-            await settled(connection)
+        async with delivering(live.dsn, recording.target(), others.target(OTHER)):
+            await wait_until_settled(connection)
     assert {id for id, beside in most.items() if beside == 1} >= suspects
     assert max(most.values()) > 1
     assert len(most) == 2 * EVENTS

@@ -7,7 +7,15 @@ import json
 import asyncpg
 import pytest
 
-from postgres.routes import OPEN, ROUTE, emit, open_live_route, poison, register, route
+from postgres.routes import (
+    OPEN_DELIVERY,
+    ROUTE,
+    add_dry_run_route,
+    add_poison_trigger,
+    append_event,
+    open_live_route,
+    register_event_type,
+)
 from support import WORKER, attempted, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
@@ -57,8 +65,8 @@ async def test_an_enabled_route_is_a_dry_run(live):
 async def test_an_event_without_a_route_is_skipped(live):
     """An event that no route selects gets one skipped attempt with the decision no_route."""
     async with connected(live.dsn) as worker:
-        await register(worker, "born")
-        event = await emit(worker, "born")
+        await register_event_type(worker, "born")
+        event = await append_event(worker, "born")
         assert (await run_batch(worker))["skipped"] == 1
         assert await attempts(worker) == [(event, "(none)", "skipped", "no_route", False, None, 1)]
 
@@ -66,9 +74,9 @@ async def test_an_event_without_a_route_is_skipped(live):
 async def test_an_event_with_disabled_routes_is_skipped(live):
     """An event with only disabled routes gets one skipped attempt with the decision route_disabled."""
     async with connected(live.dsn) as worker:
-        await route(worker, "a", "born", enabled=False)
-        await route(worker, "b", "born", enabled=False)
-        event = await emit(worker, "born")
+        await add_dry_run_route(worker, "a", "born", enabled=False)
+        await add_dry_run_route(worker, "b", "born", enabled=False)
+        event = await append_event(worker, "born")
         assert (await run_batch(worker))["skipped"] == 1
         assert await attempts(worker) == [(event, "(none)", "skipped", "route_disabled", False, None, 1)]
 
@@ -76,10 +84,10 @@ async def test_an_event_with_disabled_routes_is_skipped(live):
 async def test_each_matching_route_gets_an_attempt(live):
     """An event that two enabled routes select gets one attempt for each; a disabled third route gets none."""
     async with connected(live.dsn) as worker:
-        await route(worker, "a", "born")
-        await route(worker, "b", "born")
-        await route(worker, "c", "born", enabled=False)
-        events = [await emit(worker, "born") for _ in range(2)]
+        await add_dry_run_route(worker, "a", "born")
+        await add_dry_run_route(worker, "b", "born")
+        await add_dry_run_route(worker, "c", "born", enabled=False)
+        events = [await append_event(worker, "born") for _ in range(2)]
         answer = await run_batch(worker)
         assert (answer["seen"], answer["attempts_written"], answer["skipped"]) == (2, 4, 0)
         found = await attempts(worker)
@@ -93,10 +101,10 @@ async def test_a_second_reading_writes_no_second_decision(live):
     Fails when: the idempotency key of an attempt is not unique, or not a function of event and route.
     """
     async with connected(live.dsn) as worker:
-        await register(worker, "born")
+        await register_event_type(worker, "born")
         for _ in range(3):
             await insert_event(worker)
-            await emit(worker, "born")
+            await append_event(worker, "born")
         assert (await run_batch(worker))["attempts_written"] == 6
         before = await attempts(worker)
         await worker.execute("update iu_route_worker_cursor set prev = '3:3:'")
@@ -109,11 +117,11 @@ async def test_the_cursor_keeps_totals_and_the_latest_event(live):
     """The cursor counts the events seen, attempts, skipped and dead-lettered events, and
     names the latest routed event."""
     async with connected(live.dsn) as worker:
-        await poison(worker)
-        await register(worker, "born")
+        await add_poison_trigger(worker)
+        await register_event_type(worker, "born")
         for note in ("", "poison 23514", ""):
             await insert_event(worker, note=note)
-        last = await emit(worker, "born")
+        last = await append_event(worker, "born")
         await drain(worker, 2)
         row = await worker.fetchrow("select * from iu_route_worker_cursor")
         assert row["last_event_id"] == last
@@ -135,7 +143,7 @@ async def test_one_poison_event_among_a_thousand_becomes_one_dead_letter(live, b
     Fails when: a page that fails is given up as a whole, or stops the worker, instead of being halved.
     """
     async with connected(live.dsn) as worker:
-        await poison(worker)
+        await add_poison_trigger(worker)
         events = [await insert_event(worker, note="poison P0001" if n in bad else "") for n in range(1000)]
         answer = await run_batch(worker)
         assert (answer["seen"], answer["attempts_written"], answer["dead_lettered"]) == (1000, 1000, len(bad))
@@ -160,7 +168,7 @@ async def test_an_error_of_an_event_makes_it_a_dead_letter(live, sqlstate, statu
     Fails when: a class of errors is missing where the page is halved, or where the failed attempt is written.
     """
     async with connected(live.dsn) as worker:
-        await poison(worker, status)
+        await add_poison_trigger(worker, status)
         events = [await insert_event(worker, note=note) for note in ("", f"poison {sqlstate}", "")]
         assert (await run_batch(worker))["dead_lettered"] == 1
         good = [(e, ROUTE, "dry_run", "dry_run", False, None, 1) for e in (events[0], events[2])]
@@ -187,8 +195,8 @@ async def test_an_event_that_violates_a_check_becomes_a_dead_letter(live):
 async def test_a_poison_event_of_two_routes_becomes_two_dead_letters(live):
     """A poison event that two routes select is one dead letter for each of them."""
     async with connected(live.dsn) as worker:
-        await route(worker, "second", "version_applied")
-        await poison(worker)
+        await add_dry_run_route(worker, "second", "version_applied")
+        await add_poison_trigger(worker)
         await insert_event(worker, note="poison 22012")
         assert (await run_batch(worker))["dead_lettered"] == 2
         assert {d["route_code"] for d in await dead_letters(worker)} == {ROUTE, "second"}
@@ -197,7 +205,7 @@ async def test_a_poison_event_of_two_routes_becomes_two_dead_letters(live):
 async def test_a_dead_letter_contains_the_whole_event(live):
     """A dead letter contains every column of its event, so that a replay needs no other data."""
     async with connected(live.dsn) as worker:
-        await poison(worker)
+        await add_poison_trigger(worker)
         event = await insert_event(worker, note="poison 22012")
         await run_batch(worker)
         (letter,) = await dead_letters(worker)
@@ -214,7 +222,7 @@ async def test_an_environment_error_fails_the_batch(live, sqlstate):
     Fails when: the SQLSTATE of an error is not checked before an event is given up.
     """
     async with connected(live.dsn) as worker:
-        await poison(worker)
+        await add_poison_trigger(worker)
         events = [await insert_event(worker, note=note) for note in ("", f"poison {sqlstate}", "")]
         with pytest.raises(asyncpg.PostgresError) as error:
             await run_batch(worker)
@@ -236,7 +244,7 @@ async def test_a_live_route_without_a_target_kind_makes_a_dead_letter(live):
     """
     async with connected(live.dsn) as worker:
         await open_live_route(worker)
-        await route(worker, "dry", "version_applied")
+        await add_dry_run_route(worker, "dry", "version_applied")
         events = [await insert_event(worker) for _ in range(2)]
         answer = await run_batch(worker)
         assert (answer["seen"], answer["attempts_written"], answer["dead_lettered"]) == (2, 4, 2)
@@ -271,9 +279,9 @@ async def test_a_route_that_changes_during_a_batch_has_no_effect_on_it(live):
     Fails when: each statement of a batch reads the routes anew.
     """
     async with connected(live.dsn) as worker:
-        await poison(worker)
+        await add_poison_trigger(worker)
         await worker.execute(
-            OPEN.format(ROUTE)
+            OPEN_DELIVERY.format(ROUTE)
             + """create function test_open() returns trigger language plpgsql as
                $$ begin update public.iu_outbound_route set dry_run = false; return null; end $$;
                create trigger test_open after insert on iu_route_attempt execute function test_open()"""

@@ -17,7 +17,7 @@ from iu_listen.model.observation import SessionFailed
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.connection import Connection
 from iu_listen.postgres.session import ask, session
-from postgres.delivery_helpers import Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import RecordingTarget, delivering, open_route, wait_until_settled
 from support import MANY, connected, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -106,13 +106,13 @@ async def test_a_long_table_lock_leaves_a_bounded_number_of_sessions(live):
 
     Fails when: neither statement_timeout nor the end of former sessions ends the abandoned sessions.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     counts = []
     async with connected(live.dsn) as connection, connected(live.dsn) as locker:
         await open_route(connection)
         first = await insert_event(connection)
-        async with delivering(live.dsn, arrivals.target(), deadline=0.5, batch_deadline=1, catch_up=0.5) as seen:
-            await settled(connection)
+        async with delivering(live.dsn, recording.target(), deadline=0.5, batch_deadline=1, catch_up=0.5) as seen:
+            await wait_until_settled(connection)
             async with locker.transaction():
                 await locker.execute("lock table event_outbox in access exclusive mode")
                 for failures in range(1, 12):
@@ -124,9 +124,9 @@ async def test_a_long_table_lock_leaves_a_bounded_number_of_sessions(live):
                         )
                     )
             await wait_until(lambda: _written(connection), "the outbox takes events")
-            await settled(connection)
-    assert arrivals.arrived[first] == 1
-    assert arrivals.arrived.total() == 2
+            await wait_until_settled(connection)
+    assert recording.delivered[first] == 1
+    assert recording.delivered.total() == 2
     assert max(counts) <= 12, counts
 
 

@@ -14,7 +14,7 @@ from iu_listen.model.observation import (
     Listening,
     SessionFailed,
 )
-from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from postgres.session_helpers import TERMINATE_SESSION, BackgroundConsumer, has_observed, wait_until_routed
 from support import WORKER, Recorder, attempted, connected, consuming, drain, insert_event, wait_until
 
@@ -28,16 +28,16 @@ async def test_a_terminated_session_is_replaced(live, session_name, kind):
     Fails when: a loss of that session ends its loop, or the first batch after it is taken out.
     """
     events, name = [], f"iu-listen {session_name} {WORKER}"
-    async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL) as seen:
+    async with connected(live.dsn) as admin, consuming(live.dsn, **NO_CATCH_UP) as seen:
         for n in range(1, 6):
-            await sleep_sets_in(admin)
+            await wait_until_armed(admin)
             assert await admin.fetchval(TERMINATE_SESSION, name) == 1
             events.append(await insert_event(admin))
             await wait_until(lambda n=n: has_observed(seen, SessionFailed, n), "the loss is noticed")
             await wait_until_routed(admin, events, within=5)
             await wait_until(lambda n=n: has_observed(seen, Listening, n + 1), "it listens again")
         assert {f.session for f in seen.of(SessionFailed)} == {kind}
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         events.append(await insert_event(admin))
         await wait_until_routed(admin, events, within=5)
 
@@ -54,12 +54,12 @@ async def test_a_listener_session_is_replaced_each_of_a_hundred_times(live):
     sessions = (
         "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'iu-%'"
     )
-    async with connected(live.dsn) as admin, consuming(live.dsn, **ONLY_THE_BELL, reconnect_max=0.1) as seen:
+    async with connected(live.dsn) as admin, consuming(live.dsn, **NO_CATCH_UP, reconnect_max=0.1) as seen:
         files, before = psutil.Process().num_fds(), await wait_until(lambda: admin.fetchval(sessions), "it is there")
         for n in range(1, rounds + 1):
             assert await admin.fetchval(TERMINATE_SESSION, f"iu-listen listener {WORKER}") == 1
             await wait_until(lambda n=n: has_observed(seen, Listening, n + 1), "it listens again")
-        await sleep_sets_in(admin)
+        await wait_until_armed(admin)
         event = await insert_event(admin)
         await wait_until_routed(admin, [event], within=5)
         assert {f.session for f in seen.of(SessionFailed)} == {"listener"}
@@ -75,7 +75,7 @@ async def test_a_late_commit_is_routed_by_a_running_consumer(live):
     Fails when: the cursor goes by created_at or event_seq, or no notification is sent for such an event.
     """
     took = []
-    async with connected(live.dsn) as late, connected(live.dsn) as others, consuming(live.dsn, **ONLY_THE_BELL) as seen:
+    async with connected(live.dsn) as late, connected(live.dsn) as others, consuming(live.dsn, **NO_CATCH_UP) as seen:
         events = []
         for _ in range(5):
             transaction = late.transaction()
@@ -86,7 +86,7 @@ async def test_a_late_commit_is_routed_by_a_running_consumer(live):
             await wait_until_routed(others, events)
             passed = "select pg_snapshot_xmax(prev) > $1::text::xid8 from iu_route_worker_cursor"
             assert await others.fetchval(passed, xid)
-            await sleep_sets_in(others)
+            await wait_until_armed(others)
             events.append(old)
             looks = len(seen.of(BatchRan))
             await transaction.commit()
@@ -106,7 +106,7 @@ async def test_a_cancelled_consumer_ends_at_once_and_loses_no_event(live):
 
     Fails when: the batch is shielded, so that neither the grace period nor a second signal could end it.
     """
-    one = BackgroundConsumer(live.dsn, Recorder(), **ONLY_THE_BELL)
+    one = BackgroundConsumer(live.dsn, Recorder(), **NO_CATCH_UP)
     async with connected(live.dsn) as blocker, connected(live.dsn) as admin:
         event = await insert_event(admin)
         transaction = blocker.transaction()

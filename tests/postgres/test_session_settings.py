@@ -12,7 +12,7 @@ import pytest
 from iu_listen.app import PostgresSessions
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import session
-from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from support import WORKER, connected, consuming, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.asyncio
 
 async def test_sessions_have_names_of_purpose_and_worker(live):
     """pg_stat_activity names every session by its purpose and its worker, and none is in a transaction."""
-    async with connected(live.dsn) as admin, consuming(live.dsn, completeness_interval=0, **ONLY_THE_BELL):
-        await sleep_sets_in(admin)
+    async with connected(live.dsn) as admin, consuming(live.dsn, completeness_interval=0, **NO_CATCH_UP):
+        await wait_until_armed(admin)
 
         async def sessions() -> Any:
             rows = await admin.fetch(

@@ -15,7 +15,7 @@ from iu_listen.model.observation import (
     Stopped,
 )
 from iu_listen.model.settings import Settings
-from postgres.listener_helpers import ONLY_THE_BELL
+from postgres.listener_helpers import NO_CATCH_UP
 from postgres.session_helpers import BackgroundConsumer, latest_heartbeat, wait_until_routed
 from support import Recorder, connected, consuming, insert_event, wait_until
 
@@ -27,9 +27,9 @@ async def test_a_standby_takes_the_lease_when_the_holder_stops(live):
 
     Fails when: a standby does not try again.
     """
-    standby = BackgroundConsumer(live.dsn, Recorder(), **ONLY_THE_BELL)
+    standby = BackgroundConsumer(live.dsn, Recorder(), **NO_CATCH_UP)
     async with connected(live.dsn) as admin, anyio.create_task_group() as tasks:
-        async with consuming(live.dsn, **ONLY_THE_BELL):
+        async with consuming(live.dsn, **NO_CATCH_UP):
             tasks.start_soon(standby.consumer.run)
             told = await standby.recorder.wait_for(StandingBy)
             holder = """select format('pid %s, %s', pid, application_name) from pg_stat_activity
@@ -65,7 +65,7 @@ async def test_a_frozen_lease_holder_loses_the_lease(live):
         Settings.load({}, {"dsn": live.dsn, "session_timeout": 1, "catch_up": 0.5})
     ).worker() as frozen:
         assert await frozen.take_lease() is None
-        async with consuming(live.dsn, **ONLY_THE_BELL) as seen:
+        async with consuming(live.dsn, **NO_CATCH_UP) as seen:
             assert seen.of(StandingBy)
             assert seen.of(LeaseTaken)
         with pytest.raises(SessionLost):

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from postgres.listener_helpers import ONLY_THE_BELL, sleep_sets_in
+from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from steps import DETAINED, STEPS, held, waiting
 from support import attempted, connected, consuming, insert_event, wait_until
 
@@ -22,9 +22,9 @@ async def test_a_session_ended_at_any_step_of_a_batch_leaves_no_effect(live):
     async with connected(live.dsn) as admin:
         await admin.execute(DETAINED)
         events = []
-        async with consuming(live.dsn, **ONLY_THE_BELL, reconnect_max=0.1):
+        async with consuming(live.dsn, **NO_CATCH_UP, reconnect_max=0.1):
             for step in STEPS:
-                await sleep_sets_in(admin)
+                await wait_until_armed(admin)
                 async with held(live.dsn, step):
                     events.append(await insert_event(admin))
                     await admin.fetchval("select pg_terminate_backend($1, 10000)", await waiting(admin))

@@ -20,7 +20,7 @@ from iu_listen.flow.route import FIRST_KEY
 from iu_listen.model.delivery import Failed, Found, RouteState, Search, TakeRequest, TakeResult
 from iu_listen.model.observation import RoutePaused
 from iu_listen.postgres.delivery import DeliverySession
-from postgres.delivery_helpers import ROUTE, Arrivals, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, RecordingTarget, delivering, open_route, wait_until_settled
 from support import MANY, WORKER, connected, insert_event, rows_read, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -92,16 +92,16 @@ async def test_other_subjects_are_delivered_beside_200_000_parked_deliveries(liv
     Fails when: the position goes through all parked deliveries, or begins at the first id again and again.
     """
     monkeypatch.setattr(sweep, "RESCAN", 0)
-    arrivals, events = Arrivals(), list[UUID]()
+    recording, events = RecordingTarget(), list[UUID]()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
         await park(connection, 200_000)
         before = await rows_read(connection, DELIVERIES)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             for _ in range(20):
                 events.append(await insert_event(connection))
-                await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[events[-1]]), "the delivery", 30)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+                await wait_until(lambda: asyncio.sleep(0, recording.delivered[events[-1]]), "the delivery", 30)
+        assert recording.delivered == dict.fromkeys(events, 1)
         assert await rows_read(connection, DELIVERIES) - before < 250_000
 
 
@@ -226,7 +226,7 @@ async def test_deliveries_behind_the_position_are_found(live, monkeypatch):
     them, or it searches only subjects.
     """
     monkeypatch.setattr(sweep, "RESCAN", math.inf)
-    arrivals, subject = Arrivals(), uuid4()
+    recording, subject = RecordingTarget(), uuid4()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
         await park(connection, 15_000)
@@ -234,9 +234,9 @@ async def test_deliveries_behind_the_position_are_found(live, monkeypatch):
         await connection.execute(MANY, 3)
         assert (await run_batch(connection))["queued"] == 5
         await park(connection, 15_000)
-        async with delivering(live.dsn, arrivals.target()):
-            await wait_until(lambda: asyncio.sleep(0, len(arrivals.arrived) == 5), "the deliveries")
-        assert [c.event.id for c in arrivals.calls if c.event.subject == str(subject)] == mine
+        async with delivering(live.dsn, recording.target()):
+            await wait_until(lambda: asyncio.sleep(0, len(recording.delivered) == 5), "the deliveries")
+        assert [c.event.id for c in recording.calls if c.event.subject == str(subject)] == mine
 
 
 @pytest.mark.parametrize("how", ["deleted", "of another worker"])
@@ -251,7 +251,7 @@ async def test_a_subject_unblocked_by_another_session_continues(live, monkeypatc
         if delivery.event.id == first:
             raise Failed("not yet")
 
-    arrivals, subject = Arrivals(behave), uuid4()
+    recording, subject = RecordingTarget(behave), uuid4()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", backoff=3600, backoff_max=3600)
         await park(connection, 2000, subjects=1000)
@@ -259,14 +259,14 @@ async def test_a_subject_unblocked_by_another_session_continues(live, monkeypatc
         assert (await run_batch(connection))["queued"] == 2
         if how == "of another worker":
             await connection.execute("update iu_route_delivery set worker_name = 'x' where event_ref = $1", first)
-        async with delivering(live.dsn, arrivals.target()):
+        async with delivering(live.dsn, recording.target()):
             other = await insert_event(connection)
-            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[other]), "a delivery")
-            await wait_until(lambda: asyncio.sleep(0, how != "deleted" or len(arrivals.calls) > 1), "a failure")
+            await wait_until(lambda: asyncio.sleep(0, recording.delivered[other]), "a delivery")
+            await wait_until(lambda: asyncio.sleep(0, how != "deleted" or len(recording.calls) > 1), "a failure")
             await anyio.sleep(0.5)
-            assert second not in arrivals.arrived
+            assert second not in recording.delivered
             await connection.execute("delete from iu_route_delivery where event_ref = $1", first)
-            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[second]), "the one that waited")
+            await wait_until(lambda: asyncio.sleep(0, recording.delivered[second]), "the one that waited")
 
 
 async def test_a_subject_continues_when_its_next_delivery_fits(live, monkeypatch):
@@ -281,20 +281,20 @@ async def test_a_subject_continues_when_its_next_delivery_fits(live, monkeypatch
         if delivery.event.id == large:
             await ended.wait()
 
-    arrivals, subject = Arrivals(behave), uuid4()
+    recording, subject = RecordingTarget(behave), uuid4()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
         first = await insert_event(connection, subject)
         large = await insert_event(connection, note="x" * 1500)
         second = await insert_event(connection, subject)
         assert (await run_batch(connection))["queued"] == 3
-        async with delivering(live.dsn, arrivals.target(), prefetch_bytes=2000):
-            await wait_until(lambda: asyncio.sleep(0, arrivals.arrived[first]), "the first one")
+        async with delivering(live.dsn, recording.target(), prefetch_bytes=2000):
+            await wait_until(lambda: asyncio.sleep(0, recording.delivered[first]), "the first one")
             await anyio.sleep(0.5)
-            assert second not in arrivals.arrived
+            assert second not in recording.delivered
             ended.set()
-            await settled(connection)
-        assert list(arrivals.arrived) == [first, large, second]
+            await wait_until_settled(connection)
+        assert list(recording.delivered) == [first, large, second]
 
 
 async def test_returned_deliveries_are_taken_again_after_a_pause(live, monkeypatch):
@@ -309,20 +309,20 @@ async def test_returned_deliveries_are_taken_again_after_a_pause(live, monkeypat
 
     monkeypatch.setattr(DeliverySession, "sweep", nothing)
     free = anyio.Event()
-    arrivals = Arrivals(lambda _: free.wait())
+    recording = RecordingTarget(lambda _: free.wait())
     gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", concurrency=1)
         events = [await insert_event(connection) for _ in range(8)]
         assert (await run_batch(connection))["queued"] == 8
-        async with delivering(live.dsn, arrivals.target()) as recorder:
-            await wait_until(lambda: asyncio.sleep(0, arrivals.calls), "a call")
+        async with delivering(live.dsn, recording.target()) as recorder:
+            await wait_until(lambda: asyncio.sleep(0, recording.calls), "a call")
             await connection.execute(gate, "false")
             await recorder.wait_for(RoutePaused)
             free.set()
             await connection.execute(gate, "true")
-            await settled(connection)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+            await wait_until_settled(connection)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 async def test_the_delivery_behind_a_cancelled_one_continues(live, monkeypatch):
@@ -336,20 +336,20 @@ async def test_the_delivery_behind_a_cancelled_one_continues(live, monkeypatch):
         if delivery.event.id == first:
             raise Failed("not yet")
 
-    arrivals = Arrivals(behave)
+    recording = RecordingTarget(behave)
     gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", backoff=3600, backoff_max=3600)
         first, second = [await insert_event(connection, subject) for _ in range(2)]
-        async with delivering(live.dsn, arrivals.target()) as recorder:
+        async with delivering(live.dsn, recording.target()) as recorder:
             await wait_until(lambda: connection.fetchval("select max(tries) from iu_route_delivery"), "a failure")
             monkeypatch.setattr(sweep, "RESCAN", math.inf)
             await connection.execute(gate, "false")
             await recorder.wait_for(RoutePaused)
             await connection.execute("select fn_iu_delivery_cancel($1, $2, 'a test')", ROUTE, first)
             await connection.execute(gate, "true")
-            await settled(connection)
-        assert list(arrivals.arrived) == [second]
+            await wait_until_settled(connection)
+        assert list(recording.delivered) == [second]
 
 
 async def test_the_position_does_not_pass_an_uncommitted_batch(live):
@@ -378,7 +378,7 @@ async def test_deliveries_of_a_deleted_cursor_are_delivered(live):
 
     Fails when: only deliveries up to the last id that the cursor records are looked for; the new cursor records none.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         event = await insert_event(connection)
@@ -389,9 +389,9 @@ async def test_deliveries_of_a_deleted_cursor_are_delivered(live):
                select $1, 'iu', lineage from iu_outbox_anchor""",
             WORKER,
         )
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert arrivals.arrived == {event: 1}
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+        assert recording.delivered == {event: 1}
 
 
 async def test_lower_ids_hide_no_delivery(live):
@@ -401,7 +401,7 @@ async def test_lower_ids_hide_no_delivery(live):
 
     Fails when: the last id of the last batch is taken for the highest id that is queued.
     """
-    arrivals = Arrivals()
+    recording = RecordingTarget()
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await connection.execute("alter table iu_route_delivery alter id restart with 1000")
@@ -410,9 +410,9 @@ async def test_lower_ids_hide_no_delivery(live):
         await connection.execute("alter table iu_route_delivery alter id restart with 10")
         events.append(await insert_event(connection))
         assert (await run_batch(connection))["queued"] == 1
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert arrivals.arrived == dict.fromkeys(events, 1)
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+        assert recording.delivered == dict.fromkeys(events, 1)
 
 
 async def test_a_sweep_ignores_deliveries_after_the_position(live):
@@ -470,7 +470,7 @@ async def test_replays_of_one_subject_are_parked_unread(live):
 
     Fails when: all of them are due at once.
     """
-    arrivals, subject = Arrivals(), uuid4()
+    recording, subject = RecordingTarget(), uuid4()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
         events = [await insert_event(connection, subject) for _ in range(300)]
@@ -490,7 +490,7 @@ async def test_replays_of_one_subject_are_parked_unread(live):
         supply, _, read = await take(connection, state.after)
         assert [t.delivery.event.id for t in supply.taken] == [ids[0]]
         assert read < 20
-        async with delivering(live.dsn, arrivals.target()):
-            await settled(connection)
-        assert list(arrivals.arrived) == ids
-        assert arrivals.crowded == set()
+        async with delivering(live.dsn, recording.target()):
+            await wait_until_settled(connection)
+        assert list(recording.delivered) == ids
+        assert recording.overlapping == set()

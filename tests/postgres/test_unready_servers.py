@@ -16,7 +16,7 @@ from iu_listen.model.observation import (
 from iu_listen.model.routing import State, Tally
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import session
-from postgres.listener_helpers import ONLY_THE_BELL
+from postgres.listener_helpers import NO_CATCH_UP
 from postgres.session_helpers import BackgroundConsumer, latest_heartbeat, wait_until_routed
 from support import Recorder, connected, consuming, drain, insert_event, open_gate
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.asyncio
 
 async def test_a_consumer_waits_for_the_package(substrate):
     """A consumer that starts before the install reports the missing function, and works after the install."""
-    early = BackgroundConsumer(substrate.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
+    early = BackgroundConsumer(substrate.dsn, Recorder(), **NO_CATCH_UP, reconnect_max=0.3)
     async with connected(substrate.dsn) as admin, anyio.create_task_group() as tasks:
         tasks.start_soon(early.consumer.run)
         failed = await early.recorder.wait_for(SessionFailed, lambda f: f.session == "worker")
@@ -71,7 +71,7 @@ async def test_a_read_only_server_is_reported_and_retried(live):
 
     Fails when: the check for a standby or read-only server is taken out, or does not name the setting.
     """
-    consumer = BackgroundConsumer(live.dsn, Recorder(), **ONLY_THE_BELL, reconnect_max=0.3)
+    consumer = BackgroundConsumer(live.dsn, Recorder(), **NO_CATCH_UP, reconnect_max=0.3)
     async with connected(live.dsn) as admin, anyio.create_task_group() as tasks:
         name = await admin.fetchval("select current_database()")
         event = await insert_event(admin)

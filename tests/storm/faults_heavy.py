@@ -16,7 +16,7 @@ import asyncpg
 
 from faults import clock, disk, pooler
 from faults.pooler import Pooler
-from faults.standby import behind, frozen, promote, standby_of, synchronous
+from faults.standby import promote, standby_of, stop_receiving, suspended, synchronous
 from iu_listen import embedded
 from postgres.listener_helpers import queue_filled
 from storm.environment import (
@@ -101,7 +101,7 @@ async def promoted_behind(environment: Environment) -> AsyncIterator[None]:
         # The standby has all data up to here; from here on, commits do not wait for it.
         pass
     history = SurvivingHistory(environment.producers.model)
-    await asyncio.to_thread(behind, standby)
+    await asyncio.to_thread(stop_receiving, standby)
     await asyncio.sleep(environment.rng.uniform(0.5, 3))
     await asyncio.to_thread(old.stop, "immediate")
     await asyncio.to_thread(promote, standby)
@@ -120,7 +120,7 @@ async def standby_stalls(environment: Environment) -> AsyncIterator[None]:
         in_thread(standby_of(environment.server, environment.home, **STANDBY_SETTINGS)) as standby,
         synchronous(environment.server),
     ):
-        with frozen(standby):
+        with suspended(standby):
             await asyncio.sleep(environment.rng.uniform(0.5, DEADLINE + 2))
         yield
 
@@ -137,7 +137,7 @@ async def standby_stalls(environment: Environment) -> AsyncIterator[None]:
 )
 async def disk_full(environment: Environment) -> AsyncIterator[None]:
     """No block is free for tables and WAL: statements fail; PostgreSQL panics and stays down until there is space."""
-    with disk.full(environment.home):
+    with disk.filled_disk(environment.home):
         await _fill_disk(environment)
         await asyncio.sleep(environment.rng.uniform(0.5, 4))
     await keep_server_running(environment)
@@ -243,7 +243,7 @@ async def consumers_clock(environment: Environment) -> AsyncIterator[None]:
 async def servers_clock(environment: Environment) -> AsyncIterator[None]:
     """The clock is set forward and back: created_at follows it, the cursor must not. Idle sessions may be ended."""
     with clock.wall_clock() as time:
-        async with in_thread(clock.going_by(time, environment.server)):
+        async with in_thread(clock.using_clock(time, environment.server)):
             await environment.active_consumer()
             await _change_clock(environment, time)
             yield

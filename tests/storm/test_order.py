@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from postgres.delivery_helpers import add_route, attempts, settled
+from postgres.delivery_helpers import add_route, attempts, wait_until_settled
 from storm.call_log import CallLog
 from storm.environment import Consumer
 from support import connected
@@ -57,7 +57,7 @@ async def test_subjects_keep_their_order_despite_failures_and_kills(live, tmp_pa
                 while await connection.fetchval(SENT + " >= $1", wanted) is not True:
                     await asyncio.sleep(0.01)
                 await consumer.kill_and_wait()
-            await settled(connection, 60 + EVENTS / 100)
+            await wait_until_settled(connection, 60 + EVENTS / 100)
         finally:
             await consumer.end()
         assert consumer.starts > KILLS

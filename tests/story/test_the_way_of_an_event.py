@@ -8,7 +8,7 @@ import pytest
 
 from iu_listen.model.observation import BatchRan
 from iu_listen.model.routing import Wake
-from postgres.listener_helpers import sleep_sets_in
+from postgres.listener_helpers import wait_until_armed
 from support import attempted, connected, consuming, drain, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -39,7 +39,7 @@ async def test_a_new_version_writes_an_event(live):
 async def test_an_event_wakes_the_idle_consumer(live):
     """A committed event sends NOTIFY, and the idle consumer routes it a moment later."""
     async with consuming(live.dsn) as observer, connected(live.dsn) as connection:
-        await sleep_sets_in(connection)
+        await wait_until_armed(connection)
         event = await insert_event(connection)
         batch = await observer.wait_for(BatchRan, lambda o: o.batch.seen)
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from postgres.delivery_helpers import add_route, pending
+from postgres.delivery_helpers import add_route, count_deliveries
 from storm.environment import Consumer
 from support import connected, wait_until
 from targets.misbehaving import FAILS, IGNORES, KILLS, LEAVES, REJECTS, UNAVAILABLE
@@ -106,7 +106,7 @@ def test_a_delivery_that_ends_the_process_becomes_a_dead_letter(live, tmp_path, 
                     return killer in found and found.keys() >= set(good)
 
                 await wait_until(over, f"each event has ended; after {running.starts} starts", BOUND)
-                assert await pending(connection) == 0
+                assert await count_deliveries(connection) == 0
                 found = await outcomes(connection)
                 assert found == dict.fromkeys(good, "sent") | {killer: "interrupted"}
                 rows = await connection.fetch(
@@ -289,7 +289,7 @@ async def play(dsn: str, folder: Path, drawn: dict[str, Any]) -> None:
 
 async def _none_pending(connection: asyncpg.Connection) -> bool:
     backlog = await connection.fetchval("select sum(backlog) from v_iu_event_backlog")
-    return not backlog and not await pending(connection)
+    return not backlog and not await count_deliveries(connection)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 import anyio
 import pytest
 
-from postgres.delivery_helpers import ROUTE, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, attempts, delivering, open_route, wait_until_settled
 from support import connected, insert_event, wait_until
 from targets.http_receivers import raw, response
 
@@ -31,7 +31,7 @@ async def test_an_event_goes_to_a_webhook_and_its_answer_into_the_audit(live):
         await open_route(connection, address=address, backoff=0.01, target={"mode": "binary"})
         event = await insert_event(connection)
         async with delivering(live.dsn, allow_private="localhost"):
-            await settled(connection)
+            await wait_until_settled(connection)
 
         assert [(row[0], row[1], row[3]) for row in await attempts(connection, event)] == [
             (1, "failed", "http_500"),
@@ -62,7 +62,7 @@ async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, stat
         await open_route(connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, probe_max=0.1)
         async with delivering(live.dsn, allow_private="localhost"):
             await insert_event(connection)
-            await settled(connection)
+            await wait_until_settled(connection)
             deployed = False
             for _ in range(10):
                 await insert_event(connection)
@@ -70,7 +70,7 @@ async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, stat
                 await anyio.sleep(0.05)
             await wait_until(lambda: connection.fetchval("select trials >= 5 from iu_delivery_breaker"), "probes")
             deployed = True
-            await settled(connection)
+            await wait_until_settled(connection)
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
         assert await connection.fetchval("select count(*) from iu_route_attempt where status = 'sent'") == 11
 
@@ -95,5 +95,5 @@ async def test_one_event_that_a_receiver_does_not_find_is_a_dead_letter(live):
             while not await connection.fetchval(ended, odd):
                 await insert_event(connection)
                 await asyncio.sleep(0.01)
-            await settled(connection)
+            await wait_until_settled(connection)
         assert await connection.fetchval("select array_agg(failure_code) from iu_route_dead_letter") == ["http_404"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from postgres.delivery_helpers import ROUTE, open_route, settled
+from postgres.delivery_helpers import ROUTE, open_route, wait_until_settled
 from storm.call_log import CallLog
 from storm.environment import Consumer
 from support import connected
@@ -159,7 +159,7 @@ async def deliver(dsn: str, folder: Path, there: Counterpart) -> None:
                     there.kill()
                     await asyncio.sleep(1.5)
                     there.start()
-            await settled(connection, 60 + EVENTS / 50)
+            await wait_until_settled(connection, 60 + EVENTS / 50)
         finally:
             await consumer.end()
         assert consumer.starts > CONSUMER

@@ -7,7 +7,7 @@ import json
 import pytest
 from redis.asyncio import Redis
 
-from postgres.delivery_helpers import ROUTE, attempts, delivering, open_route, settled
+from postgres.delivery_helpers import ROUTE, attempts, delivering, open_route, wait_until_settled
 from support import connected, insert_event, wait_until
 from targets.brokers import valkey
 
@@ -30,7 +30,7 @@ async def test_an_event_reaches_the_stream_that_its_route_names(live, tmp_path):
                 "the outage is seen",
             )
             for _ in running.running():
-                await settled(connection)
+                await wait_until_settled(connection)
                 async with Redis(port=running.port, db=1, decode_responses=True) as redis:
                     ((_, fields),) = await redis.xrange("events")
 

@@ -28,7 +28,7 @@ from iu_listen.model.settings import Settings
 from iu_listen.model.spans import CollectorAnswer
 from iu_listen.telemetry.otlp import base
 from iu_listen.telemetry.otlp.factory import create_collector
-from postgres.routes import poison
+from postgres.routes import add_poison_trigger
 from support import Recorder, connected, drain, insert_event, wait_until
 from telemetry.exporting import all_there, begin, burst, exporting, idle, rows
 from telemetry.receiver import Behaviour, Dripping, GrpcReceiver, Receiver, hangs, says
@@ -57,7 +57,7 @@ async def test_nothing_is_missing_after_a_fault_of_the_receiver(live, receiver, 
     """
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         async with exporting(live.dsn, receiver) as recorder:
             await burst(connection, 100)
             await recorder.wait_for(SpansExported)
@@ -97,7 +97,7 @@ async def test_a_collector_with_a_small_limit_and_changing_faults_gets_each_span
 
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         await burst(connection, 300)
         receiver.behaviour = behave
         async with exporting(live.dsn, receiver) as recorder:
@@ -170,7 +170,7 @@ async def test_over_grpc_nothing_is_missing_either(live, over_grpc, fault):
     receiver = over_grpc
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         headers = {"OTEL_EXPORTER_OTLP_HEADERS": "x-token=a%20b", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
         async with exporting(live.dsn, receiver, **headers) as recorder:
             await burst(connection, 60)
@@ -235,7 +235,7 @@ async def test_who_calls_everything_malformed_has_left_out_nothing(live, receive
     there = over_grpc if isinstance(answer, str) else receiver
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         async with exporting(live.dsn, there) as recorder:
             await burst(connection, 40)
             await recorder.wait_for(SpansExported)
@@ -336,7 +336,7 @@ async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
 
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         receiver.behaviour = behave
         async with exporting(live.dsn, receiver) as recorder:
             await burst(connection, 90)
@@ -470,7 +470,7 @@ async def test_a_page_that_is_too_large_goes_in_parts(live, quick):
     there = GrpcReceiver(most=6000)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         await burst(connection, 60)
         # The gRPC server of the library closes the connection after such an answer.
         async with exporting(live.dsn, there, OTEL_EXPORTER_OTLP_TIMEOUT="5000"):

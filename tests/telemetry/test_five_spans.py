@@ -24,7 +24,7 @@ from iu_listen import Consumer, Delivery, Settings, trace_context
 from iu_listen.model.delivery import Failed
 from iu_listen.targets.python import PythonTarget
 from iu_listen.telemetry.live_spans import GivenIds, SpanObserver
-from postgres.delivery_helpers import ROUTE, add_route, open_route, settled
+from postgres.delivery_helpers import ROUTE, add_route, open_route, wait_until_settled
 from support import connected, insert_event, wait_until
 from targets.http_receivers import raw, response
 from targets.mockkafka import cluster
@@ -206,7 +206,7 @@ async def test_a_request_reaches_the_receiver_in_one_trace(live, receiver, tmp_p
                 Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, observers=[traced.observer()]
             ):
                 await request(connection, traced)
-                await settled(connection)
+                await wait_until_settled(connection)
         async with exporting(live.dsn, receiver):
             await wait_until(lambda: asyncio.sleep(0, receiver.named("receiver")), "the receiver's span")
             (last,) = receiver.named("receiver").values()
@@ -255,7 +255,7 @@ async def test_the_attempt_is_the_time_and_the_failure_of_a_coroutine(live, rece
         await open_route(connection, attempts=1)
         async with Consumer(Settings(dsn=live.dsn), targets=[PythonTarget("event_outbox", work)], observers=()):
             await request(connection, traced)
-            await settled(connection)
+            await wait_until_settled(connection)
         async with exporting(live.dsn, receiver):
             await wait_until(lambda: asyncio.sleep(0, receiver.named("dead_letter")), "the last span")
     (inside,) = receiver.named("inside").values()
@@ -291,10 +291,10 @@ async def test_attempts_that_fail_and_those_of_two_routes_link_to_what_is_there(
             Settings(dsn=live.dsn, allow_private="127.0.0.1"), targets=targets, observers=[traced.observer()]
         ):
             await request(connection, traced)
-            await settled(connection)
+            await wait_until_settled(connection)
             failing = False
             await connection.fetchval("select fn_iu_route_dead_letter_replay(id, 'ann') from iu_route_dead_letter")
-            await settled(connection)
+            await wait_until_settled(connection)
         async with exporting(live.dsn, receiver):
             expected = await connection.fetchval("select count(*) from iu_route_attempt") + 1
 

@@ -10,7 +10,7 @@ from iu_listen.app import PostgresSessions
 from iu_listen.flow import trace_export
 from iu_listen.model.observation import ExportDelayed, SpansExported
 from iu_listen.model.settings import Settings
-from postgres.routes import poison
+from postgres.routes import add_poison_trigger
 from support import connected, drain, insert_event, run_batch, wait_until
 from telemetry.exporting import all_there, begin, burst, exporting, idle, rows
 from telemetry.receiver import says
@@ -29,7 +29,7 @@ async def test_every_row_is_a_span(live, receiver):
         old = await insert_event(connection)
         await drain(connection)
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         await burst(connection, 200)
         async with exporting(live.dsn, receiver) as recorder:
             await wait_until(lambda: idle(connection), "all is exported")
@@ -56,7 +56,7 @@ async def test_a_killed_export_goes_on_where_it_was_accepted(live, receiver):
     """
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         await burst(connection, 400)
         for _ in range(8):
             async with exporting(live.dsn, receiver) as recorder:
@@ -196,7 +196,7 @@ async def test_one_trace_from_the_request_to_the_replay(live, receiver):
     """Parents, links, kinds, status and times of all spans of one event, field by field."""
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
-        await poison(connection)
+        await add_poison_trigger(connection)
         async with connection.transaction():
             await connection.execute(f"set local iu.traceparent = '{TRACEPARENT}'")
             event = await insert_event(connection, note="poison 22000")
